@@ -1,0 +1,1 @@
+//! GGUF containers: bounded reading, streaming writing.

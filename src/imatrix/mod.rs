@@ -1,0 +1,1 @@
+//! Importance matrices: reading, writing, merging.

@@ -1,0 +1,40 @@
+//! `forge`: a declarative build system with a content-addressed cache for quantized language models.
+//!
+//! The modules are layers, lowest first; each names only those above it in this list. `docs/architecture.md` says why,
+//! and `tests/it/layering.rs` keeps it so.
+
+pub mod digest;
+pub mod fs;
+pub mod text;
+
+pub mod tensor_type;
+
+pub mod gguf;
+
+pub mod imatrix;
+
+pub mod recipe;
+
+pub mod engine;
+
+pub mod figures;
+
+pub mod policy;
+
+pub mod action;
+
+pub mod store;
+
+pub mod graph;
+
+pub mod plan;
+
+pub mod step;
+
+pub mod scheduler;
+
+pub mod report;
+
+pub mod session;
+
+pub mod cli;

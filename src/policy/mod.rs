@@ -1,0 +1,1 @@
+//! Which type for which tensor.

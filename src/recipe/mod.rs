@@ -1,0 +1,1 @@
+//! Recipes: from text with places to checked values.
