@@ -1,1 +1,290 @@
-//! The graph of steps.
+//! The graph of a recipe: its sources and steps, an evaluation as one node for each candidate. Sealed: acyclic, every
+//! input made by exactly one node, in an order that never changes.
+
+mod render;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use petgraph::Direction;
+use petgraph::algo::toposort;
+use petgraph::graph::DiGraph;
+use petgraph::graph::NodeIndex;
+
+use crate::recipe::model::Recipe;
+use crate::recipe::model::SourceDef;
+use crate::recipe::model::Step;
+use crate::recipe::model::StepBody;
+use crate::recipe::model::StepId;
+use crate::recipe::model::StepKind;
+
+pub use render::Format;
+
+/// The identity of a node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NodeId {
+    /// A source of the recipe.
+    Source(String),
+    /// A step.
+    Step(StepId),
+    /// What an evaluation does for one candidate.
+    Eval {
+        /// The evaluation.
+        eval: StepId,
+        /// The candidate, a `promote` step.
+        candidate: StepId,
+    },
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Source(name) => write!(f, "source.{name}"),
+            Self::Step(id) => write!(f, "{id}"),
+            Self::Eval { eval, candidate } => write!(f, "{eval}/{}", candidate.label()),
+        }
+    }
+}
+
+/// What stands behind a node.
+#[derive(Debug, Clone)]
+pub enum Work {
+    /// A source.
+    Source(SourceDef),
+    /// A step.
+    Step(Step),
+    /// An evaluation (the step) of one candidate.
+    Eval {
+        /// The evaluation.
+        step: Step,
+        /// The candidate.
+        candidate: StepId,
+    },
+}
+
+/// A node.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Its identity.
+    pub id: NodeId,
+    /// What stands behind it.
+    pub work: Work,
+}
+
+/// A graph that cannot be sealed. Checked recipes have none of these: an error here is a bug in the check.
+#[derive(Debug, thiserror::Error)]
+pub enum GraphError {
+    /// A node needs one that is not there.
+    #[error("`{node}` needs `{missing}`, which nothing makes")]
+    Missing {
+        /// The node.
+        node: String,
+        /// What it needs.
+        missing: String,
+    },
+    /// Two nodes have the same name.
+    #[error("two steps are called `{0}`")]
+    Twice(String),
+    /// A node needs itself.
+    #[error("`{0}` needs itself")]
+    Cycle(String),
+}
+
+/// A sealed graph.
+#[derive(Debug, Clone)]
+pub struct Graph {
+    graph: DiGraph<Node, ()>,
+    order: Vec<NodeIndex>,
+    by_id: BTreeMap<NodeId, NodeIndex>,
+}
+
+impl Graph {
+    /// Builds and seals the graph of a recipe.
+    pub fn of(recipe: &Recipe) -> Result<Self, GraphError> {
+        let mut graph = DiGraph::new();
+        let mut by_id = BTreeMap::new();
+        let mut add = |graph: &mut DiGraph<Node, ()>, id: NodeId, work: Work| {
+            let index = graph.add_node(Node { id: id.clone(), work });
+            match by_id.insert(id.clone(), index) {
+                None => Ok(()),
+                Some(_) => Err(GraphError::Twice(id.to_string())),
+            }
+        };
+        for (name, source) in &recipe.sources {
+            add(&mut graph, NodeId::Source(name.as_str().to_owned()), Work::Source(source.clone()))?;
+        }
+        for step in &recipe.steps {
+            match &step.body {
+                StepBody::Eval(eval) => {
+                    for candidate in &eval.candidates {
+                        let id = NodeId::Eval { eval: step.id.clone(), candidate: candidate.clone() };
+                        add(&mut graph, id, Work::Eval { step: step.clone(), candidate: candidate.clone() })?;
+                    }
+                }
+                _ => add(&mut graph, NodeId::Step(step.id.clone()), Work::Step(step.clone()))?,
+            }
+        }
+        let mut edges = Vec::new();
+        for node in graph.node_weights() {
+            for need in needs(recipe, &node.work) {
+                let from = by_id.get(&need).copied().ok_or_else(|| GraphError::Missing {
+                    node: node.id.to_string(),
+                    missing: need.to_string(),
+                })?;
+                edges.push((from, by_id[&node.id]));
+            }
+        }
+        for (from, to) in edges {
+            graph.update_edge(from, to, ());
+        }
+        let order = toposort(&graph, None).map_err(|cycle| GraphError::Cycle(graph[cycle.node_id()].id.to_string()))?;
+        Ok(Self { order: stable(&graph, order.len()), graph, by_id })
+    }
+
+    /// Returns all nodes; a node stands after everything it needs, otherwise in the recipe's order.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.order.iter().map(|&index| &self.graph[index])
+    }
+
+    /// Returns how many nodes there are.
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Returns true if there is no node.
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// Returns a node.
+    pub fn node(&self, id: &NodeId) -> Option<&Node> {
+        self.by_id.get(id).map(|&index| &self.graph[index])
+    }
+
+    /// Returns what a node needs, in the recipe's order.
+    pub fn inputs(&self, id: &NodeId) -> Vec<&NodeId> {
+        self.neighbours(id, Direction::Incoming)
+    }
+
+    /// Returns what needs a node, in the recipe's order.
+    pub fn dependents(&self, id: &NodeId) -> Vec<&NodeId> {
+        self.neighbours(id, Direction::Outgoing)
+    }
+
+    /// Returns the part of the graph that the given nodes need, themselves among it.
+    pub fn only(&self, wanted: &[NodeId]) -> Self {
+        let mut keep: Vec<NodeId> = wanted.to_vec();
+        let mut at = 0;
+        while at < keep.len() {
+            for input in self.inputs(&keep[at].clone()) {
+                if !keep.contains(input) {
+                    keep.push(input.clone());
+                }
+            }
+            at += 1;
+        }
+        let graph = self.graph.filter_map(|_, node| keep.contains(&node.id).then(|| node.clone()), |_, ()| Some(()));
+        let by_id = graph.node_indices().map(|index| (graph[index].id.clone(), index)).collect();
+        let order = stable(&graph, graph.node_count());
+        Self { graph, order, by_id }
+    }
+
+    fn neighbours(&self, id: &NodeId, direction: Direction) -> Vec<&NodeId> {
+        let Some(&index) = self.by_id.get(id) else { return Vec::new() };
+        let mut found: Vec<NodeIndex> = self.graph.neighbors_directed(index, direction).collect();
+        found.sort_unstable();
+        found.into_iter().map(|index| &self.graph[index].id).collect()
+    }
+}
+
+/// Orders nodes so that each stands after what it needs and, within that, as they were added.
+fn stable(graph: &DiGraph<Node, ()>, count: usize) -> Vec<NodeIndex> {
+    let mut order = Vec::with_capacity(count);
+    let mut waits: Vec<usize> =
+        graph.node_indices().map(|index| graph.neighbors_directed(index, Direction::Incoming).count()).collect();
+    let mut ready: std::collections::BTreeSet<NodeIndex> =
+        graph.node_indices().filter(|index| waits[index.index()] == 0).collect();
+    while let Some(index) = ready.pop_first() {
+        order.push(index);
+        for next in graph.neighbors_directed(index, Direction::Outgoing) {
+            waits[next.index()] -= 1;
+            if waits[next.index()] == 0 {
+                ready.insert(next);
+            }
+        }
+    }
+    order
+}
+
+fn needs(recipe: &Recipe, work: &Work) -> Vec<NodeId> {
+    let source = |name: &crate::recipe::model::SourceName| NodeId::Source(name.as_str().to_owned());
+    let evals_of = |metrics: &StepId| -> Vec<NodeId> {
+        let Some(StepBody::Metrics(step)) = recipe.step(metrics).map(|step| &step.body) else { return Vec::new() };
+        step.evals.iter().flat_map(|eval| evals(recipe, eval)).collect()
+    };
+    match work {
+        Work::Source(_) => Vec::new(),
+        Work::Eval { step, candidate } => {
+            let mut needs = vec![NodeId::Step(candidate.clone())];
+            if let StepBody::Eval(eval) = &step.body {
+                needs.push(source(&eval.reference));
+                needs.push(NodeId::Step(eval.corpus.clone()));
+            }
+            needs
+        }
+        Work::Step(step) => {
+            let mut needs: Vec<NodeId> = step.body.sources().into_iter().map(source).collect();
+            match &step.body {
+                StepBody::Metrics(metrics) => {
+                    let evals: Vec<NodeId> = metrics.evals.iter().flat_map(|eval| evals(recipe, eval)).collect();
+                    needs.extend(candidates_of(&evals));
+                    needs.extend(evals);
+                }
+                StepBody::Gate(gate) => {
+                    let evals = evals_of(&gate.metrics);
+                    needs.extend(candidates_of(&evals));
+                    needs.extend(evals);
+                    needs.push(NodeId::Step(gate.metrics.clone()));
+                }
+                StepBody::Promote(promote) => {
+                    needs.push(NodeId::Step(promote.policy.clone()));
+                    if let Some(StepBody::Policy(policy)) = recipe.step(&promote.policy).map(|step| &step.body) {
+                        needs.push(source(&policy.model));
+                        needs.extend(policy.join.iter().map(|join| NodeId::Step(join.clone())));
+                    }
+                }
+                body => needs.extend(body.inputs().into_iter().map(|id| NodeId::Step(id.clone()))),
+            }
+            needs
+        }
+    }
+}
+
+fn evals(recipe: &Recipe, eval: &StepId) -> Vec<NodeId> {
+    let Some(StepBody::Eval(step)) = recipe.step(eval).map(|step| &step.body) else { return Vec::new() };
+    step.candidates
+        .iter()
+        .map(|candidate| NodeId::Eval { eval: eval.clone(), candidate: candidate.clone() })
+        .collect()
+}
+
+fn candidates_of(evals: &[NodeId]) -> Vec<NodeId> {
+    evals
+        .iter()
+        .filter_map(|node| match node {
+            NodeId::Eval { candidate, .. } => Some(NodeId::Step(candidate.clone())),
+            _ => None,
+        })
+        .collect()
+}
+
+impl NodeId {
+    /// Returns the kind, as recipes spell it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Source(_) => "source",
+            Self::Step(id) => id.kind.as_str(),
+            Self::Eval { .. } => StepKind::Eval.as_str(),
+        }
+    }
+}

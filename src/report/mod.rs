@@ -1,1 +1,5 @@
-//! Rows and tables.
+//! Rows and tables: pure functions from figures to what people and programs read.
+
+pub mod gate;
+pub mod metrics;
+pub mod words;

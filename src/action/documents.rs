@@ -1,0 +1,337 @@
+//! The inputs of every kind of action. Digests, integers, booleans and strings; no path, no time, no host name, no float.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::digest::ActionDigest;
+use crate::digest::BlobDigest;
+use crate::digest::Fingerprint;
+
+/// Reads a GGUF model's header and digests its tensors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InspectModel {
+    /// The file, or its shards in order.
+    pub files: Vec<BlobDigest>,
+    /// The version of the index that is made.
+    pub index: u32,
+}
+
+/// How texts are cut into chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Chunking {
+    /// Each file by itself: no chunk crosses a file, so a file more costs only its own chunks.
+    PerFile,
+    /// All files as one text.
+    Joined,
+}
+
+/// Checks the texts of a corpus.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Corpus {
+    /// The texts, in order.
+    pub texts: Vec<BlobDigest>,
+    /// How they are cut.
+    pub chunking: Chunking,
+    /// Whether special tokens in the text are read as such.
+    pub parse_special: bool,
+}
+
+/// Turns texts into tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tokens {
+    /// The texts that are joined, in order.
+    pub texts: Vec<BlobDigest>,
+    /// The model's vocabulary: a document of its `tokenizer.*` metadata, chat template apart.
+    pub tokenizer: BlobDigest,
+    /// Whether special tokens in the text are read as such.
+    pub parse_special: bool,
+    /// The engine that tokenizes.
+    pub engine: Fingerprint,
+}
+
+/// Collects the imatrix of a block of chunks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImatrixBlock {
+    /// The model as far as it computes: a document of its tensors and the metadata that matter.
+    pub model: BlobDigest,
+    /// The tokens of the block, 32-bit little-endian, `chunks x context`.
+    pub tokens: BlobDigest,
+    /// Tokens per chunk.
+    pub context: u32,
+    /// Whether data is collected for the output tensor too.
+    pub process_output: bool,
+    /// The engine that runs the model.
+    pub engine: Fingerprint,
+}
+
+/// Collects an imatrix: the sum of its blocks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImatrixCollect {
+    /// The model as far as it computes.
+    pub model: BlobDigest,
+    /// The model's vocabulary.
+    pub tokenizer: BlobDigest,
+    /// The corpus.
+    pub corpus: BlobDigest,
+    /// The name that the imatrix records for its data set.
+    pub dataset: String,
+    /// Tokens per chunk.
+    pub context: u32,
+    /// At most so many chunks.
+    pub chunks: Option<u64>,
+    /// Chunks per block.
+    pub block: u32,
+    /// Whether data is collected for the output tensor too.
+    pub process_output: bool,
+    /// The engine that runs the model.
+    pub engine: Fingerprint,
+}
+
+/// How imatrices are merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MergeMode {
+    /// Sums and counts are added: every token counts the same.
+    Sum,
+    /// The importances are averaged: every imatrix counts by its weight.
+    Mean,
+    /// The largest importance of each column.
+    Max,
+}
+
+/// Merges imatrices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImatrixMerge {
+    /// The imatrices, in order.
+    pub imatrices: Vec<BlobDigest>,
+    /// How they are merged.
+    pub mode: MergeMode,
+    /// One weight each, in millionths.
+    pub weights: Vec<u64>,
+}
+
+/// Reads a foreign imatrix.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImatrixImport {
+    /// The file.
+    pub file: BlobDigest,
+}
+
+/// What to do about a flaw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// Say so.
+    Warn,
+    /// Stop.
+    Fail,
+}
+
+/// Holds an imatrix against a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    /// The model's shape: names, types and dimensions of its tensors, and its hyperparameters.
+    pub shape: BlobDigest,
+    /// The imatrix.
+    pub imatrix: BlobDigest,
+    /// What to do where a quantizable tensor has no data.
+    pub missing: Severity,
+    /// What to do where an expert was never routed.
+    pub unrouted: Severity,
+    /// The fewest rows that a matrix must have seen to count as routed.
+    pub min_count: u64,
+}
+
+/// A rule of a manual policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRule {
+    /// The regular expression that a tensor's name must match.
+    pub pattern: String,
+    /// The type, or `keep`.
+    pub target: String,
+}
+
+/// How types are chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "kebab-case")]
+pub enum Method {
+    /// One of llama.cpp's mixes.
+    Mix {
+        /// Its name, as llama.cpp spells it.
+        mix: String,
+        /// No mix, one type.
+        pure: bool,
+        /// The type of the output tensor.
+        output_type: Option<String>,
+        /// The type of the token embedding.
+        embedding_type: Option<String>,
+        /// Patterns of tensors that keep the source's type.
+        keep: Vec<String>,
+    },
+    /// Patterns to types, the first match wins.
+    Manual {
+        /// The rules, in order.
+        rules: Vec<PolicyRule>,
+        /// What tensors get that no rule matches; without it they are an error.
+        otherwise: Option<String>,
+    },
+}
+
+/// Gives each tensor a type.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// The model's shape.
+    pub shape: BlobDigest,
+    /// Which tensors the imatrix covers, where there is one.
+    pub coverage: Option<BlobDigest>,
+    /// How types are chosen.
+    pub method: Method,
+    /// The version of the rules that are built in.
+    pub rules: u32,
+}
+
+/// Quantizes one tensor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tensor {
+    /// The tensor's bytes in the source.
+    pub source: BlobDigest,
+    /// Its type in the source.
+    pub from: String,
+    /// Its dimensions, the row length first.
+    pub dims: Vec<u64>,
+    /// Its type in the candidate.
+    pub to: String,
+    /// Its importances, 32-bit floats, one for each column of each matrix, where the type uses them.
+    pub weights: Option<BlobDigest>,
+    /// The quantizer.
+    pub quantizer: Fingerprint,
+}
+
+/// Assembles a candidate of its tensors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promote {
+    /// The index of the source model: all its metadata, and the digest of each tensor.
+    pub model: BlobDigest,
+    /// The source's metadata, byte for byte.
+    pub metadata: BlobDigest,
+    /// The table of types.
+    pub policy: BlobDigest,
+    /// The digest of each tensor's importances, where there is an imatrix.
+    pub slices: Option<BlobDigest>,
+    /// What the metadata say of the imatrix.
+    pub imatrix: BTreeMap<String, String>,
+    /// Whether quantized tensors may be quantized again.
+    pub allow_requantize: bool,
+    /// The quantizer.
+    pub quantizer: Fingerprint,
+    /// The version of the writer.
+    pub writer: u32,
+}
+
+/// Computes the reference's log-probabilities of a block of chunks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReferenceBlock {
+    /// The reference as far as it computes.
+    pub model: BlobDigest,
+    /// The tokens of the block.
+    pub tokens: BlobDigest,
+    /// Tokens per chunk.
+    pub context: u32,
+    /// The form in which they are stored.
+    pub codec: u32,
+    /// The engine that runs the model.
+    pub engine: Fingerprint,
+}
+
+/// Measures a candidate on a block of chunks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvalBlock {
+    /// The candidate as far as it computes.
+    pub candidate: BlobDigest,
+    /// The action that makes the reference's log-probabilities, where KLD is measured. Not their digest: so that a
+    /// measured block stays known after its reference, large and cheap to make again, was collected.
+    pub reference: Option<ActionDigest>,
+    /// The tokens of the block.
+    pub tokens: BlobDigest,
+    /// Tokens per chunk.
+    pub context: u32,
+    /// The form of the figures.
+    pub codec: u32,
+    /// The engine that runs the model.
+    pub engine: Fingerprint,
+}
+
+/// Measures a candidate: the figures of all its blocks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Eval {
+    /// The candidate as far as it computes.
+    pub candidate: BlobDigest,
+    /// The reference as far as it computes, where KLD is measured.
+    pub reference: Option<BlobDigest>,
+    /// The reference's vocabulary.
+    pub tokenizer: BlobDigest,
+    /// The corpus.
+    pub corpus: BlobDigest,
+    /// Tokens per chunk.
+    pub context: u32,
+    /// At most so many chunks.
+    pub chunks: Option<u64>,
+    /// Chunks per block.
+    pub block: u32,
+    /// Resamples of the bootstrap.
+    pub bootstrap: u32,
+    /// The seed of the bootstrap.
+    pub seed: u64,
+    /// The form of the figures.
+    pub codec: u32,
+    /// The engine that runs the models.
+    pub engine: Fingerprint,
+}
+
+/// A row of the table of candidates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetricsRow {
+    /// The evaluation's name.
+    pub eval: String,
+    /// The candidate's name.
+    pub candidate: String,
+    /// Its file.
+    pub file: BlobDigest,
+    /// How many weights it holds.
+    pub elements: u64,
+    /// Its figures.
+    pub figures: BlobDigest,
+    /// The engine that measured.
+    pub engine: Fingerprint,
+}
+
+/// Makes the table of candidates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// The recipe's name.
+    pub recipe: String,
+    /// The rows, in the recipe's order.
+    pub rows: Vec<MetricsRow>,
+    /// The version of the table.
+    pub table: u32,
+}
+
+/// Holds figures against bounds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gate {
+    /// The rows that are judged.
+    pub rows: Vec<MetricsRow>,
+    /// The row that `baseline` means.
+    pub baseline: Option<MetricsRow>,
+    /// The requirements, as written.
+    pub require: Vec<String>,
+    /// The confidence of comparisons, in millionths.
+    pub confidence: u64,
+    /// Resamples of the bootstrap.
+    pub bootstrap: u32,
+    /// The seed of the bootstrap.
+    pub seed: u64,
+}

@@ -1,0 +1,161 @@
+//! What a build tells while it runs. The terminal, the JSON lines and the run's record all listen to the same events.
+
+use serde::Serialize;
+
+use crate::digest::ActionDigest;
+use crate::digest::BlobDigest;
+
+/// What a progress counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unit {
+    /// Bytes of a source that are hashed.
+    BytesHashed,
+    /// Bytes of tensors that are quantized.
+    BytesQuantized,
+    /// Bytes of a file that is written.
+    BytesWritten,
+    /// Chunks of tokens that a model reads.
+    Chunks,
+    /// Tensors.
+    Tensors,
+}
+
+/// How an action came to its result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ActionOutcome {
+    /// It ran here.
+    Ran,
+    /// Its result was there.
+    Hit,
+    /// Another build ran it while this one waited.
+    Waited,
+}
+
+/// How a step ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepOutcome {
+    /// Something ran.
+    Ran,
+    /// Everything was there.
+    Cached,
+    /// It failed.
+    Failed,
+    /// It waited for a step that failed, or the build was stopped.
+    Skipped,
+}
+
+/// One event of a build.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
+pub enum Event {
+    /// A build begins.
+    BuildStarted {
+        /// The recipe's name.
+        recipe: String,
+        /// How many steps it has.
+        steps: usize,
+        /// The engine's fingerprint.
+        engine: String,
+    },
+    /// A step begins to run.
+    StepStarted {
+        /// The step.
+        step: String,
+        /// Why it is not cached.
+        why: String,
+    },
+    /// A step is so far.
+    Progress {
+        /// The step.
+        step: String,
+        /// What is counted.
+        unit: Unit,
+        /// How much is done.
+        done: u64,
+        /// How much there is to do.
+        total: u64,
+    },
+    /// An action has its result.
+    ActionFinished {
+        /// The step that it belongs to.
+        step: String,
+        /// Its kind.
+        kind: &'static str,
+        /// Its key.
+        key: ActionDigest,
+        /// How it came to its result.
+        outcome: ActionOutcome,
+        /// How long it took when it ran, in milliseconds.
+        cost_ms: u64,
+    },
+    /// An action is being run by another build; this one waits.
+    Waiting {
+        /// The step that waits.
+        step: String,
+        /// The action's key.
+        key: ActionDigest,
+        /// Who runs it.
+        holder: String,
+    },
+    /// Something a user should know.
+    Warning {
+        /// The step that it is about.
+        step: String,
+        /// What.
+        message: String,
+    },
+    /// A file was written.
+    OutputWritten {
+        /// The step that it belongs to.
+        step: String,
+        /// Where.
+        path: String,
+        /// What.
+        digest: BlobDigest,
+    },
+    /// A step ended.
+    StepFinished {
+        /// The step.
+        step: String,
+        /// How.
+        outcome: StepOutcome,
+        /// Its actions that ran.
+        ran: u64,
+        /// Its actions whose result was there.
+        cached: u64,
+        /// How long it took, in milliseconds.
+        elapsed_ms: u64,
+        /// What came of it, in a few words.
+        summary: String,
+    },
+    /// The build ended.
+    BuildFinished {
+        /// Steps that ran.
+        ran: usize,
+        /// Steps that were cached.
+        cached: usize,
+        /// Steps that failed.
+        failed: usize,
+        /// Steps that waited for one that failed.
+        skipped: usize,
+        /// How long it took, in milliseconds.
+        elapsed_ms: u64,
+    },
+}
+
+/// Listens to a build. Called from several threads.
+pub trait Observer: Sync {
+    /// Takes note of an event.
+    fn event(&self, event: &Event);
+}
+
+/// Listens to nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn event(&self, _event: &Event) {}
+}

@@ -1,0 +1,268 @@
+//! The table of candidates (`metrics.json`, schema `forge.metrics.v1`, and `metrics.md`).
+
+use comfy_table::CellAlignment;
+use comfy_table::Table;
+use comfy_table::presets;
+use serde::Deserialize;
+use serde::Serialize;
+
+/// The name of the form of `metrics.json`.
+pub const SCHEMA: &str = "forge.metrics.v1";
+
+/// A candidate's figures in one evaluation. Figures that were not measured are absent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// The candidate's name.
+    pub candidate: String,
+    /// The evaluation's name.
+    pub eval: String,
+    /// The size of the file.
+    pub bytes: u64,
+    /// Bits of the file per weight of the model.
+    pub bpw: f64,
+    /// Perplexity.
+    pub ppl: f64,
+    /// Its 95 % interval, by bootstrap over chunks.
+    pub ppl_ci95: [f64; 2],
+    /// The reference's perplexity on the same tokens.
+    pub ppl_reference: Option<f64>,
+    /// Mean KL divergence from the reference, in nats per token.
+    pub kld_mean: Option<f64>,
+    /// Its 95 % interval, by bootstrap over chunks.
+    pub kld_mean_ci95: Option<[f64; 2]>,
+    /// Median KL divergence.
+    pub kld_median: Option<f64>,
+    /// 90th percentile.
+    pub kld_p90: Option<f64>,
+    /// 95th percentile.
+    pub kld_p95: Option<f64>,
+    /// 99th percentile.
+    pub kld_p99: Option<f64>,
+    /// 99.9th percentile.
+    pub kld_p999: Option<f64>,
+    /// Largest KL divergence of a token.
+    pub kld_max: Option<f64>,
+    /// How often candidate and reference rank the same token first, 0 to 1.
+    pub top1_agreement: Option<f64>,
+    /// Its 95 % interval.
+    pub top1_agreement_ci95: Option<[f64; 2]>,
+    /// Root of the mean square of the difference in the true token's probability, 0 to 1.
+    pub rms_dp: Option<f64>,
+    /// Chunks measured.
+    pub chunks: u64,
+    /// Tokens scored.
+    pub tokens: u64,
+    /// Tokens per chunk.
+    pub context: u32,
+    /// No other candidate of this evaluation is both smaller and better.
+    pub pareto: bool,
+    /// The BLAKE3 of the candidate's file.
+    pub blake3: String,
+    /// The fingerprint of the engine that measured.
+    pub fingerprint: String,
+}
+
+impl Row {
+    /// Returns what candidates are ranked by: KLD where it was measured, else perplexity. Lower is better.
+    pub fn loss(&self) -> f64 {
+        self.kld_mean.unwrap_or(self.ppl)
+    }
+}
+
+/// The table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// `forge.metrics.v1`.
+    pub schema: String,
+    /// The recipe's name.
+    pub recipe: String,
+    /// The rows, by evaluation, then in the recipe's order.
+    pub rows: Vec<Row>,
+}
+
+impl Metrics {
+    /// Makes a table of rows and marks its Pareto front.
+    pub fn new(recipe: impl Into<String>, mut rows: Vec<Row>) -> Self {
+        let front: Vec<bool> = rows.iter().map(|row| !rows.iter().any(|other| dominates(other, row))).collect();
+        for (row, pareto) in rows.iter_mut().zip(front) {
+            row.pareto = pareto;
+        }
+        Self { schema: SCHEMA.to_owned(), recipe: recipe.into(), rows }
+    }
+
+    /// Returns `metrics.json`.
+    pub fn json(&self) -> Result<Vec<u8>, serde_json::Error> {
+        let mut json = serde_json::to_vec_pretty(self)?;
+        json.push(b'\n');
+        Ok(json)
+    }
+
+    /// Returns `metrics.md`.
+    pub fn markdown(&self) -> String {
+        let mut text = format!("# {}\n\n", self.recipe);
+        for eval in self.evals() {
+            let rows: Vec<&Row> = self.rows.iter().filter(|row| row.eval == eval).collect();
+            text.push_str(&format!("## {eval}\n\n{}\n\n", table(&rows, presets::ASCII_MARKDOWN)));
+            text.push_str(&format!("{}\n\n", evidence(&rows).join("  \n")));
+        }
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+        text
+    }
+
+    /// Returns the table as a terminal shows it.
+    pub fn terminal(&self) -> String {
+        let evals = self.evals();
+        let mut text = String::new();
+        for eval in &evals {
+            let rows: Vec<&Row> = self.rows.iter().filter(|row| row.eval == *eval).collect();
+            if evals.len() > 1 {
+                text.push_str(&format!("{eval}\n"));
+            }
+            text.push_str(&format!("{}\n", table(&rows, presets::NOTHING)));
+            for line in evidence(&rows) {
+                text.push_str(&format!("{line}\n"));
+            }
+        }
+        text
+    }
+
+    fn evals(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for row in &self.rows {
+            if !names.contains(&row.eval.as_str()) {
+                names.push(&row.eval);
+            }
+        }
+        names
+    }
+}
+
+/// Only rows of one evaluation and one engine are ranked against each other.
+fn dominates(other: &Row, row: &Row) -> bool {
+    other.eval == row.eval
+        && other.fingerprint == row.fingerprint
+        && other.bytes <= row.bytes
+        && other.loss() <= row.loss()
+        && (other.bytes < row.bytes || other.loss() < row.loss())
+}
+
+fn table(rows: &[&Row], preset: &str) -> Table {
+    let kld = rows.iter().any(|row| row.kld_mean.is_some());
+    let mut table = Table::new();
+    table.load_style(preset);
+    let mut header = vec!["candidate", "MiB", "bpw", "PPL", "PPL 95 %"];
+    if kld {
+        header.extend(["KLD", "KLD 95 %", "KLD p99", "KLD max", "same top", "RMS dp"]);
+    }
+    header.push("front");
+    table.set_header(header);
+    for row in rows {
+        let mut cells = vec![
+            row.candidate.clone(),
+            format!("{:.2}", row.bytes as f64 / f64::from(1 << 20)),
+            format!("{:.3}", row.bpw),
+            format!("{:.3}", row.ppl),
+            interval(Some(row.ppl_ci95), 3),
+        ];
+        if kld {
+            cells.extend([
+                number(row.kld_mean, 5),
+                interval(row.kld_mean_ci95, 5),
+                number(row.kld_p99, 4),
+                number(row.kld_max, 3),
+                percent(row.top1_agreement),
+                percent(row.rms_dp),
+            ]);
+        }
+        cells.push(if row.pareto { "*" } else { "" }.to_owned());
+        table.add_row(cells);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+/// What the figures rest on, a line for each distinct ground.
+fn evidence(rows: &[&Row]) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for row in rows {
+        let reference = row.ppl_reference.map(|ppl| format!(", reference PPL {ppl:.3}")).unwrap_or_default();
+        let line = format!(
+            "{} chunks of {} tokens, {} scored{reference}; intervals by bootstrap over chunks; engine {}",
+            row.chunks,
+            row.context,
+            row.tokens,
+            row.fingerprint.get(..8).unwrap_or(&row.fingerprint),
+        );
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    lines
+}
+
+fn number(value: Option<f64>, digits: usize) -> String {
+    value.map(|value| format!("{value:.digits$}")).unwrap_or_default()
+}
+
+fn interval(value: Option<[f64; 2]>, digits: usize) -> String {
+    value.map(|[low, high]| format!("{low:.digits$} - {high:.digits$}")).unwrap_or_default()
+}
+
+fn percent(value: Option<f64>) -> String {
+    value.map(|value| format!("{:.2} %", value * 100.0)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn row(candidate: &str, bytes: u64, kld: f64) -> Row {
+        Row {
+            candidate: candidate.to_owned(),
+            eval: "quality".to_owned(),
+            bytes,
+            bpw: 4.5,
+            ppl: 20.0,
+            ppl_ci95: [19.0, 21.0],
+            ppl_reference: Some(19.5),
+            kld_mean: Some(kld),
+            kld_mean_ci95: Some([kld * 0.9, kld * 1.1]),
+            kld_median: Some(kld),
+            kld_p90: Some(kld),
+            kld_p95: Some(kld),
+            kld_p99: Some(kld),
+            kld_p999: Some(kld),
+            kld_max: Some(kld),
+            top1_agreement: Some(0.9),
+            top1_agreement_ci95: Some([0.89, 0.91]),
+            rms_dp: Some(0.01),
+            chunks: 8,
+            tokens: 2040,
+            context: 512,
+            pareto: false,
+            blake3: "b".repeat(64),
+            fingerprint: "f".repeat(64),
+        }
+    }
+
+    #[test]
+    fn the_front_holds_what_nothing_beats() {
+        let mut other = row("elsewhere", 1, 0.0);
+        other.fingerprint = "e".repeat(64);
+        let rows = vec![row("a", 100, 0.3), row("b", 200, 0.1), row("c", 210, 0.2), row("d", 200, 0.1), other];
+        let front: Vec<_> = Metrics::new("r", rows).rows.iter().map(|row| row.pareto).collect();
+        assert_eq!(front, [true, true, false, true, true], "equals do not beat each other, nor do other engines");
+    }
+
+    #[test]
+    fn the_table_is_markdown_and_says_what_it_rests_on() {
+        let text = Metrics::new("tiny", vec![row("a", 3 << 20, 0.0123456)]).markdown();
+        assert!(text.starts_with("# tiny\n\n## quality\n\n| candidate |"), "{text}");
+        assert!(text.contains("| a         | 3.00 | 4.500 |"), "{text}");
+        assert!(text.contains("0.01235"), "{text}");
+        assert!(text.ends_with("8 chunks of 512 tokens, 2040 scored, reference PPL 19.500; intervals by bootstrap over chunks; engine ffffffff\n"), "{text}");
+    }
+}

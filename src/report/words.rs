@@ -1,0 +1,70 @@
+//! Numbers as people read them.
+
+/// Writes a count of bytes with a binary unit: `5.7 MiB`.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if value < 10.0 { format!("{value:.2} {}", UNITS[unit]) } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// Writes a span of time: `0.02 s`, `12.3 s`, `4 m 05 s`, `2 h 03 m`.
+pub fn duration_ms(milliseconds: u64) -> String {
+    let seconds = milliseconds / 1000;
+    match seconds {
+        0 => format!("{:.2} s", milliseconds as f64 / 1000.0),
+        1..=59 => format!("{:.1} s", milliseconds as f64 / 1000.0),
+        60..=3599 => format!("{} m {:02} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {:02} m", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+/// Writes a count with its noun: `1 tensor`, `3 tensors`.
+pub fn count(number: impl Into<u64>, noun: &str) -> String {
+    let number = number.into();
+    if number == 1 { format!("{number} {noun}") } else { format!("{number} {noun}s") }
+}
+
+/// Writes a list of names for prose, cut after `most`: "`a`, `b` and 3 more".
+pub fn names<S: AsRef<str>>(names: &[S], most: usize) -> String {
+    let quoted: Vec<String> = names.iter().take(most).map(|name| format!("`{}`", name.as_ref())).collect();
+    match (quoted.as_slice(), names.len().saturating_sub(most)) {
+        ([], _) => String::new(),
+        ([only], 0) => only.clone(),
+        ([head @ .., last], 0) => format!("{} and {last}", head.join(", ")),
+        (all, more) => format!("{} and {more} more", all.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_read_well() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(5_976_883), "5.70 MiB");
+        assert_eq!(bytes(500 << 30), "500.0 GiB");
+        assert_eq!(bytes(u64::MAX), "16384.0 PiB");
+        assert_eq!(duration_ms(23), "0.02 s");
+        assert_eq!(duration_ms(12_345), "12.3 s");
+        assert_eq!(duration_ms(245_000), "4 m 05 s");
+        assert_eq!(duration_ms(7_385_000), "2 h 03 m");
+    }
+
+    #[test]
+    fn lists_are_sentences() {
+        assert_eq!(names::<&str>(&[], 3), "");
+        assert_eq!(names(&["a"], 3), "`a`");
+        assert_eq!(names(&["a", "b", "c"], 3), "`a`, `b` and `c`");
+        assert_eq!(names(&["a", "b", "c"], 2), "`a`, `b` and 1 more");
+    }
+}

@@ -1,0 +1,48 @@
+//! A file that the user owns, as it was when its digest was taken.
+
+use std::path::Path;
+use std::path::PathBuf;
+
+use crate::digest::BlobDigest;
+use crate::fs::Stamp;
+use crate::step::StepError;
+
+/// A file that the user owns, as it was when its digest was taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it held.
+    pub digest: BlobDigest,
+    /// Which file it was, and when it had last changed.
+    pub stamp: Stamp,
+}
+
+impl SourceFile {
+    /// Fails if the file is not the one whose digest was taken.
+    pub fn check_unchanged(&self) -> Result<(), StepError> {
+        if Stamp::of(&self.path)? == self.stamp {
+            Ok(())
+        } else {
+            Err(StepError::SourceChanged { path: self.path.clone() })
+        }
+    }
+
+    /// Returns the digest of a file from the stat cache, without reading the file; `None` if it must be read.
+    pub fn known(env: &super::Env<'_>, path: &Path) -> Result<Option<Self>, StepError> {
+        let Some(digest) = env.store.known_digest(path)? else { return Ok(None) };
+        let stamp = Stamp::of(path)?;
+        // Looked up again after the stamp: the pair belongs together only if the file stood still between.
+        let again = env.store.known_digest(path)?;
+        Ok((again == Some(digest)).then_some(Self { path: path.to_owned(), digest, stamp }))
+    }
+
+    /// Returns the digest of a file, reading it if the stat cache does not know it.
+    pub fn read(env: &super::Env<'_>, path: &Path, progress: &dyn Fn(u64)) -> Result<Self, StepError> {
+        if let Some(known) = Self::known(env, path)? {
+            return Ok(known);
+        }
+        let (digest, stamp) = env.store.digest_file(path, progress)?;
+        Ok(Self { path: path.to_owned(), digest, stamp })
+    }
+}

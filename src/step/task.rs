@@ -1,0 +1,207 @@
+//! A task carries out the actions of one step: looks each up, waits where another build runs it, runs it, commits it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crate::action::Action;
+use crate::action::ActionResult;
+use crate::digest::ActionDigest;
+use crate::digest::BlobDigest;
+use crate::engine::Cancel;
+use crate::observer::ActionOutcome;
+use crate::observer::Event;
+use crate::observer::Observer;
+use crate::observer::Unit;
+use crate::step::StepError;
+use crate::step::source_file::SourceFile;
+use crate::store::Store;
+
+/// What the machine lends to every step. None of it is part of a key.
+pub struct Env<'a> {
+    /// The store.
+    pub store: &'a Store,
+    /// Who listens.
+    pub observer: &'a dyn Observer,
+    /// Set when the build is to stop.
+    pub cancel: Cancel,
+    /// How many threads a step may use.
+    pub threads: usize,
+    /// The identity of what quantizes.
+    pub quantizer: crate::engine::Identity,
+    /// The identity of what evaluates.
+    pub evaluator: crate::engine::Identity,
+    /// The folder that paths of the recipe start from, by the file that states them.
+    pub folders: BTreeMap<String, PathBuf>,
+    /// Where outputs go.
+    pub out: PathBuf,
+    /// One engine at a time reads chunks: models are large, and two would only take turns.
+    pub model_slot: Mutex<()>,
+    /// Digests that this build has already looked up in the stat cache, by path.
+    pub known: Mutex<BTreeMap<PathBuf, Option<BlobDigest>>>,
+}
+
+/// The outputs of an action while it runs.
+#[derive(Debug, Default)]
+pub struct Made {
+    /// Blobs by name.
+    pub outputs: BTreeMap<String, BlobDigest>,
+    /// Short facts about them.
+    pub facts: BTreeMap<String, String>,
+}
+
+impl Made {
+    /// Adds an output.
+    pub fn output(&mut self, name: impl Into<String>, digest: BlobDigest) {
+        self.outputs.insert(name.into(), digest);
+    }
+
+    /// Adds a fact.
+    pub fn fact(&mut self, name: impl Into<String>, value: impl ToString) {
+        self.facts.insert(name.into(), value.to_string());
+    }
+}
+
+/// An action with its result.
+#[derive(Debug, Clone)]
+pub struct Performed {
+    /// The key.
+    pub key: ActionDigest,
+    /// The result.
+    pub result: ActionResult,
+    /// How it came about.
+    pub outcome: ActionOutcome,
+}
+
+/// Carries out the actions of one step.
+pub struct Task<'a> {
+    /// The step, as users read it.
+    pub step: String,
+    /// What the machine lends.
+    pub env: &'a Env<'a>,
+    ran: AtomicU64,
+    cached: AtomicU64,
+    progress: Mutex<BTreeMap<u8, (u64, Option<Instant>)>>,
+}
+
+impl<'a> Task<'a> {
+    /// Starts the work of a step.
+    pub fn new(step: impl Into<String>, env: &'a Env<'a>) -> Self {
+        Self {
+            step: step.into(),
+            env,
+            ran: AtomicU64::new(0),
+            cached: AtomicU64::new(0),
+            progress: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    /// Returns how many actions ran, and how many were there.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.ran.load(Ordering::Relaxed), self.cached.load(Ordering::Relaxed))
+    }
+
+    /// Returns an action's complete result, if it is known, and tells the observer.
+    pub fn hit(&self, action: &Action) -> Result<Option<Performed>, StepError> {
+        let key = action.digest();
+        let Some(result) = self.env.store.lookup(&key)? else { return Ok(None) };
+        self.cached.fetch_add(1, Ordering::Relaxed);
+        self.tell_action(action.kind(), key, ActionOutcome::Hit, 0);
+        Ok(Some(Performed { key, result, outcome: ActionOutcome::Hit }))
+    }
+
+    /// Returns the result of an action: from the store, from another build that is running it, or by running `work`. The
+    /// files that it reads are looked at before and after; if one changed meanwhile, nothing is committed.
+    pub fn perform(
+        &self,
+        action: &Action,
+        reads: &[SourceFile],
+        work: impl FnOnce(&mut Made) -> Result<(), StepError>,
+    ) -> Result<Performed, StepError> {
+        let key = action.digest();
+        if let Some(found) = self.hit(action)? {
+            return Ok(found);
+        }
+        let store = self.env.store;
+        let mut waited = false;
+        let lock = store.lock_action(
+            &key,
+            &mut |holder| {
+                waited = true;
+                self.tell(Event::Waiting { step: self.step.clone(), key, holder: holder.to_string() });
+            },
+            &|| self.env.cancel.is_set(),
+        )?;
+        self.check_cancel()?;
+        if let Some(result) = store.lookup(&key)? {
+            self.cached.fetch_add(1, Ordering::Relaxed);
+            let outcome = if waited { ActionOutcome::Waited } else { ActionOutcome::Hit };
+            self.tell_action(action.kind(), key, outcome, 0);
+            return Ok(Performed { key, result, outcome });
+        }
+        for file in reads {
+            file.check_unchanged()?;
+        }
+        let started = Instant::now();
+        let mut made = Made::default();
+        work(&mut made)?;
+        for file in reads {
+            file.check_unchanged()?;
+        }
+        self.check_cancel()?;
+        let cost_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let document = store.put(&action.document())?;
+        let result =
+            ActionResult { schema: ActionResult::SCHEMA, action: document, outputs: made.outputs, cost_ms, facts: made.facts };
+        store.commit(&key, &result)?;
+        drop(lock);
+        self.ran.fetch_add(1, Ordering::Relaxed);
+        self.tell_action(action.kind(), key, ActionOutcome::Ran, cost_ms);
+        Ok(Performed { key, result, outcome: ActionOutcome::Ran })
+    }
+
+    /// Counts work that is not an action of its own, as a file that is written again.
+    pub fn count_ran(&self) {
+        self.ran.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Fails if the build was stopped.
+    pub fn check_cancel(&self) -> Result<(), StepError> {
+        if self.env.cancel.is_set() { Err(StepError::Stopped) } else { Ok(()) }
+    }
+
+    /// Tells the observer.
+    pub fn tell(&self, event: Event) {
+        self.env.observer.event(&event);
+    }
+
+    /// Tells the observer something that a user should know.
+    pub fn warn(&self, message: impl Into<String>) {
+        self.tell(Event::Warning { step: self.step.clone(), message: message.into() });
+    }
+
+    /// Adds to a progress, and tells the observer at most ten times a second.
+    pub fn advance(&self, unit: Unit, by: u64, total: u64) {
+        let now = Instant::now();
+        let done = {
+            let mut progress = self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let (done, told) = progress.entry(unit as u8).or_insert((0, None));
+            *done += by;
+            let due = told.is_none_or(|told| now.duration_since(told).as_millis() >= 100) || *done >= total;
+            if due {
+                *told = Some(now);
+            }
+            due.then_some(*done)
+        };
+        if let Some(done) = done {
+            self.tell(Event::Progress { step: self.step.clone(), unit, done, total });
+        }
+    }
+
+    fn tell_action(&self, kind: &'static str, key: ActionDigest, outcome: ActionOutcome, cost_ms: u64) {
+        self.tell(Event::ActionFinished { step: self.step.clone(), kind, key, outcome, cost_ms });
+    }
+}
