@@ -1,0 +1,123 @@
+//! What can go wrong while a step runs, as data.
+
+use std::path::PathBuf;
+
+use crate::engine::EngineError;
+use crate::fs::PathError;
+use crate::gguf::OpenError;
+use crate::store::ErrorClass as StoreClass;
+use crate::store::StoreError;
+
+/// Who can do something about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// The recipe, its sources, or what a step found: exit status 1.
+    Step,
+    /// The machine: exit status 3.
+    Environment,
+    /// The user stopped the build.
+    Stopped,
+}
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The build was stopped.
+    #[error("stopped")]
+    Stopped,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file could not be read or written.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// A model file is not what it should be.
+    #[error(transparent)]
+    Model(#[from] OpenError),
+    /// The engine failed.
+    #[error("{what}: {source}")]
+    Engine {
+        /// What it was to do.
+        what: String,
+        /// Why it failed.
+        source: EngineError,
+    },
+    /// A source changed while it was read or used.
+    #[error("`{}` changed while it was being used; nothing that was made of it was kept", path.display())]
+    SourceChanged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// An input is not what the step needs.
+    #[error("{what}")]
+    Input {
+        /// What was found, and what was expected.
+        what: String,
+        /// The way out.
+        hint: Option<String>,
+    },
+    /// A requirement is not met.
+    #[error("{failed} of {all} requirements are not met")]
+    Gate {
+        /// How many are not met.
+        failed: usize,
+        /// How many there are.
+        all: usize,
+        /// A sentence for each that is not.
+        evidence: Vec<String>,
+    },
+    /// A document in the store cannot be read.
+    #[error("the store's {what} cannot be read: {problem}")]
+    Document {
+        /// What it is.
+        what: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+impl StepError {
+    /// Says that an input is not what the step needs.
+    pub fn input(what: impl Into<String>) -> Self {
+        Self::Input { what: what.into(), hint: None }
+    }
+
+    /// Says that an input is not what the step needs, and the way out.
+    pub fn input_hint(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Input { what: what.into(), hint: Some(hint.into()) }
+    }
+
+    /// Wraps a failure of the engine.
+    pub fn engine(what: impl Into<String>) -> impl FnOnce(EngineError) -> Self {
+        let what = what.into();
+        move |source| match source {
+            EngineError::Cancelled => Self::Stopped,
+            source => Self::Engine { what, source },
+        }
+    }
+
+    /// Returns who can do something about it.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Stopped => Class::Stopped,
+            Self::Store(error) => match error.class() {
+                StoreClass::Cancelled => Class::Stopped,
+                StoreClass::SourceChanged => Class::Step,
+                _ => Class::Environment,
+            },
+            Self::Path(error) if error.source.kind() == std::io::ErrorKind::NotFound => Class::Step,
+            Self::Path(_) => Class::Environment,
+            Self::Engine { source: EngineError::Processor { .. } | EngineError::Write { .. }, .. } => Class::Environment,
+            _ => Class::Step,
+        }
+    }
+
+    /// Returns the way out, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Input { hint, .. } => hint.clone(),
+            Self::SourceChanged { .. } => Some("run the build again when the file is complete".to_owned()),
+            _ => None,
+        }
+    }
+}
