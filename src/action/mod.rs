@@ -1,1 +1,3 @@
 //! Canonical documents of work.
+
+pub mod result;
