@@ -1,3 +1,39 @@
+//! The only user of the file system: every error names a path and what was being done to it, every write is whole or
+//! absent, every read of a whole file is bounded.
+
+mod dir;
+mod error;
+mod lock;
+mod place;
+mod read;
+mod safe;
+mod stamp;
+mod write;
+
+pub use dir::Entry;
+pub use dir::create_dir_all;
+pub use dir::exists;
+pub use dir::free_space;
+pub use dir::list;
+pub use dir::remove_dir_all;
+pub use dir::remove_file;
+pub use dir::rename;
+pub use dir::sync_dir;
+pub use error::PathError;
+pub use lock::FileLock;
+pub use place::Placed;
+pub use place::place;
+pub use read::open;
+pub use read::read_exact_at;
+pub use read::read_small;
+pub use safe::UnsafePathError;
+pub use safe::safe_join;
+pub use stamp::Stamp;
+pub use write::Durability;
+pub use write::TempFile;
+pub use write::make_read_only;
+pub use write::unique_name;
+pub use write::write_atomic;
 //! The only user of the file system.
 
 pub mod map;

@@ -267,6 +267,7 @@ fn hash_file(task: &Task<'_>, path: &Path, ranges: &[(u64, u64)], total: u64) ->
     let env = task.env;
     env.store.settle(path)?;
     let file = fs::open(path)?;
+    let started = std::time::SystemTime::now();
     let before = fs::Stamp::of_file(&file, path)?;
     let mut whole = blake3::Hasher::new();
     let mut digests = Vec::with_capacity(ranges.len());
@@ -317,7 +318,7 @@ fn hash_file(task: &Task<'_>, path: &Path, ranges: &[(u64, u64)], total: u64) ->
         return Err(StepError::SourceChanged { path: path.to_owned() });
     }
     let digest = BlobDigest { hash: crate::digest::Hash::from_bytes(*whole.finalize().as_bytes()), len: at };
-    env.store.remember(path, &before, &digest)?;
+    env.store.remember(&before, &after, started, &digest)?;
     Ok((SourceFile { path: path.to_owned(), digest, stamp: before }, digests))
 }
 

@@ -30,19 +30,13 @@ impl SourceFile {
 
     /// Returns the digest of a file from the stat cache, without reading the file; `None` if it must be read.
     pub fn known(env: &super::Env<'_>, path: &Path) -> Result<Option<Self>, StepError> {
-        let Some(digest) = env.store.known_digest(path)? else { return Ok(None) };
         let stamp = Stamp::of(path)?;
-        // Looked up again after the stamp: the pair belongs together only if the file stood still between.
-        let again = env.store.known_digest(path)?;
-        Ok((again == Some(digest)).then_some(Self { path: path.to_owned(), digest, stamp }))
+        Ok(env.store.known(&stamp).map(|digest| Self { path: path.to_owned(), digest, stamp }))
     }
 
     /// Returns the digest of a file, reading it if the stat cache does not know it.
     pub fn read(env: &super::Env<'_>, path: &Path, progress: &dyn Fn(u64)) -> Result<Self, StepError> {
-        if let Some(known) = Self::known(env, path)? {
-            return Ok(known);
-        }
-        let (digest, stamp) = env.store.digest_file(path, progress)?;
+        let (digest, stamp) = env.store.digest_settled(path, progress)?;
         Ok(Self { path: path.to_owned(), digest, stamp })
     }
 }

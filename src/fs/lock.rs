@@ -1,0 +1,115 @@
+//! Locks on files. The kernel drops them when the process ends, however it ends.
+
+use std::fs;
+use std::io;
+use std::io::Seek;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::path::PathBuf;
+
+use crate::fs::PathError;
+
+/// A held lock on a file. Two opens of one file exclude each other, be it in two processes or in two threads of one.
+#[derive(Debug)]
+pub struct FileLock {
+    file: fs::File,
+    path: PathBuf,
+    remove: bool,
+}
+
+impl FileLock {
+    /// Takes the lock alone, or returns `None` if somebody holds it. The file is made if it is not there.
+    pub fn try_exclusive(path: &Path) -> Result<Option<Self>, PathError> {
+        loop {
+            let file = open_lock(path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(fs::TryLockError::WouldBlock) => return Ok(None),
+                Err(fs::TryLockError::Error(error)) => return Err(PathError::new(path, "lock", error)),
+            }
+            if still_there(&file, path)? {
+                return Ok(Some(Self { file, path: path.to_owned(), remove: false }));
+            }
+        }
+    }
+
+    /// Takes the lock alone, waiting for as long as it takes: only for locks that are held for moments.
+    pub fn exclusive(path: &Path) -> Result<Self, PathError> {
+        loop {
+            let file = open_lock(path)?;
+            file.lock().map_err(PathError::on(path, "lock"))?;
+            if still_there(&file, path)? {
+                return Ok(Self { file, path: path.to_owned(), remove: false });
+            }
+        }
+    }
+
+    /// Takes the lock together with others who share it, or returns `None` if somebody holds it alone.
+    pub fn try_shared(path: &Path) -> Result<Option<Self>, PathError> {
+        loop {
+            let file = open_lock(path)?;
+            match file.try_lock_shared() {
+                Ok(()) => {}
+                Err(fs::TryLockError::WouldBlock) => return Ok(None),
+                Err(fs::TryLockError::Error(error)) => return Err(PathError::new(path, "lock", error)),
+            }
+            if still_there(&file, path)? {
+                return Ok(Some(Self { file, path: path.to_owned(), remove: false }));
+            }
+        }
+    }
+
+    /// Writes a note into the locked file, for those who wait to read.
+    pub fn write_note(&mut self, note: &[u8]) -> Result<(), PathError> {
+        self.file
+            .set_len(0)
+            .and_then(|()| self.file.seek(io::SeekFrom::Start(0)))
+            .and_then(|_| self.file.write_all(note))
+            .map_err(PathError::on(&self.path, "write"))
+    }
+
+    /// Removes the file when the lock is let go. Only for locks held alone: the name goes while the lock is held, and
+    /// whoever gets the lock on the nameless file sees that and opens anew.
+    pub fn remove_on_release(&mut self) {
+        self.remove = true;
+    }
+
+    /// Returns the path of the locked file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        if self.remove {
+            // A file left behind is only untidy: the next holder takes it over.
+            fs::remove_file(&self.path).ok();
+        }
+        // Said explicitly: a child between fork and exec may still hold a copy of the descriptor.
+        self.file.unlock().ok();
+    }
+}
+
+fn open_lock(path: &Path) -> Result<fs::File, PathError> {
+    fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o644)
+        .open(path)
+        .map_err(PathError::on(path, "open lock"))
+}
+
+/// Returns true if the name still stands for the file that was locked.
+fn still_there(file: &fs::File, path: &Path) -> Result<bool, PathError> {
+    let held = file.metadata().map_err(PathError::on(path, "look at"))?;
+    match fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (held.dev(), held.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(PathError::new(path, "look at", error)),
+    }
+}

@@ -1,0 +1,41 @@
+//! Bounded and positioned reads.
+
+use std::fs::File;
+use std::io;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::fs::PathError;
+
+/// Opens a file for reading. A directory is an error here, not at the first read.
+pub fn open(path: &Path) -> Result<File, PathError> {
+    let file = File::open(path).map_err(PathError::on(path, "open"))?;
+    let facts = file.metadata().map_err(PathError::on(path, "look at"))?;
+    if facts.is_dir() {
+        return Err(PathError::new(path, "open", io::ErrorKind::IsADirectory.into()));
+    }
+    Ok(file)
+}
+
+/// Reads a small file whole. One of more than `cap` bytes is an error of the kind `FileTooLarge`, and no more than
+/// `cap` bytes are ever held, whatever length the file system claims.
+pub fn read_small(path: &Path, cap: u64) -> Result<Vec<u8>, PathError> {
+    let file = open(path)?;
+    let mut bytes = Vec::new();
+    file.take(cap.saturating_add(1)).read_to_end(&mut bytes).map_err(PathError::on(path, "read"))?;
+    if bytes.len() as u64 > cap {
+        let text = format!("it has more than the {cap} bytes allowed here");
+        return Err(PathError::new(path, "read", io::Error::new(io::ErrorKind::FileTooLarge, text)));
+    }
+    Ok(bytes)
+}
+
+/// Fills `buffer` from `offset`; the file's own position does not move, so threads may share it.
+///
+/// # Errors
+///
+/// `UnexpectedEof` if the file ends before the buffer is full.
+pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    file.read_exact_at(buffer, offset)
+}

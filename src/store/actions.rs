@@ -1,0 +1,244 @@
+//! The action cache: what each action gave, by the action's digest.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::action::result::ActionResult;
+use crate::digest::ActionDigest;
+use crate::digest::BlobDigest;
+use crate::digest::Hash;
+use crate::fs;
+use crate::fs::Durability;
+use crate::fs::Stamp;
+use crate::store::Store;
+use crate::store::StoreError;
+use crate::store::layout;
+use crate::store::publish;
+use crate::store::sealed;
+use crate::store::sealed::Broken;
+
+const RESULT: &str = "result";
+const RESULT_VERSION: u64 = 1;
+const EVENT: &str = "event";
+const EVENT_VERSION: u64 = 1;
+
+/// What the action cache has for a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lookup {
+    /// Nothing.
+    Absent,
+    /// A result, but some of the blobs it names are not there, or not of the right length: no hit.
+    Incomplete {
+        /// The result.
+        result: ActionResult,
+        /// The blobs that are not there, at least one.
+        missing: Vec<BlobDigest>,
+    },
+    /// A file that is no valid result. It was moved aside.
+    Damaged {
+        /// Where it is now.
+        moved_to: std::path::PathBuf,
+    },
+    /// A result with all that it names.
+    Hit(ActionResult),
+}
+
+/// What became of a result that was to be committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Committed {
+    /// It is the action's result now.
+    New,
+    /// The action had the same outputs and facts already; the first result stays.
+    Same,
+    /// The action had a different result already, which stays: the action is not deterministic.
+    Differs(Box<StoreEvent>),
+}
+
+/// Something that happened to the store and that somebody should look at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum StoreEvent {
+    /// An action gave two different results.
+    Nondeterminism {
+        /// The action.
+        key: ActionDigest,
+        /// The result that stays.
+        kept: ActionResult,
+        /// The later one.
+        differing: ActionResult,
+    },
+}
+
+enum Stored {
+    Absent,
+    Damaged(Stamp),
+    There(ActionResult),
+}
+
+impl Store {
+    /// Returns the result of an action if it is a hit: whole, with every blob it names there and of the right length.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Newer`] if a newer program wrote the result; [`StoreError::Path`] if the store cannot be read.
+    pub fn lookup(&self, key: &ActionDigest) -> Result<Option<ActionResult>, StoreError> {
+        Ok(match self.find(key)? {
+            Lookup::Hit(result) => Some(result),
+            _ => None,
+        })
+    }
+
+    /// Looks an action up as [`Store::lookup`] does, and says why there is no hit.
+    pub fn find(&self, key: &ActionDigest) -> Result<Lookup, StoreError> {
+        match self.stored_result(key)? {
+            Stored::Absent => Ok(Lookup::Absent),
+            Stored::Damaged(stamp) => {
+                let path = self.shard(layout::ACTIONS, key.hash());
+                let moved_to = self.quarantine(key.hash(), &path, &stamp, ".result")?;
+                Ok(Lookup::Damaged { moved_to })
+            }
+            Stored::There(result) => {
+                let missing = self.missing(&result)?;
+                Ok(if missing.is_empty() { Lookup::Hit(result) } else { Lookup::Incomplete { result, missing } })
+            }
+        }
+    }
+
+    /// Returns the result of an action whether or not its blobs are there: for explanations, never for a hit.
+    pub fn lookup_shallow(&self, key: &ActionDigest) -> Result<Option<ActionResult>, StoreError> {
+        Ok(match self.stored_result(key)? {
+            Stored::There(result) => Some(result),
+            Stored::Absent | Stored::Damaged(_) => None,
+        })
+    }
+
+    /// Commits a result, after everything it names. The first result of an action stays: a later one that differs in
+    /// outputs or facts (what it cost always differs) is recorded as an event. A first result that has lost blobs, or is
+    /// damaged, gives way.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Incomplete`] if a blob it names is not there: nothing is committed then.
+    pub fn commit(&self, key: &ActionDigest, result: &ActionResult) -> Result<Committed, StoreError> {
+        let missing = self.missing(result)?;
+        if !missing.is_empty() {
+            return Err(StoreError::Incomplete { key: *key, missing });
+        }
+        let path = self.shard(layout::ACTIONS, key.hash());
+        let temp = self.sealed_temp(RESULT, RESULT_VERSION, &key.to_string(), result)?;
+        // Synced before the lock is taken: what is done under it takes moments.
+        temp.sync()?;
+        let _lock = self.replacing(key.hash())?;
+        match self.stored_result(key)? {
+            Stored::Absent => {}
+            Stored::Damaged(stamp) => {
+                self.quarantine_locked(key.hash(), &path, &stamp, ".result")?;
+            }
+            Stored::There(kept) if !self.missing(&kept)?.is_empty() => {}
+            Stored::There(kept) if kept.outputs == result.outputs && kept.facts == result.facts => {
+                if let Some(parent) = path.parent() {
+                    // Its writer may be between the rename and the sync.
+                    fs::sync_dir(parent)?;
+                }
+                return Ok(Committed::Same);
+            }
+            Stored::There(kept) => {
+                let event = StoreEvent::Nondeterminism { key: *key, kept, differing: result.clone() };
+                self.record(key, &event)?;
+                return Ok(Committed::Differs(Box::new(event)));
+            }
+        }
+        temp.set_mode(0o444)?;
+        publish(temp, &path, Durability::Synced)?;
+        Ok(Committed::New)
+    }
+
+    /// Returns every recorded event, in a stable order. Damaged records are left out.
+    pub fn events(&self) -> Result<Vec<StoreEvent>, StoreError> {
+        let directory = self.root().join(layout::EVENTS);
+        let mut events = Vec::new();
+        for entry in fs::list(&directory)? {
+            let bytes = fs::read_small(&directory.join(&entry.name), sealed::CAP)?;
+            let name = entry.name.to_string_lossy();
+            if let Ok(document) = sealed::unseal(EVENT, EVENT_VERSION, &name, &bytes)
+                && let Ok(event) = serde_json::from_str(document)
+            {
+                events.push(event);
+            }
+        }
+        Ok(events)
+    }
+
+    /// Records an event once, however often the same thing happens.
+    fn record(&self, key: &ActionDigest, event: &StoreEvent) -> Result<(), StoreError> {
+        let StoreEvent::Nondeterminism { differing, .. } = event;
+        let mut what = differing.clone();
+        what.cost_ms = 0;
+        let what = Hash::of(to_json(&what).as_bytes());
+        let name = format!("{key}-{}", what.short());
+        let path = self.root().join(layout::EVENTS).join(&name);
+        if fs::exists(&path)? {
+            return Ok(());
+        }
+        let temp = self.sealed_temp(EVENT, EVENT_VERSION, &name, event)?;
+        publish(temp, &path, Durability::Synced)
+    }
+
+    fn sealed_temp(
+        &self,
+        kind: &str,
+        version: u64,
+        name: &str,
+        document: &impl Serialize,
+    ) -> Result<fs::TempFile, StoreError> {
+        use std::io::Write as _;
+        let mut temp = self.temp()?;
+        let at = temp.path().to_owned();
+        let bytes = sealed::seal(kind, version, name, &to_json(document));
+        temp.write_all(&bytes).map_err(fs::PathError::on(&at, "write"))?;
+        Ok(temp)
+    }
+
+    fn stored_result(&self, key: &ActionDigest) -> Result<Stored, StoreError> {
+        let path = self.shard(layout::ACTIONS, key.hash());
+        let bytes = match fs::read_small(&path, sealed::CAP) {
+            Ok(bytes) => bytes,
+            Err(error) if error.is_not_found() => return Ok(Stored::Absent),
+            Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        match sealed::unseal(RESULT, RESULT_VERSION, &key.to_string(), &bytes) {
+            Ok(document) => {
+                if let Ok(result) = serde_json::from_str(document) {
+                    return Ok(Stored::There(result));
+                }
+            }
+            Err(Broken::Newer(found)) => {
+                return Err(StoreError::Newer { path, found, supported: RESULT_VERSION });
+            }
+            Err(Broken::Damaged) => {}
+        }
+        Ok(match Stamp::of_plain_file(&path)? {
+            Some(stamp) => Stored::Damaged(stamp),
+            None => Stored::Absent,
+        })
+    }
+
+    /// Returns the blobs that a result names and that are not there with the right length, each once.
+    fn missing(&self, result: &ActionResult) -> Result<Vec<BlobDigest>, StoreError> {
+        let mut missing = Vec::new();
+        for digest in std::iter::once(&result.action).chain(result.outputs.values()) {
+            if !missing.contains(digest) && !self.has_blob(digest)? {
+                missing.push(*digest);
+            }
+        }
+        Ok(missing)
+    }
+}
+
+/// Writes a document on one line. The store's own documents are strings, integers and maps with string keys, which
+/// always can be written; should one ever fail, the empty text that comes out is never believed when read.
+fn to_json(document: &impl Serialize) -> String {
+    serde_json::to_string(document).unwrap_or_default()
+}

@@ -1,0 +1,298 @@
+//! The content-addressed part: bytes under the name of their BLAKE3.
+
+use std::fs::File;
+use std::io;
+use std::io::BufWriter;
+use std::io::Read;
+use std::io::Write;
+use std::path::Path;
+use std::path::PathBuf;
+
+use crate::digest::BlobDigest;
+use crate::digest::DigestWriter;
+use crate::digest::Hash;
+use crate::fs;
+use crate::fs::Durability;
+use crate::fs::PathError;
+use crate::fs::Placed;
+use crate::fs::Stamp;
+use crate::fs::TempFile;
+use crate::store::Store;
+use crate::store::StoreError;
+use crate::store::layout;
+use crate::store::publish;
+
+const BLOCK: usize = 1 << 20;
+
+/// A blob being written. It is nowhere until [`BlobWriter::commit`]; dropped before, it leaves nothing.
+#[derive(Debug)]
+pub struct BlobWriter {
+    store: Store,
+    path: PathBuf,
+    writer: BufWriter<DigestWriter<TempFile>>,
+    failed: bool,
+}
+
+impl BlobWriter {
+    /// Makes what was written a blob: durable, read-only, under its digest. If the blob is there already, that one
+    /// stays.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::WriteFailed`] if any write failed before, even if the caller went on; [`StoreError::Path`].
+    pub fn commit(self) -> Result<BlobDigest, StoreError> {
+        if self.failed {
+            return Err(StoreError::WriteFailed { path: self.path });
+        }
+        let inner = self.writer.into_inner().map_err(|error| PathError::new(&self.path, "write", error.into_error()))?;
+        let (temp, digest) = inner.finish();
+        self.store.adopt_temp(temp, &digest)?;
+        Ok(digest)
+    }
+}
+
+impl Write for BlobWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let outcome = self.writer.write(bytes);
+        self.note(outcome)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let outcome = self.writer.flush();
+        self.note(outcome)
+    }
+}
+
+impl BlobWriter {
+    /// Remembers a failure, and says where it was.
+    fn note<T>(&mut self, outcome: io::Result<T>) -> io::Result<T> {
+        outcome.map_err(|error| {
+            if error.kind() == io::ErrorKind::Interrupted {
+                return error;
+            }
+            self.failed = true;
+            io::Error::new(error.kind(), PathError::new(&self.path, "write", error))
+        })
+    }
+}
+
+impl Store {
+    /// Stores bytes.
+    pub fn put(&self, bytes: &[u8]) -> Result<BlobDigest, StoreError> {
+        let digest = BlobDigest::of(bytes);
+        let path = self.blob_path(&digest);
+        if self.settled_blob(&path, &digest)? {
+            return Ok(digest);
+        }
+        let mut temp = self.temp()?;
+        let at = temp.path().to_owned();
+        temp.write_all(bytes).map_err(PathError::on(&at, "write"))?;
+        self.adopt_temp(temp, &digest)?;
+        Ok(digest)
+    }
+
+    /// Starts a blob that is written piece by piece.
+    pub fn writer(&self) -> Result<BlobWriter, StoreError> {
+        let temp = self.temp()?;
+        let path = temp.path().to_owned();
+        let writer = BufWriter::with_capacity(BLOCK, DigestWriter::new(temp));
+        Ok(BlobWriter { store: self.clone(), path, writer, failed: false })
+    }
+
+    /// Takes a finished file out of a [`super::Scratch`] into the store without copying it. Whoever wrote it must have
+    /// ended: a program that still has it open for writing could change the blob.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::SourceChanged`] if it changes while it is digested. The file is gone then, as after success.
+    pub fn adopt(&self, path: &Path, progress: &dyn Fn(u64)) -> Result<BlobDigest, StoreError> {
+        let temp = TempFile::adopt(path)?;
+        let before = Stamp::of_file(temp.file(), path)?;
+        let digest = super::stat::digest_open(temp.file(), path, progress)?;
+        if Stamp::of_file(temp.file(), path)? != before || digest.len != before.size {
+            return Err(StoreError::SourceChanged { path: path.to_owned() });
+        }
+        self.adopt_temp(temp, &digest)?;
+        Ok(digest)
+    }
+
+    /// Returns true if the blob is there with the right length. Looks, and reads nothing.
+    pub fn has(&self, digest: &BlobDigest) -> bool {
+        self.has_blob(digest).unwrap_or(false)
+    }
+
+    /// Says whether the blob is there with the right length, telling apart "no" and "could not look".
+    pub(super) fn has_blob(&self, digest: &BlobDigest) -> Result<bool, StoreError> {
+        let stamp = Stamp::of_plain_file(&self.blob_path(digest))?;
+        Ok(stamp.is_some_and(|stamp| stamp.size == digest.len))
+    }
+
+    /// Reads a small blob whole, and verifies it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::TooLarge`] if the blob is larger than `cap`, [`StoreError::Missing`], [`StoreError::Damaged`].
+    pub fn read(&self, digest: &BlobDigest, cap: u64) -> Result<Vec<u8>, StoreError> {
+        if digest.len > cap {
+            return Err(StoreError::TooLarge { digest: *digest, cap });
+        }
+        let (file, path) = self.open_blob(digest)?;
+        let mut bytes = Vec::new();
+        // Not more than promised, whatever is there: one byte over shows that there is more.
+        (&file).take(digest.len.saturating_add(1)).read_to_end(&mut bytes).map_err(PathError::on(&path, "read"))?;
+        let found = BlobDigest::of(&bytes);
+        self.verdict(digest, found, &file, &path)?;
+        Ok(bytes)
+    }
+
+    /// Copies a blob to a writer and verifies it on the way: what was written is to be believed only on success.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Missing`], [`StoreError::Damaged`]; an error of `out` comes as [`StoreError::Path`] on the blob.
+    pub fn copy_to(&self, digest: &BlobDigest, out: &mut dyn Write) -> Result<(), StoreError> {
+        let (file, path) = self.open_blob(digest)?;
+        let mut hasher = DigestWriter::new(io::sink());
+        let mut block = vec![0; BLOCK];
+        loop {
+            let read = match (&file).read(&mut block) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(PathError::new(&path, "read", error).into()),
+            };
+            hasher.write_all(&block[..read]).map_err(PathError::on(&path, "digest"))?;
+            if hasher.len() > digest.len {
+                break;
+            }
+            out.write_all(&block[..read]).map_err(PathError::on(&path, "copy out"))?;
+        }
+        self.verdict(digest, hasher.finish().1, &file, &path)
+    }
+
+    /// Reads a blob through and verifies it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Missing`], [`StoreError::Damaged`].
+    pub fn verify(&self, digest: &BlobDigest) -> Result<(), StoreError> {
+        self.copy_to(digest, &mut io::sink())
+    }
+
+    /// Brings a blob to `path` as a fresh file (a reflink or a copy, never a hard link), verified before it gets its
+    /// name, in one step in place of what stood there. The directory must be there.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Missing`], [`StoreError::Damaged`]; what stood at `path` stays then.
+    pub fn materialize(&self, digest: &BlobDigest, path: &Path) -> Result<Placed, StoreError> {
+        let (file, blob) = self.open_blob(digest)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut len = 0_u64;
+        fs::place(&file, &blob, path, &mut |bytes| match bytes {
+            Some(bytes) => {
+                hasher.update_rayon(bytes);
+                len += bytes.len() as u64;
+                Ok(())
+            }
+            None => {
+                let hash = Hash::from_bytes(*hasher.finalize().as_bytes());
+                self.verdict(digest, BlobDigest { hash, len }, &file, &blob)
+            }
+        })
+    }
+
+    /// Opens a blob.
+    pub(super) fn open_blob(&self, digest: &BlobDigest) -> Result<(File, PathBuf), StoreError> {
+        let path = self.blob_path(digest);
+        match fs::open(&path) {
+            Ok(file) => Ok((file, path)),
+            Err(error) if error.is_not_found() => Err(StoreError::Missing { digest: *digest, path }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Returns where a blob lies.
+    pub(super) fn blob_path(&self, digest: &BlobDigest) -> PathBuf {
+        self.shard(layout::CAS, &digest.hash)
+    }
+
+    fn verdict(&self, digest: &BlobDigest, found: BlobDigest, file: &File, path: &Path) -> Result<(), StoreError> {
+        if found == *digest {
+            return Ok(());
+        }
+        // Whoever asks for the right hash with a wrong length asks for a blob that is not there; the one that is there
+        // may well be whole.
+        if found.hash == digest.hash {
+            return Err(StoreError::Missing { digest: *digest, path: path.to_owned() });
+        }
+        let stamp = Stamp::of_file(file, path)?;
+        let moved_to = self.quarantine(&digest.hash, path, &stamp, "")?;
+        Err(StoreError::Damaged { digest: *digest, found, moved_to })
+    }
+
+    /// Gives a finished temporary file its place, unless the blob is there already.
+    fn adopt_temp(&self, temp: TempFile, digest: &BlobDigest) -> Result<(), StoreError> {
+        let path = self.blob_path(digest);
+        if self.settled_blob(&path, digest)? {
+            return Ok(());
+        }
+        temp.set_mode(0o444)?;
+        publish(temp, &path, Durability::Synced)
+    }
+
+    /// Returns true if the blob is there, durably. One of a wrong length is moved aside.
+    fn settled_blob(&self, path: &Path, digest: &BlobDigest) -> Result<bool, StoreError> {
+        match Stamp::of_plain_file(path)? {
+            None => Ok(false),
+            Some(stamp) if stamp.size == digest.len => {
+                // Its writer may be between the rename and the sync: a result that names this blob must not become
+                // durable before the name does.
+                if let Some(parent) = path.parent() {
+                    fs::sync_dir(parent)?;
+                }
+                Ok(true)
+            }
+            Some(stamp) => {
+                self.quarantine(&digest.hash, path, &stamp, "")?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Moves a broken file aside if the name still stands for the file that was found broken, and says where to.
+    pub(super) fn quarantine(
+        &self,
+        hash: &Hash,
+        path: &Path,
+        broken: &Stamp,
+        suffix: &str,
+    ) -> Result<PathBuf, StoreError> {
+        let _lock = self.replacing(hash)?;
+        self.quarantine_locked(hash, path, broken, suffix)
+    }
+
+    /// Does what [`Store::quarantine`] does, for whoever holds the lock already.
+    pub(super) fn quarantine_locked(
+        &self,
+        hash: &Hash,
+        path: &Path,
+        broken: &Stamp,
+        suffix: &str,
+    ) -> Result<PathBuf, StoreError> {
+        let directory = self.root().join(layout::QUARANTINE);
+        fs::create_dir_all(&directory)?;
+        let mut count = 0_u64;
+        let mut to = directory.join(format!("{hash}-{count}{suffix}"));
+        while fs::exists(&to)? {
+            count += 1;
+            to = directory.join(format!("{hash}-{count}{suffix}"));
+        }
+        match Stamp::of_plain_file(path)? {
+            Some(now) if (now.dev, now.ino) == (broken.dev, broken.ino) => fs::rename(path, &to)?,
+            // Somebody moved it aside before, and perhaps made it again.
+            _ => {}
+        }
+        Ok(to)
+    }
+}

@@ -1,0 +1,88 @@
+//! What lies where, and which version of it.
+
+use std::path::Path;
+
+use crate::fs;
+use crate::store::StoreError;
+
+/// The newest layout that this program knows.
+pub(super) const LAYOUT: u64 = 1;
+
+pub(super) const CAS: &str = "cas-v1";
+pub(super) const ACTIONS: &str = "actions-v1";
+pub(super) const MANIFESTS: &str = "manifests-v1";
+pub(super) const RUNS: &str = "runs-v1";
+pub(super) const STAT: &str = "stat-v1";
+pub(super) const EVENTS: &str = "events-v1";
+pub(super) const TMP: &str = "tmp";
+pub(super) const LOCKS: &str = "locks";
+pub(super) const QUARANTINE: &str = "quarantine";
+
+const DIRECTORIES: [&str; 9] = [CAS, ACTIONS, MANIFESTS, RUNS, STAT, EVENTS, TMP, LOCKS, QUARANTINE];
+const LAYOUT_FILE: &str = "layout";
+const LAYOUT_WORD: &str = "forge-store";
+const TAG_FILE: &str = "CACHEDIR.TAG";
+const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55
+# This directory is a cache of forge. Everything in it can be made again.
+# For information about cache directory tags see https://bford.info/cachedir/
+";
+
+/// Makes the directories of a store, or checks that those that are there are of a version that this program knows.
+pub(super) fn prepare(root: &Path) -> Result<(), StoreError> {
+    let layout = root.join(LAYOUT_FILE);
+    match fs::read_small(&layout, 256) {
+        Ok(text) => check_version(root, &layout, &text)?,
+        Err(error) if error.is_not_found() => {
+            refuse_foreign(root)?;
+            create(root)?;
+        }
+        Err(error) => return Err(error.into()),
+    }
+    // Cheap when all is there; mends a store from which somebody removed a directory by hand.
+    for directory in DIRECTORIES {
+        fs::create_dir_all(&root.join(directory))?;
+    }
+    Ok(())
+}
+
+fn check_version(root: &Path, layout: &Path, text: &[u8]) -> Result<(), StoreError> {
+    let text = String::from_utf8_lossy(text);
+    let version = text.strip_prefix(LAYOUT_WORD).and_then(|rest| rest.trim().parse::<u64>().ok());
+    match version {
+        Some(LAYOUT) => Ok(()),
+        Some(found) if found > LAYOUT => {
+            Err(StoreError::Newer { path: layout.to_owned(), found, supported: LAYOUT })
+        }
+        _ => Err(StoreError::NotAStore {
+            path: root.to_owned(),
+            found: format!("{LAYOUT_FILE}: {}", text.trim().chars().take(40).collect::<String>()),
+        }),
+    }
+}
+
+/// Refuses a directory that holds anything that a store does not.
+fn refuse_foreign(root: &Path) -> Result<(), StoreError> {
+    if !fs::exists(root)? {
+        return Ok(());
+    }
+    for entry in fs::list(root)? {
+        let name = entry.name.to_string_lossy();
+        let ours = DIRECTORIES.contains(&&*name) || name == TAG_FILE || name == LAYOUT_FILE || name == "lost+found";
+        // A process killed while it made the store leaves these.
+        if !ours && !name.starts_with(".forge-") {
+            return Err(StoreError::NotAStore { path: root.to_owned(), found: name.into_owned() });
+        }
+    }
+    Ok(())
+}
+
+fn create(root: &Path) -> Result<(), StoreError> {
+    for directory in DIRECTORIES {
+        fs::create_dir_all(&root.join(directory))?;
+    }
+    fs::write_atomic(&root.join(TAG_FILE), TAG.as_bytes(), fs::Durability::Synced)?;
+    // Last: a store that has this has all the rest.
+    let text = format!("{LAYOUT_WORD} {LAYOUT}\n");
+    fs::write_atomic(&root.join(LAYOUT_FILE), text.as_bytes(), fs::Durability::Synced)?;
+    Ok(())
+}

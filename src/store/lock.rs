@@ -1,0 +1,156 @@
+//! Who may do what now: one builder per action, and a lease that holds `gc` off while builds live.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::digest::ActionDigest;
+use crate::fs;
+use crate::fs::FileLock;
+use crate::store::Store;
+use crate::store::StoreError;
+use crate::store::layout;
+
+/// Who holds a lock. For prose only: the kernel, not this, says whether a lock is held. What is not known is `None`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The process.
+    pub pid: Option<u32>,
+    /// The machine.
+    pub host: Option<String>,
+    /// Since when, in seconds since 1970.
+    pub since: Option<u64>,
+}
+
+impl Holder {
+    fn this_process() -> Self {
+        Self {
+            pid: Some(std::process::id()),
+            host: host(),
+            since: SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs()),
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pid {
+            Some(pid) => write!(f, "process {pid}")?,
+            None => write!(f, "another process")?,
+        }
+        self.host.as_ref().map_or(Ok(()), |host| write!(f, " on {host}"))
+    }
+}
+
+/// The name of this machine, where the system shows it as a file.
+fn host() -> Option<String> {
+    let name = fs::read_small("/proc/sys/kernel/hostname".as_ref(), 1024).ok()?;
+    let name = String::from_utf8(name).ok()?.trim().to_owned();
+    (!name.is_empty()).then_some(name)
+}
+
+/// The right to run one action. It ends when this is dropped, or when the process ends, however it ends.
+#[derive(Debug)]
+pub struct ActionLock {
+    _lock: FileLock,
+}
+
+/// A sign that a build lives; while there is one, nothing is collected.
+#[derive(Debug)]
+pub struct Lease {
+    _lock: FileLock,
+}
+
+/// How long to sleep before asking for a lock again: short at first, never so long that Ctrl-C is kept waiting.
+struct Backoff(Duration);
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(1);
+    const LONGEST: Duration = Duration::from_millis(50);
+
+    fn sleep(&mut self) {
+        std::thread::sleep(self.0);
+        self.0 = (self.0 * 2).min(Self::LONGEST);
+    }
+}
+
+impl Store {
+    /// Waits for the right to run an action. Only one holder exists at a time, among threads too. If somebody else
+    /// holds it, `on_wait` is told once who; `cancelled` is asked again and again meanwhile.
+    ///
+    /// After a wait the action has most likely run: look the result up again.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Cancelled`] once `cancelled` returns true.
+    pub fn lock_action(
+        &self,
+        key: &ActionDigest,
+        on_wait: &mut dyn FnMut(&Holder),
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<ActionLock, StoreError> {
+        // How often to look for the holder's note, which is written just after the lock is taken, before going without.
+        const LOOKS: u32 = 6;
+        let path = self.action_lock_path(key);
+        let mut backoff = Backoff(Backoff::FIRST);
+        let mut looks = 0;
+        loop {
+            if let Some(mut lock) = FileLock::try_exclusive(&path)? {
+                lock.remove_on_release();
+                let note = serde_json::to_vec(&Holder::this_process()).unwrap_or_default();
+                lock.write_note(&note)?;
+                return Ok(ActionLock { _lock: lock });
+            }
+            if cancelled() {
+                return Err(StoreError::Cancelled { key: *key });
+            }
+            if looks <= LOOKS {
+                let note = fs::read_small(&path, 4096).ok().and_then(|note| serde_json::from_slice(&note).ok());
+                if note.is_some() || looks == LOOKS {
+                    on_wait(&note.unwrap_or_default());
+                    looks = LOOKS;
+                }
+                looks += 1;
+            }
+            backoff.sleep();
+        }
+    }
+
+    /// Says that a build lives. Many builds hold leases at once; `gc` waits for all of them to end.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Path`]. While a `gc` holds the lock, this waits for it: that takes moments.
+    pub fn lease(&self) -> Result<Lease, StoreError> {
+        let path = self.inner.root.join(layout::LOCKS).join("store");
+        let mut backoff = Backoff(Backoff::FIRST);
+        loop {
+            if let Some(lock) = FileLock::try_shared(&path)? {
+                return Ok(Lease { _lock: lock });
+            }
+            backoff.sleep();
+        }
+    }
+
+    /// Takes the store alone, or returns `None` if a build lives.
+    pub fn try_lock_alone(&self) -> Result<Option<Lease>, StoreError> {
+        let path = self.inner.root.join(layout::LOCKS).join("store");
+        Ok(FileLock::try_exclusive(&path)?.map(|lock| Lease { _lock: lock }))
+    }
+
+    fn action_lock_path(&self, key: &ActionDigest) -> PathBuf {
+        self.inner.root.join(layout::LOCKS).join(format!("action-{key}"))
+    }
+
+    /// Holds the lock under which names in the store are replaced (never merely added). Held for a check and a rename;
+    /// one of 256 by hash, so that builds do not meet on it.
+    pub(super) fn replacing(&self, hash: &crate::digest::Hash) -> Result<FileLock, StoreError> {
+        let name = format!("replace-{}", &hash.to_string()[..2]);
+        Ok(FileLock::exclusive(&self.inner.root.join(layout::LOCKS).join(name))?)
+    }
+}

@@ -1,0 +1,74 @@
+//! Small documents that show damage. Three lines: `forge-<kind> <version> <name>`, the document on one line, and the
+//! BLAKE3 of the two lines before. The name binds a document to its place: a copy under another name is not believed.
+
+use crate::digest::Hash;
+
+/// No sealed document is larger than this.
+pub(super) const CAP: u64 = 16 << 20;
+
+/// Why a sealed document is not believed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Broken {
+    /// Torn, flipped, or of another name.
+    Damaged,
+    /// Whole, but of a version that this program does not know.
+    Newer(u64),
+}
+
+/// Seals a document, which must have no line breaks in it (JSON as `serde_json` writes it has none).
+pub(super) fn seal(kind: &str, version: u64, name: &str, document: &str) -> Vec<u8> {
+    let mut text = format!("forge-{kind} {version} {name}\n{document}\n");
+    let sum = Hash::of(text.as_bytes());
+    text.push_str(&format!("{sum}\n"));
+    text.into_bytes()
+}
+
+/// Checks a sealed document and returns what is in it.
+pub(super) fn unseal<'a>(kind: &str, version: u64, name: &str, bytes: &'a [u8]) -> Result<&'a str, Broken> {
+    // 64 digits and a line break.
+    let at = bytes.len().checked_sub(65).ok_or(Broken::Damaged)?;
+    let (body, sum) = bytes.split_at(at);
+    if sum.last() != Some(&b'\n') || sum[..64] != *Hash::of(body).to_string().as_bytes() {
+        return Err(Broken::Damaged);
+    }
+    let body = std::str::from_utf8(body).map_err(|_| Broken::Damaged)?;
+    let (head, rest) = body.split_once('\n').ok_or(Broken::Damaged)?;
+    let document = rest.strip_suffix('\n').ok_or(Broken::Damaged)?;
+    let mut words = head.split(' ');
+    let named = words.next().and_then(|word| word.strip_prefix("forge-")) == Some(kind);
+    let found: u64 = words.next().and_then(|word| word.parse().ok()).ok_or(Broken::Damaged)?;
+    if named && found > version {
+        return Err(Broken::Newer(found));
+    }
+    let whole = named && found == version && words.next() == Some(name) && words.next().is_none();
+    if whole && !document.contains('\n') { Ok(document) } else { Err(Broken::Damaged) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sealed_document_opens_under_its_own_name_only() {
+        let sealed = seal("result", 1, "abc", r#"{"a":1}"#);
+        assert_eq!(unseal("result", 1, "abc", &sealed), Ok(r#"{"a":1}"#));
+        assert_eq!(unseal("result", 1, "abd", &sealed), Err(Broken::Damaged));
+        assert_eq!(unseal("event", 1, "abc", &sealed), Err(Broken::Damaged));
+        assert_eq!(unseal("result", 1, "abc", &seal("result", 3, "abc", "{}")), Err(Broken::Newer(3)));
+        assert_eq!(unseal("result", 2, "abc", &sealed), Err(Broken::Damaged), "no older version is read as this one");
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_torn_end_shows() {
+        let sealed = seal("result", 1, "abc", r#"{"a":1}"#);
+        for at in 0..sealed.len() {
+            assert_eq!(unseal("result", 1, "abc", &sealed[..at]), Err(Broken::Damaged), "torn at {at}");
+            for bit in 0..8 {
+                let mut flipped = sealed.clone();
+                flipped[at] ^= 1 << bit;
+                assert_eq!(unseal("result", 1, "abc", &flipped), Err(Broken::Damaged), "bit {bit} of byte {at}");
+            }
+        }
+        assert_eq!(unseal("result", 1, "abc", &vec![0; sealed.len()]), Err(Broken::Damaged), "zeros after a power cut");
+    }
+}

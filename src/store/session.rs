@@ -1,0 +1,119 @@
+//! Where a process writes before anything has its name. Each process has a directory in `tmp/` and holds a lock beside
+//! it; whoever gets that lock knows that the process is dead (on any host, in any container), and removes both.
+
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::OnceLock;
+
+use crate::fs;
+use crate::fs::FileLock;
+use crate::fs::PathError;
+use crate::store::Store;
+use crate::store::StoreError;
+
+const LOCK: &str = "lock";
+
+/// The directory of this process, made when it is first needed: a build with nothing to do makes none.
+#[derive(Debug)]
+pub(super) struct Session {
+    tmp: PathBuf,
+    live: OnceLock<Live>,
+    making: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Live {
+    dir: PathBuf,
+    // Released, and its file removed, after the directory is gone.
+    _lock: FileLock,
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        // What stays is swept by the next process.
+        fs::remove_dir_all(&self.dir).ok();
+    }
+}
+
+impl Session {
+    /// Prepares a session in the store's `tmp` directory.
+    pub(super) fn new(tmp: PathBuf) -> Self {
+        Self { tmp, live: OnceLock::new(), making: Mutex::new(()) }
+    }
+
+    /// Returns the directory.
+    pub(super) fn dir(&self) -> Result<&Path, PathError> {
+        if let Some(live) = self.live.get() {
+            return Ok(&live.dir);
+        }
+        // The lock guards no data, so a panic elsewhere cannot have broken any.
+        let _making = self.making.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(live) = self.live.get() {
+            return Ok(&live.dir);
+        }
+        fs::create_dir_all(&self.tmp)?;
+        let live = loop {
+            let dir = self.tmp.join(fs::unique_name());
+            // Locked before the directory is there, so that nobody sweeps it. A sweeper may look for a moment: then
+            // another name is tried.
+            if let Some(mut lock) = FileLock::try_exclusive(&dir.with_added_extension(LOCK))? {
+                lock.remove_on_release();
+                fs::create_dir_all(&dir)?;
+                break Live { dir, _lock: lock };
+            }
+        };
+        Ok(&self.live.get_or_init(|| live).dir)
+    }
+}
+
+/// Removes what dead processes left.
+pub(super) fn sweep(tmp: &Path) -> Result<(), StoreError> {
+    for entry in fs::list(tmp)? {
+        let path = tmp.join(&entry.name);
+        let dir = if entry.is_dir {
+            path
+        } else if path.extension().is_some_and(|extension| extension == LOCK) {
+            path.with_extension("")
+        } else {
+            continue;
+        };
+        if let Some(mut lock) = FileLock::try_exclusive(&dir.with_added_extension(LOCK))? {
+            lock.remove_on_release();
+            fs::remove_dir_all(&dir)?;
+        }
+    }
+    Ok(())
+}
+
+/// A directory for an action to write in, on the store's file system; it goes away with all that is in it.
+#[derive(Debug)]
+pub struct Scratch {
+    path: PathBuf,
+    // Keeps the session alive.
+    _store: Store,
+}
+
+impl Scratch {
+    /// Returns the directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What stays is removed with the session.
+        fs::remove_dir_all(&self.path).ok();
+    }
+}
+
+impl Store {
+    /// Makes an empty directory for an action to write in. Each attempt gets its own, so that what a killed attempt's
+    /// children still write is never taken for a later attempt's output.
+    pub fn scratch(&self) -> Result<Scratch, StoreError> {
+        let path = self.inner.session.dir()?.join(fs::unique_name());
+        fs::create_dir_all(&path)?;
+        Ok(Scratch { path, _store: self.clone() })
+    }
+}
