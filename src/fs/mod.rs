@@ -1,1 +1,3 @@
 //! The only user of the file system.
+
+pub mod map;

@@ -1,1 +1,45 @@
 //! GGUF containers: bounded reading, streaming writing.
+//!
+//! The format is ggml's (`ggml/docs/gguf.md` and `gguf.cpp`), versions 2 and 3, little-endian:
+//!
+//! ```text
+//! "GGUF"  u32 version  u64 tensors  u64 keys
+//! keys:    string key, u32 type, value              string = u64 length + bytes
+//! tensors: string name, u32 dimensions, u64[] sizes (fastest first), u32 type, u64 offset from the data
+//! zeros to `general.alignment`, then the data: every tensor zero-filled to the alignment, the last one too
+//! ```
+//!
+//! [`parse`] reads a header out of bytes, [`File`] out of one file, [`Model`] out of a file or a set of shards.
+//! [`Layout`] is the way back: it knows a file to the byte before the first tensor is written.
+//!
+//! Nothing in a file is believed: every count and length is checked against the bytes that are there before memory is
+//! taken for it, every sum is checked, and every error says where it is.
+
+mod cursor;
+mod error;
+mod file;
+mod header;
+mod layout;
+mod metadata;
+mod model;
+mod value;
+
+pub use error::{GgufError, Place, Problem};
+pub use file::{File, OpenError};
+pub use header::{Header, MAX_HEADER, TensorInfo, parse};
+pub use layout::{Layout, TensorSpec, without_trailing_ones};
+pub use metadata::{Entry, Metadata, StringArray};
+pub use model::{Model, ModelTensor};
+pub use value::{Value, ValueType};
+
+/// The bytes every GGUF file begins with.
+pub const MAGIC: [u8; 4] = *b"GGUF";
+
+/// The alignment of tensor data where `general.alignment` does not say another.
+pub const DEFAULT_ALIGNMENT: u64 = 32;
+
+/// The key of the alignment.
+pub const ALIGNMENT_KEY: &str = "general.alignment";
+
+/// The longest tensor name in bytes that llama.cpp reads (`GGML_MAX_NAME` less its final zero).
+pub const MAX_TENSOR_NAME: usize = 63;
