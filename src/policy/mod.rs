@@ -1,1 +1,49 @@
-//! Which type for which tensor.
+//! Which type for which tensor: pure functions from facts about a model to a table of choices.
+//!
+//! The rules are those of llama.cpp's quantizer (`llama-quant.cpp` of the linked engine): what is never quantized, what a
+//! row that does not fit is given instead, and what each named mix does to each tensor. They are written here anew, so
+//! that a plan knows every type and every byte before any work begins; `tests/it/peer_quantize.rs` compares them with the
+//! real `llama-quantize` over many models. Where the tool aborts or writes something unusable, these functions
+//! return a [`PolicyError`].
+//!
+//! - [`ModelFacts`]: what the rules look at.
+//! - [`mix()`]: a named mix, as `llama-quantize` knows it.
+//! - [`manual()`]: the user's own rules, first match wins.
+//! - [`Table`]: the answer, in the order of the source file; the artifact `policy.v1`.
+
+mod check;
+mod error;
+mod manual;
+mod mix;
+mod model;
+mod quantizable;
+mod role;
+mod rules;
+mod table;
+
+pub use self::error::NoFallback;
+pub use self::error::PolicyError;
+pub use self::error::Retyped;
+pub use self::manual::ManualOptions;
+pub use self::manual::Rule;
+pub use self::manual::Target;
+pub use self::manual::manual;
+pub use self::mix::Mix;
+pub use self::mix::MixOptions;
+pub use self::mix::mix;
+pub use self::model::MetaValue;
+pub use self::model::ModelFacts;
+pub use self::model::TensorFacts;
+pub use self::quantizable::Reason;
+pub use self::quantizable::fallback;
+pub use self::quantizable::quantizable;
+pub use self::role::Role;
+pub use self::table::Choice;
+pub use self::table::SCHEMA;
+pub use self::table::Table;
+pub use self::table::Warning;
+pub use self::table::Why;
+
+/// Says whether an imatrix holds an entry for a tensor. `None` in its place means that there is no imatrix at all, which
+/// some mixes answer differently from an imatrix without the entry.
+pub type HasImatrix<'a> = Option<&'a dyn Fn(&str) -> bool>;

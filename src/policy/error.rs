@@ -1,0 +1,178 @@
+//! What the functions of this layer refuse, as data.
+
+use std::fmt::Write as _;
+
+use crate::tensor_type::TensorType;
+
+/// A tensor and the change that is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retyped {
+    /// The tensor's name.
+    pub tensor: String,
+    /// Its type in the source.
+    pub from: TensorType,
+    /// The type that was asked for.
+    pub to: TensorType,
+}
+
+/// A row length that a type can't hold, where the engine defines no type to use instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{wanted} needs rows of a multiple of {} elements, found {columns}, and no type is defined to use instead", .wanted.block_elements())]
+pub struct NoFallback {
+    /// The type that was asked for.
+    pub wanted: TensorType,
+    /// The row length found.
+    pub columns: u64,
+}
+
+/// Why no table can be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// The metadata lacks a key that the rules need.
+    #[error("the model's metadata has no `{key}` ({expected} expected)")]
+    MissingKey {
+        /// The key.
+        key: String,
+        /// What it should hold.
+        expected: &'static str,
+    },
+    /// A key holds something else than expected.
+    #[error("`{key}` in the model's metadata: expected {expected}, found {found}")]
+    BadValue {
+        /// The key.
+        key: String,
+        /// What it should hold.
+        expected: String,
+        /// What it holds.
+        found: String,
+    },
+    /// A text that names no mix.
+    #[error("`{found}` is not a mix{}", did_you_mean(.candidates))]
+    UnknownMix {
+        /// The text.
+        found: String,
+        /// The most similar names, best first; at most three.
+        candidates: Vec<&'static str>,
+    },
+    /// A type that the engine can't quantize to.
+    #[error("{ty} can't be quantized to: it is a type for other purposes")]
+    NotATarget {
+        /// The type.
+        ty: TensorType,
+    },
+    /// Tensors of a source type that the engine can't convert.
+    #[error("the engine can't convert {}", changes(.tensors))]
+    NotConvertible {
+        /// The tensors.
+        tensors: Vec<Retyped>,
+    },
+    /// Tensors that are quantized already.
+    #[error("already quantized in the source: {}; quantize from a full-precision model, or allow requantizing", changes(.tensors))]
+    Requantize {
+        /// The tensors.
+        tensors: Vec<Retyped>,
+    },
+    /// Types that are of no use, or abort the engine, without an imatrix entry.
+    #[error("{} for {}", if *.have_imatrix { "the imatrix has no entry" } else { "an imatrix is needed" }, changes(.tensors))]
+    NeedsImatrix {
+        /// The tensors.
+        tensors: Vec<Retyped>,
+        /// True if there is an imatrix, which lacks these entries.
+        have_imatrix: bool,
+    },
+    /// Rows that no type can be found for.
+    #[error("tensor `{tensor}`: {source}")]
+    NoFallback {
+        /// The first such tensor.
+        tensor: String,
+        /// The type and the row length.
+        source: NoFallback,
+    },
+    /// An explicitly chosen type (of the output or the token embedding) that the rows don't fit; the engine has no
+    /// fallback there and would abort.
+    #[error("tensor `{tensor}`: {wanted} needs rows of a multiple of {} elements, found {columns}; choose another type", .wanted.block_elements())]
+    RowLength {
+        /// The tensor.
+        tensor: String,
+        /// The type.
+        wanted: TensorType,
+        /// The row length.
+        columns: u64,
+    },
+    /// A tensor of more than three dimensions, which the engine can't quantize.
+    #[error("tensor `{tensor}` has dimensions {dims:?}: only two or three can be quantized; keep its type")]
+    TooManyDimensions {
+        /// The tensor.
+        tensor: String,
+        /// Its dimensions, fastest first.
+        dims: Vec<u64>,
+    },
+    /// A tensor whose size can't be computed.
+    #[error("tensor `{tensor}` of dimensions {dims:?} has no whole number of bytes as {ty}")]
+    Size {
+        /// The tensor.
+        tensor: String,
+        /// Its dimensions, fastest first.
+        dims: Vec<u64>,
+        /// The type.
+        ty: TensorType,
+    },
+    /// A feed-forward tensor of a model with experts, whose name does not say which layer it is of.
+    #[error(
+        "tensor `{tensor}`: the mix depends on the layer, expected a name that begins with `blk.N.` with N below {layers}"
+    )]
+    BadLayer {
+        /// The tensor.
+        tensor: String,
+        /// Number of layers.
+        layers: u32,
+    },
+    /// A mix that asks for the attention heads of a model without layers.
+    #[error(
+        "the mix depends on attention heads, and a `{architecture}` model names none (tensor `{tensor}`); choose a type without a mix"
+    )]
+    NoHeads {
+        /// The architecture.
+        architecture: String,
+        /// The tensor that the rule is for.
+        tensor: String,
+    },
+    /// Quantizable tensors that no rule matches.
+    #[error("no rule matches {}; add a rule, or say what becomes of the others", names(.tensors))]
+    Unmatched {
+        /// The tensors.
+        tensors: Vec<String>,
+    },
+}
+
+/// Most names that a sentence lists before it only counts.
+const LISTED: usize = 8;
+
+fn listed(items: impl ExactSizeIterator<Item = String>) -> String {
+    let len = items.len();
+    let mut text = items.take(LISTED).collect::<Vec<_>>().join(", ");
+    if len > LISTED {
+        let _ = write!(text, " and {} more", len - LISTED);
+    }
+    text
+}
+
+fn names(tensors: &[String]) -> String {
+    listed(tensors.iter().map(|name| format!("`{name}`")))
+}
+
+fn changes(tensors: &[Retyped]) -> String {
+    listed(
+        tensors
+            .iter()
+            .map(|Retyped { tensor, from, to }| format!("`{tensor}` ({from} to {to})")),
+    )
+}
+
+fn did_you_mean(candidates: &[&str]) -> String {
+    if candidates.is_empty() {
+        return String::new();
+    }
+    let names: Vec<_> = candidates.iter().map(|name| format!("`{name}`")).collect();
+    format!("; did you mean {}?", names.join(" or "))
+}

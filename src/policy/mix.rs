@@ -1,0 +1,291 @@
+//! The named mixes of llama.cpp: their names and numbers, and how one is applied to a model.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Deserialize;
+use serde::Deserializer;
+use serde::Serialize;
+use serde::Serializer;
+use serde::de::Error as _;
+
+use crate::policy::Choice;
+use crate::policy::HasImatrix;
+use crate::policy::ModelFacts;
+use crate::policy::PolicyError;
+use crate::policy::Role;
+use crate::policy::Rule;
+use crate::policy::Table;
+use crate::policy::Why;
+use crate::policy::check::check;
+use crate::policy::manual::RuleBook;
+use crate::policy::manual::Wish;
+use crate::policy::manual::choice;
+use crate::policy::quantizable::quantizable;
+use crate::policy::role::PER_LAYER_EMBEDDING;
+use crate::policy::role::counting_order;
+use crate::policy::rules::Rules;
+use crate::tensor_type::TensorType;
+
+macro_rules! mixes {
+    ($($variant:ident $ftype:literal $base:ident,)*) => {
+        /// A mix: what `llama-quantize` takes as its TYPE.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[allow(non_camel_case_types, missing_docs)]
+        pub enum Mix {
+            $($variant,)*
+            /// Every tensor as it is.
+            COPY,
+        }
+
+        impl Mix {
+            /// Every mix, in the order of their numbers; COPY, which has none, is the last.
+            pub const ALL: &[Self] = &[$(Self::$variant,)* Self::COPY];
+
+            /// Returns llama.cpp's name, as `Q4_K_M`.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => stringify!($variant),)*
+                    Self::COPY => "COPY",
+                }
+            }
+
+            /// Returns the number that stands for the mix in `general.file_type` (`enum llama_ftype`).
+            pub const fn ftype(self) -> Option<u32> {
+                match self {
+                    $(Self::$variant => Some($ftype),)*
+                    Self::COPY => None,
+                }
+            }
+
+            /// Returns the type that a tensor has in this mix where no rule says otherwise.
+            pub const fn default_type(self) -> Option<TensorType> {
+                match self {
+                    $(Self::$variant => Some(TensorType::$base),)*
+                    Self::COPY => None,
+                }
+            }
+        }
+    };
+}
+
+mixes! {
+    F32 0 F32,
+    F16 1 F16,
+    Q4_0 2 Q4_0,
+    Q4_1 3 Q4_1,
+    Q8_0 7 Q8_0,
+    Q5_0 8 Q5_0,
+    Q5_1 9 Q5_1,
+    Q2_K 10 Q2_K,
+    Q3_K_S 11 Q3_K,
+    Q3_K_M 12 Q3_K,
+    Q3_K_L 13 Q3_K,
+    Q4_K_S 14 Q4_K,
+    Q4_K_M 15 Q4_K,
+    Q5_K_S 16 Q5_K,
+    Q5_K_M 17 Q5_K,
+    Q6_K 18 Q6_K,
+    IQ2_XXS 19 IQ2_XXS,
+    IQ2_XS 20 IQ2_XS,
+    Q2_K_S 21 Q2_K,
+    IQ3_XS 22 IQ3_S,
+    IQ3_XXS 23 IQ3_XXS,
+    IQ1_S 24 IQ1_S,
+    IQ4_NL 25 IQ4_NL,
+    IQ3_S 26 IQ3_S,
+    IQ3_M 27 IQ3_S,
+    IQ2_S 28 IQ2_XS,
+    IQ2_M 29 IQ2_S,
+    IQ4_XS 30 IQ4_XS,
+    IQ1_M 31 IQ1_M,
+    BF16 32 BF16,
+    TQ1_0 36 TQ1_0,
+    TQ2_0 37 TQ2_0,
+    MXFP4_MOE 38 MXFP4,
+    Q1_0 40 Q1_0,
+    Q2_0 41 Q2_0,
+}
+
+/// Names that stand for another.
+const ALIASES: &[(&str, Mix)] = &[("Q3_K", Mix::Q3_K_M), ("Q4_K", Mix::Q4_K_M), ("Q5_K", Mix::Q5_K_M)];
+
+/// Added by llama.cpp to a file type that it guessed.
+const GUESSED: u32 = 1024;
+
+impl Mix {
+    /// Returns the mix of a name in any case, aliases included.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let named = Self::ALL
+            .iter()
+            .map(|mix| (mix.name(), *mix))
+            .chain(ALIASES.iter().copied());
+        named
+            .into_iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, mix)| mix)
+    }
+
+    /// Returns the number that `llama-quantize` writes as `general.file_type`: the mix's own, or for COPY that of the
+    /// source, guessed as llama.cpp guesses it where the source has none.
+    pub fn file_type(self, model: &ModelFacts) -> u32 {
+        self.ftype().or(model.file_type).unwrap_or_else(|| {
+            let mut counts = BTreeMap::<TensorType, usize>::new();
+            let mut most = (0, TensorType::F32);
+            for index in counting_order(model.tensors.iter().map(|tensor| tensor.name.as_str())) {
+                let ty = model.tensors[index].ty;
+                let count = counts.entry(ty).or_default();
+                *count += 1;
+                if *count > most.0 {
+                    most = (*count, ty);
+                }
+            }
+            usual_file_type(most.1).unwrap_or(0) | GUESSED
+        })
+    }
+}
+
+/// Returns the file type that llama.cpp takes for a file mostly of one type.
+pub(crate) fn usual_file_type(ty: TensorType) -> Option<u32> {
+    use TensorType as T;
+    let mix = match ty {
+        T::Q3_K => Mix::Q3_K_M,
+        T::Q4_K => Mix::Q4_K_M,
+        T::Q5_K => Mix::Q5_K_M,
+        T::IQ2_S => Mix::IQ2_S,
+        T::MXFP4 => return None,
+        // The quantizer has no mix of this name, but the number is defined.
+        T::NVFP4 => return Some(39),
+        other => Mix::from_name(other.name())?,
+    };
+    mix.ftype()
+}
+
+impl fmt::Display for Mix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Mix {
+    type Err = PolicyError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(mix) = Self::from_name(text) {
+            return Ok(mix);
+        }
+        let upper = text
+            .chars()
+            .take(32)
+            .collect::<String>()
+            .to_ascii_uppercase()
+            .replace('-', "_");
+        let mut scored: Vec<_> = Self::ALL
+            .iter()
+            .map(|mix| (strsim::damerau_levenshtein(&upper, mix.name()), mix.name()))
+            .filter(|(distance, _)| *distance <= 2)
+            .collect();
+        scored.sort_unstable();
+        let candidates = scored.into_iter().take(3).map(|(_, name)| name).collect();
+        Err(PolicyError::UnknownMix {
+            found: text.to_owned(),
+            candidates,
+        })
+    }
+}
+
+impl Serialize for Mix {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Mix {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// What the user wants otherwise than the mix has it.
+#[derive(Debug, Clone, Default)]
+pub struct MixOptions {
+    /// The mix's own type for every tensor (`--pure`).
+    pub pure: bool,
+    /// The type of the output layer (`--output-tensor-type`). Where the model has none of its own, a mix gives it to the
+    /// token embedding, unless it is `pure`.
+    pub output_type: Option<TensorType>,
+    /// The type of the token embedding (`--token-embedding-type`).
+    pub embedding_type: Option<TensorType>,
+    /// Tensors with another type than the mix gives, or kept as they are; the first match wins. Unlike `--tensor-type`
+    /// alone, a rule changes no tensor that it does not match.
+    pub rules: Vec<Rule>,
+    /// Accept tensors that are quantized already (`--allow-requantize`).
+    pub allow_requantize: bool,
+}
+
+/// Applies a mix to a model: the types that `llama-quantize` gives.
+///
+/// # Errors
+/// Everything that `llama-quantize` refuses or aborts on, before any work: see [`PolicyError`].
+pub fn mix(
+    model: &ModelFacts,
+    mix: Mix,
+    options: &MixOptions,
+    has_imatrix: HasImatrix<'_>,
+) -> Result<Table, PolicyError> {
+    let Some(base) = mix.default_type() else {
+        let copies = model
+            .tensors
+            .iter()
+            .map(|tensor| choice(tensor, Wish::keep(tensor, Why::Copy)));
+        return Ok(Table::new(copies.collect::<Result<_, _>>()?, Vec::new()));
+    };
+    let mut rules = Rules::new(model, mix, base, options.output_type, has_imatrix.is_some());
+    let mut book = RuleBook::new(&options.rules);
+    let mut slots: Vec<Option<Choice>> = vec![None; model.tensors.len()];
+    for index in counting_order(model.tensors.iter().map(|tensor| tensor.name.as_str())) {
+        let tensor = &model.tensors[index];
+        let rule = book.find(&tensor.name);
+        if let Err(reason) = quantizable(model, &tensor.name, &tensor.dims) {
+            book.without_effect(rule, tensor, reason);
+            slots[index] = Some(choice(tensor, Wish::keep(tensor, Why::NeverQuantized { reason }))?);
+            continue;
+        }
+        let role = Role::of(&tensor.name);
+        // Asked for even where a rule decides, so that the mix counts the tensor.
+        let uniform = options.pure || !base.is_quantized();
+        let mixed = if uniform { Ok(base) } else { rules.choose(tensor, role) };
+        let unless_named = rule.is_none() || tensor.name != PER_LAYER_EMBEDDING;
+        let wish = match (role, options.output_type, options.embedding_type) {
+            (Role::Embedding, _, Some(to)) if unless_named => Wish {
+                to,
+                why: Why::EmbeddingType,
+                may_fall_back: false,
+            },
+            (Role::Output, Some(to), _) => Wish {
+                to,
+                why: Why::OutputType,
+                may_fall_back: false,
+            },
+            _ => match rule {
+                Some(index) => Wish::of(tensor, options.rules[index].to, Why::Rule { index }),
+                None if uniform => Wish {
+                    to: mixed?,
+                    why: Why::Uniform,
+                    may_fall_back: true,
+                },
+                None => Wish {
+                    to: mixed?,
+                    why: Why::Mix { role },
+                    may_fall_back: true,
+                },
+            },
+        };
+        book.had_effect(rule);
+        slots[index] = Some(choice(tensor, wish)?);
+    }
+    let choices: Vec<_> = slots.into_iter().flatten().collect();
+    check(model, &choices, Some(mix), options.allow_requantize, has_imatrix)?;
+    Ok(Table::new(choices, book.warnings()))
+}
