@@ -4,6 +4,7 @@
 mod dir;
 mod error;
 mod lock;
+pub mod map;
 mod place;
 mod read;
 mod safe;
@@ -34,6 +35,3 @@ pub use write::TempFile;
 pub use write::make_read_only;
 pub use write::unique_name;
 pub use write::write_atomic;
-//! The only user of the file system.
-
-pub mod map;

@@ -1,1 +1,236 @@
-//! One file per step kind.
+//! What each kind of node needs, makes, and how its parts are keyed: one file per kind, one line in [`kind_of`].
+//!
+//! A kind answers three questions. `key`: which action is this, told without reading a source? `intact`: is what a user
+//! should find in the output folder there? `run`: carry it out. Planning asks the first two, building all three, so a plan
+//! cannot differ from a build.
+
+pub mod corpus;
+mod error;
+pub mod eval;
+pub mod gate;
+pub mod imatrix;
+pub mod join;
+pub mod metrics;
+pub mod model;
+pub mod output;
+pub mod policy;
+pub mod promote;
+pub mod source;
+pub mod source_file;
+mod task;
+pub mod tokens;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::action::Action;
+use crate::action::ActionResult;
+use crate::digest::ActionDigest;
+use crate::digest::BlobDigest;
+use crate::graph::Node;
+use crate::graph::NodeId;
+use crate::graph::Work;
+use crate::observer::ActionOutcome;
+use crate::recipe::model::SourceName;
+use crate::recipe::model::StepBody;
+use crate::recipe::model::StepId;
+use crate::step::source_file::SourceFile;
+
+pub use error::Class;
+pub use error::StepError;
+pub use task::Env;
+pub use task::Made;
+pub use task::Performed;
+pub use task::Task;
+
+/// What can be told of a node's action before it runs.
+#[derive(Debug, Clone)]
+pub enum Key {
+    /// The action, and the files that it reads.
+    Action {
+        /// The action.
+        action: Box<Action>,
+        /// The sources whose digests stand in it.
+        files: Vec<SourceFile>,
+    },
+    /// Files whose digest is not known: they must be read first.
+    Unread {
+        /// The files.
+        paths: Vec<PathBuf>,
+        /// How long they are together.
+        bytes: u64,
+    },
+}
+
+/// What a node has made.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Its action.
+    pub key: ActionDigest,
+    /// The action's result.
+    pub result: ActionResult,
+    /// Whether it ran just now.
+    pub ran: bool,
+    /// The files that hold what it stands for: a source's, or a candidate's.
+    pub files: Vec<SourceFile>,
+}
+
+impl Outcome {
+    /// Makes an outcome of an action that was carried out.
+    pub fn of(performed: Performed, files: Vec<SourceFile>) -> Self {
+        let ran = performed.outcome == ActionOutcome::Ran;
+        Self { key: performed.key, result: performed.result, ran, files }
+    }
+
+    /// Returns an output.
+    pub fn output(&self, name: &'static str) -> Result<BlobDigest, StepError> {
+        self.result.output(name).ok_or_else(|| StepError::Document {
+            what: "action result",
+            problem: format!("it has no output `{name}`"),
+        })
+    }
+
+    /// Returns a fact that is a number.
+    pub fn number(&self, name: &'static str) -> Result<u64, StepError> {
+        self.result.facts.get(name).and_then(|fact| fact.parse().ok()).ok_or_else(|| StepError::Document {
+            what: "action result",
+            problem: format!("it does not say `{name}`"),
+        })
+    }
+
+    /// Returns a fact.
+    pub fn fact(&self, name: &str) -> &str {
+        self.result.facts.get(name).map_or("", String::as_str)
+    }
+}
+
+/// What the nodes before have made.
+#[derive(Debug, Clone, Default)]
+pub struct Inputs(BTreeMap<NodeId, Arc<Outcome>>);
+
+impl Inputs {
+    /// Adds what a node has made.
+    pub fn insert(&mut self, id: NodeId, outcome: Arc<Outcome>) {
+        self.0.insert(id, outcome);
+    }
+
+    /// Returns what a node has made.
+    pub fn of(&self, id: &NodeId) -> Result<&Outcome, StepError> {
+        self.0.get(id).map(Arc::as_ref).ok_or_else(|| StepError::Document {
+            what: "graph",
+            problem: format!("`{id}` is needed before it is made"),
+        })
+    }
+
+    /// Returns what a step has made.
+    pub fn step(&self, id: &StepId) -> Result<&Outcome, StepError> {
+        self.of(&NodeId::Step(id.clone()))
+    }
+
+    /// Returns what a source is.
+    pub fn source(&self, name: &SourceName) -> Result<&Outcome, StepError> {
+        self.of(&NodeId::Source(name.as_str().to_owned()))
+    }
+}
+
+/// What a node would do, for a plan.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Estimate {
+    /// Bytes of sources that are read.
+    pub reads: u64,
+    /// Bytes that are written to the store and the output folder.
+    pub writes: u64,
+    /// Parts whose result is not there.
+    pub missing: u64,
+    /// Parts in all.
+    pub parts: u64,
+    /// What a part is.
+    pub unit: &'static str,
+}
+
+/// A kind of node.
+pub trait Kind: Sync {
+    /// Returns the node's action, as far as it can be told without reading a source.
+    fn key(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError>;
+
+    /// Returns whether the outputs that a user sees are there and unchanged.
+    fn intact(&self, _node: &Node, _outcome: &mut Outcome, _inputs: &Inputs, _env: &Env<'_>) -> Result<bool, StepError> {
+        Ok(true)
+    }
+
+    /// Returns whether the result of the node's action is a hit; stricter kinds look at more than the result.
+    fn estimate(&self, _node: &Node, _inputs: &Inputs, _env: &Env<'_>) -> Result<Estimate, StepError> {
+        Ok(Estimate::default())
+    }
+
+    /// Carries the node out.
+    fn run(&self, node: &Node, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError>;
+
+    /// Says in a few words what came of it.
+    fn summary(&self, _outcome: &Outcome) -> String {
+        String::new()
+    }
+}
+
+/// Returns the kind of a node.
+pub fn kind_of(node: &Node) -> &'static dyn Kind {
+    match &node.work {
+        Work::Source(_) => &source::Source,
+        Work::Eval { .. } => &eval::Eval,
+        Work::Step(step) => match &step.body {
+            StepBody::Corpus(_) => &corpus::Corpus,
+            StepBody::Imatrix(_) => &imatrix::Imatrix,
+            StepBody::Join(_) => &join::Join,
+            StepBody::Policy(_) => &policy::Policy,
+            StepBody::Promote(_) => &promote::Promote,
+            StepBody::Eval(_) => &eval::Eval,
+            StepBody::Metrics(_) => &metrics::Metrics,
+            StepBody::Gate(_) => &gate::Gate,
+        },
+    }
+}
+
+/// Says that a node does not hold what its kind needs: a bug in the graph.
+pub(crate) fn misplaced(node: &Node) -> StepError {
+    StepError::Document { what: "graph", problem: format!("`{}` is not of its kind", node.id) }
+}
+
+/// Returns the key of an action over files, if the digest of each is known.
+pub(crate) fn key_of_files(
+    env: &Env<'_>,
+    paths: Vec<PathBuf>,
+    action: impl FnOnce(Vec<BlobDigest>) -> Action,
+) -> Result<Key, StepError> {
+    let mut files = Vec::with_capacity(paths.len());
+    let mut unread = Vec::new();
+    let mut bytes = 0;
+    for path in &paths {
+        match SourceFile::known(env, path)? {
+            Some(file) => files.push(file),
+            None => {
+                bytes += crate::fs::Stamp::of(path)?.size;
+                unread.push(path.clone());
+            }
+        }
+    }
+    if unread.is_empty() {
+        let action = Box::new(action(files.iter().map(|file| file.digest).collect()));
+        Ok(Key::Action { action, files })
+    } else {
+        Ok(Key::Unread { paths: unread, bytes })
+    }
+}
+
+/// Returns the key of an action that reads no file.
+pub(crate) fn key_of(action: Action) -> Key {
+    Key::Action { action: Box::new(action), files: Vec::new() }
+}
+
+impl Env<'_> {
+    /// Returns where a path of the recipe is.
+    pub fn path(&self, resolved: &str) -> PathBuf {
+        self.folder.join(Path::new(resolved))
+    }
+}

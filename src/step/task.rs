@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -34,14 +35,20 @@ pub struct Env<'a> {
     pub quantizer: crate::engine::Identity,
     /// The identity of what evaluates.
     pub evaluator: crate::engine::Identity,
-    /// The folder that paths of the recipe start from, by the file that states them.
-    pub folders: BTreeMap<String, PathBuf>,
+    /// The folder of the recipe: its paths start there.
+    pub folder: PathBuf,
     /// Where outputs go.
     pub out: PathBuf,
     /// One engine at a time reads chunks: models are large, and two would only take turns.
     pub model_slot: Mutex<()>,
-    /// Digests that this build has already looked up in the stat cache, by path.
-    pub known: Mutex<BTreeMap<PathBuf, Option<BlobDigest>>>,
+}
+
+impl Env<'_> {
+    /// Waits for the right to run a model.
+    pub fn model_slot(&self) -> MutexGuard<'_, ()> {
+        // The slot guards no data, so a panic elsewhere cannot have broken any.
+        self.model_slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
 }
 
 /// The outputs of an action while it runs.
@@ -133,7 +140,7 @@ impl<'a> Task<'a> {
                 waited = true;
                 self.tell(Event::Waiting { step: self.step.clone(), key, holder: holder.to_string() });
             },
-            &|| self.env.cancel.is_set(),
+            &|| self.env.cancel.is_cancelled(),
         )?;
         self.check_cancel()?;
         if let Some(result) = store.lookup(&key)? {
@@ -170,7 +177,7 @@ impl<'a> Task<'a> {
 
     /// Fails if the build was stopped.
     pub fn check_cancel(&self) -> Result<(), StepError> {
-        if self.env.cancel.is_set() { Err(StepError::Stopped) } else { Ok(()) }
+        if self.env.cancel.is_cancelled() { Err(StepError::Stopped) } else { Ok(()) }
     }
 
     /// Tells the observer.

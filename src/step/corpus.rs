@@ -1,0 +1,197 @@
+//! `[corpus.NAME]`: the texts of a corpus, found, checked and put in order. The texts themselves stay where they are.
+
+use std::io::Read;
+use std::path::Path;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::action;
+use crate::action::Action;
+use crate::action::Chunking;
+use crate::digest::BlobDigest;
+use crate::fs;
+use crate::graph::Node;
+use crate::graph::Work;
+use crate::observer::Unit;
+use crate::recipe::model;
+use crate::recipe::model::CorpusStep;
+use crate::recipe::model::StepBody;
+use crate::report::words;
+use crate::step::Env;
+use crate::step::Estimate;
+use crate::step::Inputs;
+use crate::step::Key;
+use crate::step::Kind;
+use crate::step::Outcome;
+use crate::step::StepError;
+use crate::step::Task;
+use crate::step::misplaced;
+use crate::step::model::encode;
+use crate::step::source_file::SourceFile;
+
+/// The version of [`Document`].
+const SCHEMA: u32 = 1;
+
+/// A corpus.
+pub struct Corpus;
+
+/// What later steps depend on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Document {
+    /// The version of this form.
+    pub schema: u32,
+    /// How the texts are cut.
+    pub chunking: Chunking,
+    /// Whether special tokens in the texts are read as such.
+    pub parse_special: bool,
+    /// The texts, in order.
+    pub texts: Vec<BlobDigest>,
+}
+
+fn corpus(node: &Node) -> Result<&CorpusStep, StepError> {
+    match &node.work {
+        Work::Step(step) => match &step.body {
+            StepBody::Corpus(corpus) => Ok(corpus),
+            _ => Err(misplaced(node)),
+        },
+        _ => Err(misplaced(node)),
+    }
+}
+
+fn action_of(corpus: &CorpusStep, texts: Vec<BlobDigest>) -> Action {
+    let chunking = match corpus.chunking {
+        model::Chunking::PerFile => Chunking::PerFile,
+        model::Chunking::Joined => Chunking::Joined,
+    };
+    Action::Corpus(action::Corpus { texts, chunking, parse_special: corpus.parse_special })
+}
+
+/// Returns the files of a corpus: pattern by pattern, within a pattern by name; a file that two patterns match once.
+pub fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepError> {
+    let mut found: Vec<PathBuf> = Vec::new();
+    for pattern in &corpus.files {
+        let place = || {
+            let (line, _) = pattern.origin.source.line_column(pattern.origin.span.start);
+            format!("{}:{line}", pattern.origin.source.name())
+        };
+        let base = glob::Pattern::escape(&folder.to_string_lossy());
+        let absolute = if Path::new(&pattern.resolved).is_absolute() {
+            pattern.resolved.clone()
+        } else {
+            format!("{base}/{}", pattern.resolved)
+        };
+        let options = glob::MatchOptions { require_literal_leading_dot: true, require_literal_separator: true, case_sensitive: true };
+        let matches = glob::glob_with(&absolute, options).map_err(|error| {
+            StepError::input(format!("{}: `{}` is not a file pattern: {}", place(), pattern.written, error.msg))
+        })?;
+        let mut files: Vec<PathBuf> = Vec::new();
+        for path in matches {
+            let path = path.map_err(|error| {
+                StepError::input(format!("{}: cannot look into `{}`: {}", place(), error.path().display(), error.error()))
+            })?;
+            if fs::Stamp::of_plain_file(&path)?.is_some() {
+                files.push(path);
+            }
+        }
+        // `glob` sorts by name already; the order must not rest on that.
+        files.sort();
+        if files.is_empty() {
+            return Err(StepError::input_hint(
+                format!("{}: no file matches `{}`", place(), pattern.written),
+                format!("patterns are relative to the recipe that states them; looked in `{}`", folder.display()),
+            ));
+        }
+        found.extend(files.into_iter().filter(|file| !found.contains(file)).collect::<Vec<_>>());
+    }
+    Ok(found)
+}
+
+/// Fails if a text is not UTF-8, naming the first byte that is not.
+fn check_utf8(file: &SourceFile) -> Result<(), StepError> {
+    let mut reader = fs::open(&file.path)?;
+    let mut piece = vec![0; 1 << 20];
+    let mut carried = 0;
+    let mut offset = 0u64;
+    loop {
+        let read = reader.read(&mut piece[carried..]).map_err(fs::PathError::on(&file.path, "read"))?;
+        let filled = carried + read;
+        let valid = match std::str::from_utf8(&piece[..filled]) {
+            Ok(_) => filled,
+            // A character may continue in the next piece.
+            Err(error) if error.error_len().is_none() && read > 0 => error.valid_up_to(),
+            Err(error) => {
+                return Err(StepError::input_hint(
+                    format!(
+                        "`{}` is not UTF-8: byte {} is 0x{:02x}",
+                        file.path.display(),
+                        offset + error.valid_up_to() as u64,
+                        piece[error.valid_up_to()]
+                    ),
+                    format!("convert it, as with `iconv -t UTF-8 {0} > {0}.utf8`", file.path.display()),
+                ));
+            }
+        };
+        if read == 0 {
+            return Ok(());
+        }
+        piece.copy_within(valid..filled, 0);
+        carried = filled - valid;
+        offset += valid as u64;
+    }
+}
+
+impl Kind for Corpus {
+    fn key(&self, node: &Node, _inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError> {
+        let corpus = corpus(node)?;
+        super::key_of_files(env, find(corpus, &env.folder)?, |texts| action_of(corpus, texts))
+    }
+
+    fn estimate(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Estimate, StepError> {
+        Ok(match self.key(node, inputs, env)? {
+            Key::Unread { paths, bytes } => {
+                Estimate { reads: bytes, missing: paths.len() as u64, parts: paths.len() as u64, unit: "file", ..Default::default() }
+            }
+            Key::Action { files, .. } => Estimate { reads: files.iter().map(|file| file.digest.len).sum(), ..Default::default() },
+        })
+    }
+
+    fn run(&self, node: &Node, _inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
+        let corpus = corpus(node)?;
+        let paths = find(corpus, &task.env.folder)?;
+        let mut files = Vec::with_capacity(paths.len());
+        for path in &paths {
+            files.push(SourceFile::read(task.env, path, &|_| {})?);
+        }
+        let total = files.iter().map(|file| file.digest.len).sum();
+        let action = action_of(corpus, files.iter().map(|file| file.digest).collect());
+        let performed = task.perform(&action, &files, |made| {
+            for file in &files {
+                task.check_cancel()?;
+                check_utf8(file)?;
+                task.advance(Unit::BytesHashed, file.digest.len, total);
+            }
+            if total == 0 {
+                return Err(StepError::input("all texts of the corpus are empty"));
+            }
+            let Action::Corpus(inputs) = &action else { return Err(misplaced(node)) };
+            let document = Document {
+                schema: SCHEMA,
+                chunking: inputs.chunking,
+                parse_special: inputs.parse_special,
+                texts: inputs.texts.clone(),
+            };
+            made.output("corpus", task.env.store.put(&encode(&document)?)?);
+            made.fact("texts", files.len());
+            made.fact("bytes", total);
+            Ok(())
+        })?;
+        Ok(Outcome::of(performed, files))
+    }
+
+    fn summary(&self, outcome: &Outcome) -> String {
+        let texts = outcome.number("texts").unwrap_or_default();
+        format!("{}, {}", words::count(texts, "text"), words::bytes(outcome.number("bytes").unwrap_or_default()))
+    }
+}

@@ -1,0 +1,249 @@
+//! `[join.NAME]`: an imatrix held against a model. What policies and promote rely on: which tensors have data, which have
+//! none or of the wrong length, and which experts were never routed.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::action;
+use crate::action::Action;
+use crate::action::Severity;
+use crate::digest::BlobDigest;
+use crate::graph::Node;
+use crate::graph::Work;
+use crate::imatrix::Entry;
+use crate::policy;
+use crate::recipe::model::JoinStep;
+use crate::recipe::model::OnProblem;
+use crate::recipe::model::StepBody;
+use crate::report::words;
+use crate::step::Env;
+use crate::step::Inputs;
+use crate::step::Key;
+use crate::step::Kind;
+use crate::step::Outcome;
+use crate::step::StepError;
+use crate::step::Task;
+use crate::step::imatrix;
+use crate::step::key_of;
+use crate::step::misplaced;
+use crate::step::model::Shape;
+use crate::step::model::decode;
+use crate::step::model::encode;
+use crate::step::policy::facts_of;
+
+/// The version of the documents below.
+const SCHEMA: u32 = 1;
+
+/// A join.
+pub struct Join;
+
+/// A tensor whose data fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Matched {
+    /// The rows that its matrix saw: of all experts the fewest and the most.
+    pub rows: (u64, u64),
+    /// Experts that saw fewer rows than asked for, by number.
+    pub unrouted: Vec<usize>,
+}
+
+/// A tensor whose data do not fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrongLength {
+    /// How many values the imatrix has.
+    pub found: u64,
+    /// How many the tensor takes.
+    pub expected: u64,
+}
+
+/// The report: output `join`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The version of this form.
+    pub schema: u32,
+    /// Tensors whose data fit.
+    pub matched: BTreeMap<String, Matched>,
+    /// Quantizable tensors without data.
+    pub missing: Vec<String>,
+    /// Tensors whose data do not fit.
+    pub wrong_length: BTreeMap<String, WrongLength>,
+    /// Entries of the imatrix that the model has no tensor for.
+    pub unknown: Vec<String>,
+}
+
+/// Which tensors have data: output `coverage`, all that a policy depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coverage {
+    /// The version of this form.
+    pub schema: u32,
+    /// Their names, sorted.
+    pub tensors: Vec<String>,
+}
+
+/// The digest of each tensor's importances: output `slices`, what the keys of tensors are made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slices {
+    /// The version of this form.
+    pub schema: u32,
+    /// The digest of the importances, as 32-bit floats, by tensor.
+    pub tensors: BTreeMap<String, BlobDigest>,
+}
+
+/// Returns the bytes of importances whose digest stands in [`Slices`].
+pub fn slice_bytes(weights: &[f32]) -> Vec<u8> {
+    weights.iter().flat_map(|weight| weight.to_le_bytes()).collect()
+}
+
+fn join_step(node: &Node) -> Result<&JoinStep, StepError> {
+    match &node.work {
+        Work::Step(step) => match &step.body {
+            StepBody::Join(join) => Ok(join),
+            _ => Err(misplaced(node)),
+        },
+        _ => Err(misplaced(node)),
+    }
+}
+
+fn severity(problem: OnProblem) -> Severity {
+    match problem {
+        OnProblem::Warn => Severity::Warn,
+        OnProblem::Fail => Severity::Fail,
+    }
+}
+
+fn action_of(join: &JoinStep, inputs: &Inputs) -> Result<Action, StepError> {
+    Ok(Action::Join(action::Join {
+        shape: inputs.source(&join.model)?.output("shape")?,
+        imatrix: inputs.step(&join.imatrix)?.output("imatrix")?,
+        missing: severity(join.missing),
+        unrouted: severity(join.unrouted),
+        min_count: join.min_count.unwrap_or(1),
+    }))
+}
+
+impl Kind for Join {
+    fn key(&self, node: &Node, inputs: &Inputs, _env: &Env<'_>) -> Result<Key, StepError> {
+        Ok(key_of(action_of(join_step(node)?, inputs)?))
+    }
+
+    fn run(&self, node: &Node, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
+        let action = action_of(join_step(node)?, inputs)?;
+        let Action::Join(join) = &action else { return Err(misplaced(node)) };
+        let performed = task.perform(&action, &[], |made| {
+            let env = task.env;
+            let imatrix = imatrix::load(env, join.imatrix)?;
+            let shape: Shape = decode(env, "shape", join.shape)?;
+            let (report, slices) = compare(env, join, &shape, &imatrix)?;
+            tell(task, join, &report)?;
+            let tensors = report.matched.keys().cloned().collect();
+            made.output("coverage", env.store.put(&encode(&Coverage { schema: SCHEMA, tensors })?)?);
+            made.output("slices", env.store.put(&encode(&slices)?)?);
+            made.output("imatrix", join.imatrix);
+            made.output("join", env.store.put(&encode(&report)?)?);
+            made.fact("matched", report.matched.len());
+            made.fact("missing", report.missing.len());
+            made.fact("wrong_length", report.wrong_length.len());
+            made.fact("unrouted", report.matched.values().map(|matched| matched.unrouted.len()).sum::<usize>());
+            made.fact("entries", imatrix.entries.len());
+            made.fact("chunks", imatrix.chunk_count);
+            made.fact("dataset", imatrix.datasets.first().map_or("", String::as_str));
+            Ok(())
+        })?;
+        Ok(Outcome::of(performed, Vec::new()))
+    }
+
+    fn summary(&self, outcome: &Outcome) -> String {
+        let fact = |name| outcome.fact(name).to_owned();
+        let mut text = format!("{} matched, {} without data", fact("matched"), fact("missing"));
+        for (name, what) in [("wrong_length", "of wrong length"), ("unrouted", "experts unrouted")] {
+            if fact(name) != "0" {
+                text.push_str(&format!(", {} {what}", fact(name)));
+            }
+        }
+        text
+    }
+}
+
+fn compare(
+    env: &Env<'_>,
+    join: &action::Join,
+    shape: &Shape,
+    imatrix: &crate::imatrix::Imatrix,
+) -> Result<(Report, Slices), StepError> {
+    let model = facts_of(env, shape)?;
+    let mut report = Report {
+        schema: SCHEMA,
+        matched: BTreeMap::new(),
+        missing: Vec::new(),
+        wrong_length: BTreeMap::new(),
+        unknown: Vec::new(),
+    };
+    let mut slices = Slices { schema: SCHEMA, tensors: BTreeMap::new() };
+    for tensor in &shape.tensors {
+        let Some(entry) = imatrix.entries.get(&tensor.name) else {
+            if policy::quantizable(&model, &tensor.name, &tensor.dims).is_ok() {
+                report.missing.push(tensor.name.clone());
+            }
+            continue;
+        };
+        let dim = |index: usize| tensor.dims.get(index).copied().unwrap_or(1);
+        let expected = dim(0) * dim(2) * dim(3);
+        if entry.columns as u64 != dim(0) || entry.sums.len() as u64 != expected {
+            report.wrong_length.insert(tensor.name.clone(), WrongLength { found: entry.sums.len() as u64, expected });
+            continue;
+        }
+        report.matched.insert(tensor.name.clone(), matched(entry, join.min_count));
+        slices.tensors.insert(tensor.name.clone(), BlobDigest::of(&slice_bytes(&entry.weights())));
+    }
+    report.unknown = imatrix
+        .entries
+        .keys()
+        .filter(|name| !shape.tensors.iter().any(|tensor| tensor.name == **name))
+        .cloned()
+        .collect();
+    Ok((report, slices))
+}
+
+fn matched(entry: &Entry, least: u64) -> Matched {
+    let rows: Vec<u64> = entry.counts.iter().map(|count| count.round() as u64).collect();
+    let below = |&(_, &rows): &(usize, &u64)| rows < least;
+    Matched {
+        rows: (rows.iter().copied().min().unwrap_or(0), rows.iter().copied().max().unwrap_or(0)),
+        unrouted: rows.iter().enumerate().filter(below).map(|(expert, _)| expert).collect(),
+    }
+}
+
+fn tell(task: &Task<'_>, join: &action::Join, report: &Report) -> Result<(), StepError> {
+    let mut problems = Vec::new();
+    // No run of a model gives data for a token embedding: it is looked up, not multiplied.
+    let missing: Vec<&String> = report.missing.iter().filter(|name| *name != "token_embd.weight").collect();
+    if !missing.is_empty() {
+        problems.push((join.missing, format!("the imatrix has no data for {}", words::names(&missing, 5))));
+    }
+    for (tensor, wrong) in &report.wrong_length {
+        let what = format!(
+            "the imatrix has {} values for `{tensor}`, which takes {}: it was made with another model",
+            wrong.found, wrong.expected
+        );
+        problems.push((Severity::Fail, what));
+    }
+    for (tensor, matched) in report.matched.iter().filter(|(_, matched)| !matched.unrouted.is_empty()) {
+        let experts = matched.unrouted.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let what = format!("experts {experts} of `{tensor}` saw fewer than {} tokens; their weights count alike", join.min_count);
+        problems.push((join.unrouted, what));
+    }
+    if report.matched.is_empty() {
+        problems.push((Severity::Fail, "the imatrix fits no tensor of the model".to_owned()));
+    }
+    let failures: Vec<&str> =
+        problems.iter().filter(|(severity, _)| *severity == Severity::Fail).map(|(_, what)| what.as_str()).collect();
+    if !failures.is_empty() {
+        return Err(StepError::input_hint(
+            failures.join("; "),
+            "collect the imatrix with this model and more text, or set `missing` and `unrouted` of the join to \"warn\"",
+        ));
+    }
+    problems.into_iter().for_each(|(_, what)| task.warn(what));
+    Ok(())
+}

@@ -1,0 +1,128 @@
+//! Texts as tokens, and tokens as blocks of chunks. A chunk is a window of `context` tokens; a block is some chunks that
+//! follow each other, the unit in which imatrices and figures are cached. What is left over after the last whole chunk of
+//! a text is not used, as in `llama-imatrix` and `llama-perplexity`.
+
+use std::path::Path;
+
+use crate::action::Action;
+use crate::action::Chunking;
+use crate::action::Tokens;
+use crate::digest::BlobDigest;
+use crate::engine::Vocabulary;
+use crate::step::Outcome;
+use crate::step::StepError;
+use crate::step::Task;
+use crate::step::corpus::Document;
+use crate::step::model::decode;
+use crate::step::source_file::SourceFile;
+
+/// The longest text that is tokenized in one piece, in bytes: what llama.cpp takes.
+const TEXT_CAP: u64 = (1 << 31) - 128;
+
+/// Some chunks that follow each other.
+#[derive(Debug, Clone)]
+pub struct Block {
+    /// The digest of the tokens, 32-bit little-endian.
+    pub digest: BlobDigest,
+    /// The tokens of each chunk.
+    pub chunks: Vec<Vec<i32>>,
+}
+
+/// How a corpus is cut.
+#[derive(Debug, Clone, Copy)]
+pub struct Cut {
+    /// Tokens per chunk.
+    pub context: u32,
+    /// At most so many chunks.
+    pub chunks: Option<u64>,
+    /// Chunks per block.
+    pub block: u32,
+}
+
+/// Returns the blocks of a corpus as a model reads it.
+pub fn blocks(task: &Task<'_>, model: &Outcome, corpus: &Outcome, cut: Cut) -> Result<Vec<Block>, StepError> {
+    let env = task.env;
+    let document: Document = decode(env, "corpus", corpus.output("corpus")?)?;
+    let path = model.files.first().map(|file| file.path.clone()).unwrap_or_default();
+    let mut vocabulary = None;
+    let groups: Vec<&[SourceFile]> = match document.chunking {
+        Chunking::PerFile => corpus.files.chunks(1).collect(),
+        Chunking::Joined => vec![&corpus.files],
+    };
+    let mut left = cut.chunks.unwrap_or(u64::MAX);
+    let mut blocks = Vec::new();
+    let mut tokens_seen = 0;
+    for group in groups {
+        let action = Action::Tokens(Tokens {
+            texts: group.iter().map(|file| file.digest).collect(),
+            tokenizer: model.output("tokenizer")?,
+            parse_special: document.parse_special,
+            engine: env.evaluator.fingerprint(),
+        });
+        let reads: Vec<SourceFile> = group.iter().chain(&model.files).cloned().collect();
+        let performed = task.perform(&action, &reads, |made| {
+            let vocabulary = match &mut vocabulary {
+                Some(vocabulary) => vocabulary,
+                none => none.insert(open(&path)?),
+            };
+            let tokens = vocabulary
+                .tokenize(&read_texts(group)?, document.parse_special)
+                .map_err(StepError::engine("tokenizing the corpus"))?;
+            made.output("tokens", env.store.put(&encode(&tokens))?);
+            made.fact("tokens", tokens.len());
+            made.fact("bos", if vocabulary.add_bos() { vocabulary.bos() } else { -1 });
+            Ok(())
+        })?;
+        let outcome = Outcome::of(performed, Vec::new());
+        let bytes = env.store.read(&outcome.output("tokens")?, TEXT_CAP * 4)?;
+        let bos: i32 = outcome.fact("bos").parse().unwrap_or(-1);
+        tokens_seen += bytes.len() / 4;
+        let mut chunks: Vec<Vec<i32>> = Vec::new();
+        for chunk in bytes.chunks_exact(cut.context as usize * 4) {
+            if left == 0 {
+                break;
+            }
+            let mut chunk = decode_tokens(chunk);
+            // Every window begins as a text does. Done here, so that the digest covers it.
+            if bos >= 0 {
+                chunk[0] = bos;
+            }
+            chunks.push(chunk);
+            left -= 1;
+        }
+        for chunks in chunks.chunks(cut.block.max(1) as usize) {
+            let digest = BlobDigest::of(&chunks.iter().flat_map(|chunk| encode(chunk)).collect::<Vec<u8>>());
+            blocks.push(Block { digest, chunks: chunks.to_vec() });
+        }
+    }
+    if blocks.is_empty() {
+        return Err(StepError::input_hint(
+            format!("the corpus has {tokens_seen} tokens, less than one chunk of {}", cut.context),
+            "give it more text, or lower `context`",
+        ));
+    }
+    Ok(blocks)
+}
+
+fn open(path: &Path) -> Result<Vocabulary, StepError> {
+    Vocabulary::open(path).map_err(StepError::engine("reading the model's vocabulary"))
+}
+
+fn read_texts(files: &[SourceFile]) -> Result<String, StepError> {
+    let mut text = String::new();
+    for file in files {
+        let bytes = crate::fs::read_small(&file.path, TEXT_CAP)?;
+        let piece = String::from_utf8(bytes)
+            .map_err(|_| StepError::SourceChanged { path: file.path.clone() })?;
+        text.push_str(&piece);
+    }
+    Ok(text)
+}
+
+fn encode(tokens: &[i32]) -> Vec<u8> {
+    tokens.iter().flat_map(|token| token.to_le_bytes()).collect()
+}
+
+fn decode_tokens(bytes: &[u8]) -> Vec<i32> {
+    bytes.as_chunks::<4>().0.iter().map(|bytes| i32::from_le_bytes(*bytes)).collect()
+}
