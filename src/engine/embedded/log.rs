@@ -1,0 +1,124 @@
+//! Where llama.cpp's and ggml's log lines go: into a buffer of the thread that asked for them, never to the terminal.
+//!
+//! llama.cpp has one log callback for the process. Loading and computing log from the thread that called, so a buffer
+//! per thread tells calls apart; lines of ggml's own worker threads, and of threads that capture nothing, are dropped.
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::ffi::CStr;
+use std::ffi::c_char;
+use std::ffi::c_void;
+
+/// Lines kept of one call; an error carries the last [`TAIL`].
+const KEPT: usize = 200;
+/// Lines that an error carries.
+const TAIL: usize = 12;
+/// Longest line kept, in bytes.
+const LINE: usize = 1000;
+
+thread_local! {
+    static CAPTURES: RefCell<Vec<Lines>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Whole lines, and the start of one that has no newline yet.
+#[derive(Default)]
+struct Lines {
+    done: VecDeque<String>,
+    open: String,
+}
+
+impl Lines {
+    fn push(&mut self, text: &str) {
+        for piece in text.split_inclusive('\n') {
+            let (piece, ended) = piece.strip_suffix('\n').map_or((piece, false), |piece| (piece, true));
+            let room = LINE.saturating_sub(self.open.len());
+            self.open.extend(piece.chars().filter(|c| !c.is_control()).take(room));
+            if ended {
+                self.close();
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        let line = std::mem::take(&mut self.open);
+        if !line.trim().is_empty() {
+            if self.done.len() == KEPT {
+                self.done.pop_front();
+            }
+            self.done.push_back(line);
+        }
+    }
+}
+
+/// Captures the log of this thread from its making to its end. Captures nest: the innermost takes the lines.
+pub(super) struct Capture {
+    /// Ends on the thread it began on.
+    _here: std::marker::PhantomData<*const ()>,
+}
+
+impl Capture {
+    /// Begins to capture on this thread.
+    pub(super) fn begin() -> Self {
+        super::sys::backend();
+        CAPTURES.with_borrow_mut(|captures| captures.push(Lines::default()));
+        Self { _here: std::marker::PhantomData }
+    }
+
+    /// Returns the last lines, oldest first. Lines that do not help (progress dots) are short and few enough to stay.
+    pub(super) fn tail(&self) -> Vec<String> {
+        CAPTURES.with_borrow_mut(|captures| {
+            let Some(lines) = captures.last_mut() else { return Vec::new() };
+            lines.close();
+            let skip = lines.done.len().saturating_sub(TAIL);
+            lines.done.iter().skip(skip).cloned().collect()
+        })
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        CAPTURES.with_borrow_mut(|captures| captures.pop());
+    }
+}
+
+/// llama.cpp's log callback. Text comes in pieces, in no certain encoding.
+pub(super) unsafe extern "C" fn receive(
+    _level: llama_cpp_sys_2::ggml_log_level,
+    text: *const c_char,
+    _data: *mut c_void,
+) {
+    if text.is_null() {
+        return;
+    }
+    // SAFETY: llama.cpp hands over a string that ends in a zero byte and lives during the call.
+    let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
+    // A thread that is ending has no buffer any more, and a capture that is being read logs nothing: both lose the line.
+    let _ = CAPTURES.try_with(|captures| {
+        if let Ok(mut captures) = captures.try_borrow_mut()
+            && let Some(lines) = captures.last_mut()
+        {
+            lines.push(&text);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_joined_bounded_and_kept_in_order() {
+        let mut lines = Lines::default();
+        lines.push("load");
+        lines.push("ing\nsecond\n\n");
+        assert_eq!(lines.done, ["loading", "second"]);
+        for i in 0..2 * KEPT {
+            lines.push(&format!("{i}\n"));
+        }
+        assert_eq!(lines.done.len(), KEPT);
+        assert_eq!(lines.done.back().unwrap(), &format!("{}", 2 * KEPT - 1));
+        lines.push(&"x".repeat(3 * LINE));
+        assert_eq!(lines.open.len(), LINE);
+    }
+}

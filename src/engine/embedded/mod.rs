@@ -1,0 +1,9 @@
+//! llama.cpp and ggml behind safe functions: the only place of the crate, beside the memory map, with `unsafe`.
+
+pub(super) mod collect;
+pub(super) mod cpu;
+pub(super) mod log;
+pub(super) mod model;
+pub(super) mod quantize;
+pub(super) mod sys;
+pub(super) mod vocabulary;

@@ -1,0 +1,350 @@
+//! A model that computes: importances and logits of chunks of tokens.
+//!
+//! Settings are those of `llama-imatrix` and `llama-perplexity` on the same machine (16-bit key-value cache, flash
+//! attention where the backend has it, physical batches of 512 tokens), with three differences that are on purpose:
+//!
+//! - Chunks are computed one at a time, not four side by side. Each chunk's result is then the same bits whatever other
+//!   chunks are asked for with it, which blocks of chunks as separate actions rely on. Sums differ from the tools' in the
+//!   last digits only, counts not at all.
+//! - Extra buffer types (weights repacked at load, AMX) are off: they change results between machines, and the AMX path
+//!   crashes on some.
+//! - A model is mapped, not read, so one larger than memory works. The weights are never written to.
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::path::Path;
+use std::path::PathBuf;
+
+use llama_cpp_sys_2 as ffi;
+
+use super::collect::Collector;
+use super::log::Capture;
+use super::sys;
+use super::sys::Batch;
+use super::sys::Context;
+use super::sys::Model;
+use crate::engine::Cancel;
+use crate::engine::Options;
+use crate::engine::error::EngineError;
+use crate::imatrix::Imatrix;
+
+/// Tokens of a physical batch, the default of llama.cpp's tools.
+const BATCH: u32 = 512;
+/// `llama-imatrix` ignores products of fewer rows, so that generated tokens do not count; a chunk is cut so that no
+/// batch is that small.
+pub(super) const LEAST_ROWS: u32 = 16;
+/// The shortest context that scores a position in its second half.
+const LEAST_CONTEXT: u32 = 4;
+
+/// What to collect importances of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CollectOptions {
+    /// Also of the output matrix (`output.weight`).
+    pub process_output: bool,
+}
+
+/// A model with its weights, ready to compute chunks of one length.
+pub struct LoadedModel {
+    /// Made at the first call of [`LoadedModel::logits`]; declared before the model so that it is dropped first.
+    scorer: Option<Context>,
+    model: Model,
+    path: PathBuf,
+    threads: i32,
+    context: u32,
+    vocabulary: usize,
+    trained: u32,
+    bos: Option<i32>,
+}
+
+impl LoadedModel {
+    /// Loads the model of a GGUF file for chunks of `context` tokens.
+    ///
+    /// Weights go to the GPU if the build has a GPU backend and there is one ([`crate::engine::evaluator`] names it), and
+    /// stay in the mapped file if not. A context longer than the model was trained for is refused: its figures mean
+    /// nothing.
+    pub fn open(path: &Path, options: &Options, context: u32) -> Result<Self, EngineError> {
+        if context < LEAST_CONTEXT {
+            return Err(EngineError::ContextTooShort { context, least: LEAST_CONTEXT });
+        }
+        let capture = Capture::begin();
+        let c_path = sys::c_path(path)?;
+        // SAFETY: llama.cpp's defaults with one flag changed; the path outlives the call; nobody else owns the result.
+        let model = unsafe {
+            let mut params = ffi::llama_model_default_params();
+            params.use_extra_bufts = false;
+            Model::own(ffi::llama_model_load_from_file(c_path.as_ptr(), params))
+        };
+        let model = model.ok_or_else(|| EngineError::Load { path: path.to_owned(), log: capture.tail() })?;
+        // SAFETY: the model and its vocabulary are live; none of the calls changes them.
+        let (encoder, decoder, diffusion, trained, size, add_bos, bos) = unsafe {
+            let vocabulary = model.vocabulary();
+            (
+                ffi::llama_model_has_encoder(model.as_ptr()),
+                ffi::llama_model_has_decoder(model.as_ptr()),
+                ffi::llama_model_is_diffusion(model.as_ptr()),
+                ffi::llama_model_n_ctx_train(model.as_ptr()),
+                ffi::llama_vocab_n_tokens(vocabulary),
+                ffi::llama_vocab_get_add_bos(vocabulary),
+                ffi::llama_vocab_bos(vocabulary),
+            )
+        };
+        let refuse = |what| Err(EngineError::NotAutoregressive { path: path.to_owned(), what });
+        if encoder || !decoder {
+            return refuse("it has an encoder");
+        }
+        if diffusion {
+            return refuse("it is a diffusion model");
+        }
+        let trained = u32::try_from(trained).unwrap_or(0);
+        if trained > 0 && context > trained {
+            return Err(EngineError::ContextTooLong { path: path.to_owned(), context, trained });
+        }
+        Ok(Self {
+            scorer: None,
+            model,
+            path: path.to_owned(),
+            threads: i32::try_from(options.threads.clamp(1, 512)).unwrap_or(1),
+            context,
+            vocabulary: usize::try_from(size).unwrap_or(0),
+            trained,
+            bos: (add_bos && bos >= 0).then_some(bos),
+        })
+    }
+
+    /// Returns the tokens of a chunk.
+    pub fn context(&self) -> u32 {
+        self.context
+    }
+
+    /// Returns the tokens of the longest context in training, 0 if the file does not say.
+    pub fn trained_context(&self) -> u32 {
+        self.trained
+    }
+
+    /// Returns the size of the vocabulary: logits per position.
+    pub fn vocabulary_size(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// Collects the importance matrix of some chunks: for every weight the sums of its squared inputs per column, and how
+    /// many rows were summed, as `llama-imatrix` does (see [`super::collect`] for which weights).
+    ///
+    /// Each chunk has `context` tokens and is a window of its own; its first token is taken as the token that begins a
+    /// text if the vocabulary asks for one. `progress` is told how many chunks are done.
+    pub fn collect(
+        &mut self,
+        chunks: &[Vec<i32>],
+        options: CollectOptions,
+        cancel: &Cancel,
+        progress: &dyn Fn(usize),
+    ) -> Result<Imatrix, EngineError> {
+        if self.context < LEAST_ROWS {
+            return Err(EngineError::ContextTooShort { context: self.context, least: LEAST_ROWS });
+        }
+        for (index, chunk) in chunks.iter().enumerate() {
+            self.check_chunk(index, chunk)?;
+        }
+        let mut collector = Box::new(Collector::new(options.process_output));
+        let capture = Capture::begin();
+        let data: *mut Collector = &raw mut *collector;
+        let mut context = self.make_context(Some((super::collect::receive, data.cast())), &capture)?;
+        for (index, chunk) in chunks.iter().enumerate() {
+            cancel.check()?;
+            // SAFETY: `collector` lives until the end of this function and is used through this pointer only, here and by
+            // the callback, which llama.cpp calls on this thread during `decode`.
+            unsafe { (*data).begin_chunk(index) };
+            let computed = decode(&mut context, self.bos, index, chunk, 0, cancel, &capture, &mut |_, _| Ok(()));
+            // SAFETY: as above; no computation is running.
+            if let Some(failure) = unsafe { (*data).take_failure() } {
+                return Err(failure);
+            }
+            computed?;
+            progress(index + 1);
+        }
+        drop(context);
+        // SAFETY: the context is gone, so nothing else has the pointer any more.
+        unsafe { &mut *data }.finish(u32::try_from(chunks.len()).unwrap_or(u32::MAX), self.context)
+    }
+
+    /// Computes one chunk and hands out the logits of the positions from `first` on: `each` is called with a position and
+    /// one logit per token of the vocabulary, in order of positions. Logits at a position predict the token after it.
+    ///
+    /// The chunk has `context` tokens; its first token is taken as in [`LoadedModel::collect`]. Logits that are not
+    /// finite are an error; an error of `each` ends the call and is returned.
+    pub fn logits(
+        &mut self,
+        chunk: &[i32],
+        first: usize,
+        cancel: &Cancel,
+        each: &mut dyn FnMut(usize, &[f32]) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        self.check_chunk(0, chunk)?;
+        cancel.check()?;
+        let capture = Capture::begin();
+        let mut context = match self.scorer.take() {
+            Some(context) => context,
+            None => self.make_context(None, &capture)?,
+        };
+        let size = self.vocabulary;
+        let done = decode(&mut context, self.bos, 0, chunk, first, cancel, &capture, &mut |position, logits| {
+            // SAFETY: llama.cpp returned the logits of an output position, one per token of the vocabulary, and they stay
+            // until the next computation.
+            let logits = unsafe { std::slice::from_raw_parts(logits, size) };
+            if let Some(value) = logits.iter().find(|value| !value.is_finite()) {
+                return Err(EngineError::NonFiniteLogits { chunk: 0, position, value: value.to_string() });
+            }
+            each(position, logits)
+        });
+        self.scorer = Some(context);
+        done
+    }
+
+    /// Refuses a chunk of another length, or with tokens that llama.cpp would read out of bounds for.
+    fn check_chunk(&self, chunk: usize, tokens: &[i32]) -> Result<(), EngineError> {
+        let expected = self.context as usize;
+        if tokens.len() != expected {
+            return Err(EngineError::ChunkLength { chunk, found: tokens.len(), expected });
+        }
+        let size = self.vocabulary;
+        match tokens.iter().find(|token| usize::try_from(**token).is_ok_and(|token| token < size).eq(&false)) {
+            Some(token) => Err(EngineError::Token { chunk, token: *token, size }),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes a context for one chunk at a time, with llama.cpp's defaults for its tools.
+    fn make_context(
+        &self,
+        callback: Option<(unsafe extern "C" fn(*mut ffi::ggml_tensor, bool, *mut c_void) -> bool, *mut c_void)>,
+        capture: &Capture,
+    ) -> Result<Context, EngineError> {
+        let batch = batch_size(self.context);
+        // SAFETY: llama.cpp's defaults with plain values changed; the callback's data outlives the context (the caller
+        // drops the context first); the model outlives it as well.
+        let context = unsafe {
+            let mut params = ffi::llama_context_default_params();
+            params.n_ctx = self.context;
+            params.n_batch = batch;
+            params.n_ubatch = batch;
+            params.n_seq_max = 1;
+            params.n_threads = self.threads;
+            params.n_threads_batch = self.threads;
+            params.swa_full = false;
+            if let Some((callback, data)) = callback {
+                params.cb_eval = Some(callback);
+                params.cb_eval_user_data = data;
+            }
+            Context::own(ffi::llama_init_from_model(self.model.as_ptr(), params))
+        };
+        context.ok_or_else(|| EngineError::Context {
+            path: self.path.clone(),
+            context: self.context,
+            log: capture.tail(),
+        })
+    }
+}
+
+impl std::fmt::Debug for LoadedModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoadedModel").field("path", &self.path).field("context", &self.context).finish_non_exhaustive()
+    }
+}
+
+/// Returns the tokens of a batch: at most [`BATCH`], and such that the last batch of a chunk has at least
+/// [`LEAST_ROWS`].
+fn batch_size(context: u32) -> u32 {
+    let rest = context % BATCH;
+    if context <= BATCH {
+        context
+    } else if rest == 0 || rest >= LEAST_ROWS {
+        BATCH
+    } else {
+        BATCH - LEAST_ROWS
+    }
+}
+
+/// llama.cpp's abort callback: the data is a [`Cancel`].
+unsafe extern "C" fn cancelled(data: *mut c_void) -> bool {
+    // SAFETY: `decode` passes a pointer to a `Cancel` and removes it before that reference ends.
+    unsafe { &*data.cast::<Cancel>() }.is_cancelled()
+}
+
+/// Takes the abort callback away, however `decode` ends.
+struct AbortGuard<'a>(&'a mut Context);
+
+impl Drop for AbortGuard<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the context is live and not computing.
+        unsafe { ffi::llama_set_abort_callback(self.0.as_ptr(), None, std::ptr::null_mut()) }
+    }
+}
+
+/// Computes one chunk from an empty memory, batch by batch, and hands out the logits of the positions from `first` on.
+#[allow(clippy::too_many_arguments)]
+fn decode(
+    context: &mut Context,
+    bos: Option<i32>,
+    index: usize,
+    chunk: &[i32],
+    first: usize,
+    cancel: &Cancel,
+    capture: &Capture,
+    each: &mut dyn FnMut(usize, *const f32) -> Result<(), EngineError>,
+) -> Result<(), EngineError> {
+    let failed = |status| EngineError::Compute { chunk: index, status, log: capture.tail() };
+    // SAFETY: the context is live; `cancel` outlives the guard, which removes the callback.
+    unsafe {
+        ffi::llama_memory_clear(ffi::llama_get_memory(context.as_ptr()), true);
+        let data: *const Cancel = cancel;
+        ffi::llama_set_abort_callback(context.as_ptr(), Some(cancelled), data.cast_mut().cast());
+    }
+    let guard = AbortGuard(context);
+    let size = batch_size(chunk.len() as u32);
+    let mut batch = Batch::new(size);
+    for (number, tokens) in chunk.chunks(size as usize).enumerate() {
+        cancel.check()?;
+        let start = number * size as usize;
+        batch.clear();
+        for (offset, token) in tokens.iter().enumerate() {
+            let position = start + offset;
+            let token = if position == 0 { bos.unwrap_or(*token) } else { *token };
+            if !batch.push(token, position as i32, 0, position >= first) {
+                return Err(failed(-1));
+            }
+        }
+        // SAFETY: the batch's arrays hold `n_tokens` entries, tokens are in the vocabulary.
+        let status = unsafe { ffi::llama_decode(guard.0.as_ptr(), batch.raw()) };
+        if status == 2 || cancel.is_cancelled() {
+            return Err(EngineError::Cancelled);
+        }
+        if status != 0 {
+            return Err(failed(status));
+        }
+        for offset in first.saturating_sub(start).min(tokens.len())..tokens.len() {
+            // SAFETY: the batch was computed and this entry was marked as an output; null means that it was not.
+            let logits = unsafe { ffi::llama_get_logits_ith(guard.0.as_ptr(), offset as i32) };
+            if logits.is_null() {
+                return Err(failed(0));
+            }
+            each(start + offset, logits)?;
+        }
+    }
+    // SAFETY: the context is live. Waits for a device that computes on its own.
+    unsafe { ffi::llama_synchronize(guard.0.as_ptr()) };
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_batch_of_a_chunk_is_too_small_to_be_counted() {
+        for context in LEAST_ROWS..3000 {
+            let size = batch_size(context);
+            assert!(size <= BATCH);
+            let last = (context - 1) % size + 1;
+            assert!(last >= LEAST_ROWS, "{context}: batches of {size}, the last of {last}");
+        }
+    }
+}

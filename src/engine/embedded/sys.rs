@@ -1,0 +1,197 @@
+//! Owners of llama.cpp's objects and the calls that need no object.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::ffi::CString;
+use std::ffi::c_char;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::Once;
+
+use llama_cpp_sys_2 as ffi;
+
+use crate::engine::error::EngineError;
+use crate::tensor_type::TensorType;
+
+/// Starts llama.cpp once per process and takes its log away from the terminal.
+pub(super) fn backend() {
+    static ONCE: Once = Once::new();
+    // SAFETY: both calls may be made at any time before other calls, and happen once; `receive` is a plain function.
+    ONCE.call_once(|| unsafe {
+        ffi::llama_log_set(Some(super::log::receive), std::ptr::null_mut());
+        ffi::llama_backend_init();
+    });
+}
+
+/// Returns what a function of no arguments says of a version.
+fn version_text(text: *const c_char) -> String {
+    if text.is_null() {
+        return "unknown".to_owned();
+    }
+    // SAFETY: ggml and llama.cpp return string literals here.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}
+
+/// Returns the versions of what is linked: (`llama.cpp`, `ggml`, commit of ggml).
+pub(in crate::engine) fn versions() -> (String, String, String) {
+    // SAFETY: the three functions return pointers to literals and have no preconditions.
+    unsafe {
+        (version_text(ffi::llama_version()), version_text(ffi::ggml_version()), version_text(ffi::ggml_commit()))
+    }
+}
+
+/// Returns the names and descriptions of the devices that computations may run on, in llama.cpp's order.
+pub(in crate::engine) fn devices() -> Vec<(String, String)> {
+    backend();
+    // SAFETY: indices are below the count, and devices live as long as the process.
+    unsafe {
+        (0..ffi::ggml_backend_dev_count())
+            .map(|index| {
+                let device = ffi::ggml_backend_dev_get(index);
+                (
+                    version_text(ffi::ggml_backend_dev_name(device)),
+                    version_text(ffi::ggml_backend_dev_description(device)),
+                )
+            })
+            .collect()
+    }
+}
+
+/// Returns the C library's name and version: `qsort` (IQ1 kernels) and `expf` are its.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub(in crate::engine) fn c_library() -> String {
+    unsafe extern "C" {
+        fn gnu_get_libc_version() -> *const c_char;
+    }
+    // SAFETY: glibc returns a literal.
+    format!("glibc {}", version_text(unsafe { gnu_get_libc_version() }))
+}
+
+/// Returns the C library's name and version: `qsort` (IQ1 kernels) and `expf` are its.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub(in crate::engine) fn c_library() -> String {
+    std::env::consts::OS.to_owned()
+}
+
+/// Returns ggml's number of a type. The numbers in files and in ggml's headers are the same.
+pub(super) fn ggml_type(ty: TensorType) -> ffi::ggml_type {
+    ty.id() as ffi::ggml_type
+}
+
+/// Turns a path into what llama.cpp takes: UTF-8 without a zero byte.
+pub(super) fn c_path(path: &Path) -> Result<CString, EngineError> {
+    let error = |what| EngineError::Path { path: path.to_owned(), what };
+    let text = path.to_str().ok_or_else(|| error("it is not valid UTF-8"))?;
+    CString::new(text).map_err(|_| error("it holds a zero byte"))
+}
+
+/// A loaded model (or only its vocabulary).
+pub(super) struct Model(NonNull<ffi::llama_model>);
+
+// SAFETY: llama.cpp keeps no thread-local state in a model; it is only moved, never shared by reference across threads.
+unsafe impl Send for Model {}
+
+impl Model {
+    /// Takes what a load returned; `None` for a null pointer.
+    ///
+    /// # Safety
+    ///
+    /// `model` is null or comes from a load and is owned by nobody else.
+    pub(super) unsafe fn own(model: *mut ffi::llama_model) -> Option<Self> {
+        NonNull::new(model).map(Self)
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut ffi::llama_model {
+        self.0.as_ptr()
+    }
+
+    /// Returns the vocabulary, which lives as long as the model.
+    pub(super) fn vocabulary(&self) -> *const ffi::llama_vocab {
+        // SAFETY: the model is live.
+        unsafe { ffi::llama_model_get_vocab(self.0.as_ptr()) }
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        // SAFETY: this is the only owner, and contexts are dropped before (fields drop in declared order).
+        unsafe { ffi::llama_model_free(self.0.as_ptr()) }
+    }
+}
+
+/// A context: key-value cache and compute buffers of one computation.
+pub(super) struct Context(NonNull<ffi::llama_context>);
+
+// SAFETY: as for `Model`; a context is used by one thread at a time because every use takes `&mut`.
+unsafe impl Send for Context {}
+
+impl Context {
+    /// Takes what `llama_init_from_model` returned; `None` for a null pointer.
+    ///
+    /// # Safety
+    ///
+    /// `context` is null or owned by nobody else, and its model outlives the result.
+    pub(super) unsafe fn own(context: *mut ffi::llama_context) -> Option<Self> {
+        NonNull::new(context).map(Self)
+    }
+
+    pub(super) fn as_ptr(&mut self) -> *mut ffi::llama_context {
+        self.0.as_ptr()
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: this is the only owner and the model is still live.
+        unsafe { ffi::llama_free(self.0.as_ptr()) }
+    }
+}
+
+/// A batch of tokens with room for a fixed number, one sequence each.
+pub(super) struct Batch {
+    raw: ffi::llama_batch,
+    room: usize,
+}
+
+impl Batch {
+    /// Allocates room for `room` tokens.
+    pub(super) fn new(room: u32) -> Self {
+        // SAFETY: no preconditions; the three arrays of `room` entries are freed in `drop`.
+        let raw = unsafe { ffi::llama_batch_init(room.cast_signed(), 0, 1) };
+        Self { raw, room: room as usize }
+    }
+
+    /// Forgets the tokens.
+    pub(super) fn clear(&mut self) {
+        self.raw.n_tokens = 0;
+    }
+
+    /// Adds a token at a position of a sequence; false if there is no room.
+    pub(super) fn push(&mut self, token: i32, position: i32, sequence: i32, output: bool) -> bool {
+        let at = self.raw.n_tokens as usize;
+        if at >= self.room {
+            return false;
+        }
+        // SAFETY: `at` is below the room that the arrays were allocated with, and each has one sequence id per token.
+        unsafe {
+            *self.raw.token.add(at) = token;
+            *self.raw.pos.add(at) = position;
+            *self.raw.n_seq_id.add(at) = 1;
+            **self.raw.seq_id.add(at) = sequence;
+            *self.raw.logits.add(at) = i8::from(output);
+        }
+        self.raw.n_tokens += 1;
+        true
+    }
+
+    pub(super) fn raw(&self) -> ffi::llama_batch {
+        self.raw
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        // SAFETY: made by `llama_batch_init` and freed once.
+        unsafe { ffi::llama_batch_free(self.raw) }
+    }
+}
