@@ -5,6 +5,7 @@
 
 pub mod digest;
 pub mod fs;
+pub mod observer;
 pub mod text;
 
 pub mod tensor_type;
@@ -21,19 +22,21 @@ pub mod figures;
 
 pub mod policy;
 
+pub mod report;
+
 pub mod action;
 
 pub mod store;
 
 pub mod graph;
 
-pub mod plan;
-
 pub mod step;
 
-pub mod scheduler;
+pub mod plan;
 
-pub mod report;
+pub mod manifest;
+
+pub mod scheduler;
 
 pub mod session;
 

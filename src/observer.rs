@@ -17,6 +17,8 @@ pub enum Unit {
     BytesWritten,
     /// Chunks of tokens that a model reads.
     Chunks,
+    /// Chunks of tokens that the reference reads first.
+    ReferenceChunks,
     /// Tensors.
     Tensors,
 }
@@ -102,6 +104,13 @@ pub enum Event {
     },
     /// Something a user should know.
     Warning {
+        /// The step that it is about.
+        step: String,
+        /// What.
+        message: String,
+    },
+    /// Something worth knowing, which is as it should be.
+    Note {
         /// The step that it is about.
         step: String,
         /// What.

@@ -324,8 +324,8 @@ pub struct Metrics {
 pub struct Gate {
     /// The rows that are judged.
     pub rows: Vec<MetricsRow>,
-    /// The row that `baseline` means.
-    pub baseline: Option<MetricsRow>,
+    /// The rows that `baseline` means, one for each evaluation.
+    pub baseline: Vec<MetricsRow>,
     /// The requirements, as written.
     pub require: Vec<String>,
     /// The confidence of comparisons, in millionths.

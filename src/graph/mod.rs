@@ -11,8 +11,11 @@ use petgraph::algo::toposort;
 use petgraph::graph::DiGraph;
 use petgraph::graph::NodeIndex;
 
+use crate::recipe::model::MetricsStep;
+use crate::recipe::model::PolicyStep;
 use crate::recipe::model::Recipe;
 use crate::recipe::model::SourceDef;
+use crate::recipe::model::SourceName;
 use crate::recipe::model::Step;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
@@ -51,8 +54,15 @@ impl fmt::Display for NodeId {
 pub enum Work {
     /// A source.
     Source(SourceDef),
-    /// A step.
+    /// A step that says all about itself.
     Step(Step),
+    /// A candidate, with the policy that it follows.
+    Promote {
+        /// The step.
+        step: Step,
+        /// Its policy.
+        policy: PolicyStep,
+    },
     /// An evaluation (the step) of one candidate.
     Eval {
         /// The evaluation.
@@ -60,6 +70,29 @@ pub enum Work {
         /// The candidate.
         candidate: StepId,
     },
+    /// A step over the figures of candidates: a table or a gate.
+    Figures {
+        /// The step.
+        step: Step,
+        /// Whose figures, in the recipe's order.
+        rows: Vec<FiguresOf>,
+    },
+}
+
+/// An evaluation of a candidate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FiguresOf {
+    /// The evaluation.
+    pub eval: StepId,
+    /// The candidate.
+    pub candidate: StepId,
+}
+
+impl FiguresOf {
+    /// Returns the node that measures.
+    pub fn node(&self) -> NodeId {
+        NodeId::Eval { eval: self.eval.clone(), candidate: self.candidate.clone() }
+    }
 }
 
 /// A node.
@@ -114,6 +147,8 @@ impl Graph {
             add(&mut graph, NodeId::Source(name.as_str().to_owned()), Work::Source(source.clone()))?;
         }
         for step in &recipe.steps {
+            let id = NodeId::Step(step.id.clone());
+            let step = step.clone();
             match &step.body {
                 StepBody::Eval(eval) => {
                     for candidate in &eval.candidates {
@@ -121,12 +156,30 @@ impl Graph {
                         add(&mut graph, id, Work::Eval { step: step.clone(), candidate: candidate.clone() })?;
                     }
                 }
-                _ => add(&mut graph, NodeId::Step(step.id.clone()), Work::Step(step.clone()))?,
+                StepBody::Promote(promote) => {
+                    let policy = match recipe.step(&promote.policy).map(|step| &step.body) {
+                        Some(StepBody::Policy(policy)) => policy.clone(),
+                        _ => return Err(missing(&id, &promote.policy)),
+                    };
+                    add(&mut graph, id, Work::Promote { step, policy })?;
+                }
+                StepBody::Metrics(metrics) => {
+                    let rows = rows_of(recipe, metrics);
+                    add(&mut graph, id, Work::Figures { step, rows })?;
+                }
+                StepBody::Gate(gate) => {
+                    let rows = match recipe.step(&gate.metrics).map(|step| &step.body) {
+                        Some(StepBody::Metrics(metrics)) => rows_of(recipe, metrics),
+                        _ => return Err(missing(&id, &gate.metrics)),
+                    };
+                    add(&mut graph, id, Work::Figures { step, rows })?;
+                }
+                _ => add(&mut graph, id, Work::Step(step))?,
             }
         }
         let mut edges = Vec::new();
         for node in graph.node_weights() {
-            for need in needs(recipe, &node.work) {
+            for need in needs(&node.work) {
                 let from = by_id.get(&need).copied().ok_or_else(|| GraphError::Missing {
                     node: node.id.to_string(),
                     missing: need.to_string(),
@@ -216,64 +269,45 @@ fn stable(graph: &DiGraph<Node, ()>, count: usize) -> Vec<NodeIndex> {
     order
 }
 
-fn needs(recipe: &Recipe, work: &Work) -> Vec<NodeId> {
-    let source = |name: &crate::recipe::model::SourceName| NodeId::Source(name.as_str().to_owned());
-    let evals_of = |metrics: &StepId| -> Vec<NodeId> {
-        let Some(StepBody::Metrics(step)) = recipe.step(metrics).map(|step| &step.body) else { return Vec::new() };
-        step.evals.iter().flat_map(|eval| evals(recipe, eval)).collect()
-    };
+fn missing(node: &NodeId, missing: &StepId) -> GraphError {
+    GraphError::Missing { node: node.to_string(), missing: missing.to_string() }
+}
+
+fn needs(work: &Work) -> Vec<NodeId> {
+    let source = |name: &SourceName| NodeId::Source(name.as_str().to_owned());
+    let made_by = |id: &StepId| NodeId::Step(id.clone());
     match work {
         Work::Source(_) => Vec::new(),
-        Work::Eval { step, candidate } => {
-            let mut needs = vec![NodeId::Step(candidate.clone())];
-            if let StepBody::Eval(eval) = &step.body {
-                needs.push(source(&eval.reference));
-                needs.push(NodeId::Step(eval.corpus.clone()));
-            }
+        Work::Promote { step, policy } => {
+            let mut needs = vec![source(&policy.model)];
+            needs.extend(policy.join.iter().map(made_by));
+            needs.extend(step.body.inputs().into_iter().map(made_by));
             needs
         }
-        Work::Step(step) => {
+        Work::Eval { step, candidate } => {
             let mut needs: Vec<NodeId> = step.body.sources().into_iter().map(source).collect();
-            match &step.body {
-                StepBody::Metrics(metrics) => {
-                    let evals: Vec<NodeId> = metrics.evals.iter().flat_map(|eval| evals(recipe, eval)).collect();
-                    needs.extend(candidates_of(&evals));
-                    needs.extend(evals);
-                }
-                StepBody::Gate(gate) => {
-                    let evals = evals_of(&gate.metrics);
-                    needs.extend(candidates_of(&evals));
-                    needs.extend(evals);
-                    needs.push(NodeId::Step(gate.metrics.clone()));
-                }
-                StepBody::Promote(promote) => {
-                    needs.push(NodeId::Step(promote.policy.clone()));
-                    if let Some(StepBody::Policy(policy)) = recipe.step(&promote.policy).map(|step| &step.body) {
-                        needs.push(source(&policy.model));
-                        needs.extend(policy.join.iter().map(|join| NodeId::Step(join.clone())));
-                    }
-                }
-                body => needs.extend(body.inputs().into_iter().map(|id| NodeId::Step(id.clone()))),
+            if let StepBody::Eval(eval) = &step.body {
+                needs.push(made_by(&eval.corpus));
             }
+            needs.push(made_by(candidate));
             needs
+        }
+        Work::Figures { rows, .. } => rows.iter().flat_map(|row| [made_by(&row.candidate), row.node()]).collect(),
+        Work::Step(step) => {
+            let sources = step.body.sources().into_iter().map(source);
+            sources.chain(step.body.inputs().into_iter().map(made_by)).collect()
         }
     }
 }
 
-fn evals(recipe: &Recipe, eval: &StepId) -> Vec<NodeId> {
-    let Some(StepBody::Eval(step)) = recipe.step(eval).map(|step| &step.body) else { return Vec::new() };
-    step.candidates
-        .iter()
-        .map(|candidate| NodeId::Eval { eval: eval.clone(), candidate: candidate.clone() })
-        .collect()
-}
-
-fn candidates_of(evals: &[NodeId]) -> Vec<NodeId> {
+fn rows_of(recipe: &Recipe, metrics: &MetricsStep) -> Vec<FiguresOf> {
+    let evals = metrics.evals.iter().filter_map(|eval| match recipe.step(eval).map(|step| &step.body) {
+        Some(StepBody::Eval(step)) => Some((eval, step)),
+        _ => None,
+    });
     evals
-        .iter()
-        .filter_map(|node| match node {
-            NodeId::Eval { candidate, .. } => Some(NodeId::Step(candidate.clone())),
-            _ => None,
+        .flat_map(|(eval, step)| {
+            step.candidates.iter().map(|candidate| FiguresOf { eval: eval.clone(), candidate: candidate.clone() })
         })
         .collect()
 }

@@ -56,6 +56,16 @@ pub enum StepError {
         /// The way out.
         hint: Option<String>,
     },
+    /// The disk has too little room.
+    #[error("`{}` has room for {found} bytes, and {needed} are needed", path.display())]
+    NoRoom {
+        /// The folder.
+        path: PathBuf,
+        /// How many bytes are needed.
+        needed: u64,
+        /// How many there are.
+        found: u64,
+    },
     /// A requirement is not met.
     #[error("{failed} of {all} requirements are not met")]
     Gate {
@@ -106,7 +116,7 @@ impl StepError {
                 _ => Class::Environment,
             },
             Self::Path(error) if error.source.kind() == std::io::ErrorKind::NotFound => Class::Step,
-            Self::Path(_) => Class::Environment,
+            Self::Path(_) | Self::NoRoom { .. } => Class::Environment,
             Self::Engine { source: EngineError::Processor { .. } | EngineError::Write { .. }, .. } => Class::Environment,
             _ => Class::Step,
         }

@@ -179,7 +179,7 @@ pub fn kind_of(node: &Node) -> &'static dyn Kind {
     match &node.work {
         Work::Source(_) => &source::Source,
         Work::Eval { .. } => &eval::Eval,
-        Work::Step(step) => match &step.body {
+        Work::Step(step) | Work::Promote { step, .. } | Work::Figures { step, .. } => match &step.body {
             StepBody::Corpus(_) => &corpus::Corpus,
             StepBody::Imatrix(_) => &imatrix::Imatrix,
             StepBody::Join(_) => &join::Join,

@@ -35,6 +35,10 @@ pub struct Env<'a> {
     pub quantizer: crate::engine::Identity,
     /// The identity of what evaluates.
     pub evaluator: crate::engine::Identity,
+    /// The recipe's name.
+    pub recipe: String,
+    /// Whether the recipe has one table of candidates.
+    pub only_table: bool,
     /// The folder of the recipe: its paths start there.
     pub folder: PathBuf,
     /// Where outputs go.

@@ -12,6 +12,7 @@ use crate::digest::BlobDigest;
 use crate::digest::DigestWriter;
 use crate::digest::Hash;
 use crate::fs;
+use crate::fs::map::Map;
 use crate::fs::Durability;
 use crate::fs::PathError;
 use crate::fs::Placed;
@@ -143,6 +144,18 @@ impl Store {
         let found = BlobDigest::of(&bytes);
         self.verdict(digest, found, &file, &path)?;
         Ok(bytes)
+    }
+
+    /// Maps a blob, and verifies it: for blobs that are too large to hold.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Missing`], [`StoreError::Damaged`].
+    pub fn map(&self, digest: &BlobDigest) -> Result<Map, StoreError> {
+        let (file, path) = self.open_blob(digest)?;
+        let map = Map::of(&file).map_err(PathError::on(&path, "map"))?;
+        self.verdict(digest, BlobDigest::of_large(&map), &file, &path)?;
+        Ok(map)
     }
 
     /// Copies a blob to a writer and verifies it on the way: what was written is to be believed only on success.

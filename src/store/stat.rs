@@ -72,6 +72,16 @@ impl Store {
         Ok(true)
     }
 
+    /// Remembers the digest of a file that this process has just written under a name that nobody knew, and then given
+    /// its name. What may be missed is another program's edit of the named file within the very tick of the clock in
+    /// which it got the name: `forge cache verify` reads outputs again, a build does not.
+    pub fn remember_written(&self, path: &Path, digest: &BlobDigest) -> Result<Stamp, StoreError> {
+        let stamp = plain(path)?;
+        let long_ago = SystemTime::now() + 2 * GRAIN;
+        self.remember(&stamp, &stamp, long_ago, digest)?;
+        Ok(stamp)
+    }
+
     /// Returns the digest of a file and the stamp it has. A file whose stamp is known is not read; any other is read
     /// through, and remembered if its stamp proves anything. `progress` is told how many bytes were read so far.
     ///

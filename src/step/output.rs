@@ -1,0 +1,46 @@
+//! Files in the output folder: whole or absent, never linked to the store, checked by their stamp.
+
+use std::path::Path;
+use std::path::PathBuf;
+
+use crate::digest::BlobDigest;
+use crate::fs;
+use crate::observer::Event;
+use crate::step::Env;
+use crate::step::StepError;
+use crate::step::Task;
+use crate::step::source_file::SourceFile;
+
+/// Returns the path of an output. Names were checked with the recipe; a link that leads elsewhere is refused here.
+pub fn path(env: &Env<'_>, name: &str) -> Result<PathBuf, StepError> {
+    fs::safe_join(&env.out, Path::new(name)).map_err(|error| StepError::input(error.to_string()))
+}
+
+/// Returns the file if it is there and holds what it should. A file whose stamp is not known is read.
+pub fn intact(env: &Env<'_>, path: &Path, digest: &BlobDigest) -> Result<Option<SourceFile>, StepError> {
+    match fs::Stamp::of_plain_file(path)? {
+        Some(stamp) if stamp.size == digest.len => {}
+        _ => return Ok(None),
+    }
+    let (found, stamp) = env.store.digest_file(path, &|_| {})?;
+    Ok((found == *digest).then(|| SourceFile { path: path.to_owned(), digest: found, stamp }))
+}
+
+/// Takes note of a file that was just written, and tells.
+pub fn written(task: &Task<'_>, path: &Path, digest: &BlobDigest) -> Result<SourceFile, StepError> {
+    let stamp = task.env.store.remember_written(path, digest)?;
+    task.tell(Event::OutputWritten { step: task.step.clone(), path: path.display().to_string(), digest: *digest });
+    Ok(SourceFile { path: path.to_owned(), digest: *digest, stamp })
+}
+
+/// Brings a blob of the store to an output's path, unless it is there.
+pub fn place(task: &Task<'_>, name: &str, digest: &BlobDigest) -> Result<SourceFile, StepError> {
+    let path = path(task.env, name)?;
+    if let Some(file) = intact(task.env, &path, digest)? {
+        return Ok(file);
+    }
+    fs::create_dir_all(&task.env.out)?;
+    task.env.store.materialize(digest, &path)?;
+    task.count_ran();
+    written(task, &path, digest)
+}

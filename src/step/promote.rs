@@ -1,0 +1,588 @@
+//! `[promote.NAME]`: a candidate. One action for each tensor, and one that assembles them; the file is written straight
+//! from the tensors in the store, and is not stored a second time.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+
+use serde::Deserialize;
+use serde::Serialize;
+use sha2::Digest as _;
+use sha2::Sha256;
+
+use crate::action;
+use crate::action::Action;
+use crate::digest::BlobDigest;
+use crate::digest::DigestWriter;
+use crate::engine;
+use crate::engine::QuantizeJob;
+use crate::fs;
+use crate::gguf::Layout;
+use crate::gguf::Metadata;
+use crate::gguf::TensorSpec;
+use crate::gguf::Value;
+use crate::graph::Node;
+use crate::graph::Work;
+use crate::imatrix::Imatrix;
+use crate::observer::Unit;
+use crate::policy::Choice;
+use crate::policy::Table;
+use crate::recipe::model::PromoteStep;
+use crate::recipe::model::StepBody;
+use crate::recipe::model::StepId;
+use crate::report::words;
+use crate::step::Env;
+use crate::step::Estimate;
+use crate::step::Inputs;
+use crate::step::Key;
+use crate::step::Kind;
+use crate::step::Outcome;
+use crate::step::StepError;
+use crate::step::Task;
+use crate::step::imatrix;
+use crate::step::join::Slices;
+use crate::step::join::slice_bytes;
+use crate::step::key_of;
+use crate::step::misplaced;
+use crate::step::model::DOCUMENT_CAP;
+use crate::step::model::INDEX;
+use crate::step::model::IndexedTensor;
+use crate::step::model::ModelIndex;
+use crate::step::model::compute_of;
+use crate::step::model::decode;
+use crate::step::model::decode_metadata;
+use crate::step::model::encode;
+use crate::step::output;
+use crate::step::source_file::SourceFile;
+
+/// The version of what is written around the tensors: raise it when a candidate's header changes.
+const WRITER: u32 = 1;
+
+/// Tensors that are worked on at once. Their rows are quantized by all threads; more of them only keep the disk busy.
+const AT_ONCE: usize = 3;
+
+/// How much of a tensor that stays as it is is copied at once.
+const PIECE: u64 = 4 << 20;
+
+/// A candidate.
+pub struct Promote;
+
+/// Where a tensor of a candidate comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum From {
+    /// It is the source's, unchanged.
+    Source,
+    /// It was quantized, and is in the store.
+    Store,
+}
+
+/// A tensor of a candidate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssembledTensor {
+    /// The name.
+    pub name: String,
+    /// The type.
+    #[serde(rename = "type")]
+    pub ty: crate::tensor_type::TensorType,
+    /// The dimensions, the row length first.
+    pub dims: Vec<u64>,
+    /// Where its bytes begin in the file.
+    pub start: u64,
+    /// Its bytes.
+    pub bytes: BlobDigest,
+    /// Where they come from.
+    pub from: From,
+}
+
+/// A candidate as header and tensors: output `assembly`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assembly {
+    /// The version of this form.
+    pub schema: u32,
+    /// The whole file.
+    pub file: BlobDigest,
+    /// SHA-256 of the whole file, for verifiers that know no BLAKE3.
+    pub sha256: String,
+    /// Everything before the first tensor.
+    pub header: BlobDigest,
+    /// The tensors, in the file's order.
+    pub tensors: Vec<AssembledTensor>,
+}
+
+fn promote(node: &Node) -> Result<(&StepId, &PromoteStep), StepError> {
+    match &node.work {
+        Work::Promote { step, .. } => match &step.body {
+            StepBody::Promote(promote) => Ok((&step.id, promote)),
+            _ => Err(misplaced(node)),
+        },
+        _ => Err(misplaced(node)),
+    }
+}
+
+/// What a candidate is made of.
+struct Parts<'i> {
+    model: &'i Outcome,
+    policy: &'i Outcome,
+    join: Option<&'i Outcome>,
+}
+
+impl Promote {
+    fn parts<'i>(node: &Node, inputs: &'i Inputs) -> Result<Parts<'i>, StepError> {
+        let (_, promote) = promote(node)?;
+        let Work::Promote { policy, .. } = &node.work else { return Err(misplaced(node)) };
+        Ok(Parts {
+            model: inputs.source(&policy.model)?,
+            policy: inputs.step(&promote.policy)?,
+            join: policy.join.as_ref().map(|join| inputs.step(join)).transpose()?,
+        })
+    }
+
+    fn action(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Action, StepError> {
+        let (_, promote) = promote(node)?;
+        let parts = Self::parts(node, inputs)?;
+        let facts = parts.join.map(|join| {
+            let fact = |name: &str| (name.to_owned(), join.fact(name).to_owned());
+            BTreeMap::from([fact("dataset"), fact("entries"), fact("chunks")])
+        });
+        let mut said = facts.unwrap_or_default();
+        said.insert("file_type".to_owned(), parts.policy.fact("file_type").to_owned());
+        Ok(Action::Promote(action::Promote {
+            model: parts.model.output("model")?,
+            metadata: parts.model.output("metadata")?,
+            policy: parts.policy.output("policy")?,
+            slices: parts.join.map(|join| join.output("slices")).transpose()?,
+            imatrix: said,
+            allow_requantize: promote.allow_requantize,
+            quantizer: env.quantizer.fingerprint(),
+            writer: WRITER,
+        }))
+    }
+}
+
+fn file_name(id: &StepId) -> String {
+    format!("{}.gguf", id.label())
+}
+
+impl Kind for Promote {
+    fn key(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError> {
+        Ok(key_of(Self::action(node, inputs, env)?))
+    }
+
+    fn intact(&self, node: &Node, outcome: &mut Outcome, _inputs: &Inputs, env: &Env<'_>) -> Result<bool, StepError> {
+        let (id, _) = promote(node)?;
+        let expected = file_digest(outcome)?;
+        let found = output::intact(env, &output::path(env, &file_name(id))?, &expected)?;
+        outcome.files = found.into_iter().collect();
+        Ok(!outcome.files.is_empty())
+    }
+
+    fn estimate(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Estimate, StepError> {
+        let draft = Draft::load(node, inputs, env)?;
+        let mut estimate = Estimate { unit: "tensor", writes: draft.layout.file_len(), ..Estimate::default() };
+        for (tensor, choice) in draft.index.tensors.iter().zip(&draft.table.choices) {
+            if choice.from == choice.to {
+                estimate.reads += tensor.bytes.len;
+                continue;
+            }
+            estimate.parts += 1;
+            if env.store.lookup(&draft.tensor_action(tensor, choice).digest())?.is_none() {
+                estimate.missing += 1;
+                estimate.reads += tensor.bytes.len;
+                estimate.writes += choice.bytes;
+            }
+        }
+        Ok(estimate)
+    }
+
+    fn run(&self, node: &Node, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
+        let (id, step) = promote(node)?;
+        let env = task.env;
+        let action = Self::action(node, inputs, env)?;
+        let draft = Draft::load(node, inputs, env)?;
+        draft.check_requantize(step)?;
+        let path = output::path(env, &file_name(id))?;
+        fs::create_dir_all(&env.out)?;
+        let mut pending = None;
+        let performed = task.perform(&action, &draft.model.files, |made| {
+            let written = draft.write(task)?;
+            let store = env.store;
+            made.output("header", store.put(draft.layout.header())?);
+            let hyperparameters = draft.model.output("hyperparameters")?;
+            made.output("compute", store.put(&encode(&compute_of(hyperparameters, &written.tensors))?)?);
+            made.output("assembly", store.put(&encode(&written.assembly)?)?);
+            made.output("hyperparameters", hyperparameters);
+            made.output("tokenizer", draft.model.output("tokenizer")?);
+            made.fact("file", written.assembly.file);
+            made.fact("sha256", &written.assembly.sha256);
+            made.fact("elements", draft.model.fact("elements"));
+            made.fact("tensors", draft.table.choices.len());
+            made.fact("quantized", draft.table.choices.iter().filter(|choice| choice.from != choice.to).count());
+            pending = Some(written);
+            Ok(())
+        })?;
+        let mut outcome = Outcome::of(performed, Vec::new());
+        let expected = file_digest(&outcome)?;
+        let file = match (pending, output::intact(env, &path, &expected)?) {
+            (None, Some(file)) => file,
+            (pending, _) => {
+                // The result was known, but the file is not there: assemble it again.
+                let written = pending.map_or_else(|| draft.write(task), Ok)?;
+                if written.assembly.file != expected {
+                    return Err(StepError::Document {
+                        what: "record of this candidate",
+                        problem: format!("it says {expected}, but its tensors make {}", written.assembly.file),
+                    });
+                }
+                for file in &draft.model.files {
+                    file.check_unchanged()?;
+                }
+                written.temp.persist(&path, fs::Durability::Synced)?;
+                task.count_ran();
+                output::written(task, &path, &expected)?
+            }
+        };
+        outcome.files = vec![file];
+        outcome.ran |= task.counts().0 > 0;
+        Ok(outcome)
+    }
+
+    fn summary(&self, outcome: &Outcome) -> String {
+        match (file_digest(outcome), outcome.number("elements")) {
+            (Ok(file), Ok(elements)) if elements > 0 => {
+                format!("{}, {:.3} bpw", words::bytes(file.len), file.len as f64 * 8.0 / elements as f64)
+            }
+            _ => String::new(),
+        }
+    }
+}
+
+/// Returns the digest of a candidate's file.
+pub fn file_digest(outcome: &Outcome) -> Result<BlobDigest, StepError> {
+    let fact = outcome.fact("file");
+    fact.parse().map_err(|_| StepError::Document { what: "action result", problem: format!("`{fact}` is no digest") })
+}
+
+/// A candidate before its tensors are there: its size is known to the byte.
+struct Draft<'i> {
+    model: &'i Outcome,
+    imatrix: Option<BlobDigest>,
+    index: ModelIndex,
+    table: Table,
+    slices: Slices,
+    layout: Layout,
+    quantizer: crate::digest::Fingerprint,
+}
+
+/// A candidate's file, complete but without its name.
+struct Written {
+    temp: fs::TempFile,
+    assembly: Assembly,
+    tensors: Vec<IndexedTensor>,
+}
+
+impl<'i> Draft<'i> {
+    fn load(node: &Node, inputs: &'i Inputs, env: &Env<'_>) -> Result<Self, StepError> {
+        let parts = Promote::parts(node, inputs)?;
+        let index: ModelIndex = decode(env, "model index", parts.model.output("model")?)?;
+        let table: Table = decode(env, "policy", parts.policy.output("policy")?)?;
+        let slices = match parts.join {
+            Some(join) => decode(env, "slices", join.output("slices")?)?,
+            None => Slices { schema: INDEX, tensors: BTreeMap::new() },
+        };
+        let same = index.tensors.len() == table.choices.len()
+            && index.tensors.iter().zip(&table.choices).all(|(tensor, choice)| tensor.name == choice.tensor && tensor.ty == choice.from);
+        if !same {
+            return Err(StepError::input("the policy was made for another model"));
+        }
+        let metadata = decode_metadata(&env.store.read(&parts.model.output("metadata")?, DOCUMENT_CAP)?)?;
+        let metadata = candidate_metadata(metadata, parts.policy, parts.join)?;
+        let specs: Vec<TensorSpec> = index
+            .tensors
+            .iter()
+            .zip(&table.choices)
+            .map(|(tensor, choice)| TensorSpec { name: tensor.name.clone(), ty: choice.to, dims: tensor.dims.clone() })
+            .collect();
+        let layout = Layout::new(&metadata, &specs, index.alignment)
+            .map_err(|error| StepError::input(format!("the candidate cannot be laid out: {error}")))?;
+        Ok(Self {
+            model: parts.model,
+            imatrix: parts.join.map(|join| join.output("imatrix")).transpose()?,
+            index,
+            table,
+            slices,
+            layout,
+            quantizer: env.quantizer.fingerprint(),
+        })
+    }
+
+    fn check_requantize(&self, step: &PromoteStep) -> Result<(), StepError> {
+        let again: Vec<&str> = self
+            .table
+            .choices
+            .iter()
+            .filter(|choice| choice.from.is_quantized() && choice.from != choice.to)
+            .map(|choice| choice.tensor.as_str())
+            .collect();
+        if again.is_empty() || step.allow_requantize {
+            return Ok(());
+        }
+        Err(StepError::input_hint(
+            format!("{} {} quantized already", words::names(&again, 3), if again.len() == 1 { "is" } else { "are" }),
+            "start from an F32, F16 or BF16 model, or set `allow_requantize = true` and accept the loss",
+        ))
+    }
+
+    fn tensor_action(&self, tensor: &IndexedTensor, choice: &Choice) -> Action {
+        let weights = if choice.to.uses_imatrix() { self.slices.tensors.get(&tensor.name).copied() } else { None };
+        Action::Tensor(action::Tensor {
+            source: tensor.bytes,
+            from: choice.from.name().to_owned(),
+            dims: tensor.dims.clone(),
+            to: choice.to.name().to_owned(),
+            weights,
+            quantizer: self.quantizer,
+        })
+    }
+
+    /// Quantizes what is not in the store, and writes the file under a temporary name in the output folder.
+    fn write(&self, task: &Task<'_>) -> Result<Written, StepError> {
+        let room = fs::free_space(&task.env.out)?;
+        if room < self.layout.file_len() {
+            return Err(StepError::NoRoom {
+                path: task.env.out.clone(),
+                needed: self.layout.file_len(),
+                found: room,
+            });
+        }
+        let digests = self.quantize(task)?;
+        self.assemble(task, &digests)
+    }
+
+    /// Returns the digest of each tensor's bytes in the candidate.
+    fn quantize(&self, task: &Task<'_>) -> Result<Vec<BlobDigest>, StepError> {
+        let count = self.index.tensors.len();
+        let changes = |index: usize| self.table.choices[index].from != self.table.choices[index].to;
+        let bytes = |index: usize| self.index.tensors[index].bytes.len;
+        let total: u64 = (0..count).filter(|&index| changes(index)).map(bytes).sum();
+        // The largest first, so that the last ones to finish are small.
+        let mut order: Vec<usize> = (0..count).filter(|&index| changes(index)).collect();
+        order.sort_by_key(|&index| (std::cmp::Reverse(bytes(index)), index));
+        let digests: Vec<OnceLock<BlobDigest>> = (0..count).map(|_| OnceLock::new()).collect();
+        for index in (0..count).filter(|&index| !changes(index)) {
+            let _ = digests[index].set(self.index.tensors[index].bytes);
+        }
+        let weights = Weights { digest: self.imatrix, loaded: Mutex::new(None) };
+        let next = AtomicUsize::new(0);
+        let failure = Mutex::new(None);
+        std::thread::scope(|scope| {
+            for _ in 0..AT_ONCE.min(order.len()) {
+                scope.spawn(|| {
+                    while let Some(&index) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let done = AtomicUsize::new(0);
+                        let progress = |bytes: u64| {
+                            done.fetch_add(bytes as usize, Ordering::Relaxed);
+                            task.advance(Unit::BytesQuantized, bytes, total);
+                        };
+                        match self.quantize_tensor(task, index, &weights, &progress) {
+                            Ok(digest) => {
+                                let left = bytes(index).saturating_sub(done.load(Ordering::Relaxed) as u64);
+                                task.advance(Unit::BytesQuantized, left, total);
+                                task.advance(Unit::Tensors, 1, order.len() as u64);
+                                let _ = digests[index].set(digest);
+                            }
+                            Err(error) => {
+                                next.store(usize::MAX / 2, Ordering::Relaxed);
+                                let mut failure = failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                                failure.get_or_insert(error);
+                                return;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        if let Some(error) = failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            return Err(error);
+        }
+        Ok(digests.into_iter().filter_map(OnceLock::into_inner).collect())
+    }
+
+    fn quantize_tensor(
+        &self,
+        task: &Task<'_>,
+        index: usize,
+        weights: &Weights,
+        progress: &dyn Fn(u64),
+    ) -> Result<BlobDigest, StepError> {
+        let (tensor, choice) = (&self.index.tensors[index], &self.table.choices[index]);
+        let action = self.tensor_action(tensor, choice);
+        let Action::Tensor(inputs) = &action else { return Err(StepError::input("not a tensor")) };
+        let shard = self.shard(tensor)?;
+        let performed = task.perform(&action, std::slice::from_ref(shard), |made| {
+            let weights = inputs.weights.map(|digest| weights.of(task.env, &tensor.name, digest)).transpose()?;
+            let dim = |index: usize| tensor.dims.get(index).copied().unwrap_or(1);
+            let job = QuantizeJob {
+                from: choice.from,
+                to: choice.to,
+                columns: dim(0),
+                rows_per_matrix: dim(1),
+                matrices: dim(2) * dim(3),
+                weights: weights.as_deref(),
+            };
+            let file = fs::open(&shard.path)?;
+            let read = |offset: u64, buffer: &mut [u8]| fs::read_exact_at(&file, buffer, tensor.start + offset);
+            let mut writer = task.env.store.writer()?;
+            engine::quantize(&job, &read, &mut writer, &task.env.cancel, progress)
+                .map_err(StepError::engine(format!("quantizing `{}` to {}", tensor.name, choice.to)))?;
+            let digest = writer.commit()?;
+            if digest.len != choice.bytes {
+                return Err(StepError::input(format!(
+                    "`{}` became {} bytes of {}, not {}",
+                    tensor.name, digest.len, choice.to, choice.bytes
+                )));
+            }
+            made.output("tensor", digest);
+            Ok(())
+        })?;
+        Outcome::of(performed, Vec::new()).output("tensor")
+    }
+
+    fn shard(&self, tensor: &IndexedTensor) -> Result<&SourceFile, StepError> {
+        self.model.files.get(tensor.shard).ok_or_else(|| StepError::input("the model has lost a part"))
+    }
+
+    fn assemble(&self, task: &Task<'_>, digests: &[BlobDigest]) -> Result<Written, StepError> {
+        let env = task.env;
+        let temp = fs::TempFile::new_in(&env.out)?;
+        let path = temp.path().to_owned();
+        let mut out = DigestWriter::new(Both { file: temp, sha256: Sha256::new() });
+        let mut failure = None;
+        let total = self.layout.file_len();
+        let result = self.layout.write(&mut out, |index, out| {
+            let tensor = &self.index.tensors[index];
+            let copied = if self.table.choices[index].from == self.table.choices[index].to {
+                self.copy_from_source(tensor, out)
+            } else {
+                env.store.copy_to(&digests[index], out).map_err(StepError::from)
+            };
+            task.advance(Unit::BytesWritten, digests[index].len, total);
+            copied.and_then(|()| task.check_cancel()).map_err(|error| {
+                failure = Some(error);
+                io::Error::other("a tensor could not be copied")
+            })
+        });
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        result.map_err(fs::PathError::on(&path, "write"))?;
+        let (both, file) = out.finish();
+        let sha256 = both.sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut tensors = Vec::with_capacity(digests.len());
+        let mut assembled = Vec::with_capacity(digests.len());
+        for (index, (place, &bytes)) in self.layout.tensors().iter().zip(digests).enumerate() {
+            let (source, choice) = (&self.index.tensors[index], &self.table.choices[index]);
+            let start = self.layout.data_offset() + place.offset;
+            tensors.push(IndexedTensor { ty: choice.to, start, bytes, shard: 0, ..source.clone() });
+            assembled.push(AssembledTensor {
+                name: source.name.clone(),
+                ty: choice.to,
+                dims: source.dims.clone(),
+                start,
+                bytes,
+                from: if choice.from == choice.to { From::Source } else { From::Store },
+            });
+        }
+        let header = BlobDigest::of(self.layout.header());
+        let assembly = Assembly { schema: INDEX, file, sha256, header, tensors: assembled };
+        Ok(Written { temp: both.file, assembly, tensors })
+    }
+
+    /// Copies a tensor that stays as it is, and checks that it is still what was hashed.
+    fn copy_from_source(&self, tensor: &IndexedTensor, out: &mut dyn Write) -> Result<(), StepError> {
+        let shard = self.shard(tensor)?;
+        let file = fs::open(&shard.path)?;
+        let mut out = DigestWriter::new(out);
+        let mut piece = vec![0; PIECE.min(tensor.bytes.len) as usize];
+        let mut at = 0;
+        while at < tensor.bytes.len {
+            let len = PIECE.min(tensor.bytes.len - at) as usize;
+            fs::read_exact_at(&file, &mut piece[..len], tensor.start + at)
+                .map_err(fs::PathError::on(&shard.path, "read"))?;
+            out.write_all(&piece[..len]).map_err(fs::PathError::on(Path::new("the candidate"), "write"))?;
+            at += len as u64;
+        }
+        if out.finish().1 == tensor.bytes { Ok(()) } else { Err(StepError::SourceChanged { path: shard.path.clone() }) }
+    }
+}
+
+/// Writes to a file and hashes on the way.
+struct Both {
+    file: fs::TempFile,
+    sha256: Sha256,
+}
+
+impl Write for Both {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.sha256.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// The imatrix, read when the first tensor needs it.
+struct Weights {
+    digest: Option<BlobDigest>,
+    loaded: Mutex<Option<std::sync::Arc<Imatrix>>>,
+}
+
+impl Weights {
+    fn of(&self, env: &Env<'_>, tensor: &str, expected: BlobDigest) -> Result<Vec<f32>, StepError> {
+        let imatrix = {
+            let mut loaded = self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            match &*loaded {
+                Some(imatrix) => std::sync::Arc::clone(imatrix),
+                None => {
+                    let digest = self.digest.ok_or_else(|| StepError::input("there is no imatrix"))?;
+                    let imatrix = std::sync::Arc::new(imatrix::load(env, digest)?);
+                    *loaded = Some(std::sync::Arc::clone(&imatrix));
+                    imatrix
+                }
+            }
+        };
+        let weights = imatrix.entries.get(tensor).map(crate::imatrix::Entry::weights).unwrap_or_default();
+        if BlobDigest::of(&slice_bytes(&weights)) == expected {
+            Ok(weights)
+        } else {
+            Err(StepError::Document { what: "imatrix", problem: format!("its importances of `{tensor}` are not those of the join") })
+        }
+    }
+}
+
+/// Returns the source's metadata with what a quantized model says of itself, as `llama-quantize` writes it but for the
+/// path of the imatrix, which is nobody's business.
+fn candidate_metadata(mut metadata: Metadata, policy: &Outcome, join: Option<&Outcome>) -> Result<Metadata, StepError> {
+    let mut set = |key: &str, value: Value| {
+        metadata.set(key, &value).map_err(|error| StepError::input(format!("metadata `{key}`: {error}")))
+    };
+    if let Ok(file_type) = policy.fact("file_type").parse() {
+        set("general.quantization_version", Value::U32(2))?;
+        set("general.file_type", Value::U32(file_type))?;
+    }
+    if let Some(join) = join {
+        let count = |name| join.number(name).map(|number| Value::U32(u32::try_from(number).unwrap_or(u32::MAX)));
+        set("quantize.imatrix.dataset", Value::String(join.fact("dataset").as_bytes().to_vec()))?;
+        set("quantize.imatrix.entries_count", count("entries")?)?;
+        set("quantize.imatrix.chunks_count", count("chunks")?)?;
+    }
+    Ok(metadata)
+}
