@@ -10,7 +10,7 @@ use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_TENSOR_NAME};
 use crate::tensor_type::TensorType;
 
 /// The longest header that is read, in bytes. The largest vocabularies make some 30 MB; a file that claims more lies.
-pub const MAX_HEADER: u64 = 1 << 30;
+pub const MAX_HEADER: u64 = 1 << 28;
 
 /// The fewest bytes that a key takes: a name of one byte and a value of one byte.
 const MIN_KEY: u64 = 8 + 1 + 4 + 1;
