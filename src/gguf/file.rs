@@ -28,7 +28,7 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
         /// The fault and its place.
-        source: GgufError,
+        source: Box<GgufError>,
     },
     /// A shard whose name does not tell the others' names.
     #[error(
@@ -72,7 +72,7 @@ impl OpenError {
     pub(super) fn format(path: &Path, source: GgufError) -> Self {
         Self::Format {
             path: path.to_owned(),
-            source,
+            source: Box::new(source),
         }
     }
 }

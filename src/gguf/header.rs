@@ -159,7 +159,7 @@ fn read_start(cursor: &mut Cursor<'_>) -> Result<u32, Stop> {
     let version = cursor.u32("the version")?;
     let problem = match version {
         2 | 3 => return Ok(version),
-        swapped if swapped != 0 && swapped & 0xffff == 0 => Problem::ByteSwapped { found: version },
+        swapped if swapped != 0 && swapped.trailing_zeros() >= 16 => Problem::ByteSwapped { found: version },
         _ => Problem::Version { found: version },
     };
     Err(GgufError {
@@ -322,7 +322,7 @@ pub(super) fn tensor_len(ty: TensorType, dims: &[u64]) -> Result<u64, Problem> {
         return Err(Problem::DimensionZero { index });
     }
     // llama.cpp counts elements and bytes in signed 64 bits.
-    let countable = |count: &u64| *count <= i64::MAX as u64;
+    let countable = |count: &u64| i64::try_from(*count).is_ok();
     let overflow = || Problem::ShapeOverflow { dims: dims.to_vec() };
     dims.iter()
         .try_fold(1u64, |all, dim| all.checked_mul(*dim))
@@ -386,4 +386,134 @@ fn check_places(tensors: &[TensorInfo], alignment: u64, data_offset: u64, total:
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::{Layout, TensorSpec};
+
+    /// A file with every kind of value and three tensors.
+    fn sample(alignment: u32) -> Vec<u8> {
+        let mut metadata = Metadata::new();
+        let numbers = Value::Array(ValueType::I32, vec![Value::I32(1), Value::I32(-1)]);
+        metadata.set("general.architecture", &"toy".into()).unwrap();
+        metadata.set("toy.numbers", &numbers).unwrap();
+        metadata
+            .set("toy.tokens", &Value::strings([&b"\xff"[..], b"b"]))
+            .unwrap();
+        metadata.set("toy.none", &Value::strings::<&str>([])).unwrap();
+        metadata.set(ALIGNMENT_KEY, &alignment.into()).unwrap();
+        let spec = |name: &str, ty, dims: &[u64]| TensorSpec {
+            name: name.to_owned(),
+            ty,
+            dims: dims.to_vec(),
+        };
+        let tensors = [
+            spec("a.weight", TensorType::Q8_0, &[64, 3]),
+            spec("b.weight", TensorType::F32, &[5]),
+            spec("c.weight", TensorType::Q4_K, &[256, 1, 2]),
+        ];
+        let layout = Layout::new(&metadata, &tensors, alignment.into()).unwrap();
+        let mut bytes = Vec::new();
+        let fill = &mut |index: usize, out: &mut dyn std::io::Write| {
+            out.write_all(&vec![index as u8 + 1; layout.tensors()[index].len as usize])
+        };
+        layout.write(&mut bytes, fill).unwrap();
+        assert_eq!(bytes.len() as u64, layout.file_len());
+        bytes
+    }
+
+    #[test]
+    fn a_file_written_again_from_its_header_is_the_same() {
+        for alignment in [1, 8, 32, 4096] {
+            let bytes = sample(alignment);
+            let header = parse(&bytes).unwrap();
+            assert_eq!((header.version, header.alignment), (3, alignment.into()));
+            let specs = header.tensors.iter();
+            let specs: Vec<_> = specs
+                .map(|TensorInfo { name, ty, dims, .. }| TensorSpec {
+                    name: name.clone(),
+                    ty: *ty,
+                    dims: dims.clone(),
+                })
+                .collect();
+            let layout = Layout::new(&header.metadata, &specs, header.alignment).unwrap();
+            assert_eq!(layout.tensors(), header.tensors);
+            let mut again = Vec::new();
+            let fill = &mut |index: usize, out: &mut dyn std::io::Write| {
+                let TensorInfo { offset, len, .. } = header.tensors[index];
+                let start = (header.data_offset + offset) as usize;
+                // In pieces, as a stream comes.
+                bytes[start..start + len as usize]
+                    .chunks(7)
+                    .try_for_each(|piece| out.write_all(piece))
+            };
+            layout.write(&mut again, fill).unwrap();
+            assert_eq!(again, bytes);
+        }
+    }
+
+    #[test]
+    fn shapes_and_places_are_told() {
+        let bytes = sample(64);
+        let header = parse(&bytes).unwrap();
+        let [a, b, c] = &header.tensors[..] else { panic!() };
+        assert_eq!(
+            (a.ncols(), a.nrows(), a.elements(), a.offset, a.len),
+            (64, 3, 192, 0, 204)
+        );
+        assert_eq!(
+            (b.ncols(), b.nrows(), b.matrices(), b.offset, b.len),
+            (5, 1, 1, 256, 20)
+        );
+        assert_eq!((c.nrows(), c.matrices(), c.offset, c.len), (2, 2, 320, 288));
+        assert_eq!(header.data_offset % 64, 0);
+        assert_eq!(header.tensor("c.weight"), Some(c));
+        assert_eq!(header.metadata.get_array_len("toy.none"), Some(0));
+    }
+
+    #[test]
+    fn version_2_reads_the_same() {
+        let mut bytes = sample(32);
+        let three = parse(&bytes).unwrap();
+        bytes[4] = 2;
+        let two = parse(&bytes).unwrap();
+        assert_eq!(two, Header { version: 2, ..three });
+    }
+
+    #[test]
+    fn the_padding_after_the_last_tensor_may_be_absent() {
+        let bytes = sample(4096);
+        let header = parse(&bytes).unwrap();
+        let last = header.tensors.last().unwrap();
+        let end = (header.data_offset + last.offset + last.len) as usize;
+        assert_eq!(parse(&bytes[..end]).unwrap(), header);
+        assert!(parse(&bytes[..end - 1]).is_err());
+    }
+
+    #[test]
+    fn any_window_gives_the_header_or_asks_for_more_and_never_blames_the_file() {
+        let bytes = sample(32);
+        let header = parse(&bytes).unwrap();
+        for cut in 0..bytes.len() {
+            match parse_window(&bytes[..cut], bytes.len() as u64) {
+                Ok(found) => assert_eq!(found, header),
+                Err(Stop::More(needed)) => assert!(needed > cut as u64 && needed <= header.data_offset, "{cut}"),
+                Err(Stop::Wrong(error)) => panic!("{cut}: {error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn without_tensors_the_file_may_end_with_the_keys() {
+        let mut metadata = Metadata::new();
+        metadata.set("a", &Value::U8(1)).unwrap();
+        let layout = Layout::new(&metadata, &[], 32).unwrap();
+        assert_eq!(layout.file_len(), 64);
+        let header = parse(layout.header()).unwrap();
+        assert_eq!(header.data_offset, 64);
+        let end = 24 + 8 + 1 + 4 + 1;
+        assert_eq!(parse(&layout.header()[..end]).unwrap().data_offset, end as u64);
+    }
 }

@@ -79,7 +79,7 @@ impl Layout {
             offset = offset
                 .checked_add(len)
                 .and_then(|end| end.checked_next_multiple_of(alignment))
-                .filter(|end| *end <= i64::MAX as u64)
+                .filter(|end| i64::try_from(*end).is_ok())
                 .ok_or_else(|| {
                     wrong(Problem::ShapeOverflow {
                         dims: spec.dims.clone(),
@@ -248,4 +248,94 @@ fn encode_header(metadata: &Metadata, tensors: &[TensorInfo], alignment: u64) ->
     }
     out.resize(out.len().next_multiple_of(alignment as usize), 0);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::Value;
+
+    fn spec(name: &str, dims: &[u64]) -> TensorSpec {
+        TensorSpec {
+            name: name.to_owned(),
+            ty: TensorType::Q8_0,
+            dims: dims.to_vec(),
+        }
+    }
+
+    fn problem(tensors: &[TensorSpec]) -> Problem {
+        Layout::new(&Metadata::new(), tensors, 32).unwrap_err().problem
+    }
+
+    #[test]
+    fn what_no_reader_would_take_is_not_laid_out() {
+        assert_eq!(problem(&[spec("", &[32])]), Problem::NameEmpty);
+        assert_eq!(
+            problem(&[spec(&"x".repeat(64), &[32])]),
+            Problem::NameLength { length: 64 }
+        );
+        assert_eq!(problem(&[spec("a\0", &[32])]), Problem::NameZero);
+        assert_eq!(problem(&[spec("a", &[32]), spec("a", &[64])]), Problem::Duplicate);
+        assert_eq!(problem(&[spec("a", &[])]), Problem::Dimensions { found: 0 });
+        assert_eq!(problem(&[spec("a", &[32, 0])]), Problem::DimensionZero { index: 1 });
+        assert_eq!(
+            problem(&[spec("a", &[33])]),
+            Problem::RowBlocks {
+                ty: TensorType::Q8_0,
+                ncols: 33
+            }
+        );
+        let huge = spec("a", &[(1 << 63) - 32, 1]);
+        assert!(
+            matches!(problem(&[huge]), Problem::ShapeOverflow { .. }),
+            "more bytes than 63 bits count"
+        );
+        let half = [
+            spec("a", &[1 << 61]),
+            spec("b", &[1 << 61]),
+            spec("c", &[1 << 61]),
+            spec("d", &[1 << 61]),
+        ];
+        assert!(matches!(problem(&half), Problem::ShapeOverflow { .. }), "all together");
+    }
+
+    #[test]
+    fn the_alignment_is_what_the_reader_will_believe() {
+        let mut metadata = Metadata::new();
+        let error = Layout::new(&metadata, &[], 64).unwrap_err().problem;
+        assert_eq!(
+            error,
+            Problem::AlignmentMismatch {
+                metadata: 32,
+                asked: 64
+            }
+        );
+        metadata.set(ALIGNMENT_KEY, &Value::U32(64)).unwrap();
+        assert_eq!(Layout::new(&metadata, &[], 64).unwrap().file_len() % 64, 0);
+        assert_eq!(
+            Layout::new(&metadata, &[], 48).unwrap_err().problem,
+            Problem::Alignment { found: 48 }
+        );
+        let far = Layout::new(&metadata, &[], 1 << 40).unwrap_err().problem;
+        assert!(matches!(far, Problem::AlignmentTooLarge { .. }));
+    }
+
+    #[test]
+    fn a_tensor_that_is_too_short_or_too_long_is_not_written() {
+        let layout = Layout::new(&Metadata::new(), &[spec("a", &[32])], 32).unwrap();
+        for (given, told) in [(33, "33 were written"), (35, "35 were written"), (0, "0 were written")] {
+            let fill = &mut |_: usize, out: &mut dyn Write| out.write_all(&vec![1; given]);
+            let error = layout.write(&mut Vec::new(), fill).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            assert!(error.to_string().contains(told), "{error}");
+        }
+    }
+
+    #[test]
+    fn ones_at_the_end_go_but_never_all() {
+        assert_eq!(without_trailing_ones(&[5, 1, 2, 1]), [5, 1, 2]);
+        assert_eq!(without_trailing_ones(&[1, 1]), [1]);
+        assert_eq!(without_trailing_ones(&[7]), [7]);
+        assert!(without_trailing_ones(&[]).is_empty());
+    }
 }

@@ -92,9 +92,7 @@ impl Entry {
 
     /// Returns an integer of any width.
     fn integer(&self) -> Option<i128> {
-        if self.ty.size().is_none() {
-            return None;
-        }
+        self.ty.size()?;
         Some(match self.value() {
             Value::U8(value) => value.into(),
             Value::I8(value) => value.into(),

@@ -258,3 +258,176 @@ fn file_name(path: &Path) -> String {
         .map(|name| name.to_string_lossy().into_owned())
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::{Layout, TensorSpec, Value};
+    use crate::tensor_type::TensorType;
+
+    /// Writes a shard that holds one tensor per name, filled with the name's first byte.
+    fn write(path: &Path, split: &[(&str, Value)], names: &[&str]) {
+        let mut metadata = Metadata::new();
+        metadata.set("general.architecture", &"toy".into()).unwrap();
+        split.iter().for_each(|(key, value)| metadata.set(key, value).unwrap());
+        let spec = |name: &&str| TensorSpec {
+            name: (*name).to_owned(),
+            ty: TensorType::F32,
+            dims: vec![3, 2],
+        };
+        let layout = Layout::new(&metadata, &names.iter().map(spec).collect::<Vec<_>>(), 32).unwrap();
+        let mut bytes = Vec::new();
+        let fill = &mut |at: usize, out: &mut dyn io::Write| out.write_all(&[names[at].as_bytes()[0]; 24]);
+        layout.write(&mut bytes, fill).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    fn split(number: u16, count: u16, tensors: i32) -> Vec<(&'static str, Value)> {
+        vec![
+            ("split.no", Value::U16(number)),
+            ("split.count", Value::U16(count)),
+            ("split.tensors.count", Value::I32(tensors)),
+        ]
+    }
+
+    /// Writes a set of three shards, the first without tensors.
+    fn set(dir: &Path) -> [PathBuf; 3] {
+        let paths = [1, 2, 3].map(|number| dir.join(format!("m-{number:05}-of-00003.gguf")));
+        write(&paths[0], &split(0, 3, 3), &[]);
+        write(&paths[1], &split(1, 3, 3), &["a", "b"]);
+        write(&paths[2], &split(2, 3, 3), &["c"]);
+        paths
+    }
+
+    #[test]
+    fn a_set_opens_through_any_shard() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = set(dir.path());
+        for path in &paths {
+            let model = Model::open(path).unwrap();
+            assert_eq!(model.shard_paths(), paths);
+            let names: Vec<_> = model
+                .tensors()
+                .iter()
+                .map(|t| (t.info.name.as_str(), t.shard))
+                .collect();
+            assert_eq!(names, [("a", 1), ("b", 1), ("c", 2)]);
+            let keys: Vec<_> = model.metadata().iter().map(|entry| entry.key().to_owned()).collect();
+            assert_eq!(keys, ["general.architecture"]);
+            let mut buf = [0; 4];
+            let tensor = model.tensor("b").unwrap();
+            model.read_tensor_at(tensor, 20, &mut buf).unwrap();
+            assert_eq!(&buf, b"bbbb");
+            let error = model.read_tensor_at(tensor, 21, &mut buf).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+            assert!(model.read_tensor_at(tensor, u64::MAX, &mut buf).is_err());
+            assert!(model.tensor("d").is_none());
+        }
+    }
+
+    #[test]
+    fn a_file_cut_after_opening_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        write(&path, &[], &["a", "b"]);
+        let model = Model::open(&path).unwrap();
+        std::fs::File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(300)
+            .unwrap();
+        let error = model.read_tensor_at(model.tensor("b").unwrap(), 0, &mut [0; 24]);
+        assert!(model.tensor("b").unwrap().start + 24 > 300 || error.is_ok());
+        std::fs::File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(10)
+            .unwrap();
+        let error = model
+            .read_tensor_at(model.tensor("b").unwrap(), 0, &mut [0; 24])
+            .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_merged_file_still_says_split_count_0() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("merged.gguf");
+        write(&path, &[("split.count", Value::U16(0))], &["a"]);
+        let model = Model::open(&path).unwrap();
+        assert_eq!(model.tensors().len(), 1);
+        assert!(!model.metadata().contains("split.count"));
+    }
+
+    #[test]
+    fn many_shards_are_not_held_open_and_still_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |number: u16| dir.path().join(format!("m-{:05}-of-00100.gguf", number + 1));
+        for number in 0..100u16 {
+            write(
+                &path(number),
+                &split(number, 100, 100),
+                &[&format!("{}.{number}", number % 10)],
+            );
+        }
+        let model = Model::open(&path(50)).unwrap();
+        let mut buf = [0; 24];
+        model
+            .read_tensor_at(model.tensor("7.37").unwrap(), 0, &mut buf)
+            .unwrap();
+        assert_eq!(buf, [b'7'; 24]);
+    }
+
+    #[test]
+    fn broken_sets_are_named() {
+        let told = |change: &dyn Fn(&[PathBuf; 3])| {
+            let dir = tempfile::tempdir().unwrap();
+            let paths = set(dir.path());
+            change(&paths);
+            let opened = paths.iter().find(|path| path.exists()).unwrap();
+            Model::open(opened)
+                .unwrap_err()
+                .to_string()
+                .replace(&format!("{}/", dir.path().display()), "")
+        };
+        let remove = |path: &Path| std::fs::remove_file(path).unwrap();
+        assert_eq!(
+            told(&|paths| remove(&paths[1])),
+            "1 shards of m-00001-of-00003.gguf are missing: m-00002-of-00003.gguf"
+        );
+        assert_eq!(
+            told(&|paths| {
+                remove(&paths[0]);
+                remove(&paths[2]);
+            }),
+            "2 shards of m-00002-of-00003.gguf are missing: m-00001-of-00003.gguf, m-00003-of-00003.gguf"
+        );
+        assert_eq!(
+            told(&|paths| write(&paths[2], &split(1, 3, 3), &["c"])),
+            "m-00003-of-00003.gguf: key `split.no`: the value is 1, but the file's name and place in the set ask for 2"
+        );
+        assert_eq!(
+            told(&|paths| write(&paths[2], &split(2, 4, 3), &["c"])),
+            "m-00003-of-00003.gguf: key `split.count`: the value is 4, but the file's name and place in the set ask for 3"
+        );
+        assert_eq!(
+            told(&|paths| write(&paths[2], &[], &["c"])),
+            "m-00003-of-00003.gguf: key `split.no`: the key is missing"
+        );
+        assert_eq!(
+            told(&|paths| write(&paths[2], &split(2, 3, 3), &["a"])),
+            "m-00003-of-00003.gguf: tensor `a`: the tensor is also in shard `m-00002-of-00003.gguf`"
+        );
+        assert_eq!(
+            told(&|paths| write(&paths[2], &split(2, 3, 3), &["c", "d"])),
+            "m-00001-of-00003.gguf: the set should have 3 tensors, its shards have 4"
+        );
+        assert_eq!(
+            told(&|paths| write(&paths[0], &split(7, 3, 3), &[])),
+            "m-00001-of-00003.gguf is one of 3 shards, but its name does not end in `-00008-of-00003.gguf`, so the \
+             others cannot be found; give the shards the names they were made with"
+        );
+    }
+}

@@ -172,7 +172,9 @@ impl Value {
             Self::Array(ty, values) => {
                 out.extend(ty.id().to_le_bytes());
                 out.extend((values.len() as u64).to_le_bytes());
-                values.iter().for_each(|value| value.encode(out));
+                for value in values {
+                    value.encode(out);
+                }
             }
             Self::U64(value) => out.extend(value.to_le_bytes()),
             Self::I64(value) => out.extend(value.to_le_bytes()),

@@ -46,7 +46,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Joins sums and counts; none if the sums do not divide evenly among the counts, or there are none.
+    /// Joins sums and counts. None if the sums do not divide evenly among the counts, or there are no sums.
     pub fn new(sums: Vec<f32>, counts: Vec<f32>) -> Option<Self> {
         let columns = sums.len().checked_div(counts.len())?;
         let whole = columns > 0 && columns * counts.len() == sums.len();
@@ -139,7 +139,7 @@ impl Imatrix {
     }
 
     /// Checks every number and shape.
-    fn checked(self) -> Result<Self, ImatrixError> {
+    fn check(&self) -> Result<(), ImatrixError> {
         for (name, entry) in &self.entries {
             if entry.columns == 0 || entry.columns.checked_mul(entry.counts.len()) != Some(entry.sums.len()) {
                 let (sums, counts) = (entry.sums.len(), entry.counts.len());
@@ -164,6 +164,47 @@ impl Imatrix {
                 }
             }
         }
-        Ok(self)
+        Ok(())
+    }
+
+    fn checked(self) -> Result<Self, ImatrixError> {
+        self.check().map(|()| self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A plain matrix of four columns, and three experts of two columns of which the last saw nothing.
+    pub(super) fn sample() -> Imatrix {
+        let plain = Entry::new(vec![20.0, 0.0, 0.3, 1e-3], vec![2000.0]).unwrap();
+        let experts = Entry::new(vec![3.0, 6.0, 0.5, 0.25, 0.0, 0.0], vec![30.0, 7.0, 0.0]).unwrap();
+        Imatrix {
+            datasets: vec!["a.txt".to_owned(), "b.txt".to_owned()],
+            chunk_count: 4,
+            chunk_size: 512,
+            entries: BTreeMap::from([
+                ("blk.0.ffn_up_exps.weight".to_owned(), experts),
+                ("blk.0.attn_q.weight".to_owned(), plain),
+            ]),
+        }
+    }
+
+    #[test]
+    fn weights_are_means_and_ones_where_nothing_was_seen() {
+        let sample = sample();
+        let plain = sample.entries["blk.0.attn_q.weight"].weights();
+        assert_eq!(plain, [20.0 / 2000.0, 0.0, 0.3f32 / 2000.0, 1e-3f32 / 2000.0]);
+        let experts = sample.entries["blk.0.ffn_up_exps.weight"].weights();
+        assert_eq!(experts, [0.1, 0.2, 0.5f32 / 7.0, 0.25f32 / 7.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn sums_must_divide_evenly() {
+        assert!(Entry::new(vec![1.0; 3], vec![1.0; 2]).is_none());
+        assert!(Entry::new(vec![1.0; 3], vec![]).is_none());
+        assert!(Entry::new(vec![], vec![1.0]).is_none());
+        assert_eq!(Entry::new(vec![1.0; 6], vec![1.0; 2]).unwrap().columns, 3);
     }
 }
