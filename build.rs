@@ -35,7 +35,11 @@ fn main() {
     let entry = |name: &str| entries.get(name).cloned().unwrap_or_default();
     let profile = entry("CMAKE_BUILD_TYPE");
     let flags = |language: &str| {
-        format!("{} {}", entry(&format!("CMAKE_{language}_FLAGS")), entry(&format!("CMAKE_{language}_FLAGS_{}", profile.to_uppercase())))
+        format!(
+            "{} {}",
+            entry(&format!("CMAKE_{language}_FLAGS")),
+            entry(&format!("CMAKE_{language}_FLAGS_{}", profile.to_uppercase()))
+        )
     };
     if entries.is_empty() {
         set("CFLAGS", &variable("CFLAGS"));
@@ -56,8 +60,14 @@ fn main() {
 fn locked(package: &str) -> (String, String) {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").unwrap_or_default());
     let text = fs::read_to_string(root.join("Cargo.lock")).unwrap_or_default();
-    let entry = text.split("[[package]]").find(|entry| field(entry, "name").as_deref() == Some(package));
-    let get = |name| entry.and_then(|entry| field(entry, name)).unwrap_or_else(|| "unknown".to_owned());
+    let entry = text
+        .split("[[package]]")
+        .find(|entry| field(entry, "name").as_deref() == Some(package));
+    let get = |name| {
+        entry
+            .and_then(|entry| field(entry, name))
+            .unwrap_or_else(|| "unknown".to_owned())
+    };
     (get("version"), get("checksum"))
 }
 
@@ -72,7 +82,10 @@ fn field(entry: &str, name: &str) -> Option<String> {
 /// Returns the folder in which llama.cpp was configured, which lies beside what the engine's crate installed.
 fn cmake_build() -> Option<PathBuf> {
     let installed = PathBuf::from(env::var("DEP_LLAMA_GGML_CMAKE_DIR").ok()?);
-    installed.ancestors().map(|folder| folder.join("build")).find(|build| build.join("CMakeCache.txt").is_file())
+    installed
+        .ancestors()
+        .map(|folder| folder.join("build"))
+        .find(|build| build.join("CMakeCache.txt").is_file())
 }
 
 /// Returns what CMake was configured with, but for paths and what it found out itself.
@@ -83,18 +96,27 @@ fn cmake_cache(build: &Path) -> Option<BTreeMap<String, String>> {
         let (kind, value) = rest.split_once('=')?;
         matches!(kind, "BOOL" | "STRING").then(|| (name.to_owned(), value.trim().to_owned()))
     };
-    Some(text.lines().filter_map(entry).filter(|(name, _)| !name.contains("_INSTALL_")).collect())
+    Some(
+        text.lines()
+            .filter_map(entry)
+            .filter(|(name, _)| !name.contains("_INSTALL_"))
+            .collect(),
+    )
 }
 
 /// Returns the name and version of the compiler that CMake chose for a language, as `GNU 12.2.0`.
 fn cmake_compiler(build: &Path, language: &str) -> Option<String> {
     let file = format!("CMake{language}Compiler.cmake");
     let folders = fs::read_dir(build.join("CMakeFiles")).ok()?;
-    let path = folders.flatten().map(|folder| folder.path().join(&file)).find(|path| path.is_file())?;
+    let path = folders
+        .flatten()
+        .map(|folder| folder.path().join(&file))
+        .find(|path| path.is_file())?;
     let text = fs::read_to_string(path).ok()?;
     let get = |name: &str| {
         let start = format!("set(CMAKE_{language}_COMPILER_{name} \"");
-        text.lines().find_map(|line| Some(line.strip_prefix(&start)?.strip_suffix("\")")?.to_owned()))
+        text.lines()
+            .find_map(|line| Some(line.strip_prefix(&start)?.strip_suffix("\")")?.to_owned()))
     };
     Some(format!("{} {}", get("ID")?, get("VERSION")?))
 }
@@ -104,7 +126,9 @@ fn compiler_version(fallback: &str) -> String {
     let variable = if fallback == "cc" { "CC" } else { "CXX" };
     let program = env::var(variable).unwrap_or_else(|_| fallback.to_owned());
     let output = Command::new(program).arg("--version").output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let text = output
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        .unwrap_or_default();
     text.lines().next().unwrap_or("unknown").to_owned()
 }
 

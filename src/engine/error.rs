@@ -206,7 +206,9 @@ pub enum EngineError {
         log: Vec<String>,
     },
     /// The model computed a NaN or an infinity.
-    #[error("the model computed {value} at position {position} of chunk {chunk}: its file may be damaged, or a type does not suit it")]
+    #[error(
+        "the model computed {value} at position {position} of chunk {chunk}: its file may be damaged, or a type does not suit it"
+    )]
     NonFiniteLogits {
         /// Index in the call.
         chunk: usize,
@@ -256,5 +258,9 @@ pub enum EngineError {
 
 /// Returns llama.cpp's last lines as the end of a sentence.
 fn tail(log: &[String]) -> String {
-    if log.is_empty() { String::new() } else { format!("; it said:\n  {}", log.join("\n  ")) }
+    if log.is_empty() {
+        String::new()
+    } else {
+        format!("; it said:\n  {}", log.join("\n  "))
+    }
 }

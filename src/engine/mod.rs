@@ -38,7 +38,9 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get) }
+        Self {
+            threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        }
     }
 }
 
@@ -64,6 +66,10 @@ impl Cancel {
 
     /// Returns [`EngineError::Cancelled`] once cancelled.
     pub(crate) fn check(&self) -> Result<(), EngineError> {
-        if self.is_cancelled() { Err(EngineError::Cancelled) } else { Ok(()) }
+        if self.is_cancelled() {
+            Err(EngineError::Cancelled)
+        } else {
+            Ok(())
+        }
     }
 }

@@ -52,7 +52,10 @@ impl View {
         for (count, from) in counts.iter_mut().zip(tensor.ne) {
             *count = usize::try_from(from).ok()?;
         }
-        Some(Self { counts, strides: tensor.nb })
+        Some(Self {
+            counts,
+            strides: tensor.nb,
+        })
     }
 
     fn rows(&self) -> usize {
@@ -92,7 +95,12 @@ impl Collector {
             };
             entries.insert(name, entry);
         }
-        Ok(Imatrix { datasets: Vec::new(), chunk_count: chunks, chunk_size: context, entries })
+        Ok(Imatrix {
+            datasets: Vec::new(),
+            chunk_count: chunks,
+            chunk_size: context,
+            entries,
+        })
     }
 
     /// Returns true if the inputs of this product are to be collected.
@@ -107,7 +115,10 @@ impl Collector {
     }
 
     fn fail(&mut self, tensor: &str, what: String) {
-        self.failure.get_or_insert(EngineError::Collect { tensor: tensor.to_owned(), what });
+        self.failure.get_or_insert(EngineError::Collect {
+            tensor: tensor.to_owned(),
+            what,
+        });
     }
 
     /// Adds the inputs of a plain product.
@@ -123,7 +134,10 @@ impl Collector {
             rows: vec![0],
         });
         if sums.squares.len() != columns * matrices || sums.columns != columns {
-            return self.fail(name, format!("its input has {columns} columns and {matrices} matrices, and had others before"));
+            return self.fail(
+                name,
+                format!("its input has {columns} columns and {matrices} matrices, and had others before"),
+            );
         }
         for i3 in 0..input.counts[3] {
             for i2 in 0..input.counts[2] {
@@ -132,14 +146,19 @@ impl Collector {
                 for row in 0..input.counts[1] {
                     let offset = row * input.strides[1] + i2 * input.strides[2] + i3 * input.strides[3];
                     // SAFETY: indices are within the tensor's counts, so the row of F32 lies within its data.
-                    add_row(squares, unsafe { std::slice::from_raw_parts(data.add(offset).cast::<f32>(), columns) });
+                    add_row(squares, unsafe {
+                        std::slice::from_raw_parts(data.add(offset).cast::<f32>(), columns)
+                    });
                 }
             }
         }
         let added = (input.rows() / matrices) as u64;
         sums.rows.iter_mut().for_each(|rows| *rows += added);
         if !sums.squares.iter().all(|sum| sum.is_finite()) {
-            self.failure.get_or_insert(EngineError::NonFiniteActivations { tensor: name.to_owned(), chunk: self.chunk });
+            self.failure.get_or_insert(EngineError::NonFiniteActivations {
+                tensor: name.to_owned(),
+                chunk: self.chunk,
+            });
         }
     }
 
@@ -148,7 +167,13 @@ impl Collector {
         let columns = input.counts[0];
         let experts = weight.counts[2];
         if routes.counts[1] != input.counts[2] || input.counts[3] != 1 || input.counts[1] == 0 || experts == 0 {
-            return self.fail(name, format!("its input has the shape {:?} and its routes {:?}", input.counts, routes.counts));
+            return self.fail(
+                name,
+                format!(
+                    "its input has the shape {:?} and its routes {:?}",
+                    input.counts, routes.counts
+                ),
+            );
         }
         let sums = self.weights.entry(name.to_owned()).or_insert_with(|| Sums {
             columns,
@@ -156,7 +181,10 @@ impl Collector {
             rows: vec![0; experts],
         });
         if sums.squares.len() != columns * experts || sums.columns != columns {
-            return self.fail(name, format!("its input has {columns} columns and {experts} experts, and had others before"));
+            return self.fail(
+                name,
+                format!("its input has {columns} columns and {experts} experts, and had others before"),
+            );
         }
         if sums.rows.len() != experts {
             let all = sums.rows[0];
@@ -165,20 +193,31 @@ impl Collector {
         for slot in 0..routes.counts[0] {
             for token in 0..input.counts[2] {
                 let at = token * routes.strides[1] + slot * routes.strides[0];
-                let route = self.routes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
-                let expert = route.and_then(|expert| usize::try_from(expert).ok()).filter(|expert| *expert < experts);
+                let route = self
+                    .routes
+                    .get(at..at + 4)
+                    .and_then(|bytes| bytes.try_into().ok())
+                    .map(i32::from_ne_bytes);
+                let expert = route
+                    .and_then(|expert| usize::try_from(expert).ok())
+                    .filter(|expert| *expert < experts);
                 let Some(expert) = expert else {
                     return self.fail(name, format!("a row is routed to expert {route:?} of {experts}"));
                 };
                 let offset = (slot % input.counts[1]) * input.strides[1] + token * input.strides[2];
                 let squares = &mut sums.squares[expert * columns..(expert + 1) * columns];
                 // SAFETY: indices are within the tensor's counts, so the row of F32 lies within its data.
-                add_row(squares, unsafe { std::slice::from_raw_parts(data.add(offset).cast::<f32>(), columns) });
+                add_row(squares, unsafe {
+                    std::slice::from_raw_parts(data.add(offset).cast::<f32>(), columns)
+                });
                 sums.rows[expert] += 1;
             }
         }
         if !sums.squares.iter().all(|sum| sum.is_finite()) {
-            self.failure.get_or_insert(EngineError::NonFiniteActivations { tensor: name.to_owned(), chunk: self.chunk });
+            self.failure.get_or_insert(EngineError::NonFiniteActivations {
+                tensor: name.to_owned(),
+                chunk: self.chunk,
+            });
         }
     }
 }
@@ -194,7 +233,9 @@ fn add_row(squares: &mut [f64], row: &[f32]) {
 fn weight_name(tensor: &ffi::ggml_tensor) -> String {
     // SAFETY: ggml keeps names zero-terminated in their 64 bytes.
     let name = unsafe { CStr::from_ptr(tensor.name.as_ptr()) }.to_string_lossy();
-    name.split('#').nth(1).map_or_else(|| name.clone().into_owned(), str::to_owned)
+    name.split('#')
+        .nth(1)
+        .map_or_else(|| name.clone().into_owned(), str::to_owned)
 }
 
 /// llama.cpp's evaluation callback. Asked first whether it wants a node, then called again when the node is computed;

@@ -11,7 +11,11 @@ pub(in crate::engine) fn lacking() -> Vec<&'static str> {
     let one = __cpuid(1);
     let seven = (highest >= 7).then(|| __cpuid_count(7, 0));
     let (seven_b, seven_c) = seven.map_or((0, 0), |leaf| (leaf.ebx, leaf.ecx));
-    let extended = if __cpuid(0x8000_0000).eax > 0x8000_0000 { __cpuid(0x8000_0001).ecx } else { 0 };
+    let extended = if __cpuid(0x8000_0000).eax > 0x8000_0000 {
+        __cpuid(0x8000_0001).ecx
+    } else {
+        0
+    };
     let state = if one.ecx & (1 << 27) == 0 { 0 } else { enabled_state() };
     // What the system saves when it switches tasks: without it the wide registers cannot be used.
     let (wide, widest) = (state & 0x6 == 0x6, state & 0xe6 == 0xe6);
@@ -38,7 +42,11 @@ pub(in crate::engine) fn lacking() -> Vec<&'static str> {
         ("avx512vnni", has(seven_c, 11) && widest),
         ("lzcnt", has(extended, 5)),
     ];
-    features.into_iter().filter(|(_, present)| !present).map(|(name, _)| name).collect()
+    features
+        .into_iter()
+        .filter(|(_, present)| !present)
+        .map(|(name, _)| name)
+        .collect()
 }
 
 /// Returns the register states that the system has enabled (XCR0). Only to be called where `OSXSAVE` is reported.

@@ -62,13 +62,17 @@ impl Capture {
     pub(super) fn begin() -> Self {
         super::sys::backend();
         CAPTURES.with_borrow_mut(|captures| captures.push(Lines::default()));
-        Self { _here: std::marker::PhantomData }
+        Self {
+            _here: std::marker::PhantomData,
+        }
     }
 
     /// Returns the last lines, oldest first. Lines that do not help (progress dots) are short and few enough to stay.
     pub(super) fn tail(&self) -> Vec<String> {
         CAPTURES.with_borrow_mut(|captures| {
-            let Some(lines) = captures.last_mut() else { return Vec::new() };
+            let Some(lines) = captures.last_mut() else {
+                return Vec::new();
+            };
             lines.close();
             let skip = lines.done.len().saturating_sub(TAIL);
             lines.done.iter().skip(skip).cloned().collect()

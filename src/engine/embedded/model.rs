@@ -64,7 +64,10 @@ impl LoadedModel {
     /// nothing.
     pub fn open(path: &Path, options: &Options, context: u32) -> Result<Self, EngineError> {
         if context < LEAST_CONTEXT {
-            return Err(EngineError::ContextTooShort { context, least: LEAST_CONTEXT });
+            return Err(EngineError::ContextTooShort {
+                context,
+                least: LEAST_CONTEXT,
+            });
         }
         let capture = Capture::begin();
         let c_path = sys::c_path(path)?;
@@ -74,7 +77,10 @@ impl LoadedModel {
             params.use_extra_bufts = false;
             Model::own(ffi::llama_model_load_from_file(c_path.as_ptr(), params))
         };
-        let model = model.ok_or_else(|| EngineError::Load { path: path.to_owned(), log: capture.tail() })?;
+        let model = model.ok_or_else(|| EngineError::Load {
+            path: path.to_owned(),
+            log: capture.tail(),
+        })?;
         // SAFETY: the model and its vocabulary are live; none of the calls changes them.
         let (encoder, decoder, diffusion, trained, size, add_bos, bos) = unsafe {
             let vocabulary = model.vocabulary();
@@ -88,7 +94,12 @@ impl LoadedModel {
                 ffi::llama_vocab_bos(vocabulary),
             )
         };
-        let refuse = |what| Err(EngineError::NotAutoregressive { path: path.to_owned(), what });
+        let refuse = |what| {
+            Err(EngineError::NotAutoregressive {
+                path: path.to_owned(),
+                what,
+            })
+        };
         if encoder || !decoder {
             return refuse("it has an encoder");
         }
@@ -97,7 +108,11 @@ impl LoadedModel {
         }
         let trained = u32::try_from(trained).unwrap_or(0);
         if trained > 0 && context > trained {
-            return Err(EngineError::ContextTooLong { path: path.to_owned(), context, trained });
+            return Err(EngineError::ContextTooLong {
+                path: path.to_owned(),
+                context,
+                trained,
+            });
         }
         Ok(Self {
             scorer: None,
@@ -139,7 +154,10 @@ impl LoadedModel {
         progress: &dyn Fn(usize),
     ) -> Result<Imatrix, EngineError> {
         if self.context < LEAST_ROWS {
-            return Err(EngineError::ContextTooShort { context: self.context, least: LEAST_ROWS });
+            return Err(EngineError::ContextTooShort {
+                context: self.context,
+                least: LEAST_ROWS,
+            });
         }
         for (index, chunk) in chunks.iter().enumerate() {
             self.check_chunk(index, chunk)?;
@@ -153,7 +171,16 @@ impl LoadedModel {
             // SAFETY: `collector` lives until the end of this function and is used through this pointer only, here and by
             // the callback, which llama.cpp calls on this thread during `decode`.
             unsafe { (*data).begin_chunk(index) };
-            let computed = decode(&mut context, self.bos, index, chunk, 0, cancel, &capture, &mut |_, _| Ok(()));
+            let computed = decode(
+                &mut context,
+                self.bos,
+                index,
+                chunk,
+                0,
+                cancel,
+                &capture,
+                &mut |_, _| Ok(()),
+            );
             // SAFETY: as above; no computation is running.
             if let Some(failure) = unsafe { (*data).take_failure() } {
                 return Err(failure);
@@ -186,15 +213,28 @@ impl LoadedModel {
             None => self.make_context(None, &capture)?,
         };
         let size = self.vocabulary;
-        let done = decode(&mut context, self.bos, 0, chunk, first, cancel, &capture, &mut |position, logits| {
-            // SAFETY: llama.cpp returned the logits of an output position, one per token of the vocabulary, and they stay
-            // until the next computation.
-            let logits = unsafe { std::slice::from_raw_parts(logits, size) };
-            if let Some(value) = logits.iter().find(|value| !value.is_finite()) {
-                return Err(EngineError::NonFiniteLogits { chunk: 0, position, value: value.to_string() });
-            }
-            each(position, logits)
-        });
+        let done = decode(
+            &mut context,
+            self.bos,
+            0,
+            chunk,
+            first,
+            cancel,
+            &capture,
+            &mut |position, logits| {
+                // SAFETY: llama.cpp returned the logits of an output position, one per token of the vocabulary, and they stay
+                // until the next computation.
+                let logits = unsafe { std::slice::from_raw_parts(logits, size) };
+                if let Some(value) = logits.iter().find(|value| !value.is_finite()) {
+                    return Err(EngineError::NonFiniteLogits {
+                        chunk: 0,
+                        position,
+                        value: value.to_string(),
+                    });
+                }
+                each(position, logits)
+            },
+        );
         self.scorer = Some(context);
         done
     }
@@ -203,11 +243,22 @@ impl LoadedModel {
     fn check_chunk(&self, chunk: usize, tokens: &[i32]) -> Result<(), EngineError> {
         let expected = self.context as usize;
         if tokens.len() != expected {
-            return Err(EngineError::ChunkLength { chunk, found: tokens.len(), expected });
+            return Err(EngineError::ChunkLength {
+                chunk,
+                found: tokens.len(),
+                expected,
+            });
         }
         let size = self.vocabulary;
-        match tokens.iter().find(|token| usize::try_from(**token).is_ok_and(|token| token < size).eq(&false)) {
-            Some(token) => Err(EngineError::Token { chunk, token: *token, size }),
+        match tokens
+            .iter()
+            .find(|token| usize::try_from(**token).is_ok_and(|token| token < size).eq(&false))
+        {
+            Some(token) => Err(EngineError::Token {
+                chunk,
+                token: *token,
+                size,
+            }),
             None => Ok(()),
         }
     }
@@ -215,7 +266,10 @@ impl LoadedModel {
     /// Makes a context for one chunk at a time, with llama.cpp's defaults for its tools.
     fn make_context(
         &self,
-        callback: Option<(unsafe extern "C" fn(*mut ffi::ggml_tensor, bool, *mut c_void) -> bool, *mut c_void)>,
+        callback: Option<(
+            unsafe extern "C" fn(*mut ffi::ggml_tensor, bool, *mut c_void) -> bool,
+            *mut c_void,
+        )>,
         capture: &Capture,
     ) -> Result<Context, EngineError> {
         let batch = batch_size(self.context);
@@ -246,7 +300,10 @@ impl LoadedModel {
 
 impl std::fmt::Debug for LoadedModel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LoadedModel").field("path", &self.path).field("context", &self.context).finish_non_exhaustive()
+        f.debug_struct("LoadedModel")
+            .field("path", &self.path)
+            .field("context", &self.context)
+            .finish_non_exhaustive()
     }
 }
 
@@ -291,7 +348,11 @@ fn decode(
     capture: &Capture,
     each: &mut dyn FnMut(usize, *const f32) -> Result<(), EngineError>,
 ) -> Result<(), EngineError> {
-    let failed = |status| EngineError::Compute { chunk: index, status, log: capture.tail() };
+    let failed = |status| EngineError::Compute {
+        chunk: index,
+        status,
+        log: capture.tail(),
+    };
     // SAFETY: the context is live; `cancel` outlives the guard, which removes the callback.
     unsafe {
         ffi::llama_memory_clear(ffi::llama_get_memory(context.as_ptr()), true);

@@ -64,7 +64,11 @@ pub fn can_quantize(to: TensorType) -> bool {
 /// Returns true if the engine can turn `from` into numbers.
 pub fn can_dequantize(from: TensorType) -> bool {
     // SAFETY: every `TensorType` is a number below ggml's count, for which a static table has an entry.
-    from == TensorType::F32 || unsafe { !ffi::ggml_get_type_traits(sys::ggml_type(from)).is_null() && (*ffi::ggml_get_type_traits(sys::ggml_type(from))).to_float.is_some() }
+    from == TensorType::F32
+        || unsafe {
+            !ffi::ggml_get_type_traits(sys::ggml_type(from)).is_null()
+                && (*ffi::ggml_get_type_traits(sys::ggml_type(from))).to_float.is_some()
+        }
 }
 
 /// Returns true if the kernel of `to` stops the process without importances; [`quantize`] refuses such a job instead.
@@ -75,8 +79,19 @@ pub fn requires_weights(to: TensorType) -> bool {
 
 impl<'a> Plan<'a> {
     fn new(job: &QuantizeJob<'a>) -> Result<Self, EngineError> {
-        let QuantizeJob { from, to, columns, rows_per_matrix, matrices, weights } = *job;
-        let shape = || EngineError::Shape { columns, rows: rows_per_matrix, matrices };
+        let QuantizeJob {
+            from,
+            to,
+            columns,
+            rows_per_matrix,
+            matrices,
+            weights,
+        } = *job;
+        let shape = || EngineError::Shape {
+            columns,
+            rows: rows_per_matrix,
+            matrices,
+        };
         let limit = i64::MAX as u64 / 4;
         let rows = rows_per_matrix.checked_mul(matrices).ok_or_else(shape)?;
         if columns == 0 || rows == 0 || rows.checked_mul(columns).is_none_or(|values| values > limit) {
@@ -95,7 +110,8 @@ impl<'a> Plan<'a> {
         }
         let row_bytes = |ty: TensorType| {
             let block = ty.block_elements();
-            ty.row_bytes(columns).ok_or(EngineError::RowLength { ty, columns, block })
+            ty.row_bytes(columns)
+                .ok_or(EngineError::RowLength { ty, columns, block })
         };
         if let Some(weights) = weights {
             check_weights(weights, columns, matrices)?;
@@ -128,7 +144,11 @@ impl<'a> Plan<'a> {
     fn weights(&self, matrix: u64) -> Option<&'a [f32]> {
         let columns = self.job.columns as usize;
         self.job.weights.map(|weights| {
-            let start = if weights.len() == columns { 0 } else { matrix as usize * columns };
+            let start = if weights.len() == columns {
+                0
+            } else {
+                matrix as usize * columns
+            };
             &weights[start..start + columns]
         })
     }
@@ -138,7 +158,11 @@ impl<'a> Plan<'a> {
 fn check_weights(weights: &[f32], columns: u64, matrices: u64) -> Result<(), EngineError> {
     let found = weights.len() as u64;
     if found != columns && Some(found) != columns.checked_mul(matrices) {
-        return Err(EngineError::WeightsLength { found, columns, matrices });
+        return Err(EngineError::WeightsLength {
+            found,
+            columns,
+            matrices,
+        });
     }
     match weights.iter().position(|w| !(w.is_finite() && *w >= 0.0)) {
         None => Ok(()),
@@ -183,7 +207,9 @@ pub fn quantize(
             if row < end {
                 scope.spawn(|_| window = quantize_window(&plan, row, end, read, cancel, &mut result));
             }
-            ready.take().map_or(Ok(None), |(bytes, source)| write(sink, bytes, source).map(Some))
+            ready
+                .take()
+                .map_or(Ok(None), |(bytes, source)| write(sink, bytes, source).map(Some))
         })?;
         window?;
         if let Some((buffer, source)) = written {
@@ -241,7 +267,13 @@ fn quantize_piece(
     values: &mut Vec<f32>,
     out: &mut [u8],
 ) -> Result<(), EngineError> {
-    let QuantizeJob { from, to, columns, rows_per_matrix, .. } = plan.job;
+    let QuantizeJob {
+        from,
+        to,
+        columns,
+        rows_per_matrix,
+        ..
+    } = plan.job;
     let offset = row * plan.source_row;
     let read = |bytes: &mut [u8]| read(offset, bytes).map_err(|source| EngineError::Read { offset, source });
     if from == to {
@@ -292,7 +324,11 @@ fn quantize_piece(
 
 /// Returns the largest magnitude, or a NaN or an infinity if there is one: magnitudes order like their bits.
 fn largest_magnitude(values: &[f32]) -> f32 {
-    f32::from_bits(values.iter().fold(0, |largest, value| largest.max(value.to_bits() & 0x7fff_ffff)))
+    f32::from_bits(
+        values
+            .iter()
+            .fold(0, |largest, value| largest.max(value.to_bits() & 0x7fff_ffff)),
+    )
 }
 
 /// Returns true if a result holds no NaN and no infinity. `values` are overwritten.
@@ -343,15 +379,26 @@ pub fn dequantize_rows(ty: TensorType, bytes: &[u8], columns: u64, out: &mut [f3
         return Err(EngineError::NoDequantizer { from: ty });
     }
     let block = ty.block_elements();
-    let row = ty.row_bytes(columns).filter(|_| columns > 0).ok_or(EngineError::RowLength { ty, columns, block })?;
+    let row = ty
+        .row_bytes(columns)
+        .filter(|_| columns > 0)
+        .ok_or(EngineError::RowLength { ty, columns, block })?;
     let found = bytes.len() as u64;
     if !found.is_multiple_of(row) {
-        return Err(EngineError::Length { what: "rows", found, expected: found.next_multiple_of(row) });
+        return Err(EngineError::Length {
+            what: "rows",
+            found,
+            expected: found.next_multiple_of(row),
+        });
     }
     let expected = (found / row).checked_mul(columns);
     if Some(out.len() as u64) != expected {
         let expected = expected.unwrap_or(u64::MAX);
-        return Err(EngineError::Length { what: "room for numbers", found: out.len() as u64, expected });
+        return Err(EngineError::Length {
+            what: "room for numbers",
+            found: out.len() as u64,
+            expected,
+        });
     }
     sys::backend();
     convert(ty, bytes, out);

@@ -36,7 +36,11 @@ fn version_text(text: *const c_char) -> String {
 pub(in crate::engine) fn versions() -> (String, String, String) {
     // SAFETY: the three functions return pointers to literals and have no preconditions.
     unsafe {
-        (version_text(ffi::llama_version()), version_text(ffi::ggml_version()), version_text(ffi::ggml_commit()))
+        (
+            version_text(ffi::llama_version()),
+            version_text(ffi::ggml_version()),
+            version_text(ffi::ggml_commit()),
+        )
     }
 }
 
@@ -80,7 +84,10 @@ pub(super) fn ggml_type(ty: TensorType) -> ffi::ggml_type {
 
 /// Turns a path into what llama.cpp takes: UTF-8 without a zero byte.
 pub(super) fn c_path(path: &Path) -> Result<CString, EngineError> {
-    let error = |what| EngineError::Path { path: path.to_owned(), what };
+    let error = |what| EngineError::Path {
+        path: path.to_owned(),
+        what,
+    };
     let text = path.to_str().ok_or_else(|| error("it is not valid UTF-8"))?;
     CString::new(text).map_err(|_| error("it holds a zero byte"))
 }
@@ -158,7 +165,10 @@ impl Batch {
     pub(super) fn new(room: u32) -> Self {
         // SAFETY: no preconditions; the three arrays of `room` entries are freed in `drop`.
         let raw = unsafe { ffi::llama_batch_init(room.cast_signed(), 0, 1) };
-        Self { raw, room: room as usize }
+        Self {
+            raw,
+            room: room as usize,
+        }
     }
 
     /// Forgets the tokens.

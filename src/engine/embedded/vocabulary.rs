@@ -28,9 +28,10 @@ impl Vocabulary {
             params.n_gpu_layers = 0;
             Model::own(ffi::llama_model_load_from_file(c_path.as_ptr(), params))
         };
-        model
-            .map(|model| Self { model })
-            .ok_or_else(|| EngineError::Load { path: path.to_owned(), log: capture.tail() })
+        model.map(|model| Self { model }).ok_or_else(|| EngineError::Load {
+            path: path.to_owned(),
+            log: capture.tail(),
+        })
     }
 
     /// Turns a text into tokens, with the tokens before and after a text that the vocabulary asks for (as
@@ -48,7 +49,11 @@ impl Vocabulary {
     fn tokens(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<i32>, EngineError> {
         let capture = Capture::begin();
         let bytes = text.len();
-        let error = |what| EngineError::Tokenize { bytes, what, log: capture.tail() };
+        let error = |what| EngineError::Tokenize {
+            bytes,
+            what,
+            log: capture.tail(),
+        };
         // A token is at least one byte, but a prefix space and special tokens may be added.
         let length = i32::try_from(bytes).ok().filter(|length| *length < i32::MAX - 64);
         let length = length.ok_or_else(|| error("it is longer than 2 GiB; split it"))?;
@@ -107,6 +112,9 @@ impl Vocabulary {
 
 impl std::fmt::Debug for Vocabulary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Vocabulary").field("size", &self.size()).field("add_bos", &self.add_bos()).finish()
+        f.debug_struct("Vocabulary")
+            .field("size", &self.size())
+            .field("add_bos", &self.add_bos())
+            .finish()
     }
 }
