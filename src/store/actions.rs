@@ -100,7 +100,11 @@ impl Store {
             }
             Stored::There(result) => {
                 let missing = self.missing(&result)?;
-                Ok(if missing.is_empty() { Lookup::Hit(result) } else { Lookup::Incomplete { result, missing } })
+                Ok(if missing.is_empty() {
+                    Lookup::Hit(result)
+                } else {
+                    Lookup::Incomplete { result, missing }
+                })
             }
         }
     }
@@ -144,7 +148,11 @@ impl Store {
                 return Ok(Committed::Same);
             }
             Stored::There(kept) => {
-                let event = StoreEvent::Nondeterminism { key: *key, kept, differing: result.clone() };
+                let event = StoreEvent::Nondeterminism {
+                    key: *key,
+                    kept,
+                    differing: result.clone(),
+                };
                 self.record(key, &event)?;
                 return Ok(Committed::Differs(Box::new(event)));
             }
@@ -215,7 +223,11 @@ impl Store {
                 }
             }
             Err(Broken::Newer(found)) => {
-                return Err(StoreError::Newer { path, found, supported: RESULT_VERSION });
+                return Err(StoreError::Newer {
+                    path,
+                    found,
+                    supported: RESULT_VERSION,
+                });
             }
             Err(Broken::Damaged) => {}
         }

@@ -57,7 +57,9 @@ impl Store {
         layout::prepare(&root)?;
         session::sweep(&root.join(layout::TMP))?;
         let session = session::Session::new(root.join(layout::TMP));
-        Ok(Self { inner: Arc::new(Inner { root, session }) })
+        Ok(Self {
+            inner: Arc::new(Inner { root, session }),
+        })
     }
 
     /// Returns the store's directory.
