@@ -247,14 +247,19 @@ impl Store {
         })
     }
 
-    /// Opens a blob.
+    /// Opens a blob that has the promised length.
     pub(super) fn open_blob(&self, digest: &BlobDigest) -> Result<(File, PathBuf), StoreError> {
         let path = self.blob_path(digest);
-        match fs::open(&path) {
-            Ok(file) => Ok((file, path)),
-            Err(error) if error.is_not_found() => Err(StoreError::Missing { digest: *digest, path }),
-            Err(error) => Err(error.into()),
+        let file = match fs::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.is_not_found() => return Err(StoreError::Missing { digest: *digest, path }),
+            Err(error) => return Err(error.into()),
+        };
+        if Stamp::of_file(&file, &path)?.size != digest.len {
+            let found = super::stat::digest_open(&file, &path, &|_| {})?;
+            self.verdict(digest, found, &file, &path)?;
         }
+        Ok((file, path))
     }
 
     /// Returns where a blob lies.

@@ -105,19 +105,22 @@ fn a_dropped_writer_leaves_nothing() {
     assert!(files_under(&root.join("tmp")).is_empty());
 }
 
+type Damage = (&'static str, fn(&mut Vec<u8>));
+type Reader<'a> = (&'static str, &'a dyn Fn(&BlobDigest) -> Result<(), StoreError>);
+
 #[test]
 fn damage_is_seen_by_every_reader_moved_aside_and_mended_by_the_next_writer() {
     let place = Place::new();
     let store = &place.store;
     let bytes: Vec<u8> = (0..(1 << 20) + 5_u32).map(|at| (at % 251) as u8).collect();
-    let damages: [(&str, fn(&mut Vec<u8>)); 5] = [
+    let damages: [Damage; 5] = [
         ("a flipped bit", |bytes| bytes[777] ^= 1),
         ("the last bit", |bytes| *bytes.last_mut().unwrap() ^= 0x80),
         ("cut short", |bytes| bytes.truncate(1000)),
         ("empty, as after a power cut", Vec::clear),
         ("one byte too many", |bytes| bytes.push(0)),
     ];
-    let readers: [(&str, &dyn Fn(&BlobDigest) -> Result<(), StoreError>); 4] = [
+    let readers: [Reader; 4] = [
         ("read", &|digest| store.read(digest, u64::MAX).map(drop)),
         ("copy_to", &|digest| store.copy_to(digest, &mut Vec::new())),
         ("materialize", &|digest| {
@@ -296,7 +299,8 @@ fn a_full_disk_is_said_and_leaves_nothing_that_is_believed() {
     };
     let root = disk.0.path().join("store");
     let store = Store::open(&root).unwrap();
-    let kept = store.put(&[1; 100_000]).unwrap();
+    let small = vec![1; 100_000];
+    let kept = store.put(&small).unwrap();
     let large = vec![7_u8; 4 << 20];
 
     let error = store.put(&large).unwrap_err();
@@ -320,9 +324,9 @@ fn a_full_disk_is_said_and_leaves_nothing_that_is_believed() {
 
     assert_eq!(files_under(&root.join("tmp")).len(), 1, "no half-written file stays");
     assert_eq!(assert_all_blobs_whole(&root), 1);
-    assert_eq!(store.read(&kept, 100_000).unwrap(), [1; 100_000]);
+    assert_eq!(store.read(&kept, 100_000).unwrap(), small);
     assert!(store.free_space().unwrap() > 500_000, "the room is free again");
-    store.put(&[2; 100_000]).unwrap();
+    store.put(&vec![2; 100_000]).unwrap();
 }
 
 #[test]

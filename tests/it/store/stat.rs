@@ -34,7 +34,7 @@ fn remembered(place: &Place, name: &str, bytes: &[u8]) -> std::path::PathBuf {
     let path = place.path(name);
     std::fs::write(&path, bytes).unwrap();
     let stamp = Stamp::of(&path).unwrap();
-    let later = SystemTime::now() + Duration::from_secs(60);
+    let later = SystemTime::now() + Duration::from_mins(1);
     assert!(
         place
             .store
@@ -148,7 +148,7 @@ fn an_edit_through_another_name_of_the_file_is_seen() {
     std::fs::write(&path, b"AAAA").unwrap();
     std::fs::hard_link(&path, &other).unwrap();
     let stamp = Stamp::of(&path).unwrap();
-    let later = SystemTime::now() + Duration::from_secs(60);
+    let later = SystemTime::now() + Duration::from_mins(1);
     assert!(
         place
             .store
@@ -195,7 +195,7 @@ fn a_stamp_that_changed_while_reading_or_is_too_young_is_not_remembered() {
     std::fs::write(&path, b"AAAA").unwrap();
     let stamp = Stamp::of(&path).unwrap();
     let digest = BlobDigest::of(b"AAAA");
-    let (now, later) = (SystemTime::now(), SystemTime::now() + Duration::from_secs(60));
+    let (now, later) = (SystemTime::now(), SystemTime::now() + Duration::from_mins(1));
     let other = Stamp {
         ctime_ns: stamp.ctime_ns + 1,
         ..stamp
@@ -208,7 +208,7 @@ fn a_stamp_that_changed_while_reading_or_is_too_young_is_not_remembered() {
         !place.store.remember(&stamp, &stamp, now, &digest).unwrap(),
         "younger than the grain"
     );
-    let earlier = now - Duration::from_secs(3600);
+    let earlier = now - Duration::from_hours(1);
     assert!(
         !place.store.remember(&stamp, &stamp, earlier, &digest).unwrap(),
         "the clock was set back"
