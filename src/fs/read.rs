@@ -10,20 +10,26 @@ use crate::fs::PathError;
 
 /// Opens a file for reading. A directory is an error here, not at the first read.
 pub fn open(path: &Path) -> Result<File, PathError> {
+    Ok(open_sized(path)?.0)
+}
+
+fn open_sized(path: &Path) -> Result<(File, u64), PathError> {
     let file = File::open(path).map_err(PathError::on(path, "open"))?;
     let facts = file.metadata().map_err(PathError::on(path, "look at"))?;
     if facts.is_dir() {
         return Err(PathError::new(path, "open", io::ErrorKind::IsADirectory.into()));
     }
-    Ok(file)
+    Ok((file, facts.len()))
 }
 
 /// Reads a small file whole. One of more than `cap` bytes is an error of the kind `FileTooLarge`, and no more than
 /// `cap` bytes are ever held, whatever length the file system claims.
 pub fn read_small(path: &Path, cap: u64) -> Result<Vec<u8>, PathError> {
-    let file = open(path)?;
-    let mut bytes = Vec::new();
-    file.take(cap.saturating_add(1))
+    let (file, len) = open_sized(path)?;
+    let over = cap.saturating_add(1);
+    // Room for all of it at once where the length is true, and never for more than is allowed.
+    let mut bytes = Vec::with_capacity(usize::try_from(len.saturating_add(1).min(over)).unwrap_or(0));
+    file.take(over)
         .read_to_end(&mut bytes)
         .map_err(PathError::on(path, "read"))?;
     if bytes.len() as u64 > cap {

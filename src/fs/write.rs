@@ -77,9 +77,9 @@ impl TempFile {
         &self.path
     }
 
-    /// Makes the bytes durable.
+    /// Makes the bytes and the mode durable.
     pub fn sync(&self) -> Result<(), PathError> {
-        self.file.sync_data().map_err(PathError::on(&self.path, "sync"))
+        self.file.sync_all().map_err(PathError::on(&self.path, "sync"))
     }
 
     /// Sets the mode, whatever the umask says.
@@ -95,7 +95,7 @@ impl TempFile {
     pub fn persist(mut self, to: &Path, durability: Durability) -> Result<(), PathError> {
         if durability == Durability::Synced {
             // All, not only the data: the mode is part of what is promised.
-            self.file.sync_all().map_err(PathError::on(&self.path, "sync"))?;
+            self.sync()?;
         }
         fs::rename(&self.path, to).map_err(PathError::on(to, "rename to"))?;
         self.kept = true;

@@ -131,6 +131,7 @@ impl Store {
         }
         let path = self.shard(layout::ACTIONS, key.hash());
         let temp = self.sealed_temp(RESULT, RESULT_VERSION, &key.to_string(), result)?;
+        temp.set_mode(0o444)?;
         // Synced before the lock is taken: what is done under it takes moments.
         temp.sync()?;
         let _lock = self.replacing(key.hash())?;
@@ -157,7 +158,6 @@ impl Store {
                 return Ok(Committed::Differs(Box::new(event)));
             }
         }
-        temp.set_mode(0o444)?;
         publish(temp, &path, Durability::Synced)?;
         Ok(Committed::New)
     }

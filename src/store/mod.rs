@@ -74,7 +74,7 @@ impl Store {
 
     /// Returns where something of that hash lies in one of the store's directories: `ab/cdef...`.
     fn shard(&self, directory: &str, hash: &Hash) -> PathBuf {
-        let text = hash.to_string();
+        let text = blake3::Hash::from_bytes(*hash.as_bytes()).to_hex();
         let (first, rest) = text.split_at(2);
         self.inner.root.join(directory).join(first).join(rest)
     }

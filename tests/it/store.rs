@@ -1,5 +1,5 @@
 //! What the store promises, and attempts to break it.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod blobs;
 mod crash;
@@ -86,9 +86,9 @@ fn files_under(directory: &Path) -> Vec<PathBuf> {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            files.extend(files_under(&path))
+            files.extend(files_under(&path));
         } else {
-            files.push(path)
+            files.push(path);
         }
     }
     files.sort();
@@ -108,5 +108,5 @@ fn assert_all_blobs_whole(root: &Path) -> usize {
 
 /// Says loudly that this machine cannot show something.
 fn skip(why: &str) {
-    writeln!(std::io::stderr(), "SKIPPED: {why}").unwrap();
+    eprintln!("SKIPPED: {why}");
 }

@@ -108,7 +108,7 @@ fn an_edit_within_the_tick_in_which_the_file_was_read_is_seen() {
         assert_eq!(digest_of(&place, &path), BlobDigest::of(two.as_bytes()));
     }
     // How often the stamp alone would have lied depends on the kernel; what is promised does not.
-    writeln!(std::io::stderr(), "{same_stamp} of 300 edits left the stamp as it was").unwrap();
+    eprintln!("{same_stamp} of 300 edits left the stamp as it was");
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn a_file_that_grows_for_as_long_as_it_is_read_ends_the_reading() {
     let file = File::options().append(true).open(&path).unwrap();
     let error = place
         .store
-        .digest_file(&path, &|_| (&file).write_all(&[1; 1 << 20]).unwrap())
+        .digest_file(&path, &|_| (&file).write_all(&vec![1; 1 << 20]).unwrap())
         .unwrap_err();
     assert_eq!(error.class(), ErrorClass::SourceChanged, "{error}");
 }
