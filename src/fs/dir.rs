@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -22,8 +23,14 @@ pub fn list(path: &Path) -> Result<Vec<Entry>, PathError> {
     let mut entries = Vec::new();
     for entry in fs::read_dir(path).map_err(PathError::on(path, "list"))? {
         let entry = entry.map_err(PathError::on(path, "list"))?;
-        let is_dir = entry.file_type().map_err(PathError::on(&entry.path(), "look at"))?.is_dir();
-        entries.push(Entry { name: entry.file_name(), is_dir });
+        let is_dir = entry
+            .file_type()
+            .map_err(PathError::on(&entry.path(), "look at"))?
+            .is_dir();
+        entries.push(Entry {
+            name: entry.file_name(),
+            is_dir,
+        });
     }
     entries.sort();
     Ok(entries)
@@ -37,13 +44,18 @@ pub fn create_dir_all(path: &Path) -> Result<(), PathError> {
     }
     let parent = parent_of(path);
     create_dir_all(parent)?;
+    if create_dir(path)? { sync_dir(parent) } else { Ok(()) }
+}
+
+/// Makes one directory with mode 0755 whatever the umask says; says whether it was not there. Nothing is synced.
+pub fn create_dir(path: &Path) -> Result<bool, PathError> {
     match fs::create_dir(path) {
         Ok(()) => {
             let mode = fs::Permissions::from_mode(0o755);
             fs::set_permissions(path, mode).map_err(PathError::on(path, "set the mode of"))?;
-            sync_dir(parent)
+            Ok(true)
         }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
         Err(error) => Err(PathError::new(path, "create directory", error)),
     }
 }
@@ -59,12 +71,20 @@ pub(super) fn parent_of(path: &Path) -> &Path {
 
 /// Makes the names in a directory durable.
 pub fn sync_dir(path: &Path) -> Result<(), PathError> {
-    fs::File::open(path).and_then(|dir| dir.sync_all()).map_err(PathError::on(path, "sync directory"))
+    fs::File::open(path)
+        .and_then(|dir| dir.sync_all())
+        .map_err(PathError::on(path, "sync directory"))
 }
 
 /// Returns true if something is there. A broken symbolic link is not; what cannot be looked at is an error.
 pub fn exists(path: &Path) -> Result<bool, PathError> {
     path.try_exists().map_err(PathError::on(path, "look at"))
+}
+
+/// Returns true if the path is a plain file (no symbolic link) that has no other name.
+pub fn is_only_name(path: &Path) -> Result<bool, PathError> {
+    let facts = fs::symlink_metadata(path).map_err(PathError::on(path, "look at"))?;
+    Ok(facts.is_file() && facts.nlink() == 1)
 }
 
 /// Renames within one file system; what stood at `to` is replaced in one step. Nothing is synced.
@@ -92,6 +112,50 @@ fn gone(path: &Path, outcome: io::Result<()>) -> Result<bool, PathError> {
 
 /// Returns how many bytes the user may still write to the file system that holds `path`.
 pub fn free_space(path: &Path) -> Result<u64, PathError> {
-    let facts = rustix::fs::statvfs(path).map_err(|error| PathError::new(path, "measure the space at", error.into()))?;
+    let facts =
+        rustix::fs::statvfs(path).map_err(|error| PathError::new(path, "measure the space at", error.into()))?;
     Ok(facts.f_bavail.saturating_mul(facts.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_are_listed_in_order_and_removed_with_all_in_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let sub = dir.path().join("b/c");
+        create_dir_all(&sub).unwrap();
+        create_dir_all(&sub).unwrap();
+        fs::write(dir.path().join("c"), b"").unwrap();
+        fs::write(dir.path().join("a"), b"").unwrap();
+        let names: Vec<_> = list(dir.path())
+            .unwrap()
+            .into_iter()
+            .map(|entry| (entry.name, entry.is_dir))
+            .collect();
+        assert_eq!(names, [("a".into(), false), ("b".into(), true), ("c".into(), false)]);
+        assert!(remove_dir_all(&dir.path().join("b")).unwrap());
+        assert!(!remove_dir_all(&dir.path().join("b")).unwrap());
+        assert!(remove_file(&dir.path().join("a")).unwrap());
+        assert!(!remove_file(&dir.path().join("a")).unwrap());
+        let error = create_dir_all(&dir.path().join("c/d")).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.path),
+            (io::ErrorKind::AlreadyExists, dir.path().join("c"))
+        );
+        assert!(free_space(dir.path()).unwrap() > 0);
+    }
+
+    #[test]
+    fn a_link_or_a_second_name_is_not_the_only_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let [file, link, second] = ["file", "link", "second"].map(|name| dir.path().join(name));
+        fs::write(&file, b"").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert!(is_only_name(&file).unwrap());
+        assert!(!is_only_name(&link).unwrap());
+        fs::hard_link(&file, &second).unwrap();
+        assert!(!is_only_name(&file).unwrap());
+    }
 }

@@ -19,7 +19,11 @@ pub struct PathError {
 impl PathError {
     /// Joins a path, an operation (a verb) and what the system answered.
     pub fn new(path: &Path, operation: &'static str, source: io::Error) -> Self {
-        Self { path: path.to_owned(), operation, source }
+        Self {
+            path: path.to_owned(),
+            operation,
+            source,
+        }
     }
 
     /// Returns a closure for `map_err` that adds `path` and `operation` to an `io::Error`.
@@ -44,6 +48,9 @@ impl PathError {
 
     /// Returns true if the user may not do this here: no permission, or the file system is read-only.
     pub fn is_permission(&self) -> bool {
-        matches!(self.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+        matches!(
+            self.kind(),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+        )
     }
 }

@@ -30,7 +30,11 @@ impl FileLock {
                 Err(fs::TryLockError::Error(error)) => return Err(PathError::new(path, "lock", error)),
             }
             if still_there(&file, path)? {
-                return Ok(Some(Self { file, path: path.to_owned(), remove: false }));
+                return Ok(Some(Self {
+                    file,
+                    path: path.to_owned(),
+                    remove: false,
+                }));
             }
         }
     }
@@ -41,7 +45,11 @@ impl FileLock {
             let file = open_lock(path)?;
             file.lock().map_err(PathError::on(path, "lock"))?;
             if still_there(&file, path)? {
-                return Ok(Self { file, path: path.to_owned(), remove: false });
+                return Ok(Self {
+                    file,
+                    path: path.to_owned(),
+                    remove: false,
+                });
             }
         }
     }
@@ -56,7 +64,11 @@ impl FileLock {
                 Err(fs::TryLockError::Error(error)) => return Err(PathError::new(path, "lock", error)),
             }
             if still_there(&file, path)? {
-                return Ok(Some(Self { file, path: path.to_owned(), remove: false }));
+                return Ok(Some(Self {
+                    file,
+                    path: path.to_owned(),
+                    remove: false,
+                }));
             }
         }
     }
@@ -111,5 +123,49 @@ fn still_there(file: &fs::File, path: &Path) -> Result<bool, PathError> {
         Ok(named) => Ok((named.dev(), named.ino()) == (held.dev(), held.ino())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(PathError::new(path, "look at", error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_opens_in_one_process_exclude_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let held = FileLock::try_exclusive(&path).unwrap().unwrap();
+        assert!(FileLock::try_exclusive(&path).unwrap().is_none());
+        assert!(FileLock::try_shared(&path).unwrap().is_none());
+        drop(held);
+        let one = FileLock::try_shared(&path).unwrap().unwrap();
+        let two = FileLock::try_shared(&path).unwrap().unwrap();
+        assert!(FileLock::try_exclusive(&path).unwrap().is_none());
+        drop((one, two));
+        assert!(FileLock::try_exclusive(&path).unwrap().is_some());
+        assert!(path.exists(), "kept unless told otherwise");
+    }
+
+    #[test]
+    fn a_removed_name_never_lets_two_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let inside = std::sync::atomic::AtomicU32::new(0);
+        let turns = std::sync::atomic::AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let mut lock = FileLock::exclusive(&path).unwrap();
+                        lock.remove_on_release();
+                        assert_eq!(inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
+                        turns.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                        inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        assert_eq!(turns.into_inner(), 1600);
+        assert!(!path.exists());
     }
 }

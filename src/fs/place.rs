@@ -24,6 +24,9 @@ pub enum Placed {
 
 const BLOCK: usize = 1 << 20;
 
+/// Sees the bytes of a file go by, block after block, and at the end `None`; an error stops everything.
+pub type Check<'a, E> = dyn FnMut(Option<&[u8]>) -> Result<(), E> + 'a;
+
 /// Brings the bytes of `from` to the path `to`: a fresh file (never a hard link), by reflink where the file system has
 /// it, else by copying, under a temporary name in the directory of `to` first. Every byte of the fresh file passes
 /// through `check`, in order, and then `None`, before it gets its name; if `check` returns an error, nothing is left.
@@ -35,7 +38,7 @@ pub fn place<E: From<PathError>>(
     from: &File,
     from_path: &Path,
     to: &Path,
-    check: &mut dyn FnMut(Option<&[u8]>) -> Result<(), E>,
+    check: &mut Check<'_, E>,
 ) -> Result<Placed, E> {
     let mut temp = TempFile::new_in(parent_of(to))?;
     let (source, placed) = match reflink(from_path, from, &temp)? {
@@ -46,7 +49,10 @@ pub fn place<E: From<PathError>>(
         None => (Some(from), Placed::Copy),
     };
     let mut block = vec![0; BLOCK];
-    let mut input = source.unwrap_or(temp.file()).try_clone().map_err(PathError::on(from_path, "read"))?;
+    let mut input = source
+        .unwrap_or(temp.file())
+        .try_clone()
+        .map_err(PathError::on(from_path, "read"))?;
     loop {
         let read = match input.read(&mut block) {
             Ok(0) => break,
@@ -72,11 +78,62 @@ fn reflink(from_path: &Path, from: &File, temp: &TempFile) -> Result<Option<Temp
     }
     // From here on the file goes away by itself unless it is kept.
     let shared = TempFile::adopt(&shared)?;
-    let mode = temp.file().metadata().map_err(PathError::on(temp.path(), "look at"))?.mode();
+    let mode = temp
+        .file()
+        .metadata()
+        .map_err(PathError::on(temp.path(), "look at"))?
+        .mode();
     shared.set_mode(mode & 0o7777)?;
     // The name could have come to stand for another file between the open and the reflink: then copy what was opened.
     let opened = from.metadata().map_err(PathError::on(from_path, "look at"))?;
     let named = fs::metadata(from_path).map_err(PathError::on(from_path, "look at"))?;
     let same = (opened.dev(), opened.ino()) == (named.dev(), named.ino());
     Ok(same.then_some(shared))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(from: &Path, to: &Path, good: bool) -> Result<(Placed, Vec<u8>), PathError> {
+        let mut seen = Vec::new();
+        let placed = place(&crate::fs::open(from)?, from, to, &mut |bytes| match bytes {
+            Some(bytes) => {
+                seen.extend_from_slice(bytes);
+                Ok(())
+            }
+            None if good => Ok(()),
+            None => Err(PathError::new(from, "believe", io::ErrorKind::InvalidData.into())),
+        })?;
+        Ok((placed, seen))
+    }
+
+    #[test]
+    fn the_fresh_file_shares_nothing_that_can_be_written_through() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        let bytes: Vec<u8> = (0..3 * BLOCK + 7).map(|at| at as u8).collect();
+        fs::write(&from, &bytes).unwrap();
+        crate::fs::make_read_only(&from).unwrap();
+        fs::write(&to, b"what stood there").unwrap();
+        let (_, seen) = run(&from, &to, true).unwrap();
+        assert_eq!(seen, bytes, "every byte passed the check");
+        let facts = fs::metadata(&to).unwrap();
+        assert_eq!(facts.nlink(), 1);
+        assert_ne!(facts.ino(), fs::metadata(&from).unwrap().ino());
+        assert_eq!(facts.mode() & 0o200, 0o200, "the user may write to an output");
+        fs::write(&to, b"edited").unwrap();
+        assert_eq!(fs::read(&from).unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_bad_verdict_leaves_what_stood_there_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::write(&from, b"bytes").unwrap();
+        fs::write(&to, b"old").unwrap();
+        assert!(run(&from, &to, false).is_err());
+        assert_eq!(fs::read(&to).unwrap(), b"old");
+        assert_eq!(crate::fs::list(dir.path()).unwrap().len(), 2, "no temporary file stays");
+    }
 }

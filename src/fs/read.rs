@@ -10,23 +10,35 @@ use crate::fs::PathError;
 
 /// Opens a file for reading. A directory is an error here, not at the first read.
 pub fn open(path: &Path) -> Result<File, PathError> {
+    Ok(open_sized(path)?.0)
+}
+
+fn open_sized(path: &Path) -> Result<(File, u64), PathError> {
     let file = File::open(path).map_err(PathError::on(path, "open"))?;
     let facts = file.metadata().map_err(PathError::on(path, "look at"))?;
     if facts.is_dir() {
         return Err(PathError::new(path, "open", io::ErrorKind::IsADirectory.into()));
     }
-    Ok(file)
+    Ok((file, facts.len()))
 }
 
 /// Reads a small file whole. One of more than `cap` bytes is an error of the kind `FileTooLarge`, and no more than
 /// `cap` bytes are ever held, whatever length the file system claims.
 pub fn read_small(path: &Path, cap: u64) -> Result<Vec<u8>, PathError> {
-    let file = open(path)?;
-    let mut bytes = Vec::new();
-    file.take(cap.saturating_add(1)).read_to_end(&mut bytes).map_err(PathError::on(path, "read"))?;
+    let (file, len) = open_sized(path)?;
+    let over = cap.saturating_add(1);
+    // Room for all of it at once where the length is true, and never for more than is allowed.
+    let mut bytes = Vec::with_capacity(usize::try_from(len.saturating_add(1).min(over)).unwrap_or(0));
+    file.take(over)
+        .read_to_end(&mut bytes)
+        .map_err(PathError::on(path, "read"))?;
     if bytes.len() as u64 > cap {
         let text = format!("it has more than the {cap} bytes allowed here");
-        return Err(PathError::new(path, "read", io::Error::new(io::ErrorKind::FileTooLarge, text)));
+        return Err(PathError::new(
+            path,
+            "read",
+            io::Error::new(io::ErrorKind::FileTooLarge, text),
+        ));
     }
     Ok(bytes)
 }
@@ -38,4 +50,42 @@ pub fn read_small(path: &Path, cap: u64) -> Result<Vec<u8>, PathError> {
 /// `UnexpectedEof` if the file ends before the buffer is full.
 pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     file.read_exact_at(buffer, offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_larger_than_allowed_is_refused_even_if_it_claims_no_length() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        std::fs::write(&path, b"12345").unwrap();
+        assert_eq!(read_small(&path, 5).unwrap(), b"12345");
+        assert_eq!(read_small(&path, 4).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        // It claims no length and never ends.
+        let endless = Path::new("/dev/zero");
+        assert_eq!(
+            read_small(endless, 1000).unwrap_err().kind(),
+            io::ErrorKind::FileTooLarge
+        );
+        assert_eq!(open(dir.path()).unwrap_err().kind(), io::ErrorKind::IsADirectory);
+        assert!(open(&dir.path().join("b")).unwrap_err().is_not_found());
+        assert!(open(&path.join("b")).unwrap_err().is_not_found(), "a file on the way");
+    }
+
+    #[test]
+    fn positioned_reads_fill_the_buffer_or_say_that_the_file_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        std::fs::write(&path, b"0123456789").unwrap();
+        let file = open(&path).unwrap();
+        let mut buffer = [0; 4];
+        read_exact_at(&file, &mut buffer, 6).unwrap();
+        assert_eq!(&buffer, b"6789");
+        assert_eq!(
+            read_exact_at(&file, &mut buffer, 7).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+    }
 }

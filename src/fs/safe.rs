@@ -69,14 +69,25 @@ pub fn safe_join(root: &Path, relative: &Path) -> Result<PathBuf, UnsafePathErro
                 parts += 1;
             }
             Component::CurDir => {}
-            Component::ParentDir => return Err(UnsafePathError::Parent { path: path(), root: base() }),
+            Component::ParentDir => {
+                return Err(UnsafePathError::Parent {
+                    path: path(),
+                    root: base(),
+                });
+            }
             Component::RootDir | Component::Prefix(_) => {
-                return Err(UnsafePathError::Absolute { path: path(), root: base() });
+                return Err(UnsafePathError::Absolute {
+                    path: path(),
+                    root: base(),
+                });
             }
         }
     }
     if parts == 0 {
-        return Err(UnsafePathError::Empty { path: path(), root: base() });
+        return Err(UnsafePathError::Empty {
+            path: path(),
+            root: base(),
+        });
     }
     let real_root = match fs::canonicalize(root) {
         Ok(real) => real,
@@ -91,7 +102,11 @@ pub fn safe_join(root: &Path, relative: &Path) -> Result<PathBuf, UnsafePathErro
             Ok(facts) if facts.is_symlink() => {
                 let inside = fs::canonicalize(&walked).is_ok_and(|real| real.starts_with(&real_root));
                 if !inside {
-                    return Err(UnsafePathError::Link { path: path(), link: walked, root: base() });
+                    return Err(UnsafePathError::Link {
+                        path: path(),
+                        link: walked,
+                        root: base(),
+                    });
                 }
             }
             Ok(_) => {}
@@ -100,4 +115,68 @@ pub fn safe_join(root: &Path, relative: &Path) -> Result<PathBuf, UnsafePathErro
         }
     }
     Ok(joined)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn join(root: &Path, relative: &str) -> Result<PathBuf, UnsafePathError> {
+        safe_join(root, Path::new(relative))
+    }
+
+    #[test]
+    fn paths_that_stay_inside_are_joined() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::create_dir(root.join("real")).unwrap();
+        symlink("real", root.join("inner")).unwrap();
+        assert_eq!(join(root, "a/b.gguf").unwrap(), root.join("a/b.gguf"));
+        assert_eq!(join(root, "./a").unwrap(), root.join("a"));
+        assert_eq!(
+            join(root, "inner/a").unwrap(),
+            root.join("inner/a"),
+            "a link that stays inside is fine"
+        );
+        assert_eq!(
+            join(root, "..a/b..").unwrap(),
+            root.join("..a/b.."),
+            "dots in names are fine"
+        );
+        assert_eq!(
+            join(&root.join("later"), "a").unwrap(),
+            root.join("later/a"),
+            "the root may come later"
+        );
+    }
+
+    #[test]
+    fn every_way_out_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        fs::create_dir_all(root.join("sub")).unwrap();
+        fs::create_dir(dir.path().join("rooted")).unwrap();
+        symlink(dir.path(), root.join("out")).unwrap();
+        symlink("/nowhere/at/all", root.join("broken")).unwrap();
+        symlink("../../rooted", root.join("sub/sibling")).unwrap();
+        assert!(matches!(
+            join(&root, "/etc/passwd"),
+            Err(UnsafePathError::Absolute { .. })
+        ));
+        for bad in ["..", "../a", "sub/../../a", "sub/.."] {
+            assert!(matches!(join(&root, bad), Err(UnsafePathError::Parent { .. })), "{bad}");
+        }
+        for bad in ["out", "out/a", "broken", "broken/a", "sub/sibling/a"] {
+            assert!(matches!(join(&root, bad), Err(UnsafePathError::Link { .. })), "{bad}");
+        }
+        for bad in ["", ".", "./."] {
+            assert!(
+                matches!(join(&root, bad), Err(UnsafePathError::Empty { .. })),
+                "{bad:?}"
+            );
+        }
+        assert!(matches!(join(&root, "sub/a\0b/c"), Err(UnsafePathError::Path(_))));
+    }
 }

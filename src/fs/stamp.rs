@@ -25,12 +25,16 @@ pub struct Stamp {
 impl Stamp {
     /// Looks at a path, following symbolic links.
     pub fn of(path: &Path) -> Result<Self, PathError> {
-        fs::metadata(path).map(|facts| Self::from(&facts)).map_err(PathError::on(path, "look at"))
+        fs::metadata(path)
+            .map(|facts| Self::from(&facts))
+            .map_err(PathError::on(path, "look at"))
     }
 
     /// Looks at an open file; `path` is only for the error.
     pub fn of_file(file: &File, path: &Path) -> Result<Self, PathError> {
-        file.metadata().map(|facts| Self::from(&facts)).map_err(PathError::on(path, "look at"))
+        file.metadata()
+            .map(|facts| Self::from(&facts))
+            .map_err(PathError::on(path, "look at"))
     }
 
     /// Looks at a path; `None` if nothing is there or it is not a plain file.

@@ -38,8 +38,19 @@ impl TempFile {
     pub fn new_in(dir: &Path) -> Result<Self, PathError> {
         loop {
             let path = dir.join(unique_name());
-            match fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
-                Ok(file) => return Ok(Self { file, path, kept: false }),
+            match fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(&path)
+            {
+                Ok(file) => {
+                    return Ok(Self {
+                        file,
+                        path,
+                        kept: false,
+                    });
+                }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(PathError::new(&path, "create", error)),
             }
@@ -49,7 +60,11 @@ impl TempFile {
     /// Takes over a file that is there already; it goes away unless it is persisted.
     pub fn adopt(path: &Path) -> Result<Self, PathError> {
         let file = crate::fs::open(path)?;
-        Ok(Self { file, path: path.to_owned(), kept: false })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            kept: false,
+        })
     }
 
     /// Returns the open file.
@@ -62,15 +77,17 @@ impl TempFile {
         &self.path
     }
 
-    /// Makes the bytes durable.
+    /// Makes the bytes and the mode durable.
     pub fn sync(&self) -> Result<(), PathError> {
-        self.file.sync_data().map_err(PathError::on(&self.path, "sync"))
+        self.file.sync_all().map_err(PathError::on(&self.path, "sync"))
     }
 
     /// Sets the mode, whatever the umask says.
     pub fn set_mode(&self, mode: u32) -> Result<(), PathError> {
         let mode = fs::Permissions::from_mode(mode);
-        self.file.set_permissions(mode).map_err(PathError::on(&self.path, "set the mode of"))
+        self.file
+            .set_permissions(mode)
+            .map_err(PathError::on(&self.path, "set the mode of"))
     }
 
     /// Gives the file its final name, in one step and in place of what stood there. With [`Durability::Synced`] its
@@ -78,7 +95,7 @@ impl TempFile {
     pub fn persist(mut self, to: &Path, durability: Durability) -> Result<(), PathError> {
         if durability == Durability::Synced {
             // All, not only the data: the mode is part of what is promised.
-            self.file.sync_all().map_err(PathError::on(&self.path, "sync"))?;
+            self.sync()?;
         }
         fs::rename(&self.path, to).map_err(PathError::on(to, "rename to"))?;
         self.kept = true;
@@ -127,4 +144,48 @@ pub fn unique_name() -> String {
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let random = RandomState::new().hash_one(count);
     format!(".forge-{}-{count}-{random:016x}", std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_replaces_the_file_whole_and_leaves_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        write_atomic(&path, b"one", Durability::Synced).unwrap();
+        let first = fs::File::open(&path).unwrap();
+        write_atomic(&path, b"two", Durability::Fast).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(
+            io::read_to_string(first).unwrap(),
+            "one",
+            "a reader keeps what it opened"
+        );
+        assert_eq!(crate::fs::list(dir.path()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_temporary_file_that_is_dropped_or_cannot_be_persisted_goes_away() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(TempFile::new_in(dir.path()).unwrap());
+        let temp = TempFile::new_in(dir.path()).unwrap();
+        let error = temp
+            .persist(&dir.path().join("no/such/place"), Durability::Synced)
+            .unwrap_err();
+        assert!(error.is_not_found(), "{error}");
+        assert_eq!(crate::fs::list(dir.path()).unwrap(), []);
+    }
+
+    #[test]
+    fn an_error_names_the_path_and_the_operation() {
+        let error = write_atomic(Path::new("/no/such/place/a"), b"", Durability::Fast).unwrap_err();
+        assert_eq!(error.operation, "create");
+        assert!(error.path.starts_with("/no/such/place"));
+        assert!(
+            error.to_string().starts_with("cannot create `/no/such/place/"),
+            "{error}"
+        );
+    }
 }

@@ -100,7 +100,11 @@ impl Store {
             }
             Stored::There(result) => {
                 let missing = self.missing(&result)?;
-                Ok(if missing.is_empty() { Lookup::Hit(result) } else { Lookup::Incomplete { result, missing } })
+                Ok(if missing.is_empty() {
+                    Lookup::Hit(result)
+                } else {
+                    Lookup::Incomplete { result, missing }
+                })
             }
         }
     }
@@ -127,6 +131,7 @@ impl Store {
         }
         let path = self.shard(layout::ACTIONS, key.hash());
         let temp = self.sealed_temp(RESULT, RESULT_VERSION, &key.to_string(), result)?;
+        temp.set_mode(0o444)?;
         // Synced before the lock is taken: what is done under it takes moments.
         temp.sync()?;
         let _lock = self.replacing(key.hash())?;
@@ -144,12 +149,15 @@ impl Store {
                 return Ok(Committed::Same);
             }
             Stored::There(kept) => {
-                let event = StoreEvent::Nondeterminism { key: *key, kept, differing: result.clone() };
+                let event = StoreEvent::Nondeterminism {
+                    key: *key,
+                    kept,
+                    differing: result.clone(),
+                };
                 self.record(key, &event)?;
                 return Ok(Committed::Differs(Box::new(event)));
             }
         }
-        temp.set_mode(0o444)?;
         publish(temp, &path, Durability::Synced)?;
         Ok(Committed::New)
     }
@@ -215,7 +223,11 @@ impl Store {
                 }
             }
             Err(Broken::Newer(found)) => {
-                return Err(StoreError::Newer { path, found, supported: RESULT_VERSION });
+                return Err(StoreError::Newer {
+                    path,
+                    found,
+                    supported: RESULT_VERSION,
+                });
             }
             Err(Broken::Damaged) => {}
         }

@@ -45,7 +45,10 @@ impl BlobWriter {
         if self.failed {
             return Err(StoreError::WriteFailed { path: self.path });
         }
-        let inner = self.writer.into_inner().map_err(|error| PathError::new(&self.path, "write", error.into_error()))?;
+        let inner = self
+            .writer
+            .into_inner()
+            .map_err(|error| PathError::new(&self.path, "write", error.into_error()))?;
         let (temp, digest) = inner.finish();
         self.store.adopt_temp(temp, &digest)?;
         Ok(digest)
@@ -97,16 +100,25 @@ impl Store {
         let temp = self.temp()?;
         let path = temp.path().to_owned();
         let writer = BufWriter::with_capacity(BLOCK, DigestWriter::new(temp));
-        Ok(BlobWriter { store: self.clone(), path, writer, failed: false })
+        Ok(BlobWriter {
+            store: self.clone(),
+            path,
+            writer,
+            failed: false,
+        })
     }
 
-    /// Takes a finished file out of a [`super::Scratch`] into the store without copying it. Whoever wrote it must have
+    /// Takes a finished file out of a [`super::Scratch`] into the store: without copying it if the name is the only one
+    /// the file has, else (a link) by copying, so that nobody else's file becomes a blob. Whoever wrote it must have
     /// ended: a program that still has it open for writing could change the blob.
     ///
     /// # Errors
     ///
     /// [`StoreError::SourceChanged`] if it changes while it is digested. The file is gone then, as after success.
     pub fn adopt(&self, path: &Path, progress: &dyn Fn(u64)) -> Result<BlobDigest, StoreError> {
+        if !fs::is_only_name(path)? {
+            return self.adopt_by_copy(path, progress);
+        }
         let temp = TempFile::adopt(path)?;
         let before = Stamp::of_file(temp.file(), path)?;
         let digest = super::stat::digest_open(temp.file(), path, progress)?;
@@ -114,6 +126,35 @@ impl Store {
             return Err(StoreError::SourceChanged { path: path.to_owned() });
         }
         self.adopt_temp(temp, &digest)?;
+        Ok(digest)
+    }
+
+    fn adopt_by_copy(&self, path: &Path, progress: &dyn Fn(u64)) -> Result<BlobDigest, StoreError> {
+        let file = fs::open(path)?;
+        let before = Stamp::of_file(&file, path)?;
+        let mut writer = self.writer()?;
+        let mut block = vec![0; BLOCK];
+        let mut len = 0_u64;
+        // Not past the end that it had: one byte over shows that it grows.
+        let mut input = (&file).take(before.size.saturating_add(1));
+        loop {
+            let read = match input.read(&mut block) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(PathError::new(path, "read", error).into()),
+            };
+            writer
+                .write_all(&block[..read])
+                .map_err(PathError::on(&writer.path.clone(), "write"))?;
+            len += read as u64;
+            progress(len);
+        }
+        if Stamp::of_file(&file, path)? != before || len != before.size {
+            return Err(StoreError::SourceChanged { path: path.to_owned() });
+        }
+        let digest = writer.commit()?;
+        fs::remove_file(path)?;
         Ok(digest)
     }
 
@@ -140,7 +181,10 @@ impl Store {
         let (file, path) = self.open_blob(digest)?;
         let mut bytes = Vec::new();
         // Not more than promised, whatever is there: one byte over shows that there is more.
-        (&file).take(digest.len.saturating_add(1)).read_to_end(&mut bytes).map_err(PathError::on(&path, "read"))?;
+        (&file)
+            .take(digest.len.saturating_add(1))
+            .read_to_end(&mut bytes)
+            .map_err(PathError::on(&path, "read"))?;
         let found = BlobDigest::of(&bytes);
         self.verdict(digest, found, &file, &path)?;
         Ok(bytes)
@@ -174,11 +218,14 @@ impl Store {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(PathError::new(&path, "read", error).into()),
             };
-            hasher.write_all(&block[..read]).map_err(PathError::on(&path, "digest"))?;
+            hasher
+                .write_all(&block[..read])
+                .map_err(PathError::on(&path, "digest"))?;
             if hasher.len() > digest.len {
                 break;
             }
-            out.write_all(&block[..read]).map_err(PathError::on(&path, "copy out"))?;
+            out.write_all(&block[..read])
+                .map_err(PathError::on(&path, "copy out"))?;
         }
         self.verdict(digest, hasher.finish().1, &file, &path)
     }
@@ -202,27 +249,30 @@ impl Store {
         let (file, blob) = self.open_blob(digest)?;
         let mut hasher = blake3::Hasher::new();
         let mut len = 0_u64;
-        fs::place(&file, &blob, path, &mut |bytes| match bytes {
-            Some(bytes) => {
+        fs::place(&file, &blob, path, &mut |bytes| {
+            if let Some(bytes) = bytes {
                 hasher.update_rayon(bytes);
                 len += bytes.len() as u64;
-                Ok(())
+                return Ok(());
             }
-            None => {
-                let hash = Hash::from_bytes(*hasher.finalize().as_bytes());
-                self.verdict(digest, BlobDigest { hash, len }, &file, &blob)
-            }
+            let hash = Hash::from_bytes(*hasher.finalize().as_bytes());
+            self.verdict(digest, BlobDigest { hash, len }, &file, &blob)
         })
     }
 
-    /// Opens a blob.
+    /// Opens a blob that has the promised length.
     pub(super) fn open_blob(&self, digest: &BlobDigest) -> Result<(File, PathBuf), StoreError> {
         let path = self.blob_path(digest);
-        match fs::open(&path) {
-            Ok(file) => Ok((file, path)),
-            Err(error) if error.is_not_found() => Err(StoreError::Missing { digest: *digest, path }),
-            Err(error) => Err(error.into()),
+        let file = match fs::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.is_not_found() => return Err(StoreError::Missing { digest: *digest, path }),
+            Err(error) => return Err(error.into()),
+        };
+        if Stamp::of_file(&file, &path)?.size != digest.len {
+            let found = super::stat::digest_open(&file, &path, &|_| {})?;
+            self.verdict(digest, found, &file, &path)?;
         }
+        Ok((file, path))
     }
 
     /// Returns where a blob lies.
@@ -237,11 +287,18 @@ impl Store {
         // Whoever asks for the right hash with a wrong length asks for a blob that is not there; the one that is there
         // may well be whole.
         if found.hash == digest.hash {
-            return Err(StoreError::Missing { digest: *digest, path: path.to_owned() });
+            return Err(StoreError::Missing {
+                digest: *digest,
+                path: path.to_owned(),
+            });
         }
         let stamp = Stamp::of_file(file, path)?;
         let moved_to = self.quarantine(&digest.hash, path, &stamp, "")?;
-        Err(StoreError::Damaged { digest: *digest, found, moved_to })
+        Err(StoreError::Damaged {
+            digest: *digest,
+            found,
+            moved_to,
+        })
     }
 
     /// Gives a finished temporary file its place, unless the blob is there already.

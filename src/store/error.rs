@@ -118,7 +118,9 @@ impl StoreError {
             Self::Path(error) if error.is_disk_full() => ErrorClass::DiskFull,
             Self::Path(error) if error.is_permission() => ErrorClass::Permission,
             Self::Path(error) if error.is_not_found() => ErrorClass::Missing,
-            Self::Path(_) | Self::TooLarge { .. } | Self::NotAStore { .. } | Self::WriteFailed { .. } => ErrorClass::Other,
+            Self::Path(_) | Self::TooLarge { .. } | Self::NotAStore { .. } | Self::WriteFailed { .. } => {
+                ErrorClass::Other
+            }
             Self::Damaged { .. } => ErrorClass::Damaged,
             Self::Missing { .. } | Self::Incomplete { .. } => ErrorClass::Missing,
             Self::Newer { .. } => ErrorClass::Newer,

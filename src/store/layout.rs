@@ -47,12 +47,16 @@ pub(super) fn prepare(root: &Path) -> Result<(), StoreError> {
 
 fn check_version(root: &Path, layout: &Path, text: &[u8]) -> Result<(), StoreError> {
     let text = String::from_utf8_lossy(text);
-    let version = text.strip_prefix(LAYOUT_WORD).and_then(|rest| rest.trim().parse::<u64>().ok());
+    let version = text
+        .strip_prefix(LAYOUT_WORD)
+        .and_then(|rest| rest.trim().parse::<u64>().ok());
     match version {
         Some(LAYOUT) => Ok(()),
-        Some(found) if found > LAYOUT => {
-            Err(StoreError::Newer { path: layout.to_owned(), found, supported: LAYOUT })
-        }
+        Some(found) if found > LAYOUT => Err(StoreError::Newer {
+            path: layout.to_owned(),
+            found,
+            supported: LAYOUT,
+        }),
         _ => Err(StoreError::NotAStore {
             path: root.to_owned(),
             found: format!("{LAYOUT_FILE}: {}", text.trim().chars().take(40).collect::<String>()),
@@ -70,7 +74,10 @@ fn refuse_foreign(root: &Path) -> Result<(), StoreError> {
         let ours = DIRECTORIES.contains(&&*name) || name == TAG_FILE || name == LAYOUT_FILE || name == "lost+found";
         // A process killed while it made the store leaves these.
         if !ours && !name.starts_with(".forge-") {
-            return Err(StoreError::NotAStore { path: root.to_owned(), found: name.into_owned() });
+            return Err(StoreError::NotAStore {
+                path: root.to_owned(),
+                found: name.into_owned(),
+            });
         }
     }
     Ok(())
@@ -79,6 +86,14 @@ fn refuse_foreign(root: &Path) -> Result<(), StoreError> {
 fn create(root: &Path) -> Result<(), StoreError> {
     for directory in DIRECTORIES {
         fs::create_dir_all(&root.join(directory))?;
+    }
+    // All of them now, and durably: a process that finds one need not wonder whether the one that made it had synced it.
+    for directory in [CAS, ACTIONS] {
+        let directory = root.join(directory);
+        for first in 0..=u8::MAX {
+            fs::create_dir(&directory.join(format!("{first:02x}")))?;
+        }
+        fs::sync_dir(&directory)?;
     }
     fs::write_atomic(&root.join(TAG_FILE), TAG.as_bytes(), fs::Durability::Synced)?;
     // Last: a store that has this has all the rest.

@@ -32,7 +32,10 @@ impl Holder {
         Self {
             pid: Some(std::process::id()),
             host: host(),
-            since: SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs()),
+            since: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .ok()
+                .map(|since| since.as_secs()),
         }
     }
 }
@@ -110,7 +113,9 @@ impl Store {
                 return Err(StoreError::Cancelled { key: *key });
             }
             if looks <= LOOKS {
-                let note = fs::read_small(&path, 4096).ok().and_then(|note| serde_json::from_slice(&note).ok());
+                let note = fs::read_small(&path, 4096)
+                    .ok()
+                    .and_then(|note| serde_json::from_slice(&note).ok());
                 if note.is_some() || looks == LOOKS {
                     on_wait(&note.unwrap_or_default());
                     looks = LOOKS;

@@ -57,7 +57,9 @@ impl Store {
         layout::prepare(&root)?;
         session::sweep(&root.join(layout::TMP))?;
         let session = session::Session::new(root.join(layout::TMP));
-        Ok(Self { inner: Arc::new(Inner { root, session }) })
+        Ok(Self {
+            inner: Arc::new(Inner { root, session }),
+        })
     }
 
     /// Returns the store's directory.
@@ -72,7 +74,7 @@ impl Store {
 
     /// Returns where something of that hash lies in one of the store's directories: `ab/cdef...`.
     fn shard(&self, directory: &str, hash: &Hash) -> PathBuf {
-        let text = hash.to_string();
+        let text = blake3::Hash::from_bytes(*hash.as_bytes()).to_hex();
         let (first, rest) = text.split_at(2);
         self.inner.root.join(directory).join(first).join(rest)
     }

@@ -17,10 +17,9 @@ pub(super) enum Broken {
 
 /// Seals a document, which must have no line breaks in it (JSON as `serde_json` writes it has none).
 pub(super) fn seal(kind: &str, version: u64, name: &str, document: &str) -> Vec<u8> {
-    let mut text = format!("forge-{kind} {version} {name}\n{document}\n");
-    let sum = Hash::of(text.as_bytes());
-    text.push_str(&format!("{sum}\n"));
-    text.into_bytes()
+    let body = format!("forge-{kind} {version} {name}\n{document}\n");
+    let sum = Hash::of(body.as_bytes());
+    format!("{body}{sum}\n").into_bytes()
 }
 
 /// Checks a sealed document and returns what is in it.
@@ -41,7 +40,11 @@ pub(super) fn unseal<'a>(kind: &str, version: u64, name: &str, bytes: &'a [u8]) 
         return Err(Broken::Newer(found));
     }
     let whole = named && found == version && words.next() == Some(name) && words.next().is_none();
-    if whole && !document.contains('\n') { Ok(document) } else { Err(Broken::Damaged) }
+    if whole && !document.contains('\n') {
+        Ok(document)
+    } else {
+        Err(Broken::Damaged)
+    }
 }
 
 #[cfg(test)]
@@ -54,21 +57,40 @@ mod tests {
         assert_eq!(unseal("result", 1, "abc", &sealed), Ok(r#"{"a":1}"#));
         assert_eq!(unseal("result", 1, "abd", &sealed), Err(Broken::Damaged));
         assert_eq!(unseal("event", 1, "abc", &sealed), Err(Broken::Damaged));
-        assert_eq!(unseal("result", 1, "abc", &seal("result", 3, "abc", "{}")), Err(Broken::Newer(3)));
-        assert_eq!(unseal("result", 2, "abc", &sealed), Err(Broken::Damaged), "no older version is read as this one");
+        assert_eq!(
+            unseal("result", 1, "abc", &seal("result", 3, "abc", "{}")),
+            Err(Broken::Newer(3))
+        );
+        assert_eq!(
+            unseal("result", 2, "abc", &sealed),
+            Err(Broken::Damaged),
+            "no older version is read as this one"
+        );
     }
 
     #[test]
     fn every_flipped_bit_and_every_torn_end_shows() {
         let sealed = seal("result", 1, "abc", r#"{"a":1}"#);
         for at in 0..sealed.len() {
-            assert_eq!(unseal("result", 1, "abc", &sealed[..at]), Err(Broken::Damaged), "torn at {at}");
+            assert_eq!(
+                unseal("result", 1, "abc", &sealed[..at]),
+                Err(Broken::Damaged),
+                "torn at {at}"
+            );
             for bit in 0..8 {
                 let mut flipped = sealed.clone();
                 flipped[at] ^= 1 << bit;
-                assert_eq!(unseal("result", 1, "abc", &flipped), Err(Broken::Damaged), "bit {bit} of byte {at}");
+                assert_eq!(
+                    unseal("result", 1, "abc", &flipped),
+                    Err(Broken::Damaged),
+                    "bit {bit} of byte {at}"
+                );
             }
         }
-        assert_eq!(unseal("result", 1, "abc", &vec![0; sealed.len()]), Err(Broken::Damaged), "zeros after a power cut");
+        assert_eq!(
+            unseal("result", 1, "abc", &vec![0; sealed.len()]),
+            Err(Broken::Damaged),
+            "zeros after a power cut"
+        );
     }
 }

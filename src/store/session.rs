@@ -39,7 +39,11 @@ impl Drop for Live {
 impl Session {
     /// Prepares a session in the store's `tmp` directory.
     pub(super) fn new(tmp: PathBuf) -> Self {
-        Self { tmp, live: OnceLock::new(), making: Mutex::new(()) }
+        Self {
+            tmp,
+            live: OnceLock::new(),
+            making: Mutex::new(()),
+        }
     }
 
     /// Returns the directory.
@@ -114,6 +118,9 @@ impl Store {
     pub fn scratch(&self) -> Result<Scratch, StoreError> {
         let path = self.inner.session.dir()?.join(fs::unique_name());
         fs::create_dir_all(&path)?;
-        Ok(Scratch { path, _store: self.clone() })
+        Ok(Scratch {
+            path,
+            _store: self.clone(),
+        })
     }
 }

@@ -170,13 +170,16 @@ fn plain(path: &Path) -> Result<Stamp, StoreError> {
 }
 
 fn facts(stamp: &Stamp) -> String {
-    format!("{} {} {} {} {} ", stamp.dev, stamp.ino, stamp.size, stamp.mtime_ns, stamp.ctime_ns)
+    format!(
+        "{} {} {} {} {} ",
+        stamp.dev, stamp.ino, stamp.size, stamp.mtime_ns, stamp.ctime_ns
+    )
 }
 
 fn nanos(time: SystemTime) -> i128 {
     match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => since.as_nanos() as i128,
-        Err(error) => -(error.duration().as_nanos() as i128),
+        Ok(since) => since.as_nanos().cast_signed(),
+        Err(error) => -(error.duration().as_nanos().cast_signed()),
     }
 }
 
@@ -185,7 +188,7 @@ fn nanos(time: SystemTime) -> i128 {
 /// the future than the grain proves as much, since a change would bring it back to the present.
 fn is_settled(stamp: &Stamp, started: SystemTime) -> bool {
     let started = nanos(started);
-    let grain = GRAIN.as_nanos() as i128;
+    let grain = GRAIN.as_nanos().cast_signed();
     let (mtime, ctime) = (i128::from(stamp.mtime_ns), i128::from(stamp.ctime_ns));
     ctime < started - grain && !(started - grain..=started + grain).contains(&mtime)
 }
@@ -195,13 +198,14 @@ fn is_settled(stamp: &Stamp, started: SystemTime) -> bool {
 fn until_settled(stamp: &Stamp, now: SystemTime) -> Duration {
     const MOMENT: i128 = 1_000_000;
     let now = nanos(now);
-    let grain = GRAIN.as_nanos() as i128;
+    let grain = GRAIN.as_nanos().cast_signed();
     let wait = [stamp.mtime_ns, stamp.ctime_ns]
         .into_iter()
         .map(|time| i128::from(time) + grain + MOMENT - now)
         .filter(|wait| (1..=grain + MOMENT).contains(wait))
         .max();
-    wait.and_then(|wait| u64::try_from(wait).ok()).map_or(Duration::ZERO, Duration::from_nanos)
+    wait.and_then(|wait| u64::try_from(wait).ok())
+        .map_or(Duration::ZERO, Duration::from_nanos)
 }
 
 /// Digests an open file from where it stands, reading ahead in a thread of its own while rayon's threads hash.
@@ -211,12 +215,15 @@ pub(super) fn digest_open(file: &File, path: &Path, progress: &dyn Fn(u64)) -> R
     const BLOCKS: usize = 3;
     let mut hasher = blake3::Hasher::new();
     let mut len = 0_u64;
-    let mut first = vec![0; BLOCK.min(usize::try_from(Stamp::of_file(file, path)?.size).unwrap_or(BLOCK)).max(1)];
+    let size = Stamp::of_file(file, path)?.size;
+    // One byte more than a small file has, so that its end shows in the first reading.
+    let mut first = vec![0; usize::try_from(size.saturating_add(1)).unwrap_or(BLOCK).min(BLOCK)];
     let read = fill(file, &mut first).map_err(PathError::on(path, "read"))?;
     let mut take = |bytes: &[u8]| {
         hasher.update_rayon(bytes);
         len += bytes.len() as u64;
         progress(len);
+        len
     };
     take(&first[..read]);
     if read == first.len() {
@@ -240,7 +247,10 @@ pub(super) fn digest_open(file: &File, path: &Path, progress: &dyn Fn(u64)) -> R
                 if block.is_empty() {
                     break;
                 }
-                take(&block);
+                if take(&block) > size {
+                    // It grows: no use in running after its end, the length shows the change.
+                    break;
+                }
                 block.resize(BLOCK, 0);
                 empty.send(block).ok();
             }
@@ -264,4 +274,106 @@ fn fill(mut file: &File, block: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::time::Instant;
+
+    use super::*;
+
+    fn at(mtime: i64, ctime: i64) -> Stamp {
+        Stamp {
+            dev: 1,
+            ino: 2,
+            size: 3,
+            mtime_ns: mtime * 1_000_000_000,
+            ctime_ns: ctime * 1_000_000_000,
+        }
+    }
+
+    fn second(second: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(second)
+    }
+
+    #[test]
+    fn a_stamp_proves_something_only_when_it_was_older_than_the_grain() {
+        assert!(is_settled(&at(100, 100), second(103)));
+        assert!(
+            !is_settled(&at(100, 100), second(102)),
+            "as old as the grain is not older"
+        );
+        assert!(!is_settled(&at(100, 100), second(100)));
+        assert!(!is_settled(&at(50, 100), second(101)), "mtime put back, ctime young");
+        assert!(!is_settled(&at(100, 50), second(101)), "no true ctime, mtime young");
+        assert!(!is_settled(&at(100, 100), second(90)), "the clock was set back");
+        assert!(
+            is_settled(&at(9_000_000, 100), second(103)),
+            "an mtime far in the future cannot come by itself"
+        );
+    }
+
+    #[test]
+    fn the_wait_is_never_longer_than_the_grain_and_a_moment() {
+        assert_eq!(until_settled(&at(100, 100), second(103)), Duration::ZERO);
+        let wait = until_settled(&at(100, 101), second(102));
+        assert_eq!(wait, Duration::from_millis(1001));
+        assert!(is_settled(&at(100, 101), second(102) + wait));
+        assert_eq!(until_settled(&at(9_000_000, 9_000_000), second(103)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_change_between_the_two_looks_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let path = dir.path().join("source");
+        std::fs::write(&path, b"aaaa").unwrap();
+        let is_noticed = |change: &dyn Fn()| {
+            let before = std::fs::metadata(&path).unwrap();
+            let outcome = store.digest_noticing(&path, &|_| {}, &|| {
+                // As many ticks of the kernel's clock as it takes until a change shows.
+                let start = Instant::now();
+                loop {
+                    change();
+                    let now = std::fs::metadata(&path).ok().map(|facts| Stamp::from(&facts));
+                    if now != Some(Stamp::from(&before)) || start.elapsed() > Duration::from_secs(5) {
+                        break;
+                    }
+                }
+            });
+            matches!(outcome, Err(StoreError::SourceChanged { path: named }) if named == path)
+        };
+        assert!(is_noticed(&|| {
+            let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+            file.write_all(b"more").unwrap();
+        }));
+        assert!(
+            is_noticed(&|| std::fs::write(&path, b"bbbbbbbb").unwrap()),
+            "in place, same size"
+        );
+        assert!(is_noticed(&|| {
+            std::fs::write(dir.path().join("other"), b"cccccccc").unwrap();
+            std::fs::rename(dir.path().join("other"), &path).unwrap();
+        }));
+        assert!(
+            is_noticed(&|| std::fs::remove_file(&path).unwrap_or_default()),
+            "removed"
+        );
+    }
+
+    #[test]
+    fn large_files_digest_as_b3sum_does_and_progress_only_grows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("large");
+        for size in [0, 1, (8 << 20) - 1, 8 << 20, (8 << 20) + 1, 33 << 20] {
+            let bytes: Vec<u8> = (0..size as usize).map(|at| (at / 7) as u8).collect();
+            std::fs::write(&path, &bytes).unwrap();
+            let seen = std::cell::RefCell::new(vec![]);
+            let digest = digest_open(&fs::open(&path).unwrap(), &path, &|len| seen.borrow_mut().push(len)).unwrap();
+            assert_eq!(digest, BlobDigest::of(&bytes), "{size}");
+            assert!(seen.borrow().is_sorted());
+            assert_eq!(seen.borrow().last(), Some(&size), "{size}");
+        }
+    }
 }

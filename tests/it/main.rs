@@ -1,3 +1,4 @@
 //! End-to-end tests: one binary, one file per theme.
 
 mod broken_formats;
+mod store;
