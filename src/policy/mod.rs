@@ -31,7 +31,6 @@ pub use self::manual::manual;
 pub use self::mix::Mix;
 pub use self::mix::MixOptions;
 pub use self::mix::mix;
-pub use self::model::MetaValue;
 pub use self::model::ModelFacts;
 pub use self::model::TensorFacts;
 pub use self::quantizable::Reason;
