@@ -2,6 +2,7 @@
 
 use comfy_table::CellAlignment;
 use comfy_table::Table;
+use comfy_table::TableStyle;
 use comfy_table::presets;
 use serde::Deserialize;
 use serde::Serialize;
@@ -147,10 +148,10 @@ fn dominates(other: &Row, row: &Row) -> bool {
         && (other.bytes < row.bytes || other.loss() < row.loss())
 }
 
-fn table(rows: &[&Row], preset: &str) -> Table {
+fn table(rows: &[&Row], style: TableStyle) -> Table {
     let kld = rows.iter().any(|row| row.kld_mean.is_some());
     let mut table = Table::new();
-    table.load_style(preset);
+    table.load_style(style);
     let mut header = vec!["candidate", "MiB", "bpw", "PPL", "PPL 95 %"];
     if kld {
         header.extend(["KLD", "KLD 95 %", "KLD p99", "KLD max", "same top", "RMS dp"]);

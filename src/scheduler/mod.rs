@@ -1,1 +1,299 @@
-//! Runs what is stale.
+//! Runs what is stale. One thread owns all state: every node is in exactly one of the states below and moves through one
+//! function; other threads only carry nodes out and send what came of it.
+//!
+//! ```text
+//! Waiting -> Ready -> Running -> Done
+//!    |          |        '-----> Failed
+//!    |          '-> Done (a hit)
+//!    '-> Skipped (something it needs failed, or the build was stopped)
+//! ```
+
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Instant;
+
+use crate::graph::Graph;
+use crate::graph::Node;
+use crate::graph::NodeId;
+use crate::observer::Event;
+use crate::observer::StepOutcome;
+use crate::plan;
+use crate::plan::Decision;
+use crate::plan::Reason;
+use crate::report::words;
+use crate::step;
+use crate::step::Class;
+use crate::step::Env;
+use crate::step::Inputs;
+use crate::step::Outcome;
+use crate::step::Pool;
+use crate::step::StepError;
+use crate::step::Task;
+use crate::store::Last;
+
+/// How a build is run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Go on with what does not need a step that failed.
+    pub keep_going: bool,
+}
+
+/// Where a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Ready,
+    Running,
+    Done,
+    Failed,
+    Skipped,
+}
+
+/// A node that failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// The node.
+    pub node: NodeId,
+    /// Why.
+    pub error: StepError,
+}
+
+/// What came of a build.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Steps that ran.
+    pub ran: usize,
+    /// Steps that were cached.
+    pub cached: usize,
+    /// Steps that waited for one that failed, or were stopped.
+    pub skipped: usize,
+    /// Steps that failed.
+    pub failures: Vec<Failure>,
+    /// Whether the user stopped it.
+    pub stopped: bool,
+    /// What every node that is done has made.
+    pub outcomes: BTreeMap<NodeId, Arc<Outcome>>,
+    /// How long it took, in milliseconds.
+    pub elapsed_ms: u64,
+}
+
+/// How many nodes of a pool run at once.
+const fn depth(pool: Pool) -> usize {
+    match pool {
+        Pool::Model => 1,
+        Pool::Disk => 2,
+        Pool::Light => 8,
+    }
+}
+
+struct Ended {
+    node: NodeId,
+    result: Result<Outcome, StepError>,
+    counts: (u64, u64),
+    elapsed_ms: u64,
+}
+
+struct Scheduler<'a> {
+    graph: &'a Graph,
+    env: &'a Env<'a>,
+    options: Options,
+    states: BTreeMap<NodeId, State>,
+    ready: VecDeque<NodeId>,
+    running: BTreeMap<NodeId, Pool>,
+    report: Report,
+}
+
+/// Builds everything in the graph.
+pub fn build(graph: &Graph, env: &Env<'_>, options: Options) -> Report {
+    let started = Instant::now();
+    let mut scheduler = Scheduler {
+        graph,
+        env,
+        options,
+        states: graph.nodes().map(|node| (node.id.clone(), State::Waiting)).collect(),
+        ready: VecDeque::new(),
+        running: BTreeMap::new(),
+        report: Report::default(),
+    };
+    scheduler.run();
+    let mut report = scheduler.report;
+    report.elapsed_ms = milliseconds(started);
+    report
+}
+
+fn milliseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Scheduler<'_> {
+    fn run(&mut self) {
+        let graph = self.graph;
+        for node in graph.nodes().filter(|node| graph.inputs(&node.id).is_empty()) {
+            self.set(&node.id, State::Ready);
+        }
+        std::thread::scope(|scope| {
+            let (sender, receiver) = mpsc::channel::<Ended>();
+            loop {
+                while let Some(id) = self.next() {
+                    let Some(node) = graph.node(&id) else { continue };
+                    let inputs = self.inputs(node);
+                    match plan::decide(node, &inputs, self.env) {
+                        Ok(Decision::Hit(outcome)) => self.hit(node, outcome),
+                        Ok(Decision::Miss(reason)) => {
+                            self.set(&id, State::Running);
+                            self.running.insert(id, step::kind_of(node).pool(node));
+                            let (env, sender) = (self.env, sender.clone());
+                            scope.spawn(move || {
+                                // The receiver waits for every node that runs.
+                                let _ = sender.send(carry_out(node, &inputs, env, &reason));
+                            });
+                        }
+                        Err(error) => self.failed(node, error, 0),
+                    }
+                }
+                if self.running.is_empty() {
+                    break;
+                }
+                match receiver.recv() {
+                    Ok(ended) => self.ended(ended),
+                    Err(_) => break,
+                }
+            }
+        });
+        let left: Vec<NodeId> = self.in_state(|state| matches!(state, State::Waiting | State::Ready));
+        for id in left {
+            self.set(&id, State::Skipped);
+        }
+        self.report.stopped |= self.env.cancel.is_cancelled();
+    }
+
+    /// Returns the next node that may start: in the graph's order, if its pool has room.
+    fn next(&mut self) -> Option<NodeId> {
+        let halted = self.env.cancel.is_cancelled() || (!self.report.failures.is_empty() && !self.options.keep_going);
+        if halted {
+            return None;
+        }
+        let room = |pool: Pool| self.running.values().filter(|&&running| running == pool).count() < depth(pool);
+        let at = self.ready.iter().position(|id| {
+            self.graph.node(id).is_some_and(|node| room(step::kind_of(node).pool(node)))
+        })?;
+        self.ready.remove(at)
+    }
+
+    fn inputs(&self, node: &Node) -> Inputs {
+        let mut inputs = Inputs::default();
+        for id in self.graph.inputs(&node.id) {
+            if let Some(outcome) = self.report.outcomes.get(id) {
+                inputs.insert(id.clone(), Arc::clone(outcome));
+            }
+        }
+        inputs
+    }
+
+    /// The one way from state to state.
+    fn set(&mut self, id: &NodeId, state: State) {
+        self.states.insert(id.clone(), state);
+        match state {
+            State::Ready => self.ready.push_back(id.clone()),
+            State::Skipped => {
+                self.report.skipped += usize::from(counts(id));
+                self.tell_finished(id, StepOutcome::Skipped, (0, 0), 0, String::new());
+            }
+            State::Done => {
+                let dependents: Vec<NodeId> = self.graph.dependents(id).into_iter().cloned().collect();
+                for dependent in dependents {
+                    let ready = self.states.get(&dependent) == Some(&State::Waiting)
+                        && self.graph.inputs(&dependent).iter().all(|input| self.states.get(input) == Some(&State::Done));
+                    if ready {
+                        self.set(&dependent, State::Ready);
+                    }
+                }
+            }
+            State::Waiting | State::Running | State::Failed => {}
+        }
+    }
+
+    fn in_state(&self, wanted: impl Fn(State) -> bool) -> Vec<NodeId> {
+        self.states.iter().filter(|(_, state)| wanted(**state)).map(|(id, _)| id.clone()).collect()
+    }
+
+    fn hit(&mut self, node: &Node, outcome: Outcome) {
+        self.report.cached += usize::from(counts(&node.id));
+        let summary = step::kind_of(node).summary(&outcome);
+        self.tell_finished(&node.id, StepOutcome::Cached, (0, 1), 0, summary);
+        self.done(node, outcome);
+    }
+
+    fn done(&mut self, node: &Node, outcome: Outcome) {
+        let (recipe, step) = (self.env.recipe.clone(), node.id.to_string());
+        let manifest = self.env.store.last(&recipe, &step).filter(|last| last.action == outcome.key).and_then(|last| last.manifest);
+        let last = Last { recipe, step, action: outcome.key, document: outcome.result.action, manifest };
+        // The record only serves explanations: that it could not be written is no failure of the step.
+        let _ = self.env.store.note_last(&last);
+        self.report.outcomes.insert(node.id.clone(), Arc::new(outcome));
+        self.set(&node.id, State::Done);
+    }
+
+    fn failed(&mut self, node: &Node, error: StepError, elapsed_ms: u64) {
+        self.tell_finished(&node.id, StepOutcome::Failed, (0, 0), elapsed_ms, error.to_string());
+        self.report.failures.push(Failure { node: node.id.clone(), error });
+        self.set(&node.id, State::Failed);
+    }
+
+    fn ended(&mut self, ended: Ended) {
+        self.running.remove(&ended.node);
+        let graph = self.graph;
+        let Some(node) = graph.node(&ended.node) else { return };
+        match ended.result {
+            Ok(outcome) => {
+                let ran = outcome.ran;
+                let (how, count) =
+                    if ran { (StepOutcome::Ran, &mut self.report.ran) } else { (StepOutcome::Cached, &mut self.report.cached) };
+                *count += usize::from(counts(&node.id));
+                let summary = step::kind_of(node).summary(&outcome);
+                self.tell_finished(&node.id, how, ended.counts, ended.elapsed_ms, summary);
+                self.done(node, outcome);
+            }
+            Err(error) if error.class() == Class::Stopped => self.set(&node.id, State::Skipped),
+            Err(error) => self.failed(node, error, ended.elapsed_ms),
+        }
+    }
+
+    fn tell_finished(&self, id: &NodeId, outcome: StepOutcome, (ran, cached): (u64, u64), elapsed_ms: u64, summary: String) {
+        self.env.observer.event(&Event::StepFinished { step: id.to_string(), outcome, ran, cached, elapsed_ms, summary });
+    }
+}
+
+/// Sources are looked at in every build; only steps are counted.
+fn counts(id: &NodeId) -> bool {
+    !matches!(id, NodeId::Source(_))
+}
+
+fn carry_out(node: &Node, inputs: &Inputs, env: &Env<'_>, reason: &Reason) -> Ended {
+    let started = Instant::now();
+    let step = node.id.to_string();
+    env.observer.event(&Event::StepStarted { step: step.clone(), why: sentence(reason) });
+    let task = Task::new(step, env);
+    let result = step::kind_of(node).run(node, inputs, &task);
+    Ended { node: node.id.clone(), result, counts: task.counts(), elapsed_ms: milliseconds(started) }
+}
+
+/// Says why a node runs, in a few words.
+pub fn sentence(reason: &Reason) -> String {
+    match reason {
+        Reason::New => "it has not run for this recipe yet".to_owned(),
+        Reason::Unread { files, bytes } => {
+            format!("{} of {} must be read first", words::count(*files as u64, "file"), words::bytes(*bytes))
+        }
+        Reason::Changed(differences) => {
+            let fields: Vec<&str> =
+                differences.iter().map(|difference| difference.field.trim_start_matches("inputs.")).collect();
+            format!("{} changed", words::names(&fields, 3))
+        }
+        Reason::Incomplete => "its result was incomplete or damaged in the store".to_owned(),
+        Reason::OutputGone => "a file in the output folder is gone or was changed".to_owned(),
+        Reason::Forgotten => "its result is no longer in the store".to_owned(),
+    }
+}

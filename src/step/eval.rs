@@ -33,6 +33,7 @@ use crate::step::Inputs;
 use crate::step::Key;
 use crate::step::Kind;
 use crate::step::Outcome;
+use crate::step::Pool;
 use crate::step::StepError;
 use crate::step::Task;
 use crate::step::imatrix::load_model;
@@ -163,6 +164,10 @@ impl Kind for Eval {
         Ok(key_of(action_of(node, inputs, env)?))
     }
 
+    fn pool(&self, _node: &Node) -> Pool {
+        Pool::Model
+    }
+
     fn run(&self, node: &Node, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
         let (step, candidate) = eval(node)?;
         let action = action_of(node, inputs, task.env)?;
@@ -235,13 +240,11 @@ impl Run<'_, '_> {
         }
         let references = if self.step.kld && !missing.is_empty() { self.references(&missing)? } else { BTreeMap::new() };
         let total: u64 = self.blocks.iter().map(|block| block.chunks.len() as u64).sum();
-        let mut slot = None;
         let mut loaded = None;
         let mut measured = Vec::with_capacity(self.blocks.len());
         let mut first = 0;
         for block in self.blocks {
             let performed = task.perform(&self.block_action(block)?, &self.candidate.files, |made| {
-                slot.get_or_insert_with(|| task.env.model_slot());
                 let model = match &mut loaded {
                     Some(model) => model,
                     none => none.insert(load_model(task.env, self.candidate, self.step.context)?),
@@ -265,13 +268,11 @@ impl Run<'_, '_> {
     /// Returns the reference's log-probabilities of blocks, computing those that are not there.
     fn references(&self, blocks: &[&Block]) -> Result<BTreeMap<BlobDigest, BlobDigest>, StepError> {
         let task = self.task;
-        let mut slot = None;
         let mut loaded: Option<LoadedModel> = None;
         let mut found = BTreeMap::new();
         let total = blocks.iter().map(|block| block.chunks.len() as u64).sum();
         for block in blocks {
             let performed = task.perform(&self.reference_action(block)?, &self.reference.files, |made| {
-                slot.get_or_insert_with(|| task.env.model_slot());
                 let model = match &mut loaded {
                     Some(model) => model,
                     none => {

@@ -29,6 +29,7 @@ use crate::step::Key;
 use crate::step::Kind;
 use crate::step::Made;
 use crate::step::Outcome;
+use crate::step::Pool;
 use crate::step::StepError;
 use crate::step::Task;
 use crate::step::key_of;
@@ -93,6 +94,13 @@ impl Kind for Imatrix {
         })
     }
 
+    fn pool(&self, node: &Node) -> Pool {
+        match imatrix_step(node) {
+            Ok(ImatrixStep::Collect(_)) => Pool::Model,
+            _ => Pool::Light,
+        }
+    }
+
     fn run(&self, node: &Node, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
         match imatrix_step(node)? {
             ImatrixStep::Collect(collect) => run_collect(collect, inputs, task),
@@ -147,7 +155,6 @@ fn run_collect(collect: &CollectImatrix, inputs: &Inputs, task: &Task<'_>) -> Re
         let blocks = tokens::blocks(task, model, corpus, cut)?;
         let total: u64 = blocks.iter().map(|block| block.chunks.len() as u64).sum();
         let mut loaded = None;
-        let mut slot = None;
         let mut sum: Option<imatrix::Imatrix> = None;
         for block in &blocks {
             let action = Action::ImatrixBlock(ImatrixBlock {
@@ -158,7 +165,6 @@ fn run_collect(collect: &CollectImatrix, inputs: &Inputs, task: &Task<'_>) -> Re
                 engine: env.evaluator.fingerprint(),
             });
             let performed = task.perform(&action, &model.files, |made| {
-                slot.get_or_insert_with(|| env.model_slot());
                 let loaded = match &mut loaded {
                     Some(loaded) => loaded,
                     none => none.insert(load_model(env, model, collect.context)?),

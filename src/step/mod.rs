@@ -150,6 +150,17 @@ pub struct Estimate {
     pub unit: &'static str,
 }
 
+/// What a node needs of the machine while it runs: one node at a time for each, or a few.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Pool {
+    /// A model in memory, and all threads: two would only take turns.
+    Model,
+    /// Much reading and writing.
+    Disk,
+    /// Little.
+    Light,
+}
+
 /// A kind of node.
 pub trait Kind: Sync {
     /// Returns the node's action, as far as it can be told without reading a source.
@@ -160,9 +171,14 @@ pub trait Kind: Sync {
         Ok(true)
     }
 
-    /// Returns whether the result of the node's action is a hit; stricter kinds look at more than the result.
+    /// Returns what running it would read, write and leave as it is.
     fn estimate(&self, _node: &Node, _inputs: &Inputs, _env: &Env<'_>) -> Result<Estimate, StepError> {
         Ok(Estimate::default())
+    }
+
+    /// Returns what it needs while it runs.
+    fn pool(&self, _node: &Node) -> Pool {
+        Pool::Light
     }
 
     /// Carries the node out.

@@ -4,16 +4,14 @@ use crate::action;
 use crate::action::Action;
 use crate::action::Method;
 use crate::action::PolicyRule;
-use crate::gguf::Metadata;
-use crate::gguf::Value;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::policy;
 use crate::policy::ManualOptions;
-use crate::policy::MetaValue;
 use crate::policy::Mix;
 use crate::policy::MixOptions;
 use crate::policy::ModelFacts;
+use crate::policy::Reason;
 use crate::policy::Rule;
 use crate::policy::Table;
 use crate::policy::Target;
@@ -181,8 +179,20 @@ fn sentence(warning: &Warning) -> String {
             format!("rule {}, `{pattern}`, only matches tensors that earlier rules took", index + 1)
         }
         Warning::RuleHasNoEffect { index, pattern, tensor, reason } => {
-            format!("rule {}, `{pattern}`, has no effect: `{tensor}` is never quantized ({reason})", index + 1)
+            format!("rule {}, `{pattern}`, has no effect: `{tensor}` is never quantized ({})", index + 1, words_for(*reason))
         }
+    }
+}
+
+fn words_for(reason: Reason) -> &'static str {
+    match reason {
+        Reason::OneDimension => "it has one dimension",
+        Reason::NotAWeight => "its name does not end in `weight`",
+        Reason::Norm => "it is a norm",
+        Reason::ExpertRouter => "it routes to experts",
+        Reason::Small => "it is small and precious",
+        Reason::Position => "it holds positions or token types",
+        Reason::Encoder => "it belongs to an image or sound encoder",
     }
 }
 
@@ -194,25 +204,5 @@ pub fn facts_of(env: &Env<'_>, shape: &Shape) -> Result<ModelFacts, StepError> {
         ty: tensor.ty,
         dims: tensor.dims.clone(),
     });
-    ModelFacts::from_metadata(&|key| meta_value(&metadata, key), tensors.collect())
-        .map_err(|error| StepError::input(error.to_string()))
-}
-
-fn meta_value(metadata: &Metadata, key: &str) -> Option<MetaValue> {
-    let entry = metadata.get(key)?;
-    if let Some(number) = metadata.get_u64(key) {
-        return Some(MetaValue::Number(number));
-    }
-    if let Some(text) = metadata.get_str(key) {
-        return Some(MetaValue::Text(text.to_owned()));
-    }
-    if let Some(numbers) = metadata.get_i64_array(key) {
-        let numbers: Option<Vec<u64>> = numbers.into_iter().map(|number| u64::try_from(number).ok()).collect();
-        return Some(numbers.map_or(MetaValue::Other("an array with negative integers"), MetaValue::Numbers));
-    }
-    Some(MetaValue::Other(match entry.value() {
-        Value::Bool(_) => "a boolean",
-        Value::F32(_) | Value::F64(_) => "a float",
-        _ => "a value of another kind",
-    }))
+    ModelFacts::from_metadata(&metadata, tensors.collect()).map_err(|error| StepError::input(error.to_string()))
 }

@@ -17,6 +17,7 @@ use sha2::Sha256;
 
 use crate::action;
 use crate::action::Action;
+use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::digest::DigestWriter;
 use crate::engine;
@@ -42,6 +43,7 @@ use crate::step::Inputs;
 use crate::step::Key;
 use crate::step::Kind;
 use crate::step::Outcome;
+use crate::step::Pool;
 use crate::step::StepError;
 use crate::step::Task;
 use crate::step::imatrix;
@@ -98,6 +100,8 @@ pub struct AssembledTensor {
     pub bytes: BlobDigest,
     /// Where they come from.
     pub from: From,
+    /// The action that quantized it.
+    pub action: Option<ActionDigest>,
 }
 
 /// A candidate as header and tensors: output `assembly`.
@@ -198,6 +202,10 @@ impl Kind for Promote {
             }
         }
         Ok(estimate)
+    }
+
+    fn pool(&self, _node: &Node) -> Pool {
+        Pool::Disk
     }
 
     fn run(&self, node: &Node, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
@@ -464,7 +472,7 @@ impl<'i> Draft<'i> {
         let mut out = DigestWriter::new(Both { file: temp, sha256: Sha256::new() });
         let mut failure = None;
         let total = self.layout.file_len();
-        let result = self.layout.write(&mut out, |index, out| {
+        let result = self.layout.write(&mut out, &mut |index, out| {
             let tensor = &self.index.tensors[index];
             let copied = if self.table.choices[index].from == self.table.choices[index].to {
                 self.copy_from_source(tensor, out)
@@ -496,6 +504,7 @@ impl<'i> Draft<'i> {
                 start,
                 bytes,
                 from: if choice.from == choice.to { From::Source } else { From::Store },
+                action: (choice.from != choice.to).then(|| self.tensor_action(source, choice).digest()),
             });
         }
         let header = BlobDigest::of(self.layout.header());

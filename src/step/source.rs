@@ -13,6 +13,7 @@ use crate::step::Inputs;
 use crate::step::Key;
 use crate::step::Kind;
 use crate::step::Outcome;
+use crate::step::Pool;
 use crate::step::StepError;
 use crate::step::Task;
 use crate::step::imatrix;
@@ -49,6 +50,10 @@ impl Kind for Source {
             }
             Key::Action { .. } => Estimate::default(),
         })
+    }
+
+    fn pool(&self, _node: &Node) -> Pool {
+        Pool::Disk
     }
 
     fn run(&self, node: &Node, _inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -43,16 +42,6 @@ pub struct Env<'a> {
     pub folder: PathBuf,
     /// Where outputs go.
     pub out: PathBuf,
-    /// One engine at a time reads chunks: models are large, and two would only take turns.
-    pub model_slot: Mutex<()>,
-}
-
-impl Env<'_> {
-    /// Waits for the right to run a model.
-    pub fn model_slot(&self) -> MutexGuard<'_, ()> {
-        // The slot guards no data, so a panic elsewhere cannot have broken any.
-        self.model_slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
 }
 
 /// The outputs of an action while it runs.

@@ -7,6 +7,7 @@ mod blobs;
 mod error;
 mod layout;
 mod lock;
+mod record;
 mod sealed;
 mod session;
 mod stat;
@@ -28,6 +29,7 @@ pub use error::StoreError;
 pub use lock::ActionLock;
 pub use lock::Holder;
 pub use lock::Lease;
+pub use record::Last;
 pub use session::Scratch;
 
 /// A stamp younger than this when hashing starts proves nothing: the coarsest clock of a common file system (FAT's).

@@ -1,0 +1,63 @@
+//! The record of what steps did last: `runs-v1/last/<hash of recipe and step>`. It answers "why does this run?" by what it
+//! names, and is never asked whether something is done: only action results are.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::digest::ActionDigest;
+use crate::digest::BlobDigest;
+use crate::digest::Hash;
+use crate::fs;
+use crate::fs::Durability;
+use crate::store::Store;
+use crate::store::StoreError;
+use crate::store::layout;
+use crate::store::sealed;
+
+const KIND: &str = "last";
+const VERSION: u64 = 1;
+const CAP: u64 = 64 << 10;
+
+/// What a step of a recipe did last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Last {
+    /// The recipe's name.
+    pub recipe: String,
+    /// The step.
+    pub step: String,
+    /// Its action.
+    pub action: ActionDigest,
+    /// The action's document.
+    pub document: BlobDigest,
+    /// The manifest that was written beside its output.
+    pub manifest: Option<BlobDigest>,
+}
+
+impl Store {
+    /// Returns what a step did last; nothing where that cannot be read.
+    pub fn last(&self, recipe: &str, step: &str) -> Option<Last> {
+        let (name, path) = self.place_of(recipe, step);
+        let bytes = fs::read_small(&path, CAP).ok()?;
+        serde_json::from_str(sealed::unseal(KIND, VERSION, &name, &bytes).ok()?).ok()
+    }
+
+    /// Notes what a step did, unless that is noted already.
+    pub fn note_last(&self, last: &Last) -> Result<(), StoreError> {
+        if self.last(&last.recipe, &last.step).as_ref() == Some(last) {
+            return Ok(());
+        }
+        let (name, path) = self.place_of(&last.recipe, &last.step);
+        let text = serde_json::to_string(last).unwrap_or_default();
+        fs::create_dir_all(&self.root().join(layout::RUNS).join(KIND))?;
+        fs::write_atomic(&path, &sealed::seal(KIND, VERSION, &name, &text), Durability::Fast)?;
+        Ok(())
+    }
+
+    fn place_of(&self, recipe: &str, step: &str) -> (String, PathBuf) {
+        let name = Hash::of(format!("{recipe}\n{step}").as_bytes()).to_string();
+        let path = self.root().join(layout::RUNS).join(KIND).join(&name);
+        (name, path)
+    }
+}
