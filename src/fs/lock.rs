@@ -147,6 +147,22 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_on_a_file_that_lost_its_name_does_not_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let opened = open_lock(&path).unwrap();
+        assert!(still_there(&opened, &path).unwrap());
+        fs::remove_file(&path).unwrap();
+        assert!(!still_there(&opened, &path).unwrap(), "no file has the name");
+        let next = FileLock::try_exclusive(&path).unwrap().unwrap();
+        assert!(
+            !still_there(&opened, &path).unwrap(),
+            "another file has the name, and somebody holds that"
+        );
+        assert!(still_there(&next.file, &path).unwrap());
+    }
+
+    #[test]
     fn a_removed_name_never_lets_two_in() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");

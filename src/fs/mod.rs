@@ -11,6 +11,9 @@ mod safe;
 mod stamp;
 mod write;
 
+/// An open file, as the standard library has it; it is opened here only.
+pub use std::fs::File;
+
 pub use dir::Entry;
 pub use dir::create_dir;
 pub use dir::create_dir_all;

@@ -1,6 +1,5 @@
 //! The content-addressed part: bytes under the name of their BLAKE3.
 
-use std::fs::File;
 use std::io;
 use std::io::BufWriter;
 use std::io::Read;
@@ -14,6 +13,7 @@ use crate::digest::Hash;
 use crate::fs;
 use crate::fs::map::Map;
 use crate::fs::Durability;
+use crate::fs::File;
 use crate::fs::PathError;
 use crate::fs::Placed;
 use crate::fs::Stamp;

@@ -63,7 +63,7 @@ impl Session {
             // another name is tried.
             if let Some(mut lock) = FileLock::try_exclusive(&dir.with_added_extension(LOCK))? {
                 lock.remove_on_release();
-                fs::create_dir_all(&dir)?;
+                fs::create_dir(&dir)?;
                 break Live { dir, _lock: lock };
             }
         };
@@ -117,7 +117,7 @@ impl Store {
     /// children still write is never taken for a later attempt's output.
     pub fn scratch(&self) -> Result<Scratch, StoreError> {
         let path = self.inner.session.dir()?.join(fs::unique_name());
-        fs::create_dir_all(&path)?;
+        fs::create_dir(&path)?;
         Ok(Scratch {
             path,
             _store: self.clone(),

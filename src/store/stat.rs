@@ -1,7 +1,6 @@
 //! What is known of files without reading them: the stat cache. `docs/design-notes.md` says when a stamp proves
 //! anything.
 
-use std::fs::File;
 use std::io;
 use std::io::Read;
 use std::path::Path;
@@ -15,6 +14,7 @@ use crate::digest::BlobDigest;
 use crate::digest::Hash;
 use crate::fs;
 use crate::fs::Durability;
+use crate::fs::File;
 use crate::fs::PathError;
 use crate::fs::Stamp;
 use crate::store::GRAIN;
