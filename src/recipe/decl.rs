@@ -115,7 +115,6 @@ pub(crate) struct Eval {
     pub(crate) candidates: Option<Vec<(String, Place)>>,
     pub(crate) reference: SourceName,
     pub(crate) corpus: String,
-    pub(crate) corpus_place: Place,
     pub(crate) context: u32,
     pub(crate) chunks: Option<u64>,
     pub(crate) kld: bool,

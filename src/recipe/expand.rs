@@ -64,16 +64,25 @@ struct Choice<T> {
 
 /// Returns the choices that the values of a sweep are.
 fn choices<T: Clone>(sweep: &Sweep<T>, part: impl Fn(&T) -> String) -> Vec<Choice<T>> {
-    let choice = |(value, _): &(T, Place)| Choice { part: sweep.list.then(|| part(value)), value: value.clone() };
+    let choice = |(value, _): &(T, Place)| Choice {
+        part: sweep.list.then(|| part(value)),
+        value: value.clone(),
+    };
     sweep.values.iter().map(choice).collect()
 }
 
 /// Returns the choices of a key that may be absent.
 fn optional<T: Clone>(sweep: Option<&Sweep<T>>, part: impl Fn(&T) -> String) -> Vec<Choice<Option<T>>> {
     match sweep {
-        None => vec![Choice { part: None, value: None }],
+        None => vec![Choice {
+            part: None,
+            value: None,
+        }],
         Some(sweep) => {
-            let some = |choice: Choice<T>| Choice { part: choice.part, value: Some(choice.value) };
+            let some = |choice: Choice<T>| Choice {
+                part: choice.part,
+                value: Some(choice.value),
+            };
             choices(sweep, part).into_iter().map(some).collect()
         }
     }
@@ -93,7 +102,10 @@ fn joined(parts: &[Option<String>]) -> Option<String> {
 fn product(sizes: &[usize]) -> Vec<Vec<usize>> {
     let mut rows = vec![Vec::new()];
     for size in sizes {
-        rows = rows.iter().flat_map(|row| (0..*size).map(|at| [row.as_slice(), &[at]].concat())).collect();
+        rows = rows
+            .iter()
+            .flat_map(|row| (0..*size).map(|at| [row.as_slice(), &[at]].concat()))
+            .collect();
     }
     rows
 }
@@ -121,14 +133,22 @@ impl<'e> Expansion<'e> {
         }
         for promote in &decls.promotes {
             let policies = this.references(StepKind::Policy, &promote.body.policy);
-            let Some(rows) = this.rows(promote, StepKind::Promote, &[policies.len()]) else { continue };
+            let Some(rows) = this.rows(promote, StepKind::Promote, &[policies.len()]) else {
+                continue;
+            };
             for row in rows {
                 let choice = &policies[row[0]];
                 let body = StepBody::Promote(PromoteStep {
                     policy: choice.value.clone(),
                     allow_requantize: promote.body.allow_requantize,
                 });
-                this.push(StepKind::Promote, &promote.name, joined(&[choice.part.clone()]), body, &promote.place);
+                this.push(
+                    StepKind::Promote,
+                    &promote.name,
+                    joined(&[choice.part.clone()]),
+                    body,
+                    &promote.place,
+                );
             }
         }
         this.check_names();
@@ -143,9 +163,16 @@ impl<'e> Expansion<'e> {
     }
 
     fn push(&mut self, kind: StepKind, name: &str, variant: Option<String>, body: StepBody, origin: &Place) {
-        self.variants.entry((kind, name.to_owned())).or_default().push(variant.clone());
+        self.variants
+            .entry((kind, name.to_owned()))
+            .or_default()
+            .push(variant.clone());
         let id = StepId::new(kind, name, variant);
-        self.steps.push(Step { id, body, origin: origin.clone() });
+        self.steps.push(Step {
+            id,
+            body,
+            origin: origin.clone(),
+        });
     }
 
     /// Returns the rows of a section's sweep, unless there are too many.
@@ -162,8 +189,17 @@ impl<'e> Expansion<'e> {
         } else {
             return Some(product(sizes));
         };
-        let count = if limit == MAX_STEPS { self.steps.len().saturating_add(count) } else { count };
-        self.errors.push(RecipeError::TooMany { place: place.clone(), what, count, limit });
+        let count = if limit == MAX_STEPS {
+            self.steps.len().saturating_add(count)
+        } else {
+            count
+        };
+        self.errors.push(RecipeError::TooMany {
+            place: place.clone(),
+            what,
+            count,
+            limit,
+        });
         None
     }
 
@@ -197,8 +233,11 @@ impl<'e> Expansion<'e> {
             Imatrix::Merge { inputs, .. } => inputs.as_slice(),
             _ => &[],
         };
-        let index: BTreeMap<&str, usize> =
-            matrices.iter().enumerate().map(|(at, decl)| (decl.name.as_str(), at)).collect();
+        let index: BTreeMap<&str, usize> = matrices
+            .iter()
+            .enumerate()
+            .map(|(at, decl)| (decl.name.as_str(), at))
+            .collect();
         let mut order = Vec::new();
         let mut done = vec![false; matrices.len()];
         for start in 0..matrices.len() {
@@ -214,7 +253,9 @@ impl<'e> Expansion<'e> {
                     continue;
                 };
                 stack.push((at, next + 1));
-                let Some(input) = index.get(name.as_str()) else { continue };
+                let Some(input) = index.get(name.as_str()) else {
+                    continue;
+                };
                 if let Some(from) = stack.iter().position(|(open, _)| open == input) {
                     let link = |&(at, next): &(usize, usize)| {
                         let place = inputs(at).get(next - 1).map_or(&matrices[at].place, |(_, place)| place);
@@ -239,7 +280,14 @@ impl<'e> Expansion<'e> {
                 let body = StepBody::Imatrix(ImatrixStep::Import { source: source.clone() });
                 self.push(kind, &decl.name, None, body, &decl.place);
             }
-            Imatrix::Collect { model, corpus, context, chunks, process_output, block } => {
+            Imatrix::Collect {
+                model,
+                corpus,
+                context,
+                chunks,
+                process_output,
+                block,
+            } => {
                 let corpora = self.references(StepKind::Corpus, corpus);
                 let contexts = choices(context, |value| format!("context{value}"));
                 let counts = optional(chunks.as_ref(), |value| format!("chunks{value}"));
@@ -248,8 +296,12 @@ impl<'e> Expansion<'e> {
                 for row in self.rows(decl, kind, &sizes).into_iter().flatten() {
                     let (corpus, context) = (&corpora[row[0]], &contexts[row[1]]);
                     let (chunks, output) = (&counts[row[2]], &flags[row[3]]);
-                    let parts =
-                        [corpus.part.clone(), context.part.clone(), chunks.part.clone(), output.part.clone()];
+                    let parts = [
+                        corpus.part.clone(),
+                        context.part.clone(),
+                        chunks.part.clone(),
+                        output.part.clone(),
+                    ];
                     let body = StepBody::Imatrix(ImatrixStep::Collect(CollectImatrix {
                         model: model.clone(),
                         corpus: corpus.value.clone(),
@@ -272,14 +324,19 @@ impl<'e> Expansion<'e> {
                     let chosen: Vec<&Choice<StepId>> =
                         inputs.iter().zip(&row).map(|(choices, at)| &choices[*at]).collect();
                     let mode = &modes[row[inputs.len()]];
-                    let parts: Vec<_> =
-                        chosen.iter().map(|choice| choice.part.clone()).chain([mode.part.clone()]).collect();
+                    let parts: Vec<_> = chosen
+                        .iter()
+                        .map(|choice| choice.part.clone())
+                        .chain([mode.part.clone()])
+                        .collect();
                     let weighted = chosen.iter().zip(weights).map(|(choice, weight)| WeightedImatrix {
                         imatrix: choice.value.clone(),
                         weight: *weight,
                     });
-                    let body =
-                        StepBody::Imatrix(ImatrixStep::Merge { inputs: weighted.collect(), mode: mode.value });
+                    let body = StepBody::Imatrix(ImatrixStep::Merge {
+                        inputs: weighted.collect(),
+                        mode: mode.value,
+                    });
                     self.push(kind, &decl.name, joined(&parts), body, &decl.place);
                 }
             }
@@ -288,7 +345,11 @@ impl<'e> Expansion<'e> {
 
     fn join(&mut self, name: &str, place: &Place, join: &Join) {
         let matrices = self.references(StepKind::Imatrix, &join.imatrix);
-        for row in self.rows_at(name, place, StepKind::Join, &[matrices.len()]).into_iter().flatten() {
+        for row in self
+            .rows_at(name, place, StepKind::Join, &[matrices.len()])
+            .into_iter()
+            .flatten()
+        {
             let choice = &matrices[row[0]];
             let body = StepBody::Join(JoinStep {
                 model: join.model.clone(),
@@ -298,7 +359,10 @@ impl<'e> Expansion<'e> {
                 min_count: join.min_count,
             });
             let id = StepId::new(StepKind::Join, name, choice.part.clone());
-            let fits = self.joins.entry((join.model.clone(), choice.value.clone())).or_default();
+            let fits = self
+                .joins
+                .entry((join.model.clone(), choice.value.clone()))
+                .or_default();
             fits.push((id, place.clone()));
             self.push(StepKind::Join, name, choice.part.clone(), body, place);
         }
@@ -311,8 +375,12 @@ impl<'e> Expansion<'e> {
                 || decls.joins.iter().any(|join| join.name == name)
         };
         let numbered = (2..).map(|number| format!("{imatrix}-{model}-{number}"));
-        let names = [imatrix.to_owned(), format!("{imatrix}-{model}")].into_iter().chain(numbered);
-        let Some(name) = names.into_iter().find(|name| !taken(name)) else { return };
+        let names = [imatrix.to_owned(), format!("{imatrix}-{model}")]
+            .into_iter()
+            .chain(numbered);
+        let Some(name) = names.into_iter().find(|name| !taken(name)) else {
+            return;
+        };
         let join = Join {
             model: model.clone(),
             imatrix: Sweep::one(imatrix.to_owned(), place),
@@ -321,15 +389,25 @@ impl<'e> Expansion<'e> {
             min_count: None,
         };
         self.join(&name, place, &join);
-        self.implicit.push(ResolvedSection { kind: "join", name, entries: join_entries(&join) });
+        self.implicit.push(ResolvedSection {
+            kind: "join",
+            name,
+            entries: join_entries(&join),
+        });
     }
 
     /// Returns the joins that a policy's data mean, each with its part of the variant's name.
     fn data(&mut self, decl: &Decl<Policy>, decls: &Decls) -> Option<Vec<Choice<Option<StepId>>>> {
         let model = &decl.body.model;
-        let some = |part, value| Choice { part, value: Some(value) };
+        let some = |part, value| Choice {
+            part,
+            value: Some(value),
+        };
         match &decl.body.data {
-            Data::None => Some(vec![Choice { part: None, value: None }]),
+            Data::None => Some(vec![Choice {
+                part: None,
+                value: None,
+            }]),
             Data::Join(names) => {
                 for (name, place) in &names.values {
                     let join = decls.joins.iter().find(|join| join.name == *name);
@@ -346,7 +424,12 @@ impl<'e> Expansion<'e> {
                     }
                 }
                 let joins = self.references(StepKind::Join, names);
-                Some(joins.into_iter().map(|choice| some(choice.part, choice.value)).collect())
+                Some(
+                    joins
+                        .into_iter()
+                        .map(|choice| some(choice.part, choice.value))
+                        .collect(),
+                )
             }
             Data::Imatrix(names) => {
                 let mut found = Vec::new();
@@ -358,7 +441,10 @@ impl<'e> Expansion<'e> {
                     match self.joins.get(&key).map(Vec::as_slice) {
                         Some([(join, _)]) => found.push(some(choice.part, join.clone())),
                         Some(several) => {
-                            let declared = several.iter().map(|(id, place)| (id.name.clone(), place.clone())).collect();
+                            let declared = several
+                                .iter()
+                                .map(|(id, place)| (id.name.clone(), place.clone()))
+                                .collect();
                             self.errors.push(RecipeError::NoDefault {
                                 place: names.values.first().map_or(&decl.place, |(_, place)| place).clone(),
                                 section: section_words("policy", &decl.name),
@@ -382,11 +468,21 @@ impl<'e> Expansion<'e> {
         let push = |this: &mut Self, join: &Choice<Option<StepId>>, parts: &[Option<String>], method| {
             let parts = [std::slice::from_ref(&join.part), parts].concat();
             let (model, keep) = (decl.body.model.clone(), decl.body.keep.clone());
-            let body = StepBody::Policy(PolicyStep { model, join: join.value.clone(), method, keep });
+            let body = StepBody::Policy(PolicyStep {
+                model,
+                join: join.value.clone(),
+                method,
+                keep,
+            });
             this.push(kind, &decl.name, joined(&parts), body, &decl.place);
         };
         match &decl.body.method {
-            Method::Mix { mix, pure, output_type, embedding_type } => {
+            Method::Mix {
+                mix,
+                pure,
+                output_type,
+                embedding_type,
+            } => {
                 let mixes = choices(mix, |mix| mix.as_str().to_owned());
                 let pures = choices(pure, flag("pure"));
                 let outputs = optional(output_type.as_ref(), |name| format!("output-{}", name.as_str()));
@@ -395,8 +491,12 @@ impl<'e> Expansion<'e> {
                 for row in self.rows(decl, kind, &sizes).into_iter().flatten() {
                     let (mix, pure) = (&mixes[row[1]], &pures[row[2]]);
                     let (output, embedding) = (&outputs[row[3]], &embeddings[row[4]]);
-                    let parts =
-                        [mix.part.clone(), pure.part.clone(), output.part.clone(), embedding.part.clone()];
+                    let parts = [
+                        mix.part.clone(),
+                        pure.part.clone(),
+                        output.part.clone(),
+                        embedding.part.clone(),
+                    ];
                     let method = PolicyMethod::Mix(MixPolicy {
                         mix: mix.value,
                         pure: pure.value,
@@ -411,7 +511,10 @@ impl<'e> Expansion<'e> {
                 for row in self.rows(decl, kind, &[data.len(), others.len()]).into_iter().flatten() {
                     let other = &others[row[1]];
                     let rules = rules.clone();
-                    let method = PolicyMethod::Manual(ManualPolicy { rules, otherwise: other.value });
+                    let method = PolicyMethod::Manual(ManualPolicy {
+                        rules,
+                        otherwise: other.value,
+                    });
                     push(self, &data[row[0]], std::slice::from_ref(&other.part), method);
                 }
             }
@@ -424,7 +527,11 @@ impl<'e> Expansion<'e> {
         for step in &self.steps {
             let label = step.id.label();
             if let Some(problem) = name_problem(&label) {
-                let what = if step.id.kind == StepKind::Promote { "a candidate" } else { "a variant" };
+                let what = if step.id.kind == StepKind::Promote {
+                    "a candidate"
+                } else {
+                    "a variant"
+                };
                 self.errors.push(RecipeError::BadName {
                     place: step.origin.clone(),
                     name: label.clone(),
@@ -434,8 +541,14 @@ impl<'e> Expansion<'e> {
             }
             // Candidates become files, and some file systems don't tell cases apart.
             let candidate = step.id.kind == StepKind::Promote;
-            let key = if candidate { label.to_ascii_lowercase() } else { step.id.to_string() };
-            let Some(first) = ids.insert((step.id.kind, key), step) else { continue };
+            let key = if candidate {
+                label.to_ascii_lowercase()
+            } else {
+                step.id.to_string()
+            };
+            let Some(first) = ids.insert((step.id.kind, key), step) else {
+                continue;
+            };
             let mut places = [first.origin.clone(), step.origin.clone()];
             places.sort_by_key(|place| place.span);
             let [first_place, second] = places;
@@ -451,15 +564,26 @@ impl<'e> Expansion<'e> {
 
     /// Returns the candidates that a name means: all variants of a `promote` section, or the one with this label.
     fn candidate(&self, name: &str) -> Vec<StepId> {
-        let promotes = || self.steps.iter().map(|step| &step.id).filter(|id| id.kind == StepKind::Promote);
+        let promotes = || {
+            self.steps
+                .iter()
+                .map(|step| &step.id)
+                .filter(|id| id.kind == StepKind::Promote)
+        };
         let named: Vec<_> = promotes().filter(|id| id.name == name).cloned().collect();
-        if named.is_empty() { promotes().filter(|id| id.label() == name).cloned().collect() } else { named }
+        if named.is_empty() {
+            promotes().filter(|id| id.label() == name).cloned().collect()
+        } else {
+            named
+        }
     }
 
     /// Resolves a list of candidates; without one, all.
     fn candidates(&mut self, user: &str, names: Option<&Vec<(String, Place)>>) -> Vec<StepId> {
         let all = self.steps.iter().filter(|step| step.id.kind == StepKind::Promote);
-        let Some(names) = names else { return all.map(|step| step.id.clone()).collect() };
+        let Some(names) = names else {
+            return all.map(|step| step.id.clone()).collect();
+        };
         let mut found: Vec<StepId> = Vec::new();
         for (name, place) in names {
             let ids = self.candidate(name);
@@ -506,7 +630,11 @@ impl<'e> Expansion<'e> {
             self.push(StepKind::Eval, &eval.name, None, body, &eval.place);
         }
         for metrics in &decls.metrics {
-            let evals = metrics.body.evals.iter().map(|name| StepId::new(StepKind::Eval, name.as_str(), None));
+            let evals = metrics
+                .body
+                .evals
+                .iter()
+                .map(|name| StepId::new(StepKind::Eval, name.as_str(), None));
             let body = StepBody::Metrics(MetricsStep { evals: evals.collect() });
             self.push(StepKind::Metrics, &metrics.name, None, body, &metrics.place);
         }
@@ -548,7 +676,12 @@ impl<'e> Expansion<'e> {
         let body = StepBody::Gate(GateStep {
             metrics: StepId::new(StepKind::Metrics, decl.body.metrics.as_str(), None),
             candidates,
-            require: decl.body.require.iter().map(|(requirement, _)| requirement.clone()).collect(),
+            require: decl
+                .body
+                .require
+                .iter()
+                .map(|(requirement, _)| requirement.clone())
+                .collect(),
             baseline,
             confidence: decl.body.confidence,
         });
@@ -557,7 +690,9 @@ impl<'e> Expansion<'e> {
 
     /// Reports requirements on figures that no evaluation gives for some candidate.
     fn check_figures(&mut self, decl: &Decl<Gate>, decls: &Decls, ids: &[StepId], baseline: Option<&StepId>) {
-        let Some(metrics) = decls.metrics.iter().find(|metrics| metrics.name == decl.body.metrics) else { return };
+        let Some(metrics) = decls.metrics.iter().find(|metrics| metrics.name == decl.body.metrics) else {
+            return;
+        };
         let evals: Vec<(bool, Vec<StepId>)> = self
             .steps
             .iter()
@@ -574,9 +709,13 @@ impl<'e> Expansion<'e> {
             }
             let mut needed = ids.iter().chain(baseline);
             let covers = |id: &StepId, kld: bool| {
-                evals.iter().any(|(has_kld, candidates)| (*has_kld || !kld) && candidates.contains(id))
+                evals
+                    .iter()
+                    .any(|(has_kld, candidates)| (*has_kld || !kld) && candidates.contains(id))
             };
-            let Some(without) = needed.find(|id| !covers(id, figure.needs_kld())) else { continue };
+            let Some(without) = needed.find(|id| !covers(id, figure.needs_kld())) else {
+                continue;
+            };
             let why = if evals.is_empty() {
                 "there is no evaluation".to_owned()
             } else if covers(without, false) {

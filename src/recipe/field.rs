@@ -68,19 +68,23 @@ impl<'a> Field<'a> {
             (start, end) if end >= i64::MAX as u64 => format!("a whole number from {start} on"),
             (start, end) => format!("a whole number from {start} to {end}"),
         };
-        let RawValue::Integer(value, text) = &self.raw.value else { return Err(self.wrong_type(expected())) };
-        value.and_then(|value| u64::try_from(value).ok()).filter(|value| range.contains(value)).ok_or_else(|| {
-            RecipeError::OutOfRange {
+        let RawValue::Integer(value, text) = &self.raw.value else {
+            return Err(self.wrong_type(expected()));
+        };
+        value
+            .and_then(|value| u64::try_from(value).ok())
+            .filter(|value| range.contains(value))
+            .ok_or_else(|| RecipeError::OutOfRange {
                 place: self.place(),
                 key: self.key.to_owned(),
                 expected: expected(),
                 found: text.clone(),
-            }
-        })
+            })
     }
 
     pub(crate) fn integer32(&self, range: RangeInclusive<u32>) -> Result<u32, RecipeError> {
-        self.integer(u64::from(*range.start())..=u64::from(*range.end())).map(|value| value as u32)
+        self.integer(u64::from(*range.start())..=u64::from(*range.end()))
+            .map(|value| value as u32)
     }
 
     /// Reads a number that is not negative, exactly.
@@ -181,12 +185,16 @@ fn regex_problem(text: &str, error: &regex::Error) -> (String, Option<std::ops::
     let last = picture.lines().last().unwrap_or_default();
     let message = last.strip_prefix("error: ").unwrap_or(last).to_owned();
     // The expression is indented by four columns when it is one line.
-    let carets = picture.lines().find(|line| line.contains('^') && line.trim().bytes().all(|b| b == b'^'));
-    let at = carets.filter(|_| text.is_ascii() && !text.contains('\n')).and_then(|line| {
-        let start = line.find('^')?.checked_sub(4)?;
-        let end = start + line.trim().len();
-        (end <= text.len()).then_some(start..end)
-    });
+    let carets = picture
+        .lines()
+        .find(|line| line.contains('^') && line.trim().bytes().all(|b| b == b'^'));
+    let at = carets
+        .filter(|_| text.is_ascii() && !text.contains('\n'))
+        .and_then(|line| {
+            let start = line.find('^')?.checked_sub(4)?;
+            let end = start + line.trim().len();
+            (end <= text.len()).then_some(start..end)
+        });
     (message, at)
 }
 
@@ -201,7 +209,10 @@ pub(crate) struct Sweep<T> {
 impl<T> Sweep<T> {
     /// A default.
     pub(crate) fn one(value: T, place: &Place) -> Self {
-        Self { values: vec![(value, place.clone())], list: false }
+        Self {
+            values: vec![(value, place.clone())],
+            list: false,
+        }
     }
 
     /// Returns the value or the list as TOML.
@@ -214,30 +225,43 @@ impl<T> Sweep<T> {
 }
 
 /// Reads one section key by key, and gathers what is wrong.
-pub(crate) struct Reader<'a> {
+pub(crate) struct Reader<'a, 'e> {
     /// The section in words: "`policy.small`", "a recipe".
     pub(crate) words: String,
     /// The section's name.
     pub(crate) head: Place,
     entries: &'a [RawEntry],
-    pub(crate) errors: &'a mut Vec<RecipeError>,
+    pub(crate) errors: &'e mut Vec<RecipeError>,
     known: Vec<&'static str>,
     missing: Vec<(&'static str, &'static str)>,
     pub(crate) resolved: ResolvedSection,
     errors_before: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a, 'e> Reader<'a, 'e> {
     pub(crate) fn new(
         words: String,
         head: Place,
         section: (&'static str, &str),
         entries: &'a [RawEntry],
-        errors: &'a mut Vec<RecipeError>,
+        errors: &'e mut Vec<RecipeError>,
     ) -> Self {
-        let resolved = ResolvedSection { kind: section.0, name: section.1.to_owned(), entries: Vec::new() };
+        let resolved = ResolvedSection {
+            kind: section.0,
+            name: section.1.to_owned(),
+            entries: Vec::new(),
+        };
         let errors_before = errors.len();
-        Self { words, head, entries, errors, known: Vec::new(), missing: Vec::new(), resolved, errors_before }
+        Self {
+            words,
+            head,
+            entries,
+            errors,
+            known: Vec::new(),
+            missing: Vec::new(),
+            resolved,
+            errors_before,
+        }
     }
 
     /// Returns the entry of a key, which from now on is known.
@@ -292,11 +316,17 @@ impl<'a> Reader<'a> {
         expected: &str,
         mut read: impl FnMut(Field<'a>) -> Result<T, RecipeError>,
     ) -> Option<Vec<(T, Place)>> {
-        let field = Field { key, raw: &self.entry(key)?.value };
+        let field = Field {
+            key,
+            raw: &self.entry(key)?.value,
+        };
         let array = field.array(expected);
         let array = self.keep(array)?;
         if array.is_empty() {
-            self.errors.push(RecipeError::EmptyList { place: field.place(), key: key.to_owned() });
+            self.errors.push(RecipeError::EmptyList {
+                place: field.place(),
+                key: key.to_owned(),
+            });
             return None;
         }
         let mut values = Vec::with_capacity(array.len());
@@ -317,9 +347,10 @@ impl<'a> Reader<'a> {
         let entry = self.entry(key)?;
         if !matches!(entry.value.value, RawValue::Array(_)) {
             let value = read(Field { key, raw: &entry.value });
-            return self
-                .keep(value)
-                .map(|value| Sweep { values: vec![(value, entry.value.place.clone())], list: false });
+            return self.keep(value).map(|value| Sweep {
+                values: vec![(value, entry.value.place.clone())],
+                list: false,
+            });
         }
         let values = self.list(key, "a list", read)?;
         for (at, (value, place)) in values.iter().enumerate() {
@@ -381,7 +412,11 @@ impl<'a> Reader<'a> {
             }
             // A required key that is missing and differs in two letters is what was meant: said once.
             let near = |key: &str| strsim::damerau_levenshtein(&entry.key.to_lowercase(), key) <= 2;
-            let meant = self.missing.iter().position(|(key, _)| near(key)).map(|at| self.missing.remove(at).0);
+            let meant = self
+                .missing
+                .iter()
+                .position(|(key, _)| near(key))
+                .map(|at| self.missing.remove(at).0);
             self.errors.push(RecipeError::UnknownKey {
                 place: entry.key_place.clone(),
                 found: entry.key.clone(),

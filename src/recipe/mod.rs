@@ -12,6 +12,7 @@ pub mod model;
 pub mod names;
 pub mod quantity;
 pub mod requirement;
+pub mod settings;
 
 mod decl;
 mod expand;
@@ -82,7 +83,11 @@ pub fn parse(
 ///
 /// Everything that is wrong, in the order of the text; `extends` is.
 pub fn parse_alone(source: &Source) -> Result<Parsed, Vec<RecipeError>> {
-    parse(source, &mut |_| Err(LoadError { message: "no other file can be read here".to_owned() }))
+    parse(source, &mut |_| {
+        Err(LoadError {
+            message: "no other file can be read here".to_owned(),
+        })
+    })
 }
 
 /// Reads what was loaded; returns a recipe unless something is wrong, which then is in `errors`.
@@ -100,7 +105,10 @@ fn check(merged: &raw::Merged, errors: &mut Vec<RecipeError>) -> Option<Recipe> 
     // What is wrong with a section's header may have been the source that others mean.
     names.sources_unsure |= !errors.is_empty() && sources.is_empty();
     let implicit = implicit_metrics(&mut names);
-    let context = read_steps::Context { names: &names, files: &merged.files };
+    let context = read_steps::Context {
+        names: &names,
+        files: &merged.files,
+    };
     let (mut decls, mut resolved) = read_steps::steps(&sections, &context, errors);
     if let Some((decl, section)) = implicit {
         decls.metrics.push(decl);
@@ -146,8 +154,21 @@ fn implicit_metrics(names: &mut read::Names) -> Option<(decl::Decl<decl::Metrics
     let asked = names.of("eval").chain(names.of("gate")).next();
     let place = asked.map(|(_, place)| place.clone())?;
     names.add("metrics", "all", &place);
-    let metrics = decl::Metrics { evals: read_steps::all_evals(names) };
+    let metrics = decl::Metrics {
+        evals: read_steps::all_evals(names),
+    };
     let entries = read_steps::metrics_entries(&metrics);
-    let resolved = ResolvedSection { kind: "metrics", name: "all".to_owned(), entries };
-    Some((decl::Decl { name: "all".to_owned(), place, body: metrics }, resolved))
+    let resolved = ResolvedSection {
+        kind: "metrics",
+        name: "all".to_owned(),
+        entries,
+    };
+    Some((
+        decl::Decl {
+            name: "all".to_owned(),
+            place,
+            body: metrics,
+        },
+        resolved,
+    ))
 }

@@ -67,8 +67,13 @@ pub(crate) fn read(source: &Source, file: usize) -> Result<Vec<RawEntry>, Vec<Re
     }
     let end = source.text().len();
     let error = |error: toml::de::Error| {
-        let span = error.span().map_or(end..end, |span| span.start.min(end)..span.end.min(end));
-        RecipeError::Syntax { place: Place::new(source, span), message: error.message().trim_end().to_owned() }
+        let span = error
+            .span()
+            .map_or(end..end, |span| span.start.min(end)..span.end.min(end));
+        RecipeError::Syntax {
+            place: Place::new(source, span),
+            message: error.message().trim_end().to_owned(),
+        }
     };
     Err(errors.into_iter().map(error).collect())
 }
@@ -90,16 +95,21 @@ fn entries(table: &DeTable<'_>, source: &Source, file: usize) -> Vec<RawEntry> {
 fn raw(value: &Spanned<DeValue<'_>>, source: &Source, file: usize) -> Raw {
     let parsed = match value.get_ref() {
         DeValue::String(text) => RawValue::String(text.clone().into_owned()),
-        DeValue::Integer(number) => {
-            RawValue::Integer(i64::from_str_radix(number.as_str(), number.radix()).ok(), number.to_string())
-        }
+        DeValue::Integer(number) => RawValue::Integer(
+            i64::from_str_radix(number.as_str(), number.radix()).ok(),
+            number.to_string(),
+        ),
         DeValue::Float(number) => RawValue::Float(number.as_str().to_owned()),
         DeValue::Boolean(value) => RawValue::Boolean(*value),
         DeValue::Datetime(_) => RawValue::Datetime,
         DeValue::Array(values) => RawValue::Array(values.iter().map(|value| raw(value, source, file)).collect()),
         DeValue::Table(table) => RawValue::Table(entries(table, source, file)),
     };
-    Raw { value: parsed, place: Place::new(source, value.span()), file }
+    Raw {
+        value: parsed,
+        place: Place::new(source, value.span()),
+        file,
+    }
 }
 
 /// Returns the place of `range` (bytes of the decoded `text`) inside a string value, or of the whole value where escapes
@@ -108,7 +118,10 @@ pub(crate) fn inside(place: &Place, text: &str, range: std::ops::Range<usize>) -
     let Span { start, end } = place.span;
     let inner = place.source.text().get(start + 1..end.saturating_sub(1));
     if inner == Some(text) && range.start <= range.end && range.end <= text.len() {
-        Place { source: place.source.clone(), span: (start + 1 + range.start..start + 1 + range.end).into() }
+        Place {
+            source: place.source.clone(),
+            span: (start + 1 + range.start..start + 1 + range.end).into(),
+        }
     } else {
         place.clone()
     }
@@ -142,7 +155,10 @@ pub(crate) fn load(
     loop {
         let file = merged.files.len();
         let read = read(&source, file);
-        merged.files.push(File { source, directory: directory.clone() });
+        merged.files.push(File {
+            source,
+            directory: directory.clone(),
+        });
         let mut entries = match read {
             Ok(entries) => entries,
             Err(syntax) => {
@@ -152,9 +168,15 @@ pub(crate) fn load(
                 return merged;
             }
         };
-        let extends = entries.iter().position(|entry| entry.key == "extends").map(|at| entries.remove(at));
+        let extends = entries
+            .iter()
+            .position(|entry| entry.key == "extends")
+            .map(|at| entries.remove(at));
         if file > 0 {
-            let version = entries.iter().position(|entry| entry.key == "schema").map(|at| entries.remove(at));
+            let version = entries
+                .iter()
+                .position(|entry| entry.key == "schema")
+                .map(|at| entries.remove(at));
             crate::recipe::read::schema(version.as_ref(), &merged.files[file].source, errors);
         }
         merge(&mut merged.entries, entries, 0);
@@ -172,9 +194,13 @@ pub(crate) fn load(
         let resolved = resolve(&directory, &path);
         let normal = normalize(&resolved);
         let problem = if path.is_empty() {
-            Some(ExtendsProblem::Load(LoadError { message: "the path is empty".to_owned() }))
+            Some(ExtendsProblem::Load(LoadError {
+                message: "the path is empty".to_owned(),
+            }))
         } else if chain.contains(&normal) {
-            Some(ExtendsProblem::Cycle { path: chain.iter().chain([&normal]).cloned().collect() })
+            Some(ExtendsProblem::Cycle {
+                path: chain.iter().chain([&normal]).cloned().collect(),
+            })
         } else if chain.len() >= MAX_DEPTH {
             Some(ExtendsProblem::TooDeep(MAX_DEPTH))
         } else {
@@ -187,7 +213,9 @@ pub(crate) fn load(
         match loaded {
             // The first file's own name is not known here; a recipe that extends itself is found by its text.
             Ok(next) if merged.files.iter().any(|file| file.source == next) => {
-                let problem = ExtendsProblem::Cycle { path: vec![next.name().to_owned(), next.name().to_owned()] };
+                let problem = ExtendsProblem::Cycle {
+                    path: vec![next.name().to_owned(), next.name().to_owned()],
+                };
                 errors.push(RecipeError::Extends { place, path, problem });
                 return merged;
             }

@@ -65,12 +65,19 @@ pub(crate) struct Names {
 
 impl Names {
     pub(crate) fn add(&mut self, kind: &'static str, name: &str, place: &Place) {
-        self.by_kind.entry(kind).or_default().insert(name.to_owned(), place.clone());
+        self.by_kind
+            .entry(kind)
+            .or_default()
+            .insert(name.to_owned(), place.clone());
     }
 
     /// Returns all names of a kind, in order.
     pub(crate) fn of(&self, kind: &str) -> impl Iterator<Item = (&str, &Place)> {
-        self.by_kind.get(kind).into_iter().flatten().map(|(name, place)| (name.as_str(), place))
+        self.by_kind
+            .get(kind)
+            .into_iter()
+            .flatten()
+            .map(|(name, place)| (name.as_str(), place))
     }
 
     pub(crate) fn place(&self, kind: &str, name: &str) -> Option<&Place> {
@@ -78,7 +85,9 @@ impl Names {
     }
 
     pub(crate) fn listed(&self, kind: &str) -> Vec<(String, Place)> {
-        self.of(kind).map(|(name, place)| (name.to_owned(), place.clone())).collect()
+        self.of(kind)
+            .map(|(name, place)| (name.to_owned(), place.clone()))
+            .collect()
     }
 
     /// Returns a name's kind and place, if something else than a `kind` has it.
@@ -134,11 +143,16 @@ impl Names {
 pub(crate) fn sections<'a>(merged: &'a Merged, errors: &mut Vec<RecipeError>) -> Vec<Section<'a>> {
     let mut sections = Vec::new();
     for entry in &merged.entries {
-        let Some(kind) = kinds().find(|kind| *kind == entry.key) else { continue };
+        let Some(kind) = kinds().find(|kind| *kind == entry.key) else {
+            continue;
+        };
         let named = match &entry.value.value {
             RawValue::Table(named) => named,
             RawValue::Array(_) | RawValue::String(_) => {
-                errors.push(RecipeError::UnnamedSection { place: entry.key_place.clone(), kind: kind.to_owned() });
+                errors.push(RecipeError::UnnamedSection {
+                    place: entry.key_place.clone(),
+                    kind: kind.to_owned(),
+                });
                 continue;
             }
             other => {
@@ -151,19 +165,37 @@ pub(crate) fn sections<'a>(merged: &'a Merged, errors: &mut Vec<RecipeError>) ->
                 continue;
             }
         };
-        if named.iter().any(|entry| !matches!(entry.value.value, RawValue::Table(_))) {
-            errors.push(RecipeError::UnnamedSection { place: entry.key_place.clone(), kind: kind.to_owned() });
+        if named
+            .iter()
+            .any(|entry| !matches!(entry.value.value, RawValue::Table(_)))
+        {
+            errors.push(RecipeError::UnnamedSection {
+                place: entry.key_place.clone(),
+                kind: kind.to_owned(),
+            });
             continue;
         }
         for section in named {
-            let RawValue::Table(entries) = &section.value.value else { continue };
+            let RawValue::Table(entries) = &section.value.value else {
+                continue;
+            };
             let place = section.key_place.clone();
             if let Some(problem) = name_problem(&section.key) {
                 let name = section.key.clone();
-                errors.push(RecipeError::BadName { place, name, what: format!("a `{kind}` section"), problem });
+                errors.push(RecipeError::BadName {
+                    place,
+                    name,
+                    what: format!("a `{kind}` section"),
+                    problem,
+                });
                 continue;
             }
-            sections.push(Section { kind, name: &section.key, place, entries });
+            sections.push(Section {
+                kind,
+                name: &section.key,
+                place,
+                entries,
+            });
         }
     }
     sections.sort_by_key(|section| (kinds().position(|kind| kind == section.kind), section.name));
@@ -172,13 +204,19 @@ pub(crate) fn sections<'a>(merged: &'a Merged, errors: &mut Vec<RecipeError>) ->
 
 /// Returns the words of all kinds of sections.
 pub(crate) fn kinds() -> impl Iterator<Item = &'static str> {
-    [SOURCE].into_iter().chain(StepKind::ALL.into_iter().map(StepKind::as_str))
+    [SOURCE]
+        .into_iter()
+        .chain(StepKind::ALL.into_iter().map(StepKind::as_str))
 }
 
 /// Reads the keys at the top, and reports unknown ones and unknown kinds of sections.
 pub(crate) fn top(merged: &Merged, errors: &mut Vec<RecipeError>) -> Option<Top> {
     let source = &merged.files.first()?.source;
-    schema(merged.entries.iter().find(|entry| entry.key == "schema"), source, errors);
+    schema(
+        merged.entries.iter().find(|entry| entry.key == "schema"),
+        source,
+        errors,
+    );
     let keys = ["schema", "name", "description", "engine", "extends"];
     let mut entries = Vec::new();
     for entry in &merged.entries {
@@ -212,7 +250,11 @@ pub(crate) fn top(merged: &Merged, errors: &mut Vec<RecipeError>) -> Option<Top>
     });
     let description = reader.read("description", |field| field.string("a text").map(str::to_owned));
     let engine = reader.read("engine", |field| {
-        field.word("an engine", &[(Engine::Embedded.as_str(), Engine::Embedded)], LATER_ENGINES)
+        field.word(
+            "an engine",
+            &[(Engine::Embedded.as_str(), Engine::Embedded)],
+            LATER_ENGINES,
+        )
     });
     let engine = engine.unwrap_or_default();
     reader.put("schema", i64::from(SCHEMA));
@@ -224,7 +266,12 @@ pub(crate) fn top(merged: &Merged, errors: &mut Vec<RecipeError>) -> Option<Top>
     }
     reader.put("engine", engine.as_str());
     let resolved = reader.finish()?;
-    Some(Top { name: name?, description, engine, resolved })
+    Some(Top {
+        name: name?,
+        description,
+        engine,
+        resolved,
+    })
 }
 
 /// Checks the version of the language; every file states it.
@@ -239,11 +286,18 @@ pub(crate) fn schema(entry: Option<&RawEntry>, source: &Source, errors: &mut Vec
         });
         return;
     };
-    let field = Field { key: "schema", raw: &entry.value };
+    let field = Field {
+        key: "schema",
+        raw: &entry.value,
+    };
     match &entry.value.value {
         RawValue::Integer(Some(value), _) if *value == i64::from(SCHEMA) => {}
         RawValue::Integer(_, text) => {
-            errors.push(RecipeError::Schema { place: field.place(), found: text.clone(), known: SCHEMA });
+            errors.push(RecipeError::Schema {
+                place: field.place(),
+                found: text.clone(),
+                known: SCHEMA,
+            });
         }
         _ => errors.push(field.wrong_type(format!("the version of the language, {SCHEMA}"))),
     }
@@ -258,8 +312,13 @@ pub(crate) fn sources(
 ) -> Vec<(SourceDef, ResolvedSection)> {
     let mut sources = Vec::new();
     for section in sections.iter().filter(|section| section.kind == SOURCE) {
-        let mut reader =
-            Reader::new(section.words(), section.place.clone(), (SOURCE, section.name), section.entries, errors);
+        let mut reader = Reader::new(
+            section.words(),
+            section.place.clone(),
+            (SOURCE, section.name),
+            section.entries,
+            errors,
+        );
         let path = reader.required("path", "path = \"model.gguf\"", |field| path(field, files));
         let kinds = [("model", SourceKind::Model), ("imatrix", SourceKind::Imatrix)];
         let kind = reader.read("kind", |field| field.word("what a source holds", &kinds, &[]));
@@ -273,10 +332,22 @@ pub(crate) fn sources(
             names.sources_unsure = true;
             continue;
         };
-        let list = if kind == SourceKind::Model { &mut names.models } else { &mut names.matrices };
+        let list = if kind == SourceKind::Model {
+            &mut names.models
+        } else {
+            &mut names.matrices
+        };
         list.push((section.name.to_owned(), section.place.clone()));
         let name = SourceName::new(section.name);
-        sources.push((SourceDef { name, path, kind, origin: section.place.clone() }, resolved));
+        sources.push((
+            SourceDef {
+                name,
+                path,
+                kind,
+                origin: section.place.clone(),
+            },
+            resolved,
+        ));
     }
     sources
 }
@@ -300,11 +371,19 @@ pub(crate) fn path(field: Field<'_>, files: &[File]) -> Result<RecipePath, Recip
         _ => None,
     };
     if let Some(problem) = problem {
-        return Err(RecipeError::BadPath { place: field.place(), key: field.key.to_owned(), problem });
+        return Err(RecipeError::BadPath {
+            place: field.place(),
+            key: field.key.to_owned(),
+            problem,
+        });
     }
     let directory = files.get(field.raw.file).map_or("", |file| file.directory.as_str());
     let resolved = resolve(directory, written);
-    Ok(RecipePath { written: written.to_owned(), resolved, origin: field.place() })
+    Ok(RecipePath {
+        written: written.to_owned(),
+        resolved,
+        origin: field.place(),
+    })
 }
 
 /// Reads a file pattern.

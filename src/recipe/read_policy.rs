@@ -30,7 +30,7 @@ enum Kind {
     Manual,
 }
 
-pub(crate) fn policy(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Policy> {
+pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Policy> {
     let model = model(reader, "model", context.names);
     let data = data(reader, context);
     let keep = reader.list("keep", "a list of regular expressions", |field| field.pattern());
@@ -70,19 +70,33 @@ pub(crate) fn policy(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<P
         let list: Vec<_> = keep.iter().map(|pattern| toml::Value::from(pattern.as_str())).collect();
         reader.put("keep", list);
     }
-    Some(Policy { model: model?, data: data?, method: method?, keep })
+    Some(Policy {
+        model: model?,
+        data: data?,
+        method: method?,
+        keep,
+    })
 }
 
-fn data(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Data> {
-    let places = |reader: &mut Reader<'_>| {
-        Some((reader.entry("imatrix")?.key_place.clone(), reader.entry("join")?.key_place.clone()))
+fn data(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Data> {
+    let places = |reader: &mut Reader<'_, '_>| {
+        Some((
+            reader.entry("imatrix")?.key_place.clone(),
+            reader.entry("join")?.key_place.clone(),
+        ))
     };
     if let Some((imatrix, join)) = places(reader) {
         let mut pair = [("imatrix", imatrix), ("join", join)];
         pair.sort_by_key(|(_, place)| place.span);
         let [(first_key, first), (second_key, second)] = pair;
         let section = reader.words.clone();
-        reader.errors.push(RecipeError::Conflict { section, first, first_key, second, second_key });
+        reader.errors.push(RecipeError::Conflict {
+            section,
+            first,
+            first_key,
+            second,
+            second_key,
+        });
         return None;
     }
     if reader.has("join") {
@@ -98,14 +112,22 @@ fn type_toml(name: &TypeName) -> toml::Value {
     toml::Value::from(name.as_str())
 }
 
-fn mix(reader: &mut Reader<'_>, no_data: bool, context: &Context<'_>) -> Option<Method> {
+fn mix(reader: &mut Reader<'_, '_>, no_data: bool, context: &Context<'_>) -> Option<Method> {
     reader.need("mix", "mix = \"Q4_K_M\"");
     let head = reader.head.clone();
-    let mix = reader.sweep("mix", |mix: &crate::recipe::names::Mix| mix.as_str().to_owned(), |field| field.mix());
+    let mix = reader.sweep(
+        "mix",
+        |mix: &crate::recipe::names::Mix| mix.as_str().to_owned(),
+        |field| field.mix(),
+    );
     let pure = reader.sweep("pure", bool::to_string, |field| field.boolean());
     let pure = pure.unwrap_or_else(|| Sweep::one(false, &head));
-    let types = |reader: &mut Reader<'_>, key| {
-        reader.sweep(key, |name: &TypeName| name.as_str().to_owned(), |field| field.type_name())
+    let types = |reader: &mut Reader<'_, '_>, key| {
+        reader.sweep(
+            key,
+            |name: &TypeName| name.as_str().to_owned(),
+            |field| field.type_name(),
+        )
     };
     let output_type = types(reader, "output_type");
     let embedding_type = types(reader, "embedding_type");
@@ -127,10 +149,15 @@ fn mix(reader: &mut Reader<'_>, no_data: bool, context: &Context<'_>) -> Option<
             reader.put(key, types.to_toml(type_toml));
         }
     }
-    Some(Method::Mix { mix, pure, output_type, embedding_type })
+    Some(Method::Mix {
+        mix,
+        pure,
+        output_type,
+        embedding_type,
+    })
 }
 
-fn manual(reader: &mut Reader<'_>) -> Option<Method> {
+fn manual(reader: &mut Reader<'_, '_>) -> Option<Method> {
     if !reader.has("rules") && !reader.has("otherwise") {
         reader.need("rules", "rules = [{ match = \"ffn_down\", type = \"Q6_K\" }]");
     }
@@ -168,29 +195,46 @@ fn rule_type(field: Field<'_>) -> Result<RuleType, RecipeError> {
     field.type_name().map(RuleType::Type).map_err(|error| match error {
         RecipeError::UnknownWord { place, key, found, .. } => {
             let known = ["keep"].iter().chain(TYPES).copied().collect();
-            RecipeError::UnknownWord { place, key, found, what: "a tensor type or `keep`", known }
+            RecipeError::UnknownWord {
+                place,
+                key,
+                found,
+                what: "a tensor type or `keep`",
+                known,
+            }
         }
         other => other,
     })
 }
 
 /// Reads the rules, with the place of each one's pattern.
-fn rules(reader: &mut Reader<'_>) -> Option<Vec<(Rule, Place)>> {
+fn rules(reader: &mut Reader<'_, '_>) -> Option<Vec<(Rule, Place)>> {
     // Rules are sections of their own: each may have several errors, so they are gathered apart.
     let mut errors = Vec::new();
-    let tables = reader.list("rules", "a list of `{ match = \"...\", type = \"...\" }`", |field| {
-        match &field.raw.value {
+    let tables = reader.list(
+        "rules",
+        "a list of `{ match = \"...\", type = \"...\" }`",
+        |field| match &field.raw.value {
             RawValue::Table(entries) => Ok((field.place(), entries)),
             _ => Err(field.wrong_type("a list of `{ match = \"...\", type = \"...\" }`")),
-        }
-    })?;
+        },
+    )?;
     let mut rules = Vec::new();
     for ((place, entries), _) in tables {
         let mut rule = Reader::new("a rule".to_owned(), place.clone(), ("", ""), entries, &mut errors);
-        let pattern = rule.required("match", "match = \"ffn_down\"", |field| Ok((field.pattern()?, field.place())));
+        let pattern = rule.required("match", "match = \"ffn_down\"", |field| {
+            Ok((field.pattern()?, field.place()))
+        });
         let to = rule.required("type", "type = \"Q6_K\"", rule_type);
         if let (Some(_), Some((pattern, pattern_place)), Some(to)) = (rule.finish(), pattern, to) {
-            rules.push((Rule { pattern, to, origin: place }, pattern_place));
+            rules.push((
+                Rule {
+                    pattern,
+                    to,
+                    origin: place,
+                },
+                pattern_place,
+            ));
         }
     }
     let fine = errors.is_empty();
@@ -209,7 +253,12 @@ fn unreachable_rules(rules: &[(Rule, Place)], errors: &mut Vec<RecipeError>) {
             .iter()
             .find(takes_all)
             .map(|found| (found, "a rule before it matches every tensor"))
-            .or_else(|| before.iter().find(same).map(|found| (found, "a rule before it has the same expression")));
+            .or_else(|| {
+                before
+                    .iter()
+                    .find(same)
+                    .map(|found| (found, "a rule before it has the same expression"))
+            });
         if let Some(((_, earlier), why)) = found {
             let (place, earlier) = (place.clone(), earlier.clone());
             errors.push(RecipeError::UnreachableRule { place, why, earlier });

@@ -65,7 +65,11 @@ pub(crate) fn steps(
                 let body = $read(&mut reader, context);
                 if let (Some(section_resolved), Some(body)) = (reader.finish(), body) {
                     let place = section.place.clone();
-                    decls.$list.push(Decl { name: section.name.to_owned(), place, body });
+                    decls.$list.push(Decl {
+                        name: section.name.to_owned(),
+                        place,
+                        body,
+                    });
                     resolved.push(section_resolved);
                 }
             }};
@@ -85,23 +89,41 @@ pub(crate) fn steps(
     (decls, resolved)
 }
 
-fn corpus(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Corpus> {
+fn corpus(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Corpus> {
     reader.need("files", "files = [\"texts/*.txt\"]");
-    let files = reader.list("files", "a list of paths and patterns", |field| file_pattern(field, context.files));
+    let files = reader.list("files", "a list of paths and patterns", |field| {
+        file_pattern(field, context.files)
+    });
     let chunkings = [("per-file", Chunking::PerFile), ("joined", Chunking::Joined)];
-    let chunking = reader.read("chunking", |field| field.word("how texts become chunks", &chunkings, &[]));
+    let chunking = reader.read("chunking", |field| {
+        field.word("how texts become chunks", &chunkings, &[])
+    });
     let chunking = chunking.unwrap_or(Chunking::PerFile);
     let parse_special = reader.read("parse_special", |field| field.boolean()).unwrap_or(false);
     let files: Vec<_> = files?.into_iter().map(|(path, _)| path).collect();
-    let list: Vec<_> = files.iter().map(|path| toml::Value::from(path.resolved.as_str())).collect();
+    let list: Vec<_> = files
+        .iter()
+        .map(|path| toml::Value::from(path.resolved.as_str()))
+        .collect();
     reader.put("files", list);
-    reader.put("chunking", if chunking == Chunking::PerFile { "per-file" } else { "joined" });
+    reader.put(
+        "chunking",
+        if chunking == Chunking::PerFile {
+            "per-file"
+        } else {
+            "joined"
+        },
+    );
     reader.put("parse_special", parse_special);
-    Some(Corpus { files, chunking, parse_special })
+    Some(Corpus {
+        files,
+        chunking,
+        parse_special,
+    })
 }
 
 /// Reads the model that a section is about: a source, by default the only model.
-pub(crate) fn model(reader: &mut Reader<'_>, key: &'static str, names: &Names) -> Option<SourceName> {
+pub(crate) fn model(reader: &mut Reader<'_, '_>, key: &'static str, names: &Names) -> Option<SourceName> {
     let words = reader.words.clone();
     if reader.has(key) {
         return reader.read(key, |field| names.source(field, SourceKind::Model, &words));
@@ -133,7 +155,7 @@ fn number(value: u64) -> toml::Value {
 
 /// Reads a name, or several that make a sweep.
 pub(crate) fn names_of(
-    reader: &mut Reader<'_>,
+    reader: &mut Reader<'_, '_>,
     key: &'static str,
     names: &Names,
     kind: &'static str,
@@ -143,7 +165,7 @@ pub(crate) fn names_of(
     reader.sweep(key, String::clone, |field| names.reference(field, kind, wanted, &words))
 }
 
-fn imatrix(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Imatrix> {
+fn imatrix(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix> {
     const COLLECT: &[&str] = &["model", "corpus", "context", "chunks", "process_output", "block"];
     const MERGE: &[&str] = &["merge", "mode", "weights"];
     let forms: Vec<(&'static str, Place)> = ["corpus", "merge", "source"]
@@ -155,7 +177,13 @@ fn imatrix(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Imatrix> {
         pair.sort_by_key(|(_, place)| place.span);
         let [(first_key, first), (second_key, second)] = pair;
         let section = reader.words.clone();
-        reader.errors.push(RecipeError::Conflict { section, first, first_key, second, second_key });
+        reader.errors.push(RecipeError::Conflict {
+            section,
+            first,
+            first_key,
+            second,
+            second_key,
+        });
         for key in COLLECT.iter().chain(MERGE) {
             reader.has(key);
         }
@@ -170,7 +198,9 @@ fn imatrix(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Imatrix> {
             reader.misplaced(COLLECT, "`corpus` (a collected imatrix)", Some(place));
             reader.misplaced(&["mode", "weights"], "`merge` (a merged imatrix)", Some(place));
             let words = reader.words.clone();
-            let source = reader.read("source", |field| context.names.source(field, SourceKind::Imatrix, &words))?;
+            let source = reader.read("source", |field| {
+                context.names.source(field, SourceKind::Imatrix, &words)
+            })?;
             reader.put("source", source.as_str());
             Some(Imatrix::Import { source })
         }
@@ -192,7 +222,7 @@ fn imatrix(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Imatrix> {
     }
 }
 
-fn collect(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Imatrix> {
+fn collect(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix> {
     let model = model(reader, "model", context.names);
     let corpus = names_of(reader, "corpus", context.names, "corpus", "a corpus");
     let head = reader.head.clone();
@@ -211,22 +241,34 @@ fn collect(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Imatrix> {
     if let Some(chunks) = &chunks {
         reader.put("chunks", chunks.to_toml(|value| number(*value)));
     }
-    reader.put("process_output", process_output.to_toml(|value| toml::Value::from(*value)));
+    reader.put(
+        "process_output",
+        process_output.to_toml(|value| toml::Value::from(*value)),
+    );
     reader.put("block", number(u64::from(block)));
-    Some(Imatrix::Collect { model, corpus, context, chunks, process_output, block })
+    Some(Imatrix::Collect {
+        model,
+        corpus,
+        context,
+        chunks,
+        process_output,
+        block,
+    })
 }
 
 fn or_default<T>(
-    reader: &mut Reader<'_>,
+    reader: &mut Reader<'_, '_>,
     key: &'static str,
     default: T,
-    read: impl FnOnce(&mut Reader<'_>) -> Option<Sweep<T>>,
+    read: impl FnOnce(&mut Reader<'_, '_>) -> Option<Sweep<T>>,
 ) -> Sweep<T> {
-    let head = reader.entry(key).map_or_else(|| reader.head.clone(), |entry| entry.value.place.clone());
+    let head = reader
+        .entry(key)
+        .map_or_else(|| reader.head.clone(), |entry| entry.value.place.clone());
     read(reader).unwrap_or_else(|| Sweep::one(default, &head))
 }
 
-fn merge(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Imatrix> {
+fn merge(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix> {
     let words = reader.words.clone();
     let inputs = reader.list("merge", "a list of imatrix names", |field| {
         context.names.reference(field, "imatrix", "an imatrix", &words)
@@ -238,7 +280,12 @@ fn merge(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Imatrix> {
             return Ok(weight);
         }
         let (place, key, found) = (field.place(), "weights".to_owned(), weight.to_string());
-        Err(RecipeError::OutOfRange { place, key, expected: "a number above 0, at most 1000000".to_owned(), found })
+        Err(RecipeError::OutOfRange {
+            place,
+            key,
+            expected: "a number above 0, at most 1000000".to_owned(),
+            found,
+        })
     });
     let modes = [MergeMode::Sum, MergeMode::Mean, MergeMode::Max].map(|mode| (mode.as_str(), mode));
     let mode = or_default(reader, "mode", MergeMode::Sum, |reader| {
@@ -279,22 +326,35 @@ fn merge(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Imatrix> {
     let list: Vec<_> = inputs.iter().map(|(name, _)| text(name)).collect();
     reader.put("merge", list);
     // Read back with `Decimal::from_str`, so that nothing is lost: a float literal has the digits of the decimal.
-    let list: Vec<_> = weights.iter().map(|weight: &Decimal| toml::Value::from(weight.as_f64())).collect();
+    let list: Vec<_> = weights
+        .iter()
+        .map(|weight: &Decimal| toml::Value::from(weight.as_f64()))
+        .collect();
     reader.put("weights", list);
     reader.put("mode", mode.to_toml(|mode| toml::Value::from(mode.as_str())));
     Some(Imatrix::Merge { inputs, weights, mode })
 }
 
-fn join(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Join> {
+fn join(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Join> {
     let model = model(reader, "model", context.names);
     reader.need("imatrix", "imatrix = \"general\"");
     let imatrix = names_of(reader, "imatrix", context.names, "imatrix", "an imatrix");
     let words = [("warn", OnProblem::Warn), ("fail", OnProblem::Fail)];
     let what = "what a found problem means";
-    let missing = reader.read("missing", |field| field.word(what, &words, &[])).unwrap_or(OnProblem::Warn);
-    let unrouted = reader.read("unrouted", |field| field.word(what, &words, &[])).unwrap_or(OnProblem::Warn);
+    let missing = reader
+        .read("missing", |field| field.word(what, &words, &[]))
+        .unwrap_or(OnProblem::Warn);
+    let unrouted = reader
+        .read("unrouted", |field| field.word(what, &words, &[]))
+        .unwrap_or(OnProblem::Warn);
     let min_count = reader.read("min_count", |field| field.integer(COUNTS));
-    let join = Join { model: model?, imatrix: imatrix?, missing, unrouted, min_count };
+    let join = Join {
+        model: model?,
+        imatrix: imatrix?,
+        missing,
+        unrouted,
+        min_count,
+    };
     reader.resolved.entries.extend(join_entries(&join));
     Some(join)
 }
@@ -312,14 +372,19 @@ pub(crate) fn join_entries(join: &Join) -> Vec<(&'static str, toml::Value)> {
     entries
 }
 
-fn promote(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Promote> {
+fn promote(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Promote> {
     reader.need("policy", "policy = \"small\"");
     let policy = names_of(reader, "policy", context.names, "policy", "a policy");
-    let allow_requantize = reader.read("allow_requantize", |field| field.boolean()).unwrap_or(false);
+    let allow_requantize = reader
+        .read("allow_requantize", |field| field.boolean())
+        .unwrap_or(false);
     let policy = policy?;
     reader.put("policy", policy.to_toml(text));
     reader.put("allow_requantize", allow_requantize);
-    Some(Promote { policy, allow_requantize })
+    Some(Promote {
+        policy,
+        allow_requantize,
+    })
 }
 
 /// Reads a candidate: the name of a `promote` section, or what may be the label of one of its variants.
@@ -339,9 +404,11 @@ fn candidate(field: Field<'_>, names: &Names, user: &str) -> Result<String, Reci
     })
 }
 
-fn eval(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Eval> {
+fn eval(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Eval> {
     let words = reader.words.clone();
-    let candidates = reader.list("candidates", "a list of candidates", |field| candidate(field, context.names, &words));
+    let candidates = reader.list("candidates", "a list of candidates", |field| {
+        candidate(field, context.names, &words)
+    });
     if !reader.has("candidates") && context.names.of("promote").next().is_none() {
         reader.errors.push(RecipeError::NoDefault {
             place: reader.head.clone(),
@@ -353,20 +420,26 @@ fn eval(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Eval> {
     }
     let reference = model(reader, "reference", context.names);
     let corpus = reader.required("corpus", "corpus = \"held-out\"", |field| {
-        let name = context.names.reference(field, "corpus", "a corpus", &words)?;
-        Ok((name, field.place()))
+        context.names.reference(field, "corpus", "a corpus", &words)
     });
     let tokens = reader.read("context", |field| field.integer32(CONTEXTS)).unwrap_or(512);
     let chunks = reader.read("chunks", |field| field.integer(COUNTS));
     let kld = reader.read("kld", |field| field.boolean()).unwrap_or(true);
     let block = reader.read("block", |field| field.integer32(BLOCKS)).unwrap_or(8);
-    let bootstrap = reader.read("bootstrap", |field| field.integer32(0..=1_000_000)).unwrap_or(1000);
-    let seed = reader.read("seed", |field| field.integer(0..=i64::MAX as u64)).unwrap_or(0);
-    let (corpus, corpus_place) = corpus?;
-    let reference = reference?;
+    let bootstrap = reader
+        .read("bootstrap", |field| field.integer32(0..=1_000_000))
+        .unwrap_or(1000);
+    let seed = reader
+        .read("seed", |field| field.integer(0..=i64::MAX as u64))
+        .unwrap_or(0);
+    let (corpus, reference) = (corpus?, reference?);
     let listed: Vec<_> = match &candidates {
         Some(candidates) => candidates.iter().map(|(name, _)| text(name)).collect(),
-        None => context.names.of("promote").map(|(name, _)| toml::Value::from(name)).collect(),
+        None => context
+            .names
+            .of("promote")
+            .map(|(name, _)| toml::Value::from(name))
+            .collect(),
     };
     reader.put("candidates", listed);
     reader.put("reference", reference.as_str());
@@ -383,7 +456,6 @@ fn eval(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Eval> {
         candidates,
         reference,
         corpus,
-        corpus_place,
         context: tokens,
         chunks,
         kld,
@@ -393,7 +465,7 @@ fn eval(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Eval> {
     })
 }
 
-fn metrics(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Metrics> {
+fn metrics(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Metrics> {
     let words = reader.words.clone();
     let evals = match reader.has("evals") {
         true => {
@@ -412,19 +484,23 @@ fn metrics(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Metrics> {
 /// Returns the keys of a metrics section as the resolved recipe has them. An empty list can't be written.
 pub(crate) fn metrics_entries(metrics: &Metrics) -> Vec<(&'static str, toml::Value)> {
     let list: Vec<_> = metrics.evals.iter().map(text).collect();
-    if list.is_empty() { Vec::new() } else { vec![("evals", toml::Value::Array(list))] }
+    if list.is_empty() {
+        Vec::new()
+    } else {
+        vec![("evals", toml::Value::Array(list))]
+    }
 }
 
 pub(crate) fn all_evals(names: &Names) -> Vec<String> {
     names.of("eval").map(|(name, _)| name.to_owned()).collect()
 }
 
-fn gate(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Gate> {
+fn gate(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Gate> {
     let words = reader.words.clone();
     let metrics = match reader.has("metrics") {
-        true => {
-            reader.read("metrics", |field| context.names.reference(field, "metrics", "a metrics section", &words))
-        }
+        true => reader.read("metrics", |field| {
+            context.names.reference(field, "metrics", "a metrics section", &words)
+        }),
         false => {
             let declared = context.names.listed("metrics");
             if let [(only, _)] = declared.as_slice() {
@@ -432,12 +508,20 @@ fn gate(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Gate> {
             } else {
                 let (place, section) = (reader.head.clone(), words.clone());
                 let what = "metrics section";
-                reader.errors.push(RecipeError::NoDefault { place, section, key: "metrics", what, declared });
+                reader.errors.push(RecipeError::NoDefault {
+                    place,
+                    section,
+                    key: "metrics",
+                    what,
+                    declared,
+                });
                 None
             }
         }
     };
-    let candidates = reader.list("candidates", "a list of candidates", |field| candidate(field, context.names, &words));
+    let candidates = reader.list("candidates", "a list of candidates", |field| {
+        candidate(field, context.names, &words)
+    });
     reader.need("require", "require = [\"kld_mean < 0.02\"]");
     let require = reader.list("require", "a list of requirements", |field| {
         let text = field.string("a requirement")?;
@@ -447,8 +531,9 @@ fn gate(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Gate> {
             problem: error.what,
         })
     });
-    let baseline = reader
-        .read("baseline", |field| Ok((candidate(field, context.names, &words)?, field.place())));
+    let baseline = reader.read("baseline", |field| {
+        Ok((candidate(field, context.names, &words)?, field.place()))
+    });
     let uses = |(requirement, _): &&(Requirement, Place)| matches!(requirement.bound, Bound::Baseline { .. });
     if let Some((_, because)) = require.iter().flatten().find(uses)
         && !reader.has("baseline")
@@ -469,13 +554,22 @@ fn gate(reader: &mut Reader<'_>, context: &Context<'_>) -> Option<Gate> {
         let list: Vec<_> = candidates.iter().map(|(name, _)| text(name)).collect();
         reader.put("candidates", list);
     }
-    let list: Vec<_> = require.iter().map(|(requirement, _)| toml::Value::from(requirement.to_string())).collect();
+    let list: Vec<_> = require
+        .iter()
+        .map(|(requirement, _)| toml::Value::from(requirement.to_string()))
+        .collect();
     reader.put("require", list);
     if let Some((name, _)) = &baseline {
         reader.put("baseline", name.as_str());
     }
     reader.put("confidence", Quantity::Percent(confidence).to_string());
-    Some(Gate { metrics, candidates, require, baseline, confidence })
+    Some(Gate {
+        metrics,
+        candidates,
+        require,
+        baseline,
+        confidence,
+    })
 }
 
 fn confidence(field: Field<'_>) -> Result<Decimal, RecipeError> {

@@ -35,5 +35,9 @@ impl Recipe {
 
 /// Names are bare keys unless they contain a dot.
 fn key(name: &str) -> String {
-    if name.contains('.') { format!("\"{name}\"") } else { name.to_owned() }
+    if name.contains('.') {
+        format!("\"{name}\"")
+    } else {
+        name.to_owned()
+    }
 }

@@ -19,8 +19,12 @@ pub(crate) fn warnings(recipe: &Recipe) -> Vec<RecipeWarning> {
 }
 
 fn unused(recipe: &Recipe) -> Vec<RecipeWarning> {
-    let used: BTreeSet<(StepKind, &str)> =
-        recipe.steps.iter().flat_map(|step| step.body.inputs()).map(|id| (id.kind, id.name.as_str())).collect();
+    let used: BTreeSet<(StepKind, &str)> = recipe
+        .steps
+        .iter()
+        .flat_map(|step| step.body.inputs())
+        .map(|id| (id.kind, id.name.as_str()))
+        .collect();
     let sources: BTreeSet<&SourceName> = recipe.steps.iter().flat_map(|step| step.body.sources()).collect();
     let mut warnings = Vec::new();
     for source in recipe.sources.values().filter(|source| !sources.contains(&source.name)) {
@@ -34,7 +38,10 @@ fn unused(recipe: &Recipe) -> Vec<RecipeWarning> {
     let mut seen = BTreeSet::new();
     for step in &recipe.steps {
         let id = &step.id;
-        let means = matches!(id.kind, StepKind::Corpus | StepKind::Imatrix | StepKind::Join | StepKind::Policy);
+        let means = matches!(
+            id.kind,
+            StepKind::Corpus | StepKind::Imatrix | StepKind::Join | StepKind::Policy
+        );
         if means && !used.contains(&(id.kind, id.name.as_str())) && seen.insert((id.kind, id.name.as_str())) {
             warnings.push(RecipeWarning::Unused {
                 place: step.origin.clone(),
@@ -51,7 +58,10 @@ fn evals_on_calibration(recipe: &Recipe) -> Vec<RecipeWarning> {
     let mut warnings = Vec::new();
     for step in &recipe.steps {
         let StepBody::Eval(eval) = &step.body else { continue };
-        let judged = eval.candidates.iter().find(|candidate| corpora(recipe, candidate).contains(&eval.corpus));
+        let judged = eval
+            .candidates
+            .iter()
+            .find(|candidate| corpora(recipe, candidate).contains(&eval.corpus));
         if let (Some(candidate), Some(corpus)) = (judged, recipe.step(&eval.corpus)) {
             warnings.push(RecipeWarning::EvalOnCalibration {
                 place: step.origin.clone(),
@@ -71,7 +81,9 @@ fn corpora<'r>(recipe: &'r Recipe, id: &'r StepId) -> BTreeSet<&'r StepId> {
     let mut seen = BTreeSet::new();
     let mut todo = vec![id];
     while let Some(id) = todo.pop() {
-        let Some(step) = recipe.step(id).filter(|_| seen.insert(id)) else { continue };
+        let Some(step) = recipe.step(id).filter(|_| seen.insert(id)) else {
+            continue;
+        };
         if let StepBody::Imatrix(ImatrixStep::Collect(collect)) = &step.body {
             found.insert(&collect.corpus);
         }
