@@ -1,1 +1,6 @@
 //! The command line.
+
+pub mod check;
+pub mod diagnostic;
+pub mod init;
+pub mod show;

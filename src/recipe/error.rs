@@ -340,7 +340,7 @@ pub enum RecipeError {
         /// The figure.
         figure: Figure,
         /// Why.
-        why: &'static str,
+        why: String,
         /// The section that could.
         metrics: Option<Place>,
     },

@@ -12,11 +12,24 @@ pub mod model;
 pub mod names;
 pub mod quantity;
 pub mod requirement;
+pub mod settings;
+
+mod decl;
+mod expand;
+mod field;
+mod raw;
+mod read;
+mod read_policy;
+mod read_steps;
+mod show;
+mod warn;
 
 pub use crate::recipe::error::LoadError;
 pub use crate::recipe::error::RecipeError;
 pub use crate::recipe::error::RecipeWarning;
 pub use crate::recipe::model::*;
+pub use crate::recipe::quantity::Decimal;
+pub use crate::recipe::quantity::Quantity;
 
 use crate::text::Source;
 
@@ -44,6 +57,118 @@ pub fn parse(
     source: &Source,
     load: &mut dyn FnMut(&str) -> Result<Source, LoadError>,
 ) -> Result<Parsed, Vec<RecipeError>> {
-    let _ = (source, load);
-    Err(Vec::new())
+    let mut errors = Vec::new();
+    let merged = raw::load(source, load, &mut errors);
+    let recipe = check(&merged, &mut errors);
+    let order = |place: &Place| {
+        let file = merged.files.iter().position(|file| file.source == place.source);
+        (file.unwrap_or(usize::MAX), place.span)
+    };
+    match recipe {
+        Some(recipe) if errors.is_empty() => {
+            let mut warnings = warn::warnings(&recipe);
+            warnings.sort_by_key(|warning| order(warning.place()));
+            Ok(Parsed { recipe, warnings })
+        }
+        _ => {
+            errors.sort_by_key(|error| order(error.place()));
+            Err(errors)
+        }
+    }
+}
+
+/// Reads a recipe that extends nothing.
+///
+/// # Errors
+///
+/// Everything that is wrong, in the order of the text; `extends` is.
+pub fn parse_alone(source: &Source) -> Result<Parsed, Vec<RecipeError>> {
+    parse(source, &mut |_| {
+        Err(LoadError {
+            message: "no other file can be read here".to_owned(),
+        })
+    })
+}
+
+/// Reads what was loaded; returns a recipe unless something is wrong, which then is in `errors`.
+fn check(merged: &raw::Merged, errors: &mut Vec<RecipeError>) -> Option<Recipe> {
+    if merged.entries.is_empty() && !errors.is_empty() {
+        return None;
+    }
+    let top = read::top(merged, errors);
+    let sections = read::sections(merged, errors);
+    let mut names = read::Names::default();
+    for section in &sections {
+        names.add(section.kind, section.name, &section.place);
+    }
+    let sources = read::sources(&sections, &merged.files, &mut names, errors);
+    // What is wrong with a section's header may have been the source that others mean.
+    names.sources_unsure |= !errors.is_empty() && sources.is_empty();
+    let implicit = implicit_metrics(&mut names);
+    let context = read_steps::Context {
+        names: &names,
+        files: &merged.files,
+    };
+    let (mut decls, mut resolved) = read_steps::steps(&sections, &context, errors);
+    if let Some((decl, section)) = implicit {
+        decls.metrics.push(decl);
+        resolved.push(section);
+    }
+    let top = top?;
+    if !errors.is_empty() {
+        return None;
+    }
+    let expansion = expand::Expansion::new(&decls, errors);
+    let (steps, gate_candidates) = (expansion.steps, expansion.gate_candidates);
+    resolved.extend(expansion.implicit);
+    for section in resolved.iter_mut().filter(|section| section.kind == "gate") {
+        if let Some(labels) = gate_candidates.get(&section.name) {
+            let list = labels.iter().map(|label| toml::Value::from(label.as_str())).collect();
+            section.entries.insert(1, ("candidates", toml::Value::Array(list)));
+        }
+    }
+    let rank = |section: &ResolvedSection| read::kinds().position(|kind| kind == section.kind);
+    let mut all = vec![top.resolved];
+    let mut definitions = std::collections::BTreeMap::new();
+    for (source, section) in sources {
+        definitions.insert(source.name.clone(), source);
+        all.push(section);
+    }
+    resolved.sort_by(|a, b| (rank(a), &a.name).cmp(&(rank(b), &b.name)));
+    all.append(&mut resolved);
+    Some(Recipe {
+        name: top.name,
+        description: top.description,
+        engine: top.engine,
+        sources: definitions,
+        steps,
+        resolved: all,
+    })
+}
+
+/// Declares `metrics.all` where evaluations or gates need one and nobody wrote any.
+fn implicit_metrics(names: &mut read::Names) -> Option<(decl::Decl<decl::Metrics>, ResolvedSection)> {
+    if names.of("metrics").next().is_some() {
+        return None;
+    }
+    let asked = names.of("eval").chain(names.of("gate")).next();
+    let place = asked.map(|(_, place)| place.clone())?;
+    names.add("metrics", "all", &place);
+    let metrics = decl::Metrics {
+        evals: read_steps::all_evals(names),
+    };
+    let entries = read_steps::metrics_entries(&metrics);
+    let resolved = ResolvedSection {
+        kind: "metrics",
+        name: "all".to_owned(),
+        entries,
+    };
+    Some((
+        decl::Decl {
+            name: "all".to_owned(),
+            place,
+            body: metrics,
+        },
+        resolved,
+    ))
 }

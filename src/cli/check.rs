@@ -1,0 +1,173 @@
+//! `forge check`: says everything that is wrong with recipes, without building anything.
+
+use std::io;
+use std::io::Write;
+
+use crate::cli::diagnostic::Diagnostic;
+use crate::cli::diagnostic::Style;
+use crate::recipe;
+use crate::recipe::LoadError;
+use crate::text::Source;
+
+/// How messages are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Messages {
+    /// For people.
+    Text(Style),
+    /// One JSON document a line.
+    Json,
+}
+
+impl Messages {
+    /// Writes one diagnostic.
+    pub fn write(self, diagnostic: &Diagnostic, out: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Self::Text(style) => writeln!(out, "{}", diagnostic.render(style)),
+            Self::Json => writeln!(out, "{}", diagnostic.to_json()),
+        }
+    }
+}
+
+/// Reads the file that a recipe is, or that it extends. The second path is relative to the first one's directory.
+pub type Read<'a> = dyn FnMut(&str) -> Result<Source, LoadError> + 'a;
+
+/// Checks recipes: `ok` lines go to `out`, diagnostics to `err`. `open` reads a recipe by its path on the command line;
+/// `extend` reads a file that the recipe of the first path extends, by its path relative to that recipe's directory.
+/// Returns whether all are fine.
+pub fn run(
+    recipes: &[String],
+    open: &mut Read<'_>,
+    extend: &mut dyn FnMut(&str, &str) -> Result<Source, LoadError>,
+    messages: Messages,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> io::Result<bool> {
+    let mut fine = true;
+    for path in recipes {
+        match load(path, open, extend) {
+            Ok(parsed) => {
+                for warning in &parsed.warnings {
+                    messages.write(&Diagnostic::recipe_warning(warning), err)?;
+                }
+                if let Messages::Text(_) = messages {
+                    let steps = parsed.recipe.steps.len();
+                    let candidates = parsed.recipe.candidates().count();
+                    writeln!(
+                        out,
+                        "ok: {path} ({}, {})",
+                        count(steps, "step"),
+                        count(candidates, "candidate")
+                    )?;
+                } else {
+                    writeln!(
+                        out,
+                        "{}",
+                        serde_json::json!({ "schema": 1, "reason": "checked", "file": path })
+                    )?;
+                }
+            }
+            Err(diagnostics) => {
+                fine = false;
+                for diagnostic in &diagnostics {
+                    messages.write(diagnostic, err)?;
+                }
+                if let Messages::Text(_) = messages {
+                    writeln!(err, "forge: {} in {path}", count(diagnostics.len(), "error"))?;
+                }
+            }
+        }
+    }
+    Ok(fine)
+}
+
+/// Reads a recipe for a verb; errors come as diagnostics.
+pub fn load(
+    path: &str,
+    open: &mut Read<'_>,
+    extend: &mut dyn FnMut(&str, &str) -> Result<Source, LoadError>,
+) -> Result<recipe::Parsed, Vec<Diagnostic>> {
+    let source = open(path).map_err(|error| {
+        let missing = Diagnostic::error(format!("can't read the recipe `{path}`")).code("recipe::unreadable");
+        vec![
+            missing
+                .caused_by(error.message)
+                .hint("`forge init` writes a recipe to start from"),
+        ]
+    })?;
+    recipe::parse(&source, &mut |extended| extend(path, extended))
+        .map_err(|errors| errors.iter().map(Diagnostic::recipe).collect())
+}
+
+fn count(number: usize, what: &str) -> String {
+    if number == 1 {
+        format!("1 {what}")
+    } else {
+        format!("{number} {what}s")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(texts: &[(&str, &str)], messages: Messages) -> (bool, String, String) {
+        let paths: Vec<String> = texts.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let find = |name: &str| {
+            let found = texts.iter().find(|(known, _)| *known == name);
+            let found = found.filter(|(_, text)| !text.is_empty());
+            found.map(|(name, text)| Source::new(*name, *text)).ok_or(LoadError {
+                message: "there is no such file".to_owned(),
+            })
+        };
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let fine = run(
+            &paths,
+            &mut |name| find(name),
+            &mut |_, name| find(name),
+            messages,
+            &mut out,
+            &mut err,
+        );
+        (
+            fine.unwrap(),
+            String::from_utf8(out).unwrap(),
+            String::from_utf8(err).unwrap(),
+        )
+    }
+
+    const GOOD: &str = "schema = 1\nname = \"a\"\n[source.m]\npath = \"m.gguf\"\n[policy.p]\nmethod = \"mix\"\n\
+                        mix = [\"Q4_K_M\", \"Q8_0\"]\n[promote.p]\npolicy = \"p\"\n";
+
+    #[test]
+    fn good_recipes_are_ok_and_bad_ones_are_counted() {
+        let text = Messages::Text(Style::PLAIN);
+        let (fine, out, err) = check(
+            &[("good.toml", GOOD), ("bad.toml", "nme = 1\n"), ("gone.toml", "")],
+            text,
+        );
+        assert!(!fine);
+        assert_eq!(out, "ok: good.toml (4 steps, 2 candidates)\n");
+        assert!(err.contains("forge: 2 errors in bad.toml\n"), "{err}");
+        assert!(
+            err.contains("error[recipe::unreadable]: can't read the recipe `gone.toml`\n"),
+            "{err}"
+        );
+    }
+
+    #[test]
+    fn json_is_one_document_a_line() {
+        let (fine, out, err) = check(&[("good.toml", GOOD), ("bad.toml", "schema = 2\n")], Messages::Json);
+        assert!(!fine);
+        let line: serde_json::Value = serde_json::from_str(out.trim()).unwrap();
+        assert_eq!(line["file"], "good.toml");
+        for line in err.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!(
+                (line["schema"].as_u64(), line["reason"].as_str()),
+                (Some(1), Some("diagnostic"))
+            );
+            assert_eq!(line["file"], "bad.toml");
+        }
+        assert_eq!(err.lines().count(), 2);
+    }
+}

@@ -1,0 +1,317 @@
+//! Diagnostics: how errors and warnings look, as text with excerpts and as JSON. The only module that draws them.
+
+mod recipe;
+
+use annotate_snippets::AnnotationKind;
+use annotate_snippets::Group;
+use annotate_snippets::Level as Drawn;
+use annotate_snippets::Patch;
+use annotate_snippets::Renderer;
+use annotate_snippets::Snippet;
+use serde::Serialize;
+
+use crate::recipe::Place;
+
+/// The version of the JSON form.
+pub const SCHEMA: u32 = 1;
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// It can't go on.
+    Error,
+    /// It can.
+    Warning,
+}
+
+/// A place with what is to be said about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    /// Where.
+    pub place: Place,
+    /// What; may be empty.
+    pub text: String,
+}
+
+/// Something to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hint {
+    /// A sentence.
+    Text(String),
+    /// An edit that likely helps.
+    Patch {
+        /// What the edit does.
+        text: String,
+        /// What it replaces.
+        place: Place,
+        /// With what.
+        replacement: String,
+    },
+}
+
+impl Hint {
+    fn text(&self) -> &str {
+        match self {
+            Self::Text(text) | Self::Patch { text, .. } => text,
+        }
+    }
+}
+
+/// One message to the user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// How bad it is.
+    pub level: Level,
+    /// `group::what-is-wrong`, stable.
+    pub code: Option<String>,
+    /// A sentence that makes sense alone.
+    pub message: String,
+    /// What led to it, nearest first.
+    pub causes: Vec<String>,
+    /// The place that it is about.
+    pub primary: Option<Label>,
+    /// Other places that matter.
+    pub context: Vec<Label>,
+    /// What to do.
+    pub hints: Vec<Hint>,
+}
+
+/// How diagnostics are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Style {
+    /// Whether to use colour.
+    pub color: bool,
+    /// Columns to fit into.
+    pub width: usize,
+}
+
+impl Style {
+    /// No colour, 80 columns.
+    pub const PLAIN: Self = Self {
+        color: false,
+        width: 80,
+    };
+}
+
+impl Diagnostic {
+    /// A message without a place.
+    pub fn error(message: impl Into<String>) -> Self {
+        Self {
+            level: Level::Error,
+            code: None,
+            message: message.into(),
+            causes: Vec::new(),
+            primary: None,
+            context: Vec::new(),
+            hints: Vec::new(),
+        }
+    }
+
+    /// A message about an error and everything that led to it.
+    pub fn from_error(error: &dyn std::error::Error) -> Self {
+        let mut this = Self::error(error.to_string());
+        let mut source = error.source();
+        while let Some(cause) = source {
+            this.causes.push(cause.to_string());
+            source = cause.source();
+        }
+        this
+    }
+
+    /// Adds the stable word.
+    pub fn code(mut self, code: impl Into<String>) -> Self {
+        self.code = Some(code.into());
+        self
+    }
+
+    /// Adds a cause.
+    pub fn caused_by(mut self, cause: impl Into<String>) -> Self {
+        self.causes.push(cause.into());
+        self
+    }
+
+    /// Adds a hint.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(Hint::Text(hint.into()));
+        self
+    }
+
+    /// Returns the diagnostic as text, ending with a line break.
+    pub fn render(&self, style: Style) -> String {
+        let mut text = match &self.primary {
+            Some(primary) => self.render_with_excerpt(primary, style),
+            None => self.render_plainly(style),
+        };
+        while text.ends_with('\n') {
+            text.pop();
+        }
+        let mut lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+        lines.push("");
+        lines.join("\n")
+    }
+
+    fn render_plainly(&self, style: Style) -> String {
+        let (red, cyan, reset) = match (style.color, self.level) {
+            (false, _) => ("", "", ""),
+            (true, Level::Error) => ("\x1b[1m\x1b[91m", "\x1b[1m\x1b[96m", "\x1b[0m"),
+            (true, Level::Warning) => ("\x1b[1m\x1b[33m", "\x1b[1m\x1b[96m", "\x1b[0m"),
+        };
+        let word = if self.level == Level::Error { "error" } else { "warning" };
+        let code = self.code.as_ref().map(|code| format!("[{code}]")).unwrap_or_default();
+        let mut text = format!("{red}{word}{code}{reset}: {}\n", visible(&self.message));
+        for cause in &self.causes {
+            text.push_str(&format!("  caused by: {}\n", visible(cause)));
+        }
+        for (at, hint) in self.hints.iter().enumerate() {
+            let gap = if at == 0 { "\n" } else { "" };
+            text.push_str(&format!("{gap}{cyan}hint{reset}: {}\n", visible(hint.text())));
+        }
+        text
+    }
+
+    fn render_with_excerpt(&self, primary: &Label, style: Style) -> String {
+        let level = if self.level == Level::Error {
+            Drawn::ERROR
+        } else {
+            Drawn::WARNING
+        };
+        let mut title = level.primary_title(visible(&self.message));
+        if let Some(code) = &self.code {
+            title = title.id(code.as_str());
+        }
+        let mut group = Group::with_title(title);
+        // Places of one file share a picture.
+        let mut files = vec![primary.place.source.clone()];
+        for label in &self.context {
+            if !files.contains(&label.place.source) {
+                files.push(label.place.source.clone());
+            }
+        }
+        for file in &files {
+            let mut snippet = Snippet::source(file.text()).path(file.name());
+            let first = (AnnotationKind::Primary, primary);
+            let others = self.context.iter().map(|label| (AnnotationKind::Context, label));
+            for (kind, label) in [first].into_iter().chain(others) {
+                if label.place.source == *file {
+                    let annotation = kind.span(drawable(&label.place));
+                    let text = visible(&label.text);
+                    snippet = snippet.annotation(if text.is_empty() {
+                        annotation
+                    } else {
+                        annotation.label(text)
+                    });
+                }
+            }
+            group = group.element(snippet);
+        }
+        for cause in &self.causes {
+            group = group.element(Drawn::NOTE.message(visible(cause)));
+        }
+        let mut groups = vec![group];
+        for hint in &self.hints {
+            match hint {
+                Hint::Text(text) => groups.push(Group::with_title(Drawn::HELP.secondary_title(visible(text)))),
+                Hint::Patch {
+                    text,
+                    place,
+                    replacement,
+                } => {
+                    let patch = Patch::new(place.span.range(), replacement.as_str());
+                    let snippet = Snippet::source(place.source.text())
+                        .path(place.source.name())
+                        .patch(patch);
+                    groups.push(Group::with_title(Drawn::HELP.secondary_title(visible(text))).element(snippet));
+                }
+            }
+        }
+        let renderer = if style.color {
+            Renderer::styled()
+        } else {
+            Renderer::plain()
+        };
+        renderer.term_width(style.width).render(&groups)
+    }
+
+    /// Returns the diagnostic as a JSON document.
+    pub fn to_json(&self) -> serde_json::Value {
+        let place = self.primary.as_ref().map(|label| &label.place);
+        let line_column = place.map(|place| place.source.line_column(place.span.start));
+        serde_json::json!({
+            "schema": SCHEMA,
+            "reason": "diagnostic",
+            "level": self.level,
+            "code": self.code,
+            "message": self.message,
+            "causes": self.causes,
+            "file": place.map(|place| place.source.name()),
+            "line": line_column.map(|(line, _)| line),
+            "column": line_column.map(|(_, column)| column),
+            "span": place.map(|place| [place.span.start, place.span.end]),
+            "hints": self.hints.iter().map(Hint::text).collect::<Vec<_>>(),
+            "rendered": self.render(Style::PLAIN),
+        })
+    }
+}
+
+/// Returns a span that a picture can show: inside the text, on character boundaries, of one line.
+fn drawable(place: &Place) -> std::ops::Range<usize> {
+    let text = place.source.text();
+    let boundary = |mut at: usize| {
+        at = at.min(text.len());
+        while !text.is_char_boundary(at) {
+            at -= 1;
+        }
+        at
+    };
+    let start = boundary(place.span.start);
+    let end = boundary(place.span.end.max(place.span.start));
+    let line = text[start..end].find('\n').map_or(end, |at| start + at);
+    start..line.max(start)
+}
+
+/// Makes control characters of file names and values visible: a message must not steer the terminal.
+fn visible(text: &str) -> String {
+    let shown = |c: char| {
+        if c.is_control() && c != '\n' {
+            c.escape_default().to_string()
+        } else {
+            c.to_string()
+        }
+    };
+    text.chars().map(shown).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_diagnostic_without_a_place_has_causes_and_hints() {
+        let diagnostic = Diagnostic::error("step `q4` failed")
+            .code("engine::failed")
+            .caused_by("it ran out of memory")
+            .hint("give it more")
+            .hint("or less to do");
+        assert_eq!(
+            diagnostic.render(Style::PLAIN),
+            "error[engine::failed]: step `q4` failed\n  caused by: it ran out of memory\n\nhint: give it more\n\
+             hint: or less to do\n"
+        );
+        assert!(
+            diagnostic
+                .render(Style { color: true, width: 80 })
+                .contains("\u{1b}[1m")
+        );
+        let json = diagnostic.to_json();
+        assert_eq!(json["reason"], "diagnostic");
+        assert_eq!(json["level"], "error");
+        assert_eq!(json["file"], serde_json::Value::Null);
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        let text = Diagnostic::error("bad \u{1b}[2J name").render(Style::PLAIN);
+        assert_eq!(text, "error: bad \\u{1b}[2J name\n");
+    }
+}

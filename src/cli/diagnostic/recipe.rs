@@ -1,0 +1,363 @@
+//! The words for what is wrong with a recipe or a settings file: labels at places, and what to do.
+
+use crate::cli::diagnostic::Diagnostic;
+use crate::cli::diagnostic::Hint;
+use crate::cli::diagnostic::Label;
+use crate::cli::diagnostic::Level;
+use crate::recipe::Place;
+use crate::recipe::RecipeError;
+use crate::recipe::RecipeWarning;
+use crate::recipe::error::ExtendsProblem;
+use crate::recipe::names::MAX_NAME;
+use crate::recipe::names::nearest;
+use crate::recipe::quantity::Quantity;
+use crate::recipe::quantity::QuantityProblem;
+use crate::recipe::requirement::Figure;
+use crate::recipe::requirement::RequirementProblem;
+
+impl Diagnostic {
+    /// Words an error of a recipe.
+    pub fn recipe(error: &RecipeError) -> Self {
+        Self::spanned(error, "recipe")
+    }
+
+    /// Words an error of a settings file.
+    pub fn settings(error: &RecipeError) -> Self {
+        Self::spanned(error, "settings")
+    }
+
+    fn spanned(error: &RecipeError, group: &str) -> Self {
+        let mut diagnostic = Self::error(error.to_string()).code(format!("{group}::{}", error.code()));
+        diagnostic.primary = Some(Label {
+            place: error.place().clone(),
+            text: label(error),
+        });
+        diagnostic.context = context(error);
+        diagnostic.hints = hints(error);
+        diagnostic
+    }
+
+    /// Words a warning about a recipe.
+    pub fn recipe_warning(warning: &RecipeWarning) -> Self {
+        let mut diagnostic = Self::error(warning.to_string()).code(format!("recipe::{}", warning.code()));
+        diagnostic.level = Level::Warning;
+        let text = match warning {
+            RecipeWarning::Unused { .. } => "declared here".to_owned(),
+            RecipeWarning::EvalOnCalibration { candidate, .. } => format!("`{candidate}` is judged here"),
+        };
+        diagnostic.primary = Some(Label {
+            place: warning.place().clone(),
+            text,
+        });
+        match warning {
+            RecipeWarning::Unused { user, .. } => diagnostic.hints.push(Hint::Text(format!("{user} would name it"))),
+            RecipeWarning::EvalOnCalibration { declared, .. } => {
+                diagnostic.context.push(Label {
+                    place: declared.clone(),
+                    text: "the corpus".to_owned(),
+                });
+                let text = "evaluate on text that was not used for calibration; figures on it are too good";
+                diagnostic.hints.push(Hint::Text(text.to_owned()));
+            }
+        }
+        diagnostic
+    }
+}
+
+/// Returns what stands under the primary place.
+fn label(error: &RecipeError) -> String {
+    match error {
+        RecipeError::UnknownSection { .. } => "no such kind of section".to_owned(),
+        RecipeError::UnnamedSection { .. } => "no name".to_owned(),
+        RecipeError::UnknownKey { missing: Some(key), .. } => format!("unknown key, and `{key}` is missing"),
+        RecipeError::UnknownKey { .. } => "unknown key".to_owned(),
+        RecipeError::MisplacedKey { .. } => "it has no effect here".to_owned(),
+        RecipeError::MissingKey { key, .. } => format!("`{key}` is missing"),
+        RecipeError::Conflict { .. } => "and this".to_owned(),
+        RecipeError::WrongType { expected, .. } => format!("expected {expected}"),
+        RecipeError::UnknownWord { what, .. } => format!("expected {what}"),
+        RecipeError::OutOfRange { .. } => "out of range".to_owned(),
+        RecipeError::EmptyList { .. } => "expected at least one value".to_owned(),
+        RecipeError::WrongLength { found, .. } => format!("{found} here"),
+        RecipeError::UnknownReference { wanted, .. } => format!("no {wanted} has this name"),
+        RecipeError::WrongSource { wanted, .. } => format!("expected {wanted}"),
+        RecipeError::NoDefault { key, .. } => format!("`{key}` is missing"),
+        RecipeError::Duplicate { .. } => "the second is here".to_owned(),
+        RecipeError::BadQuantity { example, .. } => format!("expected something like \"{example}\""),
+        RecipeError::UnreachableRule { .. } => "never reached".to_owned(),
+        RecipeError::NoFigure { figure, .. } => format!("wants `{figure}`"),
+        RecipeError::ModelMismatch { other, .. } => format!("for the model `{other}`"),
+        RecipeError::NotSingle { .. } => "expected one of them".to_owned(),
+        RecipeError::Cycle { path, .. } => {
+            let next = path.get(1).or(path.first()).map_or("", |(name, _)| name);
+            format!("waits for `{next}`")
+        }
+        RecipeError::TooMany { limit, .. } => format!("at most {limit}"),
+        _ => String::new(),
+    }
+}
+
+/// Returns other places that matter.
+fn context(error: &RecipeError) -> Vec<Label> {
+    let label = |place: &Place, text: &str| Label {
+        place: place.clone(),
+        text: text.to_owned(),
+    };
+    match error {
+        RecipeError::MisplacedKey {
+            instead: Some(place), ..
+        } => vec![label(place, "because of this")],
+        RecipeError::MissingKey {
+            because: Some(place), ..
+        } => vec![label(place, "needed for this")],
+        RecipeError::Conflict { first, .. } => vec![label(first, "this")],
+        RecipeError::WrongLength {
+            expected, other_place, ..
+        } => vec![label(other_place, &format!("{expected} here"))],
+        RecipeError::UnknownReference {
+            name, declared, other, ..
+        } => {
+            if let Some((kind, place)) = other {
+                return vec![label(place, &format!("a {kind} has this name"))];
+            }
+            let near = nearest(name, declared.iter().map(|(name, _)| name.as_str()));
+            let near = near.and_then(|near| declared.iter().find(|(name, _)| name == near));
+            near.map(|(_, place)| label(place, "a similar name is declared here"))
+                .into_iter()
+                .collect()
+        }
+        RecipeError::WrongSource { found, declared, .. } => vec![label(declared, &format!("declared as {found}"))],
+        RecipeError::NoDefault { declared, .. } => declared
+            .iter()
+            .take(4)
+            .map(|(_, place)| label(place, "it may be this"))
+            .collect(),
+        RecipeError::Duplicate { first, .. } => vec![label(first, "the first is here")],
+        RecipeError::UnreachableRule { earlier, .. } => vec![label(earlier, "this one takes its tensors")],
+        RecipeError::NoFigure {
+            metrics: Some(place), ..
+        } => vec![label(place, "its figures come from here")],
+        RecipeError::ModelMismatch { declared, .. } => vec![label(declared, "declared here")],
+        RecipeError::Cycle { path, place } => path
+            .iter()
+            .enumerate()
+            .filter(|(_, (_, other))| other != place)
+            .map(|(at, (_, place))| {
+                let (next, _) = &path[(at + 1) % path.len()];
+                label(place, &format!("waits for `{next}`"))
+            })
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// An edit of a whole value or key.
+fn patch(place: &Place, replacement: String, meant: &str) -> Hint {
+    Hint::Patch {
+        text: format!("did you mean `{meant}`?"),
+        place: place.clone(),
+        replacement,
+    }
+}
+
+fn text(text: impl Into<String>) -> Hint {
+    Hint::Text(text.into())
+}
+
+fn listed<S: AsRef<str>>(words: &[S]) -> String {
+    words
+        .iter()
+        .map(|word| format!("`{}`", word.as_ref()))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// A line that adds a key below the header of a section, if the section has a header on a line of its own.
+fn add_line(place: &Place, line: &str) -> Option<Hint> {
+    let source = place.source.text();
+    let start = source.get(..place.span.start)?.rfind('\n').map_or(0, |at| at + 1);
+    let rest = source.get(start..)?;
+    let length = rest.find('\n').map_or(rest.len(), |at| at + 1);
+    let header = rest.get(..length)?;
+    // The top of a recipe has no header: the line goes before its first.
+    let at = if place.span.start == place.span.end {
+        0
+    } else {
+        start + length
+    };
+    if at > 0 && !header.trim_start().starts_with('[') {
+        return None;
+    }
+    let gap = if at > 0 && !header.ends_with('\n') { "\n" } else { "" };
+    let place = Place::new(&place.source, at..at);
+    Some(Hint::Patch {
+        text: format!("add `{line}`"),
+        place,
+        replacement: format!("{gap}{line}\n"),
+    })
+}
+
+fn hints(error: &RecipeError) -> Vec<Hint> {
+    match error {
+        RecipeError::UnknownSection { place, found, known } => match nearest(found, known.iter().copied()) {
+            Some(near) => vec![patch(place, near.to_owned(), near)],
+            None => vec![text(format!("there are {}", listed(known)))],
+        },
+        RecipeError::UnnamedSection { kind, .. } => vec![text(format!("write `[{kind}.NAME]` with a name of yours"))],
+        RecipeError::UnknownKey {
+            place,
+            found,
+            known,
+            missing,
+            ..
+        } => match missing.or_else(|| nearest(found, known.iter().copied())) {
+            Some(near) => vec![patch(place, near.to_owned(), near)],
+            None => vec![text(format!("its keys are {}", listed(known)))],
+        },
+        RecipeError::MisplacedKey { .. } => vec![text("remove it")],
+        RecipeError::MissingKey { place, example, .. } => {
+            vec![add_line(place, example).unwrap_or_else(|| text(format!("add `{example}`")))]
+        }
+        RecipeError::NeedsOneOf { keys, .. } if keys.contains(&"merge") => vec![text(
+            "`corpus` collects it by running the model, `merge` makes it from others, `source` reads a file",
+        )],
+        RecipeError::Conflict { .. } => vec![text("remove one of them")],
+        RecipeError::UnknownWord {
+            place, found, known, ..
+        } => match nearest(found, known.iter().copied()) {
+            Some(near) => vec![patch(place, format!("\"{near}\""), near)],
+            None => vec![text(format!("it can be {}", listed(known)))],
+        },
+        RecipeError::Reserved { available, .. } => vec![text(format!("this version has {}", listed(available)))],
+        RecipeError::Schema { .. } => vec![text("use a version of forge that reads this schema")],
+        RecipeError::BadName { .. } => vec![text(format!(
+            "names become file names: letters, digits, `.`, `_` and `-`, not beginning with `.` or `-`, at most {MAX_NAME} bytes"
+        ))],
+        RecipeError::UnknownReference {
+            place,
+            name,
+            wanted,
+            declared,
+            other,
+            ..
+        } => {
+            let names: Vec<&str> = declared.iter().map(|(name, _)| name.as_str()).collect();
+            let section = if wanted == "candidate" { "promote" } else { wanted };
+            match nearest(name, names.iter().copied()) {
+                Some(near) => vec![patch(place, format!("\"{near}\""), near)],
+                None if names.is_empty() || other.is_some() => {
+                    vec![text(format!("declare it with `[{section}.{}]`", bare(name)))]
+                }
+                None => vec![text(format!("there are {}", listed(&names)))],
+            }
+        }
+        RecipeError::WrongSource { .. } => vec![text("a source's `kind` says what it holds")],
+        RecipeError::NoDefault { declared, what, .. } if declared.is_empty() => vec![text(match *what {
+            "candidate" => "a `[promote.NAME]` section makes candidates",
+            "model source" => "a `[source.NAME]` section with `path = \"model.gguf\"` names a model",
+            _ => "declare one",
+        })],
+        RecipeError::NoDefault { key, declared, .. } => {
+            let names: Vec<&str> = declared.iter().map(|(name, _)| name.as_str()).collect();
+            vec![text(format!("add `{key}` with one of {}", listed(&names)))]
+        }
+        RecipeError::Duplicate { only_case: true, .. } => {
+            vec![text(
+                "some file systems don't tell upper and lower case apart: choose other names",
+            )]
+        }
+        RecipeError::Duplicate { what: "candidate", .. } => {
+            vec![text(
+                "a variant is named after its section and its value: rename one of the sections",
+            )]
+        }
+        RecipeError::Duplicate { .. } => vec![text("remove one of them")],
+        RecipeError::BadQuantity {
+            place,
+            text: written,
+            problem,
+            example,
+            ..
+        } => match problem {
+            QuantityProblem::UnknownUnit {
+                found,
+                nearest: Some(near),
+            } => {
+                let fixed = format!("\"{}\"", written.replacen(found.as_str(), near, 1));
+                vec![patch(place, fixed, near)]
+            }
+            QuantityProblem::UnknownUnit { .. } | QuantityProblem::NoUnit => {
+                vec![text(format!(
+                    "units are {}",
+                    listed(&Quantity::units().collect::<Vec<_>>())
+                ))]
+            }
+            _ => vec![text(format!("write something like `\"{example}\"`"))],
+        },
+        RecipeError::BadGlob { .. } => vec![text(
+            "`*` and `?` match within a name, `**/` any directories; `[` opens a set",
+        )],
+        RecipeError::UnreachableRule { .. } => vec![text("the first rule that matches wins: move it up, or remove it")],
+        RecipeError::BadRequirement { place, problem, .. } => requirement_hints(place, problem),
+        RecipeError::NoFigure { .. } => vec![text(
+            "an `[eval.NAME]` of these candidates, with `kld = true`, measures it",
+        )],
+        RecipeError::NeedsImatrix { declared, .. } if declared.is_empty() => {
+            vec![text(
+                "collect one with an `[imatrix.NAME]` section, and name it with `imatrix = \"NAME\"`",
+            )]
+        }
+        RecipeError::NeedsImatrix { declared, .. } => {
+            vec![text(format!("name one with `imatrix`: there are {}", listed(declared)))]
+        }
+        RecipeError::ModelMismatch { model, .. } => vec![text(format!("declare a join for the model `{model}`"))],
+        RecipeError::NotSingle { labels, .. } => vec![text(format!("name one of {}", listed(labels)))],
+        RecipeError::Cycle { .. } => vec![text("take one of them out of the other's `merge`")],
+        RecipeError::Extends {
+            problem: ExtendsProblem::Load(_),
+            ..
+        } => {
+            vec![text("paths are relative to the recipe that states them")]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Returns a name as a TOML key.
+fn bare(name: &str) -> String {
+    let plain = !name.is_empty()
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
+    if plain { name.to_owned() } else { "NAME".to_owned() }
+}
+
+fn requirement_hints(place: &Place, problem: &RequirementProblem) -> Vec<Hint> {
+    let form = || {
+        text(
+            "a requirement is `FIGURE < BOUND`, with `<`, `<=`, `>` or `>=`; BOUND is a number, `baseline` or `1.05 * baseline`",
+        )
+    };
+    match problem {
+        RequirementProblem::UnknownFigure {
+            nearest: Some(near), ..
+        } => vec![patch(place, (*near).to_owned(), near)],
+        RequirementProblem::UnknownFigure { .. } => {
+            vec![text(format!(
+                "figures are {}",
+                listed(&Figure::ALL.map(Figure::as_str))
+            ))]
+        }
+        RequirementProblem::Quantity(QuantityProblem::UnknownUnit {
+            nearest: Some(near), ..
+        }) => {
+            vec![text(format!("did you mean `{near}`?"))]
+        }
+        RequirementProblem::Quantity(_) | RequirementProblem::WrongUnit { .. } => {
+            vec![text(
+                "sizes have units like `MiB`, `bpw` has `bpw`, shares have `%`, everything else has none",
+            )]
+        }
+        _ => vec![form()],
+    }
+}

@@ -1,0 +1,747 @@
+//! Sweeps become variants, names become ids, and what was left out is put in.
+
+use std::collections::BTreeMap;
+
+use crate::recipe::decl::Data;
+use crate::recipe::decl::Decl;
+use crate::recipe::decl::Decls;
+use crate::recipe::decl::Gate;
+use crate::recipe::decl::Imatrix;
+use crate::recipe::decl::Join;
+use crate::recipe::decl::Method;
+use crate::recipe::decl::Policy;
+use crate::recipe::error::RecipeError;
+use crate::recipe::error::section_words;
+use crate::recipe::field::Sweep;
+use crate::recipe::model::CollectImatrix;
+use crate::recipe::model::CorpusStep;
+use crate::recipe::model::EvalStep;
+use crate::recipe::model::GateStep;
+use crate::recipe::model::ImatrixStep;
+use crate::recipe::model::JoinStep;
+use crate::recipe::model::ManualPolicy;
+use crate::recipe::model::Method as PolicyMethod;
+use crate::recipe::model::MetricsStep;
+use crate::recipe::model::MixPolicy;
+use crate::recipe::model::OnProblem;
+use crate::recipe::model::Place;
+use crate::recipe::model::PolicyStep;
+use crate::recipe::model::PromoteStep;
+use crate::recipe::model::ResolvedSection;
+use crate::recipe::model::SourceName;
+use crate::recipe::model::Step;
+use crate::recipe::model::StepBody;
+use crate::recipe::model::StepId;
+use crate::recipe::model::StepKind;
+use crate::recipe::model::WeightedImatrix;
+use crate::recipe::names::name_problem;
+use crate::recipe::read_steps::join_entries;
+
+/// How many variants one section may have.
+const MAX_VARIANTS: usize = 1000;
+/// How many steps a recipe may have.
+const MAX_STEPS: usize = 20_000;
+
+/// The steps of a recipe as they come to be.
+pub(crate) struct Expansion<'e> {
+    pub(crate) steps: Vec<Step>,
+    /// Sections of steps that nobody wrote.
+    pub(crate) implicit: Vec<ResolvedSection>,
+    /// The candidates of gates that don't name them, by gate.
+    pub(crate) gate_candidates: BTreeMap<String, Vec<String>>,
+    errors: &'e mut Vec<RecipeError>,
+    /// The variants of each declared name.
+    variants: BTreeMap<(StepKind, String), Vec<Option<String>>>,
+    /// Which joins fit an imatrix to a model.
+    joins: BTreeMap<(SourceName, StepId), Vec<(StepId, Place)>>,
+}
+
+/// One way to choose in one dimension of a sweep: its part of the variant's name, and what is chosen.
+struct Choice<T> {
+    part: Option<String>,
+    value: T,
+}
+
+/// Returns the choices that the values of a sweep are.
+fn choices<T: Clone>(sweep: &Sweep<T>, part: impl Fn(&T) -> String) -> Vec<Choice<T>> {
+    let choice = |(value, _): &(T, Place)| Choice {
+        part: sweep.list.then(|| part(value)),
+        value: value.clone(),
+    };
+    sweep.values.iter().map(choice).collect()
+}
+
+/// Returns the choices of a key that may be absent.
+fn optional<T: Clone>(sweep: Option<&Sweep<T>>, part: impl Fn(&T) -> String) -> Vec<Choice<Option<T>>> {
+    match sweep {
+        None => vec![Choice {
+            part: None,
+            value: None,
+        }],
+        Some(sweep) => {
+            let some = |choice: Choice<T>| Choice {
+                part: choice.part,
+                value: Some(choice.value),
+            };
+            choices(sweep, part).into_iter().map(some).collect()
+        }
+    }
+}
+
+/// Names a boolean choice: `pure`, `no-pure`.
+fn flag(key: &str) -> impl Fn(&bool) -> String {
+    move |value| if *value { key.to_owned() } else { format!("no-{key}") }
+}
+
+fn joined(parts: &[Option<String>]) -> Option<String> {
+    let parts: Vec<&str> = parts.iter().flatten().map(String::as_str).collect();
+    if parts.is_empty() { None } else { Some(parts.join("-")) }
+}
+
+/// Returns every combination of one index per dimension, the last dimension running fastest.
+fn product(sizes: &[usize]) -> Vec<Vec<usize>> {
+    let mut rows = vec![Vec::new()];
+    for size in sizes {
+        rows = rows
+            .iter()
+            .flat_map(|row| (0..*size).map(|at| [row.as_slice(), &[at]].concat()))
+            .collect();
+    }
+    rows
+}
+
+impl<'e> Expansion<'e> {
+    /// Expands all sections. What is wrong goes to `errors`.
+    pub(crate) fn new(decls: &Decls, errors: &'e mut Vec<RecipeError>) -> Self {
+        let mut this = Self {
+            steps: Vec::new(),
+            implicit: Vec::new(),
+            gate_candidates: BTreeMap::new(),
+            errors,
+            variants: BTreeMap::new(),
+            joins: BTreeMap::new(),
+        };
+        this.corpora(decls);
+        for at in this.merge_order(&decls.matrices) {
+            this.imatrix(&decls.matrices[at]);
+        }
+        for join in &decls.joins {
+            this.join(&join.name, &join.place, &join.body);
+        }
+        for policy in &decls.policies {
+            this.policy(policy, decls);
+        }
+        for promote in &decls.promotes {
+            let policies = this.references(StepKind::Policy, &promote.body.policy);
+            let Some(rows) = this.rows(promote, StepKind::Promote, &[policies.len()]) else {
+                continue;
+            };
+            for row in rows {
+                let choice = &policies[row[0]];
+                let body = StepBody::Promote(PromoteStep {
+                    policy: choice.value.clone(),
+                    allow_requantize: promote.body.allow_requantize,
+                });
+                this.push(
+                    StepKind::Promote,
+                    &promote.name,
+                    joined(&[choice.part.clone()]),
+                    body,
+                    &promote.place,
+                );
+            }
+        }
+        this.check_names();
+        if this.errors.is_empty() {
+            this.evals(decls);
+            for gate in &decls.gates {
+                this.gate(gate, decls);
+            }
+        }
+        this.steps.sort_by_key(|step| step.id.kind);
+        this
+    }
+
+    fn push(&mut self, kind: StepKind, name: &str, variant: Option<String>, body: StepBody, origin: &Place) {
+        self.variants
+            .entry((kind, name.to_owned()))
+            .or_default()
+            .push(variant.clone());
+        let id = StepId::new(kind, name, variant);
+        self.steps.push(Step {
+            id,
+            body,
+            origin: origin.clone(),
+        });
+    }
+
+    /// Returns the rows of a section's sweep, unless there are too many.
+    fn rows<T>(&mut self, decl: &Decl<T>, kind: StepKind, sizes: &[usize]) -> Option<Vec<Vec<usize>>> {
+        self.rows_at(&decl.name, &decl.place, kind, sizes)
+    }
+
+    fn rows_at(&mut self, name: &str, place: &Place, kind: StepKind, sizes: &[usize]) -> Option<Vec<Vec<usize>>> {
+        let count = sizes.iter().fold(1usize, |product, size| product.saturating_mul(*size));
+        let (what, limit) = if count > MAX_VARIANTS {
+            (section_words(kind.as_str(), name), MAX_VARIANTS)
+        } else if self.steps.len().saturating_add(count) > MAX_STEPS {
+            ("the recipe".to_owned(), MAX_STEPS)
+        } else {
+            return Some(product(sizes));
+        };
+        let count = if limit == MAX_STEPS {
+            self.steps.len().saturating_add(count)
+        } else {
+            count
+        };
+        self.errors.push(RecipeError::TooMany {
+            place: place.clone(),
+            what,
+            count,
+            limit,
+        });
+        None
+    }
+
+    /// Returns the steps that names refer to, with all their variants.
+    fn references(&self, kind: StepKind, names: &Sweep<String>) -> Vec<Choice<StepId>> {
+        let mut found = Vec::new();
+        for (name, _) in &names.values {
+            for variant in self.variants.get(&(kind, name.clone())).into_iter().flatten() {
+                let id = StepId::new(kind, name.as_str(), variant.clone());
+                let part = if names.list { Some(id.label()) } else { variant.clone() };
+                found.push(Choice { part, value: id });
+            }
+        }
+        found
+    }
+
+    fn corpora(&mut self, decls: &Decls) {
+        for corpus in &decls.corpora {
+            let body = StepBody::Corpus(CorpusStep {
+                files: corpus.body.files.clone(),
+                chunking: corpus.body.chunking,
+                parse_special: corpus.body.parse_special,
+            });
+            self.push(StepKind::Corpus, &corpus.name, None, body, &corpus.place);
+        }
+    }
+
+    /// Returns the order in which matrices can be made; reports those that wait for each other.
+    fn merge_order(&mut self, matrices: &[Decl<Imatrix>]) -> Vec<usize> {
+        let inputs = |at: usize| match &matrices[at].body {
+            Imatrix::Merge { inputs, .. } => inputs.as_slice(),
+            _ => &[],
+        };
+        let index: BTreeMap<&str, usize> = matrices
+            .iter()
+            .enumerate()
+            .map(|(at, decl)| (decl.name.as_str(), at))
+            .collect();
+        let mut order = Vec::new();
+        let mut done = vec![false; matrices.len()];
+        for start in 0..matrices.len() {
+            // A stack of its own: chains may be long. Each entry: a matrix and which input comes next.
+            let mut stack = vec![(start, 0)];
+            while let Some((at, next)) = stack.pop() {
+                if done[at] {
+                    continue;
+                }
+                let Some((name, _)) = inputs(at).get(next) else {
+                    done[at] = true;
+                    order.push(at);
+                    continue;
+                };
+                stack.push((at, next + 1));
+                let Some(input) = index.get(name.as_str()) else {
+                    continue;
+                };
+                if let Some(from) = stack.iter().position(|(open, _)| open == input) {
+                    let link = |&(at, next): &(usize, usize)| {
+                        let place = inputs(at).get(next - 1).map_or(&matrices[at].place, |(_, place)| place);
+                        (format!("imatrix.{}", matrices[at].name), place.clone())
+                    };
+                    let path: Vec<_> = stack[from..].iter().map(link).collect();
+                    let first = path.iter().map(|(_, place)| place).min_by_key(|place| place.span);
+                    let place = first.unwrap_or(&matrices[at].place).clone();
+                    self.errors.push(RecipeError::Cycle { place, path });
+                    return Vec::new();
+                }
+                stack.push((*input, 0));
+            }
+        }
+        order
+    }
+
+    fn imatrix(&mut self, decl: &Decl<Imatrix>) {
+        let kind = StepKind::Imatrix;
+        match &decl.body {
+            Imatrix::Import { source } => {
+                let body = StepBody::Imatrix(ImatrixStep::Import { source: source.clone() });
+                self.push(kind, &decl.name, None, body, &decl.place);
+            }
+            Imatrix::Collect {
+                model,
+                corpus,
+                context,
+                chunks,
+                process_output,
+                block,
+            } => {
+                let corpora = self.references(StepKind::Corpus, corpus);
+                let contexts = choices(context, |value| format!("context{value}"));
+                let counts = optional(chunks.as_ref(), |value| format!("chunks{value}"));
+                let flags = choices(process_output, flag("process_output"));
+                let sizes = [corpora.len(), contexts.len(), counts.len(), flags.len()];
+                for row in self.rows(decl, kind, &sizes).into_iter().flatten() {
+                    let (corpus, context) = (&corpora[row[0]], &contexts[row[1]]);
+                    let (chunks, output) = (&counts[row[2]], &flags[row[3]]);
+                    let parts = [
+                        corpus.part.clone(),
+                        context.part.clone(),
+                        chunks.part.clone(),
+                        output.part.clone(),
+                    ];
+                    let body = StepBody::Imatrix(ImatrixStep::Collect(CollectImatrix {
+                        model: model.clone(),
+                        corpus: corpus.value.clone(),
+                        context: context.value,
+                        chunks: chunks.value,
+                        process_output: output.value,
+                        block: *block,
+                    }));
+                    self.push(kind, &decl.name, joined(&parts), body, &decl.place);
+                }
+            }
+            Imatrix::Merge { inputs, weights, mode } => {
+                let inputs: Vec<Vec<Choice<StepId>>> = inputs
+                    .iter()
+                    .map(|(name, place)| self.references(kind, &Sweep::one(name.clone(), place)))
+                    .collect();
+                let modes = choices(mode, |mode| mode.as_str().to_owned());
+                let sizes: Vec<usize> = inputs.iter().map(Vec::len).chain([modes.len()]).collect();
+                for row in self.rows(decl, kind, &sizes).into_iter().flatten() {
+                    let chosen: Vec<&Choice<StepId>> =
+                        inputs.iter().zip(&row).map(|(choices, at)| &choices[*at]).collect();
+                    let mode = &modes[row[inputs.len()]];
+                    let parts: Vec<_> = chosen
+                        .iter()
+                        .map(|choice| choice.part.clone())
+                        .chain([mode.part.clone()])
+                        .collect();
+                    let weighted = chosen.iter().zip(weights).map(|(choice, weight)| WeightedImatrix {
+                        imatrix: choice.value.clone(),
+                        weight: *weight,
+                    });
+                    let body = StepBody::Imatrix(ImatrixStep::Merge {
+                        inputs: weighted.collect(),
+                        mode: mode.value,
+                    });
+                    self.push(kind, &decl.name, joined(&parts), body, &decl.place);
+                }
+            }
+        }
+    }
+
+    fn join(&mut self, name: &str, place: &Place, join: &Join) {
+        let matrices = self.references(StepKind::Imatrix, &join.imatrix);
+        for row in self
+            .rows_at(name, place, StepKind::Join, &[matrices.len()])
+            .into_iter()
+            .flatten()
+        {
+            let choice = &matrices[row[0]];
+            let body = StepBody::Join(JoinStep {
+                model: join.model.clone(),
+                imatrix: choice.value.clone(),
+                missing: join.missing,
+                unrouted: join.unrouted,
+                min_count: join.min_count,
+            });
+            let id = StepId::new(StepKind::Join, name, choice.part.clone());
+            let fits = self
+                .joins
+                .entry((join.model.clone(), choice.value.clone()))
+                .or_default();
+            fits.push((id, place.clone()));
+            self.push(StepKind::Join, name, choice.part.clone(), body, place);
+        }
+    }
+
+    /// Makes the join that a policy needs and nobody wrote.
+    fn implicit_join(&mut self, imatrix: &str, model: &SourceName, decls: &Decls, place: &Place) {
+        let taken = |name: &str| {
+            self.variants.contains_key(&(StepKind::Join, name.to_owned()))
+                || decls.joins.iter().any(|join| join.name == name)
+        };
+        let numbered = (2..).map(|number| format!("{imatrix}-{model}-{number}"));
+        let names = [imatrix.to_owned(), format!("{imatrix}-{model}")]
+            .into_iter()
+            .chain(numbered);
+        let Some(name) = names.into_iter().find(|name| !taken(name)) else {
+            return;
+        };
+        let join = Join {
+            model: model.clone(),
+            imatrix: Sweep::one(imatrix.to_owned(), place),
+            missing: OnProblem::Warn,
+            unrouted: OnProblem::Warn,
+            min_count: None,
+        };
+        self.join(&name, place, &join);
+        self.implicit.push(ResolvedSection {
+            kind: "join",
+            name,
+            entries: join_entries(&join),
+        });
+    }
+
+    /// Returns the joins that a policy's data mean, each with its part of the variant's name.
+    fn data(&mut self, decl: &Decl<Policy>, decls: &Decls) -> Option<Vec<Choice<Option<StepId>>>> {
+        let model = &decl.body.model;
+        let some = |part, value| Choice {
+            part,
+            value: Some(value),
+        };
+        match &decl.body.data {
+            Data::None => Some(vec![Choice {
+                part: None,
+                value: None,
+            }]),
+            Data::Join(names) => {
+                for (name, place) in &names.values {
+                    let join = decls.joins.iter().find(|join| join.name == *name);
+                    if let Some(join) = join.filter(|join| join.body.model != *model) {
+                        self.errors.push(RecipeError::ModelMismatch {
+                            place: place.clone(),
+                            user: section_words("policy", &decl.name),
+                            model: model.to_string(),
+                            input: section_words("join", name),
+                            other: join.body.model.to_string(),
+                            declared: join.place.clone(),
+                        });
+                        return None;
+                    }
+                }
+                let joins = self.references(StepKind::Join, names);
+                Some(
+                    joins
+                        .into_iter()
+                        .map(|choice| some(choice.part, choice.value))
+                        .collect(),
+                )
+            }
+            Data::Imatrix(names) => {
+                let mut found = Vec::new();
+                for choice in self.references(StepKind::Imatrix, names) {
+                    let key = (model.clone(), choice.value.clone());
+                    if !self.joins.contains_key(&key) {
+                        self.implicit_join(&choice.value.name, model, decls, &decl.place);
+                    }
+                    match self.joins.get(&key).map(Vec::as_slice) {
+                        Some([(join, _)]) => found.push(some(choice.part, join.clone())),
+                        Some(several) => {
+                            let declared = several
+                                .iter()
+                                .map(|(id, place)| (id.name.clone(), place.clone()))
+                                .collect();
+                            self.errors.push(RecipeError::NoDefault {
+                                place: names.values.first().map_or(&decl.place, |(_, place)| place).clone(),
+                                section: section_words("policy", &decl.name),
+                                key: "join",
+                                what: "join",
+                                declared,
+                            });
+                            return None;
+                        }
+                        None => {}
+                    }
+                }
+                Some(found)
+            }
+        }
+    }
+
+    fn policy(&mut self, decl: &Decl<Policy>, decls: &Decls) {
+        let kind = StepKind::Policy;
+        let Some(data) = self.data(decl, decls) else { return };
+        let push = |this: &mut Self, join: &Choice<Option<StepId>>, parts: &[Option<String>], method| {
+            let parts = [std::slice::from_ref(&join.part), parts].concat();
+            let (model, keep) = (decl.body.model.clone(), decl.body.keep.clone());
+            let body = StepBody::Policy(PolicyStep {
+                model,
+                join: join.value.clone(),
+                method,
+                keep,
+            });
+            this.push(kind, &decl.name, joined(&parts), body, &decl.place);
+        };
+        match &decl.body.method {
+            Method::Mix {
+                mix,
+                pure,
+                output_type,
+                embedding_type,
+            } => {
+                let mixes = choices(mix, |mix| mix.as_str().to_owned());
+                let pures = choices(pure, flag("pure"));
+                let outputs = optional(output_type.as_ref(), |name| format!("output-{}", name.as_str()));
+                let embeddings = optional(embedding_type.as_ref(), |name| format!("embedding-{}", name.as_str()));
+                let sizes = [data.len(), mixes.len(), pures.len(), outputs.len(), embeddings.len()];
+                for row in self.rows(decl, kind, &sizes).into_iter().flatten() {
+                    let (mix, pure) = (&mixes[row[1]], &pures[row[2]]);
+                    let (output, embedding) = (&outputs[row[3]], &embeddings[row[4]]);
+                    let parts = [
+                        mix.part.clone(),
+                        pure.part.clone(),
+                        output.part.clone(),
+                        embedding.part.clone(),
+                    ];
+                    let method = PolicyMethod::Mix(MixPolicy {
+                        mix: mix.value,
+                        pure: pure.value,
+                        output_type: output.value,
+                        embedding_type: embedding.value,
+                    });
+                    push(self, &data[row[0]], &parts, method);
+                }
+            }
+            Method::Manual { rules, otherwise } => {
+                let others = optional(otherwise.as_ref(), |to| format!("otherwise-{}", to.as_str()));
+                for row in self.rows(decl, kind, &[data.len(), others.len()]).into_iter().flatten() {
+                    let other = &others[row[1]];
+                    let rules = rules.clone();
+                    let method = PolicyMethod::Manual(ManualPolicy {
+                        rules,
+                        otherwise: other.value,
+                    });
+                    push(self, &data[row[0]], std::slice::from_ref(&other.part), method);
+                }
+            }
+        }
+    }
+
+    /// Reports steps with one id, candidates with one name, and names too long for files.
+    fn check_names(&mut self) {
+        let mut ids: BTreeMap<(StepKind, String), &Step> = BTreeMap::new();
+        for step in &self.steps {
+            let label = step.id.label();
+            if let Some(problem) = name_problem(&label) {
+                let what = if step.id.kind == StepKind::Promote {
+                    "a candidate"
+                } else {
+                    "a variant"
+                };
+                self.errors.push(RecipeError::BadName {
+                    place: step.origin.clone(),
+                    name: label.clone(),
+                    what: what.to_owned(),
+                    problem,
+                });
+            }
+            // Candidates become files, and some file systems don't tell cases apart.
+            let candidate = step.id.kind == StepKind::Promote;
+            let key = if candidate {
+                label.to_ascii_lowercase()
+            } else {
+                step.id.to_string()
+            };
+            let Some(first) = ids.insert((step.id.kind, key), step) else {
+                continue;
+            };
+            let mut places = [first.origin.clone(), step.origin.clone()];
+            places.sort_by_key(|place| place.span);
+            let [first_place, second] = places;
+            self.errors.push(RecipeError::Duplicate {
+                what: if candidate { "candidate" } else { "variant" },
+                only_case: first.id.label() != label,
+                name: label,
+                first: first_place,
+                second,
+            });
+        }
+    }
+
+    /// Returns the candidates that a name means: all variants of a `promote` section, or the one with this label.
+    fn candidate(&self, name: &str) -> Vec<StepId> {
+        let promotes = || {
+            self.steps
+                .iter()
+                .map(|step| &step.id)
+                .filter(|id| id.kind == StepKind::Promote)
+        };
+        let named: Vec<_> = promotes().filter(|id| id.name == name).cloned().collect();
+        if named.is_empty() {
+            promotes().filter(|id| id.label() == name).cloned().collect()
+        } else {
+            named
+        }
+    }
+
+    /// Resolves a list of candidates; without one, all.
+    fn candidates(&mut self, user: &str, names: Option<&Vec<(String, Place)>>) -> Vec<StepId> {
+        let all = self.steps.iter().filter(|step| step.id.kind == StepKind::Promote);
+        let Some(names) = names else {
+            return all.map(|step| step.id.clone()).collect();
+        };
+        let mut found: Vec<StepId> = Vec::new();
+        for (name, place) in names {
+            let ids = self.candidate(name);
+            if ids.is_empty() {
+                self.unknown_candidate(user, name, place);
+            }
+            for id in ids {
+                if !found.contains(&id) {
+                    found.push(id);
+                }
+            }
+        }
+        found
+    }
+
+    fn unknown_candidate(&mut self, user: &str, name: &str, place: &Place) {
+        let promotes = self.steps.iter().filter(|step| step.id.kind == StepKind::Promote);
+        let declared = promotes.map(|step| (step.id.label(), step.origin.clone())).collect();
+        self.errors.push(RecipeError::UnknownReference {
+            place: place.clone(),
+            name: name.to_owned(),
+            user: user.to_owned(),
+            wanted: "candidate".to_owned(),
+            declared,
+            other: None,
+        });
+    }
+
+    fn evals(&mut self, decls: &Decls) {
+        for eval in &decls.evals {
+            let body = &eval.body;
+            let candidates = self.candidates(&section_words("eval", &eval.name), body.candidates.as_ref());
+            let body = StepBody::Eval(EvalStep {
+                candidates,
+                reference: body.reference.clone(),
+                corpus: StepId::new(StepKind::Corpus, body.corpus.as_str(), None),
+                context: body.context,
+                chunks: body.chunks,
+                kld: body.kld,
+                block: body.block,
+                bootstrap: body.bootstrap,
+                seed: body.seed,
+            });
+            self.push(StepKind::Eval, &eval.name, None, body, &eval.place);
+        }
+        for metrics in &decls.metrics {
+            let evals = metrics
+                .body
+                .evals
+                .iter()
+                .map(|name| StepId::new(StepKind::Eval, name.as_str(), None));
+            let body = StepBody::Metrics(MetricsStep { evals: evals.collect() });
+            self.push(StepKind::Metrics, &metrics.name, None, body, &metrics.place);
+        }
+    }
+
+    fn gate(&mut self, decl: &Decl<Gate>, decls: &Decls) {
+        let words = section_words("gate", &decl.name);
+        let baseline = decl.body.baseline.as_ref().and_then(|(name, place)| {
+            let ids = self.candidate(name);
+            match ids.as_slice() {
+                [id] => return Some(id.clone()),
+                [] => self.unknown_candidate(&words, name, place),
+                several => self.errors.push(RecipeError::NotSingle {
+                    place: place.clone(),
+                    key: "baseline",
+                    name: name.clone(),
+                    count: several.len(),
+                    labels: several.iter().map(StepId::label).collect(),
+                }),
+            }
+            None
+        });
+        let mut candidates = self.candidates(&words, decl.body.candidates.as_ref());
+        if decl.body.candidates.is_none() {
+            candidates.retain(|id| Some(id) != baseline.as_ref());
+            let labels = candidates.iter().map(StepId::label).collect();
+            self.gate_candidates.insert(decl.name.clone(), labels);
+        }
+        if candidates.is_empty() && self.errors.is_empty() {
+            self.errors.push(RecipeError::NoDefault {
+                place: decl.place.clone(),
+                section: words.clone(),
+                key: "candidates",
+                what: "candidate",
+                declared: Vec::new(),
+            });
+        }
+        self.check_figures(decl, decls, &candidates, baseline.as_ref());
+        let body = StepBody::Gate(GateStep {
+            metrics: StepId::new(StepKind::Metrics, decl.body.metrics.as_str(), None),
+            candidates,
+            require: decl
+                .body
+                .require
+                .iter()
+                .map(|(requirement, _)| requirement.clone())
+                .collect(),
+            baseline,
+            confidence: decl.body.confidence,
+        });
+        self.push(StepKind::Gate, &decl.name, None, body, &decl.place);
+    }
+
+    /// Reports requirements on figures that no evaluation gives for some candidate.
+    fn check_figures(&mut self, decl: &Decl<Gate>, decls: &Decls, ids: &[StepId], baseline: Option<&StepId>) {
+        let Some(metrics) = decls.metrics.iter().find(|metrics| metrics.name == decl.body.metrics) else {
+            return;
+        };
+        let evals: Vec<(bool, Vec<StepId>)> = self
+            .steps
+            .iter()
+            .filter(|step| metrics.body.evals.contains(&step.id.name))
+            .filter_map(|step| match &step.body {
+                StepBody::Eval(eval) => Some((eval.kld, eval.candidates.clone())),
+                _ => None,
+            })
+            .collect();
+        for (requirement, place) in &decl.body.require {
+            let figure = requirement.figure;
+            if !figure.needs_eval() {
+                continue;
+            }
+            let mut needed = ids.iter().chain(baseline);
+            let covers = |id: &StepId, kld: bool| {
+                evals
+                    .iter()
+                    .any(|(has_kld, candidates)| (*has_kld || !kld) && candidates.contains(id))
+            };
+            let Some(without) = needed.find(|id| !covers(id, figure.needs_kld())) else {
+                continue;
+            };
+            let why = if evals.is_empty() {
+                "there is no evaluation".to_owned()
+            } else if covers(without, false) {
+                "its evaluations have `kld = false`".to_owned()
+            } else {
+                format!("no evaluation covers the candidate `{}`", without.label())
+            };
+            self.errors.push(RecipeError::NoFigure {
+                place: place.clone(),
+                section: section_words("gate", &decl.name),
+                figure,
+                why,
+                metrics: Some(metrics.place.clone()),
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_run_the_last_dimension_fastest() {
+        assert_eq!(product(&[2, 1, 2]), [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 1]]);
+        assert_eq!(product(&[]), [Vec::<usize>::new()]);
+        assert!(product(&[2, 0]).is_empty());
+    }
+}

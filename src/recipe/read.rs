@@ -1,0 +1,419 @@
+//! The top of a recipe, its sources and its names: what has to be known before steps are read.
+
+use std::collections::BTreeMap;
+
+use crate::recipe::SCHEMA;
+use crate::recipe::error::RecipeError;
+use crate::recipe::error::section_words;
+use crate::recipe::field::Field;
+use crate::recipe::field::Reader;
+use crate::recipe::model::Engine;
+use crate::recipe::model::Place;
+use crate::recipe::model::RecipePath;
+use crate::recipe::model::ResolvedSection;
+use crate::recipe::model::SourceDef;
+use crate::recipe::model::SourceKind;
+use crate::recipe::model::SourceName;
+use crate::recipe::model::StepKind;
+use crate::recipe::names::name_problem;
+use crate::recipe::raw::File;
+use crate::recipe::raw::Merged;
+use crate::recipe::raw::RawEntry;
+use crate::recipe::raw::RawValue;
+use crate::recipe::raw::resolve;
+use crate::text::Source;
+
+/// The word of source sections.
+pub(crate) const SOURCE: &str = "source";
+
+/// Engines of later versions.
+const LATER_ENGINES: &[&str] = &["llama.cpp", "ds4", "hipfire", "command"];
+
+/// One `[kind.name]`.
+pub(crate) struct Section<'a> {
+    pub(crate) kind: &'static str,
+    pub(crate) name: &'a str,
+    pub(crate) place: Place,
+    pub(crate) entries: &'a [RawEntry],
+}
+
+impl Section<'_> {
+    pub(crate) fn words(&self) -> String {
+        section_words(self.kind, self.name)
+    }
+}
+
+/// What the top of a recipe says.
+pub(crate) struct Top {
+    pub(crate) name: String,
+    pub(crate) description: Option<String>,
+    pub(crate) engine: Engine,
+    pub(crate) resolved: ResolvedSection,
+}
+
+/// All names of a recipe, by kind, each with its place.
+#[derive(Default)]
+pub(crate) struct Names {
+    by_kind: BTreeMap<&'static str, BTreeMap<String, Place>>,
+    /// Sources that are models.
+    pub(crate) models: Vec<(String, Place)>,
+    /// Sources that are importance matrices.
+    pub(crate) matrices: Vec<(String, Place)>,
+    /// Whether a source section was wrong, so that defaults can't be told.
+    pub(crate) sources_unsure: bool,
+}
+
+impl Names {
+    pub(crate) fn add(&mut self, kind: &'static str, name: &str, place: &Place) {
+        self.by_kind
+            .entry(kind)
+            .or_default()
+            .insert(name.to_owned(), place.clone());
+    }
+
+    /// Returns all names of a kind, in order.
+    pub(crate) fn of(&self, kind: &str) -> impl Iterator<Item = (&str, &Place)> {
+        self.by_kind
+            .get(kind)
+            .into_iter()
+            .flatten()
+            .map(|(name, place)| (name.as_str(), place))
+    }
+
+    pub(crate) fn place(&self, kind: &str, name: &str) -> Option<&Place> {
+        self.by_kind.get(kind)?.get(name)
+    }
+
+    pub(crate) fn listed(&self, kind: &str) -> Vec<(String, Place)> {
+        self.of(kind)
+            .map(|(name, place)| (name.to_owned(), place.clone()))
+            .collect()
+    }
+
+    /// Returns a name's kind and place, if something else than a `kind` has it.
+    pub(crate) fn elsewhere(&self, kind: &str, name: &str) -> Option<(String, Place)> {
+        let mut others = self.by_kind.iter().filter(|(other, _)| **other != kind);
+        others.find_map(|(other, names)| names.get(name).map(|place| ((*other).to_owned(), place.clone())))
+    }
+
+    /// Reads the name of a section of `kind`.
+    pub(crate) fn reference(
+        &self,
+        field: Field<'_>,
+        kind: &'static str,
+        wanted: &'static str,
+        user: &str,
+    ) -> Result<String, RecipeError> {
+        let name = field.string(&format!("the name of {wanted}"))?;
+        if self.place(kind, name).is_some() {
+            return Ok(name.to_owned());
+        }
+        Err(RecipeError::UnknownReference {
+            place: field.place(),
+            name: name.to_owned(),
+            user: user.to_owned(),
+            wanted: kind.to_owned(),
+            declared: self.listed(kind),
+            other: self.elsewhere(kind, name),
+        })
+    }
+
+    /// Reads the name of a source of one kind.
+    pub(crate) fn source(&self, field: Field<'_>, kind: SourceKind, user: &str) -> Result<SourceName, RecipeError> {
+        let name = self.reference(field, SOURCE, "a source", user)?;
+        let (others, wanted, found) = match kind {
+            SourceKind::Model => (&self.matrices, "a model", "an imatrix"),
+            SourceKind::Imatrix => (&self.models, "an imatrix", "a model"),
+        };
+        match others.iter().find(|(other, _)| *other == name) {
+            None => Ok(SourceName::new(name)),
+            Some((_, declared)) => Err(RecipeError::WrongSource {
+                place: field.place(),
+                name,
+                user: user.to_owned(),
+                wanted,
+                found,
+                declared: declared.clone(),
+            }),
+        }
+    }
+}
+
+/// Returns the sections of all kinds that are tables with good names; reports the others.
+pub(crate) fn sections<'a>(merged: &'a Merged, errors: &mut Vec<RecipeError>) -> Vec<Section<'a>> {
+    let mut sections = Vec::new();
+    for entry in &merged.entries {
+        let Some(kind) = kinds().find(|kind| *kind == entry.key) else {
+            continue;
+        };
+        let named = match &entry.value.value {
+            RawValue::Table(named) => named,
+            RawValue::Array(_) | RawValue::String(_) => {
+                errors.push(RecipeError::UnnamedSection {
+                    place: entry.key_place.clone(),
+                    kind: kind.to_owned(),
+                });
+                continue;
+            }
+            other => {
+                errors.push(RecipeError::WrongType {
+                    place: entry.value.place.clone(),
+                    key: kind.to_owned(),
+                    expected: format!("a table of sections, `[{kind}.NAME]`"),
+                    found: other.kind(),
+                });
+                continue;
+            }
+        };
+        if named
+            .iter()
+            .any(|entry| !matches!(entry.value.value, RawValue::Table(_)))
+        {
+            errors.push(RecipeError::UnnamedSection {
+                place: entry.key_place.clone(),
+                kind: kind.to_owned(),
+            });
+            continue;
+        }
+        for section in named {
+            let RawValue::Table(entries) = &section.value.value else {
+                continue;
+            };
+            let place = section.key_place.clone();
+            if let Some(problem) = name_problem(&section.key) {
+                let name = section.key.clone();
+                errors.push(RecipeError::BadName {
+                    place,
+                    name,
+                    what: format!("a `{kind}` section"),
+                    problem,
+                });
+                continue;
+            }
+            sections.push(Section {
+                kind,
+                name: &section.key,
+                place,
+                entries,
+            });
+        }
+    }
+    sections.sort_by_key(|section| (kinds().position(|kind| kind == section.kind), section.name));
+    sections
+}
+
+/// Returns the words of all kinds of sections.
+pub(crate) fn kinds() -> impl Iterator<Item = &'static str> {
+    [SOURCE]
+        .into_iter()
+        .chain(StepKind::ALL.into_iter().map(StepKind::as_str))
+}
+
+/// Reads the keys at the top, and reports unknown ones and unknown kinds of sections.
+pub(crate) fn top(merged: &Merged, errors: &mut Vec<RecipeError>) -> Option<Top> {
+    let source = &merged.files.first()?.source;
+    schema(
+        merged.entries.iter().find(|entry| entry.key == "schema"),
+        source,
+        errors,
+    );
+    let keys = ["schema", "name", "description", "engine", "extends"];
+    let mut entries = Vec::new();
+    for entry in &merged.entries {
+        let known = keys.contains(&entry.key.as_str());
+        if !known && kinds().all(|kind| kind != entry.key) && matches!(entry.value.value, RawValue::Table(_)) {
+            errors.push(RecipeError::UnknownSection {
+                place: entry.key_place.clone(),
+                found: entry.key.clone(),
+                known: kinds().collect(),
+            });
+        } else if known || kinds().all(|kind| kind != entry.key) {
+            entries.push(entry.clone());
+        }
+    }
+    let head = Place::new(source, 0..0);
+    let mut reader = Reader::new("a recipe".to_owned(), head, ("", ""), &entries, errors);
+    for key in keys {
+        reader.has(key);
+    }
+    let name = reader.required("name", "name = \"my-recipe\"", |field| {
+        let name = field.string("the recipe's name")?;
+        match name_problem(name) {
+            None => Ok(name.to_owned()),
+            Some(problem) => Err(RecipeError::BadName {
+                place: field.place(),
+                name: name.to_owned(),
+                what: "a recipe".to_owned(),
+                problem,
+            }),
+        }
+    });
+    let description = reader.read("description", |field| field.string("a text").map(str::to_owned));
+    let engine = reader.read("engine", |field| {
+        field.word(
+            "an engine",
+            &[(Engine::Embedded.as_str(), Engine::Embedded)],
+            LATER_ENGINES,
+        )
+    });
+    let engine = engine.unwrap_or_default();
+    reader.put("schema", i64::from(SCHEMA));
+    if let Some(name) = &name {
+        reader.put("name", name.as_str());
+    }
+    if let Some(description) = &description {
+        reader.put("description", description.as_str());
+    }
+    reader.put("engine", engine.as_str());
+    let resolved = reader.finish()?;
+    Some(Top {
+        name: name?,
+        description,
+        engine,
+        resolved,
+    })
+}
+
+/// Checks the version of the language; every file states it.
+pub(crate) fn schema(entry: Option<&RawEntry>, source: &Source, errors: &mut Vec<RecipeError>) {
+    let Some(entry) = entry else {
+        errors.push(RecipeError::MissingKey {
+            place: Place::new(source, 0..0),
+            section: "a recipe".to_owned(),
+            key: "schema",
+            example: "schema = 1",
+            because: None,
+        });
+        return;
+    };
+    let field = Field {
+        key: "schema",
+        raw: &entry.value,
+    };
+    match &entry.value.value {
+        RawValue::Integer(Some(value), _) if *value == i64::from(SCHEMA) => {}
+        RawValue::Integer(_, text) => {
+            errors.push(RecipeError::Schema {
+                place: field.place(),
+                found: text.clone(),
+                known: SCHEMA,
+            });
+        }
+        _ => errors.push(field.wrong_type(format!("the version of the language, {SCHEMA}"))),
+    }
+}
+
+/// Reads the sources.
+pub(crate) fn sources(
+    sections: &[Section<'_>],
+    files: &[File],
+    names: &mut Names,
+    errors: &mut Vec<RecipeError>,
+) -> Vec<(SourceDef, ResolvedSection)> {
+    let mut sources = Vec::new();
+    for section in sections.iter().filter(|section| section.kind == SOURCE) {
+        let mut reader = Reader::new(
+            section.words(),
+            section.place.clone(),
+            (SOURCE, section.name),
+            section.entries,
+            errors,
+        );
+        let path = reader.required("path", "path = \"model.gguf\"", |field| path(field, files));
+        let kinds = [("model", SourceKind::Model), ("imatrix", SourceKind::Imatrix)];
+        let kind = reader.read("kind", |field| field.word("what a source holds", &kinds, &[]));
+        let kind = kind.or_else(|| path.as_ref().map(|path| kind_by_name(&path.written)));
+        if let (Some(path), Some(kind)) = (&path, kind) {
+            reader.put("path", path.resolved.as_str());
+            reader.put("kind", if kind == SourceKind::Model { "model" } else { "imatrix" });
+        }
+        let resolved = reader.finish();
+        let (Some(path), Some(kind), Some(resolved)) = (path, kind, resolved) else {
+            names.sources_unsure = true;
+            continue;
+        };
+        let list = if kind == SourceKind::Model {
+            &mut names.models
+        } else {
+            &mut names.matrices
+        };
+        list.push((section.name.to_owned(), section.place.clone()));
+        let name = SourceName::new(section.name);
+        sources.push((
+            SourceDef {
+                name,
+                path,
+                kind,
+                origin: section.place.clone(),
+            },
+            resolved,
+        ));
+    }
+    sources
+}
+
+/// A `.dat` file, or one with `imatrix` between the dots of its name, is an importance matrix.
+fn kind_by_name(path: &str) -> SourceKind {
+    let file = path.rsplit(['/', '\\']).next().unwrap_or(path);
+    if file.ends_with(".dat") || file.split('.').any(|part| part == "imatrix") {
+        SourceKind::Imatrix
+    } else {
+        SourceKind::Model
+    }
+}
+
+/// Reads a path.
+pub(crate) fn path(field: Field<'_>, files: &[File]) -> Result<RecipePath, RecipeError> {
+    let written = field.string("a path")?;
+    let problem = match written {
+        "" => Some("it is empty"),
+        text if text.contains('\0') => Some("it contains a NUL character"),
+        _ => None,
+    };
+    if let Some(problem) = problem {
+        return Err(RecipeError::BadPath {
+            place: field.place(),
+            key: field.key.to_owned(),
+            problem,
+        });
+    }
+    let directory = files.get(field.raw.file).map_or("", |file| file.directory.as_str());
+    let resolved = resolve(directory, written);
+    Ok(RecipePath {
+        written: written.to_owned(),
+        resolved,
+        origin: field.place(),
+    })
+}
+
+/// Reads a file pattern.
+pub(crate) fn file_pattern(field: Field<'_>, files: &[File]) -> Result<RecipePath, RecipeError> {
+    let mut path = path(field, files)?;
+    if let Err(error) = glob::Pattern::new(&path.written) {
+        let rest = path.written.get(error.pos..).and_then(|rest| rest.chars().next());
+        let range = error.pos..error.pos + rest.map_or(0, char::len_utf8);
+        return Err(RecipeError::BadGlob {
+            place: crate::recipe::raw::inside(&field.raw.place, &path.written, range),
+            pattern: path.written,
+            message: error.msg,
+        });
+    }
+    let directory = files.get(field.raw.file).map_or("", |file| file.directory.as_str());
+    path.resolved = resolve(&glob::Pattern::escape(directory), &path.written);
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_an_imatrix_when_its_name_says_so() {
+        for path in ["a.dat", "x/qwen.imatrix", "qwen.imatrix.gguf", "x/imatrix.gguf"] {
+            assert_eq!(kind_by_name(path), SourceKind::Imatrix, "{path}");
+        }
+        for path in ["a.gguf", "imatrix/a.gguf", "my-imatrix.gguf", "imatrix.d/a"] {
+            assert_eq!(kind_by_name(path), SourceKind::Model, "{path}");
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! `[policy.NAME]`: how types are chosen.
+
+use crate::recipe::decl::Data;
+use crate::recipe::decl::Method;
+use crate::recipe::decl::Policy;
+use crate::recipe::error::RecipeError;
+use crate::recipe::field::Field;
+use crate::recipe::field::Reader;
+use crate::recipe::field::Sweep;
+use crate::recipe::model::Place;
+use crate::recipe::model::Rule;
+use crate::recipe::model::RuleType;
+use crate::recipe::names::TYPES;
+use crate::recipe::names::TypeName;
+use crate::recipe::raw::RawValue;
+use crate::recipe::read_steps::Context;
+use crate::recipe::read_steps::model;
+use crate::recipe::read_steps::names_of;
+use crate::recipe::read_steps::text;
+
+/// Methods of later versions.
+const LATER_METHODS: &[&str] = &["measured", "error", "prior", "ashq1", "boost", "density"];
+
+const MIX_KEYS: &[&str] = &["mix", "pure", "output_type", "embedding_type"];
+const MANUAL_KEYS: &[&str] = &["rules", "otherwise"];
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Mix,
+    Manual,
+}
+
+pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Policy> {
+    let model = model(reader, "model", context.names);
+    let data = data(reader, context);
+    let keep = reader.list("keep", "a list of regular expressions", |field| field.pattern());
+    let methods = [("mix", Kind::Mix), ("manual", Kind::Manual)];
+    let kind = reader.required("method", "method = \"mix\"", |field| {
+        field.word("how types are chosen", &methods, LATER_METHODS)
+    });
+    let method_place = reader.entry("method").map(|entry| entry.value.place.clone());
+    let Some(kind) = kind else {
+        for key in MIX_KEYS.iter().chain(MANUAL_KEYS) {
+            reader.has(key);
+        }
+        return None;
+    };
+    let (model, data) = (model, data);
+    if let Some(model) = &model {
+        reader.put("model", model.as_str());
+    }
+    match &data {
+        Some(Data::Imatrix(names)) => reader.put("imatrix", names.to_toml(text)),
+        Some(Data::Join(names)) => reader.put("join", names.to_toml(text)),
+        _ => {}
+    }
+    reader.put("method", if kind == Kind::Mix { "mix" } else { "manual" });
+    let method = match kind {
+        Kind::Mix => {
+            reader.misplaced(MANUAL_KEYS, "`method = \"manual\"`", method_place.as_ref());
+            mix(reader, matches!(data, Some(Data::None)), context)
+        }
+        Kind::Manual => {
+            reader.misplaced(MIX_KEYS, "`method = \"mix\"`", method_place.as_ref());
+            manual(reader)
+        }
+    };
+    let keep: Vec<_> = keep.into_iter().flatten().map(|(pattern, _)| pattern).collect();
+    if !keep.is_empty() {
+        let list: Vec<_> = keep.iter().map(|pattern| toml::Value::from(pattern.as_str())).collect();
+        reader.put("keep", list);
+    }
+    Some(Policy {
+        model: model?,
+        data: data?,
+        method: method?,
+        keep,
+    })
+}
+
+fn data(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Data> {
+    let places = |reader: &mut Reader<'_, '_>| {
+        Some((
+            reader.entry("imatrix")?.key_place.clone(),
+            reader.entry("join")?.key_place.clone(),
+        ))
+    };
+    if let Some((imatrix, join)) = places(reader) {
+        let mut pair = [("imatrix", imatrix), ("join", join)];
+        pair.sort_by_key(|(_, place)| place.span);
+        let [(first_key, first), (second_key, second)] = pair;
+        let section = reader.words.clone();
+        reader.errors.push(RecipeError::Conflict {
+            section,
+            first,
+            first_key,
+            second,
+            second_key,
+        });
+        return None;
+    }
+    if reader.has("join") {
+        return names_of(reader, "join", context.names, "join", "a join").map(Data::Join);
+    }
+    if reader.has("imatrix") {
+        return names_of(reader, "imatrix", context.names, "imatrix", "an imatrix").map(Data::Imatrix);
+    }
+    Some(Data::None)
+}
+
+fn type_toml(name: &TypeName) -> toml::Value {
+    toml::Value::from(name.as_str())
+}
+
+fn mix(reader: &mut Reader<'_, '_>, no_data: bool, context: &Context<'_>) -> Option<Method> {
+    reader.need("mix", "mix = \"Q4_K_M\"");
+    let head = reader.head.clone();
+    let mix = reader.sweep(
+        "mix",
+        |mix: &crate::recipe::names::Mix| mix.as_str().to_owned(),
+        |field| field.mix(),
+    );
+    let pure = reader.sweep("pure", bool::to_string, |field| field.boolean());
+    let pure = pure.unwrap_or_else(|| Sweep::one(false, &head));
+    let types = |reader: &mut Reader<'_, '_>, key| {
+        reader.sweep(
+            key,
+            |name: &TypeName| name.as_str().to_owned(),
+            |field| field.type_name(),
+        )
+    };
+    let output_type = types(reader, "output_type");
+    let embedding_type = types(reader, "embedding_type");
+    let mix = mix?;
+    if no_data {
+        let declared: Vec<String> = context.names.of("imatrix").map(|(name, _)| name.to_owned()).collect();
+        for (mix, place) in mix.values.iter().filter(|(mix, _)| mix.needs_imatrix()) {
+            reader.errors.push(RecipeError::NeedsImatrix {
+                place: place.clone(),
+                mix: mix.as_str(),
+                declared: declared.clone(),
+            });
+        }
+    }
+    reader.put("mix", mix.to_toml(|mix| toml::Value::from(mix.as_str())));
+    reader.put("pure", pure.to_toml(|value| toml::Value::from(*value)));
+    for (key, types) in [("output_type", &output_type), ("embedding_type", &embedding_type)] {
+        if let Some(types) = types {
+            reader.put(key, types.to_toml(type_toml));
+        }
+    }
+    Some(Method::Mix {
+        mix,
+        pure,
+        output_type,
+        embedding_type,
+    })
+}
+
+fn manual(reader: &mut Reader<'_, '_>) -> Option<Method> {
+    if !reader.has("rules") && !reader.has("otherwise") {
+        reader.need("rules", "rules = [{ match = \"ffn_down\", type = \"Q6_K\" }]");
+    }
+    let rules = match reader.has("rules") {
+        true => rules(reader),
+        false => Some(Vec::new()),
+    };
+    let otherwise = reader.sweep("otherwise", |to| to.as_str().to_owned(), rule_type);
+    let rules = rules?;
+    unreachable_rules(&rules, reader.errors);
+    let rules: Vec<Rule> = rules.into_iter().map(|(rule, _)| rule).collect();
+    let list: Vec<_> = rules
+        .iter()
+        .map(|rule| {
+            let mut table = toml::Table::new();
+            table.insert("match".to_owned(), toml::Value::from(rule.pattern.as_str()));
+            table.insert("type".to_owned(), toml::Value::from(rule.to.as_str()));
+            toml::Value::Table(table)
+        })
+        .collect();
+    if !list.is_empty() {
+        reader.put("rules", list);
+    }
+    if let Some(otherwise) = &otherwise {
+        reader.put("otherwise", otherwise.to_toml(|to| toml::Value::from(to.as_str())));
+    }
+    Some(Method::Manual { rules, otherwise })
+}
+
+/// Reads a tensor type or `keep`.
+fn rule_type(field: Field<'_>) -> Result<RuleType, RecipeError> {
+    if field.raw.value.kind() == "a string" && field.string("")? == "keep" {
+        return Ok(RuleType::Keep);
+    }
+    field.type_name().map(RuleType::Type).map_err(|error| match error {
+        RecipeError::UnknownWord { place, key, found, .. } => {
+            let known = ["keep"].iter().chain(TYPES).copied().collect();
+            RecipeError::UnknownWord {
+                place,
+                key,
+                found,
+                what: "a tensor type or `keep`",
+                known,
+            }
+        }
+        other => other,
+    })
+}
+
+/// Reads the rules, with the place of each one's pattern.
+fn rules(reader: &mut Reader<'_, '_>) -> Option<Vec<(Rule, Place)>> {
+    // Rules are sections of their own: each may have several errors, so they are gathered apart.
+    let mut errors = Vec::new();
+    let tables = reader.list(
+        "rules",
+        "a list of `{ match = \"...\", type = \"...\" }`",
+        |field| match &field.raw.value {
+            RawValue::Table(entries) => Ok((field.place(), entries)),
+            _ => Err(field.wrong_type("a list of `{ match = \"...\", type = \"...\" }`")),
+        },
+    )?;
+    let mut rules = Vec::new();
+    for ((place, entries), _) in tables {
+        let mut rule = Reader::new("a rule".to_owned(), place.clone(), ("", ""), entries, &mut errors);
+        let pattern = rule.required("match", "match = \"ffn_down\"", |field| {
+            Ok((field.pattern()?, field.place()))
+        });
+        let to = rule.required("type", "type = \"Q6_K\"", rule_type);
+        if let (Some(_), Some((pattern, pattern_place)), Some(to)) = (rule.finish(), pattern, to) {
+            rules.push((
+                Rule {
+                    pattern,
+                    to,
+                    origin: place,
+                },
+                pattern_place,
+            ));
+        }
+    }
+    let fine = errors.is_empty();
+    reader.errors.append(&mut errors);
+    fine.then_some(rules)
+}
+
+/// Reports rules that another takes everything from, as far as that can be told from the expressions.
+fn unreachable_rules(rules: &[(Rule, Place)], errors: &mut Vec<RecipeError>) {
+    const ALL: &[&str] = &["", ".", ".*", ".+", "^", "$", "^.*", ".*$", "^.*$", "^.+$"];
+    for (at, (rule, place)) in rules.iter().enumerate() {
+        let takes_all = |(earlier, _): &&(Rule, Place)| ALL.contains(&earlier.pattern.as_str());
+        let same = |(earlier, _): &&(Rule, Place)| earlier.pattern == rule.pattern;
+        let before = &rules[..at];
+        let found = before
+            .iter()
+            .find(takes_all)
+            .map(|found| (found, "a rule before it matches every tensor"))
+            .or_else(|| {
+                before
+                    .iter()
+                    .find(same)
+                    .map(|found| (found, "a rule before it has the same expression"))
+            });
+        if let Some(((_, earlier), why)) = found {
+            let (place, earlier) = (place.clone(), earlier.clone());
+            errors.push(RecipeError::UnreachableRule { place, why, earlier });
+        }
+    }
+}

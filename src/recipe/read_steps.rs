@@ -1,0 +1,586 @@
+//! Sections of steps, read key by key: one function per kind.
+
+use crate::recipe::decl::Corpus;
+use crate::recipe::decl::Decl;
+use crate::recipe::decl::Decls;
+use crate::recipe::decl::Eval;
+use crate::recipe::decl::Gate;
+use crate::recipe::decl::Imatrix;
+use crate::recipe::decl::Join;
+use crate::recipe::decl::Metrics;
+use crate::recipe::decl::Promote;
+use crate::recipe::error::RecipeError;
+use crate::recipe::field::Field;
+use crate::recipe::field::Reader;
+use crate::recipe::field::Sweep;
+use crate::recipe::model::Chunking;
+use crate::recipe::model::MergeMode;
+use crate::recipe::model::OnProblem;
+use crate::recipe::model::Place;
+use crate::recipe::model::ResolvedSection;
+use crate::recipe::model::SourceKind;
+use crate::recipe::model::SourceName;
+use crate::recipe::quantity::Decimal;
+use crate::recipe::quantity::Quantity;
+use crate::recipe::raw::File;
+use crate::recipe::raw::inside;
+use crate::recipe::read::Names;
+use crate::recipe::read::Section;
+use crate::recipe::read::file_pattern;
+use crate::recipe::read_policy::policy;
+use crate::recipe::requirement::Bound;
+use crate::recipe::requirement::Requirement;
+
+/// What readers of steps need besides their section.
+pub(crate) struct Context<'a> {
+    pub(crate) names: &'a Names,
+    pub(crate) files: &'a [File],
+}
+
+/// Tokens in a chunk.
+const CONTEXTS: std::ops::RangeInclusive<u32> = 8..=1_048_576;
+/// Chunks in one action.
+const BLOCKS: std::ops::RangeInclusive<u32> = 1..=65_536;
+/// Counts that have no sensible limit.
+const COUNTS: std::ops::RangeInclusive<u64> = 1..=i64::MAX as u64;
+
+/// Reads the sections of all steps.
+pub(crate) fn steps(
+    sections: &[Section<'_>],
+    context: &Context<'_>,
+    errors: &mut Vec<RecipeError>,
+) -> (Decls, Vec<ResolvedSection>) {
+    let mut decls = Decls::default();
+    let mut resolved = Vec::new();
+    for section in sections {
+        let mut reader = Reader::new(
+            section.words(),
+            section.place.clone(),
+            (section.kind, section.name),
+            section.entries,
+            errors,
+        );
+        macro_rules! read {
+            ($list:ident, $read:ident) => {{
+                let body = $read(&mut reader, context);
+                if let (Some(section_resolved), Some(body)) = (reader.finish(), body) {
+                    let place = section.place.clone();
+                    decls.$list.push(Decl {
+                        name: section.name.to_owned(),
+                        place,
+                        body,
+                    });
+                    resolved.push(section_resolved);
+                }
+            }};
+        }
+        match section.kind {
+            "corpus" => read!(corpora, corpus),
+            "imatrix" => read!(matrices, imatrix),
+            "join" => read!(joins, join),
+            "policy" => read!(policies, policy),
+            "promote" => read!(promotes, promote),
+            "eval" => read!(evals, eval),
+            "metrics" => read!(metrics, metrics),
+            "gate" => read!(gates, gate),
+            _ => {}
+        }
+    }
+    (decls, resolved)
+}
+
+fn corpus(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Corpus> {
+    reader.need("files", "files = [\"texts/*.txt\"]");
+    let files = reader.list("files", "a list of paths and patterns", |field| {
+        file_pattern(field, context.files)
+    });
+    let chunkings = [("per-file", Chunking::PerFile), ("joined", Chunking::Joined)];
+    let chunking = reader.read("chunking", |field| {
+        field.word("how texts become chunks", &chunkings, &[])
+    });
+    let chunking = chunking.unwrap_or(Chunking::PerFile);
+    let parse_special = reader.read("parse_special", |field| field.boolean()).unwrap_or(false);
+    let files: Vec<_> = files?.into_iter().map(|(path, _)| path).collect();
+    let list: Vec<_> = files
+        .iter()
+        .map(|path| toml::Value::from(path.resolved.as_str()))
+        .collect();
+    reader.put("files", list);
+    reader.put(
+        "chunking",
+        if chunking == Chunking::PerFile {
+            "per-file"
+        } else {
+            "joined"
+        },
+    );
+    reader.put("parse_special", parse_special);
+    Some(Corpus {
+        files,
+        chunking,
+        parse_special,
+    })
+}
+
+/// Reads the model that a section is about: a source, by default the only model.
+pub(crate) fn model(reader: &mut Reader<'_, '_>, key: &'static str, names: &Names) -> Option<SourceName> {
+    let words = reader.words.clone();
+    if reader.has(key) {
+        return reader.read(key, |field| names.source(field, SourceKind::Model, &words));
+    }
+    match names.models.as_slice() {
+        [(only, _)] if !names.sources_unsure => Some(SourceName::new(only.as_str())),
+        models => {
+            if !names.sources_unsure {
+                reader.errors.push(RecipeError::NoDefault {
+                    place: reader.head.clone(),
+                    section: words,
+                    key,
+                    what: "model source",
+                    declared: models.to_vec(),
+                });
+            }
+            None
+        }
+    }
+}
+
+pub(crate) fn text(value: &String) -> toml::Value {
+    toml::Value::from(value.as_str())
+}
+
+fn number(value: u64) -> toml::Value {
+    toml::Value::from(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+/// Reads a name, or several that make a sweep.
+pub(crate) fn names_of(
+    reader: &mut Reader<'_, '_>,
+    key: &'static str,
+    names: &Names,
+    kind: &'static str,
+    wanted: &'static str,
+) -> Option<Sweep<String>> {
+    let words = reader.words.clone();
+    reader.sweep(key, String::clone, |field| names.reference(field, kind, wanted, &words))
+}
+
+fn imatrix(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix> {
+    const COLLECT: &[&str] = &["model", "corpus", "context", "chunks", "process_output", "block"];
+    const MERGE: &[&str] = &["merge", "mode", "weights"];
+    let forms: Vec<(&'static str, Place)> = ["corpus", "merge", "source"]
+        .into_iter()
+        .filter_map(|key| reader.entry(key).map(|entry| (key, entry.key_place.clone())))
+        .collect();
+    if let [(first_key, first), (second_key, second), ..] = forms.as_slice() {
+        let mut pair = [(*first_key, first.clone()), (*second_key, second.clone())];
+        pair.sort_by_key(|(_, place)| place.span);
+        let [(first_key, first), (second_key, second)] = pair;
+        let section = reader.words.clone();
+        reader.errors.push(RecipeError::Conflict {
+            section,
+            first,
+            first_key,
+            second,
+            second_key,
+        });
+        for key in COLLECT.iter().chain(MERGE) {
+            reader.has(key);
+        }
+        return None;
+    }
+    match forms.first() {
+        Some(("merge", place)) => {
+            reader.misplaced(COLLECT, "`corpus` (a collected imatrix)", Some(place));
+            merge(reader, context)
+        }
+        Some(("source", place)) => {
+            reader.misplaced(COLLECT, "`corpus` (a collected imatrix)", Some(place));
+            reader.misplaced(&["mode", "weights"], "`merge` (a merged imatrix)", Some(place));
+            let words = reader.words.clone();
+            let source = reader.read("source", |field| {
+                context.names.source(field, SourceKind::Imatrix, &words)
+            })?;
+            reader.put("source", source.as_str());
+            Some(Imatrix::Import { source })
+        }
+        Some((_, place)) => {
+            reader.misplaced(&["mode", "weights"], "`merge` (a merged imatrix)", Some(place));
+            collect(reader, context)
+        }
+        None => {
+            for key in COLLECT.iter().chain(MERGE) {
+                reader.has(key);
+            }
+            if reader.has("model") {
+                reader.need("corpus", "corpus = \"calibration\"");
+            } else {
+                reader.needs_one_of(&["corpus", "merge", "source"]);
+            }
+            None
+        }
+    }
+}
+
+fn collect(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix> {
+    let model = model(reader, "model", context.names);
+    let corpus = names_of(reader, "corpus", context.names, "corpus", "a corpus");
+    let head = reader.head.clone();
+    let context = or_default(reader, "context", 512, |reader| {
+        reader.sweep("context", u32::to_string, |field| field.integer32(CONTEXTS))
+    });
+    let chunks = reader.sweep("chunks", u64::to_string, |field| field.integer(COUNTS));
+    let process_output = reader
+        .sweep("process_output", bool::to_string, |field| field.boolean())
+        .unwrap_or_else(|| Sweep::one(false, &head));
+    let block = reader.read("block", |field| field.integer32(BLOCKS)).unwrap_or(8);
+    let (model, corpus) = (model?, corpus?);
+    reader.put("model", model.as_str());
+    reader.put("corpus", corpus.to_toml(text));
+    reader.put("context", context.to_toml(|value| number(u64::from(*value))));
+    if let Some(chunks) = &chunks {
+        reader.put("chunks", chunks.to_toml(|value| number(*value)));
+    }
+    reader.put(
+        "process_output",
+        process_output.to_toml(|value| toml::Value::from(*value)),
+    );
+    reader.put("block", number(u64::from(block)));
+    Some(Imatrix::Collect {
+        model,
+        corpus,
+        context,
+        chunks,
+        process_output,
+        block,
+    })
+}
+
+fn or_default<T>(
+    reader: &mut Reader<'_, '_>,
+    key: &'static str,
+    default: T,
+    read: impl FnOnce(&mut Reader<'_, '_>) -> Option<Sweep<T>>,
+) -> Sweep<T> {
+    let head = reader
+        .entry(key)
+        .map_or_else(|| reader.head.clone(), |entry| entry.value.place.clone());
+    read(reader).unwrap_or_else(|| Sweep::one(default, &head))
+}
+
+fn merge(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix> {
+    let words = reader.words.clone();
+    let inputs = reader.list("merge", "a list of imatrix names", |field| {
+        context.names.reference(field, "imatrix", "an imatrix", &words)
+    });
+    let weights = reader.list("weights", "a list of numbers", |field| {
+        let weight = field.decimal("a number that is not negative")?;
+        // Up to a million, so that a float keeps every digit.
+        if (1..=1_000_000_000_000).contains(&weight.millionths()) {
+            return Ok(weight);
+        }
+        let (place, key, found) = (field.place(), "weights".to_owned(), weight.to_string());
+        Err(RecipeError::OutOfRange {
+            place,
+            key,
+            expected: "a number above 0, at most 1000000".to_owned(),
+            found,
+        })
+    });
+    let modes = [MergeMode::Sum, MergeMode::Mean, MergeMode::Max].map(|mode| (mode.as_str(), mode));
+    let mode = or_default(reader, "mode", MergeMode::Sum, |reader| {
+        reader.sweep(
+            "mode",
+            |mode: &MergeMode| mode.as_str().to_owned(),
+            |field| field.word("how matrices are merged", &modes, &[]),
+        )
+    });
+    let inputs = inputs?;
+    if let (Some(weights), Some(entry), Some(other)) = (&weights, reader.entry("weights"), reader.entry("merge"))
+        && weights.len() != inputs.len()
+    {
+        reader.errors.push(RecipeError::WrongLength {
+            place: entry.value.place.clone(),
+            key: "weights",
+            found: weights.len(),
+            expected: inputs.len(),
+            other: "merge",
+            other_place: other.value.place.clone(),
+        });
+    }
+    for (at, (name, second)) in inputs.iter().enumerate() {
+        if let Some((_, first)) = inputs[..at].iter().find(|(earlier, _)| earlier == name) {
+            reader.errors.push(RecipeError::Duplicate {
+                what: "part",
+                name: name.clone(),
+                first: first.clone(),
+                second: second.clone(),
+                only_case: false,
+            });
+        }
+    }
+    let weights = match weights {
+        Some(weights) => weights.into_iter().map(|(weight, _)| weight).collect(),
+        None => vec![Decimal::ONE; inputs.len()],
+    };
+    let list: Vec<_> = inputs.iter().map(|(name, _)| text(name)).collect();
+    reader.put("merge", list);
+    // Read back with `Decimal::from_str`, so that nothing is lost: a float literal has the digits of the decimal.
+    let list: Vec<_> = weights
+        .iter()
+        .map(|weight: &Decimal| toml::Value::from(weight.as_f64()))
+        .collect();
+    reader.put("weights", list);
+    reader.put("mode", mode.to_toml(|mode| toml::Value::from(mode.as_str())));
+    Some(Imatrix::Merge { inputs, weights, mode })
+}
+
+fn join(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Join> {
+    let model = model(reader, "model", context.names);
+    reader.need("imatrix", "imatrix = \"general\"");
+    let imatrix = names_of(reader, "imatrix", context.names, "imatrix", "an imatrix");
+    let words = [("warn", OnProblem::Warn), ("fail", OnProblem::Fail)];
+    let what = "what a found problem means";
+    let missing = reader
+        .read("missing", |field| field.word(what, &words, &[]))
+        .unwrap_or(OnProblem::Warn);
+    let unrouted = reader
+        .read("unrouted", |field| field.word(what, &words, &[]))
+        .unwrap_or(OnProblem::Warn);
+    let min_count = reader.read("min_count", |field| field.integer(COUNTS));
+    let join = Join {
+        model: model?,
+        imatrix: imatrix?,
+        missing,
+        unrouted,
+        min_count,
+    };
+    reader.resolved.entries.extend(join_entries(&join));
+    Some(join)
+}
+
+/// Returns the keys of a join as the resolved recipe has them.
+pub(crate) fn join_entries(join: &Join) -> Vec<(&'static str, toml::Value)> {
+    let word = |on: OnProblem| toml::Value::from(if on == OnProblem::Warn { "warn" } else { "fail" });
+    let mut entries = vec![
+        ("model", toml::Value::from(join.model.as_str())),
+        ("imatrix", join.imatrix.to_toml(text)),
+        ("missing", word(join.missing)),
+        ("unrouted", word(join.unrouted)),
+    ];
+    entries.extend(join.min_count.map(|count| ("min_count", number(count))));
+    entries
+}
+
+fn promote(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Promote> {
+    reader.need("policy", "policy = \"small\"");
+    let policy = names_of(reader, "policy", context.names, "policy", "a policy");
+    let allow_requantize = reader
+        .read("allow_requantize", |field| field.boolean())
+        .unwrap_or(false);
+    let policy = policy?;
+    reader.put("policy", policy.to_toml(text));
+    reader.put("allow_requantize", allow_requantize);
+    Some(Promote {
+        policy,
+        allow_requantize,
+    })
+}
+
+/// Reads a candidate: the name of a `promote` section, or what may be the label of one of its variants.
+fn candidate(field: Field<'_>, names: &Names, user: &str) -> Result<String, RecipeError> {
+    let name = field.string("the name of a candidate")?;
+    let is = |promote: &str| name == promote || name.strip_prefix(promote).is_some_and(|rest| rest.starts_with('-'));
+    if names.of("promote").any(|(promote, _)| is(promote)) {
+        return Ok(name.to_owned());
+    }
+    Err(RecipeError::UnknownReference {
+        place: field.place(),
+        name: name.to_owned(),
+        user: user.to_owned(),
+        wanted: "candidate".to_owned(),
+        declared: names.listed("promote"),
+        other: names.elsewhere("promote", name),
+    })
+}
+
+fn eval(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Eval> {
+    let words = reader.words.clone();
+    let candidates = reader.list("candidates", "a list of candidates", |field| {
+        candidate(field, context.names, &words)
+    });
+    if !reader.has("candidates") && context.names.of("promote").next().is_none() {
+        reader.errors.push(RecipeError::NoDefault {
+            place: reader.head.clone(),
+            section: words.clone(),
+            key: "candidates",
+            what: "candidate",
+            declared: Vec::new(),
+        });
+    }
+    let reference = model(reader, "reference", context.names);
+    let corpus = reader.required("corpus", "corpus = \"held-out\"", |field| {
+        context.names.reference(field, "corpus", "a corpus", &words)
+    });
+    let tokens = reader.read("context", |field| field.integer32(CONTEXTS)).unwrap_or(512);
+    let chunks = reader.read("chunks", |field| field.integer(COUNTS));
+    let kld = reader.read("kld", |field| field.boolean()).unwrap_or(true);
+    let block = reader.read("block", |field| field.integer32(BLOCKS)).unwrap_or(8);
+    let bootstrap = reader
+        .read("bootstrap", |field| field.integer32(0..=1_000_000))
+        .unwrap_or(1000);
+    let seed = reader
+        .read("seed", |field| field.integer(0..=i64::MAX as u64))
+        .unwrap_or(0);
+    let (corpus, reference) = (corpus?, reference?);
+    let listed: Vec<_> = match &candidates {
+        Some(candidates) => candidates.iter().map(|(name, _)| text(name)).collect(),
+        None => context
+            .names
+            .of("promote")
+            .map(|(name, _)| toml::Value::from(name))
+            .collect(),
+    };
+    reader.put("candidates", listed);
+    reader.put("reference", reference.as_str());
+    reader.put("corpus", corpus.as_str());
+    reader.put("context", number(u64::from(tokens)));
+    if let Some(chunks) = chunks {
+        reader.put("chunks", number(chunks));
+    }
+    reader.put("kld", kld);
+    reader.put("block", number(u64::from(block)));
+    reader.put("bootstrap", number(u64::from(bootstrap)));
+    reader.put("seed", number(seed));
+    Some(Eval {
+        candidates,
+        reference,
+        corpus,
+        context: tokens,
+        chunks,
+        kld,
+        block,
+        bootstrap,
+        seed,
+    })
+}
+
+fn metrics(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Metrics> {
+    let words = reader.words.clone();
+    let evals = match reader.has("evals") {
+        true => {
+            let evals = reader.list("evals", "a list of evaluations", |field| {
+                context.names.reference(field, "eval", "an evaluation", &words)
+            })?;
+            evals.into_iter().map(|(name, _)| name).collect()
+        }
+        false => all_evals(context.names),
+    };
+    let metrics = Metrics { evals };
+    reader.resolved.entries.extend(metrics_entries(&metrics));
+    Some(metrics)
+}
+
+/// Returns the keys of a metrics section as the resolved recipe has them. An empty list can't be written.
+pub(crate) fn metrics_entries(metrics: &Metrics) -> Vec<(&'static str, toml::Value)> {
+    let list: Vec<_> = metrics.evals.iter().map(text).collect();
+    if list.is_empty() {
+        Vec::new()
+    } else {
+        vec![("evals", toml::Value::Array(list))]
+    }
+}
+
+pub(crate) fn all_evals(names: &Names) -> Vec<String> {
+    names.of("eval").map(|(name, _)| name.to_owned()).collect()
+}
+
+fn gate(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Gate> {
+    let words = reader.words.clone();
+    let metrics = match reader.has("metrics") {
+        true => reader.read("metrics", |field| {
+            context.names.reference(field, "metrics", "a metrics section", &words)
+        }),
+        false => {
+            let declared = context.names.listed("metrics");
+            if let [(only, _)] = declared.as_slice() {
+                Some(only.clone())
+            } else {
+                let (place, section) = (reader.head.clone(), words.clone());
+                let what = "metrics section";
+                reader.errors.push(RecipeError::NoDefault {
+                    place,
+                    section,
+                    key: "metrics",
+                    what,
+                    declared,
+                });
+                None
+            }
+        }
+    };
+    let candidates = reader.list("candidates", "a list of candidates", |field| {
+        candidate(field, context.names, &words)
+    });
+    reader.need("require", "require = [\"kld_mean < 0.02\"]");
+    let require = reader.list("require", "a list of requirements", |field| {
+        let text = field.string("a requirement")?;
+        Requirement::parse(text).map_err(|error| RecipeError::BadRequirement {
+            place: inside(&field.raw.place, text, error.at),
+            text: text.to_owned(),
+            problem: error.what,
+        })
+    });
+    let baseline = reader.read("baseline", |field| {
+        Ok((candidate(field, context.names, &words)?, field.place()))
+    });
+    let uses = |(requirement, _): &&(Requirement, Place)| matches!(requirement.bound, Bound::Baseline { .. });
+    if let Some((_, because)) = require.iter().flatten().find(uses)
+        && !reader.has("baseline")
+    {
+        reader.errors.push(RecipeError::MissingKey {
+            place: reader.head.clone(),
+            section: words,
+            key: "baseline",
+            example: "baseline = \"small\"",
+            because: Some(because.clone()),
+        });
+    }
+    let confidence = reader.read("confidence", confidence);
+    let confidence = confidence.unwrap_or(Decimal::from_millionths(95_000_000));
+    let (metrics, require) = (metrics?, require?);
+    reader.put("metrics", metrics.as_str());
+    if let Some(candidates) = &candidates {
+        let list: Vec<_> = candidates.iter().map(|(name, _)| text(name)).collect();
+        reader.put("candidates", list);
+    }
+    let list: Vec<_> = require
+        .iter()
+        .map(|(requirement, _)| toml::Value::from(requirement.to_string()))
+        .collect();
+    reader.put("require", list);
+    if let Some((name, _)) = &baseline {
+        reader.put("baseline", name.as_str());
+    }
+    reader.put("confidence", Quantity::Percent(confidence).to_string());
+    Some(Gate {
+        metrics,
+        candidates,
+        require,
+        baseline,
+        confidence,
+    })
+}
+
+fn confidence(field: Field<'_>) -> Result<Decimal, RecipeError> {
+    let expected = "a percentage between 0 and 100";
+    match field.quantity(expected, "95 %")? {
+        Quantity::Percent(percent) if (1..100_000_000).contains(&percent.millionths()) => Ok(percent),
+        other => Err(RecipeError::OutOfRange {
+            place: field.place(),
+            key: field.key.to_owned(),
+            expected: expected.to_owned(),
+            found: other.to_string(),
+        }),
+    }
+}

@@ -1,0 +1,178 @@
+//! A user's `forge.toml`: what depends on the machine and never belongs in a recipe.
+
+use serde::Serialize;
+
+use crate::recipe::error::RecipeError;
+use crate::recipe::field::Field;
+use crate::recipe::field::Reader;
+use crate::recipe::model::Place;
+use crate::recipe::quantity::Quantity;
+use crate::recipe::raw;
+use crate::recipe::raw::RawEntry;
+use crate::recipe::raw::RawValue;
+use crate::text::Source;
+
+/// Settings of a machine. What is absent is decided by the program.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Settings {
+    /// Where the store is; relative to the file that says so.
+    pub cache_dir: Option<String>,
+    /// Whether output has colour.
+    pub color: ColorChoice,
+    /// Engines.
+    pub engine: EngineSettings,
+    /// What builds may use at once.
+    pub pools: PoolSettings,
+}
+
+/// When output has colour.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ColorChoice {
+    /// On a terminal.
+    #[default]
+    Auto,
+    /// Everywhere.
+    Always,
+    /// Nowhere.
+    Never,
+}
+
+/// `[engine]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct EngineSettings {
+    /// Threads of the embedded engine.
+    pub embedded_threads: Option<u32>,
+    /// The directory of llama.cpp's tools.
+    pub llama_cpp_path: Option<String>,
+}
+
+/// `[pools]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct PoolSettings {
+    /// Processor cores.
+    pub cpu: Option<u32>,
+    /// Graphics processors.
+    pub gpu: Option<u32>,
+    /// Bytes of memory.
+    pub ram: Option<u64>,
+    /// Bytes of disk.
+    pub disk: Option<u64>,
+}
+
+impl Settings {
+    /// Reads a settings file.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong, in the order of the text.
+    pub fn parse(source: &Source) -> Result<Self, Vec<RecipeError>> {
+        let entries = raw::read(source, 0)?;
+        let mut errors = Vec::new();
+        let mut settings = Self::default();
+        let head = Place::new(source, 0..0);
+        let mut reader = Reader::new("a settings file".to_owned(), head, ("", ""), &entries, &mut errors);
+        settings.cache_dir = reader.read("cache_dir", path);
+        let colors = [
+            ("auto", ColorChoice::Auto),
+            ("always", ColorChoice::Always),
+            ("never", ColorChoice::Never),
+        ];
+        settings.color = reader
+            .read("color", |field| field.word("when output has colour", &colors, &[]))
+            .unwrap_or_default();
+        let engine = reader.read("engine", table);
+        let pools = reader.read("pools", table);
+        reader.finish();
+        if let Some((place, entries)) = engine {
+            let mut reader = Reader::new("`engine`".to_owned(), place, ("", ""), entries, &mut errors);
+            let embedded = reader.read("embedded", table);
+            let llama_cpp = reader.read("llama.cpp", table);
+            reader.finish();
+            if let Some((place, entries)) = embedded {
+                let mut reader = Reader::new("`engine.embedded`".to_owned(), place, ("", ""), entries, &mut errors);
+                settings.engine.embedded_threads = reader.read("threads", |field| field.integer32(1..=4096));
+                reader.finish();
+            }
+            if let Some((place, entries)) = llama_cpp {
+                let words = "`engine.\"llama.cpp\"`".to_owned();
+                let mut reader = Reader::new(words, place, ("", ""), entries, &mut errors);
+                settings.engine.llama_cpp_path = reader.read("path", path);
+                reader.finish();
+            }
+        }
+        if let Some((place, entries)) = pools {
+            let mut reader = Reader::new("`pools`".to_owned(), place, ("", ""), entries, &mut errors);
+            settings.pools.cpu = reader.read("cpu", |field| field.integer32(1..=65_536));
+            settings.pools.gpu = reader.read("gpu", |field| field.integer32(0..=1024));
+            settings.pools.ram = reader.read("ram", bytes);
+            settings.pools.disk = reader.read("disk", bytes);
+            reader.finish();
+        }
+        if errors.is_empty() {
+            return Ok(settings);
+        }
+        errors.sort_by_key(|error| error.place().span);
+        Err(errors)
+    }
+}
+
+fn table(field: Field<'_>) -> Result<(Place, &[RawEntry]), RecipeError> {
+    match &field.raw.value {
+        RawValue::Table(entries) => Ok((field.place(), entries)),
+        _ => Err(field.wrong_type("a table")),
+    }
+}
+
+fn path(field: Field<'_>) -> Result<String, RecipeError> {
+    crate::recipe::read::path(field, &[]).map(|path| path.resolved)
+}
+
+fn bytes(field: Field<'_>) -> Result<u64, RecipeError> {
+    let expected = "a size such as \"24 GiB\"";
+    match field.quantity(expected, "24 GiB")? {
+        Quantity::Bytes(bytes) if bytes > 0 => Ok(bytes),
+        other => Err(RecipeError::OutOfRange {
+            place: field.place(),
+            key: field.key.to_owned(),
+            expected: expected.to_owned(),
+            found: other.to_string(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Settings, Vec<RecipeError>> {
+        Settings::parse(&Source::new("forge.toml", text))
+    }
+
+    #[test]
+    fn all_settings_are_read() {
+        let text = "cache_dir = \"/big/cache\"\ncolor = \"never\"\n[engine.embedded]\nthreads = 8\n\
+                    [engine.\"llama.cpp\"]\npath = \"/opt/llama/bin\"\n\
+                    [pools]\ncpu = 16\ngpu = 0\nram = \"24 GiB\"\ndisk = \"1 TB\"\n";
+        let settings = parse(text).unwrap();
+        assert_eq!(settings.cache_dir.as_deref(), Some("/big/cache"));
+        assert_eq!(settings.color, ColorChoice::Never);
+        assert_eq!(settings.engine.embedded_threads, Some(8));
+        assert_eq!(settings.engine.llama_cpp_path.as_deref(), Some("/opt/llama/bin"));
+        let pools = PoolSettings {
+            cpu: Some(16),
+            gpu: Some(0),
+            ram: Some(24 << 30),
+            disk: Some(1_000_000_000_000),
+        };
+        assert_eq!(settings.pools, pools);
+        assert_eq!(parse("").unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn all_errors_come_at_once_in_order() {
+        let errors = parse("colour = \"auto\"\n[engine]\nembedded = 3\n[pools]\nram = \"24 GiBs\"\ncpu = 0\n");
+        let codes: Vec<_> = errors.unwrap_err().iter().map(RecipeError::code).collect();
+        assert_eq!(codes, ["unknown-key", "wrong-type", "bad-quantity", "out-of-range"]);
+    }
+}

@@ -1,0 +1,93 @@
+//! What is allowed in a recipe and likely not meant.
+
+use std::collections::BTreeSet;
+
+use crate::recipe::error::RecipeWarning;
+use crate::recipe::error::user_of;
+use crate::recipe::model::ImatrixStep;
+use crate::recipe::model::Recipe;
+use crate::recipe::model::SourceName;
+use crate::recipe::model::StepBody;
+use crate::recipe::model::StepId;
+use crate::recipe::model::StepKind;
+
+/// Returns the warnings of a recipe, unsorted.
+pub(crate) fn warnings(recipe: &Recipe) -> Vec<RecipeWarning> {
+    let mut warnings = unused(recipe);
+    warnings.extend(evals_on_calibration(recipe));
+    warnings
+}
+
+fn unused(recipe: &Recipe) -> Vec<RecipeWarning> {
+    let used: BTreeSet<(StepKind, &str)> = recipe
+        .steps
+        .iter()
+        .flat_map(|step| step.body.inputs())
+        .map(|id| (id.kind, id.name.as_str()))
+        .collect();
+    let sources: BTreeSet<&SourceName> = recipe.steps.iter().flat_map(|step| step.body.sources()).collect();
+    let mut warnings = Vec::new();
+    for source in recipe.sources.values().filter(|source| !sources.contains(&source.name)) {
+        warnings.push(RecipeWarning::Unused {
+            place: source.origin.clone(),
+            what: "the source".to_owned(),
+            name: source.name.to_string(),
+            user: "a section that reads it",
+        });
+    }
+    let mut seen = BTreeSet::new();
+    for step in &recipe.steps {
+        let id = &step.id;
+        let means = matches!(
+            id.kind,
+            StepKind::Corpus | StepKind::Imatrix | StepKind::Join | StepKind::Policy
+        );
+        if means && !used.contains(&(id.kind, id.name.as_str())) && seen.insert((id.kind, id.name.as_str())) {
+            warnings.push(RecipeWarning::Unused {
+                place: step.origin.clone(),
+                what: format!("the {}", id.kind),
+                name: id.name.clone(),
+                user: user_of(id.kind),
+            });
+        }
+    }
+    warnings
+}
+
+fn evals_on_calibration(recipe: &Recipe) -> Vec<RecipeWarning> {
+    let mut warnings = Vec::new();
+    for step in &recipe.steps {
+        let StepBody::Eval(eval) = &step.body else { continue };
+        let judged = eval
+            .candidates
+            .iter()
+            .find(|candidate| corpora(recipe, candidate).contains(&eval.corpus));
+        if let (Some(candidate), Some(corpus)) = (judged, recipe.step(&eval.corpus)) {
+            warnings.push(RecipeWarning::EvalOnCalibration {
+                place: step.origin.clone(),
+                eval: step.id.name.clone(),
+                corpus: eval.corpus.name.clone(),
+                declared: corpus.origin.clone(),
+                candidate: candidate.label(),
+            });
+        }
+    }
+    warnings
+}
+
+/// Returns the texts that a step's importance data were collected on.
+fn corpora<'r>(recipe: &'r Recipe, id: &'r StepId) -> BTreeSet<&'r StepId> {
+    let mut found = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    let mut todo = vec![id];
+    while let Some(id) = todo.pop() {
+        let Some(step) = recipe.step(id).filter(|_| seen.insert(id)) else {
+            continue;
+        };
+        if let StepBody::Imatrix(ImatrixStep::Collect(collect)) = &step.body {
+            found.insert(&collect.corpus);
+        }
+        todo.extend(step.body.inputs());
+    }
+    found
+}
