@@ -1,1 +1,4 @@
 //! End-to-end tests: one binary, one file per theme.
+
+mod engine;
+mod peer_engine;
