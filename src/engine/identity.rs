@@ -139,7 +139,10 @@ mod tests {
         assert_eq!(quantizer.fingerprint(), super::quantizer().fingerprint());
         for identity in [&quantizer, &evaluator] {
             for (name, value) in &identity.facts {
-                assert!(value != "unknown" && !value.ends_with(" unknown") || name == "ggml", "{name}: {value}");
+                assert!(
+                    value != "unknown" && !value.ends_with(" unknown") || name == "ggml",
+                    "{name}: {value}"
+                );
             }
             for name in ["crate", "llama.cpp", "c compiler", "target", "c library"] {
                 assert!(identity.facts[name].len() > 2, "{name}: {:?}", identity.facts[name]);

@@ -2,3 +2,5 @@
 
 mod broken_formats;
 mod store;
+mod engine;
+mod peer_engine;
