@@ -4,3 +4,4 @@ mod broken_formats;
 mod store;
 mod engine;
 mod peer_engine;
+mod peer_quantize;
