@@ -430,14 +430,7 @@ mod tests {
             let bytes = sample(alignment);
             let header = parse(&bytes).unwrap();
             assert_eq!((header.version, header.alignment), (3, alignment.into()));
-            let specs = header.tensors.iter();
-            let specs: Vec<_> = specs
-                .map(|TensorInfo { name, ty, dims, .. }| TensorSpec {
-                    name: name.clone(),
-                    ty: *ty,
-                    dims: dims.clone(),
-                })
-                .collect();
+            let specs: Vec<_> = header.tensors.iter().map(TensorSpec::from).collect();
             let layout = Layout::new(&header.metadata, &specs, header.alignment).unwrap();
             assert_eq!(layout.tensors(), header.tensors);
             let mut again = Vec::new();

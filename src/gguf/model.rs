@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::error::{GgufError, Place, Problem};
@@ -174,6 +175,15 @@ impl Model {
         self.shards.iter().map(PositionedFile::len)
     }
 
+    /// Returns a tensor's bytes as a stream.
+    pub fn tensor_reader<'a>(&'a self, tensor: &'a ModelTensor) -> TensorReader<'a> {
+        TensorReader {
+            model: self,
+            tensor,
+            at: 0,
+        }
+    }
+
     /// Fills `buf` with a tensor's bytes from `offset` (within the tensor) on.
     ///
     /// # Errors
@@ -198,6 +208,24 @@ impl Model {
                 ),
             )),
         }
+    }
+}
+
+/// A tensor's bytes as a stream: what [`Model::tensor_reader`] returns.
+#[derive(Debug)]
+pub struct TensorReader<'a> {
+    model: &'a Model,
+    tensor: &'a ModelTensor,
+    at: u64,
+}
+
+impl Read for TensorReader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = self.tensor.info.len.saturating_sub(self.at);
+        let count = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+        self.model.read_tensor_at(self.tensor, self.at, &mut buf[..count])?;
+        self.at += count as u64;
+        Ok(count)
     }
 }
 
@@ -324,6 +352,12 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
             assert!(model.read_tensor_at(tensor, u64::MAX, &mut buf).is_err());
             assert!(model.tensor("d").is_none());
+            let mut all = Vec::new();
+            model
+                .tensor_reader(model.tensor("c").unwrap())
+                .read_to_end(&mut all)
+                .unwrap();
+            assert_eq!(all, [b'c'; 24]);
         }
     }
 

@@ -92,15 +92,7 @@ fn check_header(bytes: &[u8], header: &gguf::Header) {
         let end = header.data_offset + tensor.offset + tensor.len;
         assert!(end <= bytes.len() as u64 && tensor.elements() >= 1 && tensor.nrows() >= 1);
     }
-    let specs: Vec<_> = header
-        .tensors
-        .iter()
-        .map(|info| gguf::TensorSpec {
-            name: info.name.clone(),
-            ty: info.ty,
-            dims: info.dims.clone(),
-        })
-        .collect();
+    let specs: Vec<_> = header.tensors.iter().map(gguf::TensorSpec::from).collect();
     if header.alignment <= 1 << 20 {
         let layout = gguf::Layout::new(&header.metadata, &specs, header.alignment).unwrap();
         let padded = (layout.file_len() - layout.data_offset()) as usize;

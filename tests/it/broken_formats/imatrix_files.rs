@@ -116,6 +116,11 @@ pub(crate) fn broken_imatrix_files() -> Vec<Broken> {
             with_tensor(0, tensor("p.in_sum2", &[1 << 40], 0, 0)),
             "tensor `p.in_sum2`: the data should end",
         ),
+        (
+            "i-no-name",
+            with_tensor(0, tensor(".in_sum2", &[4], 0, 0)),
+            "tensor `.in_sum2`: the name is empty",
+        ),
         ("d-cut-count", valid_dat()[..3].to_vec(), "3 bytes are no imatrix"),
         (
             "d-negative-count",
