@@ -15,8 +15,10 @@ pub const SCHEMA: &str = "forge.manifest.v1";
 pub const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 /// What the predicate is.
 pub const PREDICATE_TYPE: &str = "https://slsa.dev/provenance/v1";
-/// What kind of build made the subject.
-pub const BUILD_TYPE: &str = "https://forge.invalid/candidate/v1";
+/// What kind of build made the subject: one of this schema's actions. A name, not an address.
+pub const BUILD_TYPE: &str = "urn:forge:candidate:v1";
+/// Who built it. A name, not an address.
+pub const BUILDER_ID: &str = "urn:forge:builder:v1";
 
 /// A manifest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -55,6 +55,12 @@ impl Store {
         Ok(())
     }
 
+    /// Writes the record of a run, a JSON document a line, under a name of its own.
+    pub fn write_run(&self, id: &str, lines: &[u8]) -> Result<(), StoreError> {
+        let path = self.root().join(layout::RUNS).join(format!("{id}.jsonl"));
+        Ok(fs::write_atomic(&path, lines, Durability::Fast)?)
+    }
+
     fn place_of(&self, recipe: &str, step: &str) -> (String, PathBuf) {
         let name = Hash::of(format!("{recipe}\n{step}").as_bytes()).to_string();
         let path = self.root().join(layout::RUNS).join(KIND).join(&name);

@@ -1,0 +1,241 @@
+//! The façade: what the command line, a test or another program calls. Opens a recipe with a store, plans, builds, and
+//! writes what stands beside outputs.
+
+mod record;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use crate::engine;
+use crate::engine::Cancel;
+use crate::engine::EngineError;
+use crate::fs;
+use crate::gguf;
+use crate::graph::Graph;
+use crate::graph::GraphError;
+use crate::graph::NodeId;
+use crate::graph::Work;
+use crate::observer::Event;
+use crate::observer::Observer;
+use crate::plan;
+use crate::plan::Plan;
+use crate::recipe::Recipe;
+use crate::recipe::SourceKind;
+use crate::recipe::StepBody;
+use crate::recipe::StepKind;
+use crate::report::metrics::Metrics;
+use crate::scheduler;
+use crate::scheduler::Report;
+use crate::step::Env;
+use crate::step::StepError;
+use crate::step::corpus;
+use crate::step::model;
+use crate::store::Store;
+use crate::store::StoreError;
+
+/// What a session is opened with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The folder of the recipe.
+    pub folder: PathBuf,
+    /// Where outputs go.
+    pub out: PathBuf,
+    /// Where the store is.
+    pub cache_dir: PathBuf,
+    /// Threads.
+    pub threads: usize,
+    /// The command line, for manifests.
+    pub command: Vec<String>,
+}
+
+/// Why a session cannot be opened or used.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The graph.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// A step.
+    #[error(transparent)]
+    Step(#[from] StepError),
+    /// A step that the recipe does not have.
+    #[error("the recipe has no step `{wanted}`")]
+    NoSuchStep {
+        /// What was asked for.
+        wanted: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// Sources that are not there or not what they should be.
+    #[error("{} sources cannot be used", problems.len())]
+    Sources {
+        /// A sentence for each.
+        problems: Vec<String>,
+    },
+}
+
+/// A recipe, its graph, and the machine.
+pub struct Session {
+    recipe: Recipe,
+    graph: Graph,
+    store: Store,
+    settings: Settings,
+    cancel: Cancel,
+    quantizer: engine::Identity,
+    evaluator: engine::Identity,
+}
+
+impl Session {
+    /// Opens a recipe. With `wanted`, only those steps and what they need.
+    pub fn open(recipe: Recipe, settings: Settings, wanted: &[String], cancel: Cancel) -> Result<Self, SessionError> {
+        engine::check_cpu()?;
+        let whole = Graph::of(&recipe)?;
+        let graph = if wanted.is_empty() { whole } else { whole.only(&find(&recipe, &whole, wanted)?) };
+        let store = Store::open(&settings.cache_dir)?;
+        let (quantizer, evaluator) = (engine::quantizer(), engine::evaluator());
+        Ok(Self { recipe, graph, store, settings, cancel, quantizer, evaluator })
+    }
+
+    /// Returns the recipe.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// Returns the graph.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Returns the store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Plans a build. Reads no source, writes nothing.
+    pub fn plan(&self, observer: &dyn Observer) -> Plan {
+        plan::plan(&self.graph, &self.env(observer))
+    }
+
+    /// Builds what is stale.
+    pub fn build(&self, options: scheduler::Options, observer: &dyn Observer) -> Result<Report, SessionError> {
+        let _lease = self.store.lease()?;
+        let started = SystemTime::now();
+        let run = record::Run::start(&self.store, started);
+        let observer = record::Tee { run: &run, observer };
+        let env = self.env(&observer);
+        self.check_sources(&env)?;
+        observer.event(&Event::BuildStarted {
+            recipe: self.recipe.name.clone(),
+            steps: self.graph.nodes().filter(|node| !matches!(node.id, NodeId::Source(_))).count(),
+            engine: self.evaluator.fingerprint().to_string(),
+        });
+        let mut report = scheduler::build(&self.graph, &env, options);
+        record::write_manifests(self, &env, &run, started, &mut report);
+        observer.event(&Event::BuildFinished {
+            ran: report.ran,
+            cached: report.cached,
+            failed: report.failures.len(),
+            skipped: report.skipped,
+            elapsed_ms: report.elapsed_ms,
+        });
+        run.finish(&self.store);
+        Ok(report)
+    }
+
+    /// Returns the tables of candidates of a build, in the recipe's order.
+    pub fn tables(&self, report: &Report) -> Vec<Metrics> {
+        let steps = self.recipe.steps.iter().filter(|step| step.id.kind == StepKind::Metrics);
+        let outcomes = steps.filter_map(|step| report.outcomes.get(&NodeId::Step(step.id.clone())));
+        outcomes
+            .filter_map(|outcome| {
+                let json = self.store.read(&outcome.output("json").ok()?, model::DOCUMENT_CAP).ok()?;
+                serde_json::from_slice(&json).ok()
+            })
+            .collect()
+    }
+
+    fn env<'e>(&'e self, observer: &'e dyn Observer) -> Env<'e> {
+        let tables = self.recipe.steps.iter().filter(|step| step.id.kind == StepKind::Metrics).count();
+        Env {
+            store: &self.store,
+            observer,
+            cancel: self.cancel.clone(),
+            threads: self.settings.threads,
+            quantizer: self.quantizer.clone(),
+            evaluator: self.evaluator.clone(),
+            recipe: self.recipe.name.clone(),
+            only_table: tables < 2,
+            folder: self.settings.folder.clone(),
+            out: self.settings.out.clone(),
+        }
+    }
+
+    /// Looks at every source before the first work: early is better than after hours. A source whose digest is known is
+    /// not read for this.
+    fn check_sources(&self, env: &Env<'_>) -> Result<(), SessionError> {
+        let mut problems = Vec::new();
+        for node in self.graph.nodes() {
+            let checked = match &node.work {
+                Work::Source(source) => check_source(env, &env.path(&source.path.resolved), source.kind)
+                    .map_err(|error| format!("`{}`: {error}", node.id)),
+                Work::Step(step) => match &step.body {
+                    StepBody::Corpus(corpus) => corpus::find(corpus, &env.folder).map(|_| ()).map_err(|error| {
+                        let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
+                        format!("`{}`: {error}{hint}", node.id)
+                    }),
+                    _ => Ok(()),
+                },
+                _ => Ok(()),
+            };
+            problems.extend(checked.err());
+        }
+        if problems.is_empty() { Ok(()) } else { Err(SessionError::Sources { problems }) }
+    }
+}
+
+fn check_source(env: &Env<'_>, path: &Path, kind: SourceKind) -> Result<(), StepError> {
+    let paths = if kind == SourceKind::Model { model::shard_paths(path) } else { vec![path.to_owned()] };
+    let mut known = true;
+    for path in &paths {
+        known &= env.store.known(&fs::Stamp::of(path)?).is_some();
+    }
+    if kind == SourceKind::Model && !known {
+        gguf::Model::open(path)?;
+    }
+    Ok(())
+}
+
+/// Returns the nodes that names mean.
+fn find(recipe: &Recipe, graph: &Graph, wanted: &[String]) -> Result<Vec<NodeId>, SessionError> {
+    let mut found = Vec::new();
+    for name in wanted {
+        let mut nodes: Vec<NodeId> =
+            graph.nodes().filter(|node| node.id.to_string() == *name).map(|node| node.id.clone()).collect();
+        if nodes.is_empty() {
+            for step in recipe.find(name) {
+                nodes.extend(graph.nodes().filter(|node| stands_for(&node.id, &step.id)).map(|node| node.id.clone()));
+            }
+        }
+        if nodes.is_empty() {
+            let known: BTreeMap<String, ()> = graph.nodes().map(|node| (node.id.to_string(), ())).collect();
+            return Err(SessionError::NoSuchStep { wanted: name.clone(), known: known.into_keys().collect() });
+        }
+        found.extend(nodes);
+    }
+    Ok(found)
+}
+
+fn stands_for(node: &NodeId, step: &crate::recipe::StepId) -> bool {
+    match node {
+        NodeId::Step(id) => id == step,
+        NodeId::Eval { eval, .. } => eval == step,
+        NodeId::Source(_) => false,
+    }
+}

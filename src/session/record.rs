@@ -1,0 +1,264 @@
+//! What a build leaves behind besides its outputs: the run's record in the store, and a manifest beside each candidate.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::time::SystemTime;
+
+use serde_json::Value;
+
+use super::Session;
+use crate::action::Action;
+use crate::action::ActionResult;
+use crate::digest::ActionDigest;
+use crate::graph::NodeId;
+use crate::graph::Work;
+use crate::manifest;
+use crate::manifest::ActionRecord;
+use crate::manifest::Manifest;
+use crate::manifest::Resource;
+use crate::manifest::TensorRecord;
+use crate::observer::ActionOutcome;
+use crate::observer::Event;
+use crate::observer::Observer;
+use crate::scheduler::Failure;
+use crate::scheduler::Report;
+use crate::step::Env;
+use crate::step::Outcome;
+use crate::step::StepError;
+use crate::step::model::decode;
+use crate::step::output;
+use crate::step::promote::Assembly;
+use crate::store::Last;
+use crate::store::Store;
+
+/// A run: its name, and what happened.
+pub(super) struct Run {
+    id: String,
+    lines: Mutex<Vec<u8>>,
+    ran: Mutex<BTreeSet<ActionDigest>>,
+    worth_keeping: Mutex<bool>,
+}
+
+impl Run {
+    pub(super) fn start(_store: &Store, started: SystemTime) -> Self {
+        let id = format!("{}-{}", rfc3339(started).replace([':', '-'], ""), std::process::id());
+        Self { id, lines: Mutex::default(), ran: Mutex::default(), worth_keeping: Mutex::new(false) }
+    }
+
+    /// Writes the record, if anything ran or failed. It explains; nothing rests on it.
+    pub(super) fn finish(&self, store: &Store) {
+        let keep = *self.worth_keeping.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if keep {
+            let lines = self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let _ = store.write_run(&self.id, &lines);
+        }
+    }
+
+    fn note(&self, event: &Event) {
+        match event {
+            Event::Progress { .. } => return,
+            Event::ActionFinished { outcome: ActionOutcome::Ran, key, .. } => {
+                self.ran.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(*key);
+            }
+            Event::StepStarted { .. } => {
+                *self.worth_keeping.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = true;
+            }
+            _ => {}
+        }
+        if let Ok(line) = serde_json::to_vec(event) {
+            let mut lines = self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            lines.extend(line);
+            lines.push(b'\n');
+        }
+    }
+
+    fn has_run(&self, key: &ActionDigest) -> bool {
+        self.ran.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(key)
+    }
+}
+
+/// Lets the run's record listen beside the user's observer.
+pub(super) struct Tee<'a> {
+    pub(super) run: &'a Run,
+    pub(super) observer: &'a dyn Observer,
+}
+
+impl Observer for Tee<'_> {
+    fn event(&self, event: &Event) {
+        self.run.note(event);
+        self.observer.event(event);
+    }
+}
+
+/// Writes the manifest of every candidate that has none, or one of another action.
+pub(super) fn write_manifests(session: &Session, env: &Env<'_>, run: &Run, started: SystemTime, report: &mut Report) {
+    for node in session.graph.nodes() {
+        let Work::Promote { .. } = &node.work else { continue };
+        let Some(outcome) = report.outcomes.get(&node.id).cloned() else { continue };
+        if let Err(error) = write_manifest(session, env, run, started, report, &node.id, &outcome) {
+            report.failures.push(Failure { node: node.id.clone(), error });
+        }
+    }
+}
+
+fn write_manifest(
+    session: &Session,
+    env: &Env<'_>,
+    run: &Run,
+    started: SystemTime,
+    report: &Report,
+    id: &NodeId,
+    outcome: &Outcome,
+) -> Result<(), StepError> {
+    let NodeId::Step(step) = id else { return Ok(()) };
+    let name = format!("{}.gguf.manifest.json", step.label());
+    let path = output::path(env, &name)?;
+    let last = env.store.last(&env.recipe, &id.to_string());
+    if let Some(known) = last.and_then(|last| last.manifest)
+        && output::intact(env, &path, &known)?.is_some()
+    {
+        return Ok(());
+    }
+    let manifest = manifest_of(session, env, run, started, report, id, outcome)?;
+    let bytes = manifest.to_bytes().map_err(|error| document("manifest", error))?;
+    let digest = env.store.put(&bytes)?;
+    env.store.materialize(&digest, &path)?;
+    env.store.remember_written(&path, &digest)?;
+    env.observer.event(&Event::OutputWritten { step: id.to_string(), path: path.display().to_string(), digest });
+    env.store.note_last(&Last {
+        recipe: env.recipe.clone(),
+        step: id.to_string(),
+        action: outcome.key,
+        document: outcome.result.action,
+        manifest: Some(digest),
+    })?;
+    Ok(())
+}
+
+fn document(what: &'static str, error: impl ToString) -> StepError {
+    StepError::Document { what, problem: error.to_string() }
+}
+
+fn manifest_of(
+    session: &Session,
+    env: &Env<'_>,
+    run: &Run,
+    started: SystemTime,
+    report: &Report,
+    id: &NodeId,
+    outcome: &Outcome,
+) -> Result<Manifest, StepError> {
+    let assembly: Assembly = decode(env, "assembly", outcome.output("assembly")?)?;
+    let mut actions = BTreeMap::new();
+    let mut sources = Vec::new();
+    let ancestors = session.graph.only(std::slice::from_ref(id));
+    for node in ancestors.nodes() {
+        let Some(outcome) = report.outcomes.get(&node.id) else { continue };
+        let record = record_of(env, run, outcome.key, &outcome.result, Some(node.id.to_string()))?;
+        actions.insert(outcome.key.to_string(), record);
+        if *id != node.id {
+            for file in &outcome.files {
+                let file_name = file.path.file_name().map(|name| name.to_string_lossy().into_owned());
+                sources.push(Resource {
+                    name: file_name.unwrap_or_default(),
+                    digest: BTreeMap::from([("blake3".to_owned(), file.digest.hash.to_string())]),
+                    annotations: BTreeMap::from([
+                        ("bytes".to_owned(), file.digest.len.to_string()),
+                        ("node".to_owned(), node.id.to_string()),
+                    ]),
+                });
+            }
+        }
+    }
+    let mut tensors = Vec::with_capacity(assembly.tensors.len());
+    for tensor in &assembly.tensors {
+        if let Some(key) = tensor.action
+            && let Some(result) = env.store.lookup_shallow(&key)?
+        {
+            actions.insert(key.to_string(), record_of(env, run, key, &result, None)?);
+        }
+        tensors.push(TensorRecord {
+            name: tensor.name.clone(),
+            ty: tensor.ty.name().to_owned(),
+            dims: tensor.dims.clone(),
+            start: tensor.start,
+            bytes: tensor.bytes.to_string(),
+            action: tensor.action.map(|action| action.to_string()),
+        });
+    }
+    let digest = BTreeMap::from([
+        ("blake3".to_owned(), assembly.file.hash.to_string()),
+        ("sha256".to_owned(), assembly.sha256.clone()),
+    ]);
+    let identity = |identity: &crate::engine::Identity| {
+        let value = serde_json::from_slice(&identity.document()).unwrap_or(Value::Null);
+        (identity.fingerprint().to_string(), value)
+    };
+    let NodeId::Step(step) = id else { return Err(document("graph", "a candidate is a step")) };
+    Ok(Manifest {
+        statement_type: manifest::STATEMENT_TYPE.to_owned(),
+        subject: vec![Resource {
+            name: format!("{}.gguf", step.label()),
+            digest,
+            annotations: BTreeMap::from([("bytes".to_owned(), assembly.file.len.to_string())]),
+        }],
+        predicate_type: manifest::PREDICATE_TYPE.to_owned(),
+        predicate: manifest::Predicate {
+            build_definition: manifest::BuildDefinition {
+                build_type: manifest::BUILD_TYPE.to_owned(),
+                external_parameters: manifest::ExternalParameters {
+                    recipe: serde_json::to_value(&session.recipe).map_err(|error| document("recipe", error))?,
+                    recipe_toml: session.recipe.to_toml(),
+                    step: id.to_string(),
+                },
+                resolved_dependencies: sources,
+            },
+            run_details: manifest::RunDetails {
+                builder: manifest::Builder {
+                    id: manifest::BUILDER_ID.to_owned(),
+                    version: BTreeMap::from([("forge".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
+                },
+                metadata: manifest::RunMetadata {
+                    invocation_id: run.id.clone(),
+                    started_on: rfc3339(started),
+                    finished_on: rfc3339(SystemTime::now()),
+                },
+            },
+            forge: manifest::Forge {
+                schema: manifest::SCHEMA.to_owned(),
+                command: session.settings.command.clone(),
+                engines: BTreeMap::from([identity(&env.quantizer), identity(&env.evaluator)]),
+                action: outcome.key.to_string(),
+                actions,
+                tensors,
+            },
+        },
+    })
+}
+
+fn record_of(
+    env: &Env<'_>,
+    run: &Run,
+    key: ActionDigest,
+    result: &ActionResult,
+    step: Option<String>,
+) -> Result<ActionRecord, StepError> {
+    let bytes = env.store.read(&result.action, 16 << 20)?;
+    let action = Action::parse(&bytes).map_err(|error| document("action", error))?;
+    if action.digest() != key {
+        return Err(document("action", format!("the document of {key} is another's")));
+    }
+    Ok(ActionRecord {
+        step,
+        document: serde_json::from_slice(&bytes).map_err(|error| document("action", error))?,
+        outputs: result.outputs.iter().map(|(name, digest)| (name.clone(), digest.to_string())).collect(),
+        cost_ms: result.cost_ms,
+        ran: run.has_run(&key),
+    })
+}
+
+/// Writes a time as RFC 3339 in UTC.
+fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}
