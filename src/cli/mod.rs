@@ -1,6 +1,117 @@
-//! The command line.
+//! The command line: the only place that prints, colours, exits and reads the environment. One file a verb.
 
+mod args;
+mod build;
 pub mod check;
 pub mod diagnostic;
+mod files;
+mod graph;
 pub mod init;
+mod json;
+mod plan;
+mod progress;
 pub mod show;
+mod terminal;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::cli::args::Args;
+use crate::cli::args::Command;
+use crate::cli::diagnostic::Diagnostic;
+use crate::cli::terminal::Terminal;
+
+/// How the program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    /// Done, or nothing to do.
+    Done,
+    /// The recipe or a step is at fault.
+    Recipe,
+    /// The command line was wrong.
+    Usage,
+    /// The environment is at fault.
+    Environment,
+    /// The user stopped it.
+    Stopped,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Done => 0,
+            Exit::Recipe => 1,
+            Exit::Usage => 2,
+            Exit::Environment => 3,
+            Exit::Stopped => 130,
+        })
+    }
+}
+
+/// A verb that failed: what to print, and how to end.
+struct Failure {
+    diagnostics: Vec<Diagnostic>,
+    exit: Exit,
+}
+
+impl Failure {
+    fn new(exit: Exit, diagnostic: Diagnostic) -> Self {
+        Self { diagnostics: vec![diagnostic], exit }
+    }
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return usage(&error),
+    };
+    let terminal = Terminal::new(&args.global);
+    match run(&args, &terminal) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            for diagnostic in &failure.diagnostics {
+                terminal.diagnostic(diagnostic);
+            }
+            failure.exit.into()
+        }
+    }
+}
+
+/// Help and versions go to stdout and are no failure; anything else is one of usage, as JSON where that was asked for.
+fn usage(error: &clap::Error) -> ExitCode {
+    let json = std::env::args_os().any(|arg| arg == "json" || arg == "--message-format=json");
+    if error.use_stderr() && json {
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or_default();
+        let diagnostic = Diagnostic::error(first.trim_start_matches("error: ")).code("usage");
+        let _ = writeln!(std::io::stdout(), "{}", diagnostic.to_json());
+    } else {
+        // Nothing can be said where even this cannot be printed.
+        let _ = error.print();
+    }
+    if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() }
+}
+
+fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
+    let files = files::Files::new(&args.global);
+    match &args.command {
+        Command::Init(init) => files.init(init, terminal),
+        Command::Check(check) => files.check(check, terminal),
+        Command::Show(show) => files.show(show, terminal),
+        Command::Plan(plan) => plan::run(plan, &args.global, &files, terminal),
+        Command::Build(build) => build::run(build, &args.global, &files, terminal),
+        Command::Graph(graph) => graph::run(graph, &files, terminal),
+        Command::Engine => {
+            for identity in [crate::engine::quantizer(), crate::engine::evaluator()] {
+                terminal.data(&format!("{}  {}\n", identity.fingerprint(), identity.role));
+                for (fact, value) in &identity.facts {
+                    terminal.data(&format!("  {fact}: {value}\n"));
+                }
+            }
+            Ok(Exit::Done)
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! `forge build`.
+
+use crate::cli::Exit;
+use crate::cli::Failure;
+use crate::cli::args;
+use crate::cli::args::Global;
+use crate::cli::diagnostic::Diagnostic;
+use crate::cli::files::Files;
+use crate::cli::files::session_failure;
+use crate::cli::json;
+use crate::cli::progress::Progress;
+use crate::cli::terminal::Terminal;
+use crate::engine::Cancel;
+use crate::observer::Observer;
+use crate::report::words;
+use crate::scheduler;
+use crate::scheduler::Report;
+use crate::step::Class;
+use crate::step::StepError;
+
+pub(super) fn run(args: &args::Build, _global: &Global, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    let cancel = Cancel::new();
+    stop_on_signals(&cancel, terminal);
+    let session = files.session(&args.target, terminal, cancel)?;
+    let options = scheduler::Options { keep_going: args.keep_going };
+    let report = {
+        let lines = json::Lines(terminal);
+        let progress = Progress::new(terminal, session.graph());
+        let observer: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
+        session.build(options, observer).map_err(|error| session_failure(&error))?
+    };
+    for failure in &report.failures {
+        terminal.diagnostic(&explain(&failure.node.to_string(), &failure.error));
+    }
+    if !terminal.is_json() {
+        if report.failures.is_empty() && !report.stopped {
+            for table in session.tables(&report) {
+                terminal.data(&table.terminal());
+            }
+        }
+        terminal.line(&summary(&report));
+    }
+    Ok(exit_of(&report))
+}
+
+/// The first Ctrl-C stops the build, the second the program at once.
+fn stop_on_signals(cancel: &Cancel, terminal: &Terminal) {
+    let cancel = cancel.clone();
+    let say = !terminal.is_json();
+    // Refused only if a handler is there already.
+    let _ = ctrlc::set_handler(move || {
+        if cancel.is_cancelled() {
+            #[expect(clippy::exit, reason = "the user asked twice; the store is whole at every moment")]
+            std::process::exit(130);
+        }
+        cancel.cancel();
+        if say {
+            use std::io::Write as _;
+            let _ = writeln!(std::io::stderr(), "\nforge: stopping; what is committed stays (Ctrl-C again to stop at once)");
+        }
+    });
+}
+
+fn exit_of(report: &Report) -> Exit {
+    let class = |wanted: Class| report.failures.iter().any(|failure| failure.error.class() == wanted);
+    if report.stopped {
+        Exit::Stopped
+    } else if class(Class::Step) {
+        Exit::Recipe
+    } else if !report.failures.is_empty() {
+        Exit::Environment
+    } else {
+        Exit::Done
+    }
+}
+
+fn summary(report: &Report) -> String {
+    let time = words::duration_ms(report.elapsed_ms);
+    let failed = report.failures.len();
+    if report.ran == 0 && failed == 0 && report.skipped == 0 && !report.stopped {
+        return format!("forge: nothing to do ({} cached) in {time}", report.cached);
+    }
+    let skipped = if report.skipped > 0 { format!(", {} not started", report.skipped) } else { String::new() };
+    let how = if report.stopped { "stopped: " } else { "" };
+    format!("forge: {how}{} ran, {} cached, {failed} failed{skipped} in {time}", report.ran, report.cached)
+}
+
+fn explain(step: &str, error: &StepError) -> Diagnostic {
+    let mut diagnostic = Diagnostic::error(format!("step `{step}` failed: {error}"));
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        // The message of an engine's error is part of the step's.
+        if !diagnostic.message.contains(&cause.to_string()) {
+            diagnostic = diagnostic.caused_by(cause.to_string());
+        }
+        source = cause.source();
+    }
+    if let StepError::Gate { evidence, .. } = error {
+        diagnostic = evidence.iter().cloned().fold(diagnostic, Diagnostic::caused_by);
+    }
+    if let Some(hint) = error.hint() {
+        diagnostic = diagnostic.hint(hint);
+    }
+    diagnostic.code(match error.class() {
+        Class::Environment => "environment::step",
+        _ => "build::step",
+    })
+}

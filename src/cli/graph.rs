@@ -1,0 +1,23 @@
+//! `forge graph`: the steps and what each needs.
+
+use crate::cli::Exit;
+use crate::cli::Failure;
+use crate::cli::args;
+use crate::cli::diagnostic::Diagnostic;
+use crate::cli::files::Files;
+use crate::cli::terminal::Terminal;
+use crate::graph::Format;
+use crate::graph::Graph;
+
+pub(super) fn run(args: &args::Graph, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    let parsed = files.recipe(&args.recipe, terminal)?;
+    let graph = Graph::of(&parsed.recipe)
+        .map_err(|error| Failure::new(Exit::Recipe, Diagnostic::from_error(&error)))?;
+    let format = match args.format {
+        args::GraphFormat::Dot => Format::Dot,
+        args::GraphFormat::Mermaid => Format::Mermaid,
+        args::GraphFormat::Json => Format::Json,
+    };
+    terminal.data(&graph.render(&parsed.recipe.name, format));
+    Ok(Exit::Done)
+}

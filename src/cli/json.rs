@@ -1,0 +1,55 @@
+//! One JSON object a line (`cache-schema/message.v1.json`). Readers must skip reasons and keys that they do not know.
+
+use serde::Serialize;
+use serde_json::Value;
+use serde_json::json;
+
+use crate::cli::terminal::Terminal;
+use crate::observer::Event;
+use crate::observer::Observer;
+use crate::plan::Entry;
+use crate::plan::Status;
+use crate::scheduler;
+
+/// The version of the lines.
+pub(super) const SCHEMA: u32 = 1;
+
+/// Prints every event as a line.
+pub(super) struct Lines<'a>(pub(super) &'a Terminal);
+
+impl Observer for Lines<'_> {
+    fn event(&self, event: &Event) {
+        #[derive(Serialize)]
+        struct Line<'e> {
+            schema: u32,
+            #[serde(flatten)]
+            event: &'e Event,
+        }
+        if let Ok(line) = serde_json::to_string(&Line { schema: SCHEMA, event }) {
+            self.0.data(&format!("{line}\n"));
+        }
+    }
+}
+
+/// Returns the line of a plan's entry.
+pub(super) fn plan_line(entry: &Entry) -> String {
+    let mut line = json!({ "schema": SCHEMA, "reason": "plan-step", "step": entry.node });
+    let facts = match &entry.status {
+        Status::Hit { key } => json!({ "status": "hit", "key": key.to_string() }),
+        Status::Miss { key, reason, estimate } => json!({
+            "status": "miss",
+            "key": key.map(|key| key.to_string()),
+            "why": scheduler::sentence(reason),
+            "reads_bytes": estimate.reads,
+            "writes_bytes": estimate.writes,
+            "parts": estimate.parts,
+            "parts_missing": estimate.missing,
+        }),
+        Status::Unknown { waits_for } => json!({ "status": "unknown", "waits_for": waits_for }),
+        Status::Failed { error } => json!({ "status": "error", "message": error.to_string() }),
+    };
+    if let (Value::Object(line), Value::Object(facts)) = (&mut line, facts) {
+        line.extend(facts);
+    }
+    format!("{line}\n")
+}

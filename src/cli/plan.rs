@@ -1,0 +1,94 @@
+//! `forge plan`: what a build would run, and why.
+
+use crate::cli::Exit;
+use crate::cli::Failure;
+use crate::cli::args;
+use crate::cli::args::Global;
+use crate::cli::files::Files;
+use crate::cli::json;
+use crate::cli::terminal::Terminal;
+use crate::engine::Cancel;
+use crate::observer::Silent;
+use crate::plan::Entry;
+use crate::plan::Plan;
+use crate::plan::Reason;
+use crate::plan::Status;
+use crate::report::words;
+use crate::scheduler;
+use crate::step::Estimate;
+
+pub(super) fn run(args: &args::Plan, _global: &Global, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    let session = files.session(&args.target, terminal, Cancel::new())?;
+    let plan = session.plan(&Silent);
+    if terminal.is_json() {
+        plan.entries.iter().for_each(|entry| terminal.data(&json::plan_line(entry)));
+    } else {
+        terminal.data(&text(&plan, terminal));
+    }
+    let failed = plan.entries.iter().any(|entry| matches!(entry.status, Status::Failed { .. }));
+    let stale = args.check && !plan.is_fresh();
+    Ok(if failed || stale { Exit::Recipe } else { Exit::Done })
+}
+
+fn text(plan: &Plan, terminal: &Terminal) -> String {
+    let mut text = String::new();
+    let width = plan.entries.iter().map(|entry| entry.node.len()).max().unwrap_or(0);
+    let (mut hits, mut misses, mut unknown) = (0u64, 0u64, 0u64);
+    let mut total = Estimate::default();
+    for Entry { node, status } in &plan.entries {
+        match status {
+            Status::Hit { .. } => {
+                hits += 1;
+                text.push_str(&format!("hit      {node}\n"));
+            }
+            Status::Miss { reason, estimate, .. } => {
+                misses += 1;
+                total.reads += estimate.reads;
+                total.writes += estimate.writes;
+                let work = work(estimate);
+                text.push_str(&format!("miss     {node:width$}  {}{work}\n", scheduler::sentence(reason)));
+                if let (Reason::Changed(differences), true) = (reason, terminal.verbose) {
+                    for difference in differences {
+                        let was = difference.before.as_deref().unwrap_or("nothing");
+                        let is = difference.after.as_deref().unwrap_or("nothing");
+                        text.push_str(&format!("           {}: {was} -> {is}\n", difference.field));
+                    }
+                }
+            }
+            Status::Unknown { waits_for } => {
+                unknown += 1;
+                text.push_str(&format!("unknown  {node:width$}  waits for {}\n", words::names(waits_for, 3)));
+            }
+            Status::Failed { error } => {
+                misses += 1;
+                text.push_str(&format!("error    {node:width$}  {error}\n"));
+                text.extend(error.hint().map(|hint| format!("         {:width$}  hint: {hint}\n", "")));
+            }
+        }
+    }
+    let sizes = match (total.reads, total.writes) {
+        (0, 0) => String::new(),
+        (reads, writes) => format!("; reads {}, writes {}", words::bytes(reads), words::bytes(writes)),
+    };
+    let more = if unknown > 0 { " or more" } else { "" };
+    if misses + unknown == 0 {
+        text.push_str(&format!("plan: nothing to do, {}\n", words::count(hits, "hit")));
+    } else {
+        text.push_str(&format!("plan: {hits} hit, {misses} to run, {unknown} unknown{sizes}{}\n", if sizes.is_empty() { "" } else { more }));
+    }
+    text
+}
+
+fn work(estimate: &Estimate) -> String {
+    let mut parts = Vec::new();
+    if estimate.parts > 0 && !estimate.unit.is_empty() {
+        parts.push(format!("{} of {}", estimate.missing, words::count(estimate.parts, estimate.unit)));
+    }
+    if estimate.reads > 0 {
+        parts.push(format!("reads {}", words::bytes(estimate.reads)));
+    }
+    if estimate.writes > 0 {
+        parts.push(format!("writes {}", words::bytes(estimate.writes)));
+    }
+    if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) }
+}

@@ -1,0 +1,221 @@
+//! What people see of a build. In a terminal: a bar of all steps (done, running, unknown) and a line for each that runs;
+//! finished steps scroll up. Elsewhere: a plain line for each finished step.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Duration;
+use std::time::Instant;
+
+use indicatif::MultiProgress;
+use indicatif::ProgressBar;
+use indicatif::ProgressDrawTarget;
+use indicatif::ProgressStyle;
+
+use crate::cli::terminal::Terminal;
+use crate::graph::Graph;
+use crate::graph::NodeId;
+use crate::observer::ActionOutcome;
+use crate::observer::Event;
+use crate::observer::Observer;
+use crate::observer::StepOutcome;
+use crate::observer::Unit;
+use crate::report::words;
+
+/// Shows a build to people.
+pub(super) struct Progress<'a> {
+    terminal: &'a Terminal,
+    bars: Option<MultiProgress>,
+    state: Mutex<State>,
+}
+
+struct State {
+    all: Option<ProgressBar>,
+    running: BTreeMap<String, Running>,
+    left: usize,
+    width: usize,
+    last_line: Instant,
+}
+
+struct Running {
+    bar: Option<ProgressBar>,
+    unit: Option<Unit>,
+    started: Instant,
+}
+
+/// How often a build without a terminal says that it is alive.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+
+impl<'a> Progress<'a> {
+    pub(super) fn new(terminal: &'a Terminal, graph: &Graph) -> Self {
+        let bars = terminal.progress.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10)));
+        let width = graph.nodes().map(|node| node.id.to_string().len()).max().unwrap_or(0);
+        let left = graph.nodes().filter(|node| !matches!(node.id, NodeId::Source(_))).count();
+        let state = State { all: None, running: BTreeMap::new(), left, width, last_line: Instant::now() };
+        Self { terminal, bars, state: Mutex::new(state) }
+    }
+
+    fn line(&self, text: &str) {
+        match &self.bars {
+            // A bar that cannot be drawn is no reason to stop.
+            Some(bars) => {
+                let _ = bars.println(text);
+            }
+            None => self.terminal.line(text),
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=- ")
+}
+
+fn template(unit: Unit) -> &'static str {
+    match unit {
+        Unit::BytesHashed => "  {msg} hashing {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left",
+        Unit::BytesQuantized => "  {msg} quantizing {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left",
+        Unit::BytesWritten => "  {msg} writing {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left",
+        Unit::Chunks => "  {msg} {pos}/{len} chunks, {eta} left",
+        Unit::ReferenceChunks => "  {msg} reference: {pos}/{len} chunks, {eta} left",
+        Unit::Tensors => "  {msg} {pos}/{len} tensors",
+    }
+}
+
+fn unit_words(unit: Unit, done: u64, total: u64) -> String {
+    match unit {
+        Unit::Chunks => format!("{done} of {total} chunks"),
+        Unit::ReferenceChunks => format!("reference: {done} of {total} chunks"),
+        Unit::Tensors => format!("{done} of {total} tensors"),
+        Unit::BytesHashed => format!("hashed {} of {}", words::bytes(done), words::bytes(total)),
+        Unit::BytesQuantized => format!("quantized {} of {}", words::bytes(done), words::bytes(total)),
+        Unit::BytesWritten => format!("wrote {} of {}", words::bytes(done), words::bytes(total)),
+    }
+}
+
+impl State {
+    fn refresh(&self) {
+        if let Some(all) = &self.all {
+            let done = all.length().unwrap_or(0) - self.left as u64;
+            all.set_position(done);
+            let unknown = self.left.saturating_sub(self.running.len());
+            all.set_message(format!("{done} done, {} running, {unknown} unknown", self.running.len()));
+        }
+    }
+}
+
+impl Observer for Progress<'_> {
+    fn event(&self, event: &Event) {
+        // The lock guards counters only; a panic elsewhere cannot have broken them.
+        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match event {
+            Event::BuildStarted { steps, .. } => {
+                if let Some(bars) = &self.bars {
+                    let bar = bars.add(ProgressBar::new(*steps as u64).with_style(style("[{bar:24}] {msg}  {elapsed}")));
+                    state.all = Some(bar);
+                }
+            }
+            Event::StepStarted { step, why } => {
+                if self.terminal.verbose {
+                    self.line(&format!("start  {step}: {why}"));
+                }
+                let bar = self.bars.as_ref().map(|bars| {
+                    let bar = ProgressBar::new(0).with_style(style("  {msg} {elapsed}"));
+                    let bar = match &state.all {
+                        Some(all) => bars.insert_before(all, bar),
+                        None => bars.add(bar),
+                    };
+                    bar.set_message(step.clone());
+                    bar
+                });
+                state.running.insert(step.clone(), Running { bar, unit: None, started: Instant::now() });
+                state.refresh();
+            }
+            Event::Progress { step, unit, done, total } => {
+                let heartbeat = self.bars.is_none() && !self.terminal.quiet && state.last_line.elapsed() >= HEARTBEAT;
+                if let Some(running) = state.running.get_mut(step) {
+                    if let Some(bar) = &running.bar {
+                        if running.unit != Some(*unit) && *unit != Unit::Tensors {
+                            bar.reset();
+                            bar.set_style(style(template(*unit)));
+                            running.unit = Some(*unit);
+                        }
+                        if running.unit == Some(*unit) {
+                            bar.set_length(*total);
+                            bar.set_position(*done);
+                        } else {
+                            bar.set_message(format!("{step} ({})", unit_words(*unit, *done, *total)));
+                        }
+                    } else if heartbeat {
+                        let time = words::duration_ms(running.started.elapsed().as_millis() as u64);
+                        self.line(&format!("  ...  {step}: {}, {time}", unit_words(*unit, *done, *total)));
+                        state.last_line = Instant::now();
+                    }
+                }
+            }
+            Event::ActionFinished { step, kind, key, outcome, cost_ms } => {
+                if self.terminal.verbose && *outcome != ActionOutcome::Hit {
+                    let time = words::duration_ms(*cost_ms);
+                    self.line(&format!("  {}  {step}: {kind} {} {time}", word(*outcome), key.short()));
+                }
+            }
+            Event::Waiting { step, holder, .. } => self.line(&format!("wait   {step}: {holder} is running this action")),
+            Event::Warning { step, message } => self.line(&format!("warning: {step}: {message}")),
+            Event::Note { step, message } => {
+                if !self.terminal.quiet {
+                    self.line(&format!("note: {step}: {message}"));
+                }
+            }
+            Event::OutputWritten { step, path, .. } => {
+                if self.terminal.verbose {
+                    self.line(&format!("wrote  {step}: {path}"));
+                }
+            }
+            Event::StepFinished { step, outcome, ran, cached, elapsed_ms, summary } => {
+                if let Some(bar) = state.running.remove(step).and_then(|running| running.bar) {
+                    bar.finish_and_clear();
+                }
+                state.left = state.left.saturating_sub(usize::from(!step.starts_with("source.")));
+                let shown = match outcome {
+                    StepOutcome::Ran => !self.terminal.quiet,
+                    StepOutcome::Cached | StepOutcome::Skipped => self.terminal.verbose,
+                    // The error itself is printed at the end, with its causes.
+                    StepOutcome::Failed => true,
+                };
+                if shown {
+                    let word = match outcome {
+                        StepOutcome::Ran => "ran",
+                        StepOutcome::Cached => "cached",
+                        StepOutcome::Failed => "FAILED",
+                        StepOutcome::Skipped => "not started",
+                    };
+                    let width = state.width;
+                    let time = words::duration_ms(*elapsed_ms);
+                    let parts = if *cached > 0 && *ran > 0 {
+                        format!(" ({ran} of {} parts ran)", ran + cached)
+                    } else {
+                        String::new()
+                    };
+                    let text = match outcome {
+                        StepOutcome::Failed | StepOutcome::Skipped => format!("{word:6} {step}"),
+                        _ => format!("{word:6} {step:width$}  {time:>9}  {summary}{parts}"),
+                    };
+                    self.line(&text);
+                    state.last_line = Instant::now();
+                }
+                state.refresh();
+            }
+            Event::BuildFinished { .. } => {
+                if let Some(all) = state.all.take() {
+                    all.finish_and_clear();
+                }
+            }
+        }
+    }
+}
+
+fn word(outcome: ActionOutcome) -> &'static str {
+    match outcome {
+        ActionOutcome::Ran => "ran",
+        ActionOutcome::Hit => "hit",
+        ActionOutcome::Waited => "waited",
+    }
+}

@@ -1,0 +1,75 @@
+//! The one owner of stdout and stderr. Data (tables, plans, JSON) go to stdout, all else to stderr.
+
+use std::io::IsTerminal as _;
+use std::io::Write as _;
+
+use anstream::AutoStream;
+use anstream::ColorChoice;
+
+use crate::cli::args::Color;
+use crate::cli::args::Global;
+use crate::cli::args::MessageFormat;
+use crate::cli::check::Messages;
+use crate::cli::diagnostic::Diagnostic;
+use crate::cli::diagnostic::Style;
+
+/// What can be printed, and how.
+pub(super) struct Terminal {
+    color: ColorChoice,
+    pub(super) format: MessageFormat,
+    pub(super) quiet: bool,
+    pub(super) verbose: bool,
+    pub(super) progress: bool,
+}
+
+impl Terminal {
+    pub(super) fn new(global: &Global) -> Self {
+        let color = match global.color {
+            Some(Color::Always) => ColorChoice::Always,
+            Some(Color::Never) => ColorChoice::Never,
+            Some(Color::Auto) | None => ColorChoice::Auto,
+        };
+        let human = global.message_format == MessageFormat::Human;
+        Self {
+            color,
+            format: global.message_format,
+            quiet: global.quiet,
+            verbose: global.verbose,
+            progress: human && !global.no_progress && !global.quiet && std::io::stderr().is_terminal(),
+        }
+    }
+
+    pub(super) fn is_json(&self) -> bool {
+        self.format == MessageFormat::Json
+    }
+
+    /// Prints data. A reader that went away is no failure.
+    pub(super) fn data(&self, text: &str) {
+        let mut out = AutoStream::new(std::io::stdout(), self.color);
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    }
+
+    /// Prints a line for people.
+    pub(super) fn line(&self, text: &str) {
+        let mut err = AutoStream::new(std::io::stderr(), self.color);
+        let _ = writeln!(err, "{text}");
+    }
+
+    /// Prints a diagnostic: for people on stderr, for programs on stdout.
+    pub(super) fn diagnostic(&self, diagnostic: &Diagnostic) {
+        if self.is_json() {
+            self.data(&format!("{}\n", diagnostic.to_json()));
+        } else {
+            self.line(&diagnostic.render(self.style()));
+        }
+    }
+
+    pub(super) fn messages(&self) -> Messages {
+        if self.is_json() { Messages::Json } else { Messages::Text(self.style()) }
+    }
+
+    fn style(&self) -> Style {
+        let color = AutoStream::new(std::io::stderr(), self.color).current_choice() != ColorChoice::Never;
+        Style { color, width: 100 }
+    }
+}
