@@ -1,1 +1,3 @@
 //! End-to-end tests: one binary, one file per theme.
+
+mod recipes;
