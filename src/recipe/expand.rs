@@ -158,7 +158,17 @@ impl<'e> Expansion<'e> {
                 this.gate(gate, decls);
             }
         }
-        this.steps.sort_by_key(|step| step.id.kind);
+        // By kind; joins by name too, for those that nobody wrote come last. Matrices stay as they can be merged.
+        this.steps.sort_by(|a, b| {
+            let name = |step: &'_ Step| {
+                if step.id.kind == StepKind::Join {
+                    step.id.name.clone()
+                } else {
+                    String::new()
+                }
+            };
+            (a.id.kind, name(a)).cmp(&(b.id.kind, name(b)))
+        });
         this
     }
 

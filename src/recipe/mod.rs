@@ -7,6 +7,9 @@
 //! No stage stops at the first error: all errors of a recipe are returned at once, in the order of the text. There is no
 //! I/O here: files named by `extends` come from a closure that the caller gives.
 
+// Errors carry their places; they are made once and never on a hot path.
+#![allow(clippy::result_large_err)]
+
 pub mod error;
 pub mod model;
 pub mod names;

@@ -36,13 +36,15 @@ pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Opti
     let keep = reader.list("keep", "a list of regular expressions", |field| field.pattern());
     let methods = [("mix", Kind::Mix), ("manual", Kind::Manual)];
     let kind = reader.required("method", "method = \"mix\"", |field| {
-        field.word("how types are chosen", &methods, LATER_METHODS)
+        field.word(&methods, LATER_METHODS)
     });
     let method_place = reader.entry("method").map(|entry| entry.value.place.clone());
     let Some(kind) = kind else {
         for key in MIX_KEYS.iter().chain(MANUAL_KEYS) {
             reader.has(key);
         }
+        // Keys of a method that does not exist (yet) are not the user's mistake.
+        reader.any_key = reader.has("method");
         return None;
     };
     let (model, data) = (model, data);

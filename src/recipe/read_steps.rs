@@ -95,9 +95,7 @@ fn corpus(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Corpus> 
         file_pattern(field, context.files)
     });
     let chunkings = [("per-file", Chunking::PerFile), ("joined", Chunking::Joined)];
-    let chunking = reader.read("chunking", |field| {
-        field.word("how texts become chunks", &chunkings, &[])
-    });
+    let chunking = reader.read("chunking", |field| field.word(&chunkings, &[]));
     let chunking = chunking.unwrap_or(Chunking::PerFile);
     let parse_special = reader.read("parse_special", |field| field.boolean()).unwrap_or(false);
     let files: Vec<_> = files?.into_iter().map(|(path, _)| path).collect();
@@ -292,7 +290,7 @@ fn merge(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix> 
         reader.sweep(
             "mode",
             |mode: &MergeMode| mode.as_str().to_owned(),
-            |field| field.word("how matrices are merged", &modes, &[]),
+            |field| field.word(&modes, &[]),
         )
     });
     let inputs = inputs?;
@@ -340,12 +338,11 @@ fn join(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Join> {
     reader.need("imatrix", "imatrix = \"general\"");
     let imatrix = names_of(reader, "imatrix", context.names, "imatrix", "an imatrix");
     let words = [("warn", OnProblem::Warn), ("fail", OnProblem::Fail)];
-    let what = "what a found problem means";
     let missing = reader
-        .read("missing", |field| field.word(what, &words, &[]))
+        .read("missing", |field| field.word(&words, &[]))
         .unwrap_or(OnProblem::Warn);
     let unrouted = reader
-        .read("unrouted", |field| field.word(what, &words, &[]))
+        .read("unrouted", |field| field.word(&words, &[]))
         .unwrap_or(OnProblem::Warn);
     let min_count = reader.read("min_count", |field| field.integer(COUNTS));
     let join = Join {

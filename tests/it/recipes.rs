@@ -278,7 +278,11 @@ fn warnings_say_what_is_likely_not_meant() {
         .iter()
         .map(|warning| Diagnostic::recipe_warning(warning).render(Style::PLAIN))
         .collect();
-    insta::assert_snapshot!(words.join("\n"), @"");
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path("../fixtures/recipes");
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    settings.bind(|| insta::assert_snapshot!("warnings", words.join("\n")));
 }
 
 /// Writes a recipe anew: other order of keys and sections, other table styles, other white space, comments.

@@ -164,6 +164,14 @@ fn text(text: impl Into<String>) -> Hint {
     Hint::Text(text.into())
 }
 
+fn there<S: AsRef<str>>(words: &[S]) -> String {
+    format!(
+        "there {} {}",
+        if words.len() == 1 { "is" } else { "are" },
+        listed(words)
+    )
+}
+
 fn listed<S: AsRef<str>>(words: &[S]) -> String {
     words
         .iter()
@@ -201,7 +209,7 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
     match error {
         RecipeError::UnknownSection { place, found, known } => match nearest(found, known.iter().copied()) {
             Some(near) => vec![patch(place, near.to_owned(), near)],
-            None => vec![text(format!("there are {}", listed(known)))],
+            None => vec![text(there(known))],
         },
         RecipeError::UnnamedSection { kind, .. } => vec![text(format!("write `[{kind}.NAME]` with a name of yours"))],
         RecipeError::UnknownKey {
@@ -248,7 +256,7 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
                 None if names.is_empty() || other.is_some() => {
                     vec![text(format!("declare it with `[{section}.{}]`", bare(name)))]
                 }
-                None => vec![text(format!("there are {}", listed(&names)))],
+                None => vec![text(there(&names))],
             }
         }
         RecipeError::WrongSource { .. } => vec![text("a source's `kind` says what it holds")],
@@ -308,7 +316,7 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
             )]
         }
         RecipeError::NeedsImatrix { declared, .. } => {
-            vec![text(format!("name one with `imatrix`: there are {}", listed(declared)))]
+            vec![text(format!("name one with `imatrix`: {}", there(declared)))]
         }
         RecipeError::ModelMismatch { model, .. } => vec![text(format!("declare a join for the model `{model}`"))],
         RecipeError::NotSingle { labels, .. } => vec![text(format!("name one of {}", listed(labels)))],
