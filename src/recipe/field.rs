@@ -260,6 +260,7 @@ impl<'a, 'e> Reader<'a, 'e> {
             missing: Vec::new(),
             resolved,
             errors_before,
+            any_key: false,
         }
     }
 

@@ -201,7 +201,7 @@ fn rule_type(field: Field<'_>) -> Result<RuleType, RecipeError> {
                 place,
                 key,
                 found,
-                what: "a tensor type or `keep`",
+                what: "a tensor type or `keep`".to_owned(),
                 known,
             }
         }

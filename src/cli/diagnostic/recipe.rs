@@ -287,6 +287,7 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
             example,
             ..
         } => match problem {
+            _ if example.ends_with('%') => vec![text(format!("write a percentage like `\"{example}\"`"))],
             QuantityProblem::UnknownUnit {
                 found,
                 nearest: Some(near),
