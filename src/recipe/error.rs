@@ -601,8 +601,7 @@ pub(crate) fn section_words(kind: &str, name: &str) -> String {
 pub(crate) fn user_of(kind: StepKind) -> &'static str {
     match kind {
         StepKind::Corpus => "an `imatrix` or `eval` section",
-        StepKind::Imatrix => "a `policy` section",
-        StepKind::Join => "a `policy` section",
+        StepKind::Imatrix | StepKind::Join => "a `policy` section",
         StepKind::Policy => "a `promote` section",
         StepKind::Promote | StepKind::Eval | StepKind::Metrics | StepKind::Gate => "a `gate` section",
     }

@@ -145,7 +145,7 @@ impl<'e> Expansion<'e> {
                 this.push(
                     StepKind::Promote,
                     &promote.name,
-                    joined(&[choice.part.clone()]),
+                    joined(std::slice::from_ref(&choice.part)),
                     body,
                     &promote.place,
                 );

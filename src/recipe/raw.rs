@@ -231,7 +231,7 @@ pub(crate) fn load(
                 return merged;
             }
         }
-        directory = parent(&resolved).to_owned();
+        parent(&resolved).clone_into(&mut directory);
         chain.push(normal);
     }
 }

@@ -351,7 +351,8 @@ pub(crate) fn sources(
 /// A `.dat` file, or one with `imatrix` between the dots of its name, is an importance matrix.
 fn kind_by_name(path: &str) -> SourceKind {
     let file = path.rsplit(['/', '\\']).next().unwrap_or(path);
-    if file.ends_with(".dat") || file.split('.').any(|part| part == "imatrix") {
+    let extension = file.rsplit_once('.').map(|(_, extension)| extension);
+    if extension == Some("dat") || file.split('.').any(|part| part == "imatrix") {
         SourceKind::Imatrix
     } else {
         SourceKind::Model

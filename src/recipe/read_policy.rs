@@ -163,9 +163,10 @@ fn manual(reader: &mut Reader<'_, '_>) -> Option<Method> {
     if !reader.has("rules") && !reader.has("otherwise") {
         reader.need("rules", "rules = [{ match = \"ffn_down\", type = \"Q6_K\" }]");
     }
-    let rules = match reader.has("rules") {
-        true => rules(reader),
-        false => Some(Vec::new()),
+    let rules = if reader.has("rules") {
+        rules(reader)
+    } else {
+        Some(Vec::new())
     };
     let otherwise = reader.sweep("otherwise", |to| to.as_str().to_owned(), rule_type);
     let rules = rules?;

@@ -143,6 +143,8 @@ pub(crate) fn model(reader: &mut Reader<'_, '_>, key: &'static str, names: &Name
     }
 }
 
+// By reference to a `String`, as the items of sweeps come.
+#[allow(clippy::ptr_arg)]
 pub(crate) fn text(value: &String) -> toml::Value {
     toml::Value::from(value.as_str())
 }
@@ -464,14 +466,13 @@ fn eval(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Eval> {
 
 fn metrics(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Metrics> {
     let words = reader.words.clone();
-    let evals = match reader.has("evals") {
-        true => {
-            let evals = reader.list("evals", "a list of evaluations", |field| {
-                context.names.reference(field, "eval", "an evaluation", &words)
-            })?;
-            evals.into_iter().map(|(name, _)| name).collect()
-        }
-        false => all_evals(context.names),
+    let evals = if reader.has("evals") {
+        let evals = reader.list("evals", "a list of evaluations", |field| {
+            context.names.reference(field, "eval", "an evaluation", &words)
+        })?;
+        evals.into_iter().map(|(name, _)| name).collect()
+    } else {
+        all_evals(context.names)
     };
     let metrics = Metrics { evals };
     reader.resolved.entries.extend(metrics_entries(&metrics));
@@ -494,26 +495,25 @@ pub(crate) fn all_evals(names: &Names) -> Vec<String> {
 
 fn gate(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Gate> {
     let words = reader.words.clone();
-    let metrics = match reader.has("metrics") {
-        true => reader.read("metrics", |field| {
+    let metrics = if reader.has("metrics") {
+        reader.read("metrics", |field| {
             context.names.reference(field, "metrics", "a metrics section", &words)
-        }),
-        false => {
-            let declared = context.names.listed("metrics");
-            if let [(only, _)] = declared.as_slice() {
-                Some(only.clone())
-            } else {
-                let (place, section) = (reader.head.clone(), words.clone());
-                let what = "metrics section";
-                reader.errors.push(RecipeError::NoDefault {
-                    place,
-                    section,
-                    key: "metrics",
-                    what,
-                    declared,
-                });
-                None
-            }
+        })
+    } else {
+        let declared = context.names.listed("metrics");
+        if let [(only, _)] = declared.as_slice() {
+            Some(only.clone())
+        } else {
+            let (place, section) = (reader.head.clone(), words.clone());
+            let what = "metrics section";
+            reader.errors.push(RecipeError::NoDefault {
+                place,
+                section,
+                key: "metrics",
+                what,
+                declared,
+            });
+            None
         }
     };
     let candidates = reader.list("candidates", "a list of candidates", |field| {

@@ -1,6 +1,7 @@
 //! The language of recipes, by samples: good ones parse and round-trip, bad ones are refused with the messages kept
 //! beside them, and the JSON Schema that editors use agrees with the parser.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -11,6 +12,8 @@ use forge::recipe::LoadError;
 use forge::recipe::Parsed;
 use forge::recipe::Recipe;
 use forge::recipe::RecipeError;
+use forge::recipe::names;
+use forge::recipe::requirement::Figure;
 use forge::text::Source;
 use proptest::prelude::*;
 
@@ -82,6 +85,31 @@ fn good_recipes_parse_and_agree_with_the_schema() {
             .map(|error| error.to_string())
             .collect();
         assert!(errors.is_empty(), "{name}: {errors:?}");
+    }
+}
+
+#[test]
+fn the_schema_knows_the_same_words() {
+    let text = std::fs::read_to_string(root().join("recipes/schema.json")).unwrap();
+    let schema: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let words = |name: &str| -> BTreeSet<String> {
+        let words = schema["$defs"][name]["enum"].as_array().unwrap();
+        words.iter().map(|word| word.as_str().unwrap().to_owned()).collect()
+    };
+    let set = |words: &mut dyn Iterator<Item = &str>| words.map(str::to_owned).collect::<BTreeSet<_>>();
+    let aliases = names::MIX_ALIASES.iter().map(|(alias, _)| *alias);
+    assert_eq!(words("mix"), set(&mut names::MIXES.iter().copied().chain(aliases)));
+    assert_eq!(words("type"), set(&mut names::TYPES.iter().copied()));
+    assert_eq!(
+        words("ruleType"),
+        set(&mut names::TYPES.iter().copied().chain(["keep"]))
+    );
+    let pattern = schema["$defs"]["requirement"]["pattern"].as_str().unwrap();
+    for figure in Figure::ALL {
+        assert!(
+            pattern.contains(&format!("{figure}|")) || pattern.contains(&format!("{figure})")),
+            "{figure}"
+        );
     }
 }
 
@@ -373,5 +401,39 @@ proptest! {
                 prop_assert!(!rendered(&errors).is_empty());
             }
         }
+    }
+}
+
+#[test]
+fn weights_keep_every_digit() {
+    for weight in ["0.000001", "0.1", "1000000", "999999.999999", "2", "0.333333", "1e0"] {
+        let text = format!(
+            "schema = 1\nname = \"w\"\n[source.m]\npath = \"m\"\n[corpus.c]\nfiles = [\"c\"]\n[imatrix.a]\ncorpus = \"c\"\n\
+             [imatrix.b]\nmerge = [\"a\"]\nweights = [{weight}]\n"
+        );
+        let read = parse_text(&text);
+        if weight.contains('e') {
+            assert!(read.unwrap_err().contains("at most six digits"), "no exponents");
+            continue;
+        }
+        let recipe = read.unwrap();
+        let shown = recipe.to_toml();
+        assert_eq!(parse_text(&shown).as_ref(), Ok(&recipe), "{shown}");
+        assert!(
+            serde_json::to_string(&recipe)
+                .unwrap()
+                .contains(&format!("\"weight\":\"{weight}\""))
+        );
+    }
+}
+
+#[test]
+fn deep_texts_are_refused_quickly() {
+    for text in [
+        "a.".repeat(50_000) + "a = 1",
+        "[".to_owned() + &"a.".repeat(50_000) + "a]",
+        "a=".to_owned() + &"{a=".repeat(50_000),
+    ] {
+        assert!(parse_text(&text).is_err());
     }
 }

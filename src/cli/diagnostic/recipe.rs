@@ -72,7 +72,7 @@ fn label(error: &RecipeError) -> String {
         RecipeError::UnknownKey { missing: Some(key), .. } => format!("unknown key, and `{key}` is missing"),
         RecipeError::UnknownKey { .. } => "unknown key".to_owned(),
         RecipeError::MisplacedKey { .. } => "it has no effect here".to_owned(),
-        RecipeError::MissingKey { key, .. } => format!("`{key}` is missing"),
+        RecipeError::MissingKey { key, .. } | RecipeError::NoDefault { key, .. } => format!("`{key}` is missing"),
         RecipeError::Conflict { .. } => "and this".to_owned(),
         RecipeError::WrongType { expected, .. } => format!("expected {expected}"),
         RecipeError::UnknownWord { what, .. } => format!("expected {what}"),
@@ -81,7 +81,6 @@ fn label(error: &RecipeError) -> String {
         RecipeError::WrongLength { found, .. } => format!("{found} here"),
         RecipeError::UnknownReference { wanted, .. } => format!("no {wanted} has this name"),
         RecipeError::WrongSource { wanted, .. } => format!("expected {wanted}"),
-        RecipeError::NoDefault { key, .. } => format!("`{key}` is missing"),
         RecipeError::Duplicate { .. } => "the second is here".to_owned(),
         RecipeError::BadQuantity { example, .. } => format!("expected something like \"{example}\""),
         RecipeError::UnreachableRule { .. } => "never reached".to_owned(),
@@ -229,7 +228,6 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
         RecipeError::NeedsOneOf { keys, .. } if keys.contains(&"merge") => vec![text(
             "`corpus` collects it by running the model, `merge` makes it from others, `source` reads a file",
         )],
-        RecipeError::Conflict { .. } => vec![text("remove one of them")],
         RecipeError::UnknownWord {
             place, found, known, ..
         } => match nearest(found, known.iter().copied()) {
@@ -279,7 +277,7 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
                 "a variant is named after its section and its value: rename one of the sections",
             )]
         }
-        RecipeError::Duplicate { .. } => vec![text("remove one of them")],
+        RecipeError::Conflict { .. } | RecipeError::Duplicate { .. } => vec![text("remove one of them")],
         RecipeError::BadQuantity {
             place,
             text: written,
