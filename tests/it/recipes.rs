@@ -1,6 +1,9 @@
 //! The language of recipes, by samples: good ones parse and round-trip, bad ones are refused with the messages kept
 //! beside them, and the JSON Schema that editors use agrees with the parser.
 
+// Helpers of tests may unwrap too.
+#![allow(clippy::unwrap_used, clippy::format_push_string)]
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
