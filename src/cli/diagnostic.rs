@@ -2,6 +2,8 @@
 
 mod recipe;
 
+use std::fmt::Write as _;
+
 use annotate_snippets::AnnotationKind;
 use annotate_snippets::Group;
 use annotate_snippets::Level as Drawn;
@@ -161,11 +163,11 @@ impl Diagnostic {
         let code = self.code.as_ref().map(|code| format!("[{code}]")).unwrap_or_default();
         let mut text = format!("{red}{word}{code}{reset}: {}\n", visible(&self.message));
         for cause in &self.causes {
-            text.push_str(&format!("  caused by: {}\n", visible(cause)));
+            let _ = writeln!(text, "  caused by: {}", visible(cause));
         }
         for (at, hint) in self.hints.iter().enumerate() {
             let gap = if at == 0 { "\n" } else { "" };
-            text.push_str(&format!("{gap}{cyan}hint{reset}: {}\n", visible(hint.text())));
+            let _ = writeln!(text, "{gap}{cyan}hint{reset}: {}", visible(hint.text()));
         }
         text
     }

@@ -111,7 +111,7 @@ pub enum RecipeError {
         second_key: &'static str,
     },
     /// A value of the wrong TOML type.
-    #[error("`{key}` is {expected}, not {found}")]
+    #[error("`{key}` must be {expected}, not {found}")]
     WrongType {
         /// The value.
         place: Place,
@@ -132,7 +132,7 @@ pub enum RecipeError {
         /// The word.
         found: String,
         /// What such words are: "a mix of llama.cpp".
-        what: &'static str,
+        what: String,
         /// All that are allowed.
         known: Vec<&'static str>,
     },
@@ -149,7 +149,7 @@ pub enum RecipeError {
         available: Vec<&'static str>,
     },
     /// A number outside its limits.
-    #[error("`{key}` is {expected}, not {found}")]
+    #[error("`{key}` must be {expected}, not {found}")]
     OutOfRange {
         /// The value.
         place: Place,
@@ -385,7 +385,7 @@ pub enum RecipeError {
         labels: Vec<String>,
     },
     /// Steps that wait for each other.
-    #[error("{} wait for each other", listed(&path.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>()))]
+    #[error("{}", waiting(path))]
     Cycle {
         /// The first name in the text.
         place: Place,
@@ -571,6 +571,19 @@ pub(crate) fn listed<S: AsRef<str>>(words: &[S]) -> String {
     }
 }
 
+fn waiting(path: &[(String, Place)]) -> String {
+    let names: Vec<&str> = path.iter().map(|(name, _)| name.as_str()).collect();
+    match names.as_slice() {
+        [only] => format!("`{only}` waits for itself"),
+        several => format!("{} wait for each other", listed(several)),
+    }
+}
+
+/// Returns a choice of a few words in prose: "`a`, `b` or `c`".
+pub(crate) fn either<S: AsRef<str>>(words: &[S]) -> String {
+    listed(words).replace("` and `", "` or `")
+}
+
 fn count_of(count: usize) -> String {
     match count {
         0 => "is none".to_owned(),
@@ -588,8 +601,7 @@ pub(crate) fn section_words(kind: &str, name: &str) -> String {
 pub(crate) fn user_of(kind: StepKind) -> &'static str {
     match kind {
         StepKind::Corpus => "an `imatrix` or `eval` section",
-        StepKind::Imatrix => "a `policy` section",
-        StepKind::Join => "a `policy` section",
+        StepKind::Imatrix | StepKind::Join => "a `policy` section",
         StepKind::Policy => "a `promote` section",
         StepKind::Promote | StepKind::Eval | StepKind::Metrics | StepKind::Gate => "a `gate` section",
     }

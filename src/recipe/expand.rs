@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use crate::recipe::decl::Data;
 use crate::recipe::decl::Decl;
 use crate::recipe::decl::Decls;
-use crate::recipe::decl::Gate;
 use crate::recipe::decl::Imatrix;
 use crate::recipe::decl::Join;
 use crate::recipe::decl::Method;
@@ -15,13 +14,10 @@ use crate::recipe::error::section_words;
 use crate::recipe::field::Sweep;
 use crate::recipe::model::CollectImatrix;
 use crate::recipe::model::CorpusStep;
-use crate::recipe::model::EvalStep;
-use crate::recipe::model::GateStep;
 use crate::recipe::model::ImatrixStep;
 use crate::recipe::model::JoinStep;
 use crate::recipe::model::ManualPolicy;
 use crate::recipe::model::Method as PolicyMethod;
-use crate::recipe::model::MetricsStep;
 use crate::recipe::model::MixPolicy;
 use crate::recipe::model::OnProblem;
 use crate::recipe::model::Place;
@@ -49,7 +45,7 @@ pub(crate) struct Expansion<'e> {
     pub(crate) implicit: Vec<ResolvedSection>,
     /// The candidates of gates that don't name them, by gate.
     pub(crate) gate_candidates: BTreeMap<String, Vec<String>>,
-    errors: &'e mut Vec<RecipeError>,
+    pub(crate) errors: &'e mut Vec<RecipeError>,
     /// The variants of each declared name.
     variants: BTreeMap<(StepKind, String), Vec<Option<String>>>,
     /// Which joins fit an imatrix to a model.
@@ -145,7 +141,7 @@ impl<'e> Expansion<'e> {
                 this.push(
                     StepKind::Promote,
                     &promote.name,
-                    joined(&[choice.part.clone()]),
+                    joined(std::slice::from_ref(&choice.part)),
                     body,
                     &promote.place,
                 );
@@ -158,11 +154,21 @@ impl<'e> Expansion<'e> {
                 this.gate(gate, decls);
             }
         }
-        this.steps.sort_by_key(|step| step.id.kind);
+        // By kind; joins by name too, for those that nobody wrote come last. Matrices stay as they can be merged.
+        this.steps.sort_by(|a, b| {
+            let name = |step: &'_ Step| {
+                if step.id.kind == StepKind::Join {
+                    step.id.name.clone()
+                } else {
+                    String::new()
+                }
+            };
+            (a.id.kind, name(a)).cmp(&(b.id.kind, name(b)))
+        });
         this
     }
 
-    fn push(&mut self, kind: StepKind, name: &str, variant: Option<String>, body: StepBody, origin: &Place) {
+    pub(crate) fn push(&mut self, kind: StepKind, name: &str, variant: Option<String>, body: StepBody, origin: &Place) {
         self.variants
             .entry((kind, name.to_owned()))
             .or_default()
@@ -558,177 +564,6 @@ impl<'e> Expansion<'e> {
                 name: label,
                 first: first_place,
                 second,
-            });
-        }
-    }
-
-    /// Returns the candidates that a name means: all variants of a `promote` section, or the one with this label.
-    fn candidate(&self, name: &str) -> Vec<StepId> {
-        let promotes = || {
-            self.steps
-                .iter()
-                .map(|step| &step.id)
-                .filter(|id| id.kind == StepKind::Promote)
-        };
-        let named: Vec<_> = promotes().filter(|id| id.name == name).cloned().collect();
-        if named.is_empty() {
-            promotes().filter(|id| id.label() == name).cloned().collect()
-        } else {
-            named
-        }
-    }
-
-    /// Resolves a list of candidates; without one, all.
-    fn candidates(&mut self, user: &str, names: Option<&Vec<(String, Place)>>) -> Vec<StepId> {
-        let all = self.steps.iter().filter(|step| step.id.kind == StepKind::Promote);
-        let Some(names) = names else {
-            return all.map(|step| step.id.clone()).collect();
-        };
-        let mut found: Vec<StepId> = Vec::new();
-        for (name, place) in names {
-            let ids = self.candidate(name);
-            if ids.is_empty() {
-                self.unknown_candidate(user, name, place);
-            }
-            for id in ids {
-                if !found.contains(&id) {
-                    found.push(id);
-                }
-            }
-        }
-        found
-    }
-
-    fn unknown_candidate(&mut self, user: &str, name: &str, place: &Place) {
-        let promotes = self.steps.iter().filter(|step| step.id.kind == StepKind::Promote);
-        let declared = promotes.map(|step| (step.id.label(), step.origin.clone())).collect();
-        self.errors.push(RecipeError::UnknownReference {
-            place: place.clone(),
-            name: name.to_owned(),
-            user: user.to_owned(),
-            wanted: "candidate".to_owned(),
-            declared,
-            other: None,
-        });
-    }
-
-    fn evals(&mut self, decls: &Decls) {
-        for eval in &decls.evals {
-            let body = &eval.body;
-            let candidates = self.candidates(&section_words("eval", &eval.name), body.candidates.as_ref());
-            let body = StepBody::Eval(EvalStep {
-                candidates,
-                reference: body.reference.clone(),
-                corpus: StepId::new(StepKind::Corpus, body.corpus.as_str(), None),
-                context: body.context,
-                chunks: body.chunks,
-                kld: body.kld,
-                block: body.block,
-                bootstrap: body.bootstrap,
-                seed: body.seed,
-            });
-            self.push(StepKind::Eval, &eval.name, None, body, &eval.place);
-        }
-        for metrics in &decls.metrics {
-            let evals = metrics
-                .body
-                .evals
-                .iter()
-                .map(|name| StepId::new(StepKind::Eval, name.as_str(), None));
-            let body = StepBody::Metrics(MetricsStep { evals: evals.collect() });
-            self.push(StepKind::Metrics, &metrics.name, None, body, &metrics.place);
-        }
-    }
-
-    fn gate(&mut self, decl: &Decl<Gate>, decls: &Decls) {
-        let words = section_words("gate", &decl.name);
-        let baseline = decl.body.baseline.as_ref().and_then(|(name, place)| {
-            let ids = self.candidate(name);
-            match ids.as_slice() {
-                [id] => return Some(id.clone()),
-                [] => self.unknown_candidate(&words, name, place),
-                several => self.errors.push(RecipeError::NotSingle {
-                    place: place.clone(),
-                    key: "baseline",
-                    name: name.clone(),
-                    count: several.len(),
-                    labels: several.iter().map(StepId::label).collect(),
-                }),
-            }
-            None
-        });
-        let mut candidates = self.candidates(&words, decl.body.candidates.as_ref());
-        if decl.body.candidates.is_none() {
-            candidates.retain(|id| Some(id) != baseline.as_ref());
-            let labels = candidates.iter().map(StepId::label).collect();
-            self.gate_candidates.insert(decl.name.clone(), labels);
-        }
-        if candidates.is_empty() && self.errors.is_empty() {
-            self.errors.push(RecipeError::NoDefault {
-                place: decl.place.clone(),
-                section: words.clone(),
-                key: "candidates",
-                what: "candidate",
-                declared: Vec::new(),
-            });
-        }
-        self.check_figures(decl, decls, &candidates, baseline.as_ref());
-        let body = StepBody::Gate(GateStep {
-            metrics: StepId::new(StepKind::Metrics, decl.body.metrics.as_str(), None),
-            candidates,
-            require: decl
-                .body
-                .require
-                .iter()
-                .map(|(requirement, _)| requirement.clone())
-                .collect(),
-            baseline,
-            confidence: decl.body.confidence,
-        });
-        self.push(StepKind::Gate, &decl.name, None, body, &decl.place);
-    }
-
-    /// Reports requirements on figures that no evaluation gives for some candidate.
-    fn check_figures(&mut self, decl: &Decl<Gate>, decls: &Decls, ids: &[StepId], baseline: Option<&StepId>) {
-        let Some(metrics) = decls.metrics.iter().find(|metrics| metrics.name == decl.body.metrics) else {
-            return;
-        };
-        let evals: Vec<(bool, Vec<StepId>)> = self
-            .steps
-            .iter()
-            .filter(|step| metrics.body.evals.contains(&step.id.name))
-            .filter_map(|step| match &step.body {
-                StepBody::Eval(eval) => Some((eval.kld, eval.candidates.clone())),
-                _ => None,
-            })
-            .collect();
-        for (requirement, place) in &decl.body.require {
-            let figure = requirement.figure;
-            if !figure.needs_eval() {
-                continue;
-            }
-            let mut needed = ids.iter().chain(baseline);
-            let covers = |id: &StepId, kld: bool| {
-                evals
-                    .iter()
-                    .any(|(has_kld, candidates)| (*has_kld || !kld) && candidates.contains(id))
-            };
-            let Some(without) = needed.find(|id| !covers(id, figure.needs_kld())) else {
-                continue;
-            };
-            let why = if evals.is_empty() {
-                "there is no evaluation".to_owned()
-            } else if covers(without, false) {
-                "its evaluations have `kld = false`".to_owned()
-            } else {
-                format!("no evaluation covers the candidate `{}`", without.label())
-            };
-            self.errors.push(RecipeError::NoFigure {
-                place: place.clone(),
-                section: section_words("gate", &decl.name),
-                figure,
-                why,
-                metrics: Some(metrics.place.clone()),
             });
         }
     }

@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 
 use crate::recipe::error::RecipeError;
+use crate::recipe::error::either;
 use crate::recipe::model::Pattern;
 use crate::recipe::model::Place;
 use crate::recipe::model::ResolvedSection;
@@ -102,14 +103,10 @@ impl<'a> Field<'a> {
     }
 
     /// Reads one of the words in `table`; those in `reserved` are not available yet.
-    pub(crate) fn word<T: Copy>(
-        &self,
-        what: &'static str,
-        table: &[(&'static str, T)],
-        reserved: &[&str],
-    ) -> Result<T, RecipeError> {
+    pub(crate) fn word<T: Copy>(&self, table: &[(&'static str, T)], reserved: &[&str]) -> Result<T, RecipeError> {
         let known: Vec<&'static str> = table.iter().map(|(word, _)| *word).collect();
-        let found = self.string(what)?;
+        let what = either(&known);
+        let found = self.string(&what)?;
         if let Some((_, value)) = table.iter().find(|(word, _)| *word == found) {
             return Ok(*value);
         }
@@ -122,15 +119,15 @@ impl<'a> Field<'a> {
                 available: known,
             });
         }
-        Err(self.unknown_word(found, what, known))
+        Err(self.unknown_word(found, &what, known))
     }
 
-    fn unknown_word(&self, found: &str, what: &'static str, known: Vec<&'static str>) -> RecipeError {
+    fn unknown_word(&self, found: &str, what: &str, known: Vec<&'static str>) -> RecipeError {
         RecipeError::UnknownWord {
             place: self.place(),
             key: self.key.to_owned(),
             found: found.to_owned(),
-            what,
+            what: what.to_owned(),
             known,
         }
     }
@@ -236,6 +233,8 @@ pub(crate) struct Reader<'a, 'e> {
     missing: Vec<(&'static str, &'static str)>,
     pub(crate) resolved: ResolvedSection,
     errors_before: usize,
+    /// Whether unknown keys pass, because what the section is can't be told.
+    pub(crate) any_key: bool,
 }
 
 impl<'a, 'e> Reader<'a, 'e> {
@@ -261,6 +260,7 @@ impl<'a, 'e> Reader<'a, 'e> {
             missing: Vec::new(),
             resolved,
             errors_before,
+            any_key: false,
         }
     }
 
@@ -406,7 +406,7 @@ impl<'a, 'e> Reader<'a, 'e> {
 
     /// Reports what is unknown and what is missing. Returns the resolved section, or `None` when anything was wrong.
     pub(crate) fn finish(mut self) -> Option<ResolvedSection> {
-        for entry in self.entries {
+        for entry in self.entries.iter().filter(|_| !self.any_key) {
             if self.known.contains(&entry.key.as_str()) {
                 continue;
             }

@@ -7,6 +7,9 @@
 //! No stage stops at the first error: all errors of a recipe are returned at once, in the order of the text. There is no
 //! I/O here: files named by `extends` come from a closure that the caller gives.
 
+// Errors carry their places; they are made once and never on a hot path.
+#![allow(clippy::result_large_err)]
+
 pub mod error;
 pub mod model;
 pub mod names;
@@ -14,11 +17,14 @@ pub mod quantity;
 pub mod requirement;
 pub mod settings;
 
+mod body;
 mod decl;
 mod expand;
+mod expand_judge;
 mod field;
 mod raw;
 mod read;
+mod read_judge;
 mod read_policy;
 mod read_steps;
 mod show;
@@ -155,9 +161,9 @@ fn implicit_metrics(names: &mut read::Names) -> Option<(decl::Decl<decl::Metrics
     let place = asked.map(|(_, place)| place.clone())?;
     names.add("metrics", "all", &place);
     let metrics = decl::Metrics {
-        evals: read_steps::all_evals(names),
+        evals: read_judge::all_evals(names),
     };
-    let entries = read_steps::metrics_entries(&metrics);
+    let entries = read_judge::metrics_entries(&metrics);
     let resolved = ResolvedSection {
         kind: "metrics",
         name: "all".to_owned(),

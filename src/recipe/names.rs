@@ -155,8 +155,16 @@ pub fn nearest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
         .into_iter()
         .map(|word| (distance(word), word))
         .filter(|(distance, word)| *distance <= reach || (length >= 4 && word.to_lowercase().starts_with(&lower)))
-        .min_by_key(|(distance, _)| *distance)
+        .min_by_key(|(distance, word)| (*distance, std::cmp::Reverse(common_start(&lower, word))))
         .map(|(_, word)| word)
+}
+
+/// Returns how many characters two words begin with alike, in either case.
+fn common_start(a: &str, b: &str) -> usize {
+    a.chars()
+        .zip(b.chars())
+        .take_while(|(a, b)| a.eq_ignore_ascii_case(b))
+        .count()
 }
 
 #[cfg(test)]
@@ -198,6 +206,7 @@ mod tests {
     fn the_nearest_word_is_near() {
         assert_eq!(nearest("polcy", ["policy", "promote"]), Some("policy"));
         assert_eq!(nearest("q4_k_m", MIXES.iter().copied()), Some("Q4_K_M"));
+        assert_eq!(nearest("Q4_K_XL", MIXES.iter().copied()), Some("Q4_K_S"));
         assert_eq!(nearest("banana", ["policy", "promote"]), None);
     }
 }

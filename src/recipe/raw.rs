@@ -70,9 +70,13 @@ pub(crate) fn read(source: &Source, file: usize) -> Result<Vec<RawEntry>, Vec<Re
         let span = error
             .span()
             .map_or(end..end, |span| span.start.min(end)..span.end.min(end));
+        let mut message = error.message().trim_end().to_owned();
+        if let ("duplicate key", Some(key)) = (message.as_str(), source.text().get(span.clone())) {
+            message = format!("the key `{key}` is there already");
+        }
         RecipeError::Syntax {
             place: Place::new(source, span),
-            message: error.message().trim_end().to_owned(),
+            message,
         }
     };
     Err(errors.into_iter().map(error).collect())
@@ -227,7 +231,7 @@ pub(crate) fn load(
                 return merged;
             }
         }
-        directory = parent(&resolved).to_owned();
+        parent(&resolved).clone_into(&mut directory);
         chain.push(normal);
     }
 }

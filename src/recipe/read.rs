@@ -250,11 +250,7 @@ pub(crate) fn top(merged: &Merged, errors: &mut Vec<RecipeError>) -> Option<Top>
     });
     let description = reader.read("description", |field| field.string("a text").map(str::to_owned));
     let engine = reader.read("engine", |field| {
-        field.word(
-            "an engine",
-            &[(Engine::Embedded.as_str(), Engine::Embedded)],
-            LATER_ENGINES,
-        )
+        field.word(&[(Engine::Embedded.as_str(), Engine::Embedded)], LATER_ENGINES)
     });
     let engine = engine.unwrap_or_default();
     reader.put("schema", i64::from(SCHEMA));
@@ -321,7 +317,7 @@ pub(crate) fn sources(
         );
         let path = reader.required("path", "path = \"model.gguf\"", |field| path(field, files));
         let kinds = [("model", SourceKind::Model), ("imatrix", SourceKind::Imatrix)];
-        let kind = reader.read("kind", |field| field.word("what a source holds", &kinds, &[]));
+        let kind = reader.read("kind", |field| field.word(&kinds, &[]));
         let kind = kind.or_else(|| path.as_ref().map(|path| kind_by_name(&path.written)));
         if let (Some(path), Some(kind)) = (&path, kind) {
             reader.put("path", path.resolved.as_str());
@@ -355,7 +351,8 @@ pub(crate) fn sources(
 /// A `.dat` file, or one with `imatrix` between the dots of its name, is an importance matrix.
 fn kind_by_name(path: &str) -> SourceKind {
     let file = path.rsplit(['/', '\\']).next().unwrap_or(path);
-    if file.ends_with(".dat") || file.split('.').any(|part| part == "imatrix") {
+    let extension = file.rsplit_once('.').map(|(_, extension)| extension);
+    if extension == Some("dat") || file.split('.').any(|part| part == "imatrix") {
         SourceKind::Imatrix
     } else {
         SourceKind::Model

@@ -36,13 +36,15 @@ pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Opti
     let keep = reader.list("keep", "a list of regular expressions", |field| field.pattern());
     let methods = [("mix", Kind::Mix), ("manual", Kind::Manual)];
     let kind = reader.required("method", "method = \"mix\"", |field| {
-        field.word("how types are chosen", &methods, LATER_METHODS)
+        field.word(&methods, LATER_METHODS)
     });
     let method_place = reader.entry("method").map(|entry| entry.value.place.clone());
     let Some(kind) = kind else {
         for key in MIX_KEYS.iter().chain(MANUAL_KEYS) {
             reader.has(key);
         }
+        // Keys of a method that does not exist (yet) are not the user's mistake.
+        reader.any_key = reader.has("method");
         return None;
     };
     let (model, data) = (model, data);
@@ -161,9 +163,10 @@ fn manual(reader: &mut Reader<'_, '_>) -> Option<Method> {
     if !reader.has("rules") && !reader.has("otherwise") {
         reader.need("rules", "rules = [{ match = \"ffn_down\", type = \"Q6_K\" }]");
     }
-    let rules = match reader.has("rules") {
-        true => rules(reader),
-        false => Some(Vec::new()),
+    let rules = if reader.has("rules") {
+        rules(reader)
+    } else {
+        Some(Vec::new())
     };
     let otherwise = reader.sweep("otherwise", |to| to.as_str().to_owned(), rule_type);
     let rules = rules?;
@@ -199,7 +202,7 @@ fn rule_type(field: Field<'_>) -> Result<RuleType, RecipeError> {
                 place,
                 key,
                 found,
-                what: "a tensor type or `keep`",
+                what: "a tensor type or `keep`".to_owned(),
                 known,
             }
         }

@@ -3,14 +3,10 @@
 use crate::recipe::decl::Corpus;
 use crate::recipe::decl::Decl;
 use crate::recipe::decl::Decls;
-use crate::recipe::decl::Eval;
-use crate::recipe::decl::Gate;
 use crate::recipe::decl::Imatrix;
 use crate::recipe::decl::Join;
-use crate::recipe::decl::Metrics;
 use crate::recipe::decl::Promote;
 use crate::recipe::error::RecipeError;
-use crate::recipe::field::Field;
 use crate::recipe::field::Reader;
 use crate::recipe::field::Sweep;
 use crate::recipe::model::Chunking;
@@ -21,15 +17,14 @@ use crate::recipe::model::ResolvedSection;
 use crate::recipe::model::SourceKind;
 use crate::recipe::model::SourceName;
 use crate::recipe::quantity::Decimal;
-use crate::recipe::quantity::Quantity;
 use crate::recipe::raw::File;
-use crate::recipe::raw::inside;
 use crate::recipe::read::Names;
 use crate::recipe::read::Section;
 use crate::recipe::read::file_pattern;
+use crate::recipe::read_judge::eval;
+use crate::recipe::read_judge::gate;
+use crate::recipe::read_judge::metrics;
 use crate::recipe::read_policy::policy;
-use crate::recipe::requirement::Bound;
-use crate::recipe::requirement::Requirement;
 
 /// What readers of steps need besides their section.
 pub(crate) struct Context<'a> {
@@ -38,11 +33,11 @@ pub(crate) struct Context<'a> {
 }
 
 /// Tokens in a chunk.
-const CONTEXTS: std::ops::RangeInclusive<u32> = 8..=1_048_576;
+pub(crate) const CONTEXTS: std::ops::RangeInclusive<u32> = 8..=1_048_576;
 /// Chunks in one action.
-const BLOCKS: std::ops::RangeInclusive<u32> = 1..=65_536;
+pub(crate) const BLOCKS: std::ops::RangeInclusive<u32> = 1..=65_536;
 /// Counts that have no sensible limit.
-const COUNTS: std::ops::RangeInclusive<u64> = 1..=i64::MAX as u64;
+pub(crate) const COUNTS: std::ops::RangeInclusive<u64> = 1..=i64::MAX as u64;
 
 /// Reads the sections of all steps.
 pub(crate) fn steps(
@@ -95,9 +90,7 @@ fn corpus(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Corpus> 
         file_pattern(field, context.files)
     });
     let chunkings = [("per-file", Chunking::PerFile), ("joined", Chunking::Joined)];
-    let chunking = reader.read("chunking", |field| {
-        field.word("how texts become chunks", &chunkings, &[])
-    });
+    let chunking = reader.read("chunking", |field| field.word(&chunkings, &[]));
     let chunking = chunking.unwrap_or(Chunking::PerFile);
     let parse_special = reader.read("parse_special", |field| field.boolean()).unwrap_or(false);
     let files: Vec<_> = files?.into_iter().map(|(path, _)| path).collect();
@@ -145,11 +138,13 @@ pub(crate) fn model(reader: &mut Reader<'_, '_>, key: &'static str, names: &Name
     }
 }
 
+// By reference to a `String`, as the items of sweeps come.
+#[allow(clippy::ptr_arg)]
 pub(crate) fn text(value: &String) -> toml::Value {
     toml::Value::from(value.as_str())
 }
 
-fn number(value: u64) -> toml::Value {
+pub(crate) fn number(value: u64) -> toml::Value {
     toml::Value::from(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
@@ -292,7 +287,7 @@ fn merge(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix> 
         reader.sweep(
             "mode",
             |mode: &MergeMode| mode.as_str().to_owned(),
-            |field| field.word("how matrices are merged", &modes, &[]),
+            |field| field.word(&modes, &[]),
         )
     });
     let inputs = inputs?;
@@ -340,12 +335,11 @@ fn join(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Join> {
     reader.need("imatrix", "imatrix = \"general\"");
     let imatrix = names_of(reader, "imatrix", context.names, "imatrix", "an imatrix");
     let words = [("warn", OnProblem::Warn), ("fail", OnProblem::Fail)];
-    let what = "what a found problem means";
     let missing = reader
-        .read("missing", |field| field.word(what, &words, &[]))
+        .read("missing", |field| field.word(&words, &[]))
         .unwrap_or(OnProblem::Warn);
     let unrouted = reader
-        .read("unrouted", |field| field.word(what, &words, &[]))
+        .read("unrouted", |field| field.word(&words, &[]))
         .unwrap_or(OnProblem::Warn);
     let min_count = reader.read("min_count", |field| field.integer(COUNTS));
     let join = Join {
@@ -385,202 +379,4 @@ fn promote(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Promote
         policy,
         allow_requantize,
     })
-}
-
-/// Reads a candidate: the name of a `promote` section, or what may be the label of one of its variants.
-fn candidate(field: Field<'_>, names: &Names, user: &str) -> Result<String, RecipeError> {
-    let name = field.string("the name of a candidate")?;
-    let is = |promote: &str| name == promote || name.strip_prefix(promote).is_some_and(|rest| rest.starts_with('-'));
-    if names.of("promote").any(|(promote, _)| is(promote)) {
-        return Ok(name.to_owned());
-    }
-    Err(RecipeError::UnknownReference {
-        place: field.place(),
-        name: name.to_owned(),
-        user: user.to_owned(),
-        wanted: "candidate".to_owned(),
-        declared: names.listed("promote"),
-        other: names.elsewhere("promote", name),
-    })
-}
-
-fn eval(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Eval> {
-    let words = reader.words.clone();
-    let candidates = reader.list("candidates", "a list of candidates", |field| {
-        candidate(field, context.names, &words)
-    });
-    if !reader.has("candidates") && context.names.of("promote").next().is_none() {
-        reader.errors.push(RecipeError::NoDefault {
-            place: reader.head.clone(),
-            section: words.clone(),
-            key: "candidates",
-            what: "candidate",
-            declared: Vec::new(),
-        });
-    }
-    let reference = model(reader, "reference", context.names);
-    let corpus = reader.required("corpus", "corpus = \"held-out\"", |field| {
-        context.names.reference(field, "corpus", "a corpus", &words)
-    });
-    let tokens = reader.read("context", |field| field.integer32(CONTEXTS)).unwrap_or(512);
-    let chunks = reader.read("chunks", |field| field.integer(COUNTS));
-    let kld = reader.read("kld", |field| field.boolean()).unwrap_or(true);
-    let block = reader.read("block", |field| field.integer32(BLOCKS)).unwrap_or(8);
-    let bootstrap = reader
-        .read("bootstrap", |field| field.integer32(0..=1_000_000))
-        .unwrap_or(1000);
-    let seed = reader
-        .read("seed", |field| field.integer(0..=i64::MAX as u64))
-        .unwrap_or(0);
-    let (corpus, reference) = (corpus?, reference?);
-    let listed: Vec<_> = match &candidates {
-        Some(candidates) => candidates.iter().map(|(name, _)| text(name)).collect(),
-        None => context
-            .names
-            .of("promote")
-            .map(|(name, _)| toml::Value::from(name))
-            .collect(),
-    };
-    reader.put("candidates", listed);
-    reader.put("reference", reference.as_str());
-    reader.put("corpus", corpus.as_str());
-    reader.put("context", number(u64::from(tokens)));
-    if let Some(chunks) = chunks {
-        reader.put("chunks", number(chunks));
-    }
-    reader.put("kld", kld);
-    reader.put("block", number(u64::from(block)));
-    reader.put("bootstrap", number(u64::from(bootstrap)));
-    reader.put("seed", number(seed));
-    Some(Eval {
-        candidates,
-        reference,
-        corpus,
-        context: tokens,
-        chunks,
-        kld,
-        block,
-        bootstrap,
-        seed,
-    })
-}
-
-fn metrics(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Metrics> {
-    let words = reader.words.clone();
-    let evals = match reader.has("evals") {
-        true => {
-            let evals = reader.list("evals", "a list of evaluations", |field| {
-                context.names.reference(field, "eval", "an evaluation", &words)
-            })?;
-            evals.into_iter().map(|(name, _)| name).collect()
-        }
-        false => all_evals(context.names),
-    };
-    let metrics = Metrics { evals };
-    reader.resolved.entries.extend(metrics_entries(&metrics));
-    Some(metrics)
-}
-
-/// Returns the keys of a metrics section as the resolved recipe has them. An empty list can't be written.
-pub(crate) fn metrics_entries(metrics: &Metrics) -> Vec<(&'static str, toml::Value)> {
-    let list: Vec<_> = metrics.evals.iter().map(text).collect();
-    if list.is_empty() {
-        Vec::new()
-    } else {
-        vec![("evals", toml::Value::Array(list))]
-    }
-}
-
-pub(crate) fn all_evals(names: &Names) -> Vec<String> {
-    names.of("eval").map(|(name, _)| name.to_owned()).collect()
-}
-
-fn gate(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Gate> {
-    let words = reader.words.clone();
-    let metrics = match reader.has("metrics") {
-        true => reader.read("metrics", |field| {
-            context.names.reference(field, "metrics", "a metrics section", &words)
-        }),
-        false => {
-            let declared = context.names.listed("metrics");
-            if let [(only, _)] = declared.as_slice() {
-                Some(only.clone())
-            } else {
-                let (place, section) = (reader.head.clone(), words.clone());
-                let what = "metrics section";
-                reader.errors.push(RecipeError::NoDefault {
-                    place,
-                    section,
-                    key: "metrics",
-                    what,
-                    declared,
-                });
-                None
-            }
-        }
-    };
-    let candidates = reader.list("candidates", "a list of candidates", |field| {
-        candidate(field, context.names, &words)
-    });
-    reader.need("require", "require = [\"kld_mean < 0.02\"]");
-    let require = reader.list("require", "a list of requirements", |field| {
-        let text = field.string("a requirement")?;
-        Requirement::parse(text).map_err(|error| RecipeError::BadRequirement {
-            place: inside(&field.raw.place, text, error.at),
-            text: text.to_owned(),
-            problem: error.what,
-        })
-    });
-    let baseline = reader.read("baseline", |field| {
-        Ok((candidate(field, context.names, &words)?, field.place()))
-    });
-    let uses = |(requirement, _): &&(Requirement, Place)| matches!(requirement.bound, Bound::Baseline { .. });
-    if let Some((_, because)) = require.iter().flatten().find(uses)
-        && !reader.has("baseline")
-    {
-        reader.errors.push(RecipeError::MissingKey {
-            place: reader.head.clone(),
-            section: words,
-            key: "baseline",
-            example: "baseline = \"small\"",
-            because: Some(because.clone()),
-        });
-    }
-    let confidence = reader.read("confidence", confidence);
-    let confidence = confidence.unwrap_or(Decimal::from_millionths(95_000_000));
-    let (metrics, require) = (metrics?, require?);
-    reader.put("metrics", metrics.as_str());
-    if let Some(candidates) = &candidates {
-        let list: Vec<_> = candidates.iter().map(|(name, _)| text(name)).collect();
-        reader.put("candidates", list);
-    }
-    let list: Vec<_> = require
-        .iter()
-        .map(|(requirement, _)| toml::Value::from(requirement.to_string()))
-        .collect();
-    reader.put("require", list);
-    if let Some((name, _)) = &baseline {
-        reader.put("baseline", name.as_str());
-    }
-    reader.put("confidence", Quantity::Percent(confidence).to_string());
-    Some(Gate {
-        metrics,
-        candidates,
-        require,
-        baseline,
-        confidence,
-    })
-}
-
-fn confidence(field: Field<'_>) -> Result<Decimal, RecipeError> {
-    let expected = "a percentage between 0 and 100";
-    match field.quantity(expected, "95 %")? {
-        Quantity::Percent(percent) if (1..100_000_000).contains(&percent.millionths()) => Ok(percent),
-        other => Err(RecipeError::OutOfRange {
-            place: field.place(),
-            key: field.key.to_owned(),
-            expected: expected.to_owned(),
-            found: other.to_string(),
-        }),
-    }
 }

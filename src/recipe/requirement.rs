@@ -288,9 +288,8 @@ fn bound(figure: Figure, text: &str) -> Result<Bound, RequirementProblem> {
     }
     if let Some((left, right)) = text.split_once('*') {
         let (left, right) = (left.trim(), right.trim());
-        let factor = match (left, right) {
-            ("baseline", factor) | (factor, "baseline") => factor,
-            _ => return Err(RequirementProblem::BadBound(text.to_owned())),
+        let (("baseline", factor) | (factor, "baseline")) = (left, right) else {
+            return Err(RequirementProblem::BadBound(text.to_owned()));
         };
         let value = number(factor).ok_or_else(|| RequirementProblem::BadBound(factor.to_owned()))?;
         return Ok(Bound::Baseline {

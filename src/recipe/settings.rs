@@ -79,7 +79,7 @@ impl Settings {
             ("never", ColorChoice::Never),
         ];
         settings.color = reader
-            .read("color", |field| field.word("when output has colour", &colors, &[]))
+            .read("color", |field| field.word(&colors, &[]))
             .unwrap_or_default();
         let engine = reader.read("engine", table);
         let pools = reader.read("pools", table);

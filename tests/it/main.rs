@@ -5,3 +5,4 @@ mod store;
 mod engine;
 mod peer_engine;
 mod peer_quantize;
+mod recipes;

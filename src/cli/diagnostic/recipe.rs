@@ -72,7 +72,7 @@ fn label(error: &RecipeError) -> String {
         RecipeError::UnknownKey { missing: Some(key), .. } => format!("unknown key, and `{key}` is missing"),
         RecipeError::UnknownKey { .. } => "unknown key".to_owned(),
         RecipeError::MisplacedKey { .. } => "it has no effect here".to_owned(),
-        RecipeError::MissingKey { key, .. } => format!("`{key}` is missing"),
+        RecipeError::MissingKey { key, .. } | RecipeError::NoDefault { key, .. } => format!("`{key}` is missing"),
         RecipeError::Conflict { .. } => "and this".to_owned(),
         RecipeError::WrongType { expected, .. } => format!("expected {expected}"),
         RecipeError::UnknownWord { what, .. } => format!("expected {what}"),
@@ -81,7 +81,6 @@ fn label(error: &RecipeError) -> String {
         RecipeError::WrongLength { found, .. } => format!("{found} here"),
         RecipeError::UnknownReference { wanted, .. } => format!("no {wanted} has this name"),
         RecipeError::WrongSource { wanted, .. } => format!("expected {wanted}"),
-        RecipeError::NoDefault { key, .. } => format!("`{key}` is missing"),
         RecipeError::Duplicate { .. } => "the second is here".to_owned(),
         RecipeError::BadQuantity { example, .. } => format!("expected something like \"{example}\""),
         RecipeError::UnreachableRule { .. } => "never reached".to_owned(),
@@ -164,6 +163,14 @@ fn text(text: impl Into<String>) -> Hint {
     Hint::Text(text.into())
 }
 
+fn there<S: AsRef<str>>(words: &[S]) -> String {
+    format!(
+        "there {} {}",
+        if words.len() == 1 { "is" } else { "are" },
+        listed(words)
+    )
+}
+
 fn listed<S: AsRef<str>>(words: &[S]) -> String {
     words
         .iter()
@@ -201,7 +208,7 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
     match error {
         RecipeError::UnknownSection { place, found, known } => match nearest(found, known.iter().copied()) {
             Some(near) => vec![patch(place, near.to_owned(), near)],
-            None => vec![text(format!("there are {}", listed(known)))],
+            None => vec![text(there(known))],
         },
         RecipeError::UnnamedSection { kind, .. } => vec![text(format!("write `[{kind}.NAME]` with a name of yours"))],
         RecipeError::UnknownKey {
@@ -221,7 +228,6 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
         RecipeError::NeedsOneOf { keys, .. } if keys.contains(&"merge") => vec![text(
             "`corpus` collects it by running the model, `merge` makes it from others, `source` reads a file",
         )],
-        RecipeError::Conflict { .. } => vec![text("remove one of them")],
         RecipeError::UnknownWord {
             place, found, known, ..
         } => match nearest(found, known.iter().copied()) {
@@ -248,7 +254,7 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
                 None if names.is_empty() || other.is_some() => {
                     vec![text(format!("declare it with `[{section}.{}]`", bare(name)))]
                 }
-                None => vec![text(format!("there are {}", listed(&names)))],
+                None => vec![text(there(&names))],
             }
         }
         RecipeError::WrongSource { .. } => vec![text("a source's `kind` says what it holds")],
@@ -271,7 +277,7 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
                 "a variant is named after its section and its value: rename one of the sections",
             )]
         }
-        RecipeError::Duplicate { .. } => vec![text("remove one of them")],
+        RecipeError::Conflict { .. } | RecipeError::Duplicate { .. } => vec![text("remove one of them")],
         RecipeError::BadQuantity {
             place,
             text: written,
@@ -279,6 +285,7 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
             example,
             ..
         } => match problem {
+            _ if example.ends_with('%') => vec![text(format!("write a percentage like `\"{example}\"`"))],
             QuantityProblem::UnknownUnit {
                 found,
                 nearest: Some(near),
@@ -308,7 +315,7 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
             )]
         }
         RecipeError::NeedsImatrix { declared, .. } => {
-            vec![text(format!("name one with `imatrix`: there are {}", listed(declared)))]
+            vec![text(format!("name one with `imatrix`: {}", there(declared)))]
         }
         RecipeError::ModelMismatch { model, .. } => vec![text(format!("declare a join for the model `{model}`"))],
         RecipeError::NotSingle { labels, .. } => vec![text(format!("name one of {}", listed(labels)))],
