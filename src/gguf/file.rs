@@ -44,7 +44,7 @@ pub enum OpenError {
         count: u64,
     },
     /// Shards that are not there.
-    #[error("{} shards of {} are missing: {}", .missing.len(), .path.display(), some(.missing))]
+    #[error("the set of {} lacks {} of its shards: {}", .path.display(), .missing.len(), some(.missing))]
     MissingShards {
         /// The shard that was opened.
         path: PathBuf,

@@ -5,7 +5,8 @@ use std::io::{self, Write};
 
 use super::error::{GgufError, Place, Problem};
 use super::header::{TensorInfo, tensor_len};
-use super::metadata::Metadata;
+use super::metadata::{Entry, Metadata};
+use super::value::{Value, ValueType};
 use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_TENSOR_NAME};
 use crate::tensor_type::TensorType;
 
@@ -21,6 +22,16 @@ pub struct TensorSpec {
     pub ty: TensorType,
     /// The sizes, fastest first. They are written as they are; llama.cpp writes them [`without_trailing_ones`].
     pub dims: Vec<u64>,
+}
+
+impl From<&TensorInfo> for TensorSpec {
+    fn from(info: &TensorInfo) -> Self {
+        Self {
+            name: info.name.clone(),
+            ty: info.ty,
+            dims: info.dims.clone(),
+        }
+    }
 }
 
 /// Returns the dimensions as llama.cpp writes them: without the ones at the end, but never none.
@@ -198,20 +209,25 @@ fn check_alignment(metadata: &Metadata, asked: u64) -> Result<(), GgufError> {
             problem,
         })
     };
-    let said = metadata
-        .get(ALIGNMENT_KEY)
-        .map_or(Some(DEFAULT_ALIGNMENT), |_| metadata.get_u64(ALIGNMENT_KEY));
+    // Readers take no other type, so another is as wrong as another number.
+    let said = match metadata.get(ALIGNMENT_KEY).map(Entry::value) {
+        None => DEFAULT_ALIGNMENT,
+        Some(Value::U32(said)) => said.into(),
+        Some(other) => {
+            return wrong(Problem::WrongValueType {
+                found: other.value_type(),
+                expected: ValueType::U32,
+            });
+        }
+    };
     match said {
         _ if !asked.is_power_of_two() => wrong(Problem::Alignment { found: asked }),
         _ if asked > MAX_ALIGNMENT => wrong(Problem::AlignmentTooLarge {
             found: asked,
             limit: MAX_ALIGNMENT,
         }),
-        Some(said) if said == asked => Ok(()),
-        said => wrong(Problem::AlignmentMismatch {
-            metadata: said.unwrap_or(0),
-            asked,
-        }),
+        _ if said == asked => Ok(()),
+        metadata => wrong(Problem::AlignmentMismatch { metadata, asked }),
     }
 }
 
@@ -253,7 +269,6 @@ fn encode_header(metadata: &Metadata, tensors: &[TensorInfo], alignment: u64) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::Value;
 
     fn spec(name: &str, dims: &[u64]) -> TensorSpec {
         TensorSpec {
@@ -301,6 +316,16 @@ mod tests {
 
     #[test]
     fn the_alignment_is_what_the_reader_will_believe() {
+        let mut wide = Metadata::new();
+        wide.set(ALIGNMENT_KEY, &Value::U64(32)).unwrap();
+        let error = Layout::new(&wide, &[], 32).unwrap_err().problem;
+        assert_eq!(
+            error,
+            Problem::WrongValueType {
+                found: ValueType::U64,
+                expected: ValueType::U32
+            }
+        );
         let mut metadata = Metadata::new();
         let error = Layout::new(&metadata, &[], 64).unwrap_err().problem;
         assert_eq!(

@@ -29,7 +29,7 @@ pub use file::{File, OpenError};
 pub use header::{Header, MAX_HEADER, TensorInfo, parse};
 pub use layout::{Layout, TensorSpec, without_trailing_ones};
 pub use metadata::{Entry, Metadata, StringArray};
-pub use model::{Model, ModelTensor};
+pub use model::{Model, ModelTensor, TensorReader};
 pub use value::{Value, ValueType};
 
 /// The bytes every GGUF file begins with.

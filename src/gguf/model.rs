@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::error::{GgufError, Place, Problem};
@@ -174,6 +175,15 @@ impl Model {
         self.shards.iter().map(PositionedFile::len)
     }
 
+    /// Returns a tensor's bytes as a stream.
+    pub fn tensor_reader<'a>(&'a self, tensor: &'a ModelTensor) -> TensorReader<'a> {
+        TensorReader {
+            model: self,
+            tensor,
+            at: 0,
+        }
+    }
+
     /// Fills `buf` with a tensor's bytes from `offset` (within the tensor) on.
     ///
     /// # Errors
@@ -198,6 +208,24 @@ impl Model {
                 ),
             )),
         }
+    }
+}
+
+/// A tensor's bytes as a stream: what [`Model::tensor_reader`] returns.
+#[derive(Debug)]
+pub struct TensorReader<'a> {
+    model: &'a Model,
+    tensor: &'a ModelTensor,
+    at: u64,
+}
+
+impl Read for TensorReader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = self.tensor.info.len.saturating_sub(self.at);
+        let count = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+        self.model.read_tensor_at(self.tensor, self.at, &mut buf[..count])?;
+        self.at += count as u64;
+        Ok(count)
     }
 }
 
@@ -269,7 +297,9 @@ mod tests {
     fn write(path: &Path, split: &[(&str, Value)], names: &[&str]) {
         let mut metadata = Metadata::new();
         metadata.set("general.architecture", &"toy".into()).unwrap();
-        split.iter().for_each(|(key, value)| metadata.set(key, value).unwrap());
+        for (key, value) in split {
+            metadata.set(key, value).unwrap();
+        }
         let spec = |name: &&str| TensorSpec {
             name: (*name).to_owned(),
             ty: TensorType::F32,
@@ -322,6 +352,12 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
             assert!(model.read_tensor_at(tensor, u64::MAX, &mut buf).is_err());
             assert!(model.tensor("d").is_none());
+            let mut all = Vec::new();
+            model
+                .tensor_reader(model.tensor("c").unwrap())
+                .read_to_end(&mut all)
+                .unwrap();
+            assert_eq!(all, [b'c'; 24]);
         }
     }
 
@@ -331,23 +367,11 @@ mod tests {
         let path = dir.path().join("m.gguf");
         write(&path, &[], &["a", "b"]);
         let model = Model::open(&path).unwrap();
-        std::fs::File::options()
-            .write(true)
-            .open(&path)
-            .unwrap()
-            .set_len(300)
-            .unwrap();
-        let error = model.read_tensor_at(model.tensor("b").unwrap(), 0, &mut [0; 24]);
-        assert!(model.tensor("b").unwrap().start + 24 > 300 || error.is_ok());
-        std::fs::File::options()
-            .write(true)
-            .open(&path)
-            .unwrap()
-            .set_len(10)
-            .unwrap();
-        let error = model
-            .read_tensor_at(model.tensor("b").unwrap(), 0, &mut [0; 24])
-            .unwrap_err();
+        let tensor = model.tensor("b").unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(tensor.start + 23).unwrap();
+        model.read_tensor_at(tensor, 0, &mut [0; 23]).unwrap();
+        let error = model.read_tensor_at(tensor, 0, &mut [0; 24]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 
@@ -395,14 +419,14 @@ mod tests {
         let remove = |path: &Path| std::fs::remove_file(path).unwrap();
         assert_eq!(
             told(&|paths| remove(&paths[1])),
-            "1 shards of m-00001-of-00003.gguf are missing: m-00002-of-00003.gguf"
+            "the set of m-00001-of-00003.gguf lacks 1 of its shards: m-00002-of-00003.gguf"
         );
         assert_eq!(
             told(&|paths| {
                 remove(&paths[0]);
                 remove(&paths[2]);
             }),
-            "2 shards of m-00002-of-00003.gguf are missing: m-00001-of-00003.gguf, m-00003-of-00003.gguf"
+            "the set of m-00002-of-00003.gguf lacks 2 of its shards: m-00001-of-00003.gguf, m-00003-of-00003.gguf"
         );
         assert_eq!(
             told(&|paths| write(&paths[2], &split(1, 3, 3), &["c"])),

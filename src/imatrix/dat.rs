@@ -265,25 +265,34 @@ impl Imatrix {
             return Err(DatError::NoEntries.into());
         }
         let mut out = Vec::new();
-        push_i32(&mut out, with_data.len(), "")?;
+        push_i32(&mut out, with_data.len(), "the number of entries")?;
         for (name, entry) in with_data {
             push_string(&mut out, name)?;
             let calls = calls(entry, self.chunk_size);
             push_i32(&mut out, calls as usize, name)?;
             push_i32(&mut out, entry.sums.len(), name)?;
-            for (sums, count) in entry.matrices_iter() {
-                for sum in sums {
+            for (matrix, (sums, count)) in entry.matrices_iter().enumerate() {
+                for (column, sum) in sums.iter().enumerate() {
                     let value = match count {
                         0.0 => calls as f32,
                         // What came from this form goes back as it came.
                         _ if self.chunk_size == 0 && entry.counts.len() == 1 => *sum,
                         count => (sum / count) * calls as f32,
                     };
+                    if !value.is_finite() {
+                        let index = matrix * entry.columns + column;
+                        return Err(ImatrixError::BadValue {
+                            entry: name.clone(),
+                            what: "sum",
+                            index,
+                            value,
+                        });
+                    }
                     out.extend(value.to_le_bytes());
                 }
             }
         }
-        push_i32(&mut out, self.chunk_count as usize, "")?;
+        push_i32(&mut out, self.chunk_count as usize, "the number of chunks")?;
         push_string(&mut out, self.datasets.last().map_or("", String::as_str))?;
         Ok(out)
     }

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use super::dat::floats;
 use super::{Entry, Imatrix, ImatrixError};
 use crate::gguf;
-use crate::gguf::{DEFAULT_ALIGNMENT, GgufError, Header, Layout, Metadata, TensorInfo, TensorSpec, Value};
+use crate::gguf::{
+    DEFAULT_ALIGNMENT, GgufError, Header, Layout, Metadata, Place, Problem, TensorInfo, TensorSpec, Value,
+};
 use crate::tensor_type::TensorType;
 
 const SUMS: &str = ".in_sum2";
@@ -68,6 +70,18 @@ impl Imatrix {
         let (datasets, chunk_count, chunk_size) = read_keys(&header.metadata)?;
         let mut entries = BTreeMap::new();
         for (name, pair) in pairs(&header) {
+            if name.is_empty() {
+                let place = Place::Tensor {
+                    index: 0,
+                    name: Some(SUMS.to_owned()),
+                };
+                let error = GgufError {
+                    offset: None,
+                    place,
+                    problem: Problem::NameEmpty,
+                };
+                return Err(GgufFormError::from(error).into());
+            }
             let unpaired = |missing| GgufFormError::Unpaired {
                 entry: name.to_owned(),
                 missing,

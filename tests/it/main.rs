@@ -1,4 +1,5 @@
 //! End-to-end tests: one binary, one file per theme.
 
+mod broken_formats;
 mod engine;
 mod peer_engine;

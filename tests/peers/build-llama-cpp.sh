@@ -21,9 +21,9 @@ fi
 mkdir -p "$root"
 sources=$root/llama_cpp_python-$version
 if [ ! -f "$sources/vendor/llama.cpp/CMakeLists.txt" ]; then
-    python3 -m pip download --quiet --no-deps --no-build-isolation --no-binary :all: --dest "$root" \
-        "llama-cpp-python==$version" >&2 || true
-    # pip may stop after the download because it cannot prepare the package; the archive is all that is needed.
+    # Only this package as sources: what pip needs to look into it may come as wheels.
+    python3 -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest "$root" \
+        "llama-cpp-python==$version" >&2
     archive=$root/llama_cpp_python-$version.tar.gz
     if [ ! -f "$archive" ]; then
         echo "build-llama-cpp.sh: pip did not download llama-cpp-python $version" >&2
