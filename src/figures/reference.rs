@@ -17,7 +17,7 @@ use std::io::Write;
 
 use super::FigureError;
 
-const MAGIC: &[u8; 4] = b"FRGR";
+const MAGIC: [u8; 4] = *b"FRGR";
 const VERSION: u32 = 1;
 const HEADER: usize = 24;
 /// Logits this far below the largest and deeper share one code.
@@ -192,7 +192,7 @@ pub struct ReferenceWriter<W> {
 impl<W: Write> ReferenceWriter<W> {
     /// Begins a block of `chunks` chunks from `first_chunk` with `positions` scored positions each.
     pub fn new(mut inner: W, vocabulary: u32, first_chunk: u32, chunks: u32, positions: u32) -> io::Result<Self> {
-        inner.write_all(MAGIC)?;
+        inner.write_all(&MAGIC)?;
         for number in [VERSION, vocabulary, first_chunk, chunks, positions] {
             inner.write_all(&number.to_le_bytes())?;
         }

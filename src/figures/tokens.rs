@@ -7,7 +7,7 @@ use super::FigureError;
 use super::reference::ReferenceRow;
 use super::reference::Softmax;
 
-const MAGIC: &[u8; 4] = b"FRGT";
+const MAGIC: [u8; 4] = *b"FRGT";
 const VERSION: u32 = 1;
 const HEADER: usize = 24;
 /// Bytes of one position.
@@ -94,8 +94,8 @@ pub fn score(reference: &ReferenceRow<'_>, logits: &[f32], token: i32) -> Result
 }
 
 /// Reads a magic and the five numbers after it.
-pub(super) fn header(magic: &[u8; 4], bytes: &[u8]) -> Option<[u32; 5]> {
-    let rest = bytes.strip_prefix(magic)?.get(..HEADER - 4)?;
+pub(super) fn header(magic: [u8; 4], bytes: &[u8]) -> Option<[u32; 5]> {
+    let rest = bytes.strip_prefix(&magic)?.get(..HEADER - 4)?;
     let mut numbers = [0; 5];
     for (number, bytes) in numbers.iter_mut().zip(rest.as_chunks::<4>().0) {
         *number = u32::from_le_bytes(*bytes);

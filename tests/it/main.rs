@@ -6,3 +6,5 @@ mod engine;
 mod peer_engine;
 mod peer_quantize;
 mod recipes;
+mod engine;
+mod peer_engine;

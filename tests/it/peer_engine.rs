@@ -237,11 +237,7 @@ fn compare_imatrix(bin: &Path, model: &Path, count: usize) {
     let mut worst: (f64, String) = (0.0, String::new());
     for (name, theirs) in &theirs.entries {
         let ours = &ours.entries[name];
-        let exact = ours.counts == theirs.counts;
-        // Routing is a choice: a tie that falls the other way moves a row from one expert to another.
-        let total = |counts: &[f32]| counts.iter().map(|count| f64::from(*count)).sum::<f64>();
-        assert!(exact, "{name}: counts {:?}, theirs {:?}", ours.counts, theirs.counts);
-        assert_eq!(total(&ours.counts), total(&theirs.counts), "{name}");
+        assert_eq!(ours.counts, theirs.counts, "{name}: counts");
         for (matrix, (ours, theirs)) in ours
             .sums
             .chunks(ours.columns)
@@ -332,7 +328,12 @@ fn figures_are_llama_perplexitys() {
     ];
     let reference = run(&perplexity, &[&arguments[..], &common].concat());
     let arguments = ["-m", &candidate, "--kl-divergence-base", &base, "--kl-divergence"];
-    let theirs = run(&perplexity, &[&arguments[..], &common].concat());
+    let arguments = [&arguments[..], &common].concat();
+    // It now and then ends before its statistics are printed, with status 0.
+    let theirs = (0..5)
+        .map(|_| run(&perplexity, &arguments))
+        .find(|output| String::from_utf8_lossy(&output.stdout).contains("Same top p:"))
+        .expect("llama-perplexity printed no statistics in five runs");
 
     let chunks = chunks(&model, &text, context, count);
     let vocabulary = Vocabulary::open(&model).unwrap().size();

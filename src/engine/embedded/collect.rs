@@ -122,7 +122,7 @@ impl Collector {
     }
 
     /// Adds the inputs of a plain product.
-    fn add_plain(&mut self, name: &str, weight: View, input: View, data: *const u8) {
+    fn add_plain(&mut self, name: &str, weight: View, input: View, data: *const f32) {
         let columns = input.counts[0];
         let matrices = weight.counts[2] * weight.counts[3];
         if matrices == 0 || columns == 0 {
@@ -147,7 +147,7 @@ impl Collector {
                     let offset = row * input.strides[1] + i2 * input.strides[2] + i3 * input.strides[3];
                     // SAFETY: indices are within the tensor's counts, so the row of F32 lies within its data.
                     add_row(squares, unsafe {
-                        std::slice::from_raw_parts(data.add(offset).cast::<f32>(), columns)
+                        std::slice::from_raw_parts(data.byte_add(offset), columns)
                     });
                 }
             }
@@ -208,7 +208,7 @@ impl Collector {
                 let squares = &mut sums.squares[expert * columns..(expert + 1) * columns];
                 // SAFETY: indices are within the tensor's counts, so the row of F32 lies within its data.
                 add_row(squares, unsafe {
-                    std::slice::from_raw_parts(data.add(offset).cast::<f32>(), columns)
+                    std::slice::from_raw_parts(data.byte_add(offset), columns)
                 });
                 sums.rows[expert] += 1;
             }
@@ -270,16 +270,16 @@ pub(super) unsafe extern "C" fn receive(node: *mut ffi::ggml_tensor, ask: bool, 
         }
         let mut copy = std::mem::take(&mut collector.input);
         let on_host = (*input).buffer.is_null() || ffi::ggml_backend_buffer_is_host((*input).buffer);
-        let bytes = if on_host {
-            (*input).data.cast::<u8>().cast_const()
+        let rows = if on_host {
+            (*input).data.cast::<f32>().cast_const()
         } else {
             let length = ffi::ggml_nbytes(input);
             copy.resize(length.div_ceil(4), 0.0);
             ffi::ggml_backend_tensor_get(input, copy.as_mut_ptr().cast(), 0, length);
-            copy.as_ptr().cast()
+            copy.as_ptr()
         };
         if op == ffi::GGML_OP_MUL_MAT {
-            collector.add_plain(&name, weight_view, input_view, bytes);
+            collector.add_plain(&name, weight_view, input_view, rows);
         } else {
             let routes = (*node).src[2];
             match (!routes.is_null()).then(|| View::of(&*routes)).flatten() {
@@ -287,7 +287,7 @@ pub(super) unsafe extern "C" fn receive(node: *mut ffi::ggml_tensor, ask: bool, 
                     let length = ffi::ggml_nbytes(routes);
                     collector.routes.resize(length, 0);
                     ffi::ggml_backend_tensor_get(routes, collector.routes.as_mut_ptr().cast(), 0, length);
-                    collector.add_routed(&name, weight_view, input_view, bytes, view);
+                    collector.add_routed(&name, weight_view, input_view, rows, view);
                 }
                 _ => collector.fail(&name, "its rows are routed by no table of numbers".to_owned()),
             }

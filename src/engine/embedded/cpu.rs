@@ -52,10 +52,10 @@ pub(in crate::engine) fn lacking() -> Vec<&'static str> {
 /// Returns the register states that the system has enabled (XCR0). Only to be called where `OSXSAVE` is reported.
 #[cfg(target_arch = "x86_64")]
 fn enabled_state() -> u32 {
-    let (low, _high): (u32, u32);
+    let low: u32;
     // SAFETY: `xgetbv` with register 0 exists where OSXSAVE is set, which the caller has checked; it only reads.
     unsafe {
-        std::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") _high, options(nomem, nostack, preserves_flags));
+        std::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") _, options(nomem, nostack, preserves_flags));
     }
     low
 }

@@ -68,6 +68,7 @@ impl Capture {
     }
 
     /// Returns the last lines, oldest first. Lines that do not help (progress dots) are short and few enough to stay.
+    #[allow(clippy::unused_self, reason = "only a capture that has not ended has lines")]
     pub(super) fn tail(&self) -> Vec<String> {
         CAPTURES.with_borrow_mut(|captures| {
             let Some(lines) = captures.last_mut() else {
@@ -82,7 +83,7 @@ impl Capture {
 
 impl Drop for Capture {
     fn drop(&mut self) {
-        CAPTURES.with_borrow_mut(|captures| captures.pop());
+        CAPTURES.with_borrow_mut(Vec::pop);
     }
 }
 

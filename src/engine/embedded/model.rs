@@ -36,6 +36,9 @@ pub(super) const LEAST_ROWS: u32 = 16;
 /// The shortest context that scores a position in its second half.
 const LEAST_CONTEXT: u32 = 4;
 
+/// llama.cpp's evaluation callback.
+type Callback = unsafe extern "C" fn(*mut ffi::ggml_tensor, bool, *mut c_void) -> bool;
+
 /// What to collect importances of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CollectOptions {
@@ -266,10 +269,7 @@ impl LoadedModel {
     /// Makes a context for one chunk at a time, with llama.cpp's defaults for its tools.
     fn make_context(
         &self,
-        callback: Option<(
-            unsafe extern "C" fn(*mut ffi::ggml_tensor, bool, *mut c_void) -> bool,
-            *mut c_void,
-        )>,
+        callback: Option<(Callback, *mut c_void)>,
         capture: &Capture,
     ) -> Result<Context, EngineError> {
         let batch = batch_size(self.context);
@@ -369,7 +369,7 @@ fn decode(
         for (offset, token) in tokens.iter().enumerate() {
             let position = start + offset;
             let token = if position == 0 { bos.unwrap_or(*token) } else { *token };
-            if !batch.push(token, position as i32, 0, position >= first) {
+            if !batch.push(token, i32::try_from(position).unwrap_or(-1), 0, position >= first) {
                 return Err(failed(-1));
             }
         }
@@ -383,7 +383,7 @@ fn decode(
         }
         for offset in first.saturating_sub(start).min(tokens.len())..tokens.len() {
             // SAFETY: the batch was computed and this entry was marked as an output; null means that it was not.
-            let logits = unsafe { ffi::llama_get_logits_ith(guard.0.as_ptr(), offset as i32) };
+            let logits = unsafe { ffi::llama_get_logits_ith(guard.0.as_ptr(), i32::try_from(offset).unwrap_or(-1)) };
             if logits.is_null() {
                 return Err(failed(0));
             }

@@ -303,8 +303,8 @@ fn quantize_piece(
             values.as_ptr(),
             out.as_mut_ptr().cast(),
             0,
-            count as i64,
-            columns as i64,
+            count.cast_signed(),
+            columns.cast_signed(),
             weights.map_or(std::ptr::null(), <[f32]>::as_ptr),
         )
     };
@@ -347,7 +347,7 @@ fn is_finite(to: TensorType, bytes: &[u8], values: &mut [f32], largest: f32) -> 
 
 /// Converts whole rows to numbers. The caller has checked that `ty` can be converted and that the lengths agree.
 fn convert(ty: TensorType, bytes: &[u8], values: &mut [f32]) {
-    let count = values.len() as i64;
+    let count = values.len().cast_signed() as i64;
     match ty {
         TensorType::F32 => {
             for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(4)) {
@@ -360,9 +360,8 @@ fn convert(ty: TensorType, bytes: &[u8], values: &mut [f32]) {
             }
         }
         _ => {
-            // SAFETY: `bytes` holds as many blocks of the type as `values` has room for; the kernel exists (checked by
-            // the callers); a byte buffer of the allocator is aligned for the 2-byte fields of blocks, and x86 and ARM
-            // read unaligned ones all the same.
+            // SAFETY: `bytes` holds as many blocks of the type as `values` has room for; the kernel exists
+            // (checked by the callers); the bytes begin where an allocator placed them or at a multiple of four.
             unsafe {
                 let traits = ffi::ggml_get_type_traits(sys::ggml_type(ty));
                 if let Some(to_float) = (*traits).to_float {
@@ -401,6 +400,11 @@ pub fn dequantize_rows(ty: TensorType, bytes: &[u8], columns: u64, out: &mut [f3
         });
     }
     sys::backend();
-    convert(ty, bytes, out);
+    if bytes.as_ptr().align_offset(align_of::<u32>()) == 0 {
+        convert(ty, bytes, out);
+    } else {
+        // A slice may begin anywhere; the blocks of ggml have fields of two and four bytes.
+        convert(ty, &bytes.to_vec(), out);
+    }
     Ok(())
 }
