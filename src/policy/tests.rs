@@ -12,7 +12,7 @@ fn model(architecture: &str, layers: u32, experts: u32) -> ModelFacts {
             name,
             ty,
             dims: dims.to_vec(),
-        })
+        });
     };
     add("token_embd.weight".to_owned(), T::F16, &[256, 64]);
     add("output.weight".to_owned(), T::F16, &[256, 64]);
@@ -211,7 +211,7 @@ fn missing_imatrix_entries_are_named_before_any_work() {
         other => panic!("{other:?}"),
     };
     let default = MixOptions::default();
-    assert_eq!(refuse(Mix::Q2_K_S, &default, None).1, false);
+    assert!(!refuse(Mix::Q2_K_S, &default, None).1);
     let without_one = |name: &str| name != "blk.1.attn_q.weight";
     assert_eq!(
         refuse(Mix::IQ2_XXS, &default, Some(&without_one)),
