@@ -46,3 +46,6 @@ pub use self::table::Why;
 /// Says whether an imatrix holds an entry for a tensor. `None` in its place means that there is no imatrix at all, which
 /// some mixes answer differently from an imatrix without the entry.
 pub type HasImatrix<'a> = Option<&'a dyn Fn(&str) -> bool>;
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde::Deserializer;
 use serde::Serialize;
+use serde::de::Error as _;
 
 use crate::policy::Mix;
 use crate::policy::Reason;
@@ -97,7 +99,8 @@ pub enum Warning {
 /// The types of all tensors of a candidate: the artifact of a policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
-    /// [`SCHEMA`].
+    /// [`SCHEMA`]; a document of another version is not read.
+    #[serde(deserialize_with = "known_schema")]
     pub schema: String,
     /// One choice per tensor, in the order of the source file.
     pub choices: Vec<Choice>,
@@ -107,6 +110,17 @@ pub struct Table {
     /// What the user should know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<Warning>,
+}
+
+fn known_schema<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let found = String::deserialize(deserializer)?;
+    if found == SCHEMA {
+        Ok(found)
+    } else {
+        Err(D::Error::custom(format!(
+            "expected a document of schema `{SCHEMA}`, found `{found}`"
+        )))
+    }
 }
 
 impl Table {

@@ -3,12 +3,14 @@
 //! `FORGE_PEER_BIN` names the directory with `llama-quantize`; without it the tests say loudly that they did nothing.
 //! `FORGE_TEST_MODEL` and `FORGE_TEST_MOE` name further models to compare with.
 
-#![allow(clippy::print_stderr)]
+// A test reads its own switches and stops at whatever goes wrong.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 mod harness;
 mod models;
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -28,6 +30,7 @@ use regex::Regex;
 use self::harness::FEW;
 use self::harness::Peer;
 use self::harness::Subject;
+use self::harness::skipped;
 use self::harness::types;
 use self::models::Attention;
 use self::models::Random;
@@ -42,12 +45,13 @@ fn named_models(peer: &Peer) -> Vec<Subject> {
         ("dense", dense.or_else(|| example.is_file().then_some(example))),
         ("moe", moe),
     ];
-    let open = |(name, path): (&str, Option<PathBuf>)| match path {
-        Some(path) => Some(Subject::open(peer, name, &path, &[])),
-        None => {
-            eprintln!("SKIPPED: comparison with a {name} model: FORGE_TEST_MODEL or FORGE_TEST_MOE names none");
-            None
+    let open = |(name, path): (&str, Option<PathBuf>)| {
+        if path.is_none() {
+            skipped(&format!(
+                "comparison with a {name} model: FORGE_TEST_MODEL or FORGE_TEST_MOE names none"
+            ));
         }
+        path.map(|path| Subject::open(peer, name, &path, &[]))
     };
     named.into_iter().filter_map(open).collect()
 }
@@ -384,12 +388,12 @@ fn tensor_type_file(table: &Table) -> String {
         .choices
         .iter()
         .filter(|choice| !matches!(choice.why, Why::NeverQuantized { .. }));
-    quantizable
-        .map(|choice| {
-            let wanted = choice.instead_of.unwrap_or(choice.to);
-            format!("^{}$={wanted}\n", regex::escape(&choice.tensor))
-        })
-        .collect()
+    let mut lines = String::new();
+    for choice in quantizable {
+        let wanted = choice.instead_of.unwrap_or(choice.to);
+        writeln!(lines, "^{}$={wanted}", regex::escape(&choice.tensor)).unwrap();
+    }
+    lines
 }
 
 #[test]

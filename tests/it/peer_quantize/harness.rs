@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -44,6 +45,11 @@ pub(crate) struct Peer {
     scratch: tempfile::TempDir,
 }
 
+/// Says that something was not tested; straight to the stream, since the test runner keeps what a passing test prints.
+pub(crate) fn skipped(what: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {what}");
+}
+
 /// What a run of the tool came to.
 #[derive(Debug)]
 pub(crate) struct Run {
@@ -55,7 +61,9 @@ impl Peer {
     /// Returns the peer, or says that the test is skipped.
     pub(crate) fn find(test: &str) -> Option<Self> {
         let Some(dir) = std::env::var_os("FORGE_PEER_BIN") else {
-            eprintln!("SKIPPED: {test}: FORGE_PEER_BIN does not name a directory with llama-quantize");
+            skipped(&format!(
+                "{test}: FORGE_PEER_BIN does not name a directory with llama-quantize"
+            ));
             return None;
         };
         let tool = PathBuf::from(dir).join("llama-quantize");

@@ -147,7 +147,7 @@ impl Shape {
         let mut metadata = Metadata::new();
         let mut set = |key: &str, value: Value| metadata.set(key, &value).unwrap();
         set("general.architecture", Value::String(self.arch.into()));
-        if self.seed % 2 == 0 {
+        if self.seed.is_multiple_of(2) {
             set("general.file_type", Value::U32(1));
         }
         if self.arch == "clip" {
@@ -248,7 +248,7 @@ impl Shape {
                 all.weight(&name("ffn_gate_up_exps"), &[embd, 4, experts]);
             }
             all.weight(&name("ffn_down_exps"), &[ff, 2, experts]);
-            if layer % 2 == 0 {
+            if layer.is_multiple_of(2) {
                 all.weight(&name("ffn_gate_inp_shexp"), &[embd, 1]);
                 all.weight(&name("ffn_up_shexp"), &[embd, 2]);
                 all.weight(&name("ffn_down_shexp"), &[ff, 2]);
