@@ -107,7 +107,7 @@ impl Files {
         let user = etcetera::choose_base_strategy().ok().map(|base| base.config_dir().join("forge"));
         for place in [Some(folder.to_owned()), user].into_iter().flatten() {
             let path = place.join("forge.toml");
-            if !fs::exists(&path) {
+            if !fs::exists(&path).unwrap_or(false) {
                 continue;
             }
             let name = path.display().to_string();
@@ -132,7 +132,7 @@ impl Files {
         });
         let folder = self.directory.join(&init.directory);
         let path = folder.join(init::FILE);
-        if fs::exists(&path) {
+        if fs::exists(&path).unwrap_or(true) {
             let exists = Diagnostic::error(format!("`{}` is there already", path.display())).code("init::exists");
             return Err(Failure::new(Exit::Recipe, exists.hint("give another folder: `forge init DIR`")));
         }

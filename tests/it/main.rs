@@ -1,10 +1,8 @@
 //! End-to-end tests: one binary, one file per theme.
 
 mod broken_formats;
-mod store;
 mod engine;
 mod peer_engine;
 mod peer_quantize;
 mod recipes;
-mod engine;
-mod peer_engine;
+mod store;
