@@ -57,7 +57,8 @@ impl FromStr for Hash {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let lower = text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         let hash = if lower { blake3::Hash::from_hex(text).ok() } else { None };
-        hash.map(|hash| Self(*hash.as_bytes())).ok_or_else(|| ParseDigestError(text.to_owned()))
+        hash.map(|hash| Self(*hash.as_bytes()))
+            .ok_or_else(|| ParseDigestError(text.to_owned()))
     }
 }
 
@@ -85,14 +86,20 @@ pub struct BlobDigest {
 impl BlobDigest {
     /// Digests bytes in memory.
     pub fn of(bytes: &[u8]) -> Self {
-        Self { hash: self::Hash::of(bytes), len: bytes.len() as u64 }
+        Self {
+            hash: self::Hash::of(bytes),
+            len: bytes.len() as u64,
+        }
     }
 
     /// Digests large bytes in memory with all of rayon's threads.
     pub fn of_large(bytes: &[u8]) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update_rayon(bytes);
-        Self { hash: self::Hash(*hasher.finalize().as_bytes()), len: bytes.len() as u64 }
+        Self {
+            hash: self::Hash(*hasher.finalize().as_bytes()),
+            len: bytes.len() as u64,
+        }
     }
 
     /// Digests everything a reader yields, in pieces of bounded size.
@@ -124,7 +131,10 @@ impl FromStr for BlobDigest {
         let hash = hash.parse().map_err(|_| error())?;
         let plain = !len.is_empty() && len.bytes().all(|b| b.is_ascii_digit()) && (len == "0" || !len.starts_with('0'));
         let len = if plain { len.parse().ok() } else { None };
-        Ok(Self { hash, len: len.ok_or_else(error)? })
+        Ok(Self {
+            hash,
+            len: len.ok_or_else(error)?,
+        })
     }
 }
 
@@ -151,7 +161,11 @@ pub struct DigestWriter<W> {
 impl<W: Write> DigestWriter<W> {
     /// Starts a digest of what will be written to `inner`.
     pub fn new(inner: W) -> Self {
-        Self { inner, hasher: blake3::Hasher::new(), len: 0 }
+        Self {
+            inner,
+            hasher: blake3::Hasher::new(),
+            len: 0,
+        }
     }
 
     /// Returns how many bytes were written so far.
@@ -166,7 +180,10 @@ impl<W: Write> DigestWriter<W> {
 
     /// Returns the inner writer and the digest of all that passed.
     pub fn finish(self) -> (W, BlobDigest) {
-        let digest = BlobDigest { hash: self::Hash(*self.hasher.finalize().as_bytes()), len: self.len };
+        let digest = BlobDigest {
+            hash: self::Hash(*self.hasher.finalize().as_bytes()),
+            len: self.len,
+        };
         (self.inner, digest)
     }
 }
@@ -276,6 +293,9 @@ mod tests {
     #[test]
     fn an_action_and_a_blob_of_the_same_bytes_differ() {
         assert_ne!(ActionDigest::of(b"abc").to_string(), Hash::of(b"abc").to_string());
-        assert_ne!(ActionDigest::of(b"abc").to_string(), Fingerprint::of(b"abc").to_string());
+        assert_ne!(
+            ActionDigest::of(b"abc").to_string(),
+            Fingerprint::of(b"abc").to_string()
+        );
     }
 }

@@ -22,7 +22,10 @@ impl Span {
 
 impl From<Range<usize>> for Span {
     fn from(range: Range<usize>) -> Self {
-        Self { start: range.start, end: range.end }
+        Self {
+            start: range.start,
+            end: range.end,
+        }
     }
 }
 
@@ -44,7 +47,10 @@ pub struct Spanned<T> {
 impl<T> Spanned<T> {
     /// Joins a value and its place.
     pub fn new(value: T, span: impl Into<Span>) -> Self {
-        Self { value, span: span.into() }
+        Self {
+            value,
+            span: span.into(),
+        }
     }
 }
 
@@ -58,7 +64,10 @@ pub struct Source {
 impl Source {
     /// Wraps a text and the name that diagnostics print for it.
     pub fn new(name: impl Into<Arc<str>>, text: impl Into<Arc<str>>) -> Self {
-        Self { name: name.into(), text: text.into() }
+        Self {
+            name: name.into(),
+            text: text.into(),
+        }
     }
 
     /// Returns the name.

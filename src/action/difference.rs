@@ -24,7 +24,13 @@ pub fn differences(before: &Action, after: &Action) -> Vec<Difference> {
 }
 
 fn compare(path: &str, before: Option<&Value>, after: Option<&Value>, found: &mut Vec<Difference>) {
-    let join = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    let join = |name: &str| {
+        if path.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{path}.{name}")
+        }
+    };
     match (before, after) {
         (Some(Value::Object(old)), Some(Value::Object(new))) => {
             for name in old.keys().chain(new.keys().filter(|name| !old.contains_key(*name))) {
@@ -48,20 +54,30 @@ fn compare(path: &str, before: Option<&Value>, after: Option<&Value>, found: &mu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::action::Corpus;
     use crate::action::Chunking;
+    use crate::action::Corpus;
     use crate::digest::BlobDigest;
 
     #[test]
     fn only_the_fields_that_differ_are_named() {
         let corpus = |texts: &[&str], parse_special| {
             let texts = texts.iter().map(|text| BlobDigest::of(text.as_bytes())).collect();
-            Action::Corpus(Corpus { texts, chunking: Chunking::PerFile, parse_special })
+            Action::Corpus(Corpus {
+                texts,
+                chunking: Chunking::PerFile,
+                parse_special,
+            })
         };
         assert_eq!(differences(&corpus(&["a"], false), &corpus(&["a"], false)), []);
         let fields: Vec<_> = differences(&corpus(&["a", "b"], false), &corpus(&["a", "c", "d"], true))
             .into_iter()
-            .map(|difference| (difference.field, difference.before.is_some(), difference.after.is_some()))
+            .map(|difference| {
+                (
+                    difference.field,
+                    difference.before.is_some(),
+                    difference.after.is_some(),
+                )
+            })
             .collect();
         assert_eq!(
             fields,

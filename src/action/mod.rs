@@ -81,7 +81,11 @@ impl Action {
     /// Returns the canonical bytes: JSON without white space, fields in declared order, maps sorted; strings, integers
     /// and booleans only.
     pub fn document(&self) -> Vec<u8> {
-        serde_json::to_vec(&Document { schema: SCHEMA, action: self }).unwrap_or_else(|error| {
+        serde_json::to_vec(&Document {
+            schema: SCHEMA,
+            action: self,
+        })
+        .unwrap_or_else(|error| {
             // Typed structs of strings, integers and string-keyed maps cannot fail to serialize.
             unreachable!("an action document serializes: {error}")
         })
@@ -90,7 +94,11 @@ impl Action {
     /// Reads a document back.
     pub fn parse(document: &[u8]) -> Result<Self, DocumentError> {
         let document: Document<Self> = serde_json::from_slice(document)?;
-        if document.schema == SCHEMA { Ok(document.action) } else { Err(DocumentError::Schema { found: document.schema }) }
+        if document.schema == SCHEMA {
+            Ok(document.action)
+        } else {
+            Err(DocumentError::Schema { found: document.schema })
+        }
     }
 
     /// Returns the key.

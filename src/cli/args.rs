@@ -13,9 +13,14 @@ use clap::ValueEnum;
 /// quantized candidates and a table of their size and quality. Every result is kept under the hash of what it was made of,
 /// so the next build runs only what changed.
 #[derive(Debug, Parser)]
-#[command(name = "forge", version, max_term_width = 100, after_help = "\
+#[command(
+    name = "forge",
+    version,
+    max_term_width = 100,
+    after_help = "\
 Start with `forge init`, then `forge build recipe.toml`.
-Exit status: 0 done, 1 the recipe or a step, 2 usage, 3 environment, 130 stopped with Ctrl-C.")]
+Exit status: 0 done, 1 the recipe or a step, 2 usage, 3 environment, 130 stopped with Ctrl-C."
+)]
 pub(super) struct Args {
     #[command(flatten)]
     pub(super) global: Global,
@@ -27,25 +32,57 @@ pub(super) struct Args {
 #[derive(Debug, ClapArgs)]
 pub(super) struct Global {
     /// Work as if started in this folder
-    #[arg(short = 'C', long, global = true, value_name = "DIR", help_heading = "Global options")]
+    #[arg(
+        short = 'C',
+        long,
+        global = true,
+        value_name = "DIR",
+        help_heading = "Global options"
+    )]
     pub(super) directory: Option<PathBuf>,
     /// Where results are kept
-    #[arg(long, global = true, value_name = "DIR", env = "FORGE_CACHE_DIR", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "FORGE_CACHE_DIR",
+        help_heading = "Global options"
+    )]
     pub(super) cache_dir: Option<PathBuf>,
     /// Say less: no notes, no finished steps
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub(super) quiet: bool,
     /// Say more: every action, and why each step runs
-    #[arg(short, long, global = true, conflicts_with = "quiet", help_heading = "Global options")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        conflicts_with = "quiet",
+        help_heading = "Global options"
+    )]
     pub(super) verbose: bool,
     /// When to use colours (NO_COLOR is heeded)
-    #[arg(long, global = true, value_enum, value_name = "WHEN", env = "FORGE_COLOR", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "WHEN",
+        env = "FORGE_COLOR",
+        help_heading = "Global options"
+    )]
     pub(super) color: Option<Color>,
     /// No progress bars
     #[arg(long, global = true, env = "FORGE_NO_PROGRESS", help_heading = "Global options")]
     pub(super) no_progress: bool,
     /// How to speak: to people, or to programs (one JSON object a line, on stdout)
-    #[arg(long, global = true, value_enum, default_value = "human", value_name = "FORM", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value = "human",
+        value_name = "FORM",
+        help_heading = "Global options"
+    )]
     pub(super) message_format: MessageFormat,
 }
 

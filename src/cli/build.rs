@@ -22,12 +22,16 @@ pub(super) fn run(args: &args::Build, _global: &Global, files: &Files, terminal:
     let cancel = Cancel::new();
     stop_on_signals(&cancel, terminal);
     let session = files.session(&args.target, terminal, cancel)?;
-    let options = scheduler::Options { keep_going: args.keep_going };
+    let options = scheduler::Options {
+        keep_going: args.keep_going,
+    };
     let report = {
         let lines = json::Lines(terminal);
         let progress = Progress::new(terminal, session.graph());
         let observer: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
-        session.build(options, observer).map_err(|error| session_failure(&error))?
+        session
+            .build(options, observer)
+            .map_err(|error| session_failure(&error))?
     };
     for failure in &report.failures {
         terminal.diagnostic(&explain(&failure.node.to_string(), &failure.error));
@@ -56,7 +60,10 @@ fn stop_on_signals(cancel: &Cancel, terminal: &Terminal) {
         cancel.cancel();
         if say {
             use std::io::Write as _;
-            let _ = writeln!(std::io::stderr(), "\nforge: stopping; what is committed stays (Ctrl-C again to stop at once)");
+            let _ = writeln!(
+                std::io::stderr(),
+                "\nforge: stopping; what is committed stays (Ctrl-C again to stop at once)"
+            );
         }
     });
 }
@@ -80,9 +87,16 @@ fn summary(report: &Report) -> String {
     if report.ran == 0 && failed == 0 && report.skipped == 0 && !report.stopped {
         return format!("forge: nothing to do ({} cached) in {time}", report.cached);
     }
-    let skipped = if report.skipped > 0 { format!(", {} not started", report.skipped) } else { String::new() };
+    let skipped = if report.skipped > 0 {
+        format!(", {} not started", report.skipped)
+    } else {
+        String::new()
+    };
     let how = if report.stopped { "stopped: " } else { "" };
-    format!("forge: {how}{} ran, {} cached, {failed} failed{skipped} in {time}", report.ran, report.cached)
+    format!(
+        "forge: {how}{} ran, {} cached, {failed} failed{skipped} in {time}",
+        report.ran, report.cached
+    )
 }
 
 fn explain(step: &str, error: &StepError) -> Diagnostic {

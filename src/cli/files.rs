@@ -36,7 +36,10 @@ pub(super) struct Files {
 impl Files {
     pub(super) fn new(global: &Global) -> Self {
         let directory = global.directory.clone().unwrap_or_else(|| PathBuf::from("."));
-        Self { directory, cache_dir: global.cache_dir.clone() }
+        Self {
+            directory,
+            cache_dir: global.cache_dir.clone(),
+        }
     }
 
     fn read(&self, path: &str) -> Result<Source, LoadError> {
@@ -50,7 +53,9 @@ impl Files {
 
     /// Reads a recipe; its warnings are printed.
     pub(super) fn recipe(&self, path: &str, terminal: &Terminal) -> Result<Parsed, Failure> {
-        let loaded = check::load(path, &mut |path| self.read(path), &mut |recipe, other| self.extend(recipe, other));
+        let loaded = check::load(path, &mut |path| self.read(path), &mut |recipe, other| {
+            self.extend(recipe, other)
+        });
         match loaded {
             Ok(parsed) => {
                 if !terminal.quiet {
@@ -64,7 +69,10 @@ impl Files {
                 if diagnostics.len() > 1 && !terminal.is_json() {
                     diagnostics.push(Diagnostic::error(format!("{} errors in `{path}`", diagnostics.len())));
                 }
-                Err(Failure { diagnostics, exit: Exit::Recipe })
+                Err(Failure {
+                    diagnostics,
+                    exit: Exit::Recipe,
+                })
             }
         }
     }
@@ -79,7 +87,12 @@ impl Files {
     }
 
     /// Opens a session for a recipe.
-    pub(super) fn session(&self, target: &args::Target, terminal: &Terminal, cancel: Cancel) -> Result<Session, Failure> {
+    pub(super) fn session(
+        &self,
+        target: &args::Target,
+        terminal: &Terminal,
+        cancel: Cancel,
+    ) -> Result<Session, Failure> {
         let parsed = self.recipe(&target.recipe, terminal)?;
         let folder = self.folder(&target.recipe);
         let (settings, place) = self.settings(&folder)?;
@@ -93,26 +106,42 @@ impl Files {
             None => folder.join("out").join(&parsed.recipe.name),
         };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let wanted = target.jobs.map(usize::from).or(settings.engine.embedded_threads.or(settings.pools.cpu).map(|n| n as usize));
+        let wanted = target.jobs.map(usize::from).or(settings
+            .engine
+            .embedded_threads
+            .or(settings.pools.cpu)
+            .map(|n| n as usize));
         let threads = wanted.unwrap_or(cores).max(1);
         // Refused only if a pool was built before, and then that one serves.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         let command = std::env::args().collect();
-        let settings = session::Settings { folder, out, cache_dir, threads, command };
+        let settings = session::Settings {
+            folder,
+            out,
+            cache_dir,
+            threads,
+            command,
+        };
         Session::open(parsed.recipe, settings, &target.steps, cancel).map_err(|error| session_failure(&error))
     }
 
     /// Reads `forge.toml`: beside the recipe, else in the user's configuration. Returns where it was, too.
     fn settings(&self, folder: &Path) -> Result<(Settings, PathBuf), Failure> {
-        let user = etcetera::choose_base_strategy().ok().map(|base| base.config_dir().join("forge"));
+        let user = etcetera::choose_base_strategy()
+            .ok()
+            .map(|base| base.config_dir().join("forge"));
         for place in [Some(folder.to_owned()), user].into_iter().flatten() {
             let path = place.join("forge.toml");
             if !fs::exists(&path).unwrap_or(false) {
                 continue;
             }
             let name = path.display().to_string();
-            let source = read_source(&path, &name)
-                .map_err(|error| Failure::new(Exit::Environment, Diagnostic::error(format!("can't read `{name}`")).caused_by(error.message)))?;
+            let source = read_source(&path, &name).map_err(|error| {
+                Failure::new(
+                    Exit::Environment,
+                    Diagnostic::error(format!("can't read `{name}`")).caused_by(error.message),
+                )
+            })?;
             return match Settings::parse(&source) {
                 Ok(settings) => Ok((settings, place)),
                 Err(errors) => Err(Failure {
@@ -134,13 +163,17 @@ impl Files {
         let path = folder.join(init::FILE);
         if fs::exists(&path).unwrap_or(true) {
             let exists = Diagnostic::error(format!("`{}` is there already", path.display())).code("init::exists");
-            return Err(Failure::new(Exit::Recipe, exists.hint("give another folder: `forge init DIR`")));
+            return Err(Failure::new(
+                Exit::Recipe,
+                exists.hint("give another folder: `forge init DIR`"),
+            ));
         }
-        let written = fs::create_dir_all(&folder)
-            .and_then(|()| fs::write_atomic(&path, text.as_bytes(), fs::Durability::Synced));
+        let written =
+            fs::create_dir_all(&folder).and_then(|()| fs::write_atomic(&path, text.as_bytes(), fs::Durability::Synced));
         written.map_err(|error| Failure::new(Exit::Environment, Diagnostic::from_error(&error)))?;
         if terminal.is_json() {
-            let written = serde_json::json!({ "schema": 1, "reason": "initialized", "file": path.display().to_string() });
+            let written =
+                serde_json::json!({ "schema": 1, "reason": "initialized", "file": path.display().to_string() });
             terminal.data(&format!("{written}\n"));
         } else {
             terminal.line(&format!("wrote {}", path.display()));
@@ -186,7 +219,11 @@ impl Files {
 
 fn read_source(path: &Path, name: &str) -> Result<Source, LoadError> {
     let bytes = fs::read_small(path, TEXT_CAP).map_err(|error| LoadError {
-        message: if error.is_not_found() { "there is no such file".to_owned() } else { error.to_string() },
+        message: if error.is_not_found() {
+            "there is no such file".to_owned()
+        } else {
+            error.to_string()
+        },
     })?;
     let text = String::from_utf8(bytes).map_err(|error| LoadError {
         message: format!("it is not UTF-8: byte {} is wrong", error.utf8_error().valid_up_to()),
@@ -197,7 +234,10 @@ fn read_source(path: &Path, name: &str) -> Result<Source, LoadError> {
 fn default_cache_dir() -> Result<PathBuf, Failure> {
     let base = etcetera::choose_base_strategy().map_err(|_| {
         let unknown = Diagnostic::error("no home folder is known, so the store has no place").code("environment::home");
-        Failure::new(Exit::Environment, unknown.hint("set `FORGE_CACHE_DIR` or give `--cache-dir DIR`"))
+        Failure::new(
+            Exit::Environment,
+            unknown.hint("set `FORGE_CACHE_DIR` or give `--cache-dir DIR`"),
+        )
     })?;
     Ok(base.cache_dir().join("forge"))
 }
@@ -206,7 +246,9 @@ fn default_cache_dir() -> Result<PathBuf, Failure> {
 pub(super) fn session_failure(error: &SessionError) -> Failure {
     match error {
         SessionError::NoSuchStep { wanted, known } => {
-            let near = known.iter().min_by_key(|name| strsim::damerau_levenshtein(name, wanted));
+            let near = known
+                .iter()
+                .min_by_key(|name| strsim::damerau_levenshtein(name, wanted));
             let missing = Diagnostic::error(error.to_string()).code("usage::no-such-step");
             let hint = near.map(|near| format!("did you mean `{near}`? `forge graph RECIPE` shows all steps"));
             Failure::new(Exit::Usage, hint.into_iter().fold(missing, Diagnostic::hint))
@@ -220,11 +262,15 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
         },
         SessionError::Store(_) => {
             let store = Diagnostic::from_error(error).code("environment::store");
-            Failure::new(Exit::Environment, store.hint("another place for the store: `--cache-dir DIR` or `FORGE_CACHE_DIR`"))
+            Failure::new(
+                Exit::Environment,
+                store.hint("another place for the store: `--cache-dir DIR` or `FORGE_CACHE_DIR`"),
+            )
         }
-        SessionError::Engine(_) => {
-            Failure::new(Exit::Environment, Diagnostic::from_error(error).code("environment::engine"))
-        }
+        SessionError::Engine(_) => Failure::new(
+            Exit::Environment,
+            Diagnostic::from_error(error).code("environment::engine"),
+        ),
         SessionError::Graph(_) | SessionError::Step(_) => Failure::new(Exit::Recipe, Diagnostic::from_error(error)),
     }
 }

@@ -11,8 +11,8 @@ use crate::graph::Graph;
 
 pub(super) fn run(args: &args::Graph, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let parsed = files.recipe(&args.recipe, terminal)?;
-    let graph = Graph::of(&parsed.recipe)
-        .map_err(|error| Failure::new(Exit::Recipe, Diagnostic::from_error(&error)))?;
+    let graph =
+        Graph::of(&parsed.recipe).map_err(|error| Failure::new(Exit::Recipe, Diagnostic::from_error(&error)))?;
     let format = match args.format {
         args::GraphFormat::Dot => Format::Dot,
         args::GraphFormat::Mermaid => Format::Mermaid,

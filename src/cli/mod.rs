@@ -58,7 +58,10 @@ struct Failure {
 
 impl Failure {
     fn new(exit: Exit, diagnostic: Diagnostic) -> Self {
-        Self { diagnostics: vec![diagnostic], exit }
+        Self {
+            diagnostics: vec![diagnostic],
+            exit,
+        }
     }
 }
 
@@ -92,7 +95,11 @@ fn usage(error: &clap::Error) -> ExitCode {
         // Nothing can be said where even this cannot be printed.
         let _ = error.print();
     }
-    if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() }
+    if error.use_stderr() {
+        Exit::Usage.into()
+    } else {
+        Exit::Done.into()
+    }
 }
 
 fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {

@@ -21,11 +21,16 @@ pub(super) fn run(args: &args::Plan, _global: &Global, files: &Files, terminal: 
     let session = files.session(&args.target, terminal, Cancel::new())?;
     let plan = session.plan(&Silent);
     if terminal.is_json() {
-        plan.entries.iter().for_each(|entry| terminal.data(&json::plan_line(entry)));
+        plan.entries
+            .iter()
+            .for_each(|entry| terminal.data(&json::plan_line(entry)));
     } else {
         terminal.data(&text(&plan, terminal));
     }
-    let failed = plan.entries.iter().any(|entry| matches!(entry.status, Status::Failed { .. }));
+    let failed = plan
+        .entries
+        .iter()
+        .any(|entry| matches!(entry.status, Status::Failed { .. }));
     let stale = args.check && !plan.is_fresh();
     Ok(if failed || stale { Exit::Recipe } else { Exit::Done })
 }
@@ -46,7 +51,10 @@ fn text(plan: &Plan, terminal: &Terminal) -> String {
                 total.reads += estimate.reads;
                 total.writes += estimate.writes;
                 let work = work(estimate);
-                text.push_str(&format!("miss     {node:width$}  {}{work}\n", scheduler::sentence(reason)));
+                text.push_str(&format!(
+                    "miss     {node:width$}  {}{work}\n",
+                    scheduler::sentence(reason)
+                ));
                 if let (Reason::Changed(differences), true) = (reason, terminal.verbose) {
                     for difference in differences {
                         let was = difference.before.as_deref().unwrap_or("nothing");
@@ -57,12 +65,19 @@ fn text(plan: &Plan, terminal: &Terminal) -> String {
             }
             Status::Unknown { waits_for } => {
                 unknown += 1;
-                text.push_str(&format!("unknown  {node:width$}  waits for {}\n", words::names(waits_for, 3)));
+                text.push_str(&format!(
+                    "unknown  {node:width$}  waits for {}\n",
+                    words::names(waits_for, 3)
+                ));
             }
             Status::Failed { error } => {
                 misses += 1;
                 text.push_str(&format!("error    {node:width$}  {error}\n"));
-                text.extend(error.hint().map(|hint| format!("         {:width$}  hint: {hint}\n", "")));
+                text.extend(
+                    error
+                        .hint()
+                        .map(|hint| format!("         {:width$}  hint: {hint}\n", "")),
+                );
             }
         }
     }
@@ -74,7 +89,10 @@ fn text(plan: &Plan, terminal: &Terminal) -> String {
     if misses + unknown == 0 {
         text.push_str(&format!("plan: nothing to do, {}\n", words::count(hits, "hit")));
     } else {
-        text.push_str(&format!("plan: {hits} hit, {misses} to run, {unknown} unknown{sizes}{}\n", if sizes.is_empty() { "" } else { more }));
+        text.push_str(&format!(
+            "plan: {hits} hit, {misses} to run, {unknown} unknown{sizes}{}\n",
+            if sizes.is_empty() { "" } else { more }
+        ));
     }
     text
 }
@@ -82,7 +100,11 @@ fn text(plan: &Plan, terminal: &Terminal) -> String {
 fn work(estimate: &Estimate) -> String {
     let mut parts = Vec::new();
     if estimate.parts > 0 && !estimate.unit.is_empty() {
-        parts.push(format!("{} of {}", estimate.missing, words::count(estimate.parts, estimate.unit)));
+        parts.push(format!(
+            "{} of {}",
+            estimate.missing,
+            words::count(estimate.parts, estimate.unit)
+        ));
     }
     if estimate.reads > 0 {
         parts.push(format!("reads {}", words::bytes(estimate.reads)));
@@ -90,5 +112,9 @@ fn work(estimate: &Estimate) -> String {
     if estimate.writes > 0 {
         parts.push(format!("writes {}", words::bytes(estimate.writes)));
     }
-    if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) }
+    if parts.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", parts.join(", "))
+    }
 }

@@ -47,11 +47,26 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 
 impl<'a> Progress<'a> {
     pub(super) fn new(terminal: &'a Terminal, graph: &Graph) -> Self {
-        let bars = terminal.progress.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10)));
+        let bars = terminal
+            .progress
+            .then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10)));
         let width = graph.nodes().map(|node| node.id.to_string().len()).max().unwrap_or(0);
-        let left = graph.nodes().filter(|node| !matches!(node.id, NodeId::Source(_))).count();
-        let state = State { all: None, running: BTreeMap::new(), left, width, last_line: Instant::now() };
-        Self { terminal, bars, state: Mutex::new(state) }
+        let left = graph
+            .nodes()
+            .filter(|node| !matches!(node.id, NodeId::Source(_)))
+            .count();
+        let state = State {
+            all: None,
+            running: BTreeMap::new(),
+            left,
+            width,
+            last_line: Instant::now(),
+        };
+        Self {
+            terminal,
+            bars,
+            state: Mutex::new(state),
+        }
     }
 
     fn line(&self, text: &str) {
@@ -66,7 +81,9 @@ impl<'a> Progress<'a> {
 }
 
 fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=- ")
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=- ")
 }
 
 fn template(unit: Unit) -> &'static str {
@@ -97,7 +114,10 @@ impl State {
             let done = all.length().unwrap_or(0) - self.left as u64;
             all.set_position(done);
             let unknown = self.left.saturating_sub(self.running.len());
-            all.set_message(format!("{done} done, {} running, {unknown} unknown", self.running.len()));
+            all.set_message(format!(
+                "{done} done, {} running, {unknown} unknown",
+                self.running.len()
+            ));
         }
     }
 }
@@ -109,7 +129,8 @@ impl Observer for Progress<'_> {
         match event {
             Event::BuildStarted { steps, .. } => {
                 if let Some(bars) = &self.bars {
-                    let bar = bars.add(ProgressBar::new(*steps as u64).with_style(style("[{bar:24}] {msg}  {elapsed}")));
+                    let bar =
+                        bars.add(ProgressBar::new(*steps as u64).with_style(style("[{bar:24}] {msg}  {elapsed}")));
                     state.all = Some(bar);
                 }
             }
@@ -126,10 +147,22 @@ impl Observer for Progress<'_> {
                     bar.set_message(step.clone());
                     bar
                 });
-                state.running.insert(step.clone(), Running { bar, unit: None, started: Instant::now() });
+                state.running.insert(
+                    step.clone(),
+                    Running {
+                        bar,
+                        unit: None,
+                        started: Instant::now(),
+                    },
+                );
                 state.refresh();
             }
-            Event::Progress { step, unit, done, total } => {
+            Event::Progress {
+                step,
+                unit,
+                done,
+                total,
+            } => {
                 let heartbeat = self.bars.is_none() && !self.terminal.quiet && state.last_line.elapsed() >= HEARTBEAT;
                 if let Some(running) = state.running.get_mut(step) {
                     if let Some(bar) = &running.bar {
@@ -151,13 +184,21 @@ impl Observer for Progress<'_> {
                     }
                 }
             }
-            Event::ActionFinished { step, kind, key, outcome, cost_ms } => {
+            Event::ActionFinished {
+                step,
+                kind,
+                key,
+                outcome,
+                cost_ms,
+            } => {
                 if self.terminal.verbose && *outcome != ActionOutcome::Hit {
                     let time = words::duration_ms(*cost_ms);
                     self.line(&format!("  {}  {step}: {kind} {} {time}", word(*outcome), key.short()));
                 }
             }
-            Event::Waiting { step, holder, .. } => self.line(&format!("wait   {step}: {holder} is running this action")),
+            Event::Waiting { step, holder, .. } => {
+                self.line(&format!("wait   {step}: {holder} is running this action"))
+            }
             Event::Warning { step, message } => self.line(&format!("warning: {step}: {message}")),
             Event::Note { step, message } => {
                 if !self.terminal.quiet {
@@ -169,7 +210,14 @@ impl Observer for Progress<'_> {
                     self.line(&format!("wrote  {step}: {path}"));
                 }
             }
-            Event::StepFinished { step, outcome, ran, cached, elapsed_ms, summary } => {
+            Event::StepFinished {
+                step,
+                outcome,
+                ran,
+                cached,
+                elapsed_ms,
+                summary,
+            } => {
                 if let Some(bar) = state.running.remove(step).and_then(|running| running.bar) {
                     bar.finish_and_clear();
                 }

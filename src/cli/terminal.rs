@@ -65,7 +65,11 @@ impl Terminal {
     }
 
     pub(super) fn messages(&self) -> Messages {
-        if self.is_json() { Messages::Json } else { Messages::Text(self.style()) }
+        if self.is_json() {
+            Messages::Json
+        } else {
+            Messages::Text(self.style())
+        }
     }
 
     fn style(&self) -> Style {

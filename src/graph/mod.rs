@@ -91,7 +91,10 @@ pub struct FiguresOf {
 impl FiguresOf {
     /// Returns the node that measures.
     pub fn node(&self) -> NodeId {
-        NodeId::Eval { eval: self.eval.clone(), candidate: self.candidate.clone() }
+        NodeId::Eval {
+            eval: self.eval.clone(),
+            candidate: self.candidate.clone(),
+        }
     }
 }
 
@@ -144,7 +147,11 @@ impl Graph {
             }
         };
         for (name, source) in &recipe.sources {
-            add(&mut graph, NodeId::Source(name.as_str().to_owned()), Work::Source(source.clone()))?;
+            add(
+                &mut graph,
+                NodeId::Source(name.as_str().to_owned()),
+                Work::Source(source.clone()),
+            )?;
         }
         for step in &recipe.steps {
             let id = NodeId::Step(step.id.clone());
@@ -152,8 +159,18 @@ impl Graph {
             match &step.body {
                 StepBody::Eval(eval) => {
                     for candidate in &eval.candidates {
-                        let id = NodeId::Eval { eval: step.id.clone(), candidate: candidate.clone() };
-                        add(&mut graph, id, Work::Eval { step: step.clone(), candidate: candidate.clone() })?;
+                        let id = NodeId::Eval {
+                            eval: step.id.clone(),
+                            candidate: candidate.clone(),
+                        };
+                        add(
+                            &mut graph,
+                            id,
+                            Work::Eval {
+                                step: step.clone(),
+                                candidate: candidate.clone(),
+                            },
+                        )?;
                     }
                 }
                 StepBody::Promote(promote) => {
@@ -191,7 +208,11 @@ impl Graph {
             graph.update_edge(from, to, ());
         }
         let order = toposort(&graph, None).map_err(|cycle| GraphError::Cycle(graph[cycle.node_id()].id.to_string()))?;
-        Ok(Self { order: stable(&graph, order.len()), graph, by_id })
+        Ok(Self {
+            order: stable(&graph, order.len()),
+            graph,
+            by_id,
+        })
     }
 
     /// Returns all nodes; a node stands after everything it needs, otherwise in the recipe's order.
@@ -236,14 +257,22 @@ impl Graph {
             }
             at += 1;
         }
-        let graph = self.graph.filter_map(|_, node| keep.contains(&node.id).then(|| node.clone()), |_, ()| Some(()));
-        let by_id = graph.node_indices().map(|index| (graph[index].id.clone(), index)).collect();
+        let graph = self.graph.filter_map(
+            |_, node| keep.contains(&node.id).then(|| node.clone()),
+            |_, ()| Some(()),
+        );
+        let by_id = graph
+            .node_indices()
+            .map(|index| (graph[index].id.clone(), index))
+            .collect();
         let order = stable(&graph, graph.node_count());
         Self { graph, order, by_id }
     }
 
     fn neighbours(&self, id: &NodeId, direction: Direction) -> Vec<&NodeId> {
-        let Some(&index) = self.by_id.get(id) else { return Vec::new() };
+        let Some(&index) = self.by_id.get(id) else {
+            return Vec::new();
+        };
         let mut found: Vec<NodeIndex> = self.graph.neighbors_directed(index, direction).collect();
         found.sort_unstable();
         found.into_iter().map(|index| &self.graph[index].id).collect()
@@ -253,8 +282,10 @@ impl Graph {
 /// Orders nodes so that each stands after what it needs and, within that, as they were added.
 fn stable(graph: &DiGraph<Node, ()>, count: usize) -> Vec<NodeIndex> {
     let mut order = Vec::with_capacity(count);
-    let mut waits: Vec<usize> =
-        graph.node_indices().map(|index| graph.neighbors_directed(index, Direction::Incoming).count()).collect();
+    let mut waits: Vec<usize> = graph
+        .node_indices()
+        .map(|index| graph.neighbors_directed(index, Direction::Incoming).count())
+        .collect();
     let mut ready: std::collections::BTreeSet<NodeIndex> =
         graph.node_indices().filter(|index| waits[index.index()] == 0).collect();
     while let Some(index) = ready.pop_first() {
@@ -270,7 +301,10 @@ fn stable(graph: &DiGraph<Node, ()>, count: usize) -> Vec<NodeIndex> {
 }
 
 fn missing(node: &NodeId, missing: &StepId) -> GraphError {
-    GraphError::Missing { node: node.to_string(), missing: missing.to_string() }
+    GraphError::Missing {
+        node: node.to_string(),
+        missing: missing.to_string(),
+    }
 }
 
 fn needs(work: &Work) -> Vec<NodeId> {
@@ -292,7 +326,10 @@ fn needs(work: &Work) -> Vec<NodeId> {
             needs.push(made_by(candidate));
             needs
         }
-        Work::Figures { rows, .. } => rows.iter().flat_map(|row| [made_by(&row.candidate), row.node()]).collect(),
+        Work::Figures { rows, .. } => rows
+            .iter()
+            .flat_map(|row| [made_by(&row.candidate), row.node()])
+            .collect(),
         Work::Step(step) => {
             let sources = step.body.sources().into_iter().map(source);
             sources.chain(step.body.inputs().into_iter().map(made_by)).collect()
@@ -301,13 +338,19 @@ fn needs(work: &Work) -> Vec<NodeId> {
 }
 
 fn rows_of(recipe: &Recipe, metrics: &MetricsStep) -> Vec<FiguresOf> {
-    let evals = metrics.evals.iter().filter_map(|eval| match recipe.step(eval).map(|step| &step.body) {
-        Some(StepBody::Eval(step)) => Some((eval, step)),
-        _ => None,
-    });
+    let evals = metrics
+        .evals
+        .iter()
+        .filter_map(|eval| match recipe.step(eval).map(|step| &step.body) {
+            Some(StepBody::Eval(step)) => Some((eval, step)),
+            _ => None,
+        });
     evals
         .flat_map(|(eval, step)| {
-            step.candidates.iter().map(|candidate| FiguresOf { eval: eval.clone(), candidate: candidate.clone() })
+            step.candidates.iter().map(|candidate| FiguresOf {
+                eval: eval.clone(),
+                candidate: candidate.clone(),
+            })
         })
         .collect()
 }

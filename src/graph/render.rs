@@ -66,7 +66,11 @@ impl Graph {
                     kind: node.id.kind(),
                     needs: self.inputs(&node.id).into_iter().map(ToString::to_string).collect(),
                 });
-                let document = Document { schema: "forge.graph.v1", recipe, nodes: nodes.collect() };
+                let document = Document {
+                    schema: "forge.graph.v1",
+                    recipe,
+                    nodes: nodes.collect(),
+                };
                 let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
                 text.push('\n');
                 text

@@ -97,7 +97,9 @@ pub struct Plan {
 impl Plan {
     /// Returns whether a build would do nothing.
     pub fn is_fresh(&self) -> bool {
-        self.entries.iter().all(|entry| matches!(entry.status, Status::Hit { .. }))
+        self.entries
+            .iter()
+            .all(|entry| matches!(entry.status, Status::Hit { .. }))
     }
 }
 
@@ -105,7 +107,12 @@ impl Plan {
 pub fn decide(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Decision, StepError> {
     let kind = step::kind_of(node);
     let (action, files) = match kind.key(node, inputs, env)? {
-        Key::Unread { paths, bytes } => return Ok(Decision::Miss(Reason::Unread { files: paths.len(), bytes })),
+        Key::Unread { paths, bytes } => {
+            return Ok(Decision::Miss(Reason::Unread {
+                files: paths.len(),
+                bytes,
+            }));
+        }
         Key::Action { action, files } => (action, files),
     };
     let key = action.digest();
@@ -114,7 +121,12 @@ pub fn decide(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Decision, S
         Lookup::Incomplete { .. } | Lookup::Damaged { .. } => return Ok(Decision::Miss(Reason::Incomplete)),
         Lookup::Absent => return Ok(Decision::Miss(why_absent(node, &action, env)?)),
     };
-    let mut outcome = Outcome { key, result, ran: false, files };
+    let mut outcome = Outcome {
+        key,
+        result,
+        ran: false,
+        files,
+    };
     if kind.intact(node, &mut outcome, inputs, env)? {
         Ok(Decision::Hit(outcome))
     } else {
@@ -124,7 +136,9 @@ pub fn decide(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Decision, S
 
 /// Compares an action that has no result with what the node did last.
 fn why_absent(node: &Node, action: &Action, env: &Env<'_>) -> Result<Reason, StepError> {
-    let Some(last) = env.store.last(&env.recipe, &node.id.to_string()) else { return Ok(Reason::New) };
+    let Some(last) = env.store.last(&env.recipe, &node.id.to_string()) else {
+        return Ok(Reason::New);
+    };
     if last.action == action.digest() {
         return Ok(Reason::Forgotten);
     }
@@ -143,8 +157,12 @@ pub fn plan(graph: &Graph, env: &Env<'_>) -> Plan {
     let mut known = Inputs::default();
     let mut plan = Plan::default();
     for node in graph.nodes() {
-        let waits_for: Vec<String> =
-            graph.inputs(&node.id).into_iter().filter(|id| known.of(id).is_err()).map(ToString::to_string).collect();
+        let waits_for: Vec<String> = graph
+            .inputs(&node.id)
+            .into_iter()
+            .filter(|id| known.of(id).is_err())
+            .map(ToString::to_string)
+            .collect();
         let status = if waits_for.is_empty() {
             match decide(node, &known, env) {
                 Ok(Decision::Hit(outcome)) => {
@@ -158,17 +176,30 @@ pub fn plan(graph: &Graph, env: &Env<'_>) -> Plan {
         } else {
             Status::Unknown { waits_for }
         };
-        plan.entries.push(Entry { node: node.id.to_string(), status });
+        plan.entries.push(Entry {
+            node: node.id.to_string(),
+            status,
+        });
     }
     plan
 }
 
 fn miss(node: &Node, known: &Inputs, env: &Env<'_>, reason: Reason) -> Status {
     let kind = step::kind_of(node);
-    let estimated = kind.estimate(node, known, env).and_then(|estimate| Ok((estimate, kind.key(node, known, env)?)));
+    let estimated = kind
+        .estimate(node, known, env)
+        .and_then(|estimate| Ok((estimate, kind.key(node, known, env)?)));
     match estimated {
-        Ok((estimate, Key::Action { action, .. })) => Status::Miss { key: Some(action.digest()), reason, estimate },
-        Ok((estimate, Key::Unread { .. })) => Status::Miss { key: None, reason, estimate },
+        Ok((estimate, Key::Action { action, .. })) => Status::Miss {
+            key: Some(action.digest()),
+            reason,
+            estimate,
+        },
+        Ok((estimate, Key::Unread { .. })) => Status::Miss {
+            key: None,
+            reason,
+            estimate,
+        },
         Err(error) => Status::Failed { error: Arc::new(error) },
     }
 }

@@ -39,7 +39,10 @@ pub struct Verdict {
 impl Verdict {
     /// Joins checks to a verdict.
     pub fn new(checks: Vec<Check>) -> Self {
-        Self { schema: SCHEMA.to_owned(), checks }
+        Self {
+            schema: SCHEMA.to_owned(),
+            checks,
+        }
     }
 
     /// Returns the checks that are not met.

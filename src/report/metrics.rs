@@ -84,11 +84,18 @@ pub struct Metrics {
 impl Metrics {
     /// Makes a table of rows and marks its Pareto front.
     pub fn new(recipe: impl Into<String>, mut rows: Vec<Row>) -> Self {
-        let front: Vec<bool> = rows.iter().map(|row| !rows.iter().any(|other| dominates(other, row))).collect();
+        let front: Vec<bool> = rows
+            .iter()
+            .map(|row| !rows.iter().any(|other| dominates(other, row)))
+            .collect();
         for (row, pareto) in rows.iter_mut().zip(front) {
             row.pareto = pareto;
         }
-        Self { schema: SCHEMA.to_owned(), recipe: recipe.into(), rows }
+        Self {
+            schema: SCHEMA.to_owned(),
+            recipe: recipe.into(),
+            rows,
+        }
     }
 
     /// Returns `metrics.json`.
@@ -189,7 +196,10 @@ fn table(rows: &[&Row], style: TableStyle) -> Table {
 fn evidence(rows: &[&Row]) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for row in rows {
-        let reference = row.ppl_reference.map(|ppl| format!(", reference PPL {ppl:.3}")).unwrap_or_default();
+        let reference = row
+            .ppl_reference
+            .map(|ppl| format!(", reference PPL {ppl:.3}"))
+            .unwrap_or_default();
         let line = format!(
             "{} chunks of {} tokens, {} scored{reference}; intervals by bootstrap over chunks; engine {}",
             row.chunks,
@@ -209,7 +219,9 @@ fn number(value: Option<f64>, digits: usize) -> String {
 }
 
 fn interval(value: Option<[f64; 2]>, digits: usize) -> String {
-    value.map(|[low, high]| format!("{low:.digits$} - {high:.digits$}")).unwrap_or_default()
+    value
+        .map(|[low, high]| format!("{low:.digits$} - {high:.digits$}"))
+        .unwrap_or_default()
 }
 
 fn percent(value: Option<f64>) -> String {
@@ -253,9 +265,19 @@ mod tests {
     fn the_front_holds_what_nothing_beats() {
         let mut other = row("elsewhere", 1, 0.0);
         other.fingerprint = "e".repeat(64);
-        let rows = vec![row("a", 100, 0.3), row("b", 200, 0.1), row("c", 210, 0.2), row("d", 200, 0.1), other];
+        let rows = vec![
+            row("a", 100, 0.3),
+            row("b", 200, 0.1),
+            row("c", 210, 0.2),
+            row("d", 200, 0.1),
+            other,
+        ];
         let front: Vec<_> = Metrics::new("r", rows).rows.iter().map(|row| row.pareto).collect();
-        assert_eq!(front, [true, true, false, true, true], "equals do not beat each other, nor do other engines");
+        assert_eq!(
+            front,
+            [true, true, false, true, true],
+            "equals do not beat each other, nor do other engines"
+        );
     }
 
     #[test]

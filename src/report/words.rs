@@ -12,7 +12,11 @@ pub fn bytes(count: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if value < 10.0 { format!("{value:.2} {}", UNITS[unit]) } else { format!("{value:.1} {}", UNITS[unit]) }
+    if value < 10.0 {
+        format!("{value:.2} {}", UNITS[unit])
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
 }
 
 /// Writes a span of time: `0.02 s`, `12.3 s`, `4 m 05 s`, `2 h 03 m`.
@@ -29,12 +33,20 @@ pub fn duration_ms(milliseconds: u64) -> String {
 /// Writes a count with its noun: `1 tensor`, `3 tensors`.
 pub fn count(number: impl Into<u64>, noun: &str) -> String {
     let number = number.into();
-    if number == 1 { format!("{number} {noun}") } else { format!("{number} {noun}s") }
+    if number == 1 {
+        format!("{number} {noun}")
+    } else {
+        format!("{number} {noun}s")
+    }
 }
 
 /// Writes a list of names for prose, cut after `most`: "`a`, `b` and 3 more".
 pub fn names<S: AsRef<str>>(names: &[S], most: usize) -> String {
-    let quoted: Vec<String> = names.iter().take(most).map(|name| format!("`{}`", name.as_ref())).collect();
+    let quoted: Vec<String> = names
+        .iter()
+        .take(most)
+        .map(|name| format!("`{}`", name.as_ref()))
+        .collect();
     match (quoted.as_slice(), names.len().saturating_sub(most)) {
         ([], _) => String::new(),
         ([only], 0) => only.clone(),

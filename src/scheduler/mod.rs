@@ -177,7 +177,9 @@ impl Scheduler<'_> {
         }
         let room = |pool: Pool| self.running.values().filter(|&&running| running == pool).count() < depth(pool);
         let at = self.ready.iter().position(|id| {
-            self.graph.node(id).is_some_and(|node| room(step::kind_of(node).pool(node)))
+            self.graph
+                .node(id)
+                .is_some_and(|node| room(step::kind_of(node).pool(node)))
         })?;
         self.ready.remove(at)
     }
@@ -205,7 +207,11 @@ impl Scheduler<'_> {
                 let dependents: Vec<NodeId> = self.graph.dependents(id).into_iter().cloned().collect();
                 for dependent in dependents {
                     let ready = self.states.get(&dependent) == Some(&State::Waiting)
-                        && self.graph.inputs(&dependent).iter().all(|input| self.states.get(input) == Some(&State::Done));
+                        && self
+                            .graph
+                            .inputs(&dependent)
+                            .iter()
+                            .all(|input| self.states.get(input) == Some(&State::Done));
                     if ready {
                         self.set(&dependent, State::Ready);
                     }
@@ -216,7 +222,11 @@ impl Scheduler<'_> {
     }
 
     fn in_state(&self, wanted: impl Fn(State) -> bool) -> Vec<NodeId> {
-        self.states.iter().filter(|(_, state)| wanted(**state)).map(|(id, _)| id.clone()).collect()
+        self.states
+            .iter()
+            .filter(|(_, state)| wanted(**state))
+            .map(|(id, _)| id.clone())
+            .collect()
     }
 
     fn hit(&mut self, node: &Node, outcome: Outcome) {
@@ -228,8 +238,19 @@ impl Scheduler<'_> {
 
     fn done(&mut self, node: &Node, outcome: Outcome) {
         let (recipe, step) = (self.env.recipe.clone(), node.id.to_string());
-        let manifest = self.env.store.last(&recipe, &step).filter(|last| last.action == outcome.key).and_then(|last| last.manifest);
-        let last = Last { recipe, step, action: outcome.key, document: outcome.result.action, manifest };
+        let manifest = self
+            .env
+            .store
+            .last(&recipe, &step)
+            .filter(|last| last.action == outcome.key)
+            .and_then(|last| last.manifest);
+        let last = Last {
+            recipe,
+            step,
+            action: outcome.key,
+            document: outcome.result.action,
+            manifest,
+        };
         // The record only serves explanations: that it could not be written is no failure of the step.
         let _ = self.env.store.note_last(&last);
         self.report.outcomes.insert(node.id.clone(), Arc::new(outcome));
@@ -238,7 +259,10 @@ impl Scheduler<'_> {
 
     fn failed(&mut self, node: &Node, error: StepError, elapsed_ms: u64) {
         self.tell_finished(&node.id, StepOutcome::Failed, (0, 0), elapsed_ms, error.to_string());
-        self.report.failures.push(Failure { node: node.id.clone(), error });
+        self.report.failures.push(Failure {
+            node: node.id.clone(),
+            error,
+        });
         self.set(&node.id, State::Failed);
     }
 
@@ -249,8 +273,11 @@ impl Scheduler<'_> {
         match ended.result {
             Ok(outcome) => {
                 let ran = outcome.ran;
-                let (how, count) =
-                    if ran { (StepOutcome::Ran, &mut self.report.ran) } else { (StepOutcome::Cached, &mut self.report.cached) };
+                let (how, count) = if ran {
+                    (StepOutcome::Ran, &mut self.report.ran)
+                } else {
+                    (StepOutcome::Cached, &mut self.report.cached)
+                };
                 *count += usize::from(counts(&node.id));
                 let summary = step::kind_of(node).summary(&outcome);
                 self.tell_finished(&node.id, how, ended.counts, ended.elapsed_ms, summary);
@@ -261,8 +288,22 @@ impl Scheduler<'_> {
         }
     }
 
-    fn tell_finished(&self, id: &NodeId, outcome: StepOutcome, (ran, cached): (u64, u64), elapsed_ms: u64, summary: String) {
-        self.env.observer.event(&Event::StepFinished { step: id.to_string(), outcome, ran, cached, elapsed_ms, summary });
+    fn tell_finished(
+        &self,
+        id: &NodeId,
+        outcome: StepOutcome,
+        (ran, cached): (u64, u64),
+        elapsed_ms: u64,
+        summary: String,
+    ) {
+        self.env.observer.event(&Event::StepFinished {
+            step: id.to_string(),
+            outcome,
+            ran,
+            cached,
+            elapsed_ms,
+            summary,
+        });
     }
 }
 
@@ -274,10 +315,18 @@ fn counts(id: &NodeId) -> bool {
 fn carry_out(node: &Node, inputs: &Inputs, env: &Env<'_>, reason: &Reason) -> Ended {
     let started = Instant::now();
     let step = node.id.to_string();
-    env.observer.event(&Event::StepStarted { step: step.clone(), why: sentence(reason) });
+    env.observer.event(&Event::StepStarted {
+        step: step.clone(),
+        why: sentence(reason),
+    });
     let task = Task::new(step, env);
     let result = step::kind_of(node).run(node, inputs, &task);
-    Ended { node: node.id.clone(), result, counts: task.counts(), elapsed_ms: milliseconds(started) }
+    Ended {
+        node: node.id.clone(),
+        result,
+        counts: task.counts(),
+        elapsed_ms: milliseconds(started),
+    }
 }
 
 /// Says why a node runs, in a few words.
@@ -285,11 +334,17 @@ pub fn sentence(reason: &Reason) -> String {
     match reason {
         Reason::New => "it has not run for this recipe yet".to_owned(),
         Reason::Unread { files, bytes } => {
-            format!("{} of {} must be read first", words::count(*files as u64, "file"), words::bytes(*bytes))
+            format!(
+                "{} of {} must be read first",
+                words::count(*files as u64, "file"),
+                words::bytes(*bytes)
+            )
         }
         Reason::Changed(differences) => {
-            let fields: Vec<&str> =
-                differences.iter().map(|difference| difference.field.trim_start_matches("inputs.")).collect();
+            let fields: Vec<&str> = differences
+                .iter()
+                .map(|difference| difference.field.trim_start_matches("inputs."))
+                .collect();
             format!("{} changed", words::names(&fields, 3))
         }
         Reason::Incomplete => "its result was incomplete or damaged in the store".to_owned(),

@@ -97,10 +97,22 @@ impl Session {
     pub fn open(recipe: Recipe, settings: Settings, wanted: &[String], cancel: Cancel) -> Result<Self, SessionError> {
         engine::check_cpu()?;
         let whole = Graph::of(&recipe)?;
-        let graph = if wanted.is_empty() { whole } else { whole.only(&find(&recipe, &whole, wanted)?) };
+        let graph = if wanted.is_empty() {
+            whole
+        } else {
+            whole.only(&find(&recipe, &whole, wanted)?)
+        };
         let store = Store::open(&settings.cache_dir)?;
         let (quantizer, evaluator) = (engine::quantizer(), engine::evaluator());
-        Ok(Self { recipe, graph, store, settings, cancel, quantizer, evaluator })
+        Ok(Self {
+            recipe,
+            graph,
+            store,
+            settings,
+            cancel,
+            quantizer,
+            evaluator,
+        })
     }
 
     /// Returns the recipe.
@@ -133,7 +145,11 @@ impl Session {
         self.check_sources(&env)?;
         observer.event(&Event::BuildStarted {
             recipe: self.recipe.name.clone(),
-            steps: self.graph.nodes().filter(|node| !matches!(node.id, NodeId::Source(_))).count(),
+            steps: self
+                .graph
+                .nodes()
+                .filter(|node| !matches!(node.id, NodeId::Source(_)))
+                .count(),
             engine: self.evaluator.fingerprint().to_string(),
         });
         let mut report = scheduler::build(&self.graph, &env, options);
@@ -151,18 +167,30 @@ impl Session {
 
     /// Returns the tables of candidates of a build, in the recipe's order.
     pub fn tables(&self, report: &Report) -> Vec<Metrics> {
-        let steps = self.recipe.steps.iter().filter(|step| step.id.kind == StepKind::Metrics);
+        let steps = self
+            .recipe
+            .steps
+            .iter()
+            .filter(|step| step.id.kind == StepKind::Metrics);
         let outcomes = steps.filter_map(|step| report.outcomes.get(&NodeId::Step(step.id.clone())));
         outcomes
             .filter_map(|outcome| {
-                let json = self.store.read(&outcome.output("json").ok()?, model::DOCUMENT_CAP).ok()?;
+                let json = self
+                    .store
+                    .read(&outcome.output("json").ok()?, model::DOCUMENT_CAP)
+                    .ok()?;
                 serde_json::from_slice(&json).ok()
             })
             .collect()
     }
 
     fn env<'e>(&'e self, observer: &'e dyn Observer) -> Env<'e> {
-        let tables = self.recipe.steps.iter().filter(|step| step.id.kind == StepKind::Metrics).count();
+        let tables = self
+            .recipe
+            .steps
+            .iter()
+            .filter(|step| step.id.kind == StepKind::Metrics)
+            .count();
         Env {
             store: &self.store,
             observer,
@@ -196,12 +224,20 @@ impl Session {
             };
             problems.extend(checked.err());
         }
-        if problems.is_empty() { Ok(()) } else { Err(SessionError::Sources { problems }) }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(SessionError::Sources { problems })
+        }
     }
 }
 
 fn check_source(env: &Env<'_>, path: &Path, kind: SourceKind) -> Result<(), StepError> {
-    let paths = if kind == SourceKind::Model { model::shard_paths(path) } else { vec![path.to_owned()] };
+    let paths = if kind == SourceKind::Model {
+        model::shard_paths(path)
+    } else {
+        vec![path.to_owned()]
+    };
     let mut known = true;
     for path in &paths {
         known &= env.store.known(&fs::Stamp::of(path)?).is_some();
@@ -216,16 +252,27 @@ fn check_source(env: &Env<'_>, path: &Path, kind: SourceKind) -> Result<(), Step
 fn find(recipe: &Recipe, graph: &Graph, wanted: &[String]) -> Result<Vec<NodeId>, SessionError> {
     let mut found = Vec::new();
     for name in wanted {
-        let mut nodes: Vec<NodeId> =
-            graph.nodes().filter(|node| node.id.to_string() == *name).map(|node| node.id.clone()).collect();
+        let mut nodes: Vec<NodeId> = graph
+            .nodes()
+            .filter(|node| node.id.to_string() == *name)
+            .map(|node| node.id.clone())
+            .collect();
         if nodes.is_empty() {
             for step in recipe.find(name) {
-                nodes.extend(graph.nodes().filter(|node| stands_for(&node.id, &step.id)).map(|node| node.id.clone()));
+                nodes.extend(
+                    graph
+                        .nodes()
+                        .filter(|node| stands_for(&node.id, &step.id))
+                        .map(|node| node.id.clone()),
+                );
             }
         }
         if nodes.is_empty() {
             let known: BTreeMap<String, ()> = graph.nodes().map(|node| (node.id.to_string(), ())).collect();
-            return Err(SessionError::NoSuchStep { wanted: name.clone(), known: known.into_keys().collect() });
+            return Err(SessionError::NoSuchStep {
+                wanted: name.clone(),
+                known: known.into_keys().collect(),
+            });
         }
         found.extend(nodes);
     }

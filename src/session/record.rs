@@ -43,12 +43,20 @@ pub(super) struct Run {
 impl Run {
     pub(super) fn start(_store: &Store, started: SystemTime) -> Self {
         let id = format!("{}-{}", rfc3339(started).replace([':', '-'], ""), std::process::id());
-        Self { id, lines: Mutex::default(), ran: Mutex::default(), worth_keeping: Mutex::new(false) }
+        Self {
+            id,
+            lines: Mutex::default(),
+            ran: Mutex::default(),
+            worth_keeping: Mutex::new(false),
+        }
     }
 
     /// Writes the record, if anything ran or failed. It explains; nothing rests on it.
     pub(super) fn finish(&self, store: &Store) {
-        let keep = *self.worth_keeping.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let keep = *self
+            .worth_keeping
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if keep {
             let lines = self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let _ = store.write_run(&self.id, &lines);
@@ -58,11 +66,21 @@ impl Run {
     fn note(&self, event: &Event) {
         match event {
             Event::Progress { .. } => return,
-            Event::ActionFinished { outcome: ActionOutcome::Ran, key, .. } => {
-                self.ran.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(*key);
+            Event::ActionFinished {
+                outcome: ActionOutcome::Ran,
+                key,
+                ..
+            } => {
+                self.ran
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .insert(*key);
             }
             Event::StepStarted { .. } => {
-                *self.worth_keeping.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = true;
+                *self
+                    .worth_keeping
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner) = true;
             }
             _ => {}
         }
@@ -74,7 +92,10 @@ impl Run {
     }
 
     fn has_run(&self, key: &ActionDigest) -> bool {
-        self.ran.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(key)
+        self.ran
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .contains(key)
     }
 }
 
@@ -95,9 +116,14 @@ impl Observer for Tee<'_> {
 pub(super) fn write_manifests(session: &Session, env: &Env<'_>, run: &Run, started: SystemTime, report: &mut Report) {
     for node in session.graph.nodes() {
         let Work::Promote { .. } = &node.work else { continue };
-        let Some(outcome) = report.outcomes.get(&node.id).cloned() else { continue };
+        let Some(outcome) = report.outcomes.get(&node.id).cloned() else {
+            continue;
+        };
         if let Err(error) = write_manifest(session, env, run, started, report, &node.id, &outcome) {
-            report.failures.push(Failure { node: node.id.clone(), error });
+            report.failures.push(Failure {
+                node: node.id.clone(),
+                error,
+            });
         }
     }
 }
@@ -125,7 +151,11 @@ fn write_manifest(
     let digest = env.store.put(&bytes)?;
     env.store.materialize(&digest, &path)?;
     env.store.remember_written(&path, &digest)?;
-    env.observer.event(&Event::OutputWritten { step: id.to_string(), path: path.display().to_string(), digest });
+    env.observer.event(&Event::OutputWritten {
+        step: id.to_string(),
+        path: path.display().to_string(),
+        digest,
+    });
     env.store.note_last(&Last {
         recipe: env.recipe.clone(),
         step: id.to_string(),
@@ -137,7 +167,10 @@ fn write_manifest(
 }
 
 fn document(what: &'static str, error: impl ToString) -> StepError {
-    StepError::Document { what, problem: error.to_string() }
+    StepError::Document {
+        what,
+        problem: error.to_string(),
+    }
 }
 
 fn manifest_of(
@@ -154,7 +187,9 @@ fn manifest_of(
     let mut sources = Vec::new();
     let ancestors = session.graph.only(std::slice::from_ref(id));
     for node in ancestors.nodes() {
-        let Some(outcome) = report.outcomes.get(&node.id) else { continue };
+        let Some(outcome) = report.outcomes.get(&node.id) else {
+            continue;
+        };
         let record = record_of(env, run, outcome.key, &outcome.result, Some(node.id.to_string()))?;
         actions.insert(outcome.key.to_string(), record);
         if *id != node.id {
@@ -195,7 +230,9 @@ fn manifest_of(
         let value = serde_json::from_slice(&identity.document()).unwrap_or(Value::Null);
         (identity.fingerprint().to_string(), value)
     };
-    let NodeId::Step(step) = id else { return Err(document("graph", "a candidate is a step")) };
+    let NodeId::Step(step) = id else {
+        return Err(document("graph", "a candidate is a step"));
+    };
     Ok(Manifest {
         statement_type: manifest::STATEMENT_TYPE.to_owned(),
         subject: vec![Resource {
@@ -252,7 +289,11 @@ fn record_of(
     Ok(ActionRecord {
         step,
         document: serde_json::from_slice(&bytes).map_err(|error| document("action", error))?,
-        outputs: result.outputs.iter().map(|(name, digest)| (name.clone(), digest.to_string())).collect(),
+        outputs: result
+            .outputs
+            .iter()
+            .map(|(name, digest)| (name.clone(), digest.to_string()))
+            .collect(),
         cost_ms: result.cost_ms,
         ran: run.has_run(&key),
     })

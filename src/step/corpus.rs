@@ -65,7 +65,11 @@ fn action_of(corpus: &CorpusStep, texts: Vec<BlobDigest>) -> Action {
         model::Chunking::PerFile => Chunking::PerFile,
         model::Chunking::Joined => Chunking::Joined,
     };
-    Action::Corpus(action::Corpus { texts, chunking, parse_special: corpus.parse_special })
+    Action::Corpus(action::Corpus {
+        texts,
+        chunking,
+        parse_special: corpus.parse_special,
+    })
 }
 
 /// Returns the files of a corpus: pattern by pattern, within a pattern by name; a file that two patterns match once.
@@ -82,14 +86,28 @@ pub fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepErro
         } else {
             format!("{base}/{}", pattern.resolved)
         };
-        let options = glob::MatchOptions { require_literal_leading_dot: true, require_literal_separator: true, case_sensitive: true };
+        let options = glob::MatchOptions {
+            require_literal_leading_dot: true,
+            require_literal_separator: true,
+            case_sensitive: true,
+        };
         let matches = glob::glob_with(&absolute, options).map_err(|error| {
-            StepError::input(format!("{}: `{}` is not a file pattern: {}", place(), pattern.written, error.msg))
+            StepError::input(format!(
+                "{}: `{}` is not a file pattern: {}",
+                place(),
+                pattern.written,
+                error.msg
+            ))
         })?;
         let mut files: Vec<PathBuf> = Vec::new();
         for path in matches {
             let path = path.map_err(|error| {
-                StepError::input(format!("{}: cannot look into `{}`: {}", place(), error.path().display(), error.error()))
+                StepError::input(format!(
+                    "{}: cannot look into `{}`: {}",
+                    place(),
+                    error.path().display(),
+                    error.error()
+                ))
             })?;
             if fs::Stamp::of_plain_file(&path)?.is_some() {
                 files.push(path);
@@ -100,10 +118,18 @@ pub fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepErro
         if files.is_empty() {
             return Err(StepError::input_hint(
                 format!("{}: no file matches `{}`", place(), pattern.written),
-                format!("patterns are relative to the recipe that states them; looked in `{}`", folder.display()),
+                format!(
+                    "patterns are relative to the recipe that states them; looked in `{}`",
+                    folder.display()
+                ),
             ));
         }
-        found.extend(files.into_iter().filter(|file| !found.contains(file)).collect::<Vec<_>>());
+        found.extend(
+            files
+                .into_iter()
+                .filter(|file| !found.contains(file))
+                .collect::<Vec<_>>(),
+        );
     }
     Ok(found)
 }
@@ -115,7 +141,9 @@ fn check_utf8(file: &SourceFile) -> Result<(), StepError> {
     let mut carried = 0;
     let mut offset = 0u64;
     loop {
-        let read = reader.read(&mut piece[carried..]).map_err(fs::PathError::on(&file.path, "read"))?;
+        let read = reader
+            .read(&mut piece[carried..])
+            .map_err(fs::PathError::on(&file.path, "read"))?;
         let filled = carried + read;
         let valid = match std::str::from_utf8(&piece[..filled]) {
             Ok(_) => filled,
@@ -129,7 +157,10 @@ fn check_utf8(file: &SourceFile) -> Result<(), StepError> {
                         offset + error.valid_up_to() as u64,
                         piece[error.valid_up_to()]
                     ),
-                    format!("convert it, as with `iconv -t UTF-8 {0} > {0}.utf8`", file.path.display()),
+                    format!(
+                        "convert it, as with `iconv -t UTF-8 {0} > {0}.utf8`",
+                        file.path.display()
+                    ),
                 ));
             }
         };
@@ -150,10 +181,17 @@ impl Kind for Corpus {
 
     fn estimate(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Estimate, StepError> {
         Ok(match self.key(node, inputs, env)? {
-            Key::Unread { paths, bytes } => {
-                Estimate { reads: bytes, missing: paths.len() as u64, parts: paths.len() as u64, unit: "file", ..Default::default() }
-            }
-            Key::Action { files, .. } => Estimate { reads: files.iter().map(|file| file.digest.len).sum(), ..Default::default() },
+            Key::Unread { paths, bytes } => Estimate {
+                reads: bytes,
+                missing: paths.len() as u64,
+                parts: paths.len() as u64,
+                unit: "file",
+                ..Default::default()
+            },
+            Key::Action { files, .. } => Estimate {
+                reads: files.iter().map(|file| file.digest.len).sum(),
+                ..Default::default()
+            },
         })
     }
 
@@ -175,7 +213,9 @@ impl Kind for Corpus {
             if total == 0 {
                 return Err(StepError::input("all texts of the corpus are empty"));
             }
-            let Action::Corpus(inputs) = &action else { return Err(misplaced(node)) };
+            let Action::Corpus(inputs) = &action else {
+                return Err(misplaced(node));
+            };
             let document = Document {
                 schema: SCHEMA,
                 chunking: inputs.chunking,
@@ -192,6 +232,10 @@ impl Kind for Corpus {
 
     fn summary(&self, outcome: &Outcome) -> String {
         let texts = outcome.number("texts").unwrap_or_default();
-        format!("{}, {}", words::count(texts, "text"), words::bytes(outcome.number("bytes").unwrap_or_default()))
+        format!(
+            "{}, {}",
+            words::count(texts, "text"),
+            words::bytes(outcome.number("bytes").unwrap_or_default())
+        )
     }
 }

@@ -89,12 +89,18 @@ pub enum StepError {
 impl StepError {
     /// Says that an input is not what the step needs.
     pub fn input(what: impl Into<String>) -> Self {
-        Self::Input { what: what.into(), hint: None }
+        Self::Input {
+            what: what.into(),
+            hint: None,
+        }
     }
 
     /// Says that an input is not what the step needs, and the way out.
     pub fn input_hint(what: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::Input { what: what.into(), hint: Some(hint.into()) }
+        Self::Input {
+            what: what.into(),
+            hint: Some(hint.into()),
+        }
     }
 
     /// Wraps a failure of the engine.
@@ -117,7 +123,10 @@ impl StepError {
             },
             Self::Path(error) if error.source.kind() == std::io::ErrorKind::NotFound => Class::Step,
             Self::Path(_) | Self::NoRoom { .. } => Class::Environment,
-            Self::Engine { source: EngineError::Processor { .. } | EngineError::Write { .. }, .. } => Class::Environment,
+            Self::Engine {
+                source: EngineError::Processor { .. } | EngineError::Write { .. },
+                ..
+            } => Class::Environment,
             _ => Class::Step,
         }
     }

@@ -64,7 +64,10 @@ pub struct Figure {
 
 impl From<Interval> for Figure {
     fn from(interval: Interval) -> Self {
-        Self { value: interval.value, ci95: [interval.low, interval.high] }
+        Self {
+            value: interval.value,
+            ci95: [interval.low, interval.high],
+        }
     }
 }
 
@@ -110,7 +113,12 @@ pub struct Chunk {
 
 impl From<ChunkMeans> for Chunk {
     fn from(means: ChunkMeans) -> Self {
-        Self { nll: means.nll, kld: means.kld, dp2: means.dp2, top1: means.top1 }
+        Self {
+            nll: means.nll,
+            kld: means.kld,
+            dp2: means.dp2,
+            top1: means.top1,
+        }
     }
 }
 
@@ -146,7 +154,11 @@ fn action_of(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Action, Step
     let reference = inputs.source(&eval.reference)?;
     Ok(Action::Eval(action::Eval {
         candidate: inputs.step(candidate)?.output("compute")?,
-        reference: if eval.kld { Some(reference.output("compute")?) } else { None },
+        reference: if eval.kld {
+            Some(reference.output("compute")?)
+        } else {
+            None
+        },
         tokenizer: reference.output("tokenizer")?,
         corpus: inputs.step(&eval.corpus)?.output("corpus")?,
         context: eval.context,
@@ -174,9 +186,19 @@ impl Kind for Eval {
         let candidate = inputs.step(candidate)?;
         let reference = inputs.source(&step.reference)?;
         let performed = task.perform(&action, &[], |made| {
-            let cut = tokens::Cut { context: step.context, chunks: step.chunks, block: step.block };
+            let cut = tokens::Cut {
+                context: step.context,
+                chunks: step.chunks,
+                block: step.block,
+            };
             let blocks = tokens::blocks(task, reference, inputs.step(&step.corpus)?, cut)?;
-            let run = Run { task, step, candidate, reference, blocks: &blocks };
+            let run = Run {
+                task,
+                step,
+                candidate,
+                reference,
+                blocks: &blocks,
+            };
             let document = run.figures()?;
             made.output("figures", task.env.store.put(&encode(&document)?)?);
             made.fact("chunks", document.chunks.len());
@@ -219,7 +241,11 @@ impl Run<'_, '_> {
     }
 
     fn block_action(&self, block: &Block) -> Result<Action, StepError> {
-        let reference = if self.step.kld { Some(self.reference_action(block)?.digest()) } else { None };
+        let reference = if self.step.kld {
+            Some(self.reference_action(block)?.digest())
+        } else {
+            None
+        };
         Ok(Action::EvalBlock(EvalBlock {
             candidate: self.candidate.output("compute")?,
             reference,
@@ -238,7 +264,11 @@ impl Run<'_, '_> {
                 missing.push(block);
             }
         }
-        let references = if self.step.kld && !missing.is_empty() { self.references(&missing)? } else { BTreeMap::new() };
+        let references = if self.step.kld && !missing.is_empty() {
+            self.references(&missing)?
+        } else {
+            BTreeMap::new()
+        };
         let total: u64 = self.blocks.iter().map(|block| block.chunks.len() as u64).sum();
         let mut loaded = None;
         let mut measured = Vec::with_capacity(self.blocks.len());
@@ -291,7 +321,9 @@ impl Run<'_, '_> {
 
     /// Tells how large the reference's log-probabilities will be, and fails if there is no room for them.
     fn check_room(&self, model: &LoadedModel, blocks: &[&Block]) -> Result<(), StepError> {
-        let positions = figures::scored_positions(self.step.context as usize).map_err(failed)?.len() as u64;
+        let positions = figures::scored_positions(self.step.context as usize)
+            .map_err(failed)?
+            .len() as u64;
         let chunks: u64 = blocks.iter().map(|block| block.chunks.len() as u64).sum();
         let needed = figures::size_of_reference(model.vocabulary_size() as u64, positions * chunks);
         let env = self.task.env;
@@ -304,7 +336,11 @@ impl Run<'_, '_> {
             ),
         });
         if found < needed {
-            return Err(StepError::NoRoom { path: env.store.root().to_owned(), needed, found });
+            return Err(StepError::NoRoom {
+                path: env.store.root().to_owned(),
+                needed,
+                found,
+            });
         }
         Ok(())
     }
@@ -323,7 +359,8 @@ impl Run<'_, '_> {
             model
                 .logits(chunk, positions.start, &env.cancel, &mut |position, logits| {
                     if positions.contains(&position) {
-                        rows.row(logits).map_err(|error| EngineError::Consumer(Box::new(error)))?;
+                        rows.row(logits)
+                            .map_err(|error| EngineError::Consumer(Box::new(error)))?;
                     }
                     Ok(())
                 })
@@ -343,7 +380,11 @@ impl Run<'_, '_> {
         let (task, env) = (self.task, self.task.env);
         let positions = figures::scored_positions(self.step.context as usize).map_err(failed)?;
         let mapped = reference.map(|digest| env.store.map(digest)).transpose()?;
-        let reference = mapped.as_ref().map(|bytes| figures::ReferenceBlock::parse(bytes)).transpose().map_err(failed)?;
+        let reference = mapped
+            .as_ref()
+            .map(|bytes| figures::ReferenceBlock::parse(bytes))
+            .transpose()
+            .map_err(failed)?;
         let mut measured = Vec::with_capacity(block.chunks.len() * positions.len());
         for (number, chunk) in block.chunks.iter().enumerate() {
             model
@@ -374,10 +415,20 @@ impl Run<'_, '_> {
     }
 
     fn document(&self, blocks: &[TokenBlock], chunks: u32) -> Result<Document, StepError> {
-        let positions = figures::scored_positions(self.step.context as usize).map_err(failed)?.len() as u32;
+        let positions = figures::scored_positions(self.step.context as usize)
+            .map_err(failed)?
+            .len() as u32;
         let same = self.candidate.output("compute")? == self.reference.output("compute")?;
-        let expected = Expected { chunks, positions, same_file: same || !self.step.kld };
-        let resampling = Resampling { resamples: self.step.bootstrap, seed: self.step.seed, confidence: CONFIDENCE };
+        let expected = Expected {
+            chunks,
+            positions,
+            same_file: same || !self.step.kld,
+        };
+        let resampling = Resampling {
+            resamples: self.step.bootstrap,
+            seed: self.step.seed,
+            confidence: CONFIDENCE,
+        };
         let figures = figures::summarize(blocks, &expected, &resampling).map_err(failed)?;
         let means = figures::chunk_means(blocks, &expected).map_err(failed)?;
         let divergence = self.step.kld.then(|| Divergence {

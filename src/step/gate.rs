@@ -86,7 +86,9 @@ impl Kind for Gate {
     fn run(&self, node: &Node, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
         let (step, _) = gate(node)?;
         let action = action_of(node, inputs, task.env)?;
-        let Action::Gate(gate) = &action else { return Err(misplaced(node)) };
+        let Action::Gate(gate) = &action else {
+            return Err(misplaced(node));
+        };
         let performed = task.perform(&action, &[], |made| {
             let verdict = judge(task.env, step, gate)?;
             made.fact("checks", verdict.checks.len());
@@ -118,7 +120,10 @@ fn judge(env: &Env<'_>, step: &GateStep, gate: &action::Gate) -> Result<Verdict,
     let baselines: Vec<(&MetricsRow, (Row, Document))> = baselines.collect::<Result<_, StepError>>()?;
     for row in &gate.rows {
         let (figures, document) = metrics::load(env, row)?;
-        let baseline = baselines.iter().find(|(base, _)| base.eval == row.eval).map(|(_, loaded)| loaded);
+        let baseline = baselines
+            .iter()
+            .find(|(base, _)| base.eval == row.eval)
+            .map(|(_, loaded)| loaded);
         for require in &step.require {
             let text = require.to_string();
             let check = match (&require.bound, baseline) {
@@ -130,13 +135,27 @@ fn judge(env: &Env<'_>, step: &GateStep, gate: &action::Gate) -> Result<Verdict,
                         seed: gate.seed,
                         confidence: gate.confidence as f64 / 1e6,
                     };
-                    compare(require, *factor, (&figures, &document), (base, base_document), &resampling)?
+                    compare(
+                        require,
+                        *factor,
+                        (&figures, &document),
+                        (base, base_document),
+                        &resampling,
+                    )?
                 }
                 (Bound::Baseline { .. }, None) => {
-                    return Err(StepError::input(format!("`{text}` needs a baseline that `{}` measured", row.eval)));
+                    return Err(StepError::input(format!(
+                        "`{text}` needs a baseline that `{}` measured",
+                        row.eval
+                    )));
                 }
             };
-            checks.push(Check { candidate: row.candidate.clone(), eval: row.eval.clone(), require: text, ..check });
+            checks.push(Check {
+                candidate: row.candidate.clone(),
+                eval: row.eval.clone(),
+                require: text,
+                ..check
+            });
         }
     }
     Ok(Verdict::new(checks))
@@ -177,8 +196,15 @@ fn blank(found: f64, bound: f64) -> Check {
 fn absolute(require: &Requirement, row: &Row, bound: f64) -> Result<Check, StepError> {
     let found = figure_of(require.figure, row)?;
     let met = require.op.holds(found, bound);
-    let evidence = format!("`{}`: {} is {found}, required: {require}", row.candidate, require.figure);
-    Ok(Check { met, evidence, ..blank(found, bound) })
+    let evidence = format!(
+        "`{}`: {} is {found}, required: {require}",
+        row.candidate, require.figure
+    );
+    Ok(Check {
+        met,
+        evidence,
+        ..blank(found, bound)
+    })
 }
 
 /// Compares with the baseline. Figures that are means over chunks are paired chunk by chunk: the comparison is met only
@@ -194,15 +220,27 @@ fn compare(
     let bound = factor * figure_of(require.figure, base)?;
     let exact = matches!(require.figure, Figure::Bytes | Figure::Bpw);
     let Some((column, shift)) = column_of(require.figure, factor) else {
-        let how = if exact { "" } else { " (compared without an interval: not a mean over chunks)" };
+        let how = if exact {
+            ""
+        } else {
+            " (compared without an interval: not a mean over chunks)"
+        };
         let evidence = format!(
             "`{}`: {} is {found}, `{}` has {bound}, required: {require}{how}",
             row.candidate, require.figure, base.candidate
         );
-        return Ok(Check { met: require.op.holds(found, bound), evidence, ..blank(found, bound) });
+        return Ok(Check {
+            met: require.op.holds(found, bound),
+            evidence,
+            ..blank(found, bound)
+        });
     };
     let ours: Vec<f64> = document.chunks.iter().map(|chunk| column(chunk) - shift.add).collect();
-    let theirs: Vec<f64> = base_document.chunks.iter().map(|chunk| shift.times * column(chunk)).collect();
+    let theirs: Vec<f64> = base_document
+        .chunks
+        .iter()
+        .map(|chunk| shift.times * column(chunk))
+        .collect();
     let difference = figures::paired_difference(&ours, &theirs, resampling)
         .map_err(|error| StepError::input(format!("`{}` and `{}`: {error}", row.candidate, base.candidate)))?;
     let met = match require.op {
@@ -219,7 +257,12 @@ fn compare(
         difference.high,
         resampling.confidence * 100.0
     );
-    Ok(Check { met, difference: Some([difference.low, difference.high]), evidence, ..blank(found, bound) })
+    Ok(Check {
+        met,
+        difference: Some([difference.low, difference.high]),
+        evidence,
+        ..blank(found, bound)
+    })
 }
 
 /// How a factor on the baseline's figure acts on a column of chunk means.
@@ -231,12 +274,27 @@ struct Shift {
 /// Returns the column of chunk means behind a figure. Perplexity is compared by its logarithm, where a factor adds; the
 /// root of a mean square by the mean square, where it is squared.
 fn column_of(figure: Figure, factor: f64) -> Option<(fn(&Chunk) -> f64, Shift)> {
-    let times = Shift { times: factor, add: 0.0 };
+    let times = Shift {
+        times: factor,
+        add: 0.0,
+    };
     Some(match figure {
         Figure::KldMean => (|chunk| chunk.kld, times),
         Figure::Top1Agreement => (|chunk| chunk.top1, times),
-        Figure::Ppl if factor > 0.0 => (|chunk| chunk.nll, Shift { times: 1.0, add: factor.ln() }),
-        Figure::RmsDp => (|chunk| chunk.dp2, Shift { times: factor * factor, add: 0.0 }),
+        Figure::Ppl if factor > 0.0 => (
+            |chunk| chunk.nll,
+            Shift {
+                times: 1.0,
+                add: factor.ln(),
+            },
+        ),
+        Figure::RmsDp => (
+            |chunk| chunk.dp2,
+            Shift {
+                times: factor * factor,
+                add: 0.0,
+            },
+        ),
         _ => return None,
     })
 }

@@ -88,7 +88,11 @@ impl Kind for Imatrix {
             ImatrixStep::Merge { inputs: parts, mode } => key_of(merge_action(parts, *mode, inputs)?),
             ImatrixStep::Import { source } => {
                 let source = inputs.source(source)?;
-                let file = source.files.first().map(|file| file.digest).ok_or_else(|| misplaced(node))?;
+                let file = source
+                    .files
+                    .first()
+                    .map(|file| file.digest)
+                    .ok_or_else(|| misplaced(node))?;
                 key_of(Action::ImatrixImport(ImatrixImport { file }))
             }
         })
@@ -121,12 +125,16 @@ impl Kind for Imatrix {
 /// Reads an imatrix from the store.
 pub fn load(env: &Env<'_>, digest: BlobDigest) -> Result<imatrix::Imatrix, StepError> {
     let bytes = env.store.read(&digest, IMATRIX_CAP)?;
-    imatrix::Imatrix::parse(&bytes).map_err(|error| StepError::Document { what: "imatrix", problem: error.to_string() })
+    imatrix::Imatrix::parse(&bytes).map_err(|error| StepError::Document {
+        what: "imatrix",
+        problem: error.to_string(),
+    })
 }
 
 fn save(task: &Task<'_>, made: &mut Made, imatrix: &imatrix::Imatrix) -> Result<(), StepError> {
-    let bytes =
-        imatrix.to_gguf().map_err(|error| StepError::input(format!("the imatrix cannot be written: {error}")))?;
+    let bytes = imatrix
+        .to_gguf()
+        .map_err(|error| StepError::input(format!("the imatrix cannot be written: {error}")))?;
     made.output("imatrix", task.env.store.put(&bytes)?);
     made.fact("entries", imatrix.entries.len());
     made.fact("chunks", imatrix.chunk_count);
@@ -151,7 +159,11 @@ fn run_collect(collect: &CollectImatrix, inputs: &Inputs, task: &Task<'_>) -> Re
     let model = inputs.source(&collect.model)?;
     let corpus = inputs.step(&collect.corpus)?;
     let performed = task.perform(&collect_action(collect, inputs, env)?, &[], |made| {
-        let cut = tokens::Cut { context: collect.context, chunks: collect.chunks, block: collect.block };
+        let cut = tokens::Cut {
+            context: collect.context,
+            chunks: collect.chunks,
+            block: collect.block,
+        };
         let blocks = tokens::blocks(task, model, corpus, cut)?;
         let total: u64 = blocks.iter().map(|block| block.chunks.len() as u64).sum();
         let mut loaded = None;
@@ -169,9 +181,13 @@ fn run_collect(collect: &CollectImatrix, inputs: &Inputs, task: &Task<'_>) -> Re
                     Some(loaded) => loaded,
                     none => none.insert(load_model(env, model, collect.context)?),
                 };
-                let options = CollectOptions { process_output: collect.process_output };
+                let options = CollectOptions {
+                    process_output: collect.process_output,
+                };
                 let part = loaded
-                    .collect(&block.chunks, options, &env.cancel, &|_| task.advance(Unit::Chunks, 1, total))
+                    .collect(&block.chunks, options, &env.cancel, &|_| {
+                        task.advance(Unit::Chunks, 1, total)
+                    })
                     .map_err(StepError::engine("collecting the imatrix"))?;
                 save(task, made, &part)
             })?;
@@ -195,10 +211,17 @@ fn run_collect(collect: &CollectImatrix, inputs: &Inputs, task: &Task<'_>) -> Re
 
 fn add(sum: &imatrix::Imatrix, part: &imatrix::Imatrix) -> Result<imatrix::Imatrix, StepError> {
     let merged = imatrix::Imatrix::merge(&[(sum, Weight::ONE), (part, Weight::ONE)], MergeMode::Sum);
-    merged.map(|merged| merged.imatrix).map_err(|error| StepError::input(error.to_string()))
+    merged
+        .map(|merged| merged.imatrix)
+        .map_err(|error| StepError::input(error.to_string()))
 }
 
-fn run_merge(parts: &[WeightedImatrix], mode: RecipeMode, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
+fn run_merge(
+    parts: &[WeightedImatrix],
+    mode: RecipeMode,
+    inputs: &Inputs,
+    task: &Task<'_>,
+) -> Result<Outcome, StepError> {
     let action = merge_action(parts, mode, inputs)?;
     let performed = task.perform(&action, &[], |made| {
         let mut imatrices = Vec::with_capacity(parts.len());
@@ -206,9 +229,15 @@ fn run_merge(parts: &[WeightedImatrix], mode: RecipeMode, inputs: &Inputs, task:
             imatrices.push(load(task.env, inputs.step(&part.imatrix)?.output("imatrix")?)?);
         }
         let weight = |part: &WeightedImatrix| {
-            u32::try_from(part.weight.millionths()).ok().and_then(Weight::from_millionths).ok_or_else(|| {
-                StepError::input(format!("the weight of `{}` must be above 0 and below 4294", part.imatrix))
-            })
+            u32::try_from(part.weight.millionths())
+                .ok()
+                .and_then(Weight::from_millionths)
+                .ok_or_else(|| {
+                    StepError::input(format!(
+                        "the weight of `{}` must be above 0 and below 4294",
+                        part.imatrix
+                    ))
+                })
         };
         let weighted: Vec<(&imatrix::Imatrix, Weight)> = imatrices
             .iter()
@@ -222,9 +251,17 @@ fn run_merge(parts: &[WeightedImatrix], mode: RecipeMode, inputs: &Inputs, task:
         };
         let merged = imatrix::Imatrix::merge(&weighted, mode).map_err(|error| StepError::input(error.to_string()))?;
         for partial in &merged.partial {
-            let lacking: Vec<String> =
-                partial.missing_in.iter().filter_map(|&at| parts.get(at)).map(|part| part.imatrix.to_string()).collect();
-            task.warn(format!("{} has no data for `{}`", words::names(&lacking, 3), partial.name));
+            let lacking: Vec<String> = partial
+                .missing_in
+                .iter()
+                .filter_map(|&at| parts.get(at))
+                .map(|part| part.imatrix.to_string())
+                .collect();
+            task.warn(format!(
+                "{} has no data for `{}`",
+                words::names(&lacking, 3),
+                partial.name
+            ));
         }
         save(task, made, &merged.imatrix)
     })?;

@@ -129,7 +129,9 @@ impl Kind for Join {
 
     fn run(&self, node: &Node, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
         let action = action_of(join_step(node)?, inputs)?;
-        let Action::Join(join) = &action else { return Err(misplaced(node)) };
+        let Action::Join(join) = &action else {
+            return Err(misplaced(node));
+        };
         let performed = task.perform(&action, &[], |made| {
             let env = task.env;
             let imatrix = imatrix::load(env, join.imatrix)?;
@@ -137,14 +139,27 @@ impl Kind for Join {
             let (report, slices) = compare(env, join, &shape, &imatrix)?;
             tell(task, join, &report)?;
             let tensors = report.matched.keys().cloned().collect();
-            made.output("coverage", env.store.put(&encode(&Coverage { schema: SCHEMA, tensors })?)?);
+            made.output(
+                "coverage",
+                env.store.put(&encode(&Coverage {
+                    schema: SCHEMA,
+                    tensors,
+                })?)?,
+            );
             made.output("slices", env.store.put(&encode(&slices)?)?);
             made.output("imatrix", join.imatrix);
             made.output("join", env.store.put(&encode(&report)?)?);
             made.fact("matched", report.matched.len());
             made.fact("missing", report.missing.len());
             made.fact("wrong_length", report.wrong_length.len());
-            made.fact("unrouted", report.matched.values().map(|matched| matched.unrouted.len()).sum::<usize>());
+            made.fact(
+                "unrouted",
+                report
+                    .matched
+                    .values()
+                    .map(|matched| matched.unrouted.len())
+                    .sum::<usize>(),
+            );
             made.fact("entries", imatrix.entries.len());
             made.fact("chunks", imatrix.chunk_count);
             made.fact("dataset", imatrix.datasets.first().map_or("", String::as_str));
@@ -179,7 +194,10 @@ fn compare(
         wrong_length: BTreeMap::new(),
         unknown: Vec::new(),
     };
-    let mut slices = Slices { schema: SCHEMA, tensors: BTreeMap::new() };
+    let mut slices = Slices {
+        schema: SCHEMA,
+        tensors: BTreeMap::new(),
+    };
     for tensor in &shape.tensors {
         let Some(entry) = imatrix.entries.get(&tensor.name) else {
             if policy::quantizable(&model, &tensor.name, &tensor.dims).is_ok() {
@@ -190,11 +208,21 @@ fn compare(
         let dim = |index: usize| tensor.dims.get(index).copied().unwrap_or(1);
         let expected = dim(0) * dim(2) * dim(3);
         if entry.columns as u64 != dim(0) || entry.sums.len() as u64 != expected {
-            report.wrong_length.insert(tensor.name.clone(), WrongLength { found: entry.sums.len() as u64, expected });
+            report.wrong_length.insert(
+                tensor.name.clone(),
+                WrongLength {
+                    found: entry.sums.len() as u64,
+                    expected,
+                },
+            );
             continue;
         }
-        report.matched.insert(tensor.name.clone(), matched(entry, join.min_count));
-        slices.tensors.insert(tensor.name.clone(), BlobDigest::of(&slice_bytes(&entry.weights())));
+        report
+            .matched
+            .insert(tensor.name.clone(), matched(entry, join.min_count));
+        slices
+            .tensors
+            .insert(tensor.name.clone(), BlobDigest::of(&slice_bytes(&entry.weights())));
     }
     report.unknown = imatrix
         .entries
@@ -209,17 +237,32 @@ fn matched(entry: &Entry, least: u64) -> Matched {
     let rows: Vec<u64> = entry.counts.iter().map(|count| count.round() as u64).collect();
     let below = |&(_, &rows): &(usize, &u64)| rows < least;
     Matched {
-        rows: (rows.iter().copied().min().unwrap_or(0), rows.iter().copied().max().unwrap_or(0)),
-        unrouted: rows.iter().enumerate().filter(below).map(|(expert, _)| expert).collect(),
+        rows: (
+            rows.iter().copied().min().unwrap_or(0),
+            rows.iter().copied().max().unwrap_or(0),
+        ),
+        unrouted: rows
+            .iter()
+            .enumerate()
+            .filter(below)
+            .map(|(expert, _)| expert)
+            .collect(),
     }
 }
 
 fn tell(task: &Task<'_>, join: &action::Join, report: &Report) -> Result<(), StepError> {
     let mut problems = Vec::new();
     // No run of a model gives data for a token embedding: it is looked up, not multiplied.
-    let missing: Vec<&String> = report.missing.iter().filter(|name| *name != "token_embd.weight").collect();
+    let missing: Vec<&String> = report
+        .missing
+        .iter()
+        .filter(|name| *name != "token_embd.weight")
+        .collect();
     if !missing.is_empty() {
-        problems.push((join.missing, format!("the imatrix has no data for {}", words::names(&missing, 5))));
+        problems.push((
+            join.missing,
+            format!("the imatrix has no data for {}", words::names(&missing, 5)),
+        ));
     }
     for (tensor, wrong) in &report.wrong_length {
         let what = format!(
@@ -228,16 +271,31 @@ fn tell(task: &Task<'_>, join: &action::Join, report: &Report) -> Result<(), Ste
         );
         problems.push((Severity::Fail, what));
     }
-    for (tensor, matched) in report.matched.iter().filter(|(_, matched)| !matched.unrouted.is_empty()) {
-        let experts = matched.unrouted.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let what = format!("experts {experts} of `{tensor}` saw fewer than {} tokens; their weights count alike", join.min_count);
+    for (tensor, matched) in report
+        .matched
+        .iter()
+        .filter(|(_, matched)| !matched.unrouted.is_empty())
+    {
+        let experts = matched
+            .unrouted
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ");
+        let what = format!(
+            "experts {experts} of `{tensor}` saw fewer than {} tokens; their weights count alike",
+            join.min_count
+        );
         problems.push((join.unrouted, what));
     }
     if report.matched.is_empty() {
         problems.push((Severity::Fail, "the imatrix fits no tensor of the model".to_owned()));
     }
-    let failures: Vec<&str> =
-        problems.iter().filter(|(severity, _)| *severity == Severity::Fail).map(|(_, what)| what.as_str()).collect();
+    let failures: Vec<&str> = problems
+        .iter()
+        .filter(|(severity, _)| *severity == Severity::Fail)
+        .map(|(_, what)| what.as_str())
+        .collect();
     if !failures.is_empty() {
         return Err(StepError::input_hint(
             failures.join("; "),

@@ -85,14 +85,25 @@ pub fn load(env: &Env<'_>, row: &MetricsRow) -> Result<(Row, eval::Document), St
 
 fn action_of(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Action, StepError> {
     let (_, rows) = rows(node)?;
-    let rows = rows.iter().map(|row| row_of(row, inputs, env)).collect::<Result<_, _>>()?;
-    Ok(Action::Metrics(action::Metrics { recipe: env.recipe.clone(), rows, table: TABLE }))
+    let rows = rows
+        .iter()
+        .map(|row| row_of(row, inputs, env))
+        .collect::<Result<_, _>>()?;
+    Ok(Action::Metrics(action::Metrics {
+        recipe: env.recipe.clone(),
+        rows,
+        table: TABLE,
+    }))
 }
 
 /// Returns the names of the table's files: a recipe's only table is `metrics`, of several each bears its name.
 fn file_names(node: &Node, env: &Env<'_>) -> Result<[(String, &'static str); 2], StepError> {
     let (name, _) = rows(node)?;
-    let stem = if env.only_table { "metrics".to_owned() } else { format!("metrics-{name}") };
+    let stem = if env.only_table {
+        "metrics".to_owned()
+    } else {
+        format!("metrics-{name}")
+    };
     Ok([(format!("{stem}.json"), "json"), (format!("{stem}.md"), "markdown")])
 }
 
@@ -113,12 +124,17 @@ impl Kind for Metrics {
 
     fn run(&self, node: &Node, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
         let action = action_of(node, inputs, task.env)?;
-        let Action::Metrics(table) = &action else { return Err(misplaced(node)) };
+        let Action::Metrics(table) = &action else {
+            return Err(misplaced(node));
+        };
         let performed = task.perform(&action, &[], |made| {
             let loaded = table.rows.iter().map(|row| load(task.env, row).map(|(row, _)| row));
             let rows = loaded.collect::<Result<Vec<_>, _>>()?;
             let table = Table::new(table.recipe.clone(), rows);
-            let broken = |error: serde_json::Error| StepError::Document { what: "table", problem: error.to_string() };
+            let broken = |error: serde_json::Error| StepError::Document {
+                what: "table",
+                problem: error.to_string(),
+            };
             made.output("json", task.env.store.put(&table.json().map_err(broken)?)?);
             made.output("markdown", task.env.store.put(table.markdown().as_bytes())?);
             made.fact("rows", table.rows.len());

@@ -81,7 +81,12 @@ impl Outcome {
     /// Makes an outcome of an action that was carried out.
     pub fn of(performed: Performed, files: Vec<SourceFile>) -> Self {
         let ran = performed.outcome == ActionOutcome::Ran;
-        Self { key: performed.key, result: performed.result, ran, files }
+        Self {
+            key: performed.key,
+            result: performed.result,
+            ran,
+            files,
+        }
     }
 
     /// Returns an output.
@@ -94,10 +99,14 @@ impl Outcome {
 
     /// Returns a fact that is a number.
     pub fn number(&self, name: &'static str) -> Result<u64, StepError> {
-        self.result.facts.get(name).and_then(|fact| fact.parse().ok()).ok_or_else(|| StepError::Document {
-            what: "action result",
-            problem: format!("it does not say `{name}`"),
-        })
+        self.result
+            .facts
+            .get(name)
+            .and_then(|fact| fact.parse().ok())
+            .ok_or_else(|| StepError::Document {
+                what: "action result",
+                problem: format!("it does not say `{name}`"),
+            })
     }
 
     /// Returns a fact.
@@ -167,7 +176,13 @@ pub trait Kind: Sync {
     fn key(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError>;
 
     /// Returns whether the outputs that a user sees are there and unchanged.
-    fn intact(&self, _node: &Node, _outcome: &mut Outcome, _inputs: &Inputs, _env: &Env<'_>) -> Result<bool, StepError> {
+    fn intact(
+        &self,
+        _node: &Node,
+        _outcome: &mut Outcome,
+        _inputs: &Inputs,
+        _env: &Env<'_>,
+    ) -> Result<bool, StepError> {
         Ok(true)
     }
 
@@ -210,7 +225,10 @@ pub fn kind_of(node: &Node) -> &'static dyn Kind {
 
 /// Says that a node does not hold what its kind needs: a bug in the graph.
 pub(crate) fn misplaced(node: &Node) -> StepError {
-    StepError::Document { what: "graph", problem: format!("`{}` is not of its kind", node.id) }
+    StepError::Document {
+        what: "graph",
+        problem: format!("`{}` is not of its kind", node.id),
+    }
 }
 
 /// Returns the key of an action over files, if the digest of each is known.
@@ -241,7 +259,10 @@ pub(crate) fn key_of_files(
 
 /// Returns the key of an action that reads no file.
 pub(crate) fn key_of(action: Action) -> Key {
-    Key::Action { action: Box::new(action), files: Vec::new() }
+    Key::Action {
+        action: Box::new(action),
+        files: Vec::new(),
+    }
 }
 
 impl Env<'_> {

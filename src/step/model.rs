@@ -139,27 +139,41 @@ fn header_of(metadata: &Metadata, keep: impl Fn(&str) -> bool) -> Result<Vec<u8>
 
 /// Writes metadata as a GGUF header without tensors.
 pub fn encode_metadata(metadata: &Metadata) -> Result<Vec<u8>, StepError> {
-    let layout = Layout::new(metadata, &[], crate::gguf::DEFAULT_ALIGNMENT)
-        .map_err(|error| StepError::Document { what: "metadata", problem: error.to_string() })?;
+    let layout = Layout::new(metadata, &[], crate::gguf::DEFAULT_ALIGNMENT).map_err(|error| StepError::Document {
+        what: "metadata",
+        problem: error.to_string(),
+    })?;
     Ok(layout.header().to_vec())
 }
 
 /// Reads metadata from a GGUF header without tensors.
 pub fn decode_metadata(bytes: &[u8]) -> Result<Metadata, StepError> {
-    let header = crate::gguf::parse(bytes)
-        .map_err(|error| StepError::Document { what: "metadata", problem: error.to_string() })?;
+    let header = crate::gguf::parse(bytes).map_err(|error| StepError::Document {
+        what: "metadata",
+        problem: error.to_string(),
+    })?;
     Ok(header.metadata)
 }
 
 /// Returns the bytes of a JSON document.
 pub fn encode<T: Serialize>(document: &T) -> Result<Vec<u8>, StepError> {
-    serde_json::to_vec(document).map_err(|error| StepError::Document { what: "document", problem: error.to_string() })
+    serde_json::to_vec(document).map_err(|error| StepError::Document {
+        what: "document",
+        problem: error.to_string(),
+    })
 }
 
 /// Reads a JSON document from the store.
-pub fn decode<T: for<'de> Deserialize<'de>>(env: &Env<'_>, what: &'static str, digest: BlobDigest) -> Result<T, StepError> {
+pub fn decode<T: for<'de> Deserialize<'de>>(
+    env: &Env<'_>,
+    what: &'static str,
+    digest: BlobDigest,
+) -> Result<T, StepError> {
     let bytes = env.store.read(&digest, DOCUMENT_CAP)?;
-    serde_json::from_slice(&bytes).map_err(|error| StepError::Document { what, problem: error.to_string() })
+    serde_json::from_slice(&bytes).map_err(|error| StepError::Document {
+        what,
+        problem: error.to_string(),
+    })
 }
 
 /// Returns the files of a model without opening any: its own name tells whether it is split.
@@ -173,16 +187,18 @@ pub fn shard_paths(path: &Path) -> Vec<PathBuf> {
         Some((prefix.to_owned(), count.parse::<u32>().ok()?))
     });
     match parts {
-        Some((prefix, count)) if count > 0 => {
-            (1..=count).map(|number| path.with_file_name(format!("{prefix}-{number:05}-of-{count:05}.gguf"))).collect()
-        }
+        Some((prefix, count)) if count > 0 => (1..=count)
+            .map(|number| path.with_file_name(format!("{prefix}-{number:05}-of-{count:05}.gguf")))
+            .collect(),
         _ => vec![path.to_owned()],
     }
 }
 
 /// Returns the key of a model's inspection, as far as it can be told without reading the model.
 pub fn key(env: &Env<'_>, path: &Path) -> Result<Key, StepError> {
-    super::key_of_files(env, shard_paths(path), |files| Action::InspectModel(InspectModel { files, index: INDEX }))
+    super::key_of_files(env, shard_paths(path), |files| {
+        Action::InspectModel(InspectModel { files, index: INDEX })
+    })
 }
 
 /// Hashes and inspects a model.
@@ -191,7 +207,10 @@ pub fn run(task: &Task<'_>, path: &Path) -> Result<Outcome, StepError> {
     let paths = shard_paths(path);
     if model.shard_paths() != paths {
         return Err(StepError::input_hint(
-            format!("`{}` is a part of a split model, but is not named as one", path.display()),
+            format!(
+                "`{}` is a part of a split model, but is not named as one",
+                path.display()
+            ),
             "give the parts the names that `llama-gguf-split` gives them: `NAME-00001-of-00003.gguf`",
         ));
     }
@@ -199,11 +218,14 @@ pub fn run(task: &Task<'_>, path: &Path) -> Result<Outcome, StepError> {
     let mut files = Vec::new();
     let mut tensors: Vec<Option<IndexedTensor>> = vec![None; model.tensors().len()];
     for (shard, path) in paths.iter().enumerate() {
-        let mut inside: Vec<usize> =
-            (0..model.tensors().len()).filter(|&index| model.tensors()[index].shard == shard).collect();
+        let mut inside: Vec<usize> = (0..model.tensors().len())
+            .filter(|&index| model.tensors()[index].shard == shard)
+            .collect();
         inside.sort_by_key(|&index| model.tensors()[index].start);
-        let ranges: Vec<(u64, u64)> =
-            inside.iter().map(|&index| (model.tensors()[index].start, model.tensors()[index].info.len)).collect();
+        let ranges: Vec<(u64, u64)> = inside
+            .iter()
+            .map(|&index| (model.tensors()[index].start, model.tensors()[index].info.len))
+            .collect();
         let (file, digests) = hash_file(task, path, &ranges, total)?;
         for (index, bytes) in inside.into_iter().zip(digests) {
             let tensor = &model.tensors()[index];
@@ -219,7 +241,10 @@ pub fn run(task: &Task<'_>, path: &Path) -> Result<Outcome, StepError> {
         files.push(file);
     }
     let tensors: Vec<IndexedTensor> = tensors.into_iter().flatten().collect();
-    let action = Action::InspectModel(InspectModel { files: files.iter().map(|file| file.digest).collect(), index: INDEX });
+    let action = Action::InspectModel(InspectModel {
+        files: files.iter().map(|file| file.digest).collect(),
+        index: INDEX,
+    });
     let performed = task.perform(&action, &files, |made| {
         let put = |bytes: &[u8]| task.env.store.put(bytes);
         let metadata = model.metadata();
@@ -234,13 +259,27 @@ pub fn run(task: &Task<'_>, path: &Path) -> Result<Outcome, StepError> {
             ty: tensor.ty,
             dims: tensor.dims.clone(),
         });
-        made.output("shape", put(&encode(&Shape { schema: INDEX, hyperparameters, tensors: shaped.collect() })?)?);
+        made.output(
+            "shape",
+            put(&encode(&Shape {
+                schema: INDEX,
+                hyperparameters,
+                tensors: shaped.collect(),
+            })?)?,
+        );
         let elements: u64 = tensors.iter().map(|tensor| tensor.dims.iter().product::<u64>()).sum();
         made.fact("elements", elements);
         made.fact("tensors", tensors.len());
         made.fact("bytes", total);
-        made.fact("architecture", metadata.get_str("general.architecture").unwrap_or("unknown"));
-        let index = ModelIndex { schema: INDEX, alignment: model.alignment(), tensors: tensors.clone() };
+        made.fact(
+            "architecture",
+            metadata.get_str("general.architecture").unwrap_or("unknown"),
+        );
+        let index = ModelIndex {
+            schema: INDEX,
+            alignment: model.alignment(),
+            tensors: tensors.clone(),
+        };
         made.output("model", put(&encode(&index)?)?);
         Ok(())
     })?;
@@ -259,11 +298,20 @@ pub fn compute_of<'t>(hyperparameters: BlobDigest, tensors: impl IntoIterator<It
         })
         .collect();
     tensors.sort();
-    Compute { schema: INDEX, hyperparameters, tensors }
+    Compute {
+        schema: INDEX,
+        hyperparameters,
+        tensors,
+    }
 }
 
 /// Hashes a file, and ranges of it (in order, apart), reading it once. A second thread reads ahead.
-fn hash_file(task: &Task<'_>, path: &Path, ranges: &[(u64, u64)], total: u64) -> Result<(SourceFile, Vec<BlobDigest>), StepError> {
+fn hash_file(
+    task: &Task<'_>,
+    path: &Path,
+    ranges: &[(u64, u64)],
+    total: u64,
+) -> Result<(SourceFile, Vec<BlobDigest>), StepError> {
     let env = task.env;
     env.store.settle(path)?;
     let file = fs::open(path)?;
@@ -305,7 +353,10 @@ fn hash_file(task: &Task<'_>, path: &Path, ranges: &[(u64, u64)], total: u64) ->
                 if start + len > end {
                     break;
                 }
-                digests.push(BlobDigest { hash: crate::digest::Hash::from_bytes(*current.finalize().as_bytes()), len });
+                digests.push(BlobDigest {
+                    hash: crate::digest::Hash::from_bytes(*current.finalize().as_bytes()),
+                    len,
+                });
                 current.reset();
             }
             at = end;
@@ -317,9 +368,19 @@ fn hash_file(task: &Task<'_>, path: &Path, ranges: &[(u64, u64)], total: u64) ->
     if before != after || at != before.size || digests.len() != ranges.len() {
         return Err(StepError::SourceChanged { path: path.to_owned() });
     }
-    let digest = BlobDigest { hash: crate::digest::Hash::from_bytes(*whole.finalize().as_bytes()), len: at };
+    let digest = BlobDigest {
+        hash: crate::digest::Hash::from_bytes(*whole.finalize().as_bytes()),
+        len: at,
+    };
     env.store.remember(&before, &after, started, &digest)?;
-    Ok((SourceFile { path: path.to_owned(), digest, stamp: before }, digests))
+    Ok((
+        SourceFile {
+            path: path.to_owned(),
+            digest,
+            stamp: before,
+        },
+        digests,
+    ))
 }
 
 #[cfg(test)]
@@ -330,14 +391,25 @@ mod tests {
     fn the_parts_of_a_split_model_follow_from_one_name() {
         let name = |number| PathBuf::from(format!("/m/big-{number:05}-of-00003.gguf"));
         assert_eq!(shard_paths(&name(2)), [name(1), name(2), name(3)]);
-        for single in ["/m/big.gguf", "/m/big-1-of-3.gguf", "/m/big-00001-of-00000.gguf", "/m/a-of-b.gguf"] {
+        for single in [
+            "/m/big.gguf",
+            "/m/big-1-of-3.gguf",
+            "/m/big-00001-of-00000.gguf",
+            "/m/a-of-b.gguf",
+        ] {
             assert_eq!(shard_paths(Path::new(single)), [PathBuf::from(single)]);
         }
     }
 
     #[test]
     fn the_chat_template_and_the_name_are_no_hyperparameters() {
-        for key in ["general.name", "tokenizer.chat_template", "tokenizer.ggml.tokens", "split.count", "general.file_type"] {
+        for key in [
+            "general.name",
+            "tokenizer.chat_template",
+            "tokenizer.ggml.tokens",
+            "split.count",
+            "general.file_type",
+        ] {
             assert!(inert(key), "{key}");
         }
         for key in ["general.architecture", "qwen3.block_count", "something.new"] {

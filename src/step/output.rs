@@ -23,14 +23,26 @@ pub fn intact(env: &Env<'_>, path: &Path, digest: &BlobDigest) -> Result<Option<
         _ => return Ok(None),
     }
     let (found, stamp) = env.store.digest_file(path, &|_| {})?;
-    Ok((found == *digest).then(|| SourceFile { path: path.to_owned(), digest: found, stamp }))
+    Ok((found == *digest).then(|| SourceFile {
+        path: path.to_owned(),
+        digest: found,
+        stamp,
+    }))
 }
 
 /// Takes note of a file that was just written, and tells.
 pub fn written(task: &Task<'_>, path: &Path, digest: &BlobDigest) -> Result<SourceFile, StepError> {
     let stamp = task.env.store.remember_written(path, digest)?;
-    task.tell(Event::OutputWritten { step: task.step.clone(), path: path.display().to_string(), digest: *digest });
-    Ok(SourceFile { path: path.to_owned(), digest: *digest, stamp })
+    task.tell(Event::OutputWritten {
+        step: task.step.clone(),
+        path: path.display().to_string(),
+        digest: *digest,
+    });
+    Ok(SourceFile {
+        path: path.to_owned(),
+        digest: *digest,
+        stamp,
+    })
 }
 
 /// Brings a blob of the store to an output's path, unless it is there.

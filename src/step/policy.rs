@@ -68,7 +68,10 @@ fn method_of(step: &PolicyStep) -> Method {
         model::Method::Manual(manual) => Method::Manual {
             rules: keep
                 .into_iter()
-                .map(|pattern| PolicyRule { pattern, target: "keep".to_owned() })
+                .map(|pattern| PolicyRule {
+                    pattern,
+                    target: "keep".to_owned(),
+                })
                 .chain(manual.rules.iter().map(|rule| PolicyRule {
                     pattern: rule.pattern.as_str().to_owned(),
                     target: rule.to.as_str().to_owned(),
@@ -80,9 +83,18 @@ fn method_of(step: &PolicyStep) -> Method {
 }
 
 fn action_of(step: &PolicyStep, inputs: &Inputs) -> Result<Action, StepError> {
-    let coverage = step.join.as_ref().map(|join| inputs.step(join)?.output("coverage")).transpose()?;
+    let coverage = step
+        .join
+        .as_ref()
+        .map(|join| inputs.step(join)?.output("coverage"))
+        .transpose()?;
     let shape = inputs.source(&step.model)?.output("shape")?;
-    Ok(Action::Policy(action::Policy { shape, coverage, method: method_of(step), rules: RULES }))
+    Ok(Action::Policy(action::Policy {
+        shape,
+        coverage,
+        method: method_of(step),
+        rules: RULES,
+    }))
 }
 
 impl Kind for Policy {
@@ -92,27 +104,41 @@ impl Kind for Policy {
 
     fn run(&self, node: &Node, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
         let action = action_of(policy_step(node)?, inputs)?;
-        let Action::Policy(inputs) = &action else { return Err(misplaced(node)) };
+        let Action::Policy(inputs) = &action else {
+            return Err(misplaced(node));
+        };
         let performed = task.perform(&action, &[], |made| {
             let env = task.env;
             let shape: Shape = decode(env, "shape", inputs.shape)?;
-            let coverage: Option<Coverage> =
-                inputs.coverage.map(|coverage| decode(env, "coverage", coverage)).transpose()?;
+            let coverage: Option<Coverage> = inputs
+                .coverage
+                .map(|coverage| decode(env, "coverage", coverage))
+                .transpose()?;
             let facts = facts_of(env, &shape)?;
             let covered = |name: &str| {
-                coverage.as_ref().is_some_and(|coverage| coverage.tensors.binary_search_by(|t| t.as_str().cmp(name)).is_ok())
+                coverage
+                    .as_ref()
+                    .is_some_and(|coverage| coverage.tensors.binary_search_by(|t| t.as_str().cmp(name)).is_ok())
             };
             let has: policy::HasImatrix<'_> = if coverage.is_some() { Some(&covered) } else { None };
             let (table, file_type) = choose(&facts, &inputs.method, has)?;
             table.warnings.iter().for_each(|warning| task.warn(sentence(warning)));
             if table.fallbacks() > 0 {
                 let fallbacks = words::count(table.fallbacks() as u64, "tensor");
-                task.warn(format!("{fallbacks} got another type than asked for, since their rows are no whole blocks of it"));
+                task.warn(format!(
+                    "{fallbacks} got another type than asked for, since their rows are no whole blocks of it"
+                ));
             }
             made.fact("bytes", table.bytes().unwrap_or(u64::MAX));
-            made.fact("quantized", table.choices.iter().filter(|choice| choice.from != choice.to).count());
+            made.fact(
+                "quantized",
+                table.choices.iter().filter(|choice| choice.from != choice.to).count(),
+            );
             made.fact("tensors", table.choices.len());
-            made.fact("file_type", file_type.map_or_else(|| "keep".to_owned(), |number| number.to_string()));
+            made.fact(
+                "file_type",
+                file_type.map_or_else(|| "keep".to_owned(), |number| number.to_string()),
+            );
             made.output("policy", env.store.put(&encode(&table)?)?);
             Ok(())
         })?;
@@ -121,7 +147,11 @@ impl Kind for Policy {
 
     fn summary(&self, outcome: &Outcome) -> String {
         let bytes = words::bytes(outcome.number("bytes").unwrap_or_default());
-        format!("{} of {} tensors change type, {bytes}", outcome.fact("quantized"), outcome.fact("tensors"))
+        format!(
+            "{} of {} tensors change type, {bytes}",
+            outcome.fact("quantized"),
+            outcome.fact("tensors")
+        )
     }
 }
 
@@ -129,7 +159,13 @@ fn choose(facts: &ModelFacts, method: &Method, has: policy::HasImatrix<'_>) -> R
     let failed = |error: policy::PolicyError| StepError::input(error.to_string());
     // Whether quantized tensors may be quantized again is for promote to say, of the tensors that really change.
     match method {
-        Method::Mix { mix, pure, output_type, embedding_type, keep } => {
+        Method::Mix {
+            mix,
+            pure,
+            output_type,
+            embedding_type,
+            keep,
+        } => {
             let name = mix;
             let mix = Mix::from_name(name).ok_or_else(|| StepError::input(format!("llama.cpp has no mix `{name}`")))?;
             let options = MixOptions {
@@ -138,7 +174,12 @@ fn choose(facts: &ModelFacts, method: &Method, has: policy::HasImatrix<'_>) -> R
                 embedding_type: embedding_type.as_deref().map(type_of).transpose()?,
                 rules: keep
                     .iter()
-                    .map(|pattern| Ok(Rule { pattern: regex_of(pattern)?, to: Target::Keep }))
+                    .map(|pattern| {
+                        Ok(Rule {
+                            pattern: regex_of(pattern)?,
+                            to: Target::Keep,
+                        })
+                    })
                     .collect::<Result<_, StepError>>()?,
                 allow_requantize: true,
             };
@@ -149,10 +190,18 @@ fn choose(facts: &ModelFacts, method: &Method, has: policy::HasImatrix<'_>) -> R
         Method::Manual { rules, otherwise } => {
             let rules = rules
                 .iter()
-                .map(|rule| Ok(Rule { pattern: regex_of(&rule.pattern)?, to: target_of(&rule.target)? }))
+                .map(|rule| {
+                    Ok(Rule {
+                        pattern: regex_of(&rule.pattern)?,
+                        to: target_of(&rule.target)?,
+                    })
+                })
                 .collect::<Result<Vec<_>, StepError>>()?;
             let otherwise = otherwise.as_deref().map(target_of).transpose()?;
-            let options = ManualOptions { otherwise, allow_requantize: true };
+            let options = ManualOptions {
+                otherwise,
+                allow_requantize: true,
+            };
             let table = policy::manual(facts, &rules, options, has).map_err(failed)?;
             let file_type = table.file_type();
             Ok((table, Some(file_type)))
@@ -165,7 +214,11 @@ fn type_of(name: &str) -> Result<TensorType, StepError> {
 }
 
 fn target_of(name: &str) -> Result<Target, StepError> {
-    if name == "keep" { Ok(Target::Keep) } else { type_of(name).map(Target::Type) }
+    if name == "keep" {
+        Ok(Target::Keep)
+    } else {
+        type_of(name).map(Target::Type)
+    }
 }
 
 fn regex_of(pattern: &str) -> Result<regex::Regex, StepError> {
@@ -176,10 +229,22 @@ fn sentence(warning: &Warning) -> String {
     match warning {
         Warning::RuleMatchesNothing { index, pattern } => format!("rule {}, `{pattern}`, matches no tensor", index + 1),
         Warning::RuleShadowed { index, pattern } => {
-            format!("rule {}, `{pattern}`, only matches tensors that earlier rules took", index + 1)
+            format!(
+                "rule {}, `{pattern}`, only matches tensors that earlier rules took",
+                index + 1
+            )
         }
-        Warning::RuleHasNoEffect { index, pattern, tensor, reason } => {
-            format!("rule {}, `{pattern}`, has no effect: `{tensor}` is never quantized ({})", index + 1, words_for(*reason))
+        Warning::RuleHasNoEffect {
+            index,
+            pattern,
+            tensor,
+            reason,
+        } => {
+            format!(
+                "rule {}, `{pattern}`, has no effect: `{tensor}` is never quantized ({})",
+                index + 1,
+                words_for(*reason)
+            )
         }
     }
 }

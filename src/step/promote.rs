@@ -139,7 +139,9 @@ struct Parts<'i> {
 impl Promote {
     fn parts<'i>(node: &Node, inputs: &'i Inputs) -> Result<Parts<'i>, StepError> {
         let (_, promote) = promote(node)?;
-        let Work::Promote { policy, .. } = &node.work else { return Err(misplaced(node)) };
+        let Work::Promote { policy, .. } = &node.work else {
+            return Err(misplaced(node));
+        };
         Ok(Parts {
             model: inputs.source(&policy.model)?,
             policy: inputs.step(&promote.policy)?,
@@ -188,14 +190,22 @@ impl Kind for Promote {
 
     fn estimate(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Estimate, StepError> {
         let draft = Draft::load(node, inputs, env)?;
-        let mut estimate = Estimate { unit: "tensor", writes: draft.layout.file_len(), ..Estimate::default() };
+        let mut estimate = Estimate {
+            unit: "tensor",
+            writes: draft.layout.file_len(),
+            ..Estimate::default()
+        };
         for (tensor, choice) in draft.index.tensors.iter().zip(&draft.table.choices) {
             if choice.from == choice.to {
                 estimate.reads += tensor.bytes.len;
                 continue;
             }
             estimate.parts += 1;
-            if env.store.lookup(&draft.tensor_action(tensor, choice).digest())?.is_none() {
+            if env
+                .store
+                .lookup(&draft.tensor_action(tensor, choice).digest())?
+                .is_none()
+            {
                 estimate.missing += 1;
                 estimate.reads += tensor.bytes.len;
                 estimate.writes += choice.bytes;
@@ -222,7 +232,10 @@ impl Kind for Promote {
             let store = env.store;
             made.output("header", store.put(draft.layout.header())?);
             let hyperparameters = draft.model.output("hyperparameters")?;
-            made.output("compute", store.put(&encode(&compute_of(hyperparameters, &written.tensors))?)?);
+            made.output(
+                "compute",
+                store.put(&encode(&compute_of(hyperparameters, &written.tensors))?)?,
+            );
             made.output("assembly", store.put(&encode(&written.assembly)?)?);
             made.output("hyperparameters", hyperparameters);
             made.output("tokenizer", draft.model.output("tokenizer")?);
@@ -230,7 +243,15 @@ impl Kind for Promote {
             made.fact("sha256", &written.assembly.sha256);
             made.fact("elements", draft.model.fact("elements"));
             made.fact("tensors", draft.table.choices.len());
-            made.fact("quantized", draft.table.choices.iter().filter(|choice| choice.from != choice.to).count());
+            made.fact(
+                "quantized",
+                draft
+                    .table
+                    .choices
+                    .iter()
+                    .filter(|choice| choice.from != choice.to)
+                    .count(),
+            );
             pending = Some(written);
             Ok(())
         })?;
@@ -263,7 +284,11 @@ impl Kind for Promote {
     fn summary(&self, outcome: &Outcome) -> String {
         match (file_digest(outcome), outcome.number("elements")) {
             (Ok(file), Ok(elements)) if elements > 0 => {
-                format!("{}, {:.3} bpw", words::bytes(file.len), file.len as f64 * 8.0 / elements as f64)
+                format!(
+                    "{}, {:.3} bpw",
+                    words::bytes(file.len),
+                    file.len as f64 * 8.0 / elements as f64
+                )
             }
             _ => String::new(),
         }
@@ -273,7 +298,10 @@ impl Kind for Promote {
 /// Returns the digest of a candidate's file.
 pub fn file_digest(outcome: &Outcome) -> Result<BlobDigest, StepError> {
     let fact = outcome.fact("file");
-    fact.parse().map_err(|_| StepError::Document { what: "action result", problem: format!("`{fact}` is no digest") })
+    fact.parse().map_err(|_| StepError::Document {
+        what: "action result",
+        problem: format!("`{fact}` is no digest"),
+    })
 }
 
 /// A candidate before its tensors are there: its size is known to the byte.
@@ -301,10 +329,17 @@ impl<'i> Draft<'i> {
         let table: Table = decode(env, "policy", parts.policy.output("policy")?)?;
         let slices = match parts.join {
             Some(join) => decode(env, "slices", join.output("slices")?)?,
-            None => Slices { schema: INDEX, tensors: BTreeMap::new() },
+            None => Slices {
+                schema: INDEX,
+                tensors: BTreeMap::new(),
+            },
         };
         let same = index.tensors.len() == table.choices.len()
-            && index.tensors.iter().zip(&table.choices).all(|(tensor, choice)| tensor.name == choice.tensor && tensor.ty == choice.from);
+            && index
+                .tensors
+                .iter()
+                .zip(&table.choices)
+                .all(|(tensor, choice)| tensor.name == choice.tensor && tensor.ty == choice.from);
         if !same {
             return Err(StepError::input("the policy was made for another model"));
         }
@@ -314,7 +349,11 @@ impl<'i> Draft<'i> {
             .tensors
             .iter()
             .zip(&table.choices)
-            .map(|(tensor, choice)| TensorSpec { name: tensor.name.clone(), ty: choice.to, dims: tensor.dims.clone() })
+            .map(|(tensor, choice)| TensorSpec {
+                name: tensor.name.clone(),
+                ty: choice.to,
+                dims: tensor.dims.clone(),
+            })
             .collect();
         let layout = Layout::new(&metadata, &specs, index.alignment)
             .map_err(|error| StepError::input(format!("the candidate cannot be laid out: {error}")))?;
@@ -341,13 +380,21 @@ impl<'i> Draft<'i> {
             return Ok(());
         }
         Err(StepError::input_hint(
-            format!("{} {} quantized already", words::names(&again, 3), if again.len() == 1 { "is" } else { "are" }),
+            format!(
+                "{} {} quantized already",
+                words::names(&again, 3),
+                if again.len() == 1 { "is" } else { "are" }
+            ),
             "start from an F32, F16 or BF16 model, or set `allow_requantize = true` and accept the loss",
         ))
     }
 
     fn tensor_action(&self, tensor: &IndexedTensor, choice: &Choice) -> Action {
-        let weights = if choice.to.uses_imatrix() { self.slices.tensors.get(&tensor.name).copied() } else { None };
+        let weights = if choice.to.uses_imatrix() {
+            self.slices.tensors.get(&tensor.name).copied()
+        } else {
+            None
+        };
         Action::Tensor(action::Tensor {
             source: tensor.bytes,
             from: choice.from.name().to_owned(),
@@ -385,7 +432,10 @@ impl<'i> Draft<'i> {
         for index in (0..count).filter(|&index| !changes(index)) {
             let _ = digests[index].set(self.index.tensors[index].bytes);
         }
-        let weights = Weights { digest: self.imatrix, loaded: Mutex::new(None) };
+        let weights = Weights {
+            digest: self.imatrix,
+            loaded: Mutex::new(None),
+        };
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
         std::thread::scope(|scope| {
@@ -430,10 +480,15 @@ impl<'i> Draft<'i> {
     ) -> Result<BlobDigest, StepError> {
         let (tensor, choice) = (&self.index.tensors[index], &self.table.choices[index]);
         let action = self.tensor_action(tensor, choice);
-        let Action::Tensor(inputs) = &action else { return Err(StepError::input("not a tensor")) };
+        let Action::Tensor(inputs) = &action else {
+            return Err(StepError::input("not a tensor"));
+        };
         let shard = self.shard(tensor)?;
         let performed = task.perform(&action, std::slice::from_ref(shard), |made| {
-            let weights = inputs.weights.map(|digest| weights.of(task.env, &tensor.name, digest)).transpose()?;
+            let weights = inputs
+                .weights
+                .map(|digest| weights.of(task.env, &tensor.name, digest))
+                .transpose()?;
             let dim = |index: usize| tensor.dims.get(index).copied().unwrap_or(1);
             let job = QuantizeJob {
                 from: choice.from,
@@ -446,8 +501,9 @@ impl<'i> Draft<'i> {
             let file = fs::open(&shard.path)?;
             let read = |offset: u64, buffer: &mut [u8]| fs::read_exact_at(&file, buffer, tensor.start + offset);
             let mut writer = task.env.store.writer()?;
-            engine::quantize(&job, &read, &mut writer, &task.env.cancel, progress)
-                .map_err(StepError::engine(format!("quantizing `{}` to {}", tensor.name, choice.to)))?;
+            engine::quantize(&job, &read, &mut writer, &task.env.cancel, progress).map_err(StepError::engine(
+                format!("quantizing `{}` to {}", tensor.name, choice.to),
+            ))?;
             let digest = writer.commit()?;
             if digest.len != choice.bytes {
                 return Err(StepError::input(format!(
@@ -462,14 +518,20 @@ impl<'i> Draft<'i> {
     }
 
     fn shard(&self, tensor: &IndexedTensor) -> Result<&SourceFile, StepError> {
-        self.model.files.get(tensor.shard).ok_or_else(|| StepError::input("the model has lost a part"))
+        self.model
+            .files
+            .get(tensor.shard)
+            .ok_or_else(|| StepError::input("the model has lost a part"))
     }
 
     fn assemble(&self, task: &Task<'_>, digests: &[BlobDigest]) -> Result<Written, StepError> {
         let env = task.env;
         let temp = fs::TempFile::new_in(&env.out)?;
         let path = temp.path().to_owned();
-        let mut out = DigestWriter::new(Both { file: temp, sha256: Sha256::new() });
+        let mut out = DigestWriter::new(Both {
+            file: temp,
+            sha256: Sha256::new(),
+        });
         let mut failure = None;
         let total = self.layout.file_len();
         let result = self.layout.write(&mut out, &mut |index, out| {
@@ -490,26 +552,51 @@ impl<'i> Draft<'i> {
         }
         result.map_err(fs::PathError::on(&path, "write"))?;
         let (both, file) = out.finish();
-        let sha256 = both.sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = both
+            .sha256
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         let mut tensors = Vec::with_capacity(digests.len());
         let mut assembled = Vec::with_capacity(digests.len());
         for (index, (place, &bytes)) in self.layout.tensors().iter().zip(digests).enumerate() {
             let (source, choice) = (&self.index.tensors[index], &self.table.choices[index]);
             let start = self.layout.data_offset() + place.offset;
-            tensors.push(IndexedTensor { ty: choice.to, start, bytes, shard: 0, ..source.clone() });
+            tensors.push(IndexedTensor {
+                ty: choice.to,
+                start,
+                bytes,
+                shard: 0,
+                ..source.clone()
+            });
             assembled.push(AssembledTensor {
                 name: source.name.clone(),
                 ty: choice.to,
                 dims: source.dims.clone(),
                 start,
                 bytes,
-                from: if choice.from == choice.to { From::Source } else { From::Store },
+                from: if choice.from == choice.to {
+                    From::Source
+                } else {
+                    From::Store
+                },
                 action: (choice.from != choice.to).then(|| self.tensor_action(source, choice).digest()),
             });
         }
         let header = BlobDigest::of(self.layout.header());
-        let assembly = Assembly { schema: INDEX, file, sha256, header, tensors: assembled };
-        Ok(Written { temp: both.file, assembly, tensors })
+        let assembly = Assembly {
+            schema: INDEX,
+            file,
+            sha256,
+            header,
+            tensors: assembled,
+        };
+        Ok(Written {
+            temp: both.file,
+            assembly,
+            tensors,
+        })
     }
 
     /// Copies a tensor that stays as it is, and checks that it is still what was hashed.
@@ -523,10 +610,17 @@ impl<'i> Draft<'i> {
             let len = PIECE.min(tensor.bytes.len - at) as usize;
             fs::read_exact_at(&file, &mut piece[..len], tensor.start + at)
                 .map_err(fs::PathError::on(&shard.path, "read"))?;
-            out.write_all(&piece[..len]).map_err(fs::PathError::on(Path::new("the candidate"), "write"))?;
+            out.write_all(&piece[..len])
+                .map_err(fs::PathError::on(Path::new("the candidate"), "write"))?;
             at += len as u64;
         }
-        if out.finish().1 == tensor.bytes { Ok(()) } else { Err(StepError::SourceChanged { path: shard.path.clone() }) }
+        if out.finish().1 == tensor.bytes {
+            Ok(())
+        } else {
+            Err(StepError::SourceChanged {
+                path: shard.path.clone(),
+            })
+        }
     }
 }
 
@@ -568,11 +662,18 @@ impl Weights {
                 }
             }
         };
-        let weights = imatrix.entries.get(tensor).map(crate::imatrix::Entry::weights).unwrap_or_default();
+        let weights = imatrix
+            .entries
+            .get(tensor)
+            .map(crate::imatrix::Entry::weights)
+            .unwrap_or_default();
         if BlobDigest::of(&slice_bytes(&weights)) == expected {
             Ok(weights)
         } else {
-            Err(StepError::Document { what: "imatrix", problem: format!("its importances of `{tensor}` are not those of the join") })
+            Err(StepError::Document {
+                what: "imatrix",
+                problem: format!("its importances of `{tensor}` are not those of the join"),
+            })
         }
     }
 }
@@ -581,15 +682,23 @@ impl Weights {
 /// path of the imatrix, which is nobody's business.
 fn candidate_metadata(mut metadata: Metadata, policy: &Outcome, join: Option<&Outcome>) -> Result<Metadata, StepError> {
     let mut set = |key: &str, value: Value| {
-        metadata.set(key, &value).map_err(|error| StepError::input(format!("metadata `{key}`: {error}")))
+        metadata
+            .set(key, &value)
+            .map_err(|error| StepError::input(format!("metadata `{key}`: {error}")))
     };
     if let Ok(file_type) = policy.fact("file_type").parse() {
         set("general.quantization_version", Value::U32(2))?;
         set("general.file_type", Value::U32(file_type))?;
     }
     if let Some(join) = join {
-        let count = |name| join.number(name).map(|number| Value::U32(u32::try_from(number).unwrap_or(u32::MAX)));
-        set("quantize.imatrix.dataset", Value::String(join.fact("dataset").as_bytes().to_vec()))?;
+        let count = |name| {
+            join.number(name)
+                .map(|number| Value::U32(u32::try_from(number).unwrap_or(u32::MAX)))
+        };
+        set(
+            "quantize.imatrix.dataset",
+            Value::String(join.fact("dataset").as_bytes().to_vec()),
+        )?;
         set("quantize.imatrix.entries_count", count("entries")?)?;
         set("quantize.imatrix.chunks_count", count("chunks")?)?;
     }

@@ -45,9 +45,13 @@ impl Kind for Source {
 
     fn estimate(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Estimate, StepError> {
         Ok(match self.key(node, inputs, env)? {
-            Key::Unread { paths, bytes } => {
-                Estimate { reads: bytes, missing: paths.len() as u64, parts: paths.len() as u64, unit: "file", ..Default::default() }
-            }
+            Key::Unread { paths, bytes } => Estimate {
+                reads: bytes,
+                missing: paths.len() as u64,
+                parts: paths.len() as u64,
+                unit: "file",
+                ..Default::default()
+            },
             Key::Action { .. } => Estimate::default(),
         })
     }
@@ -71,7 +75,11 @@ impl Kind for Source {
     fn summary(&self, outcome: &Outcome) -> String {
         let bytes = outcome.files.iter().map(|file| file.digest.len).sum();
         match outcome.result.facts.get("tensors") {
-            Some(tensors) => format!("{}, {tensors} tensors, {}", outcome.fact("architecture"), words::bytes(bytes)),
+            Some(tensors) => format!(
+                "{}, {tensors} tensors, {}",
+                outcome.fact("architecture"),
+                words::bytes(bytes)
+            ),
             None => words::bytes(bytes),
         }
     }

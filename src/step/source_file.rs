@@ -24,19 +24,29 @@ impl SourceFile {
         if Stamp::of(&self.path)? == self.stamp {
             Ok(())
         } else {
-            Err(StepError::SourceChanged { path: self.path.clone() })
+            Err(StepError::SourceChanged {
+                path: self.path.clone(),
+            })
         }
     }
 
     /// Returns the digest of a file from the stat cache, without reading the file; `None` if it must be read.
     pub fn known(env: &super::Env<'_>, path: &Path) -> Result<Option<Self>, StepError> {
         let stamp = Stamp::of(path)?;
-        Ok(env.store.known(&stamp).map(|digest| Self { path: path.to_owned(), digest, stamp }))
+        Ok(env.store.known(&stamp).map(|digest| Self {
+            path: path.to_owned(),
+            digest,
+            stamp,
+        }))
     }
 
     /// Returns the digest of a file, reading it if the stat cache does not know it.
     pub fn read(env: &super::Env<'_>, path: &Path, progress: &dyn Fn(u64)) -> Result<Self, StepError> {
         let (digest, stamp) = env.store.digest_settled(path, progress)?;
-        Ok(Self { path: path.to_owned(), digest, stamp })
+        Ok(Self {
+            path: path.to_owned(),
+            digest,
+            stamp,
+        })
     }
 }

@@ -107,10 +107,16 @@ impl<'a> Task<'a> {
     /// Returns an action's complete result, if it is known, and tells the observer.
     pub fn hit(&self, action: &Action) -> Result<Option<Performed>, StepError> {
         let key = action.digest();
-        let Some(result) = self.env.store.lookup(&key)? else { return Ok(None) };
+        let Some(result) = self.env.store.lookup(&key)? else {
+            return Ok(None);
+        };
         self.cached.fetch_add(1, Ordering::Relaxed);
         self.tell_action(action.kind(), key, ActionOutcome::Hit, 0);
-        Ok(Some(Performed { key, result, outcome: ActionOutcome::Hit }))
+        Ok(Some(Performed {
+            key,
+            result,
+            outcome: ActionOutcome::Hit,
+        }))
     }
 
     /// Returns the result of an action: from the store, from another build that is running it, or by running `work`. The
@@ -131,14 +137,22 @@ impl<'a> Task<'a> {
             &key,
             &mut |holder| {
                 waited = true;
-                self.tell(Event::Waiting { step: self.step.clone(), key, holder: holder.to_string() });
+                self.tell(Event::Waiting {
+                    step: self.step.clone(),
+                    key,
+                    holder: holder.to_string(),
+                });
             },
             &|| self.env.cancel.is_cancelled(),
         )?;
         self.check_cancel()?;
         if let Some(result) = store.lookup(&key)? {
             self.cached.fetch_add(1, Ordering::Relaxed);
-            let outcome = if waited { ActionOutcome::Waited } else { ActionOutcome::Hit };
+            let outcome = if waited {
+                ActionOutcome::Waited
+            } else {
+                ActionOutcome::Hit
+            };
             self.tell_action(action.kind(), key, outcome, 0);
             return Ok(Performed { key, result, outcome });
         }
@@ -154,13 +168,22 @@ impl<'a> Task<'a> {
         self.check_cancel()?;
         let cost_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let document = store.put(&action.document())?;
-        let result =
-            ActionResult { schema: ActionResult::SCHEMA, action: document, outputs: made.outputs, cost_ms, facts: made.facts };
+        let result = ActionResult {
+            schema: ActionResult::SCHEMA,
+            action: document,
+            outputs: made.outputs,
+            cost_ms,
+            facts: made.facts,
+        };
         store.commit(&key, &result)?;
         drop(lock);
         self.ran.fetch_add(1, Ordering::Relaxed);
         self.tell_action(action.kind(), key, ActionOutcome::Ran, cost_ms);
-        Ok(Performed { key, result, outcome: ActionOutcome::Ran })
+        Ok(Performed {
+            key,
+            result,
+            outcome: ActionOutcome::Ran,
+        })
     }
 
     /// Counts work that is not an action of its own, as a file that is written again.
@@ -170,7 +193,11 @@ impl<'a> Task<'a> {
 
     /// Fails if the build was stopped.
     pub fn check_cancel(&self) -> Result<(), StepError> {
-        if self.env.cancel.is_cancelled() { Err(StepError::Stopped) } else { Ok(()) }
+        if self.env.cancel.is_cancelled() {
+            Err(StepError::Stopped)
+        } else {
+            Ok(())
+        }
     }
 
     /// Tells the observer.
@@ -180,7 +207,10 @@ impl<'a> Task<'a> {
 
     /// Tells the observer something that a user should know.
     pub fn warn(&self, message: impl Into<String>) {
-        self.tell(Event::Warning { step: self.step.clone(), message: message.into() });
+        self.tell(Event::Warning {
+            step: self.step.clone(),
+            message: message.into(),
+        });
     }
 
     /// Adds to a progress, and tells the observer at most ten times a second.
@@ -197,11 +227,22 @@ impl<'a> Task<'a> {
             due.then_some(*done)
         };
         if let Some(done) = done {
-            self.tell(Event::Progress { step: self.step.clone(), unit, done, total });
+            self.tell(Event::Progress {
+                step: self.step.clone(),
+                unit,
+                done,
+                total,
+            });
         }
     }
 
     fn tell_action(&self, kind: &'static str, key: ActionDigest, outcome: ActionOutcome, cost_ms: u64) {
-        self.tell(Event::ActionFinished { step: self.step.clone(), kind, key, outcome, cost_ms });
+        self.tell(Event::ActionFinished {
+            step: self.step.clone(),
+            kind,
+            key,
+            outcome,
+            cost_ms,
+        });
     }
 }

@@ -92,12 +92,18 @@ pub fn blocks(task: &Task<'_>, model: &Outcome, corpus: &Outcome, cut: Cut) -> R
         }
         for chunks in chunks.chunks(cut.block.max(1) as usize) {
             let digest = BlobDigest::of(&chunks.iter().flat_map(|chunk| encode(chunk)).collect::<Vec<u8>>());
-            blocks.push(Block { digest, chunks: chunks.to_vec() });
+            blocks.push(Block {
+                digest,
+                chunks: chunks.to_vec(),
+            });
         }
     }
     if blocks.is_empty() {
         return Err(StepError::input_hint(
-            format!("the corpus has {tokens_seen} tokens, less than one chunk of {}", cut.context),
+            format!(
+                "the corpus has {tokens_seen} tokens, less than one chunk of {}",
+                cut.context
+            ),
             "give it more text, or lower `context`",
         ));
     }
@@ -112,8 +118,9 @@ fn read_texts(files: &[SourceFile]) -> Result<String, StepError> {
     let mut text = String::new();
     for file in files {
         let bytes = crate::fs::read_small(&file.path, TEXT_CAP)?;
-        let piece = String::from_utf8(bytes)
-            .map_err(|_| StepError::SourceChanged { path: file.path.clone() })?;
+        let piece = String::from_utf8(bytes).map_err(|_| StepError::SourceChanged {
+            path: file.path.clone(),
+        })?;
         text.push_str(&piece);
     }
     Ok(text)
@@ -124,5 +131,10 @@ fn encode(tokens: &[i32]) -> Vec<u8> {
 }
 
 fn decode_tokens(bytes: &[u8]) -> Vec<i32> {
-    bytes.as_chunks::<4>().0.iter().map(|bytes| i32::from_le_bytes(*bytes)).collect()
+    bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|bytes| i32::from_le_bytes(*bytes))
+        .collect()
 }

@@ -6,3 +6,4 @@ mod peer_engine;
 mod peer_quantize;
 mod recipes;
 mod store;
+mod support;
