@@ -163,7 +163,7 @@ impl Collector {
     }
 
     /// Adds the inputs of a routed product. `routes` is `[experts per token, tokens]` of I32.
-    fn add_routed(&mut self, name: &str, weight: View, input: View, data: *const u8, routes: View) {
+    fn add_routed(&mut self, name: &str, weight: View, input: View, data: *const f32, routes: View) {
         let columns = input.counts[0];
         let experts = weight.counts[2];
         if routes.counts[1] != input.counts[2] || input.counts[3] != 1 || input.counts[1] == 0 || experts == 0 {
