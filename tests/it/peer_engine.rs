@@ -170,7 +170,7 @@ const TYPES: &[&str] = &[
     "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl", "iq4_xs", "iq3_s",
     "tq1_0", "tq2_0", "bf16", "f32",
 ];
-const WITH_IMATRIX: &[&str] = &["iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_s", "iq1_m"];
+const WITH_IMATRIX: &[&str] = &["iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_m", "iq1_s", "iq1_m"];
 
 #[test]
 fn quantized_bytes_are_llama_quantizes() {
