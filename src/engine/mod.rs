@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
 pub use self::embedded::model::CollectOptions;
+pub use self::embedded::model::EachLogits;
 pub use self::embedded::model::LoadedModel;
 pub use self::embedded::quantize::QuantizeJob;
 pub use self::embedded::quantize::ReadAt;

@@ -1,5 +1,5 @@
 //! The embedded engine on its own: every type, threads, refusals, importances and figures of a small real model.
-#![allow(clippy::disallowed_methods, clippy::print_stderr)]
+#![allow(clippy::disallowed_methods, clippy::print_stderr, clippy::unwrap_used)]
 
 use std::path::Path;
 use std::path::PathBuf;

@@ -39,6 +39,9 @@ const LEAST_CONTEXT: u32 = 4;
 /// llama.cpp's evaluation callback.
 type Callback = unsafe extern "C" fn(*mut ffi::ggml_tensor, bool, *mut c_void) -> bool;
 
+/// Takes a position and its logits, one per token of the vocabulary.
+pub type EachLogits<'a> = dyn FnMut(usize, &[f32]) -> Result<(), EngineError> + 'a;
+
 /// What to collect importances of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CollectOptions {
@@ -206,7 +209,7 @@ impl LoadedModel {
         chunk: &[i32],
         first: usize,
         cancel: &Cancel,
-        each: &mut dyn FnMut(usize, &[f32]) -> Result<(), EngineError>,
+        each: &mut EachLogits<'_>,
     ) -> Result<(), EngineError> {
         self.check_chunk(0, chunk)?;
         cancel.check()?;

@@ -404,7 +404,8 @@ pub fn dequantize_rows(ty: TensorType, bytes: &[u8], columns: u64, out: &mut [f3
         convert(ty, bytes, out);
     } else {
         // A slice may begin anywhere; the blocks of ggml have fields of two and four bytes.
-        convert(ty, &bytes.to_vec(), out);
+        let aligned = bytes.to_vec();
+        convert(ty, &aligned, out);
     }
     Ok(())
 }
