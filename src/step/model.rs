@@ -133,7 +133,9 @@ fn header_of(metadata: &Metadata, keep: impl Fn(&str) -> bool) -> Result<Vec<u8>
     let mut entries: Vec<_> = metadata.iter().filter(|entry| keep(entry.key())).collect();
     entries.sort_by(|a, b| a.key().cmp(b.key()));
     let mut kept = Metadata::new();
-    entries.into_iter().for_each(|entry| kept.set_entry(entry.clone()));
+    for entry in entries {
+        kept.set_entry(entry.clone());
+    }
     encode_metadata(&kept)
 }
 
