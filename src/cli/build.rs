@@ -37,7 +37,8 @@ pub(super) fn run(args: &args::Build, _global: &Global, files: &Files, terminal:
         terminal.diagnostic(&explain(&failure.node.to_string(), &failure.error));
     }
     if !terminal.is_json() {
-        if report.failures.is_empty() && !report.stopped {
+        // A build with nothing to do says just that; the table stands in the output folder.
+        if report.ran > 0 && report.failures.is_empty() && !report.stopped {
             for table in session.tables(&report) {
                 terminal.data(&table.terminal());
             }

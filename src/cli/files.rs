@@ -35,7 +35,7 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn new(global: &Global) -> Self {
-        let directory = global.directory.clone().unwrap_or_else(|| PathBuf::from("."));
+        let directory = global.directory.clone().unwrap_or_default();
         Self {
             directory,
             cache_dir: global.cache_dir.clone(),
@@ -77,13 +77,9 @@ impl Files {
         }
     }
 
-    /// Returns the folder that a recipe's paths start from.
+    /// Returns the folder that a recipe's paths start from; empty for the current one.
     pub(super) fn folder(&self, recipe: &str) -> PathBuf {
-        let path = self.directory.join(recipe);
-        match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            _ => PathBuf::from("."),
-        }
+        self.directory.join(recipe).parent().unwrap_or(Path::new("")).to_owned()
     }
 
     /// Opens a session for a recipe.
@@ -159,7 +155,10 @@ impl Files {
             corpus: init.corpus.clone(),
             name: init.name.clone(),
         });
-        let folder = self.directory.join(&init.directory);
+        let folder = match init.directory.as_path() {
+            here if here == Path::new(".") => self.directory.clone(),
+            other => self.directory.join(other),
+        };
         let path = folder.join(init::FILE);
         if fs::exists(&path).unwrap_or(true) {
             let exists = Diagnostic::error(format!("`{}` is there already", path.display())).code("init::exists");
