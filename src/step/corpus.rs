@@ -115,10 +115,7 @@ pub fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepErro
         if files.is_empty() {
             return Err(StepError::input_hint(
                 format!("{}: no file matches `{}`", place(), pattern.written),
-                format!(
-                    "patterns are relative to the recipe that states them; looked in `{}`",
-                    folder.display()
-                ),
+                format!("patterns are relative to the recipe that states them; looked for `{absolute}`"),
             ));
         }
         found.extend(
