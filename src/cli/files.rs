@@ -18,6 +18,7 @@ use crate::engine::Cancel;
 use crate::fs;
 use crate::recipe::LoadError;
 use crate::recipe::Parsed;
+use crate::recipe::settings::PoolSettings;
 use crate::recipe::settings::Settings;
 use crate::session;
 use crate::session::Session;
@@ -88,10 +89,11 @@ impl Files {
         target: &args::Target,
         terminal: &Terminal,
         cancel: Cancel,
-    ) -> Result<Session, Failure> {
+    ) -> Result<(Session, PoolSettings), Failure> {
         let parsed = self.recipe(&target.recipe, terminal)?;
         let folder = self.folder(&target.recipe);
         let (settings, place) = self.settings(&folder)?;
+        terminal.prefer(settings.color);
         let cache_dir = match (&self.cache_dir, &settings.cache_dir) {
             (Some(dir), _) => dir.clone(),
             (None, Some(dir)) => place.join(dir),
@@ -110,6 +112,7 @@ impl Files {
         let threads = wanted.unwrap_or(cores).max(1);
         // Refused only if a pool was built before, and then that one serves.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        let pools = settings.pools;
         let command = std::env::args().collect();
         let settings = session::Settings {
             folder,
@@ -118,7 +121,8 @@ impl Files {
             threads,
             command,
         };
-        Session::open(parsed.recipe, settings, &target.steps, cancel).map_err(|error| session_failure(&error))
+        let session = Session::open(parsed.recipe, settings, &target.steps, cancel);
+        Ok((session.map_err(|error| session_failure(&error))?, pools))
     }
 
     /// Reads `forge.toml`: beside the recipe, else in the user's configuration. Returns where it was, too.

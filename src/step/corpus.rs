@@ -80,9 +80,13 @@ pub fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepErro
             let (line, _) = pattern.origin.source.line_column(pattern.origin.span.start);
             format!("{}:{line}", pattern.origin.source.name())
         };
-            let base = glob::Pattern::escape(&folder.to_string_lossy());
+        let base = glob::Pattern::escape(&folder.to_string_lossy());
         let inside = !Path::new(&pattern.resolved).is_absolute() && !base.is_empty();
-        let absolute = if inside { format!("{base}/{}", pattern.resolved) } else { pattern.resolved.clone() };
+        let absolute = if inside {
+            format!("{base}/{}", pattern.resolved)
+        } else {
+            pattern.resolved.clone()
+        };
         let options = glob::MatchOptions {
             require_literal_leading_dot: true,
             require_literal_separator: true,

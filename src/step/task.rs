@@ -139,7 +139,11 @@ impl<'a> Task<'a> {
                 // Two steps of one build may need the same tensor: nobody need be told.
                 if holder.pid != Some(std::process::id()) {
                     waited = true;
-                    self.tell(Event::Waiting { step: self.step.clone(), key, holder: holder.to_string() });
+                    self.tell(Event::Waiting {
+                        step: self.step.clone(),
+                        key,
+                        holder: holder.to_string(),
+                    });
                 }
             },
             &|| self.env.cancel.is_cancelled(),
