@@ -20,7 +20,7 @@ use crate::scheduler;
 use crate::step::Estimate;
 
 pub(super) fn run(args: &args::Plan, _global: &Global, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
-    let session = files.session(&args.target, terminal, Cancel::new())?;
+    let (session, _) = files.session(&args.target, terminal, Cancel::new())?;
     let plan = session.plan(&Silent);
     if terminal.is_json() {
         plan.entries

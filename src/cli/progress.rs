@@ -131,6 +131,7 @@ impl Observer for Progress<'_> {
                 if let Some(bars) = &self.bars {
                     let bar =
                         bars.add(ProgressBar::new(*steps as u64).with_style(style("[{bar:24}] {msg}  {elapsed}")));
+                    bar.enable_steady_tick(Duration::from_millis(250));
                     state.all = Some(bar);
                 }
             }

@@ -34,10 +34,24 @@ use crate::step::Task;
 use crate::store::Last;
 
 /// How a build is run.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Go on with what does not need a step that failed.
     pub keep_going: bool,
+    /// How many steps may hold a model in memory at once.
+    pub models: usize,
+    /// How many steps that mostly read and write files may run at once.
+    pub disk: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            keep_going: false,
+            models: 1,
+            disk: 2,
+        }
+    }
 }
 
 /// Where a node is.
@@ -79,14 +93,8 @@ pub struct Report {
     pub elapsed_ms: u64,
 }
 
-/// How many nodes of a pool run at once.
-const fn depth(pool: Pool) -> usize {
-    match pool {
-        Pool::Model => 1,
-        Pool::Disk => 2,
-        Pool::Light => 8,
-    }
-}
+/// How many steps that need little may run at once.
+const LIGHT: usize = 8;
 
 struct Ended {
     node: NodeId,
@@ -169,13 +177,22 @@ impl Scheduler<'_> {
         self.report.stopped |= self.env.cancel.is_cancelled();
     }
 
+    /// Returns how many nodes of a pool may run at once.
+    fn depth(&self, pool: Pool) -> usize {
+        match pool {
+            Pool::Model => self.options.models.max(1),
+            Pool::Disk => self.options.disk.max(1),
+            Pool::Light => LIGHT,
+        }
+    }
+
     /// Returns the next node that may start: in the graph's order, if its pool has room.
     fn next(&mut self) -> Option<NodeId> {
         let halted = self.env.cancel.is_cancelled() || (!self.report.failures.is_empty() && !self.options.keep_going);
         if halted {
             return None;
         }
-        let room = |pool: Pool| self.running.values().filter(|&&running| running == pool).count() < depth(pool);
+        let room = |pool: Pool| self.running.values().filter(|&&running| running == pool).count() < self.depth(pool);
         let at = self.ready.iter().position(|id| {
             self.graph
                 .node(id)

@@ -211,8 +211,12 @@ impl Session {
         let mut problems = Vec::new();
         for node in self.graph.nodes() {
             let checked = match &node.work {
-                Work::Source(source) => check_source(env, &env.path(&source.path.resolved), source.kind)
-                    .map_err(|error| format!("`{}`: {error}", node.id)),
+                Work::Source(source) => {
+                    let origin = &source.path.origin;
+                    let (line, _) = origin.source.line_column(origin.span.start);
+                    check_source(env, &env.path(&source.path.resolved), source.kind)
+                        .map_err(|error| format!("`{}`: {}:{line}: {error}", node.id, origin.source.name()))
+                }
                 Work::Step(step) => match &step.body {
                     StepBody::Corpus(corpus) => corpus::find(corpus, &env.folder).map(|_| ()).map_err(|error| {
                         let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();

@@ -136,12 +136,15 @@ impl<'a> Task<'a> {
         let lock = store.lock_action(
             &key,
             &mut |holder| {
-                waited = true;
-                self.tell(Event::Waiting {
-                    step: self.step.clone(),
-                    key,
-                    holder: holder.to_string(),
-                });
+                // Two steps of one build may need the same tensor: nobody need be told.
+                if holder.pid != Some(std::process::id()) {
+                    waited = true;
+                    self.tell(Event::Waiting {
+                        step: self.step.clone(),
+                        key,
+                        holder: holder.to_string(),
+                    });
+                }
             },
             &|| self.env.cancel.is_cancelled(),
         )?;
