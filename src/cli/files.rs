@@ -92,7 +92,7 @@ impl Files {
     ) -> Result<(Session, PoolSettings), Failure> {
         let parsed = self.recipe(&target.recipe, terminal)?;
         let folder = self.folder(&target.recipe);
-        let (settings, place) = self.settings(&folder)?;
+        let (settings, place) = Self::settings(&folder)?;
         terminal.prefer(settings.color);
         let cache_dir = match (&self.cache_dir, &settings.cache_dir) {
             (Some(dir), _) => dir.clone(),
@@ -126,7 +126,7 @@ impl Files {
     }
 
     /// Reads `forge.toml`: beside the recipe, else in the user's configuration. Returns where it was, too.
-    fn settings(&self, folder: &Path) -> Result<(Settings, PathBuf), Failure> {
+    fn settings(folder: &Path) -> Result<(Settings, PathBuf), Failure> {
         let user = etcetera::choose_base_strategy()
             .ok()
             .map(|base| base.config_dir().join("forge"));

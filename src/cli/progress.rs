@@ -198,7 +198,7 @@ impl Observer for Progress<'_> {
                 }
             }
             Event::Waiting { step, holder, .. } => {
-                self.line(&format!("wait   {step}: {holder} is running this action"))
+                self.line(&format!("wait   {step}: {holder} is running this action"));
             }
             Event::Warning { step, message } => self.line(&format!("warning: {step}: {message}")),
             Event::Note { step, message } => {

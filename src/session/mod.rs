@@ -3,7 +3,7 @@
 
 mod record;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -272,10 +272,10 @@ fn find(recipe: &Recipe, graph: &Graph, wanted: &[String]) -> Result<Vec<NodeId>
             }
         }
         if nodes.is_empty() {
-            let known: BTreeMap<String, ()> = graph.nodes().map(|node| (node.id.to_string(), ())).collect();
+            let known: BTreeSet<String> = graph.nodes().map(|node| node.id.to_string()).collect();
             return Err(SessionError::NoSuchStep {
                 wanted: name.clone(),
-                known: known.into_keys().collect(),
+                known: known.into_iter().collect(),
             });
         }
         found.extend(nodes);

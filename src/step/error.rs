@@ -122,8 +122,9 @@ impl StepError {
                 _ => Class::Environment,
             },
             Self::Path(error) if error.source.kind() == std::io::ErrorKind::NotFound => Class::Step,
-            Self::Path(_) | Self::NoRoom { .. } => Class::Environment,
-            Self::Engine {
+            Self::Path(_)
+            | Self::NoRoom { .. }
+            | Self::Engine {
                 source: EngineError::Processor { .. } | EngineError::Write { .. },
                 ..
             } => Class::Environment,

@@ -552,12 +552,7 @@ impl<'i> Draft<'i> {
         }
         result.map_err(fs::PathError::on(&path, "write"))?;
         let (both, file) = out.finish();
-        let sha256 = both
-            .sha256
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let sha256 = Sha256Hex(&both.sha256.finalize()).to_string();
         let mut tensors = Vec::with_capacity(digests.len());
         let mut assembled = Vec::with_capacity(digests.len());
         for (index, (place, &bytes)) in self.layout.tensors().iter().zip(digests).enumerate() {
@@ -624,6 +619,15 @@ impl<'i> Draft<'i> {
     }
 }
 
+/// A hash in hexadecimal digits.
+struct Sha256Hex<'h>(&'h [u8]);
+
+impl std::fmt::Display for Sha256Hex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
 /// Writes to a file and hashes on the way.
 struct Both {
     file: fs::TempFile,
@@ -652,14 +656,13 @@ impl Weights {
     fn of(&self, env: &Env<'_>, tensor: &str, expected: BlobDigest) -> Result<Vec<f32>, StepError> {
         let imatrix = {
             let mut loaded = self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            match &*loaded {
-                Some(imatrix) => std::sync::Arc::clone(imatrix),
-                None => {
-                    let digest = self.digest.ok_or_else(|| StepError::input("there is no imatrix"))?;
-                    let imatrix = std::sync::Arc::new(imatrix::load(env, digest)?);
-                    *loaded = Some(std::sync::Arc::clone(&imatrix));
-                    imatrix
-                }
+            if let Some(imatrix) = &*loaded {
+                std::sync::Arc::clone(imatrix)
+            } else {
+                let digest = self.digest.ok_or_else(|| StepError::input("there is no imatrix"))?;
+                let imatrix = std::sync::Arc::new(imatrix::load(env, digest)?);
+                *loaded = Some(std::sync::Arc::clone(&imatrix));
+                imatrix
             }
         };
         let weights = imatrix

@@ -1,5 +1,10 @@
 //! End-to-end tests: one binary, one file per theme.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test says what is wrong by panicking, its helpers too"
+)]
+
 mod broken_formats;
 mod engine;
 mod peer_engine;
