@@ -32,7 +32,7 @@ use crate::step::misplaced;
 use crate::step::model::Shape;
 use crate::step::model::decode;
 use crate::step::model::encode;
-use crate::step::policy::facts_of;
+use crate::step::model::facts_of;
 
 /// The version of the documents below.
 const SCHEMA: u32 = 1;
