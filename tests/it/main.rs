@@ -7,8 +7,12 @@
 
 mod broken_formats;
 mod engine;
+mod layering;
 mod peer_engine;
 mod peer_quantize;
+mod readme;
 mod recipes;
+mod schema;
 mod store;
 mod support;
+mod words;
