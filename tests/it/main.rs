@@ -1,9 +1,13 @@
 //! End-to-end tests: one binary, one file per theme.
 
 mod broken_formats;
+mod concurrent;
+mod crash;
 mod engine;
 mod peer_engine;
 mod peer_quantize;
+mod property;
 mod recipes;
+mod small;
 mod store;
 mod support;
