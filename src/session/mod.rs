@@ -143,6 +143,10 @@ impl Session {
         let observer = record::Tee { run: &run, observer };
         let env = self.env(&observer);
         self.check_sources(&env)?;
+        // What killed builds left half-written beside the outputs. That it cannot be removed is only untidy.
+        if fs::exists(&self.settings.out).unwrap_or(false) {
+            fs::sweep_temps(&self.settings.out).ok();
+        }
         observer.event(&Event::BuildStarted {
             recipe: self.recipe.name.clone(),
             steps: self

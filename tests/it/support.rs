@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
+use std::sync::Arc;
 
 /// The folder of the project.
 pub(crate) fn project() -> &'static Path {
@@ -22,7 +23,7 @@ pub(crate) fn quickstart() -> PathBuf {
 
 /// A project of a user: a folder with a recipe, and a store.
 pub(crate) struct Forge {
-    dir: tempfile::TempDir,
+    dir: Arc<tempfile::TempDir>,
     store: PathBuf,
     env: BTreeMap<String, String>,
 }
@@ -41,7 +42,7 @@ impl Forge {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("store");
         Self {
-            dir,
+            dir: Arc::new(dir),
             store,
             env: BTreeMap::new(),
         }
@@ -65,8 +66,17 @@ impl Forge {
     pub(crate) fn sibling(&self) -> Self {
         let dir = tempfile::tempdir().unwrap();
         Self {
-            dir,
+            dir: Arc::new(dir),
             store: self.store.clone(),
+            env: self.env.clone(),
+        }
+    }
+
+    /// Makes a view of this project that uses another store.
+    pub(crate) fn with_store(&self, store: &Path) -> Self {
+        Self {
+            dir: Arc::clone(&self.dir),
+            store: store.to_owned(),
             env: self.env.clone(),
         }
     }
