@@ -136,6 +136,10 @@ impl<'a> Task<'a> {
         let lock = store.lock_action(
             &key,
             &mut |holder| {
+                // Two steps of one build may need the same action; only another build is news.
+                if holder.is_this_process() {
+                    return;
+                }
                 waited = true;
                 self.tell(Event::Waiting {
                     step: self.step.clone(),
