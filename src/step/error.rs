@@ -129,10 +129,10 @@ impl StepError {
                 StoreClass::SourceChanged => Class::Step,
                 _ => Class::Environment,
             },
-            Self::Path(error) if error.source.kind() == std::io::ErrorKind::NotFound => Class::Step,
-            Self::Path(_)
-            | Self::NoRoom { .. }
-            | Self::Engine {
+            // A source that is not there is the recipe's; a folder that cannot be made is the machine's.
+            Self::Path(error) if error.is_not_found() && !error.operation.starts_with("create") => Class::Step,
+            Self::Path(_) | Self::NoRoom { .. } => Class::Environment,
+            Self::Engine {
                 source: EngineError::Processor { .. } | EngineError::Write { .. },
                 ..
             } => Class::Environment,
@@ -145,6 +145,10 @@ impl StepError {
         match self {
             Self::Input { hint, .. } => hint.clone(),
             Self::SourceChanged { .. } => Some("run the build again when the file is complete".to_owned()),
+            Self::Path(error) if error.is_permission() => Some("see who may read and write there".to_owned()),
+            Self::Path(error) if error.is_disk_full() => {
+                Some("make room, or give another place with `--out DIR` or `--cache-dir DIR`".to_owned())
+            }
             _ => None,
         }
     }

@@ -40,6 +40,11 @@ impl Holder {
                 .map(|since| since.as_secs()),
         }
     }
+
+    /// Returns whether the holder is another thread of this process.
+    pub fn is_this_process(&self) -> bool {
+        self.pid == Some(std::process::id()) && self.host == host()
+    }
 }
 
 impl fmt::Display for Holder {

@@ -1,10 +1,15 @@
 //! End-to-end tests: one binary, one file per theme.
 
+mod broken_cli;
 mod broken_formats;
+mod build;
 mod concurrent;
 mod crash;
+mod cut;
 mod engine;
+mod keys;
 mod layering;
+mod messages;
 mod peer_engine;
 mod peer_quantize;
 mod property;
