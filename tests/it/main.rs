@@ -2,6 +2,7 @@
 
 mod broken_formats;
 mod engine;
+mod peer_bytes;
 mod peer_engine;
 mod peer_quantize;
 mod recipes;
