@@ -10,6 +10,7 @@ mod engine;
 mod keys;
 mod layering;
 mod messages;
+mod peer_bytes;
 mod peer_engine;
 mod peer_quantize;
 mod property;

@@ -30,7 +30,7 @@ use crate::engine::tiny_model;
 use crate::support::moe_model;
 
 /// Returns the folder of the tools, or says loudly that there is none.
-fn peer(test: &str) -> Option<PathBuf> {
+pub(crate) fn peer(test: &str) -> Option<PathBuf> {
     let folder = std::env::var_os("FORGE_PEER_BIN")
         .map(PathBuf::from)
         .filter(|folder| !folder.as_os_str().is_empty());
