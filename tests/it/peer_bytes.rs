@@ -12,9 +12,9 @@ use forge::gguf::Metadata;
 use forge::gguf::Model;
 use forge::store::Store;
 
-use crate::engine::moe_model;
 use crate::peer_engine::peer;
 use crate::support::Forge;
+use crate::support::moe_model;
 
 /// Mixes that between them use every kind of type: with and without importances, of blocks of 32 and of 256.
 const MIXES: &[&str] = &[
