@@ -270,6 +270,10 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
                 store.hint("another place for the store: `--cache-dir DIR` or `FORGE_CACHE_DIR`"),
             )
         }
+        SessionError::Output(_) => {
+            let out = Diagnostic::from_error(error).code("environment::output");
+            Failure::new(Exit::Environment, out.hint("another place for outputs: `--out DIR`"))
+        }
         SessionError::Engine(_) => Failure::new(
             Exit::Environment,
             Diagnostic::from_error(error).code("environment::engine"),

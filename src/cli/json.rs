@@ -5,6 +5,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::cli::terminal::Terminal;
+use crate::engine::Identity;
 use crate::observer::Event;
 use crate::observer::Observer;
 use crate::plan::Entry;
@@ -29,6 +30,18 @@ impl Observer for Lines<'_> {
             self.0.data(&format!("{line}\n"));
         }
     }
+}
+
+/// Returns the line of an engine's identity.
+pub(super) fn engine_line(identity: &Identity) -> String {
+    let line = json!({
+        "schema": SCHEMA,
+        "reason": "engine",
+        "role": identity.role,
+        "fingerprint": identity.fingerprint().to_string(),
+        "facts": identity.facts,
+    });
+    format!("{line}\n")
 }
 
 /// Returns the line of a plan's entry.

@@ -85,7 +85,11 @@ pub fn main() -> ExitCode {
 
 /// Help and versions go to stdout and are no failure; anything else is one of usage, as JSON where that was asked for.
 fn usage(error: &clap::Error) -> ExitCode {
-    let json = std::env::args_os().any(|arg| arg == "json" || arg == "--message-format=json");
+    let args: Vec<_> = std::env::args_os().collect();
+    let json = args.iter().any(|arg| arg == "--message-format=json")
+        || args
+            .windows(2)
+            .any(|pair| pair[0] == "--message-format" && pair[1] == "json");
     if error.use_stderr() && json {
         let text = error.to_string();
         let first = text.lines().next().unwrap_or_default();
@@ -113,6 +117,10 @@ fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Graph(graph) => graph::run(graph, &files, terminal),
         Command::Engine => {
             for identity in [crate::engine::quantizer(), crate::engine::evaluator()] {
+                if terminal.is_json() {
+                    terminal.data(&json::engine_line(&identity));
+                    continue;
+                }
                 terminal.data(&format!("{}  {}\n", identity.fingerprint(), identity.role));
                 for (fact, value) in &identity.facts {
                     terminal.data(&format!("  {fact}: {value}\n"));

@@ -65,6 +65,9 @@ pub enum SessionError {
     /// A step.
     #[error(transparent)]
     Step(#[from] StepError),
+    /// The folder where outputs go.
+    #[error("outputs have no place: {0}")]
+    Output(#[source] fs::PathError),
     /// A step that the recipe does not have.
     #[error("the recipe has no step `{wanted}`")]
     NoSuchStep {
@@ -143,6 +146,11 @@ impl Session {
         let observer = record::Tee { run: &run, observer };
         let env = self.env(&observer);
         self.check_sources(&env)?;
+        // What killed builds left half-written beside the outputs. That it cannot be removed is only untidy.
+        if fs::exists(&self.settings.out).unwrap_or(false) {
+            fs::sweep_temps(&self.settings.out).ok();
+        }
+        check_out(&self.settings.out)?;
         observer.event(&Event::BuildStarted {
             recipe: self.recipe.name.clone(),
             steps: self
@@ -234,6 +242,12 @@ impl Session {
             Err(SessionError::Sources { problems })
         }
     }
+}
+
+/// Makes sure that the folder for outputs is there, or can be: early is better than after hours. One that is there is not
+/// written to, for a build with nothing to do needs no right to.
+fn check_out(out: &Path) -> Result<(), SessionError> {
+    fs::create_dir_all(out).map_err(SessionError::Output)
 }
 
 fn check_source(env: &Env<'_>, path: &Path, kind: SourceKind) -> Result<(), StepError> {

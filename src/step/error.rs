@@ -112,6 +112,14 @@ impl StepError {
         }
     }
 
+    /// Returns the blobs that were lost from the store, if that is why the step failed.
+    pub fn lost(&self) -> Vec<crate::digest::BlobDigest> {
+        match self {
+            Self::Store(error) => error.lost(),
+            _ => Vec::new(),
+        }
+    }
+
     /// Returns who can do something about it.
     pub fn class(&self) -> Class {
         match self {
@@ -121,10 +129,10 @@ impl StepError {
                 StoreClass::SourceChanged => Class::Step,
                 _ => Class::Environment,
             },
-            Self::Path(error) if error.source.kind() == std::io::ErrorKind::NotFound => Class::Step,
-            Self::Path(_)
-            | Self::NoRoom { .. }
-            | Self::Engine {
+            // A source that is not there is the recipe's; a folder that cannot be made is the machine's.
+            Self::Path(error) if error.is_not_found() && !error.operation.starts_with("create") => Class::Step,
+            Self::Path(_) | Self::NoRoom { .. } => Class::Environment,
+            Self::Engine {
                 source: EngineError::Processor { .. } | EngineError::Write { .. },
                 ..
             } => Class::Environment,
@@ -137,6 +145,10 @@ impl StepError {
         match self {
             Self::Input { hint, .. } => hint.clone(),
             Self::SourceChanged { .. } => Some("run the build again when the file is complete".to_owned()),
+            Self::Path(error) if error.is_permission() => Some("see who may read and write there".to_owned()),
+            Self::Path(error) if error.is_disk_full() => {
+                Some("make room, or give another place with `--out DIR` or `--cache-dir DIR`".to_owned())
+            }
             _ => None,
         }
     }

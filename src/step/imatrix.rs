@@ -16,6 +16,7 @@ use crate::graph::Work;
 use crate::imatrix;
 use crate::imatrix::MergeMode;
 use crate::imatrix::Weight;
+use crate::observer::Event;
 use crate::observer::Unit;
 use crate::recipe::model::CollectImatrix;
 use crate::recipe::model::ImatrixStep;
@@ -39,6 +40,10 @@ use crate::step::tokens;
 
 /// No imatrix is longer than this: one with every expert of the largest models known is some GB.
 const IMATRIX_CAP: u64 = 1 << 36;
+
+/// How many tokens a chunk of a legacy file is taken to have had, for the file does not say: what `llama-imatrix` takes
+/// where it is not told. A power of two, so that no importance changes; it matters only where imatrices are added up.
+const LEGACY_CHUNK: u32 = 512;
 
 /// An imatrix.
 pub struct Imatrix;
@@ -149,7 +154,17 @@ pub fn import(task: &Task<'_>, file: &SourceFile) -> Result<Outcome, StepError> 
         let bytes = fs::read_small(&file.path, IMATRIX_CAP)?;
         let imatrix = imatrix::Imatrix::parse(&bytes)
             .map_err(|error| StepError::input(format!("`{}`: {error}", file.path.display())))?;
-        save(task, made, &imatrix)
+        if imatrix.chunk_size == 0 {
+            let message = format!(
+                "`{}` does not say how many tokens its chunks had; they count as {LEGACY_CHUNK} each",
+                file.path.display()
+            );
+            task.tell(Event::Note {
+                step: task.step.clone(),
+                message,
+            });
+        }
+        save(task, made, &imatrix.with_chunk_size(LEGACY_CHUNK))
     })?;
     Ok(Outcome::of(performed, vec![file.clone()]))
 }

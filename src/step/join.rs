@@ -208,7 +208,9 @@ fn compare(
         };
         let dim = |index: usize| tensor.dims.get(index).copied().unwrap_or(1);
         let expected = dim(0) * dim(2) * dim(3);
-        if entry.columns as u64 != dim(0) || entry.sums.len() as u64 != expected {
+        // A count for each matrix, or, as in legacy files, one for all of them.
+        let columns = entry.columns as u64;
+        if (columns != dim(0) && columns != expected) || entry.sums.len() as u64 != expected {
             report.wrong_length.insert(
                 tensor.name.clone(),
                 WrongLength {

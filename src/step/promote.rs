@@ -185,6 +185,8 @@ impl Kind for Promote {
         draft.check_requantize(step)?;
         let path = output::path(env, &file_name(id))?;
         fs::create_dir_all(&env.out)?;
+        // Before the action's own lock: whoever waits here finds the file when it gets on.
+        let _lock = output::lock(task, &path, action.digest())?;
         let mut pending = None;
         let performed = task.perform(&action, &draft.model.files, |made| {
             let written = draft.write(task)?;
@@ -252,6 +254,25 @@ impl Kind for Promote {
             _ => String::new(),
         }
     }
+}
+
+/// Returns the actions that quantize the tensors of a candidate, by key.
+pub fn tensor_actions(
+    node: &Node,
+    inputs: &Inputs,
+    env: &Env<'_>,
+) -> Result<BTreeMap<ActionDigest, Action>, StepError> {
+    let draft = Draft::load(node, inputs, env)?;
+    let changed = draft
+        .index
+        .tensors
+        .iter()
+        .zip(&draft.table.choices)
+        .filter(|(_, choice)| choice.from != choice.to);
+    Ok(changed
+        .map(|(tensor, choice)| draft.tensor_action(tensor, choice))
+        .map(|action| (action.digest(), action))
+        .collect())
 }
 
 /// Returns the digest of a candidate's file.

@@ -136,15 +136,16 @@ impl<'a> Task<'a> {
         let lock = store.lock_action(
             &key,
             &mut |holder| {
-                // Two steps of one build may need the same tensor: nobody need be told.
-                if holder.pid != Some(std::process::id()) {
-                    waited = true;
-                    self.tell(Event::Waiting {
-                        step: self.step.clone(),
-                        key,
-                        holder: holder.to_string(),
-                    });
+                // Two steps of one build may need the same action; only another build is news.
+                if holder.is_this_process() {
+                    return;
                 }
+                waited = true;
+                self.tell(Event::Waiting {
+                    step: self.step.clone(),
+                    key,
+                    holder: holder.to_string(),
+                });
             },
             &|| self.env.cancel.is_cancelled(),
         )?;
