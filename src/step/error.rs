@@ -131,8 +131,9 @@ impl StepError {
             },
             // A source that is not there is the recipe's; a folder that cannot be made is the machine's.
             Self::Path(error) if error.is_not_found() && !error.operation.starts_with("create") => Class::Step,
-            Self::Path(_) | Self::NoRoom { .. } => Class::Environment,
-            Self::Engine {
+            Self::Path(_)
+            | Self::NoRoom { .. }
+            | Self::Engine {
                 source: EngineError::Processor { .. } | EngineError::Write { .. },
                 ..
             } => Class::Environment,

@@ -18,6 +18,7 @@ use sha2::Sha256;
 
 use crate::action;
 use crate::action::Action;
+use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::digest::DigestWriter;
 use crate::engine;

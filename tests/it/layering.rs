@@ -61,7 +61,9 @@ const HOUSE: &[(&str, Names)] = &[
     ("manifest", Names::Only(&["action", "digest"])),
     (
         "scheduler",
-        Names::Only(&["graph", "observer", "plan", "report", "step", "store"]),
+        Names::Only(&[
+            "action", "digest", "graph", "observer", "plan", "report", "step", "store",
+        ]),
     ),
     ("session", Names::All),
     ("cli", Names::All),
