@@ -1,6 +1,9 @@
 //! `[promote.NAME]`: a candidate. One action for each tensor, and one that assembles them; the file is written straight
 //! from the tensors in the store, and is not stored a second time.
 
+mod assembly;
+mod parts;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::io::Write;
@@ -10,26 +13,20 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
-use serde::Deserialize;
-use serde::Serialize;
 use sha2::Digest as _;
 use sha2::Sha256;
 
 use crate::action;
 use crate::action::Action;
-use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::digest::DigestWriter;
 use crate::engine;
 use crate::engine::QuantizeJob;
 use crate::fs;
 use crate::gguf::Layout;
-use crate::gguf::Metadata;
 use crate::gguf::TensorSpec;
-use crate::gguf::Value;
 use crate::graph::Node;
 use crate::graph::Work;
-use crate::imatrix::Imatrix;
 use crate::observer::Unit;
 use crate::policy::Choice;
 use crate::policy::Table;
@@ -46,9 +43,7 @@ use crate::step::Outcome;
 use crate::step::Pool;
 use crate::step::StepError;
 use crate::step::Task;
-use crate::step::imatrix;
 use crate::step::join::Slices;
-use crate::step::join::slice_bytes;
 use crate::step::key_of;
 use crate::step::misplaced;
 use crate::step::model::DOCUMENT_CAP;
@@ -62,6 +57,15 @@ use crate::step::model::encode;
 use crate::step::output;
 use crate::step::source_file::SourceFile;
 
+pub use assembly::AssembledTensor;
+pub use assembly::Assembly;
+pub use assembly::From;
+
+use parts::Both;
+use parts::Sha256Hex;
+use parts::Weights;
+use parts::candidate_metadata;
+
 /// The version of what is written around the tensors: raise it when a candidate's header changes.
 const WRITER: u32 = 1;
 
@@ -73,51 +77,6 @@ const PIECE: u64 = 4 << 20;
 
 /// A candidate.
 pub struct Promote;
-
-/// Where a tensor of a candidate comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum From {
-    /// It is the source's, unchanged.
-    Source,
-    /// It was quantized, and is in the store.
-    Store,
-}
-
-/// A tensor of a candidate.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AssembledTensor {
-    /// The name.
-    pub name: String,
-    /// The type.
-    #[serde(rename = "type")]
-    pub ty: crate::tensor_type::TensorType,
-    /// The dimensions, the row length first.
-    pub dims: Vec<u64>,
-    /// Where its bytes begin in the file.
-    pub start: u64,
-    /// Its bytes.
-    pub bytes: BlobDigest,
-    /// Where they come from.
-    pub from: From,
-    /// The action that quantized it.
-    pub action: Option<ActionDigest>,
-}
-
-/// A candidate as header and tensors: output `assembly`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Assembly {
-    /// The version of this form.
-    pub schema: u32,
-    /// The whole file.
-    pub file: BlobDigest,
-    /// SHA-256 of the whole file, for verifiers that know no BLAKE3.
-    pub sha256: String,
-    /// Everything before the first tensor.
-    pub header: BlobDigest,
-    /// The tensors, in the file's order.
-    pub tensors: Vec<AssembledTensor>,
-}
 
 fn promote(node: &Node) -> Result<(&StepId, &PromoteStep), StepError> {
     match &node.work {
@@ -638,93 +597,4 @@ impl<'i> Draft<'i> {
             })
         }
     }
-}
-
-/// A hash in hexadecimal digits.
-struct Sha256Hex<'h>(&'h [u8]);
-
-impl std::fmt::Display for Sha256Hex<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-/// Writes to a file and hashes on the way.
-struct Both {
-    file: fs::TempFile,
-    sha256: Sha256,
-}
-
-impl Write for Both {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.sha256.update(&bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-/// The imatrix, read when the first tensor needs it.
-struct Weights {
-    digest: Option<BlobDigest>,
-    loaded: Mutex<Option<std::sync::Arc<Imatrix>>>,
-}
-
-impl Weights {
-    fn of(&self, env: &Env<'_>, tensor: &str, expected: BlobDigest) -> Result<Vec<f32>, StepError> {
-        let imatrix = {
-            let mut loaded = self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if let Some(imatrix) = &*loaded {
-                std::sync::Arc::clone(imatrix)
-            } else {
-                let digest = self.digest.ok_or_else(|| StepError::input("there is no imatrix"))?;
-                let imatrix = std::sync::Arc::new(imatrix::load(env, digest)?);
-                *loaded = Some(std::sync::Arc::clone(&imatrix));
-                imatrix
-            }
-        };
-        let weights = imatrix
-            .entries
-            .get(tensor)
-            .map(crate::imatrix::Entry::weights)
-            .unwrap_or_default();
-        if BlobDigest::of(&slice_bytes(&weights)) == expected {
-            Ok(weights)
-        } else {
-            Err(StepError::Document {
-                what: "imatrix",
-                problem: format!("its importances of `{tensor}` are not those of the join"),
-            })
-        }
-    }
-}
-
-/// Returns the source's metadata with what a quantized model says of itself, as `llama-quantize` writes it but for the
-/// path of the imatrix, which is nobody's business.
-fn candidate_metadata(mut metadata: Metadata, policy: &Outcome, join: Option<&Outcome>) -> Result<Metadata, StepError> {
-    let mut set = |key: &str, value: Value| {
-        metadata
-            .set(key, &value)
-            .map_err(|error| StepError::input(format!("metadata `{key}`: {error}")))
-    };
-    if let Ok(file_type) = policy.fact("file_type").parse() {
-        set("general.quantization_version", Value::U32(2))?;
-        set("general.file_type", Value::U32(file_type))?;
-    }
-    if let Some(join) = join {
-        let count = |name| {
-            join.number(name)
-                .map(|number| Value::U32(u32::try_from(number).unwrap_or(u32::MAX)))
-        };
-        set(
-            "quantize.imatrix.dataset",
-            Value::String(join.fact("dataset").as_bytes().to_vec()),
-        )?;
-        set("quantize.imatrix.entries_count", count("entries")?)?;
-        set("quantize.imatrix.chunks_count", count("chunks")?)?;
-    }
-    Ok(metadata)
 }

@@ -70,9 +70,6 @@ const HOUSE: &[(&str, Names)] = &[
 /// The most lines of a file under `src/`, its tests included: beyond that it has a seam to split along.
 const MOST_LINES: usize = 650;
 
-/// Files that are longer, and what for. Nothing is added here that can be split.
-const LONGER: &[(&str, usize)] = &[("step/promote.rs", 750)];
-
 /// What only some places may have in their code: a pattern, where it may stand (prefixes of paths), and the way out.
 const RESERVED: &[(&str, &[&str], &str)] = &[
     (
@@ -115,7 +112,7 @@ const RESERVED: &[(&str, &[&str], &str)] = &[
 /// Returns the text with comments and the insides of strings and characters blanked, line breaks kept.
 fn code_of(text: &str) -> String {
     let pattern = Regex::new(
-        r##"(?xs) //[^\n]* | /\*.*?\*/ | b?r\#\#".*?"\#\# | b?r\#".*?"\# | b?r".*?" | b?"(?:\\.|[^"\\])*" | b?'(?:\\.[^']*|[^'\\])' "##,
+        r#"(?xs) //[^\n]* | /\*.*?\*/ | b?r\#\#".*?"\#\# | b?r\#".*?"\# | b?r".*?" | b?"(?:\\.|[^"\\])*" | b?'(?:\\.[^']*|[^'\\])' "#,
     );
     let blank = |found: &regex::Captures<'_>| -> String {
         let kept = |c: char| if c == '\n' { '\n' } else { ' ' };
@@ -225,13 +222,12 @@ fn problems_of(path: &str, text: &str, is_test: bool) -> Vec<String> {
             );
         }
     }
-    let most = LONGER
-        .iter()
-        .find(|(longer, _)| *longer == path)
-        .map_or(MOST_LINES, |(_, most)| *most);
     let lines = text.lines().count();
-    if lines > most {
-        say(lines, format!("{lines} lines, more than {most}: split it along a seam"));
+    if lines > MOST_LINES {
+        say(
+            lines,
+            format!("{lines} lines, more than {MOST_LINES}: split it along a seam"),
+        );
     }
     problems
 }
@@ -317,14 +313,6 @@ fn every_source_keeps_to_the_rules() {
         .flat_map(|(path, text, is_test)| problems_of(path, text, *is_test))
         .collect();
     assert!(problems.is_empty(), "\n{}\n", problems.join("\n"));
-    for (path, most) in LONGER {
-        let (_, text, _) = sources.iter().find(|(found, _, _)| found == path).unwrap();
-        let lines = text.lines().count();
-        assert!(
-            lines > MOST_LINES && lines <= *most,
-            "{path} has {lines} lines and needs no exception any more"
-        );
-    }
 }
 
 #[test]

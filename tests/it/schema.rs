@@ -630,6 +630,10 @@ fn samples() -> Vec<(&'static str, Action)> {
 }
 
 /// Holds a vector file against what the program makes now; with `FORGE_BLESS=1`, writes it anew.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "whoever runs the test says that its vectors are to be written"
+)]
 fn compare(file: &str, made: &Value, what_to_raise: &str) {
     let path = folder().join("vectors").join(file);
     if std::env::var_os("FORGE_BLESS").is_some_and(|bless| bless == "1") {

@@ -1,0 +1,112 @@
+//! What a candidate's file is put together with: its metadata, the importances of its tensors, and a writer that hashes.
+
+use std::io;
+use std::io::Write;
+use std::sync::Mutex;
+
+use sha2::Digest as _;
+use sha2::Sha256;
+
+use crate::digest::BlobDigest;
+use crate::fs;
+use crate::gguf::Metadata;
+use crate::gguf::Value;
+use crate::imatrix::Imatrix;
+use crate::step::Env;
+use crate::step::Outcome;
+use crate::step::StepError;
+use crate::step::imatrix;
+use crate::step::join::slice_bytes;
+
+/// A hash in hexadecimal digits.
+pub(super) struct Sha256Hex<'h>(pub(super) &'h [u8]);
+
+impl std::fmt::Display for Sha256Hex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Writes to a file and hashes on the way.
+pub(super) struct Both {
+    pub(super) file: fs::TempFile,
+    pub(super) sha256: Sha256,
+}
+
+impl Write for Both {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.sha256.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// The imatrix, read when the first tensor needs it.
+pub(super) struct Weights {
+    pub(super) digest: Option<BlobDigest>,
+    pub(super) loaded: Mutex<Option<std::sync::Arc<Imatrix>>>,
+}
+
+impl Weights {
+    pub(super) fn of(&self, env: &Env<'_>, tensor: &str, expected: BlobDigest) -> Result<Vec<f32>, StepError> {
+        let imatrix = {
+            let mut loaded = self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if let Some(imatrix) = &*loaded {
+                std::sync::Arc::clone(imatrix)
+            } else {
+                let digest = self.digest.ok_or_else(|| StepError::input("there is no imatrix"))?;
+                let imatrix = std::sync::Arc::new(imatrix::load(env, digest)?);
+                *loaded = Some(std::sync::Arc::clone(&imatrix));
+                imatrix
+            }
+        };
+        let weights = imatrix
+            .entries
+            .get(tensor)
+            .map(crate::imatrix::Entry::weights)
+            .unwrap_or_default();
+        if BlobDigest::of(&slice_bytes(&weights)) == expected {
+            Ok(weights)
+        } else {
+            Err(StepError::Document {
+                what: "imatrix",
+                problem: format!("its importances of `{tensor}` are not those of the join"),
+            })
+        }
+    }
+}
+
+/// Returns the source's metadata with what a quantized model says of itself, as `llama-quantize` writes it but for the
+/// path of the imatrix, which is nobody's business.
+pub(super) fn candidate_metadata(
+    mut metadata: Metadata,
+    policy: &Outcome,
+    join: Option<&Outcome>,
+) -> Result<Metadata, StepError> {
+    let mut set = |key: &str, value: Value| {
+        metadata
+            .set(key, &value)
+            .map_err(|error| StepError::input(format!("metadata `{key}`: {error}")))
+    };
+    if let Ok(file_type) = policy.fact("file_type").parse() {
+        set("general.quantization_version", Value::U32(2))?;
+        set("general.file_type", Value::U32(file_type))?;
+    }
+    if let Some(join) = join {
+        let count = |name| {
+            join.number(name)
+                .map(|number| Value::U32(u32::try_from(number).unwrap_or(u32::MAX)))
+        };
+        set(
+            "quantize.imatrix.dataset",
+            Value::String(join.fact("dataset").as_bytes().to_vec()),
+        )?;
+        set("quantize.imatrix.entries_count", count("entries")?)?;
+        set("quantize.imatrix.chunks_count", count("chunks")?)?;
+    }
+    Ok(metadata)
+}
