@@ -9,7 +9,8 @@
 //! ```
 //!
 //! A node that fails because a blob was damaged in the store, or is gone, goes back to Waiting, and so does every node
-//! whose result names that blob: the store has moved it aside, so they make it again. Each blob has one such chance.
+//! whose result names that blob: the store has moved it aside, so they make it again. A node has one
+//! such chance for each blob.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -108,8 +109,8 @@ struct Scheduler<'a> {
     ready: VecDeque<NodeId>,
     running: BTreeMap<NodeId, Pool>,
     report: Report,
-    /// Blobs that were lost and are made again.
-    lost: BTreeSet<BlobDigest>,
+    /// What nodes that were sent back had not found.
+    lost: BTreeSet<(NodeId, BlobDigest)>,
 }
 
 /// Builds everything in the graph.
@@ -268,7 +269,7 @@ impl Scheduler<'_> {
     /// Says whether it did.
     fn mends(&mut self, node: &Node, error: &StepError) -> bool {
         let lost = error.lost();
-        let first_time = !lost.is_empty() && lost.iter().all(|blob| self.lost.insert(*blob));
+        let first_time = !lost.is_empty() && lost.iter().all(|blob| self.lost.insert((node.id.clone(), *blob)));
         if !first_time || self.env.cancel.is_cancelled() {
             return false;
         }
