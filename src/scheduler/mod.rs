@@ -9,8 +9,8 @@
 //! ```
 //!
 //! A node that fails because a blob was damaged in the store, or is gone, goes back to Waiting, and so does every node
-//! whose result names that blob: the store has moved it aside, so they make it again. A node has one
-//! such chance for each blob.
+//! whose result names that blob: the store has moved it aside, so they make it again. A node has one such chance
+//! for each blob.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
