@@ -113,8 +113,9 @@ struct Scheduler<'a> {
     lost: BTreeSet<(NodeId, BlobDigest)>,
 }
 
-/// Builds everything in the graph.
-pub fn build(graph: &Graph, env: &Env<'_>, options: Options) -> Report {
+/// Builds everything in the graph. `after` is called when everything has ended; a failure that it returns for a lost blob
+/// sends the node back, and `after` is called again.
+pub fn build(graph: &Graph, env: &Env<'_>, options: Options, after: &mut dyn FnMut(&Report) -> Vec<Failure>) -> Report {
     let started = Instant::now();
     let mut scheduler = Scheduler {
         graph,
@@ -126,7 +127,24 @@ pub fn build(graph: &Graph, env: &Env<'_>, options: Options) -> Report {
         report: Report::default(),
         lost: BTreeSet::new(),
     };
-    scheduler.run();
+    for node in graph.nodes().filter(|node| graph.inputs(&node.id).is_empty()) {
+        scheduler.set(&node.id, State::Ready);
+    }
+    loop {
+        scheduler.run();
+        let mut left = Vec::new();
+        let mut again = false;
+        for failure in after(&scheduler.report) {
+            match graph.node(&failure.node) {
+                Some(node) if scheduler.mends(node, &failure.error) => again = true,
+                _ => left.push(failure),
+            }
+        }
+        if !again {
+            scheduler.report.failures.extend(left);
+            break;
+        }
+    }
     let mut report = scheduler.report;
     report.elapsed_ms = milliseconds(started);
     report
@@ -139,9 +157,6 @@ fn milliseconds(since: Instant) -> u64 {
 impl Scheduler<'_> {
     fn run(&mut self) {
         let graph = self.graph;
-        for node in graph.nodes().filter(|node| graph.inputs(&node.id).is_empty()) {
-            self.set(&node.id, State::Ready);
-        }
         std::thread::scope(|scope| {
             let (sender, receiver) = mpsc::channel::<Ended>();
             loop {
@@ -282,8 +297,9 @@ impl Scheduler<'_> {
             named.any(|blob| lost.contains(blob))
         };
         let outcomes = std::mem::take(&mut self.report.outcomes);
-        let (back, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            outcomes.into_iter().partition(|(_, outcome)| names(outcome));
+        let (back, kept): (BTreeMap<_, _>, BTreeMap<_, _>) = outcomes
+            .into_iter()
+            .partition(|(id, outcome)| *id == node.id || names(outcome));
         self.report.outcomes = kept;
         for (id, outcome) in &back {
             let count = if outcome.ran {
@@ -296,7 +312,7 @@ impl Scheduler<'_> {
         }
         self.set(&node.id, State::Waiting);
         for id in back.keys().chain([&node.id]) {
-            if self.has_inputs(id) {
+            if self.states.get(id) == Some(&State::Waiting) && self.has_inputs(id) {
                 self.set(id, State::Ready);
             }
         }
