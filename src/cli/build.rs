@@ -21,9 +21,12 @@ use crate::step::StepError;
 pub(super) fn run(args: &args::Build, _global: &Global, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let cancel = Cancel::new();
     stop_on_signals(&cancel, terminal);
-    let session = files.session(&args.target, terminal, cancel)?;
+    let (session, pools) = files.session(&args.target, terminal, cancel)?;
+    let defaults = scheduler::Options::default();
     let options = scheduler::Options {
         keep_going: args.keep_going,
+        models: pools.model.map_or(defaults.models, |models| models as usize),
+        disk: pools.disk.map_or(defaults.disk, |disk| disk as usize),
     };
     let report = {
         let lines = json::Lines(terminal);
@@ -37,7 +40,8 @@ pub(super) fn run(args: &args::Build, _global: &Global, files: &Files, terminal:
         terminal.diagnostic(&explain(&failure.node.to_string(), &failure.error));
     }
     if !terminal.is_json() {
-        if report.failures.is_empty() && !report.stopped {
+        // A build with nothing to do says just that; the table stands in the output folder.
+        if report.ran > 0 && report.failures.is_empty() && !report.stopped {
             for table in session.tables(&report) {
                 terminal.data(&table.terminal());
             }

@@ -18,6 +18,7 @@ use crate::engine::Cancel;
 use crate::fs;
 use crate::recipe::LoadError;
 use crate::recipe::Parsed;
+use crate::recipe::settings::PoolSettings;
 use crate::recipe::settings::Settings;
 use crate::session;
 use crate::session::Session;
@@ -35,7 +36,7 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn new(global: &Global) -> Self {
-        let directory = global.directory.clone().unwrap_or_else(|| PathBuf::from("."));
+        let directory = global.directory.clone().unwrap_or_default();
         Self {
             directory,
             cache_dir: global.cache_dir.clone(),
@@ -77,13 +78,9 @@ impl Files {
         }
     }
 
-    /// Returns the folder that a recipe's paths start from.
+    /// Returns the folder that a recipe's paths start from; empty for the current one.
     pub(super) fn folder(&self, recipe: &str) -> PathBuf {
-        let path = self.directory.join(recipe);
-        match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            _ => PathBuf::from("."),
-        }
+        self.directory.join(recipe).parent().unwrap_or(Path::new("")).to_owned()
     }
 
     /// Opens a session for a recipe.
@@ -92,10 +89,11 @@ impl Files {
         target: &args::Target,
         terminal: &Terminal,
         cancel: Cancel,
-    ) -> Result<Session, Failure> {
+    ) -> Result<(Session, PoolSettings), Failure> {
         let parsed = self.recipe(&target.recipe, terminal)?;
         let folder = self.folder(&target.recipe);
-        let (settings, place) = self.settings(&folder)?;
+        let (settings, place) = Self::settings(&folder)?;
+        terminal.prefer(settings.color);
         let cache_dir = match (&self.cache_dir, &settings.cache_dir) {
             (Some(dir), _) => dir.clone(),
             (None, Some(dir)) => place.join(dir),
@@ -114,6 +112,7 @@ impl Files {
         let threads = wanted.unwrap_or(cores).max(1);
         // Refused only if a pool was built before, and then that one serves.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        let pools = settings.pools;
         let command = std::env::args().collect();
         let settings = session::Settings {
             folder,
@@ -122,11 +121,12 @@ impl Files {
             threads,
             command,
         };
-        Session::open(parsed.recipe, settings, &target.steps, cancel).map_err(|error| session_failure(&error))
+        let session = Session::open(parsed.recipe, settings, &target.steps, cancel);
+        Ok((session.map_err(|error| session_failure(&error))?, pools))
     }
 
     /// Reads `forge.toml`: beside the recipe, else in the user's configuration. Returns where it was, too.
-    fn settings(&self, folder: &Path) -> Result<(Settings, PathBuf), Failure> {
+    fn settings(folder: &Path) -> Result<(Settings, PathBuf), Failure> {
         let user = etcetera::choose_base_strategy()
             .ok()
             .map(|base| base.config_dir().join("forge"));
@@ -159,7 +159,10 @@ impl Files {
             corpus: init.corpus.clone(),
             name: init.name.clone(),
         });
-        let folder = self.directory.join(&init.directory);
+        let folder = match init.directory.as_path() {
+            here if here == Path::new(".") => self.directory.clone(),
+            other => self.directory.join(other),
+        };
         let path = folder.join(init::FILE);
         if fs::exists(&path).unwrap_or(true) {
             let exists = Diagnostic::error(format!("`{}` is there already", path.display())).code("init::exists");

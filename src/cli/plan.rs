@@ -1,5 +1,7 @@
 //! `forge plan`: what a build would run, and why.
 
+use std::fmt::Write;
+
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
@@ -18,7 +20,7 @@ use crate::scheduler;
 use crate::step::Estimate;
 
 pub(super) fn run(args: &args::Plan, _global: &Global, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
-    let session = files.session(&args.target, terminal, Cancel::new())?;
+    let (session, _) = files.session(&args.target, terminal, Cancel::new())?;
     let plan = session.plan(&Silent);
     if terminal.is_json() {
         plan.entries
@@ -44,35 +46,29 @@ fn text(plan: &Plan, terminal: &Terminal) -> String {
         match status {
             Status::Hit { .. } => {
                 hits += 1;
-                text.push_str(&format!("hit      {node}\n"));
+                let _ = writeln!(text, "hit      {node}");
             }
             Status::Miss { reason, estimate, .. } => {
                 misses += 1;
                 total.reads += estimate.reads;
                 total.writes += estimate.writes;
                 let work = work(estimate);
-                text.push_str(&format!(
-                    "miss     {node:width$}  {}{work}\n",
-                    scheduler::sentence(reason)
-                ));
+                let _ = writeln!(text, "miss     {node:width$}  {}{work}", scheduler::sentence(reason));
                 if let (Reason::Changed(differences), true) = (reason, terminal.verbose) {
                     for difference in differences {
                         let was = difference.before.as_deref().unwrap_or("nothing");
                         let is = difference.after.as_deref().unwrap_or("nothing");
-                        text.push_str(&format!("           {}: {was} -> {is}\n", difference.field));
+                        let _ = writeln!(text, "           {}: {was} -> {is}", difference.field);
                     }
                 }
             }
             Status::Unknown { waits_for } => {
                 unknown += 1;
-                text.push_str(&format!(
-                    "unknown  {node:width$}  waits for {}\n",
-                    words::names(waits_for, 3)
-                ));
+                let _ = writeln!(text, "unknown  {node:width$}  waits for {}", words::names(waits_for, 3));
             }
             Status::Failed { error } => {
                 misses += 1;
-                text.push_str(&format!("error    {node:width$}  {error}\n"));
+                let _ = writeln!(text, "error    {node:width$}  {error}");
                 text.extend(
                     error
                         .hint()
@@ -87,12 +83,13 @@ fn text(plan: &Plan, terminal: &Terminal) -> String {
     };
     let more = if unknown > 0 { " or more" } else { "" };
     if misses + unknown == 0 {
-        text.push_str(&format!("plan: nothing to do, {}\n", words::count(hits, "hit")));
+        let _ = writeln!(text, "plan: nothing to do, {}", words::count(hits, "hit"));
     } else {
-        text.push_str(&format!(
-            "plan: {hits} hit, {misses} to run, {unknown} unknown{sizes}{}\n",
+        let _ = writeln!(
+            text,
+            "plan: {hits} hit, {misses} to run, {unknown} unknown{sizes}{}",
             if sizes.is_empty() { "" } else { more }
-        ));
+        );
     }
     text
 }

@@ -131,6 +131,7 @@ impl Observer for Progress<'_> {
                 if let Some(bars) = &self.bars {
                     let bar =
                         bars.add(ProgressBar::new(*steps as u64).with_style(style("[{bar:24}] {msg}  {elapsed}")));
+                    bar.enable_steady_tick(Duration::from_millis(250));
                     state.all = Some(bar);
                 }
             }
@@ -197,7 +198,7 @@ impl Observer for Progress<'_> {
                 }
             }
             Event::Waiting { step, holder, .. } => {
-                self.line(&format!("wait   {step}: {holder} is running this action"))
+                self.line(&format!("wait   {step}: {holder} is running this action"));
             }
             Event::Warning { step, message } => self.line(&format!("warning: {step}: {message}")),
             Event::Note { step, message } => {

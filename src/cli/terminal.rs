@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal as _;
 use std::io::Write as _;
+use std::sync::OnceLock;
 
 use anstream::AutoStream;
 use anstream::ColorChoice;
@@ -12,10 +13,14 @@ use crate::cli::args::MessageFormat;
 use crate::cli::check::Messages;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::diagnostic::Style;
+use crate::recipe::settings::ColorChoice as Setting;
 
 /// What can be printed, and how.
 pub(super) struct Terminal {
-    color: ColorChoice,
+    /// What the command line says.
+    asked: Option<ColorChoice>,
+    /// What the user's settings say, once they are read.
+    preferred: OnceLock<ColorChoice>,
     pub(super) format: MessageFormat,
     pub(super) quiet: bool,
     pub(super) verbose: bool,
@@ -24,19 +29,37 @@ pub(super) struct Terminal {
 
 impl Terminal {
     pub(super) fn new(global: &Global) -> Self {
-        let color = match global.color {
-            Some(Color::Always) => ColorChoice::Always,
-            Some(Color::Never) => ColorChoice::Never,
-            Some(Color::Auto) | None => ColorChoice::Auto,
-        };
+        let asked = global.color.map(|color| match color {
+            Color::Always => ColorChoice::Always,
+            Color::Never => ColorChoice::Never,
+            Color::Auto => ColorChoice::Auto,
+        });
         let human = global.message_format == MessageFormat::Human;
         Self {
-            color,
+            asked,
+            preferred: OnceLock::new(),
             format: global.message_format,
             quiet: global.quiet,
             verbose: global.verbose,
             progress: human && !global.no_progress && !global.quiet && std::io::stderr().is_terminal(),
         }
+    }
+
+    /// Takes note of the user's settings; the command line goes before them.
+    pub(super) fn prefer(&self, color: Setting) {
+        let color = match color {
+            Setting::Auto => ColorChoice::Auto,
+            Setting::Always => ColorChoice::Always,
+            Setting::Never => ColorChoice::Never,
+        };
+        // Settings are read once.
+        let _ = self.preferred.set(color);
+    }
+
+    fn color(&self) -> ColorChoice {
+        self.asked
+            .or(self.preferred.get().copied())
+            .unwrap_or(ColorChoice::Auto)
     }
 
     pub(super) fn is_json(&self) -> bool {
@@ -45,13 +68,13 @@ impl Terminal {
 
     /// Prints data. A reader that went away is no failure.
     pub(super) fn data(&self, text: &str) {
-        let mut out = AutoStream::new(std::io::stdout(), self.color);
+        let mut out = AutoStream::new(std::io::stdout(), self.color());
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }
 
     /// Prints a line for people.
     pub(super) fn line(&self, text: &str) {
-        let mut err = AutoStream::new(std::io::stderr(), self.color);
+        let mut err = AutoStream::new(std::io::stderr(), self.color());
         let _ = writeln!(err, "{text}");
     }
 
@@ -73,7 +96,7 @@ impl Terminal {
     }
 
     fn style(&self) -> Style {
-        let color = AutoStream::new(std::io::stderr(), self.color).current_choice() != ColorChoice::Never;
+        let color = AutoStream::new(std::io::stderr(), self.color()).current_choice() != ColorChoice::Never;
         Style { color, width: 100 }
     }
 }

@@ -117,7 +117,7 @@ fn open_lock(path: &Path) -> Result<fs::File, PathError> {
 }
 
 /// Returns true if the name still stands for the file that was locked.
-fn still_there(file: &fs::File, path: &Path) -> Result<bool, PathError> {
+pub(super) fn still_there(file: &fs::File, path: &Path) -> Result<bool, PathError> {
     let held = file.metadata().map_err(PathError::on(path, "look at"))?;
     match fs::metadata(path) {
         Ok(named) => Ok((named.dev(), named.ino()) == (held.dev(), held.ino())),

@@ -39,5 +39,6 @@ pub use stamp::Stamp;
 pub use write::Durability;
 pub use write::TempFile;
 pub use write::make_read_only;
+pub use write::sweep_temps;
 pub use write::unique_name;
 pub use write::write_atomic;

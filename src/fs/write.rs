@@ -13,8 +13,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use crate::fs::PathError;
+use crate::fs::dir::list;
 use crate::fs::dir::parent_of;
 use crate::fs::dir::sync_dir;
+use crate::fs::lock::still_there;
 
 /// Whether a write must outlast a power cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +27,8 @@ pub enum Durability {
     Fast,
 }
 
-/// A file under a name of its own that goes away unless it is persisted.
+/// A file under a name of its own that goes away unless it is persisted. It is locked while it is open, so that
+/// [`sweep_temps`] can tell what a killed process left from what a live one writes.
 #[derive(Debug)]
 pub struct TempFile {
     file: File,
@@ -45,11 +48,13 @@ impl TempFile {
                 .open(&path)
             {
                 Ok(file) => {
-                    return Ok(Self {
-                        file,
-                        path,
-                        kept: false,
-                    });
+                    if claim(&file, &path)? {
+                        return Ok(Self {
+                            file,
+                            path,
+                            kept: false,
+                        });
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(PathError::new(&path, "create", error)),
@@ -60,6 +65,8 @@ impl TempFile {
     /// Takes over a file that is there already; it goes away unless it is persisted.
     pub fn adopt(path: &Path) -> Result<Self, PathError> {
         let file = crate::fs::open(path)?;
+        // Where it cannot be locked, it is not swept either.
+        file.try_lock().ok();
         Ok(Self {
             file,
             path: path.to_owned(),
@@ -125,6 +132,70 @@ impl Drop for TempFile {
     }
 }
 
+/// Locks a file that was just made; says whether it is still this process's. A sweeper may have seen it in the moment
+/// before: then it is gone, or will be. Where the file system has no locks, nothing is swept.
+fn claim(file: &File, path: &Path) -> Result<bool, PathError> {
+    match file.try_lock() {
+        Ok(()) => still_there(file, path),
+        Err(fs::TryLockError::WouldBlock) => Ok(false),
+        Err(fs::TryLockError::Error(_)) => Ok(true),
+    }
+}
+
+/// Removes the temporary files in a directory whose process has died: those that have such a name and that nobody holds
+/// a lock on. What cannot be opened or locked stays.
+pub fn sweep_temps(dir: &Path) -> Result<(), PathError> {
+    for entry in list(dir)? {
+        let Some(owner) = entry.name.to_str().and_then(owner_of_temp) else {
+            continue;
+        };
+        // A reflink is made under a second name beside the first, which is locked until the second is.
+        let owner_lives = owner != entry.name && matches!(abandoned(&dir.join(owner)), Abandoned::No);
+        if owner_lives {
+            continue;
+        }
+        let path = dir.join(&entry.name);
+        if let Abandoned::Yes(_lock) = abandoned(&path) {
+            crate::fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+enum Abandoned {
+    /// It is locked now.
+    Yes(File),
+    No,
+    Gone,
+}
+
+fn abandoned(path: &Path) -> Abandoned {
+    match fs::symlink_metadata(path) {
+        Ok(facts) if facts.is_file() => {}
+        Ok(_) => return Abandoned::No,
+        Err(_) => return Abandoned::Gone,
+    }
+    match fs::OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) if file.try_lock().is_ok() => Abandoned::Yes(file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Abandoned::Gone,
+        _ => Abandoned::No,
+    }
+}
+
+/// Returns the name that [`unique_name`] gave if this is one, or that of a reflink beside it.
+fn owner_of_temp(name: &str) -> Option<&str> {
+    let owner = name.strip_suffix(".reflink").unwrap_or(name);
+    let mut parts = owner.strip_prefix(".forge-")?.split('-');
+    let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let is_one = number(parts.next()?)
+        && number(parts.next()?)
+        && parts
+            .next()
+            .is_some_and(|part| part.len() == 16 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        && parts.next().is_none();
+    is_one.then_some(owner)
+}
+
 /// Writes a small file whole: readers see the old bytes or the new ones, after a crash too.
 pub fn write_atomic(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), PathError> {
     let mut temp = TempFile::new_in(parent_of(path))?;
@@ -176,6 +247,37 @@ mod tests {
             .unwrap_err();
         assert!(error.is_not_found(), "{error}");
         assert_eq!(crate::fs::list(dir.path()).unwrap(), []);
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_swept_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let live = TempFile::new_in(dir.path()).unwrap();
+        let reflink_of_live = live.path().with_added_extension("reflink");
+        let name = |name: &str| dir.path().join(name);
+        let [dead, dead_reflink] = [unique_name(), format!("{}.reflink", unique_name())].map(|it| name(&it));
+        let kept = [
+            ".forge-notes",
+            ".forge-1-2-0123456789abcdeg",
+            ".forge-1-2-0123456789abcdef-3",
+            ".forge-1--0123456789abcdef",
+            "model.gguf",
+        ]
+        .map(name);
+        for path in kept.iter().chain([&dead, &dead_reflink, &reflink_of_live]) {
+            fs::write(path, b"").unwrap();
+        }
+        std::os::unix::fs::symlink(&kept[4], name(&unique_name())).unwrap();
+        let before = crate::fs::list(dir.path()).unwrap().len();
+        sweep_temps(dir.path()).unwrap();
+        assert!(!dead.exists() && !dead_reflink.exists());
+        assert_eq!(crate::fs::list(dir.path()).unwrap().len(), before - 2);
+        let left = live.path().to_owned();
+        assert!(left.exists() && reflink_of_live.exists());
+        live.persist(&name("model.gguf"), Durability::Fast).unwrap();
+        assert!(!left.exists());
+        sweep_temps(dir.path()).unwrap();
+        assert!(!reflink_of_live.exists(), "its process let go of it");
     }
 
     #[test]

@@ -129,7 +129,7 @@ pub enum GraphError {
 /// A sealed graph.
 #[derive(Debug, Clone)]
 pub struct Graph {
-    graph: DiGraph<Node, ()>,
+    nodes: DiGraph<Node, ()>,
     order: Vec<NodeIndex>,
     by_id: BTreeMap<NodeId, NodeIndex>,
 }
@@ -210,14 +210,14 @@ impl Graph {
         let order = toposort(&graph, None).map_err(|cycle| GraphError::Cycle(graph[cycle.node_id()].id.to_string()))?;
         Ok(Self {
             order: stable(&graph, order.len()),
-            graph,
+            nodes: graph,
             by_id,
         })
     }
 
     /// Returns all nodes; a node stands after everything it needs, otherwise in the recipe's order.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
-        self.order.iter().map(|&index| &self.graph[index])
+        self.order.iter().map(|&index| &self.nodes[index])
     }
 
     /// Returns how many nodes there are.
@@ -232,7 +232,7 @@ impl Graph {
 
     /// Returns a node.
     pub fn node(&self, id: &NodeId) -> Option<&Node> {
-        self.by_id.get(id).map(|&index| &self.graph[index])
+        self.by_id.get(id).map(|&index| &self.nodes[index])
     }
 
     /// Returns what a node needs, in the recipe's order.
@@ -257,7 +257,7 @@ impl Graph {
             }
             at += 1;
         }
-        let graph = self.graph.filter_map(
+        let graph = self.nodes.filter_map(
             |_, node| keep.contains(&node.id).then(|| node.clone()),
             |_, ()| Some(()),
         );
@@ -266,16 +266,20 @@ impl Graph {
             .map(|index| (graph[index].id.clone(), index))
             .collect();
         let order = stable(&graph, graph.node_count());
-        Self { graph, order, by_id }
+        Self {
+            nodes: graph,
+            order,
+            by_id,
+        }
     }
 
     fn neighbours(&self, id: &NodeId, direction: Direction) -> Vec<&NodeId> {
         let Some(&index) = self.by_id.get(id) else {
             return Vec::new();
         };
-        let mut found: Vec<NodeIndex> = self.graph.neighbors_directed(index, direction).collect();
+        let mut found: Vec<NodeIndex> = self.nodes.neighbors_directed(index, direction).collect();
         found.sort_unstable();
-        found.into_iter().map(|index| &self.graph[index].id).collect()
+        found.into_iter().map(|index| &self.nodes[index].id).collect()
     }
 }
 

@@ -38,7 +38,7 @@ impl Graph {
     pub fn render(&self, recipe: &str, format: Format) -> String {
         match format {
             Format::Dot => {
-                let named = self.graph.map(|_, node| node.id.to_string(), |_, ()| "");
+                let named = self.nodes.map(|_, node| node.id.to_string(), |_, ()| "");
                 let dot = Dot::with_attr_getters(
                     &named,
                     &[Config::EdgeNoLabel, Config::NodeNoLabel],
@@ -50,11 +50,11 @@ impl Graph {
             Format::Mermaid => {
                 let mut text = String::from("flowchart LR\n");
                 for (position, &index) in self.order.iter().enumerate() {
-                    let _ = writeln!(text, "  n{position}[\"{}\"]", self.graph[index].id);
+                    let _ = writeln!(text, "  n{position}[\"{}\"]", self.nodes[index].id);
                 }
                 for (position, &index) in self.order.iter().enumerate() {
-                    for input in self.inputs(&self.graph[index].id) {
-                        let from = self.order.iter().position(|&other| self.graph[other].id == *input);
+                    for input in self.inputs(&self.nodes[index].id) {
+                        let from = self.order.iter().position(|&other| self.nodes[other].id == *input);
                         let _ = writeln!(text, "  n{} --> n{position}", from.unwrap_or_default());
                     }
                 }

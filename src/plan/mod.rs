@@ -119,7 +119,7 @@ pub fn decide(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Decision, S
     let result = match env.store.find(&key)? {
         Lookup::Hit(result) => result,
         Lookup::Incomplete { .. } | Lookup::Damaged { .. } => return Ok(Decision::Miss(Reason::Incomplete)),
-        Lookup::Absent => return Ok(Decision::Miss(why_absent(node, &action, env)?)),
+        Lookup::Absent => return Ok(Decision::Miss(why_absent(node, &action, env))),
     };
     let mut outcome = Outcome {
         key,
@@ -135,21 +135,21 @@ pub fn decide(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Decision, S
 }
 
 /// Compares an action that has no result with what the node did last.
-fn why_absent(node: &Node, action: &Action, env: &Env<'_>) -> Result<Reason, StepError> {
+fn why_absent(node: &Node, action: &Action, env: &Env<'_>) -> Reason {
     let Some(last) = env.store.last(&env.recipe, &node.id.to_string()) else {
-        return Ok(Reason::New);
+        return Reason::New;
     };
     if last.action == action.digest() {
-        return Ok(Reason::Forgotten);
+        return Reason::Forgotten;
     }
     let before = match env.store.read(&last.document, 16 << 20) {
         Ok(document) => Action::parse(&document).ok(),
         Err(_) => None,
     };
-    Ok(match before {
+    match before {
         Some(before) => Reason::Changed(difference::differences(&before, action)),
         None => Reason::New,
-    })
+    }
 }
 
 /// Plans a build without reading a source or writing anything.

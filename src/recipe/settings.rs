@@ -6,7 +6,6 @@ use crate::recipe::error::RecipeError;
 use crate::recipe::field::Field;
 use crate::recipe::field::Reader;
 use crate::recipe::model::Place;
-use crate::recipe::quantity::Quantity;
 use crate::recipe::raw;
 use crate::recipe::raw::RawEntry;
 use crate::recipe::raw::RawValue;
@@ -47,17 +46,15 @@ pub struct EngineSettings {
     pub llama_cpp_path: Option<String>,
 }
 
-/// `[pools]`
+/// `[pools]`: how much runs at once.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct PoolSettings {
-    /// Processor cores.
+    /// Threads of one step.
     pub cpu: Option<u32>,
-    /// Graphics processors.
-    pub gpu: Option<u32>,
-    /// Bytes of memory.
-    pub ram: Option<u64>,
-    /// Bytes of disk.
-    pub disk: Option<u64>,
+    /// Steps that hold a model in memory.
+    pub model: Option<u32>,
+    /// Steps that mostly read and write files.
+    pub disk: Option<u32>,
 }
 
 impl Settings {
@@ -104,9 +101,8 @@ impl Settings {
         if let Some((place, entries)) = pools {
             let mut reader = Reader::new("`pools`".to_owned(), place, ("", ""), entries, &mut errors);
             settings.pools.cpu = reader.read("cpu", |field| field.integer32(1..=65_536));
-            settings.pools.gpu = reader.read("gpu", |field| field.integer32(0..=1024));
-            settings.pools.ram = reader.read("ram", bytes);
-            settings.pools.disk = reader.read("disk", bytes);
+            settings.pools.model = reader.read("model", |field| field.integer32(1..=1024));
+            settings.pools.disk = reader.read("disk", |field| field.integer32(1..=1024));
             reader.finish();
         }
         if errors.is_empty() {
@@ -128,19 +124,6 @@ fn path(field: Field<'_>) -> Result<String, RecipeError> {
     crate::recipe::read::path(field, &[]).map(|path| path.resolved)
 }
 
-fn bytes(field: Field<'_>) -> Result<u64, RecipeError> {
-    let expected = "a size such as \"24 GiB\"";
-    match field.quantity(expected, "24 GiB")? {
-        Quantity::Bytes(bytes) if bytes > 0 => Ok(bytes),
-        other => Err(RecipeError::OutOfRange {
-            place: field.place(),
-            key: field.key.to_owned(),
-            expected: expected.to_owned(),
-            found: other.to_string(),
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,7 +136,7 @@ mod tests {
     fn all_settings_are_read() {
         let text = "cache_dir = \"/big/cache\"\ncolor = \"never\"\n[engine.embedded]\nthreads = 8\n\
                     [engine.\"llama.cpp\"]\npath = \"/opt/llama/bin\"\n\
-                    [pools]\ncpu = 16\ngpu = 0\nram = \"24 GiB\"\ndisk = \"1 TB\"\n";
+                    [pools]\ncpu = 16\nmodel = 2\ndisk = 4\n";
         let settings = parse(text).unwrap();
         assert_eq!(settings.cache_dir.as_deref(), Some("/big/cache"));
         assert_eq!(settings.color, ColorChoice::Never);
@@ -161,9 +144,8 @@ mod tests {
         assert_eq!(settings.engine.llama_cpp_path.as_deref(), Some("/opt/llama/bin"));
         let pools = PoolSettings {
             cpu: Some(16),
-            gpu: Some(0),
-            ram: Some(24 << 30),
-            disk: Some(1_000_000_000_000),
+            model: Some(2),
+            disk: Some(4),
         };
         assert_eq!(settings.pools, pools);
         assert_eq!(parse("").unwrap(), Settings::default());
@@ -171,8 +153,8 @@ mod tests {
 
     #[test]
     fn all_errors_come_at_once_in_order() {
-        let errors = parse("colour = \"auto\"\n[engine]\nembedded = 3\n[pools]\nram = \"24 GiBs\"\ncpu = 0\n");
+        let errors = parse("colour = \"auto\"\n[engine]\nembedded = 3\n[pools]\nram = 24\ncpu = 0\n");
         let codes: Vec<_> = errors.unwrap_err().iter().map(RecipeError::code).collect();
-        assert_eq!(codes, ["unknown-key", "wrong-type", "bad-quantity", "out-of-range"]);
+        assert_eq!(codes, ["unknown-key", "wrong-type", "unknown-key", "out-of-range"]);
     }
 }

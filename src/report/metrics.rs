@@ -1,5 +1,7 @@
 //! The table of candidates (`metrics.json`, schema `forge.metrics.v1`, and `metrics.md`).
 
+use std::fmt::Write;
+
 use comfy_table::CellAlignment;
 use comfy_table::Table;
 use comfy_table::TableStyle;
@@ -110,8 +112,8 @@ impl Metrics {
         let mut text = format!("# {}\n\n", self.recipe);
         for eval in self.evals() {
             let rows: Vec<&Row> = self.rows.iter().filter(|row| row.eval == eval).collect();
-            text.push_str(&format!("## {eval}\n\n{}\n\n", table(&rows, presets::ASCII_MARKDOWN)));
-            text.push_str(&format!("{}\n\n", evidence(&rows).join("  \n")));
+            let _ = writeln!(text, "## {eval}\n\n{}\n", table(&rows, presets::ASCII_MARKDOWN));
+            let _ = writeln!(text, "{}\n", evidence(&rows).join("  \n"));
         }
         text.truncate(text.trim_end().len());
         text.push('\n');
@@ -125,11 +127,11 @@ impl Metrics {
         for eval in &evals {
             let rows: Vec<&Row> = self.rows.iter().filter(|row| row.eval == *eval).collect();
             if evals.len() > 1 {
-                text.push_str(&format!("{eval}\n"));
+                let _ = writeln!(text, "{eval}");
             }
-            text.push_str(&format!("{}\n", table(&rows, presets::NOTHING)));
+            let _ = writeln!(text, "{}", table(&rows, presets::NOTHING));
             for line in evidence(&rows) {
-                text.push_str(&format!("{line}\n"));
+                let _ = writeln!(text, "{line}");
             }
         }
         text

@@ -7,13 +7,18 @@
 //!    |          '-> Done (a hit)
 //!    '-> Skipped (something it needs failed, or the build was stopped)
 //! ```
+//!
+//! A node that fails because a blob was damaged in the store, or is gone, goes back to Waiting, and so does every node
+//! whose result names that blob: the store has moved it aside, so they make it again. Each blob has one such chance.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Instant;
 
+use crate::digest::BlobDigest;
 use crate::graph::Graph;
 use crate::graph::Node;
 use crate::graph::NodeId;
@@ -34,10 +39,24 @@ use crate::step::Task;
 use crate::store::Last;
 
 /// How a build is run.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Go on with what does not need a step that failed.
     pub keep_going: bool,
+    /// How many steps may hold a model in memory at once.
+    pub models: usize,
+    /// How many steps that mostly read and write files may run at once.
+    pub disk: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            keep_going: false,
+            models: 1,
+            disk: 2,
+        }
+    }
 }
 
 /// Where a node is.
@@ -79,14 +98,8 @@ pub struct Report {
     pub elapsed_ms: u64,
 }
 
-/// How many nodes of a pool run at once.
-const fn depth(pool: Pool) -> usize {
-    match pool {
-        Pool::Model => 1,
-        Pool::Disk => 2,
-        Pool::Light => 8,
-    }
-}
+/// How many steps that need little may run at once.
+const LIGHT: usize = 8;
 
 struct Ended {
     node: NodeId,
@@ -103,6 +116,8 @@ struct Scheduler<'a> {
     ready: VecDeque<NodeId>,
     running: BTreeMap<NodeId, Pool>,
     report: Report,
+    /// Blobs that were lost and are made again.
+    lost: BTreeSet<BlobDigest>,
 }
 
 /// Builds everything in the graph.
@@ -116,6 +131,7 @@ pub fn build(graph: &Graph, env: &Env<'_>, options: Options) -> Report {
         ready: VecDeque::new(),
         running: BTreeMap::new(),
         report: Report::default(),
+        lost: BTreeSet::new(),
     };
     scheduler.run();
     let mut report = scheduler.report;
@@ -169,19 +185,33 @@ impl Scheduler<'_> {
         self.report.stopped |= self.env.cancel.is_cancelled();
     }
 
+    /// Returns how many nodes of a pool may run at once.
+    fn depth(&self, pool: Pool) -> usize {
+        match pool {
+            Pool::Model => self.options.models.max(1),
+            Pool::Disk => self.options.disk.max(1),
+            Pool::Light => LIGHT,
+        }
+    }
+
     /// Returns the next node that may start: in the graph's order, if its pool has room.
     fn next(&mut self) -> Option<NodeId> {
         let halted = self.env.cancel.is_cancelled() || (!self.report.failures.is_empty() && !self.options.keep_going);
         if halted {
             return None;
         }
-        let room = |pool: Pool| self.running.values().filter(|&&running| running == pool).count() < depth(pool);
+        let room = |pool: Pool| self.running.values().filter(|&&running| running == pool).count() < self.depth(pool);
         let at = self.ready.iter().position(|id| {
-            self.graph
-                .node(id)
-                .is_some_and(|node| room(step::kind_of(node).pool(node)))
+            let node = self.graph.node(id);
+            // What a node needs may have been sent back after the node became ready.
+            self.has_inputs(id) && node.is_some_and(|node| room(step::kind_of(node).pool(node)))
         })?;
         self.ready.remove(at)
+    }
+
+    fn has_inputs(&self, id: &NodeId) -> bool {
+        let inputs = self.graph.inputs(id);
+        inputs.iter().all(|input| self.states.get(input) == Some(&State::Done))
     }
 
     fn inputs(&self, node: &Node) -> Inputs {
@@ -206,13 +236,7 @@ impl Scheduler<'_> {
             State::Done => {
                 let dependents: Vec<NodeId> = self.graph.dependents(id).into_iter().cloned().collect();
                 for dependent in dependents {
-                    let ready = self.states.get(&dependent) == Some(&State::Waiting)
-                        && self
-                            .graph
-                            .inputs(&dependent)
-                            .iter()
-                            .all(|input| self.states.get(input) == Some(&State::Done));
-                    if ready {
+                    if self.states.get(&dependent) == Some(&State::Waiting) && self.has_inputs(&dependent) {
                         self.set(&dependent, State::Ready);
                     }
                 }
@@ -257,7 +281,48 @@ impl Scheduler<'_> {
         self.set(&node.id, State::Done);
     }
 
+    /// Sends a node that failed for a lost blob back to be tried again, and those with it whose results name the blob.
+    /// Says whether it did.
+    fn mends(&mut self, node: &Node, error: &StepError) -> bool {
+        let lost = error.lost();
+        let first_time = !lost.is_empty() && lost.iter().all(|blob| self.lost.insert(*blob));
+        if !first_time || self.env.cancel.is_cancelled() {
+            return false;
+        }
+        self.env.observer.event(&Event::Warning {
+            step: node.id.to_string(),
+            message: format!("{error}; it is made again"),
+        });
+        let names = |outcome: &Outcome| {
+            let mut named = std::iter::once(&outcome.result.action).chain(outcome.result.outputs.values());
+            named.any(|blob| lost.contains(blob))
+        };
+        let outcomes = std::mem::take(&mut self.report.outcomes);
+        let (back, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            outcomes.into_iter().partition(|(_, outcome)| names(outcome));
+        self.report.outcomes = kept;
+        for (id, outcome) in &back {
+            let count = if outcome.ran {
+                &mut self.report.ran
+            } else {
+                &mut self.report.cached
+            };
+            *count -= usize::from(counts(id));
+            self.set(id, State::Waiting);
+        }
+        self.set(&node.id, State::Waiting);
+        for id in back.keys().chain([&node.id]) {
+            if self.has_inputs(id) {
+                self.set(id, State::Ready);
+            }
+        }
+        true
+    }
+
     fn failed(&mut self, node: &Node, error: StepError, elapsed_ms: u64) {
+        if self.mends(node, &error) {
+            return;
+        }
         self.tell_finished(&node.id, StepOutcome::Failed, (0, 0), elapsed_ms, error.to_string());
         self.report.failures.push(Failure {
             node: node.id.clone(),

@@ -3,7 +3,7 @@
 
 mod record;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -146,6 +146,10 @@ impl Session {
         let observer = record::Tee { run: &run, observer };
         let env = self.env(&observer);
         self.check_sources(&env)?;
+        // What killed builds left half-written beside the outputs. That it cannot be removed is only untidy.
+        if fs::exists(&self.settings.out).unwrap_or(false) {
+            fs::sweep_temps(&self.settings.out).ok();
+        }
         check_out(&self.settings.out)?;
         observer.event(&Event::BuildStarted {
             recipe: self.recipe.name.clone(),
@@ -215,8 +219,12 @@ impl Session {
         let mut problems = Vec::new();
         for node in self.graph.nodes() {
             let checked = match &node.work {
-                Work::Source(source) => check_source(env, &env.path(&source.path.resolved), source.kind)
-                    .map_err(|error| format!("`{}`: {error}", node.id)),
+                Work::Source(source) => {
+                    let origin = &source.path.origin;
+                    let (line, _) = origin.source.line_column(origin.span.start);
+                    check_source(env, &env.path(&source.path.resolved), source.kind)
+                        .map_err(|error| format!("`{}`: {}:{line}: {error}", node.id, origin.source.name()))
+                }
                 Work::Step(step) => match &step.body {
                     StepBody::Corpus(corpus) => corpus::find(corpus, &env.folder).map(|_| ()).map_err(|error| {
                         let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
@@ -278,10 +286,10 @@ fn find(recipe: &Recipe, graph: &Graph, wanted: &[String]) -> Result<Vec<NodeId>
             }
         }
         if nodes.is_empty() {
-            let known: BTreeMap<String, ()> = graph.nodes().map(|node| (node.id.to_string(), ())).collect();
+            let known: BTreeSet<String> = graph.nodes().map(|node| node.id.to_string()).collect();
             return Err(SessionError::NoSuchStep {
                 wanted: name.clone(),
-                known: known.into_keys().collect(),
+                known: known.into_iter().collect(),
             });
         }
         found.extend(nodes);

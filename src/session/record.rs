@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::SystemTime;
 
@@ -11,6 +12,7 @@ use super::Session;
 use crate::action::Action;
 use crate::action::ActionResult;
 use crate::digest::ActionDigest;
+use crate::graph::Node;
 use crate::graph::NodeId;
 use crate::graph::Work;
 use crate::manifest;
@@ -23,11 +25,15 @@ use crate::observer::Event;
 use crate::observer::Observer;
 use crate::scheduler::Failure;
 use crate::scheduler::Report;
+use crate::step;
 use crate::step::Env;
+use crate::step::Inputs;
+use crate::step::Key;
 use crate::step::Outcome;
 use crate::step::StepError;
 use crate::step::model::decode;
 use crate::step::output;
+use crate::step::promote;
 use crate::step::promote::Assembly;
 use crate::store::Last;
 use crate::store::Store;
@@ -140,6 +146,7 @@ fn write_manifest(
     let NodeId::Step(step) = id else { return Ok(()) };
     let name = format!("{}.gguf.manifest.json", step.label());
     let path = output::path(env, &name)?;
+    let _lock = env.store.lock_output(&path, &mut |_| {}, &|| false)?;
     let last = env.store.last(&env.recipe, &id.to_string());
     if let Some(known) = last.and_then(|last| last.manifest)
         && output::intact(env, &path, &known)?.is_some()
@@ -190,7 +197,15 @@ fn manifest_of(
         let Some(outcome) = report.outcomes.get(&node.id) else {
             continue;
         };
-        let record = record_of(env, run, outcome.key, &outcome.result, Some(node.id.to_string()))?;
+        let again = || {
+            let key = step::kind_of(node).key(node, &inputs_of(session, report, node), env)?;
+            Ok(match key {
+                Key::Action { action, .. } => Some(*action),
+                Key::Unread { .. } => None,
+            })
+        };
+        let step = Some(node.id.to_string());
+        let record = record_of(env, run, outcome.key, &outcome.result, step, again)?;
         actions.insert(outcome.key.to_string(), record);
         if *id != node.id {
             for file in &outcome.files {
@@ -211,7 +226,14 @@ fn manifest_of(
         if let Some(key) = tensor.action
             && let Some(result) = env.store.lookup_shallow(&key)?
         {
-            actions.insert(key.to_string(), record_of(env, run, key, &result, None)?);
+            let again = || {
+                let Some(node) = session.graph.node(id) else {
+                    return Ok(None);
+                };
+                Ok(promote::tensor_actions(node, &inputs_of(session, report, node), env)?.remove(&key))
+            };
+            let record = record_of(env, run, key, &result, None, again)?;
+            actions.insert(key.to_string(), record);
         }
         tensors.push(TensorRecord {
             name: tensor.name.clone(),
@@ -274,14 +296,37 @@ fn manifest_of(
     })
 }
 
+/// Returns what a node was made of.
+fn inputs_of(session: &Session, report: &Report, node: &Node) -> Inputs {
+    let mut inputs = Inputs::default();
+    for id in session.graph.inputs(&node.id) {
+        if let Some(outcome) = report.outcomes.get(id) {
+            inputs.insert(id.clone(), Arc::clone(outcome));
+        }
+    }
+    inputs
+}
+
 fn record_of(
     env: &Env<'_>,
     run: &Run,
     key: ActionDigest,
     result: &ActionResult,
     step: Option<String>,
+    again: impl FnOnce() -> Result<Option<Action>, StepError>,
 ) -> Result<ActionRecord, StepError> {
-    let bytes = env.store.read(&result.action, 16 << 20)?;
+    let bytes = match env.store.read(&result.action, 16 << 20) {
+        // What an action is made of can be told again when its document is lost, and only this would miss it.
+        Err(error) if !error.lost().is_empty() => {
+            let Some(action) = again()? else {
+                return Err(error.into());
+            };
+            let bytes = action.document();
+            env.store.put(&bytes)?;
+            bytes
+        }
+        read => read?,
+    };
     let action = Action::parse(&bytes).map_err(|error| document("action", error))?;
     if action.digest() != key {
         return Err(document("action", format!("the document of {key} is another's")));

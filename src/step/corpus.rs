@@ -81,10 +81,11 @@ pub fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepErro
             format!("{}:{line}", pattern.origin.source.name())
         };
         let base = glob::Pattern::escape(&folder.to_string_lossy());
-        let absolute = if Path::new(&pattern.resolved).is_absolute() {
-            pattern.resolved.clone()
-        } else {
+        let inside = !Path::new(&pattern.resolved).is_absolute() && !base.is_empty();
+        let absolute = if inside {
             format!("{base}/{}", pattern.resolved)
+        } else {
+            pattern.resolved.clone()
         };
         let options = glob::MatchOptions {
             require_literal_leading_dot: true,
@@ -118,10 +119,7 @@ pub fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepErro
         if files.is_empty() {
             return Err(StepError::input_hint(
                 format!("{}: no file matches `{}`", place(), pattern.written),
-                format!(
-                    "patterns are relative to the recipe that states them; looked in `{}`",
-                    folder.display()
-                ),
+                format!("patterns are relative to the recipe that states them; looked for `{absolute}`"),
             ));
         }
         found.extend(

@@ -112,6 +112,14 @@ impl StepError {
         }
     }
 
+    /// Returns the blobs that were lost from the store, if that is why the step failed.
+    pub fn lost(&self) -> Vec<crate::digest::BlobDigest> {
+        match self {
+            Self::Store(error) => error.lost(),
+            _ => Vec::new(),
+        }
+    }
+
     /// Returns who can do something about it.
     pub fn class(&self) -> Class {
         match self {

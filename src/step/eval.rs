@@ -125,7 +125,7 @@ impl From<ChunkMeans> for Chunk {
 /// The figures of a candidate: output `figures`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Document {
-    /// [`CODEC`].
+    /// The version of this form.
     pub schema: u32,
     /// Tokens per chunk.
     pub context: u32,

@@ -265,6 +265,9 @@ fn compare(
     })
 }
 
+/// What a chunk counts with.
+type Column = fn(&Chunk) -> f64;
+
 /// How a factor on the baseline's figure acts on a column of chunk means.
 struct Shift {
     times: f64,
@@ -273,7 +276,7 @@ struct Shift {
 
 /// Returns the column of chunk means behind a figure. Perplexity is compared by its logarithm, where a factor adds; the
 /// root of a mean square by the mean square, where it is squared.
-fn column_of(figure: Figure, factor: f64) -> Option<(fn(&Chunk) -> f64, Shift)> {
+fn column_of(figure: Figure, factor: f64) -> Option<(Column, Shift)> {
     let times = Shift {
         times: factor,
         add: 0.0,

@@ -201,7 +201,7 @@ fn run_collect(collect: &CollectImatrix, inputs: &Inputs, task: &Task<'_>) -> Re
                 };
                 let part = loaded
                     .collect(&block.chunks, options, &env.cancel, &|_| {
-                        task.advance(Unit::Chunks, 1, total)
+                        task.advance(Unit::Chunks, 1, total);
                     })
                     .map_err(StepError::engine("collecting the imatrix"))?;
                 save(task, made, &part)

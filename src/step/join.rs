@@ -2,6 +2,7 @@
 //! none or of the wrong length, and which experts were never routed.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -31,7 +32,7 @@ use crate::step::misplaced;
 use crate::step::model::Shape;
 use crate::step::model::decode;
 use crate::step::model::encode;
-use crate::step::policy::facts_of;
+use crate::step::model::facts_of;
 
 /// The version of the documents below.
 const SCHEMA: u32 = 1;
@@ -173,7 +174,7 @@ impl Kind for Join {
         let mut text = format!("{} matched, {} without data", fact("matched"), fact("missing"));
         for (name, what) in [("wrong_length", "of wrong length"), ("unrouted", "experts unrouted")] {
             if fact(name) != "0" {
-                text.push_str(&format!(", {} {what}", fact(name)));
+                let _ = write!(text, ", {} {what}", fact(name));
             }
         }
         text
@@ -304,6 +305,8 @@ fn tell(task: &Task<'_>, join: &action::Join, report: &Report) -> Result<(), Ste
             "collect the imatrix with this model and more text, or set `missing` and `unrouted` of the join to \"warn\"",
         ));
     }
-    problems.into_iter().for_each(|(_, what)| task.warn(what));
+    for (_, what) in problems {
+        task.warn(what);
+    }
     Ok(())
 }

@@ -144,7 +144,7 @@ impl Kind for Metrics {
         let mut outcome = Outcome::of(performed, Vec::new());
         for (name, output) in file_names(node, task.env)? {
             let digest = outcome.output(output)?;
-            outcome.files.push(output::place(task, &name, &digest)?);
+            outcome.files.push(output::place(task, &name, outcome.key, &digest)?);
         }
         outcome.ran |= task.counts().0 > 0;
         Ok(outcome)

@@ -241,12 +241,11 @@ pub(crate) fn key_of_files(
     let mut unread = Vec::new();
     let mut bytes = 0;
     for path in &paths {
-        match SourceFile::known(env, path)? {
-            Some(file) => files.push(file),
-            None => {
-                bytes += crate::fs::Stamp::of(path)?.size;
-                unread.push(path.clone());
-            }
+        if let Some(file) = SourceFile::known(env, path)? {
+            files.push(file);
+        } else {
+            bytes += crate::fs::Stamp::of(path)?.size;
+            unread.push(path.clone());
         }
     }
     if unread.is_empty() {

@@ -24,6 +24,8 @@ use crate::gguf::Layout;
 use crate::gguf::Metadata;
 use crate::gguf::Model;
 use crate::observer::Unit;
+use crate::policy::ModelFacts;
+use crate::policy::TensorFacts;
 use crate::step::Env;
 use crate::step::Key;
 use crate::step::Outcome;
@@ -133,7 +135,9 @@ fn header_of(metadata: &Metadata, keep: impl Fn(&str) -> bool) -> Result<Vec<u8>
     let mut entries: Vec<_> = metadata.iter().filter(|entry| keep(entry.key())).collect();
     entries.sort_by(|a, b| a.key().cmp(b.key()));
     let mut kept = Metadata::new();
-    entries.into_iter().for_each(|entry| kept.set_entry(entry.clone()));
+    for entry in entries {
+        kept.set_entry(entry.clone());
+    }
     encode_metadata(&kept)
 }
 
@@ -174,6 +178,17 @@ pub fn decode<T: for<'de> Deserialize<'de>>(
         what,
         problem: error.to_string(),
     })
+}
+
+/// Returns what the rules of policies must know of a model.
+pub fn facts_of(env: &Env<'_>, shape: &Shape) -> Result<ModelFacts, StepError> {
+    let metadata = decode_metadata(&env.store.read(&shape.hyperparameters, DOCUMENT_CAP)?)?;
+    let tensors = shape.tensors.iter().map(|tensor| TensorFacts {
+        name: tensor.name.clone(),
+        ty: tensor.ty,
+        dims: tensor.dims.clone(),
+    });
+    ModelFacts::from_metadata(&metadata, tensors.collect()).map_err(|error| StepError::input(error.to_string()))
 }
 
 /// Returns the files of a model without opening any: its own name tells whether it is split.

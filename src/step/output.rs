@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::path::PathBuf;
 
+use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::fs;
 use crate::observer::Event;
@@ -10,6 +11,8 @@ use crate::step::Env;
 use crate::step::StepError;
 use crate::step::Task;
 use crate::step::source_file::SourceFile;
+use crate::store::OutputLock;
+use crate::store::StoreError;
 
 /// Returns the path of an output. Names were checked with the recipe; a link that leads elsewhere is refused here.
 pub fn path(env: &Env<'_>, name: &str) -> Result<PathBuf, StepError> {
@@ -22,12 +25,33 @@ pub fn intact(env: &Env<'_>, path: &Path, digest: &BlobDigest) -> Result<Option<
         Some(stamp) if stamp.size == digest.len => {}
         _ => return Ok(None),
     }
-    let (found, stamp) = env.store.digest_file(path, &|_| {})?;
+    let (found, stamp) = match env.store.digest_file(path, &|_| {}) {
+        // Another build is putting its file there: whoever is to have this one looks again when it has the place alone.
+        Err(StoreError::SourceChanged { .. }) => return Ok(None),
+        looked => looked?,
+    };
     Ok((found == *digest).then(|| SourceFile {
         path: path.to_owned(),
         digest: found,
         stamp,
     }))
+}
+
+/// Waits for the right to look at an output and to replace it, as [`Store::lock_output`](crate::store::Store::lock_output)
+/// does. The output folder must be there.
+pub fn lock(task: &Task<'_>, path: &Path, key: ActionDigest) -> Result<OutputLock, StepError> {
+    let lock = task.env.store.lock_output(
+        path,
+        &mut |holder| {
+            task.tell(Event::Waiting {
+                step: task.step.clone(),
+                key,
+                holder: holder.to_string(),
+            });
+        },
+        &|| task.env.cancel.is_cancelled(),
+    )?;
+    lock.ok_or(StepError::Stopped)
 }
 
 /// Takes note of a file that was just written, and tells.
@@ -45,13 +69,14 @@ pub fn written(task: &Task<'_>, path: &Path, digest: &BlobDigest) -> Result<Sour
     })
 }
 
-/// Brings a blob of the store to an output's path, unless it is there.
-pub fn place(task: &Task<'_>, name: &str, digest: &BlobDigest) -> Result<SourceFile, StepError> {
+/// Brings a blob of the store to an output's path, unless it is there. `key` is the action that made it.
+pub fn place(task: &Task<'_>, name: &str, key: ActionDigest, digest: &BlobDigest) -> Result<SourceFile, StepError> {
     let path = path(task.env, name)?;
+    fs::create_dir_all(&task.env.out)?;
+    let _lock = lock(task, &path, key)?;
     if let Some(file) = intact(task.env, &path, digest)? {
         return Ok(file);
     }
-    fs::create_dir_all(&task.env.out)?;
     task.env.store.materialize(digest, &path)?;
     task.count_ran();
     written(task, &path, digest)

@@ -15,7 +15,6 @@ use crate::policy::Reason;
 use crate::policy::Rule;
 use crate::policy::Table;
 use crate::policy::Target;
-use crate::policy::TensorFacts;
 use crate::policy::Warning;
 use crate::recipe::model;
 use crate::recipe::model::PolicyStep;
@@ -31,11 +30,10 @@ use crate::step::Task;
 use crate::step::join::Coverage;
 use crate::step::key_of;
 use crate::step::misplaced;
-use crate::step::model::DOCUMENT_CAP;
 use crate::step::model::Shape;
 use crate::step::model::decode;
-use crate::step::model::decode_metadata;
 use crate::step::model::encode;
+use crate::step::model::facts_of;
 use crate::tensor_type::TensorType;
 
 /// The version of the built-in rules: raise it when a mix gives other types.
@@ -259,15 +257,4 @@ fn words_for(reason: Reason) -> &'static str {
         Reason::Position => "it holds positions or token types",
         Reason::Encoder => "it belongs to an image or sound encoder",
     }
-}
-
-/// Returns what the rules of policies must know of a model.
-pub fn facts_of(env: &Env<'_>, shape: &Shape) -> Result<ModelFacts, StepError> {
-    let metadata = decode_metadata(&env.store.read(&shape.hyperparameters, DOCUMENT_CAP)?)?;
-    let tensors = shape.tensors.iter().map(|tensor| TensorFacts {
-        name: tensor.name.clone(),
-        ty: tensor.ty,
-        dims: tensor.dims.clone(),
-    });
-    ModelFacts::from_metadata(&metadata, tensors.collect()).map_err(|error| StepError::input(error.to_string()))
 }

@@ -226,6 +226,8 @@ impl Kind for Promote {
         draft.check_requantize(step)?;
         let path = output::path(env, &file_name(id))?;
         fs::create_dir_all(&env.out)?;
+        // Before the action's own lock: whoever waits here finds the file when it gets on.
+        let _lock = output::lock(task, &path, action.digest())?;
         let mut pending = None;
         let performed = task.perform(&action, &draft.model.files, |made| {
             let written = draft.write(task)?;
@@ -293,6 +295,25 @@ impl Kind for Promote {
             _ => String::new(),
         }
     }
+}
+
+/// Returns the actions that quantize the tensors of a candidate, by key.
+pub fn tensor_actions(
+    node: &Node,
+    inputs: &Inputs,
+    env: &Env<'_>,
+) -> Result<BTreeMap<ActionDigest, Action>, StepError> {
+    let draft = Draft::load(node, inputs, env)?;
+    let changed = draft
+        .index
+        .tensors
+        .iter()
+        .zip(&draft.table.choices)
+        .filter(|(_, choice)| choice.from != choice.to);
+    Ok(changed
+        .map(|(tensor, choice)| draft.tensor_action(tensor, choice))
+        .map(|action| (action.digest(), action))
+        .collect())
 }
 
 /// Returns the digest of a candidate's file.
@@ -552,12 +573,7 @@ impl<'i> Draft<'i> {
         }
         result.map_err(fs::PathError::on(&path, "write"))?;
         let (both, file) = out.finish();
-        let sha256 = both
-            .sha256
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let sha256 = Sha256Hex(&both.sha256.finalize()).to_string();
         let mut tensors = Vec::with_capacity(digests.len());
         let mut assembled = Vec::with_capacity(digests.len());
         for (index, (place, &bytes)) in self.layout.tensors().iter().zip(digests).enumerate() {
@@ -624,6 +640,15 @@ impl<'i> Draft<'i> {
     }
 }
 
+/// A hash in hexadecimal digits.
+struct Sha256Hex<'h>(&'h [u8]);
+
+impl std::fmt::Display for Sha256Hex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
 /// Writes to a file and hashes on the way.
 struct Both {
     file: fs::TempFile,
@@ -652,14 +677,13 @@ impl Weights {
     fn of(&self, env: &Env<'_>, tensor: &str, expected: BlobDigest) -> Result<Vec<f32>, StepError> {
         let imatrix = {
             let mut loaded = self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            match &*loaded {
-                Some(imatrix) => std::sync::Arc::clone(imatrix),
-                None => {
-                    let digest = self.digest.ok_or_else(|| StepError::input("there is no imatrix"))?;
-                    let imatrix = std::sync::Arc::new(imatrix::load(env, digest)?);
-                    *loaded = Some(std::sync::Arc::clone(&imatrix));
-                    imatrix
-                }
+            if let Some(imatrix) = &*loaded {
+                std::sync::Arc::clone(imatrix)
+            } else {
+                let digest = self.digest.ok_or_else(|| StepError::input("there is no imatrix"))?;
+                let imatrix = std::sync::Arc::new(imatrix::load(env, digest)?);
+                *loaded = Some(std::sync::Arc::clone(&imatrix));
+                imatrix
             }
         };
         let weights = imatrix

@@ -112,6 +112,15 @@ pub enum ErrorClass {
 }
 
 impl StoreError {
+    /// Returns the blobs that this error says are not there (any more): whoever made them makes them again.
+    pub fn lost(&self) -> Vec<BlobDigest> {
+        match self {
+            Self::Damaged { digest, .. } | Self::Missing { digest, .. } => vec![*digest],
+            Self::Incomplete { missing, .. } => missing.clone(),
+            _ => Vec::new(),
+        }
+    }
+
     /// Returns what kind of trouble this is.
     pub fn class(&self) -> ErrorClass {
         match self {

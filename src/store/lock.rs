@@ -1,6 +1,7 @@
 //! Who may do what now: one builder per action, and a lease that holds `gc` off while builds live.
 
 use std::fmt;
+use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 use std::time::SystemTime;
@@ -10,6 +11,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use crate::digest::ActionDigest;
+use crate::digest::Hash;
 use crate::fs;
 use crate::fs::FileLock;
 use crate::store::Store;
@@ -68,6 +70,12 @@ pub struct ActionLock {
     _lock: FileLock,
 }
 
+/// The right to bring a file to one place outside the store. It ends as an [`ActionLock`] does.
+#[derive(Debug)]
+pub struct OutputLock {
+    _lock: FileLock,
+}
+
 /// A sign that a build lives; while there is one, nothing is collected.
 #[derive(Debug)]
 pub struct Lease {
@@ -87,6 +95,41 @@ impl Backoff {
     }
 }
 
+/// Takes a lock that is held for as long as work takes, and that goes away with its file. `on_wait` is told once who
+/// holds it. Returns `None` once `cancelled` returns true.
+fn wait_for(
+    path: &Path,
+    on_wait: &mut dyn FnMut(&Holder),
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Option<FileLock>, StoreError> {
+    // How often to look for the holder's note, which is written just after the lock is taken, before going without.
+    const LOOKS: u32 = 6;
+    let mut backoff = Backoff(Backoff::FIRST);
+    let mut looks = 0;
+    loop {
+        if let Some(mut lock) = FileLock::try_exclusive(path)? {
+            lock.remove_on_release();
+            let note = serde_json::to_vec(&Holder::this_process()).unwrap_or_default();
+            lock.write_note(&note)?;
+            return Ok(Some(lock));
+        }
+        if cancelled() {
+            return Ok(None);
+        }
+        if looks <= LOOKS {
+            let note = fs::read_small(path, 4096)
+                .ok()
+                .and_then(|note| serde_json::from_slice(&note).ok());
+            if note.is_some() || looks == LOOKS {
+                on_wait(&note.unwrap_or_default());
+                looks = LOOKS;
+            }
+            looks += 1;
+        }
+        backoff.sleep();
+    }
+}
+
 impl Store {
     /// Waits for the right to run an action. Only one holder exists at a time, among threads too. If somebody else
     /// holds it, `on_wait` is told once who; `cancelled` is asked again and again meanwhile.
@@ -102,33 +145,34 @@ impl Store {
         on_wait: &mut dyn FnMut(&Holder),
         cancelled: &dyn Fn() -> bool,
     ) -> Result<ActionLock, StoreError> {
-        // How often to look for the holder's note, which is written just after the lock is taken, before going without.
-        const LOOKS: u32 = 6;
-        let path = self.action_lock_path(key);
-        let mut backoff = Backoff(Backoff::FIRST);
-        let mut looks = 0;
-        loop {
-            if let Some(mut lock) = FileLock::try_exclusive(&path)? {
-                lock.remove_on_release();
-                let note = serde_json::to_vec(&Holder::this_process()).unwrap_or_default();
-                lock.write_note(&note)?;
-                return Ok(ActionLock { _lock: lock });
-            }
-            if cancelled() {
-                return Err(StoreError::Cancelled { key: *key });
-            }
-            if looks <= LOOKS {
-                let note = fs::read_small(&path, 4096)
-                    .ok()
-                    .and_then(|note| serde_json::from_slice(&note).ok());
-                if note.is_some() || looks == LOOKS {
-                    on_wait(&note.unwrap_or_default());
-                    looks = LOOKS;
-                }
-                looks += 1;
-            }
-            backoff.sleep();
+        match wait_for(&self.action_lock_path(key), on_wait, cancelled)? {
+            Some(lock) => Ok(ActionLock { _lock: lock }),
+            None => Err(StoreError::Cancelled { key: *key }),
         }
+    }
+
+    /// Waits as [`Store::lock_action`] does for the right to look at an output and to put another in its place, so that
+    /// builds of one store never replace a file that another one has just found right, nor take note of a file as their
+    /// own that is another's. The directory of `path` must be there; under whatever name, it is the same directory.
+    /// Returns `None` once `cancelled` returns true.
+    ///
+    /// Whoever needs an action's lock too takes this one first.
+    pub fn lock_output(
+        &self,
+        path: &Path,
+        on_wait: &mut dyn FnMut(&Holder),
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<OutputLock>, StoreError> {
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let stamp = fs::Stamp::of(directory)?;
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        let place = [format!("{} {} ", stamp.dev, stamp.ino).as_bytes(), name].concat();
+        let name = format!("output-{}", Hash::of(&place));
+        let lock = wait_for(&self.inner.root.join(layout::LOCKS).join(name), on_wait, cancelled)?;
+        Ok(lock.map(|lock| OutputLock { _lock: lock }))
     }
 
     /// Says that a build lives. Many builds hold leases at once; `gc` waits for all of them to end.

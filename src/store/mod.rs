@@ -29,6 +29,7 @@ pub use error::StoreError;
 pub use lock::ActionLock;
 pub use lock::Holder;
 pub use lock::Lease;
+pub use lock::OutputLock;
 pub use record::Last;
 pub use session::Scratch;
 

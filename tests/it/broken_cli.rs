@@ -6,12 +6,12 @@ use std::process::Stdio;
 
 use crate::broken_formats::broken_gguf_files;
 use crate::broken_formats::broken_imatrix_files;
-use crate::small::BARE;
-use crate::small::assert_store_whole;
-use crate::small::build_well;
-use crate::small::edited;
-use crate::small::furnish;
-use crate::small::in_parallel;
+use crate::cut::BARE;
+use crate::cut::assert_store_whole;
+use crate::cut::build_well;
+use crate::cut::edited;
+use crate::cut::furnish;
+use crate::cut::in_parallel;
 use crate::support::Forge;
 use crate::support::Run;
 use crate::support::project;

@@ -20,6 +20,8 @@ use forge::figures::ReferenceWriter;
 use forge::figures::TokenBlock;
 use forge::tensor_type::TensorType;
 
+use crate::support::moe_model;
+
 fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("examples/quickstart")
@@ -29,15 +31,6 @@ fn example(name: &str) -> PathBuf {
 /// Returns the small dense model: `FORGE_TEST_MODEL`, or the example's.
 pub(crate) fn tiny_model() -> PathBuf {
     std::env::var_os("FORGE_TEST_MODEL").map_or_else(|| example("tiny.gguf"), PathBuf::from)
-}
-
-/// Returns the small mixture of experts that `FORGE_TEST_MOE` names, or says loudly that there is none.
-pub(crate) fn moe_model(test: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("FORGE_TEST_MOE").map(PathBuf::from);
-    if path.is_none() {
-        eprintln!("SKIPPED {test}: FORGE_TEST_MOE names no small mixture of experts");
-    }
-    path
 }
 
 fn text(name: &str) -> String {
@@ -495,9 +488,7 @@ fn importances_and_logits_depend_on_no_thread_and_on_no_other_chunk() {
 
 #[test]
 fn experts_are_counted_one_by_one() {
-    let Some(model) = moe_model("experts_are_counted_one_by_one") else {
-        return;
-    };
+    let model = moe_model();
     let chunks = chunks(&model, &calibration_text(), 128, 2);
     let collect = |threads| {
         let mut loaded = LoadedModel::open(&model, &Options { threads }, 128).unwrap();

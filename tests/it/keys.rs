@@ -13,15 +13,15 @@ use forge::digest::Fingerprint;
 use forge::gguf::Value;
 use serde_json::Value as Json;
 
-use crate::small::Gguf;
-use crate::small::RECIPE;
-use crate::small::build_well;
-use crate::small::edited;
-use crate::small::furnish;
-use crate::small::in_parallel;
-use crate::small::manifest;
-use crate::small::plan;
-use crate::small::project;
+use crate::cut::Gguf;
+use crate::cut::RECIPE;
+use crate::cut::build_well;
+use crate::cut::edited;
+use crate::cut::furnish;
+use crate::cut::in_parallel;
+use crate::cut::manifest;
+use crate::cut::plan;
+use crate::cut::project;
 use crate::support::Forge;
 
 /// Every key of a fresh build: of each node, and of each action in it.
@@ -182,7 +182,7 @@ fn what_does_not_change_the_result_changes_no_key() {
 
 fn build_well_with_threads(forge: &Forge) -> BTreeSet<(String, String, String)> {
     let (run, events) = forge.build_events(&["-j", "2"]);
-    crate::small::Built {
+    crate::cut::Built {
         run: run.success(),
         events,
     }
@@ -452,7 +452,7 @@ fn every_edit_changes_the_keys_of_what_depends_on_it_and_no_other() {
             Edit::Recipe(from, to) => {
                 forge.recipe(&edited(&recipe, from, to));
             }
-            Edit::Letter(text, at) => crate::small::corrupt_quietly(&forge.path(text), *at),
+            Edit::Letter(text, at) => crate::cut::corrupt_quietly(&forge.path(text), *at),
             Edit::Model(change) => {
                 let mut model = Gguf::small();
                 change(&mut model);

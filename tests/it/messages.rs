@@ -7,9 +7,9 @@ use forge::digest::ActionDigest;
 use forge::observer::Event;
 use serde_json::Value as Json;
 
-use crate::small::RECIPE;
-use crate::small::edited;
-use crate::small::project;
+use crate::cut::RECIPE;
+use crate::cut::edited;
+use crate::cut::project;
 use crate::support;
 use crate::support::Forge;
 use crate::support::Run;

@@ -26,11 +26,11 @@ use forge::tensor_type::TensorType;
 use crate::engine::calibration_text;
 use crate::engine::chunks;
 use crate::engine::held_out_text;
-use crate::engine::moe_model;
 use crate::engine::tiny_model;
+use crate::support::moe_model;
 
 /// Returns the folder of the tools, or says loudly that there is none.
-fn peer(test: &str) -> Option<PathBuf> {
+pub(crate) fn peer(test: &str) -> Option<PathBuf> {
     let folder = std::env::var_os("FORGE_PEER_BIN")
         .map(PathBuf::from)
         .filter(|folder| !folder.as_os_str().is_empty());
@@ -190,9 +190,7 @@ fn quantized_experts_are_llama_quantizes() {
     let Some(bin) = peer("quantized_experts_are_llama_quantizes") else {
         return;
     };
-    let Some(moe) = moe_model("quantized_experts_are_llama_quantizes") else {
-        return;
-    };
+    let moe = moe_model();
     let compared = compare_quantized(&bin, &moe, &["q4_k_m", "iq2_xs", "q5_0"], true);
     assert!(compared.len() >= 3, "{compared:?}");
 }
@@ -277,9 +275,7 @@ fn importances_of_experts_are_llama_imatrixs() {
     let Some(bin) = peer("importances_of_experts_are_llama_imatrixs") else {
         return;
     };
-    let Some(moe) = moe_model("importances_of_experts_are_llama_imatrixs") else {
-        return;
-    };
+    let moe = moe_model();
     compare_imatrix(&bin, &moe, 10);
 }
 

@@ -40,7 +40,7 @@ use self::models::Shape;
 fn named_models(peer: &Peer) -> Vec<Subject> {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/quickstart/tiny.gguf");
     let dense = std::env::var_os("FORGE_TEST_MODEL").map(PathBuf::from);
-    let moe = std::env::var_os("FORGE_TEST_MOE").map(PathBuf::from);
+    let moe = Some(crate::support::moe_model());
     let named = [
         ("dense", dense.or_else(|| example.is_file().then_some(example))),
         ("moe", moe),

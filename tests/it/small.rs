@@ -1,352 +1,307 @@
-//! A project that builds in a second: the example's model cut to one layer, some paragraphs of its texts, two candidates.
-//! One thread a build: the tests run beside each other.
-
-#![allow(dead_code, reason = "every theme uses its own part")]
+//! A model that is made small so that many builds take little time, and what tests of stores ask of a build.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::io;
+use std::io::Read;
+use std::io::Write;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::Stdio;
+use std::time::Duration;
 
-use forge::gguf::DEFAULT_ALIGNMENT;
+use forge::digest::BlobDigest;
 use forge::gguf::Layout;
 use forge::gguf::Metadata;
 use forge::gguf::Model;
 use forge::gguf::TensorSpec;
 use forge::gguf::Value;
-use serde_json::Value as Json;
 
 use crate::support::Forge;
 use crate::support::Run;
 use crate::support::quickstart;
 
-/// Two candidates, one with types by hand; both are measured.
-pub(crate) const RECIPE: &str = r#"schema = 1
+/// A recipe for the small model with one of everything that runs: one collected imatrix, two candidates, one table.
+pub(crate) const RECIPE: &str = r#"
+schema = 1
 name = "small"
-
 [source.model]
-path = "model.gguf"
-
+path = "small.gguf"
 [corpus.calibration]
 files = ["prose.txt"]
-
 [corpus.held-out]
 files = ["held-out.txt"]
-
 [imatrix.general]
 corpus = "calibration"
+context = 64
 chunks = 4
-context = 64
 block = 2
-
-[policy.a]
-imatrix = "general"
-method = "manual"
-rules = [{ match = '^token_embd\.weight$', type = "Q8_0" }, { match = "ffn_down", type = "Q6_K" }]
-otherwise = "Q4_K"
-
-[policy.b]
-imatrix = "general"
+[policy.mix]
 method = "mix"
-mix = "Q4_K_M"
-
-[promote.a]
-policy = "a"
-
-[promote.b]
-policy = "b"
-
+imatrix = "general"
+mix = ["Q4_0", "Q8_0"]
+[promote.small]
+policy = "mix"
 [eval.quality]
+candidates = ["small"]
+reference = "model"
 corpus = "held-out"
-chunks = 2
 context = 64
+chunks = 2
 block = 1
 "#;
 
-/// One candidate, no imatrix, no evaluation: what is left is the model.
-pub(crate) const BARE: &str = r#"schema = 1
-name = "bare"
+/// Where [`RECIPE`] puts its outputs.
+pub(crate) const OUT: &str = "out/small";
 
-[source.model]
-path = "model.gguf"
-
-[policy.p]
-method = "mix"
-mix = "Q4_K_M"
-
-[promote.p]
-policy = "p"
-"#;
-
-/// A GGUF file in memory.
-#[derive(Clone)]
-pub(crate) struct Gguf {
+/// A model with its tensors in memory.
+pub(crate) struct InMemory {
     pub(crate) metadata: Metadata,
-    pub(crate) tensors: Vec<(TensorSpec, Vec<u8>)>,
+    tensors: Vec<(TensorSpec, Vec<u8>)>,
+    alignment: u64,
 }
 
-impl Gguf {
-    pub(crate) fn read(path: &Path) -> Self {
-        let model = Model::open(path).unwrap();
-        let tensors = model.tensors().iter().map(|tensor| {
-            let mut bytes = vec![0; tensor.info.len as usize];
-            model.read_tensor_at(tensor, 0, &mut bytes).unwrap();
-            (TensorSpec::from(&tensor.info), bytes)
+impl InMemory {
+    /// The example's model with its first layer only.
+    pub(crate) fn small() -> Self {
+        let model = Model::open(&quickstart().join("tiny.gguf")).unwrap();
+        let mut metadata = model.metadata().clone();
+        let architecture = metadata.get_str("general.architecture").unwrap().to_owned();
+        metadata
+            .set(&format!("{architecture}.block_count"), &Value::U32(1))
+            .unwrap();
+        let kept = model.tensors().iter().filter(|tensor| {
+            let name = &tensor.info.name;
+            !name.starts_with("blk.") || name.starts_with("blk.0.")
         });
+        let tensors = kept
+            .map(|tensor| {
+                let mut bytes = vec![0; usize::try_from(tensor.info.len).unwrap()];
+                model.read_tensor_at(tensor, 0, &mut bytes).unwrap();
+                (TensorSpec::from(&tensor.info), bytes)
+            })
+            .collect();
         Self {
-            metadata: model.metadata().clone(),
-            tensors: tensors.collect(),
+            metadata,
+            tensors,
+            alignment: model.alignment(),
         }
     }
 
-    /// The example's model with its first layer only, and a chat template.
-    pub(crate) fn small() -> Self {
-        static SMALL: OnceLock<Gguf> = OnceLock::new();
-        let made = SMALL.get_or_init(|| {
-            let mut model = Self::read(&quickstart().join("tiny.gguf"));
-            model
-                .tensors
-                .retain(|(spec, _)| !spec.name.starts_with("blk.") || spec.name.starts_with("blk.0."));
-            model.set("qwen3.block_count", Value::U32(1));
-            model.set("tokenizer.chat_template", Value::String(b"{{ first }}".to_vec()));
-            model
-        });
-        made.clone()
+    /// Changes the last bit of a number of a tensor of 16-bit floats, which makes it another number and never NaN.
+    pub(crate) fn change(&mut self, random: &mut Random) {
+        let wide: Vec<usize> = (0..self.tensors.len())
+            .filter(|&index| self.tensors[index].0.dims.len() > 1)
+            .collect();
+        let bytes = &mut self.tensors[wide[random.below(wide.len())]].1;
+        let at = random.below(bytes.len() / 2) * 2;
+        bytes[at] ^= 1;
     }
 
-    pub(crate) fn set(&mut self, key: &str, value: Value) {
-        self.metadata.set(key, &value).unwrap();
-    }
-
-    pub(crate) fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn write(&self, path: &Path) {
         let specs: Vec<TensorSpec> = self.tensors.iter().map(|(spec, _)| spec.clone()).collect();
-        let layout = Layout::new(&self.metadata, &specs, DEFAULT_ALIGNMENT).unwrap();
-        let mut out = Vec::new();
+        let layout = Layout::new(&self.metadata, &specs, self.alignment).unwrap();
+        let mut bytes = Vec::new();
         layout
-            .write(&mut out, &mut |index, out| out.write_all(&self.tensors[index].1))
+            .write(&mut bytes, &mut |index, out: &mut dyn Write| -> io::Result<()> {
+                out.write_all(&self.tensors[index].1)
+            })
             .unwrap();
-        out
-    }
-
-    /// Cuts the model after `at` tensors, as `llama-gguf-split` does: the first part has all metadata.
-    pub(crate) fn halves(&self, at: usize) -> [Vec<u8>; 2] {
-        let part = |number: u16, mut metadata: Metadata, tensors: &[(TensorSpec, Vec<u8>)]| {
-            metadata.set("split.no", &Value::U16(number)).unwrap();
-            metadata.set("split.count", &Value::U16(2)).unwrap();
-            let count = i32::try_from(self.tensors.len()).unwrap();
-            metadata.set("split.tensors.count", &Value::I32(count)).unwrap();
-            let tensors = tensors.to_vec();
-            Self { metadata, tensors }.bytes()
-        };
-        [
-            part(0, self.metadata.clone(), &self.tensors[..at]),
-            part(1, Metadata::new(), &self.tensors[at..]),
-        ]
+        std::fs::write(path, bytes).unwrap();
     }
 }
 
-/// Returns the first paragraphs of one of the example's texts.
-pub(crate) fn text(name: &str) -> String {
-    let whole = std::fs::read_to_string(quickstart().join(name)).unwrap();
-    whole.chars().take(2000).collect()
-}
-
-/// Writes the small model and its texts into a project.
-pub(crate) fn furnish(forge: &Forge) {
-    forge
-        .write("model.gguf", Gguf::small().bytes())
-        .write("prose.txt", text("calibration-prose.txt"))
-        .write("code.txt", text("calibration-code.txt"))
-        .write("held-out.txt", text("held-out.txt"));
-}
-
-/// Makes the small project with [`RECIPE`].
+/// A project with the small model, two texts to calibrate on and one to measure on, and [`RECIPE`].
 pub(crate) fn project() -> Forge {
     let forge = Forge::new();
-    furnish(&forge);
-    forge.recipe(RECIPE);
+    fill(&forge);
     forge
 }
 
-/// Replaces a part of a text that is there once.
-pub(crate) fn edited(text: &str, from: &str, to: &str) -> String {
-    assert_eq!(text.matches(from).count(), 1, "`{from}` is there once");
-    text.replace(from, to)
+/// Puts into a folder what [`project`] has.
+pub(crate) fn fill(forge: &Forge) {
+    InMemory::small().write(&forge.path("small.gguf"));
+    for (from, to) in [
+        ("calibration-prose.txt", "prose.txt"),
+        ("calibration-code.txt", "code.txt"),
+        ("held-out.txt", "held-out.txt"),
+    ] {
+        let text = std::fs::read_to_string(quickstart().join(from)).unwrap();
+        let start: String = text.chars().take(4000).collect();
+        forge.write(to, start);
+    }
+    forge.recipe(RECIPE);
 }
 
-/// Overwrites a byte in place and puts size and modification time back: what build systems do not see.
-pub(crate) fn corrupt_quietly(path: &Path, at: u64) {
-    use std::os::unix::fs::FileExt as _;
-    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
-    let modified = file.metadata().unwrap().modified().unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at).unwrap();
-    // Letters stay letters, so that a text stays one.
-    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
-    file.set_modified(modified).unwrap();
-    assert_eq!(file.metadata().unwrap().modified().unwrap(), modified);
-}
-
-/// A build and what it told.
-pub(crate) struct Built {
-    pub(crate) run: Run,
-    pub(crate) events: Vec<Json>,
-}
-
-/// Builds with one thread.
-pub(crate) fn build(forge: &Forge, args: &[&str]) -> Built {
-    let mut all = vec!["-j", "1"];
+/// The command of a build in one thread (the engine's threads spin where processors are few) that tells its events.
+pub(crate) fn build(forge: &Forge, args: &[&str]) -> Command {
+    let mut all = vec!["build", "-j", "1", "--message-format", "json"];
     all.extend(args);
-    let (run, events) = forge.build_events(&all);
-    Built { run, events }
+    forge.command(&all)
 }
 
-/// Builds, and shows everything if it does not succeed.
-pub(crate) fn build_well(forge: &Forge, args: &[&str]) -> Built {
-    let Built { run, events } = build(forge, args);
-    Built {
-        run: run.success(),
-        events,
-    }
+/// The same build with a store and an output folder of its own.
+pub(crate) fn build_clean(forge: &Forge, args: &[&str]) -> (tempfile::TempDir, Run) {
+    let clean = tempfile::tempdir().unwrap();
+    let out = clean.path().join("out");
+    let mut all = vec!["--out", out.to_str().unwrap()];
+    all.extend(args);
+    let mut command = build(forge, &all);
+    command.env("FORGE_CACHE_DIR", clean.path().join("store"));
+    let run = Run::of(command.output().unwrap()).success();
+    (clean, run)
 }
 
-fn field(event: &Json, name: &str) -> String {
-    event[name].as_str().unwrap_or_default().to_owned()
+/// A build that goes on beside the test; killed when dropped.
+pub(crate) struct Going {
+    pub(crate) child: Child,
+    out: Option<std::thread::JoinHandle<String>>,
+    err: Option<std::thread::JoinHandle<String>>,
 }
 
-impl Built {
-    pub(crate) fn of(&self, reason: &str) -> impl Iterator<Item = &Json> {
-        self.events.iter().filter(move |event| event["reason"] == reason)
-    }
-
-    /// The kinds of the actions that ran, with how many of each.
-    pub(crate) fn ran(&self) -> BTreeMap<String, usize> {
-        let mut counts = BTreeMap::new();
-        for event in self.of("action-finished").filter(|event| event["outcome"] == "ran") {
-            *counts.entry(field(event, "kind")).or_default() += 1;
+impl Going {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let out = reader(child.stdout.take().unwrap());
+        let err = reader(child.stderr.take().unwrap());
+        Self {
+            child,
+            out: Some(out),
+            err: Some(err),
         }
-        counts
     }
 
-    pub(crate) fn ran_of(&self, kind: &str) -> usize {
-        self.ran().get(kind).copied().unwrap_or(0)
-    }
-
-    pub(crate) fn hits_of(&self, kind: &str) -> usize {
-        self.of("action-finished")
-            .filter(|event| event["outcome"] == "hit" && event["kind"] == kind)
-            .count()
-    }
-
-    /// Every key that was told, with kind and step.
-    pub(crate) fn keys(&self) -> BTreeSet<(String, String, String)> {
-        self.of("action-finished")
-            .map(|event| (field(event, "step"), field(event, "kind"), field(event, "key")))
-            .collect()
-    }
-
-    /// How each step ended.
-    pub(crate) fn steps(&self) -> BTreeMap<String, String> {
-        self.of("step-finished")
-            .map(|event| (field(event, "step"), field(event, "outcome")))
-            .collect()
-    }
-
-    pub(crate) fn started(&self) -> BTreeSet<String> {
-        self.of("step-started").map(|event| field(event, "step")).collect()
-    }
-
-    pub(crate) fn written(&self) -> BTreeSet<String> {
-        self.of("output-written")
-            .map(|event| {
-                let path = field(event, "path");
-                Path::new(&path).file_name().unwrap().to_str().unwrap().to_owned()
-            })
-            .collect()
-    }
-
-    /// The messages of all diagnostics, with hints and causes.
-    pub(crate) fn diagnostics(&self) -> String {
-        self.of("diagnostic").map(|event| field(event, "rendered")).collect()
-    }
-
-    /// Asserts that nothing at all was done.
-    pub(crate) fn assert_idle(&self) {
-        assert_eq!(self.ran(), BTreeMap::new());
-        assert_eq!(self.started(), BTreeSet::new());
-        assert_eq!(self.written(), BTreeSet::new());
-        assert!(
-            self.steps().values().all(|outcome| outcome == "cached"),
-            "{:?}",
-            self.steps()
-        );
-        assert!(!self.steps().is_empty());
+    /// Waits for the end. A build that hangs fails the test instead of hanging it.
+    pub(crate) fn end(mut self) -> Run {
+        const LONG: Duration = Duration::from_secs(300);
+        let started = std::time::Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(started.elapsed() < LONG, "the build hangs");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        Run {
+            status: status.code(),
+            stdout: self.out.take().unwrap().join().unwrap(),
+            stderr: self.err.take().unwrap().join().unwrap(),
+        }
     }
 }
 
-/// Plans; the status and key of each node.
-pub(crate) fn plan(forge: &Forge, args: &[&str]) -> (Run, BTreeMap<String, (String, Option<String>)>) {
-    let mut all = vec!["plan", "--message-format", "json"];
-    all.extend(args);
-    let run = forge.run(&all);
-    let entries = run
-        .json_lines()
+impl Drop for Going {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+fn reader(mut from: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut text = Vec::new();
+        from.read_to_end(&mut text).unwrap();
+        String::from_utf8(text).unwrap()
+    })
+}
+
+/// The keys of actions that ended in a certain way, in the order of the events.
+pub(crate) fn keys(events: &[serde_json::Value], outcome: &str) -> Vec<String> {
+    events
         .iter()
-        .filter(|line| line["reason"] == "plan-step")
-        .map(|line| {
-            let key = line["key"].as_str().map(str::to_owned);
-            (field(line, "step"), (field(line, "status"), key))
-        })
-        .collect();
-    (run, entries)
+        .filter(|event| event["reason"] == "action-finished" && event["outcome"] == outcome)
+        .map(|event| event["key"].as_str().unwrap().to_owned())
+        .collect()
 }
 
-/// Reads the manifest beside an output.
-pub(crate) fn manifest(output: &Path) -> Json {
-    let path = format!("{}.manifest.json", output.display());
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+/// What a user gets that must not depend on how it came about: candidates and tables, by file name.
+pub(crate) fn products(out: &Path) -> BTreeMap<String, Vec<u8>> {
+    let is_product = |name: &str| name.ends_with(".gguf") || name.starts_with("metrics");
+    names(out)
+        .into_iter()
+        .filter(|name| is_product(name))
+        .map(|name| (name.clone(), std::fs::read(out.join(name)).unwrap()))
+        .collect()
 }
 
-/// Returns the bytes of an output of a step's action, by way of a candidate's manifest.
-pub(crate) fn output_of(forge: &Forge, manifest: &Json, step: &str, output: &str) -> Vec<u8> {
-    let actions = manifest["predicate"]["forge"]["actions"].as_object().unwrap();
-    let record = actions.values().find(|record| record["step"] == step).unwrap();
-    let digest = record["outputs"][output].as_str().unwrap();
-    let hash = digest.split(':').next().unwrap();
-    let path = forge.store().join("cas-v1").join(&hash[..2]).join(&hash[2..]);
-    std::fs::read(path).unwrap()
+/// Asserts that two folders have the same products, without printing them.
+pub(crate) fn assert_same_products(found: &Path, expected: &Path, what: &str) {
+    let (found, expected) = (products(found), products(expected));
+    assert!(!expected.is_empty(), "{what}: nothing was built");
+    assert_eq!(
+        found.keys().collect::<Vec<_>>(),
+        expected.keys().collect::<Vec<_>>(),
+        "{what}"
+    );
+    for (name, bytes) in &expected {
+        assert!(found[name] == *bytes, "{what}: `{name}` is another");
+    }
 }
 
-/// Asserts that every blob of a store is what its name says.
-pub(crate) fn assert_store_whole(store: &Path) {
-    let mut blobs = 0;
-    for folder in std::fs::read_dir(store.join("cas-v1")).unwrap() {
-        let folder = folder.unwrap();
-        for file in std::fs::read_dir(folder.path()).unwrap() {
-            let file = file.unwrap();
-            let name = format!(
-                "{}{}",
-                folder.file_name().to_string_lossy(),
-                file.file_name().to_string_lossy()
-            );
-            let bytes = std::fs::read(file.path()).unwrap();
-            assert_eq!(forge::digest::Hash::of(&bytes).to_string(), name);
-            blobs += 1;
+/// All names in a folder.
+pub(crate) fn names(folder: &Path) -> BTreeSet<String> {
+    std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
+}
+
+/// The files of one of the store's sharded directories, by what their place says they are.
+pub(crate) fn sharded(store: &Path, directory: &str) -> BTreeMap<String, PathBuf> {
+    let mut files = BTreeMap::new();
+    let Ok(shards) = std::fs::read_dir(store.join(directory)) else {
+        return files;
+    };
+    for shard in shards {
+        let shard = shard.unwrap().path();
+        let first = shard.file_name().unwrap().to_str().unwrap().to_owned();
+        for rest in names(&shard) {
+            files.insert(format!("{first}{rest}"), shard.join(&rest));
         }
     }
-    assert!(blobs > 0, "the store has blobs");
+    files
 }
 
-/// Runs `work` for every item on a few threads.
-pub(crate) fn in_parallel<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while let Some(item) = items.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
-                    work(item);
-                }
-            });
-        }
-    });
+/// The keys of the actions that have a result.
+pub(crate) fn committed(store: &Path) -> BTreeSet<String> {
+    sharded(store, "actions-v1").into_keys().collect()
+}
+
+/// Asserts that every blob is what its name says, and that nothing is left of those who wrote them.
+pub(crate) fn assert_store_tidy(store: &Path) {
+    for (name, path) in sharded(store, "cas-v1") {
+        let found = BlobDigest::of(&std::fs::read(&path).unwrap());
+        assert_eq!(found.hash.to_string(), name, "a blob is not what its name says");
+    }
+    assert_eq!(names(&store.join("tmp")), BTreeSet::new(), "somebody's leavings");
+}
+
+/// Random numbers that are the same in every run (splitmix64).
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number from 0 to `bound - 1`.
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % bound as u64).unwrap()
+    }
+
+    pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())]
+    }
+}
+
+/// A whole number from the environment.
+pub(crate) fn number_from(name: &str, otherwise: usize) -> usize {
+    std::env::var(name)
+        .ok()
+        .map_or(otherwise, |text| text.parse().expect("a whole number"))
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
+use std::sync::Arc;
 
 /// The folder of the project.
 pub(crate) fn project() -> &'static Path {
@@ -22,7 +23,7 @@ pub(crate) fn quickstart() -> PathBuf {
 
 /// A project of a user: a folder with a recipe, and a store.
 pub(crate) struct Forge {
-    dir: tempfile::TempDir,
+    dir: Arc<tempfile::TempDir>,
     store: PathBuf,
     env: BTreeMap<String, String>,
 }
@@ -41,7 +42,7 @@ impl Forge {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("store");
         Self {
-            dir,
+            dir: Arc::new(dir),
             store,
             env: BTreeMap::new(),
         }
@@ -65,8 +66,17 @@ impl Forge {
     pub(crate) fn sibling(&self) -> Self {
         let dir = tempfile::tempdir().unwrap();
         Self {
-            dir,
+            dir: Arc::new(dir),
             store: self.store.clone(),
+            env: self.env.clone(),
+        }
+    }
+
+    /// Makes a view of this project that uses another store.
+    pub(crate) fn with_store(&self, store: &Path) -> Self {
+        Self {
+            dir: Arc::clone(&self.dir),
+            store: store.to_owned(),
             env: self.env.clone(),
         }
     }
@@ -168,4 +178,108 @@ pub(crate) fn ran(events: &[serde_json::Value], kind: &str) -> usize {
         .iter()
         .filter(|event| event["reason"] == "action-finished" && event["kind"] == kind && event["outcome"] == "ran")
         .count()
+}
+
+/// Returns a small mixture of experts: the model that `FORGE_TEST_MOE` names, or one made of the example's. Each layer's
+/// feed-forward became four experts (its rows turned by some, so that they differ), two of them active for each token by
+/// a router of fixed pseudo-random numbers. It has not learned anything as a mixture; its mathematics are those of one.
+#[expect(clippy::disallowed_methods, reason = "a test is configured by its environment")]
+pub(crate) fn moe_model() -> PathBuf {
+    static MADE: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    if let Some(path) = std::env::var_os("FORGE_TEST_MOE") {
+        return PathBuf::from(path);
+    }
+    MADE.get_or_init(|| {
+        let dir = tempfile::Builder::new()
+            .prefix("forge-moe")
+            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .unwrap()
+            .keep();
+        let path = dir.join("tiny-moe.gguf");
+        std::fs::write(&path, moe_of(&quickstart().join("tiny.gguf"))).unwrap();
+        path
+    })
+    .clone()
+}
+
+const EXPERTS: u64 = 4;
+
+/// Makes a mixture of experts of a dense qwen3 model in F16.
+fn moe_of(dense: &Path) -> Vec<u8> {
+    use forge::gguf::Layout;
+    use forge::gguf::Metadata;
+    use forge::gguf::Model;
+    use forge::gguf::TensorSpec;
+    use forge::gguf::Value;
+    use forge::tensor_type::TensorType;
+    use std::io::Read as _;
+
+    let model = Model::open(dense).unwrap();
+    let mut metadata = Metadata::new();
+    for entry in model.metadata().iter() {
+        let key = entry.key().replace("qwen3.", "qwen3moe.");
+        metadata.set(&key, &entry.value()).unwrap();
+    }
+    metadata
+        .set("general.architecture", &Value::String(b"qwen3moe".to_vec()))
+        .unwrap();
+    metadata
+        .set("qwen3moe.expert_count", &Value::U32(EXPERTS as u32))
+        .unwrap();
+    metadata.set("qwen3moe.expert_used_count", &Value::U32(2)).unwrap();
+    let width = model.metadata().get_u32("qwen3.feed_forward_length").unwrap();
+    metadata
+        .set("qwen3moe.expert_feed_forward_length", &Value::U32(width))
+        .unwrap();
+    let mut specs = Vec::new();
+    let mut bytes: Vec<Vec<u8>> = Vec::new();
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    for tensor in model.tensors() {
+        let info = &tensor.info;
+        let mut data = Vec::new();
+        model.tensor_reader(tensor).read_to_end(&mut data).unwrap();
+        let part = ["ffn_gate.", "ffn_up.", "ffn_down."]
+            .into_iter()
+            .find(|part| info.name.contains(part));
+        let Some(part) = part else {
+            specs.push(TensorSpec::from(info));
+            bytes.push(data);
+            continue;
+        };
+        if part == "ffn_gate." {
+            let router = (0..info.dims[0] * EXPERTS).flat_map(|_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                ((state >> 40) as f32 / (1 << 23) as f32 - 1.0).to_le_bytes()
+            });
+            bytes.push(router.collect());
+            let name = info.name.replace("ffn_gate.", "ffn_gate_inp.");
+            specs.push(TensorSpec {
+                name,
+                ty: TensorType::F32,
+                dims: vec![info.dims[0], EXPERTS],
+            });
+        }
+        let row = data.len() / info.dims[1] as usize;
+        let mut experts = Vec::new();
+        for expert in 0..EXPERTS as usize {
+            let mut turned = data.clone();
+            turned.rotate_left(expert * 5 * row);
+            experts.extend(turned);
+        }
+        bytes.push(experts);
+        let name = info.name.replace(part, &part.replace('.', "_exps."));
+        specs.push(TensorSpec {
+            name,
+            ty: info.ty,
+            dims: vec![info.dims[0], info.dims[1], EXPERTS],
+        });
+    }
+    let layout = Layout::new(&metadata, &specs, model.alignment()).unwrap();
+    let mut file = Vec::new();
+    layout
+        .write(&mut file, &mut |index, out| out.write_all(&bytes[index]))
+        .unwrap();
+    file
 }

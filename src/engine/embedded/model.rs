@@ -148,7 +148,7 @@ impl LoadedModel {
     }
 
     /// Collects the importance matrix of some chunks: for every weight the sums of its squared inputs per column, and how
-    /// many rows were summed, as `llama-imatrix` does (see [`super::collect`] for which weights).
+    /// many rows were summed, as `llama-imatrix` does (the module `collect` says for which weights).
     ///
     /// Each chunk has `context` tokens and is a window of its own; its first token is taken as the token that begins a
     /// text if the vocabulary asks for one. `progress` is told how many chunks are done.

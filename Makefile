@@ -1,0 +1,31 @@
+# make demo   build forge and run the example: candidates of a small model, and what each costs in quality
+# make test   all tests; those against llama.cpp's own tools build them first (once), or say loudly that they could not
+# make lint   format, clippy and documentation, as CI checks them
+# make bench  the figures of docs/benchmarks.md
+
+SHELL := bash
+READY := . scripts/ready.sh
+TARGET = $${CARGO_TARGET_DIR:-target}
+
+.PHONY: demo build test lint bench
+
+build:
+	@$(READY) && cargo build --release
+
+demo: build
+	@$(TARGET)/release/forge build examples/quickstart/recipe.toml
+	@echo; echo '$$ forge build examples/quickstart/recipe.toml    # again'
+	@$(TARGET)/release/forge build examples/quickstart/recipe.toml
+
+test:
+	@$(READY) && \
+	if bin=$$(sh tests/peers/build-llama-cpp.sh); then export FORGE_PEER_BIN="$$bin"; \
+	else echo 'SKIPPED: no llama.cpp tools, so nothing is compared with them' >&2; fi && \
+	cargo test
+
+lint:
+	@$(READY) && cargo fmt --check && cargo clippy --all-targets -- -D warnings && \
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps --lib
+
+bench: build
+	@$(READY) && bash benches/run.sh

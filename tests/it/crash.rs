@@ -1,0 +1,255 @@
+//! Builds that are killed, and stores that are damaged. `FORGE_TEST_KILLS` (25) says how often a build is killed,
+//! `FORGE_TEST_SEED` (1) with which random numbers.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Read;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::small;
+use crate::small::Random;
+use crate::small::assert_same_products;
+use crate::small::assert_store_tidy;
+use crate::small::committed;
+use crate::small::keys;
+use crate::small::names;
+use crate::small::number_from;
+use crate::small::sharded;
+use crate::support::Forge;
+use crate::support::Run;
+
+/// When a build is killed.
+#[derive(Debug, Clone, Copy)]
+enum Moment {
+    /// As soon as it has printed so many lines.
+    Lines(usize),
+    /// When so much time has passed since its start.
+    Time(Duration),
+}
+
+/// Starts a build, kills it, and returns what it had printed, or `None` if it ended before.
+fn killed_at(forge: &Forge, moment: Moment) -> Option<Vec<serde_json::Value>> {
+    let mut command = small::build(forge, &[]);
+    let started = Instant::now();
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut text = String::new();
+    match moment {
+        Moment::Lines(count) => {
+            for _ in 0..count {
+                out.read_line(&mut text).unwrap();
+            }
+        }
+        // No synchronisation: any moment is as good as another. What it prints meanwhile fits into the pipe.
+        Moment::Time(time) => std::thread::sleep(time.saturating_sub(started.elapsed())),
+    }
+    child.kill().unwrap();
+    out.read_to_string(&mut text).unwrap();
+    let mut errors = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+    let status = child.wait().unwrap();
+    if status.signal().is_none() {
+        assert_eq!(status.code(), Some(0), "it failed by itself: {text}{errors}");
+        return None;
+    }
+    // The last line may be a part of one.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    Some(whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+}
+
+#[test]
+fn a_killed_build_goes_on_where_it_was() {
+    let kills = number_from("FORGE_TEST_KILLS", 25);
+    let mut random = Random(number_from("FORGE_TEST_SEED", 1) as u64);
+    let forge = small::project();
+    let started = Instant::now();
+    let (clean, undisturbed) = small::build_clean(&forge, &[]);
+    let time = started.elapsed();
+    let lines = undisturbed.stdout.lines().count();
+    let every_key: BTreeSet<String> = keys(&undisturbed.json_lines(), "ran").into_iter().collect();
+
+    let (mut killed, mut phases) = (0, BTreeSet::new());
+    while killed < kills {
+        let store = tempfile::tempdir().unwrap();
+        let out = forge.path(small::OUT);
+        if out.exists() {
+            std::fs::remove_dir_all(&out).unwrap();
+        }
+        let project = forge.with_store(store.path());
+        // Keys that had a result after a kill, and those that ran since.
+        let mut done = BTreeSet::new();
+        let mut ran_ever = Vec::new();
+        // Some builds are killed once, others again and again as they go on.
+        for _ in 0..=random.below(4) {
+            let moment = if random.below(2) == 0 {
+                Moment::Lines(random.below(lines))
+            } else {
+                Moment::Time(time.mul_f64(random.below(1000) as f64 / 1000.0))
+            };
+            let Some(events) = killed_at(&project, moment) else {
+                break;
+            };
+            killed += 1;
+            phases.insert(events.last().map(|event| event["step"].to_string()));
+            let ran = keys(&events, "ran");
+            for key in &ran {
+                assert!(!done.contains(key), "{key} ran again after a kill at {moment:?}");
+            }
+            done = committed(store.path());
+            for key in &ran {
+                assert!(done.contains(key), "{key} is said to have run, and has no result");
+            }
+            ran_ever.extend(ran);
+        }
+        let events = Run::of(small::build(&project, &[]).output().unwrap())
+            .success()
+            .json_lines();
+        for key in keys(&events, "ran") {
+            assert!(!done.contains(&key), "{key} ran again");
+            ran_ever.push(key);
+        }
+        let once: BTreeSet<String> = ran_ever.iter().cloned().collect();
+        assert_eq!(once.len(), ran_ever.len(), "an action ran twice");
+        assert_eq!(committed(store.path()), every_key);
+        assert_same_products(&out, &clean.path().join("out"), "after kills");
+        assert_eq!(names(&out), names(&clean.path().join("out")), "litter");
+        assert_store_tidy(store.path());
+        let last = Run::of(small::build(&project, &[]).output().unwrap()).success();
+        assert_eq!(keys(&last.json_lines(), "ran"), [""; 0]);
+    }
+    assert!(phases.len() > 5 || kills < 25, "the moments are not spread: {phases:?}");
+}
+
+#[test]
+fn what_a_killed_build_left_beside_outputs_is_swept_and_the_users_files_stay() {
+    let forge = small::project();
+    let litter = format!("{}/.forge-4242-7-0123456789abcdef", small::OUT);
+    forge.write(&litter, "half a candidate");
+    let mine = [".forge-4242-7-notes", "notes.gguf", ".forge-x"].map(|name| format!("{}/{name}", small::OUT));
+    for name in &mine {
+        forge.write(name, "mine");
+    }
+    let _ = Run::of(small::build(&forge, &[]).output().unwrap()).success();
+    assert!(!forge.path(&litter).exists());
+    for name in &mine {
+        assert_eq!(std::fs::read_to_string(forge.path(name)).unwrap(), "mine");
+    }
+}
+
+/// What can happen to a file on a disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Damage {
+    Flip,
+    Truncate,
+    Delete,
+}
+
+/// Damages a file past its read-only mode.
+pub(crate) fn damage(path: &Path, how: Damage, random: &mut Random) {
+    let mut bytes = std::fs::read(path).unwrap();
+    match how {
+        Damage::Delete => return std::fs::remove_file(path).unwrap(),
+        // The smallest blob there is has a byte, as all of these have.
+        Damage::Flip => {
+            let at = random.below(bytes.len());
+            bytes[at] ^= 1 << random.below(8);
+        }
+        Damage::Truncate => bytes.truncate(random.below(bytes.len())),
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .truncate(true)
+        .open(path)
+        .unwrap();
+    file.write_all(&bytes).unwrap();
+}
+
+/// Everything in the store is damaged at once, and the outputs are gone: nothing but the sources is right.
+fn all_damaged(how: Damage) {
+    let mut random = Random(7);
+    let forge = small::project();
+    let before = Run::of(small::build(&forge, &[]).output().unwrap()).success();
+    let ran: BTreeSet<String> = keys(&before.json_lines(), "ran").into_iter().collect();
+    let out = forge.path(small::OUT);
+    let (products, all_names) = (small::products(&out), names(&out));
+    let blobs: BTreeMap<_, _> = sharded(forge.store(), "cas-v1");
+    assert!(blobs.len() > 50);
+    for path in blobs.values() {
+        damage(path, how, &mut random);
+    }
+    std::fs::remove_dir_all(&out).unwrap();
+    let run = Run::of(small::build(&forge, &[]).output().unwrap()).success();
+    let again: BTreeSet<String> = keys(&run.json_lines(), "ran").into_iter().collect();
+    assert!(again.is_subset(&ran), "the same actions, no others");
+    assert!(small::products(&out) == products, "{how:?}: the outputs are others");
+    assert_eq!(names(&out), all_names);
+    let warnings: Vec<_> = run.json_lines();
+    let told = warnings
+        .iter()
+        .filter(|event| event["reason"] == "warning")
+        .filter_map(|event| event["message"].as_str())
+        .filter(|message| message.contains("was damaged") && message.ends_with("it is made again"))
+        .count();
+    match how {
+        // What a lookup can see by a length is made again without a word; what only reading shows is told.
+        Damage::Flip => assert!(told > 10, "{told}"),
+        Damage::Truncate | Damage::Delete => assert_eq!(again, ran),
+    }
+    let last = Run::of(small::build(&forge, &[]).output().unwrap()).success();
+    assert_eq!(keys(&last.json_lines(), "ran"), [""; 0]);
+}
+
+#[test]
+fn a_build_makes_again_what_was_flipped() {
+    all_damaged(Damage::Flip);
+}
+
+#[test]
+fn a_build_makes_again_what_was_cut_short() {
+    all_damaged(Damage::Truncate);
+}
+
+#[test]
+fn a_build_makes_again_what_is_gone() {
+    all_damaged(Damage::Delete);
+}
+
+#[test]
+fn documents_that_only_the_manifest_reads_are_told_again() {
+    let forge = small::project();
+    let _ = Run::of(small::build(&forge, &[]).output().unwrap()).success();
+    let out = forge.path(small::OUT);
+    let products = small::products(&out);
+    let manifest = out.join("small-Q4_0.gguf.manifest.json");
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    // Action documents are the blobs that begin so.
+    let mut documents = 0;
+    for path in sharded(forge.store(), "cas-v1").values() {
+        let bytes = std::fs::read(path).unwrap();
+        if bytes.starts_with(br#"{"schema":1,"kind":"tensor""#) {
+            damage(path, Damage::Flip, &mut Random(documents));
+            documents += 1;
+        }
+    }
+    assert!(documents > 3, "{documents}");
+    std::fs::remove_file(&manifest).unwrap();
+    let _ = Run::of(small::build(&forge, &[]).output().unwrap()).success();
+    assert!(small::products(&out) == products);
+    let parts = |text: &str| -> serde_json::Value {
+        let all: serde_json::Value = serde_json::from_str(text).unwrap();
+        all["predicate"].clone()
+    };
+    let (before, after) = (parts(&text), parts(&std::fs::read_to_string(&manifest).unwrap()));
+    assert_eq!(before["buildDefinition"], after["buildDefinition"]);
+}

@@ -1,0 +1,72 @@
+//! The words of recipes and the types behind them. `recipe` knows neither the policies nor the engine, so it lists the
+//! words itself; here the lists are held against each other.
+
+use forge::policy::Mix;
+use forge::recipe::names;
+use forge::tensor_type::TensorType;
+
+/// Types of ggml that no recipe can ask for, and why.
+const NO_TARGETS: &[(&str, &str)] = &[
+    ("Q8_1", "holds activations, is never in a file"),
+    ("Q8_K", "holds activations, is never in a file"),
+    ("I8", "an integer, nothing is quantized to it"),
+    ("I16", "an integer, nothing is quantized to it"),
+    ("I32", "an integer, nothing is quantized to it"),
+    ("I64", "an integer, nothing is quantized to it"),
+    ("F64", "nothing is quantized to it"),
+    ("NVFP4", "llama-quantize offers no mix of it"),
+    ("Q1_0", "for models trained for it: of no use to others"),
+    ("Q2_0", "for models trained for it: of no use to others"),
+];
+
+/// Mixes of llama-quantize that no recipe can ask for, and why.
+const NO_MIXES: &[(&str, &str)] = &[
+    ("Q1_0", "for models trained for it: of no use to others"),
+    ("Q2_0", "for models trained for it: of no use to others"),
+];
+
+#[test]
+fn every_type_is_in_recipes_or_left_out_for_a_reason() {
+    for name in names::TYPES {
+        let ty = TensorType::from_name(name).unwrap_or_else(|| panic!("`{name}` is no type"));
+        assert_eq!(ty.name(), *name);
+        assert!(ty.quantizable_target(), "nothing can be quantized to `{name}`");
+    }
+    for ty in TensorType::ALL {
+        let listed = names::TYPES.contains(&ty.name());
+        let left_out = NO_TARGETS.iter().any(|(name, _)| *name == ty.name());
+        assert!(listed != left_out, "`{ty}` is listed: {listed}, left out: {left_out}");
+    }
+    assert_eq!(names::TYPES.len() + NO_TARGETS.len(), TensorType::ALL.len());
+}
+
+#[test]
+fn every_mix_is_in_recipes_or_left_out_for_a_reason() {
+    for name in names::MIXES {
+        let mix = Mix::from_name(name).unwrap_or_else(|| panic!("`{name}` is no mix"));
+        assert_eq!(mix.name(), *name);
+    }
+    for mix in Mix::ALL {
+        let listed = names::MIXES.contains(&mix.name());
+        let left_out = NO_MIXES.iter().any(|(name, _)| *name == mix.name());
+        assert!(listed != left_out, "`{mix}` is listed: {listed}, left out: {left_out}");
+    }
+    for (alias, name) in names::MIX_ALIASES {
+        assert_eq!(Mix::from_name(alias).map(Mix::name), Some(*name), "{alias}");
+    }
+}
+
+#[test]
+fn mixes_that_need_an_imatrix_are_told_apart_alike() {
+    // llama-quantize itself refuses these without an imatrix, beside those whose own type needs one.
+    for name in names::MIXES {
+        let mix = Mix::from_name(name).unwrap();
+        let needs = mix.default_type().is_some_and(TensorType::needs_imatrix);
+        if needs {
+            assert!(
+                names::MIXES_THAT_NEED_IMATRIX.contains(name),
+                "`{name}` needs an imatrix, and recipes do not know"
+            );
+        }
+    }
+}
