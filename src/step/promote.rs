@@ -10,11 +10,6 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
-use serde::Deserialize;
-use serde::Serialize;
-use sha2::Digest as _;
-use sha2::Sha256;
-
 use crate::action;
 use crate::action::Action;
 use crate::digest::ActionDigest;
@@ -46,6 +41,7 @@ use crate::step::Outcome;
 use crate::step::Pool;
 use crate::step::StepError;
 use crate::step::Task;
+use crate::step::hashed_file::write_hashed;
 use crate::step::imatrix;
 use crate::step::join::Slices;
 use crate::step::join::slice_bytes;
@@ -61,6 +57,8 @@ use crate::step::model::decode_metadata;
 use crate::step::model::encode;
 use crate::step::output;
 use crate::step::source_file::SourceFile;
+use serde::Deserialize;
+use serde::Serialize;
 
 /// The version of what is written around the tensors: raise it when a candidate's header changes.
 const WRITER: u32 = 1;
@@ -526,38 +524,31 @@ impl<'i> Draft<'i> {
 
     fn assemble(&self, task: &Task<'_>, digests: &[BlobDigest]) -> Result<Written, StepError> {
         let env = task.env;
-        let temp = fs::TempFile::new_in(&env.out)?;
+        let mut temp = fs::TempFile::new_in(&env.out)?;
         let path = temp.path().to_owned();
-        let mut out = DigestWriter::new(Both {
-            file: temp,
-            sha256: Sha256::new(),
-        });
         let mut failure = None;
         let total = self.layout.file_len();
-        let result = self.layout.write(&mut out, &mut |index, out| {
-            let tensor = &self.index.tensors[index];
-            let copied = if self.table.choices[index].from == self.table.choices[index].to {
-                self.copy_from_source(tensor, out)
-            } else {
-                env.store.copy_to(&digests[index], out).map_err(StepError::from)
-            };
-            task.advance(Unit::BytesWritten, digests[index].len, total);
-            copied.and_then(|()| task.check_cancel()).map_err(|error| {
-                failure = Some(error);
-                io::Error::other("a tensor could not be copied")
+        let result = write_hashed(&mut temp, |mut out| {
+            self.layout.write(&mut out, &mut |index, out| {
+                let tensor = &self.index.tensors[index];
+                let copied = if self.table.choices[index].from == self.table.choices[index].to {
+                    self.copy_from_source(tensor, out)
+                } else {
+                    env.store.copy_to(&digests[index], out).map_err(StepError::from)
+                };
+                task.advance(Unit::BytesWritten, digests[index].len, total);
+                copied.and_then(|()| task.check_cancel()).map_err(|error| {
+                    failure = Some(error);
+                    io::Error::other("a tensor could not be copied")
+                })
             })
         });
-        if let Some(error) = failure {
-            return Err(error);
-        }
-        result.map_err(fs::PathError::on(&path, "write"))?;
-        let (both, file) = out.finish();
-        let sha256 = both
-            .sha256
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let (file, sha256) = match (result, failure) {
+            (Ok(hashes), _) => hashes,
+            // What the disk says comes before what follows from it.
+            (Err(error), Some(failure)) if error.kind() == io::ErrorKind::Other => return Err(failure),
+            (Err(error), _) => return Err(fs::PathError::new(&path, "write", error).into()),
+        };
         let mut tensors = Vec::with_capacity(digests.len());
         let mut assembled = Vec::with_capacity(digests.len());
         for (index, (place, &bytes)) in self.layout.tensors().iter().zip(digests).enumerate() {
@@ -593,7 +584,7 @@ impl<'i> Draft<'i> {
             tensors: assembled,
         };
         Ok(Written {
-            temp: both.file,
+            temp,
             assembly,
             tensors,
         })
@@ -621,24 +612,6 @@ impl<'i> Draft<'i> {
                 path: shard.path.clone(),
             })
         }
-    }
-}
-
-/// Writes to a file and hashes on the way.
-struct Both {
-    file: fs::TempFile,
-    sha256: Sha256,
-}
-
-impl Write for Both {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.sha256.update(&bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
     }
 }
 
