@@ -9,7 +9,8 @@
 //! ```
 //!
 //! A node that fails because a blob was damaged in the store, or is gone, goes back to Waiting, and so does every node
-//! whose result names that blob: the store has moved it aside, so they make it again. Each blob has one such chance.
+//! whose result names that blob: the store has moved it aside, so they make it again. A node has one such chance
+//! for each blob.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -116,12 +117,13 @@ struct Scheduler<'a> {
     ready: VecDeque<NodeId>,
     running: BTreeMap<NodeId, Pool>,
     report: Report,
-    /// Blobs that were lost and are made again.
-    lost: BTreeSet<BlobDigest>,
+    /// What nodes that were sent back had not found.
+    lost: BTreeSet<(NodeId, BlobDigest)>,
 }
 
-/// Builds everything in the graph.
-pub fn build(graph: &Graph, env: &Env<'_>, options: Options) -> Report {
+/// Builds everything in the graph. `after` is called when everything has ended; a failure that it returns for a lost blob
+/// sends the node back, and `after` is called again.
+pub fn build(graph: &Graph, env: &Env<'_>, options: Options, after: &mut dyn FnMut(&Report) -> Vec<Failure>) -> Report {
     let started = Instant::now();
     let mut scheduler = Scheduler {
         graph,
@@ -133,7 +135,24 @@ pub fn build(graph: &Graph, env: &Env<'_>, options: Options) -> Report {
         report: Report::default(),
         lost: BTreeSet::new(),
     };
-    scheduler.run();
+    for node in graph.nodes().filter(|node| graph.inputs(&node.id).is_empty()) {
+        scheduler.set(&node.id, State::Ready);
+    }
+    loop {
+        scheduler.run();
+        let mut left = Vec::new();
+        let mut again = false;
+        for failure in after(&scheduler.report) {
+            match graph.node(&failure.node) {
+                Some(node) if scheduler.mends(node, &failure.error) => again = true,
+                _ => left.push(failure),
+            }
+        }
+        if !again {
+            scheduler.report.failures.extend(left);
+            break;
+        }
+    }
     let mut report = scheduler.report;
     report.elapsed_ms = milliseconds(started);
     report
@@ -146,9 +165,6 @@ fn milliseconds(since: Instant) -> u64 {
 impl Scheduler<'_> {
     fn run(&mut self) {
         let graph = self.graph;
-        for node in graph.nodes().filter(|node| graph.inputs(&node.id).is_empty()) {
-            self.set(&node.id, State::Ready);
-        }
         std::thread::scope(|scope| {
             let (sender, receiver) = mpsc::channel::<Ended>();
             loop {
@@ -285,7 +301,7 @@ impl Scheduler<'_> {
     /// Says whether it did.
     fn mends(&mut self, node: &Node, error: &StepError) -> bool {
         let lost = error.lost();
-        let first_time = !lost.is_empty() && lost.iter().all(|blob| self.lost.insert(*blob));
+        let first_time = !lost.is_empty() && lost.iter().all(|blob| self.lost.insert((node.id.clone(), *blob)));
         if !first_time || self.env.cancel.is_cancelled() {
             return false;
         }
@@ -298,8 +314,9 @@ impl Scheduler<'_> {
             named.any(|blob| lost.contains(blob))
         };
         let outcomes = std::mem::take(&mut self.report.outcomes);
-        let (back, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            outcomes.into_iter().partition(|(_, outcome)| names(outcome));
+        let (back, kept): (BTreeMap<_, _>, BTreeMap<_, _>) = outcomes
+            .into_iter()
+            .partition(|(id, outcome)| *id == node.id || names(outcome));
         self.report.outcomes = kept;
         for (id, outcome) in &back {
             let count = if outcome.ran {
@@ -312,7 +329,7 @@ impl Scheduler<'_> {
         }
         self.set(&node.id, State::Waiting);
         for id in back.keys().chain([&node.id]) {
-            if self.has_inputs(id) {
+            if self.states.get(id) == Some(&State::Waiting) && self.has_inputs(id) {
                 self.set(id, State::Ready);
             }
         }

@@ -160,8 +160,9 @@ impl Session {
                 .count(),
             engine: self.evaluator.fingerprint().to_string(),
         });
-        let mut report = scheduler::build(&self.graph, &env, options);
-        record::write_manifests(self, &env, &run, started, &mut report);
+        let report = scheduler::build(&self.graph, &env, options, &mut |report| {
+            record::write_manifests(self, &env, &run, started, report)
+        });
         observer.event(&Event::BuildFinished {
             ran: report.ran,
             cached: report.cached,

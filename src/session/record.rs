@@ -118,20 +118,28 @@ impl Observer for Tee<'_> {
     }
 }
 
-/// Writes the manifest of every candidate that has none, or one of another action.
-pub(super) fn write_manifests(session: &Session, env: &Env<'_>, run: &Run, started: SystemTime, report: &mut Report) {
+/// Writes the manifest of every candidate that has none, or one of another action; returns what failed.
+pub(super) fn write_manifests(
+    session: &Session,
+    env: &Env<'_>,
+    run: &Run,
+    started: SystemTime,
+    report: &Report,
+) -> Vec<Failure> {
+    let mut failures = Vec::new();
     for node in session.graph.nodes() {
         let Work::Promote { .. } = &node.work else { continue };
-        let Some(outcome) = report.outcomes.get(&node.id).cloned() else {
+        let Some(outcome) = report.outcomes.get(&node.id) else {
             continue;
         };
-        if let Err(error) = write_manifest(session, env, run, started, report, &node.id, &outcome) {
-            report.failures.push(Failure {
+        if let Err(error) = write_manifest(session, env, run, started, report, &node.id, outcome) {
+            failures.push(Failure {
                 node: node.id.clone(),
                 error,
             });
         }
     }
+    failures
 }
 
 fn write_manifest(

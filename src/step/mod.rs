@@ -8,6 +8,7 @@ pub mod corpus;
 mod error;
 pub mod eval;
 pub mod gate;
+mod hashed_file;
 pub mod imatrix;
 pub mod join;
 pub mod metrics;

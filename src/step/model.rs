@@ -338,13 +338,16 @@ fn hash_file(
     let mut at = 0u64;
     std::thread::scope(|scope| -> Result<(), StepError> {
         let (sender, receiver) = mpsc::sync_channel::<Result<Vec<u8>, std::io::Error>>(2);
+        // Buffers go round: fresh ones would cost as much as the hashing.
+        let (give_back, spare) = mpsc::channel::<Vec<u8>>();
         scope.spawn({
             let file = &file;
             move || {
                 let mut offset = 0;
                 while offset < before.size {
                     let len = PIECE.min(usize::try_from(before.size - offset).unwrap_or(PIECE));
-                    let mut piece = vec![0; len];
+                    let mut piece = spare.try_recv().unwrap_or_default();
+                    piece.resize(len, 0);
                     let read = fs::read_exact_at(file, &mut piece, offset).map(|()| piece);
                     let failed = read.is_err();
                     if sender.send(read).is_err() || failed {
@@ -376,6 +379,8 @@ fn hash_file(
             }
             at = end;
             task.advance(Unit::BytesHashed, piece.len() as u64, total);
+            // The reader may have ended: then nobody wants it.
+            give_back.send(piece).ok();
         }
         Ok(())
     })?;

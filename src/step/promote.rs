@@ -13,9 +13,6 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
-use sha2::Digest as _;
-use sha2::Sha256;
-
 use crate::action;
 use crate::action::Action;
 use crate::digest::ActionDigest;
@@ -44,6 +41,7 @@ use crate::step::Outcome;
 use crate::step::Pool;
 use crate::step::StepError;
 use crate::step::Task;
+use crate::step::hashed_file::write_hashed;
 use crate::step::join::Slices;
 use crate::step::key_of;
 use crate::step::misplaced;
@@ -62,8 +60,6 @@ pub use assembly::AssembledTensor;
 pub use assembly::Assembly;
 pub use assembly::From;
 
-use parts::Both;
-use parts::Sha256Hex;
 use parts::Weights;
 use parts::candidate_metadata;
 
@@ -507,33 +503,31 @@ impl<'i> Draft<'i> {
 
     fn assemble(&self, task: &Task<'_>, digests: &[BlobDigest]) -> Result<Written, StepError> {
         let env = task.env;
-        let temp = fs::TempFile::new_in(&env.out)?;
+        let mut temp = fs::TempFile::new_in(&env.out)?;
         let path = temp.path().to_owned();
-        let mut out = DigestWriter::new(Both {
-            file: temp,
-            sha256: Sha256::new(),
-        });
         let mut failure = None;
         let total = self.layout.file_len();
-        let result = self.layout.write(&mut out, &mut |index, out| {
-            let tensor = &self.index.tensors[index];
-            let copied = if self.table.choices[index].from == self.table.choices[index].to {
-                self.copy_from_source(tensor, out)
-            } else {
-                env.store.copy_to(&digests[index], out).map_err(StepError::from)
-            };
-            task.advance(Unit::BytesWritten, digests[index].len, total);
-            copied.and_then(|()| task.check_cancel()).map_err(|error| {
-                failure = Some(error);
-                io::Error::other("a tensor could not be copied")
+        let result = write_hashed(&mut temp, |mut out| {
+            self.layout.write(&mut out, &mut |index, out| {
+                let tensor = &self.index.tensors[index];
+                let copied = if self.table.choices[index].from == self.table.choices[index].to {
+                    self.copy_from_source(tensor, out)
+                } else {
+                    env.store.copy_to(&digests[index], out).map_err(StepError::from)
+                };
+                task.advance(Unit::BytesWritten, digests[index].len, total);
+                copied.and_then(|()| task.check_cancel()).map_err(|error| {
+                    failure = Some(error);
+                    io::Error::other("a tensor could not be copied")
+                })
             })
         });
-        if let Some(error) = failure {
-            return Err(error);
-        }
-        result.map_err(fs::PathError::on(&path, "write"))?;
-        let (both, file) = out.finish();
-        let sha256 = Sha256Hex(&both.sha256.finalize()).to_string();
+        let (file, sha256) = match (result, failure) {
+            (Ok(hashes), _) => hashes,
+            // What the disk says comes before what follows from it.
+            (Err(error), Some(failure)) if error.kind() == io::ErrorKind::Other => return Err(failure),
+            (Err(error), _) => return Err(fs::PathError::new(&path, "write", error).into()),
+        };
         let mut tensors = Vec::with_capacity(digests.len());
         let mut assembled = Vec::with_capacity(digests.len());
         for (index, (place, &bytes)) in self.layout.tensors().iter().zip(digests).enumerate() {
@@ -569,7 +563,7 @@ impl<'i> Draft<'i> {
             tensors: assembled,
         };
         Ok(Written {
-            temp: both.file,
+            temp,
             assembly,
             tensors,
         })

@@ -91,6 +91,13 @@ fn every_line_is_one_of_the_schema() {
     let lines = judge.run(&forge, 1, &["init", "new"]);
     assert_eq!(lines[0]["code"], "init::exists");
 
+    // An imatrix of too few tokens.
+    forge.recipe(&format!(
+        "{RECIPE}\n[join.few]\nimatrix = \"general\"\nmin_count = 100000\n"
+    ));
+    let lines = judge.run(&forge, 0, &build);
+    assert!(reasons(&lines).contains(&"warning"), "{lines:#?}");
+
     // A gate that is not met, a text that is none, a source that is none.
     forge.recipe(&format!("{RECIPE}\n[gate.good]\nrequire = [\"bytes < 1\"]\n"));
     let lines = judge.run(&forge, 1, &build);

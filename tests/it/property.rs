@@ -49,7 +49,7 @@ impl Recipe {
     fn of(random: &mut Random) -> Self {
         let mut recipe = Self {
             mixes: vec!["Q4_0"],
-            rules: Vec::new(),
+            rules: vec![("attn_v", "Q8_0")],
             otherwise: "Q8_0",
             keep: None,
             chunks: [2, 2],
@@ -88,7 +88,7 @@ impl Recipe {
                 format!("rules {:?}", self.rules)
             }
             2 => {
-                if !self.rules.is_empty() {
+                if self.rules.len() > 1 {
                     self.rules.remove(random.below(self.rules.len()));
                 }
                 format!("rules {:?}", self.rules)

@@ -226,17 +226,13 @@ pub(crate) fn products(out: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// Asserts that two folders have the same products, without printing them.
+/// Asserts that a folder has the products of another one, without printing them. It may have older ones besides: a
+/// candidate that is no longer in the recipe stays where it is.
 pub(crate) fn assert_same_products(found: &Path, expected: &Path, what: &str) {
     let (found, expected) = (products(found), products(expected));
-    assert!(!expected.is_empty(), "{what}: nothing was built");
-    assert_eq!(
-        found.keys().collect::<Vec<_>>(),
-        expected.keys().collect::<Vec<_>>(),
-        "{what}"
-    );
+    assert!(expected.contains_key("metrics.json"), "{what}: nothing was built");
     for (name, bytes) in &expected {
-        assert!(found[name] == *bytes, "{what}: `{name}` is another");
+        assert!(found.get(name) == Some(bytes), "{what}: `{name}` is another");
     }
 }
 

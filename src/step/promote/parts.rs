@@ -1,14 +1,8 @@
-//! What a candidate's file is put together with: its metadata, the importances of its tensors, and a writer that hashes.
+//! What a candidate's file is put together with: its metadata, and the importances of its tensors.
 
-use std::io;
-use std::io::Write;
 use std::sync::Mutex;
 
-use sha2::Digest as _;
-use sha2::Sha256;
-
 use crate::digest::BlobDigest;
-use crate::fs;
 use crate::gguf::Metadata;
 use crate::gguf::Value;
 use crate::imatrix::Imatrix;
@@ -17,33 +11,6 @@ use crate::step::Outcome;
 use crate::step::StepError;
 use crate::step::imatrix;
 use crate::step::join::slice_bytes;
-
-/// A hash in hexadecimal digits.
-pub(super) struct Sha256Hex<'h>(pub(super) &'h [u8]);
-
-impl std::fmt::Display for Sha256Hex<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-/// Writes to a file and hashes on the way.
-pub(super) struct Both {
-    pub(super) file: fs::TempFile,
-    pub(super) sha256: Sha256,
-}
-
-impl Write for Both {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.sha256.update(&bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
 
 /// The imatrix, read when the first tensor needs it.
 pub(super) struct Weights {
