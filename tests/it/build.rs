@@ -694,12 +694,9 @@ fn experts_that_no_token_reached_are_reported() {
     );
     assert_eq!(built.steps()["eval.quality/b"], "ran");
     let told: Vec<String> = built.of("warning").map(ToString::to_string).collect();
-    assert!(
-        told.iter()
-            .all(|line| line.contains("join.few") && line.contains("exps")),
-        "{told:#?}"
-    );
-    assert!(!told.is_empty(), "sixteen tokens reach no expert a thousand times");
+    assert!(told.iter().all(|line| line.contains("join.few")), "{told:#?}");
+    let experts = told.iter().any(|line| line.contains("exps"));
+    assert!(experts, "sixteen tokens reach no expert a thousand times: {told:#?}");
     forge.recipe(&edited(
         &few,
         "min_count = 1000",
@@ -717,16 +714,16 @@ fn experts_that_no_token_reached_are_reported() {
     let own = Imatrix::parse(&output_of(&forge, &record, "imatrix.general", "imatrix")).unwrap();
     assert!(own.entries.values().any(|entry| entry.counts.len() > 1));
     forge.write("old.dat", own.to_dat().unwrap());
-    forge.recipe(&edited(
-        &edited(
-            BARE,
-            "\"model.gguf\"",
-            "\"moe.gguf\"\n[source.old]\npath = \"old.dat\"\nkind = \"imatrix\"",
-        ),
-        "method = \"mix\"",
-        "method = \"mix\"\nimatrix = \"old\"\n[imatrix.old]\nsource = \"old\"\n[policy.q]\nmethod = \"mix\"",
-    ));
-    build_well(&forge, &["recipe.toml", "imatrix.old"]);
+    let recipe = edited(
+        BARE,
+        "\"model.gguf\"",
+        "\"moe.gguf\"\n[source.old]\npath = \"old.dat\"\nkind = \"imatrix\"",
+    );
+    let recipe = edited(&recipe, "method = \"mix\"", "method = \"mix\"\nimatrix = \"old\"");
+    forge.recipe(&format!("{recipe}\n[imatrix.old]\nsource = \"old\"\n"));
+    let built = build_well(&forge, &[]);
+    assert_eq!((built.ran_of("imatrix-import"), built.ran_of("join")), (1, 1));
+    assert!(forge.path("out/bare/p.gguf").exists());
 }
 
 #[test]
