@@ -25,7 +25,7 @@ const AHEAD: usize = 4;
 /// # Errors
 ///
 /// Those of `file` first (`fill` sees no more of them than that writing fails), then those of `fill`.
-pub fn write_hashed(
+pub(super) fn write_hashed(
     file: &mut (dyn Write + Send),
     fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<(BlobDigest, String)> {
