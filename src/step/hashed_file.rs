@@ -14,6 +14,7 @@ use sha2::Sha256;
 
 use crate::digest::BlobDigest;
 use crate::digest::DigestWriter;
+use crate::digest::Hash;
 
 /// How much is handed on at once.
 const BLOCK: usize = 1 << 20;
@@ -63,7 +64,7 @@ pub(super) fn write_hashed(
         let (written, digest, sha256) = (join(writing), join(blake3), join(sha256));
         written?;
         filled?;
-        Ok((digest?, sha256.iter().map(|byte| format!("{byte:02x}")).collect()))
+        Ok((digest?, Hash::from_bytes(sha256.into()).to_string()))
     })
 }
 
@@ -119,10 +120,7 @@ mod tests {
             let (digest, sha256) = write_hashed(&mut file, fill).unwrap();
             assert!(file == bytes, "{size}");
             assert_eq!(digest, BlobDigest::of(&bytes));
-            let expected: String = Sha256::digest(&bytes)
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect();
+            let expected: String = Hash::from_bytes(Sha256::digest(&bytes).into()).to_string();
             assert_eq!(sha256, expected);
         }
         // `printf abc | sha256sum`
@@ -150,7 +148,7 @@ mod tests {
     #[test]
     fn a_full_disk_is_what_the_error_says_wherever_it_fills() {
         for room in [0, 3 * BLOCK, 99 * BLOCK] {
-            let fill = |out: &mut dyn Write| (0..100).try_for_each(|_| out.write_all(&[7; BLOCK]));
+            let fill = |out: &mut dyn Write| (0..100).try_for_each(|_| out.write_all(&vec![7; BLOCK]));
             let error = write_hashed(&mut Full(room), fill).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{room}");
         }

@@ -1,5 +1,12 @@
 //! End-to-end tests: one binary, one file per theme.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on panics, one that is skipped says so, and the environment configures it"
+)]
+
 mod broken_cli;
 mod broken_formats;
 mod build;
