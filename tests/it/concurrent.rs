@@ -125,7 +125,7 @@ fn candidates_that_need_the_same_tensors_at_once_do_not_hang() {
     // The same bytes under four names: all of them want every tensor at the same time.
     let mut recipe = small::RECIPE.replace(r#"mix = ["Q4_0", "Q8_0"]"#, r#"mix = "Q4_0""#);
     for name in ["b", "c", "d"] {
-        recipe.push_str(&format!("[promote.{name}]\npolicy = \"mix\"\n"));
+        recipe.extend(["[promote.", name, "]\npolicy = \"mix\"\n"]);
     }
     forge.recipe(&recipe);
     let events = Going::start(small::build(&forge, &[])).end().success().json_lines();

@@ -56,7 +56,9 @@ impl Judge {
         assert_eq!(run.stderr, "", "{args:?}");
         let lines = run.json_lines();
         assert!(!lines.is_empty(), "{args:?}");
-        lines.iter().for_each(|line| self.line(line));
+        for line in lines {
+            self.line(line);
+        }
         lines
     }
 }
@@ -131,7 +133,7 @@ fn every_line_is_one_of_the_schema() {
             assert!(line["line"].as_u64().unwrap() > 10, "{verb}");
         }
     }
-    let unused = format!("{}\n[corpus.unused]\nfiles = [\"code.txt\"]\n", RECIPE);
+    let unused = format!("{RECIPE}\n[corpus.unused]\nfiles = [\"code.txt\"]\n");
     forge.recipe(&unused);
     let lines = judge.run(&forge, 0, &["check"]);
     assert_eq!(lines.last().unwrap()["reason"], "checked");

@@ -175,7 +175,7 @@ impl Going {
 
     /// Waits for the end. A build that hangs fails the test instead of hanging it.
     pub(crate) fn end(mut self) -> Run {
-        const LONG: Duration = Duration::from_secs(300);
+        const LONG: Duration = Duration::from_mins(5);
         let started = std::time::Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -218,7 +218,9 @@ pub(crate) fn keys(events: &[serde_json::Value], outcome: &str) -> Vec<String> {
 
 /// What a user gets that must not depend on how it came about: candidates and tables, by file name.
 pub(crate) fn products(out: &Path) -> BTreeMap<String, Vec<u8>> {
-    let is_product = |name: &str| name.ends_with(".gguf") || name.starts_with("metrics");
+    let is_product = |name: &str| {
+        Path::new(name).extension().is_some_and(|extension| extension == "gguf") || name.starts_with("metrics")
+    };
     names(out)
         .into_iter()
         .filter(|name| is_product(name))

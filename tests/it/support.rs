@@ -216,7 +216,7 @@ fn moe_of(dense: &Path) -> Vec<u8> {
 
     let model = Model::open(dense).unwrap();
     let mut metadata = Metadata::new();
-    for entry in model.metadata().iter() {
+    for entry in model.metadata() {
         let key = entry.key().replace("qwen3.", "qwen3moe.");
         metadata.set(&key, &entry.value()).unwrap();
     }
