@@ -57,7 +57,7 @@ impl Judge {
         let lines = run.json_lines();
         assert!(!lines.is_empty(), "{args:?}");
         for line in lines {
-            self.line(line);
+            self.line(&line);
         }
         lines
     }
