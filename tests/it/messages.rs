@@ -56,8 +56,8 @@ impl Judge {
         assert_eq!(run.stderr, "", "{args:?}");
         let lines = run.json_lines();
         assert!(!lines.is_empty(), "{args:?}");
-        for line in lines {
-            self.line(&line);
+        for line in &lines {
+            self.line(line);
         }
         lines
     }
