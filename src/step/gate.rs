@@ -17,6 +17,7 @@ use crate::recipe::requirement::Requirement;
 use crate::report::gate::Check;
 use crate::report::gate::Verdict;
 use crate::report::metrics::Row;
+use crate::report::words;
 use crate::step::Env;
 use crate::step::Inputs;
 use crate::step::Key;
@@ -110,7 +111,7 @@ impl Kind for Gate {
     }
 
     fn summary(&self, outcome: &Outcome) -> String {
-        format!("{} requirements met", outcome.fact("checks"))
+        format!("{} met", words::count(outcome.number("checks").unwrap_or_default(), "requirement"))
     }
 }
 
