@@ -111,7 +111,10 @@ impl Kind for Gate {
     }
 
     fn summary(&self, outcome: &Outcome) -> String {
-        format!("{} met", words::count(outcome.number("checks").unwrap_or_default(), "requirement"))
+        format!(
+            "{} met",
+            words::count(outcome.number("checks").unwrap_or_default(), "requirement")
+        )
     }
 }
 
