@@ -22,8 +22,6 @@ fn main() {
     set("CRATE", &version);
     set("CRATE_CHECKSUM", &checksum);
     set("TARGET", &variable("TARGET"));
-    set("CPU", &variable("CARGO_CFG_TARGET_FEATURE"));
-
     let cache = cmake_build().and_then(|build| Some((cmake_cache(&build)?, build)));
     let compiler = |language: &str, fallback: &str| {
         let found = cache.as_ref().and_then(|(_, build)| cmake_compiler(build, language));
@@ -54,6 +52,33 @@ fn main() {
         .map(|(name, value)| format!("{name}={value}"))
         .collect();
     set("OPTIONS", &options.join(" "));
+
+    // What the processor must have: what rustc was told, and what ggml's kernels were built for.
+    let mut features: Vec<String> = variable("CARGO_CFG_TARGET_FEATURE")
+        .split(',')
+        .filter(|feature| !feature.is_empty())
+        .map(str::to_owned)
+        .collect();
+    if variable("CARGO_CFG_TARGET_ARCH") == "x86_64" {
+        let kernels = [
+            ("GGML_SSE42", "sse4.2"),
+            ("GGML_AVX", "avx"),
+            ("GGML_AVX2", "avx2"),
+            ("GGML_BMI2", "bmi2"),
+            ("GGML_FMA", "fma"),
+            ("GGML_F16C", "f16c"),
+        ];
+        let on = |option: &str| entries.get(option).is_some_and(|value| value == "ON");
+        features.extend(
+            kernels
+                .into_iter()
+                .filter(|(option, _)| on(option))
+                .map(|(_, feature)| feature.to_owned()),
+        );
+    }
+    features.sort();
+    features.dedup();
+    set("CPU", &features.join(","));
 }
 
 /// Returns the locked version and checksum of a package. A build without a lock file has neither.
