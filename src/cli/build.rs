@@ -3,7 +3,6 @@
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
-use crate::cli::args::Global;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
 use crate::cli::files::session_failure;
@@ -18,7 +17,7 @@ use crate::scheduler::Report;
 use crate::step::Class;
 use crate::step::StepError;
 
-pub(super) fn run(args: &args::Build, _global: &Global, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let cancel = Cancel::new();
     stop_on_signals(&cancel, terminal);
     let (session, pools) = files.session(&args.target, terminal, cancel)?;

@@ -112,8 +112,8 @@ fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Init(init) => files.init(init, terminal),
         Command::Check(check) => files.check(check, terminal),
         Command::Show(show) => files.show(show, terminal),
-        Command::Plan(plan) => plan::run(plan, &args.global, &files, terminal),
-        Command::Build(build) => build::run(build, &args.global, &files, terminal),
+        Command::Plan(plan) => plan::run(plan, &files, terminal),
+        Command::Build(build) => build::run(build, &files, terminal),
         Command::Graph(graph) => graph::run(graph, &files, terminal),
         Command::Engine => {
             for identity in [crate::engine::quantizer(), crate::engine::evaluator()] {

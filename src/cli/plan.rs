@@ -5,7 +5,6 @@ use std::fmt::Write;
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
-use crate::cli::args::Global;
 use crate::cli::files::Files;
 use crate::cli::json;
 use crate::cli::terminal::Terminal;
@@ -19,7 +18,7 @@ use crate::report::words;
 use crate::scheduler;
 use crate::step::Estimate;
 
-pub(super) fn run(args: &args::Plan, _global: &Global, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+pub(super) fn run(args: &args::Plan, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let (session, _) = files.session(&args.target, terminal, Cancel::new())?;
     let plan = session.plan(&Silent);
     if terminal.is_json() {

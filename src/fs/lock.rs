@@ -22,21 +22,7 @@ pub struct FileLock {
 impl FileLock {
     /// Takes the lock alone, or returns `None` if somebody holds it. The file is made if it is not there.
     pub fn try_exclusive(path: &Path) -> Result<Option<Self>, PathError> {
-        loop {
-            let file = open_lock(path)?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(fs::TryLockError::WouldBlock) => return Ok(None),
-                Err(fs::TryLockError::Error(error)) => return Err(PathError::new(path, "lock", error)),
-            }
-            if still_there(&file, path)? {
-                return Ok(Some(Self {
-                    file,
-                    path: path.to_owned(),
-                    remove: false,
-                }));
-            }
-        }
+        Self::acquire(path, fs::File::try_lock)
     }
 
     /// Takes the lock alone, waiting for as long as it takes: only for locks that are held for moments.
@@ -56,9 +42,17 @@ impl FileLock {
 
     /// Takes the lock together with others who share it, or returns `None` if somebody holds it alone.
     pub fn try_shared(path: &Path) -> Result<Option<Self>, PathError> {
+        Self::acquire(path, fs::File::try_lock_shared)
+    }
+
+    /// Takes a lock without waiting, on the file that has the name when the lock is there.
+    fn acquire(
+        path: &Path,
+        take: impl Fn(&fs::File) -> Result<(), fs::TryLockError>,
+    ) -> Result<Option<Self>, PathError> {
         loop {
             let file = open_lock(path)?;
-            match file.try_lock_shared() {
+            match take(&file) {
                 Ok(()) => {}
                 Err(fs::TryLockError::WouldBlock) => return Ok(None),
                 Err(fs::TryLockError::Error(error)) => return Err(PathError::new(path, "lock", error)),

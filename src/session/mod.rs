@@ -142,7 +142,7 @@ impl Session {
     pub fn build(&self, options: scheduler::Options, observer: &dyn Observer) -> Result<Report, SessionError> {
         let _lease = self.store.lease()?;
         let started = SystemTime::now();
-        let run = record::Run::start(&self.store, started);
+        let run = record::Run::start(started);
         let observer = record::Tee { run: &run, observer };
         let env = self.env(&observer);
         self.check_sources(&env)?;

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use serde_json::Value;
@@ -43,27 +45,23 @@ pub(super) struct Run {
     id: String,
     lines: Mutex<Vec<u8>>,
     ran: Mutex<BTreeSet<ActionDigest>>,
-    worth_keeping: Mutex<bool>,
+    worth_keeping: AtomicBool,
 }
 
 impl Run {
-    pub(super) fn start(_store: &Store, started: SystemTime) -> Self {
+    pub(super) fn start(started: SystemTime) -> Self {
         let id = format!("{}-{}", rfc3339(started).replace([':', '-'], ""), std::process::id());
         Self {
             id,
             lines: Mutex::default(),
             ran: Mutex::default(),
-            worth_keeping: Mutex::new(false),
+            worth_keeping: AtomicBool::new(false),
         }
     }
 
     /// Writes the record, if anything ran or failed. It explains; nothing rests on it.
     pub(super) fn finish(&self, store: &Store) {
-        let keep = *self
-            .worth_keeping
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if keep {
+        if self.worth_keeping.load(Ordering::Relaxed) {
             let lines = self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let _ = store.write_run(&self.id, &lines);
         }
@@ -83,10 +81,7 @@ impl Run {
                     .insert(*key);
             }
             Event::StepStarted { .. } => {
-                *self
-                    .worth_keeping
-                    .lock()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner) = true;
+                self.worth_keeping.store(true, Ordering::Relaxed);
             }
             _ => {}
         }

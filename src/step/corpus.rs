@@ -179,13 +179,7 @@ impl Kind for Corpus {
 
     fn estimate(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Estimate, StepError> {
         Ok(match self.key(node, inputs, env)? {
-            Key::Unread { paths, bytes } => Estimate {
-                reads: bytes,
-                missing: paths.len() as u64,
-                parts: paths.len() as u64,
-                unit: "file",
-                ..Default::default()
-            },
+            Key::Unread { paths, bytes } => Estimate::of_reading(paths.len(), bytes),
             Key::Action { files, .. } => Estimate {
                 reads: files.iter().map(|file| file.digest.len).sum(),
                 ..Default::default()

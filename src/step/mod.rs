@@ -160,6 +160,19 @@ pub struct Estimate {
     pub unit: &'static str,
 }
 
+impl Estimate {
+    /// Returns the estimate of reading whole files.
+    fn of_reading(files: usize, bytes: u64) -> Self {
+        Self {
+            reads: bytes,
+            missing: files as u64,
+            parts: files as u64,
+            unit: "file",
+            ..Self::default()
+        }
+    }
+}
+
 /// What a node needs of the machine while it runs: one node at a time for each, or a few.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Pool {

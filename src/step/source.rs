@@ -45,13 +45,7 @@ impl Kind for Source {
 
     fn estimate(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Estimate, StepError> {
         Ok(match self.key(node, inputs, env)? {
-            Key::Unread { paths, bytes } => Estimate {
-                reads: bytes,
-                missing: paths.len() as u64,
-                parts: paths.len() as u64,
-                unit: "file",
-                ..Default::default()
-            },
+            Key::Unread { paths, bytes } => Estimate::of_reading(paths.len(), bytes),
             Key::Action { .. } => Estimate::default(),
         })
     }

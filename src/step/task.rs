@@ -104,19 +104,19 @@ impl<'a> Task<'a> {
         (self.ran.load(Ordering::Relaxed), self.cached.load(Ordering::Relaxed))
     }
 
-    /// Returns an action's complete result, if it is known, and tells the observer.
-    pub fn hit(&self, action: &Action) -> Result<Option<Performed>, StepError> {
-        let key = action.digest();
+    /// Returns an action's complete result, if it is there, and tells the observer how it came about.
+    fn found(
+        &self,
+        action: &Action,
+        key: ActionDigest,
+        outcome: ActionOutcome,
+    ) -> Result<Option<Performed>, StepError> {
         let Some(result) = self.env.store.lookup(&key)? else {
             return Ok(None);
         };
         self.cached.fetch_add(1, Ordering::Relaxed);
-        self.tell_action(action.kind(), key, ActionOutcome::Hit, 0);
-        Ok(Some(Performed {
-            key,
-            result,
-            outcome: ActionOutcome::Hit,
-        }))
+        self.tell_action(action.kind(), key, outcome, 0);
+        Ok(Some(Performed { key, result, outcome }))
     }
 
     /// Returns the result of an action: from the store, from another build that is running it, or by running `work`. The
@@ -127,12 +127,13 @@ impl<'a> Task<'a> {
         reads: &[SourceFile],
         work: impl FnOnce(&mut Made) -> Result<(), StepError>,
     ) -> Result<Performed, StepError> {
-        let key = action.digest();
-        if let Some(found) = self.hit(action)? {
+        let document = action.document();
+        let key = ActionDigest::of(&document);
+        if let Some(found) = self.found(action, key, ActionOutcome::Hit)? {
             return Ok(found);
         }
         let store = self.env.store;
-        let mut waited = false;
+        let mut outcome = ActionOutcome::Hit;
         let lock = store.lock_action(
             &key,
             &mut |holder| {
@@ -140,7 +141,7 @@ impl<'a> Task<'a> {
                 if holder.is_this_process() {
                     return;
                 }
-                waited = true;
+                outcome = ActionOutcome::Waited;
                 self.tell(Event::Waiting {
                     step: self.step.clone(),
                     key,
@@ -150,15 +151,8 @@ impl<'a> Task<'a> {
             &|| self.env.cancel.is_cancelled(),
         )?;
         self.check_cancel()?;
-        if let Some(result) = store.lookup(&key)? {
-            self.cached.fetch_add(1, Ordering::Relaxed);
-            let outcome = if waited {
-                ActionOutcome::Waited
-            } else {
-                ActionOutcome::Hit
-            };
-            self.tell_action(action.kind(), key, outcome, 0);
-            return Ok(Performed { key, result, outcome });
+        if let Some(found) = self.found(action, key, outcome)? {
+            return Ok(found);
         }
         for file in reads {
             file.check_unchanged()?;
@@ -171,7 +165,7 @@ impl<'a> Task<'a> {
         }
         self.check_cancel()?;
         let cost_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let document = store.put(&action.document())?;
+        let document = store.put(&document)?;
         let result = ActionResult {
             schema: ActionResult::SCHEMA,
             action: document,
