@@ -159,6 +159,7 @@ impl Store {
             }
         }
         publish(temp, &path, Durability::Synced)?;
+        self.unbury(key)?;
         Ok(Committed::New)
     }
 
@@ -193,7 +194,7 @@ impl Store {
         publish(temp, &path, Durability::Synced)
     }
 
-    fn sealed_temp(
+    pub(super) fn sealed_temp(
         &self,
         kind: &str,
         version: u64,

@@ -14,11 +14,14 @@ pub(super) const MANIFESTS: &str = "manifests-v1";
 pub(super) const RUNS: &str = "runs-v1";
 pub(super) const STAT: &str = "stat-v1";
 pub(super) const EVENTS: &str = "events-v1";
+pub(super) const TOMBSTONES: &str = "tombstones-v1";
 pub(super) const TMP: &str = "tmp";
 pub(super) const LOCKS: &str = "locks";
 pub(super) const QUARANTINE: &str = "quarantine";
 
-const DIRECTORIES: [&str; 9] = [CAS, ACTIONS, MANIFESTS, RUNS, STAT, EVENTS, TMP, LOCKS, QUARANTINE];
+const DIRECTORIES: [&str; 10] = [
+    CAS, ACTIONS, MANIFESTS, RUNS, STAT, EVENTS, TOMBSTONES, TMP, LOCKS, QUARANTINE,
+];
 const LAYOUT_FILE: &str = "layout";
 const LAYOUT_WORD: &str = "forge-store";
 const TAG_FILE: &str = "CACHEDIR.TAG";

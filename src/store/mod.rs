@@ -11,6 +11,7 @@ mod record;
 mod sealed;
 mod session;
 mod stat;
+mod tombstone;
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -32,6 +33,8 @@ pub use lock::Lease;
 pub use lock::OutputLock;
 pub use record::Last;
 pub use session::Scratch;
+pub use tombstone::Removal;
+pub use tombstone::Tombstone;
 
 /// A stamp younger than this when hashing starts proves nothing: the coarsest clock of a common file system (FAT's).
 pub const GRAIN: Duration = Duration::from_secs(2);
