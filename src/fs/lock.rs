@@ -9,7 +9,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 
+use rustix::fs::OFlags;
+
 use crate::fs::PathError;
+use crate::fs::Stamp;
 
 /// A held lock on a file. Two opens of one file exclude each other, be it in two processes or in two threads of one.
 #[derive(Debug)]
@@ -82,6 +85,16 @@ impl FileLock {
         self.remove = true;
     }
 
+    /// Returns the stamp of the locked file.
+    pub fn stamp(&self) -> Result<Stamp, PathError> {
+        Stamp::of_file(&self.file, &self.path)
+    }
+
+    /// Sets the time at which the locked file is said to have changed, in nanoseconds since 1970.
+    pub fn set_modified(&self, mtime_ns: i64) -> Result<(), PathError> {
+        crate::fs::set_modified_of(&self.file, &self.path, mtime_ns)
+    }
+
     /// Returns the path of the locked file.
     pub fn path(&self) -> &Path {
         &self.path
@@ -99,13 +112,17 @@ impl Drop for FileLock {
     }
 }
 
-fn open_lock(path: &Path) -> Result<fs::File, PathError> {
+/// Opens a file that is only locked, making it if it is not there. A link in its place is an error: it could lead to
+/// somebody's file.
+pub fn open_lock(path: &Path) -> Result<fs::File, PathError> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     fs::OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o644)
+        .custom_flags(flags.bits().cast_signed())
         .open(path)
         .map_err(PathError::on(path, "open lock"))
 }

@@ -73,7 +73,8 @@ pub enum StoreEvent {
 enum Stored {
     Absent,
     Damaged(Stamp),
-    There(ActionResult),
+    /// The result, and when it was last used, in nanoseconds since 1970.
+    There(ActionResult, i64),
 }
 
 impl Store {
@@ -98,13 +99,21 @@ impl Store {
                 let moved_to = self.quarantine(key.hash(), &path, &stamp, ".result")?;
                 Ok(Lookup::Damaged { moved_to })
             }
-            Stored::There(result) => {
+            Stored::There(result, used) => {
+                // What was marked since this build began is kept, with all that it names; else it is marked now, before a
+                // collector can look again.
+                let unmarked = self.own_lease().filter(|start| used < *start);
+                let _using = unmarked.map(|_| self.using()).transpose()?;
                 let missing = self.missing(&result)?;
-                Ok(if missing.is_empty() {
-                    Lookup::Hit(result)
-                } else {
-                    Lookup::Incomplete { result, missing }
-                })
+                if !missing.is_empty() {
+                    return Ok(Lookup::Incomplete { result, missing });
+                }
+                if let Some(start) = unmarked
+                    && !fs::set_modified(&self.shard(layout::ACTIONS, key.hash()), Self::mark_time(start))?
+                {
+                    return Ok(Lookup::Absent);
+                }
+                Ok(Lookup::Hit(result))
             }
         }
     }
@@ -112,7 +121,7 @@ impl Store {
     /// Returns the result of an action whether or not its blobs are there: for explanations, never for a hit.
     pub fn lookup_shallow(&self, key: &ActionDigest) -> Result<Option<ActionResult>, StoreError> {
         Ok(match self.stored_result(key)? {
-            Stored::There(result) => Some(result),
+            Stored::There(result, _) => Some(result),
             Stored::Absent | Stored::Damaged(_) => None,
         })
     }
@@ -132,23 +141,31 @@ impl Store {
         let path = self.shard(layout::ACTIONS, key.hash());
         let temp = self.sealed_temp(RESULT, RESULT_VERSION, &key.to_string(), result)?;
         temp.set_mode(0o444)?;
+        let start = self.own_lease();
+        if let Some(start) = start {
+            temp.set_modified(Self::mark_time(start))?;
+        }
         // Synced before the lock is taken: what is done under it takes moments.
         temp.sync()?;
+        let _using = self.using()?;
         let _lock = self.replacing(key.hash())?;
         match self.stored_result(key)? {
             Stored::Absent => {}
             Stored::Damaged(stamp) => {
                 self.quarantine_locked(key.hash(), &path, &stamp, ".result")?;
             }
-            Stored::There(kept) if !self.missing(&kept)?.is_empty() => {}
-            Stored::There(kept) if kept.outputs == result.outputs && kept.facts == result.facts => {
+            Stored::There(kept, _) if !self.missing(&kept)?.is_empty() => {}
+            Stored::There(kept, _) if kept.outputs == result.outputs && kept.facts == result.facts => {
+                if let Some(start) = start {
+                    fs::set_modified(&path, Self::mark_time(start))?;
+                }
                 if let Some(parent) = path.parent() {
                     // Its writer may be between the rename and the sync.
                     fs::sync_dir(parent)?;
                 }
                 return Ok(Committed::Same);
             }
-            Stored::There(kept) => {
+            Stored::There(kept, _) => {
                 let event = StoreEvent::Nondeterminism {
                     key: *key,
                     kept,
@@ -168,7 +185,9 @@ impl Store {
         let directory = self.root().join(layout::EVENTS);
         let mut events = Vec::new();
         for entry in fs::list(&directory)? {
-            let bytes = fs::read_small(&directory.join(&entry.name), sealed::CAP)?;
+            let Ok((bytes, _)) = fs::read_plain(&directory.join(&entry.name), sealed::CAP) else {
+                continue;
+            };
             let name = entry.name.to_string_lossy();
             if let Ok(document) = sealed::unseal(EVENT, EVENT_VERSION, &name, &bytes)
                 && let Ok(event) = serde_json::from_str(document)
@@ -211,16 +230,19 @@ impl Store {
 
     fn stored_result(&self, key: &ActionDigest) -> Result<Stored, StoreError> {
         let path = self.shard(layout::ACTIONS, key.hash());
-        let bytes = match fs::read_small(&path, sealed::CAP) {
-            Ok(bytes) => bytes,
-            Err(error) if error.is_not_found() => return Ok(Stored::Absent),
-            Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => Vec::new(),
+        let (bytes, used) = match fs::read_plain(&path, sealed::CAP) {
+            Ok((bytes, stamp)) => (bytes, stamp.mtime_ns),
+            // What is no file is no result; one that is committed takes its place.
+            Err(error) if error.is_not_found() || error.kind() == std::io::ErrorKind::InvalidInput => {
+                return Ok(Stored::Absent);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => (Vec::new(), 0),
             Err(error) => return Err(error.into()),
         };
         match sealed::unseal(RESULT, RESULT_VERSION, &key.to_string(), &bytes) {
             Ok(document) => {
                 if let Ok(result) = serde_json::from_str(document) {
-                    return Ok(Stored::There(result));
+                    return Ok(Stored::There(result, used));
                 }
             }
             Err(Broken::Newer(found)) => {
