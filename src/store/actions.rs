@@ -126,6 +126,14 @@ impl Store {
         })
     }
 
+    /// Returns a result that is there and whole, and when it was last used, in nanoseconds since 1970. Marks nothing.
+    pub(super) fn peek(&self, key: &ActionDigest) -> Result<Option<(ActionResult, i64)>, StoreError> {
+        Ok(match self.stored_result(key)? {
+            Stored::There(result, used) => Some((result, used)),
+            Stored::Absent | Stored::Damaged(_) => None,
+        })
+    }
+
     /// Commits a result, after everything it names. The first result of an action stays: a later one that differs in
     /// outputs or facts (what it cost always differs) is recorded as an event. A first result that has lost blobs, or is
     /// damaged, gives way.
@@ -261,7 +269,7 @@ impl Store {
     }
 
     /// Returns the blobs that a result names and that are not there with the right length, each once.
-    fn missing(&self, result: &ActionResult) -> Result<Vec<BlobDigest>, StoreError> {
+    pub(super) fn missing(&self, result: &ActionResult) -> Result<Vec<BlobDigest>, StoreError> {
         let mut missing = Vec::new();
         for digest in std::iter::once(&result.action).chain(result.outputs.values()) {
             if !missing.contains(digest) && !self.has_blob(digest)? {

@@ -409,7 +409,7 @@ impl Store {
     }
 
     /// Returns true if the blob is there, durably, and marks it as used. One of a wrong length is moved aside.
-    fn settled_blob(&self, path: &Path, digest: &BlobDigest, lent: bool) -> Result<bool, StoreError> {
+    pub(super) fn settled_blob(&self, path: &Path, digest: &BlobDigest, lent: bool) -> Result<bool, StoreError> {
         let start = self.own_lease();
         let _using = start.map(|_| self.using()).transpose()?;
         match fs::facts(path)?.filter(|found| found.kind == FileKind::Plain) {

@@ -66,6 +66,26 @@ pub enum StoreError {
         /// What it is.
         path: PathBuf,
     },
+    /// Somebody else does what only one may do at a time.
+    #[error("another `forge cache` is at work on this store (`{}` is locked)", path.display())]
+    Busy {
+        /// The lock.
+        path: PathBuf,
+    },
+    /// Builds live, and what is to be done needs the store alone.
+    #[error("{builds} builds use this store now")]
+    InUse {
+        /// How many.
+        builds: usize,
+    },
+    /// What is to be pinned is no manifest, and none stands beside it.
+    #[error("`{}` is no manifest of forge: {problem}", path.display())]
+    NotAManifest {
+        /// What was named.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A file that lent a blob does not hold it any more. The loan was struck out, so whoever made the blob makes it again.
     #[error("blob {digest} was kept in `{}`, which does not hold it any more", path.display())]
     NotLent {
@@ -145,6 +165,9 @@ impl StoreError {
             | Self::TooLarge { .. }
             | Self::NotAStore { .. }
             | Self::LeadsOut { .. }
+            | Self::Busy { .. }
+            | Self::InUse { .. }
+            | Self::NotAManifest { .. }
             | Self::WriteFailed { .. } => ErrorClass::Other,
             Self::Damaged { .. } | Self::NotLent { .. } => ErrorClass::Damaged,
             Self::Missing { .. } | Self::Incomplete { .. } => ErrorClass::Missing,

@@ -285,10 +285,13 @@ impl Store {
 
     /// Returns whether it is written down what this very file lends.
     pub fn is_lender(&self, path: &Path, stamp: &Stamp, file: &BlobDigest) -> Result<bool, StoreError> {
-        match Book::of(path, stamp, true, file, &[]) {
-            Some(book) => Ok(fs::facts(&self.books_dir().join(book.name()))?.is_some()),
-            None => Ok(true),
-        }
+        // A path that cannot be written down lends nothing, ever.
+        let Some(book) = Book::of(path, stamp, true, file, &[]) else {
+            return Ok(true);
+        };
+        let name = book.name();
+        let read = fs::read_plain(&self.books_dir().join(&name), sealed::CAP);
+        Ok(read.is_ok_and(|(bytes, _)| sealed::unseal(KIND, VERSION, &name, &bytes).is_ok()))
     }
 
     /// Takes back into the store what only the file at `path` holds, but for `kept`, before the file is replaced. The
@@ -306,7 +309,8 @@ impl Store {
             };
             for loan in &book.loans {
                 let digest = &loan.bytes;
-                if kept.binary_search(digest).is_ok() || self.own_blob(digest)?.is_some() {
+                // One that is there is marked, so that no collector takes it for a copy of what the file lends.
+                if kept.binary_search(digest).is_ok() || self.settled_blob(&self.blob_path(digest), digest, false)? {
                     continue;
                 }
                 let elsewhere = self.lenders(digest)?;

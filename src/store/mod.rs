@@ -4,15 +4,19 @@
 
 mod actions;
 mod blobs;
+mod clean;
 mod error;
+mod gc;
 mod layout;
 mod lease;
 mod loans;
 mod lock;
+mod pins;
 mod record;
 mod sealed;
 mod session;
 mod stat;
+mod survey;
 mod sweep;
 mod tombstone;
 
@@ -36,13 +40,23 @@ pub use actions::StoreEvent;
 pub use blobs::BlobWriter;
 pub use error::ErrorClass;
 pub use error::StoreError;
+pub use gc::Cause;
+pub use gc::GcDone;
+pub use gc::GcPlan;
+pub use gc::Group;
+pub use gc::Kept;
+pub use gc::Wish;
 pub use lease::Lease;
 pub use loans::Loan;
 pub use lock::ActionLock;
 pub use lock::Holder;
 pub use lock::OutputLock;
+pub use pins::Pin;
+pub use pins::Pinned;
 pub use record::Last;
 pub use session::Scratch;
+pub use survey::Amount;
+pub use survey::Usage;
 pub use tombstone::Removal;
 pub use tombstone::Tombstone;
 

@@ -43,6 +43,21 @@ impl Store {
         serde_json::from_str(sealed::unseal(KIND, VERSION, &name, &bytes).ok()?).ok()
     }
 
+    /// Returns what every step of every recipe did last; what cannot be read is left out.
+    pub fn all_last(&self) -> Result<Vec<Last>, StoreError> {
+        let mut all = Vec::new();
+        for file in self.plain_files(&format!("{}/{KIND}", layout::RUNS))? {
+            let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let read = fs::read_plain(&file.path, CAP).ok();
+            let document = read.and_then(|(bytes, _)| {
+                let document = sealed::unseal(KIND, VERSION, &name, &bytes).ok()?;
+                serde_json::from_str(document).ok()
+            });
+            all.extend(document);
+        }
+        Ok(all)
+    }
+
     /// Notes what a step did, unless that is noted already.
     pub fn note_last(&self, last: &Last) -> Result<(), StoreError> {
         if self.last(&last.recipe, &last.step).as_ref() == Some(last) {
