@@ -3,6 +3,7 @@
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
+use crate::cli::cache;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
 use crate::cli::files::session_failure;
@@ -20,7 +21,27 @@ use crate::step::StepError;
 pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let cancel = Cancel::new();
     stop_on_signals(&cancel, terminal);
-    let (session, pools) = files.session(&args.target, terminal, cancel)?;
+    carry_out(args, files, terminal, cancel)
+}
+
+/// Builds a recipe to make again what was lost.
+pub(super) fn repair(recipe: &str, files: &Files, terminal: &Terminal, cancel: Cancel) -> Result<Exit, Failure> {
+    let target = args::Target {
+        recipe: recipe.to_owned(),
+        steps: Vec::new(),
+        out: None,
+        jobs: None,
+    };
+    let build = args::Build {
+        target,
+        keep_going: false,
+    };
+    carry_out(&build, files, terminal, cancel)
+}
+
+fn carry_out(args: &args::Build, files: &Files, terminal: &Terminal, cancel: Cancel) -> Result<Exit, Failure> {
+    let (session, settings) = files.session(&args.target, terminal, cancel)?;
+    let pools = &settings.pools;
     let defaults = scheduler::Options::default();
     let options = scheduler::Options {
         keep_going: args.keep_going,
@@ -47,11 +68,14 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
         }
         terminal.line(&summary(&report));
     }
+    if report.ran > 0 {
+        cache::hold_limit(session.store(), settings.cache.max_size, terminal);
+    }
     Ok(exit_of(&report))
 }
 
 /// The first Ctrl-C stops the build, the second the program at once.
-fn stop_on_signals(cancel: &Cancel, terminal: &Terminal) {
+pub(super) fn stop_on_signals(cancel: &Cancel, terminal: &Terminal) {
     let cancel = cancel.clone();
     let say = !terminal.is_json();
     // Refused only if a handler is there already.

@@ -2,6 +2,7 @@
 
 mod args;
 mod build;
+mod cache;
 pub mod check;
 pub mod diagnostic;
 mod files;
@@ -115,6 +116,7 @@ fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Plan(plan) => plan::run(plan, &files, terminal),
         Command::Build(build) => build::run(build, &files, terminal),
         Command::Graph(graph) => graph::run(graph, &files, terminal),
+        Command::Cache(cache) => cache::run(cache, &files, terminal),
         Command::Engine => {
             for identity in [crate::engine::quantizer(), crate::engine::evaluator()] {
                 if terminal.is_json() {

@@ -112,6 +112,8 @@ struct Ended {
 struct Scheduler<'a> {
     graph: &'a Graph,
     env: &'a Env<'a>,
+    fits: &'a dyn Fn() -> bool,
+    refused: bool,
     options: Options,
     states: BTreeMap<NodeId, State>,
     ready: VecDeque<NodeId>,
@@ -121,13 +123,22 @@ struct Scheduler<'a> {
     lost: BTreeSet<(NodeId, BlobDigest)>,
 }
 
-/// Builds everything in the graph. `after` is called when everything has ended; a failure that it returns for a lost blob
+/// Builds everything in the graph. `fits` is asked whenever something is about to run: once it says no, nothing more is
+/// started. `after` is called when everything has ended; a failure that it returns for a lost blob
 /// sends the node back, and `after` is called again.
-pub fn build(graph: &Graph, env: &Env<'_>, options: Options, after: &mut dyn FnMut(&Report) -> Vec<Failure>) -> Report {
+pub fn build(
+    graph: &Graph,
+    env: &Env<'_>,
+    options: Options,
+    fits: &dyn Fn() -> bool,
+    after: &mut dyn FnMut(&Report) -> Vec<Failure>,
+) -> Report {
     let started = Instant::now();
     let mut scheduler = Scheduler {
         graph,
         env,
+        fits,
+        refused: false,
         options,
         states: graph.nodes().map(|node| (node.id.clone(), State::Waiting)).collect(),
         ready: VecDeque::new(),
@@ -173,6 +184,10 @@ impl Scheduler<'_> {
                     let inputs = self.inputs(node);
                     match plan::decide(node, &inputs, self.env) {
                         Ok(Decision::Hit(outcome)) => self.hit(node, outcome),
+                        Ok(Decision::Miss(_)) if !(self.fits)() => {
+                            self.refused = true;
+                            self.set(&id, State::Waiting);
+                        }
                         Ok(Decision::Miss(reason)) => {
                             self.set(&id, State::Running);
                             self.running.insert(id, step::kind_of(node).pool(node));
@@ -212,7 +227,7 @@ impl Scheduler<'_> {
 
     /// Returns the next node that may start: in the graph's order, if its pool has room.
     fn next(&mut self) -> Option<NodeId> {
-        let halted = self.env.cancel.is_cancelled() || (!self.report.failures.is_empty() && !self.options.keep_going);
+        let halted = self.refused || self.env.cancel.is_cancelled() || (!self.report.failures.is_empty() && !self.options.keep_going);
         if halted {
             return None;
         }

@@ -1,7 +1,9 @@
 //! The façade: what the command line, a test or another program calls. Opens a recipe with a store, plans, builds, and
 //! writes what stands beside outputs.
 
+pub mod names;
 mod record;
+mod room;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -35,6 +37,9 @@ use crate::step::model;
 use crate::store::Store;
 use crate::store::StoreError;
 
+pub use room::Need;
+pub use room::NoRoom;
+
 /// What a session is opened with.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -48,6 +53,8 @@ pub struct Settings {
     pub threads: usize,
     /// The command line, for manifests.
     pub command: Vec<String>,
+    /// Whether outputs lend their tensors to the store.
+    pub borrow: bool,
 }
 
 /// Why a session cannot be opened or used.
@@ -68,6 +75,9 @@ pub enum SessionError {
     /// The folder where outputs go.
     #[error("outputs have no place: {0}")]
     Output(#[source] fs::PathError),
+    /// What is to be built does not fit on the disk.
+    #[error(transparent)]
+    NoRoom(room::NoRoom),
     /// A step that the recipe does not have.
     #[error("the recipe has no step `{wanted}`")]
     NoSuchStep {
@@ -106,6 +116,7 @@ impl Session {
             whole.only(&find(&recipe, &whole, wanted)?)
         };
         let store = Store::open(&settings.cache_dir)?;
+        store.set_lending(settings.borrow);
         let (quantizer, evaluator) = (engine::quantizer(), engine::evaluator());
         Ok(Self {
             recipe,
@@ -160,9 +171,13 @@ impl Session {
                 .count(),
             engine: self.evaluator.fingerprint().to_string(),
         });
-        let report = scheduler::build(&self.graph, &env, options, &mut |report| {
+        let room = room::Check::new(self, &env);
+        let report = scheduler::build(&self.graph, &env, options, &|| room.fits(), &mut |report| {
             record::write_manifests(self, &env, &run, started, report)
         });
+        if let Some(no_room) = room.refused() {
+            return Err(SessionError::NoRoom(no_room));
+        }
         observer.event(&Event::BuildFinished {
             ran: report.ran,
             cached: report.cached,

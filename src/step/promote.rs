@@ -159,6 +159,7 @@ impl Kind for Promote {
         let mut estimate = Estimate {
             unit: "tensor",
             writes: draft.layout.file_len(),
+            outputs: draft.layout.file_len(),
             ..Estimate::default()
         };
         for (tensor, choice) in draft.index.tensors.iter().zip(&draft.table.choices) {
@@ -175,6 +176,7 @@ impl Kind for Promote {
                 estimate.missing += 1;
                 estimate.reads += tensor.bytes.len;
                 estimate.writes += choice.bytes;
+                estimate.passing += choice.bytes;
             }
         }
         Ok(estimate)

@@ -459,18 +459,24 @@ impl Store {
         broken: &Stamp,
         suffix: &str,
     ) -> Result<PathBuf, StoreError> {
+        let to = self.free_quarantine_name(hash, suffix)?;
+        match fs::facts(path)? {
+            Some(now) if (now.stamp.dev, now.stamp.ino) == (broken.dev, broken.ino) => fs::rename(path, &to)?,
+            // Somebody moved it aside before, and perhaps made it again.
+            _ => {}
+        }
+        Ok(to)
+    }
+
+    /// Returns a path for something damaged that nothing has yet.
+    pub(super) fn free_quarantine_name(&self, hash: &Hash, suffix: &str) -> Result<PathBuf, StoreError> {
         let directory = self.root().join(layout::QUARANTINE);
         fs::create_dir_all(&directory)?;
         let mut count = 0_u64;
         let mut to = directory.join(format!("{hash}-{count}{suffix}"));
-        while fs::exists(&to)? {
+        while fs::facts(&to)?.is_some() {
             count += 1;
             to = directory.join(format!("{hash}-{count}{suffix}"));
-        }
-        match Stamp::of_plain_file(path)? {
-            Some(now) if (now.dev, now.ino) == (broken.dev, broken.ino) => fs::rename(path, &to)?,
-            // Somebody moved it aside before, and perhaps made it again.
-            _ => {}
         }
         Ok(to)
     }

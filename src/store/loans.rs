@@ -103,7 +103,7 @@ impl Book {
         found.is_some_and(|found| found.kind == FileKind::Plain && self.is_of(&found.stamp))
     }
 
-    fn is_of(&self, stamp: &Stamp) -> bool {
+    pub(super) fn is_of(&self, stamp: &Stamp) -> bool {
         (stamp.dev, stamp.ino, stamp.size, stamp.mtime_ns) == (self.dev, self.ino, self.size, self.mtime_ns)
             && self.ctime_ns.is_none_or(|ctime| ctime == stamp.ctime_ns)
     }
@@ -271,16 +271,19 @@ impl Store {
     /// it.
     pub(super) fn strike(&self, lent: &Lent, digest: &BlobDigest) -> Result<StoreError, StoreError> {
         let path = lent.path().to_owned();
-        let name = lent.book.name();
+        let stamp = Stamp::of_file(&lent.file, &path)?;
+        self.strike_out(&lent.book.name(), &[*digest], &stamp)?;
+        Ok(StoreError::NotLent { digest: *digest, path })
+    }
+
+    /// Strikes loans out of a book, and forgets what is known of the file that had this stamp.
+    pub(super) fn strike_out(&self, name: &str, wrong: &[BlobDigest], stamp: &Stamp) -> Result<(), StoreError> {
         let _lock = self.replacing(&Hash::of(name.as_bytes()))?;
-        if let Some((_, mut book)) = self.book(&name)? {
-            book.loans.retain(|loan| loan.bytes != *digest);
+        if let Some((_, mut book)) = self.book(name)? {
+            book.loans.retain(|loan| !wrong.contains(&loan.bytes));
             self.write_book(&book)?;
         }
-        if let Ok(stamp) = Stamp::of_file(&lent.file, &path) {
-            self.forget(&stamp)?;
-        }
-        Ok(StoreError::NotLent { digest: *digest, path })
+        self.forget(stamp)
     }
 
     /// Returns whether it is written down what this very file lends.

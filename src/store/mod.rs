@@ -19,6 +19,7 @@ mod stat;
 mod survey;
 mod sweep;
 mod tombstone;
+mod verify;
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -56,9 +57,15 @@ pub use pins::Pinned;
 pub use record::Last;
 pub use session::Scratch;
 pub use survey::Amount;
+pub use survey::Listed;
 pub use survey::Usage;
 pub use tombstone::Removal;
 pub use tombstone::Tombstone;
+pub use verify::Flaw;
+pub use verify::Owner;
+pub use verify::Sample;
+pub use verify::Verified;
+pub use verify::Watch;
 
 /// A stamp younger than this when hashing starts proves nothing: the coarsest clock of a common file system (FAT's).
 pub const GRAIN: Duration = Duration::from_secs(2);

@@ -134,6 +134,35 @@ impl Store {
         Ok(fs::remove_file(&path)?)
     }
 
+    /// Returns the manifests that a run wrote, as its record in the store tells; none if there is no such run.
+    pub fn manifests_of_run(&self, run: &str) -> Result<Vec<Vec<u8>>, StoreError> {
+        #[derive(Deserialize)]
+        struct Line {
+            path: Option<String>,
+            digest: Option<BlobDigest>,
+        }
+        // A run is named by one plain word.
+        let name = run.strip_suffix(".jsonl").unwrap_or(run);
+        if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
+            return Ok(Vec::new());
+        }
+        let path = self.root().join(layout::RUNS).join(format!("{name}.jsonl"));
+        let Ok((record, _)) = fs::read_plain(&path, MANIFEST_CAP) else {
+            return Ok(Vec::new());
+        };
+        let lines = record.split(|byte| *byte == b'\n');
+        let lines = lines.filter_map(|line| serde_json::from_slice::<Line>(line).ok());
+        let mut manifests = Vec::new();
+        for line in lines {
+            if let (Some(path), Some(digest)) = (line.path, line.digest)
+                && path.ends_with(".manifest.json")
+            {
+                manifests.push(self.read(&digest, MANIFEST_CAP)?);
+            }
+        }
+        Ok(manifests)
+    }
+
     /// Reads a manifest for pinning: the file itself, or the one beside an output.
     ///
     /// # Errors

@@ -44,13 +44,6 @@ pub(super) struct FoundResult {
     pub(super) bytes: u64,
 }
 
-impl FoundResult {
-    /// Returns every blob that it names: the action's document, and the outputs. One may stand twice.
-    pub(super) fn blobs(&self) -> impl Iterator<Item = &BlobDigest> {
-        std::iter::once(&self.result.action).chain(self.result.outputs.values())
-    }
-}
-
 /// A file in the store.
 #[derive(Debug, Clone)]
 pub(super) struct FoundFile {
@@ -225,6 +218,36 @@ impl Store {
         named
     }
 
+    /// Returns every result, for people.
+    pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
+        let mut listed = Vec::new();
+        for found in self.all_results()? {
+            let result = &found.result;
+            let mut entry = Listed {
+                key: found.key,
+                kind: self.kind_of(result).unwrap_or_else(|| "unknown".to_owned()),
+                used: u64::try_from(found.used / 1_000_000_000).unwrap_or(0),
+                cost_ms: result.cost_ms,
+                bytes: 0,
+                borrowed: 0,
+                whole: true,
+            };
+            let distinct: HashSet<&BlobDigest> = result.outputs.values().collect();
+            for digest in distinct {
+                entry.bytes += digest.len;
+                if self.own_blob(digest)?.is_none() {
+                    if self.is_lent(digest)? {
+                        entry.borrowed += digest.len;
+                    } else {
+                        entry.whole = false;
+                    }
+                }
+            }
+            listed.push(entry);
+        }
+        Ok(listed)
+    }
+
     /// Returns how the store's room is used: the parts by name, and the blobs by the kind of action that made them.
     pub fn usage(&self) -> Result<Usage, StoreError> {
         let mut usage = Usage::default();
@@ -293,6 +316,25 @@ pub(super) fn list_if_there(path: &Path) -> Result<Vec<fs::Entry>, StoreError> {
     }
 }
 
+/// A result, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The action.
+    pub key: ActionDigest,
+    /// Its kind; `unknown` if its document cannot be read.
+    pub kind: String,
+    /// When it was last used, in seconds since 1970.
+    pub used: u64,
+    /// What it took to make, in milliseconds.
+    pub cost_ms: u64,
+    /// The bytes of its outputs.
+    pub bytes: u64,
+    /// Those of them that lie in an output outside the store.
+    pub borrowed: u64,
+    /// Whether all of them are there.
+    pub whole: bool,
+}
+
 /// Some files, together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Amount {
@@ -309,6 +351,12 @@ impl Amount {
         self.files += 1;
         self.bytes += bytes;
         self.room += room(bytes);
+    }
+
+    pub(super) fn join(&mut self, other: Self) {
+        self.files += other.files;
+        self.bytes += other.bytes;
+        self.room += other.room;
     }
 }
 
@@ -329,10 +377,9 @@ impl Usage {
         self.blobs
             .values()
             .chain(self.parts.values())
-            .fold(Amount::default(), |total, part| Amount {
-                files: total.files + part.files,
-                bytes: total.bytes + part.bytes,
-                room: total.room + part.room,
+            .fold(Amount::default(), |mut total, part| {
+                total.join(*part);
+                total
             })
     }
 }

@@ -1,5 +1,6 @@
 //! Action results: a hit is whole, the first stays, damage is a miss.
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 
