@@ -19,7 +19,7 @@ use crate::step::Env;
 
 /// What must stay free besides: results, records and manifests are small, and a disk that is full to the last byte serves
 /// nobody.
-const RESERVE: u64 = 16 << 20;
+const RESERVE: u64 = 1 << 20;
 
 /// What a step would write.
 #[derive(Debug, Clone, PartialEq, Eq)]

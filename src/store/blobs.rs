@@ -27,6 +27,10 @@ use crate::store::publish;
 
 const BLOCK: usize = 1 << 20;
 
+/// How often a blob is looked for in the store and then in the files that lend. It may move between the two looks, from the
+/// store to a file or back, but is in its new place before it leaves the old one; so it is found the second time.
+const LOOKS: usize = 2;
+
 /// A blob, open: the store's own, or in a file that lends it.
 enum Opened {
     Own(File, PathBuf),
@@ -191,8 +195,12 @@ impl Store {
 
     /// Says whether the blob is there with the right length, telling apart "no" and "could not look".
     pub(super) fn has_blob(&self, digest: &BlobDigest) -> Result<bool, StoreError> {
-        // The last look: a blob that is taken back from a file is in the store before the file is replaced.
-        Ok(self.own_blob(digest)?.is_some() || self.is_lent(digest)? || self.own_blob(digest)?.is_some())
+        for _ in 0..LOOKS {
+            if self.own_blob(digest)?.is_some() || self.is_lent(digest)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Returns the stamp of a blob that lies in the store itself with the right length.
@@ -330,18 +338,20 @@ impl Store {
 
     /// Opens a blob wherever it is.
     fn open_any(&self, digest: &BlobDigest) -> Result<Opened, StoreError> {
-        let missing = match self.open_blob(digest) {
-            Err(error @ StoreError::Missing { .. }) => error,
-            opened => return opened.map(|(file, path)| Opened::Own(file, path)),
-        };
-        if let Some(lent) = self.open_lent(digest)? {
-            return Ok(Opened::Lent(lent));
+        let mut missing = None;
+        for _ in 0..LOOKS {
+            match self.open_blob(digest) {
+                Err(error @ StoreError::Missing { .. }) => missing = Some(error),
+                opened => return opened.map(|(file, path)| Opened::Own(file, path)),
+            }
+            if let Some(lent) = self.open_lent(digest)? {
+                return Ok(Opened::Lent(lent));
+            }
         }
-        // It may have been taken back from a file that is being replaced.
-        match self.open_blob(digest) {
-            Err(StoreError::Missing { .. }) => Err(missing),
-            opened => opened.map(|(file, path)| Opened::Own(file, path)),
-        }
+        Err(missing.unwrap_or_else(|| StoreError::Missing {
+            digest: *digest,
+            path: self.blob_path(digest),
+        }))
     }
 
     fn verdict_of(&self, digest: &BlobDigest, found: BlobDigest, opened: &Opened) -> Result<(), StoreError> {

@@ -539,7 +539,15 @@ impl Store {
         let book_lost = |flaw: &Flaw| matches!(flaw, Flaw::Note { directory, .. } if *directory == layout::BORROWED);
         let may_come_back = verified.flaws.iter().any(book_lost);
         for (key, result, used) in &index.results {
-            let missing = self.missing(result)?;
+            if self.missing(result)?.is_empty() {
+                continue;
+            }
+            let _sweeping = self.sweeping()?;
+            // It may have been collected meanwhile, or made again.
+            let Some((result, _)) = self.peek(key)?.filter(|(now, _)| now == result) else {
+                continue;
+            };
+            let missing = self.missing(&result)?;
             if missing.is_empty() {
                 continue;
             }
@@ -553,23 +561,15 @@ impl Store {
                     digest: *digest,
                     owner: Owner {
                         key: *key,
-                        kind: self.kind_of(result),
+                        kind: self.kind_of(&result),
                         output: output.map(|(name, _)| name.clone()),
                     },
                 });
             }
             let used = u64::try_from(*used).map_or(UNIX_EPOCH, |used| UNIX_EPOCH + Duration::from_nanos(used));
-            self.bury(key, result, used, Removal::Incomplete)?;
-            let _sweeping = self.sweeping()?;
-            // It may have been made again meanwhile.
-            if let Some((now, _)) = self.peek(key)? {
-                if self.missing(&now)?.is_empty() {
-                    self.unbury(key)?;
-                } else {
-                    fs::remove_file(&self.shard(layout::ACTIONS, key.hash()))?;
-                    verified.dropped += 1;
-                }
-            }
+            self.bury(key, &result, used, Removal::Incomplete)?;
+            fs::remove_file(&self.shard(layout::ACTIONS, key.hash()))?;
+            verified.dropped += 1;
         }
         Ok(())
     }

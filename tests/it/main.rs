@@ -7,11 +7,18 @@
     reason = "a test that cannot go on panics, one that is skipped says so, and the environment configures it"
 )]
 
+mod borrow;
 mod broken_cli;
 mod broken_formats;
 mod build;
+mod cache;
+mod cache_flips;
+mod cache_hostile;
+mod cache_small;
+mod cache_stress;
 mod concurrent;
 mod crash;
+mod crash_matrix;
 mod cut;
 mod engine;
 mod keys;
