@@ -31,6 +31,8 @@ const BATCH: usize = 128;
 const QUARANTINE: Duration = Duration::from_hours(7 * 24);
 /// How long the note of a removed result is kept.
 const TOMBSTONES: Duration = Duration::from_hours(180 * 24);
+/// How long the digest of a file is remembered that nobody asked for anew: a file that is still there is read once more.
+const STAT: Duration = Duration::from_hours(365 * 24);
 /// The kind of action that is large and the cheapest to make again: it goes before all others.
 const FIRST: &str = "reference-block";
 
@@ -329,6 +331,11 @@ impl Store {
         for (_, file) in self.sharded(layout::TOMBSTONES)?.0 {
             if older(file.stamp.mtime_ns, TOMBSTONES) {
                 plan.add_file(file.path, file.stamp.size, Cause::Stale, "tombstones");
+            }
+        }
+        for (_, file) in self.sharded(layout::STAT)?.0 {
+            if older(file.stamp.mtime_ns, STAT) {
+                plan.add_file(file.path, file.stamp.size, Cause::Stale, "stat");
             }
         }
         for found in self.all_books()? {

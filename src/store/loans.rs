@@ -108,6 +108,15 @@ impl Book {
             && self.ctime_ns.is_none_or(|ctime| ctime == stamp.ctime_ns)
     }
 
+    /// Returns whether it can be true at all: one that came from elsewhere may say anything.
+    fn is_sound(&self) -> bool {
+        let within = |loan: &Loan| {
+            let end = loan.start.checked_add(loan.bytes.len);
+            end.is_some_and(|end| end <= self.size)
+        };
+        self.schema == SCHEMA && Path::new(&self.path).is_absolute() && self.loans.iter().all(within)
+    }
+
     /// Returns whether another book is of the same file, before or after it got its name.
     fn is_same_file(&self, other: &Self) -> bool {
         (self.dev, self.ino, self.file) == (other.dev, other.ino, other.file)
@@ -224,7 +233,7 @@ impl Store {
             .ok()
             .and_then(|document| serde_json::from_str::<Book>(document).ok());
         Ok(book
-            .filter(|book| book.schema == SCHEMA && book.name() == name)
+            .filter(|book| book.name() == name && book.is_sound())
             .map(|book| (stamp, book)))
     }
 
@@ -268,11 +277,25 @@ impl Store {
     }
 
     /// Strikes a loan out whose bytes were found to be others, and forgets what is known of the file: the next build reads
-    /// it.
+    /// it. Other files that are said to hold the blob are read at once, so that whoever asks again is not deceived again.
     pub(super) fn strike(&self, lent: &Lent, digest: &BlobDigest) -> Result<StoreError, StoreError> {
         let path = lent.path().to_owned();
         let stamp = Stamp::of_file(&lent.file, &path)?;
         self.strike_out(&lent.book.name(), &[*digest], &stamp)?;
+        for (book, start) in self.lenders(digest)? {
+            let Ok((file, stamp)) = fs::open_plain(Path::new(&book.path)) else {
+                continue;
+            };
+            let mut other = Lent {
+                file,
+                at: start,
+                left: digest.len,
+                book: Arc::clone(&book),
+            };
+            if book.is_of(&stamp) && BlobDigest::of_reader(&mut other).ok() != Some(*digest) {
+                self.strike_out(&book.name(), &[*digest], &stamp)?;
+            }
+        }
         Ok(StoreError::NotLent { digest: *digest, path })
     }
 

@@ -266,7 +266,7 @@ impl Store {
             }
         }
         for (hash, file) in &blobs {
-            let kind = kinds.get(hash).map_or("of no result", String::as_str);
+            let kind = kinds.get(hash).map_or("manifests, logs, leftovers", String::as_str);
             usage.blobs.entry(kind.to_owned()).or_default().add(file.stamp.size);
         }
         for book in self.all_books()? {

@@ -37,6 +37,9 @@ use crate::store::survey::KindOf;
 /// No document of an action that is looked for by its key is larger.
 const DOCUMENT_CAP: u64 = 4 << 20;
 
+/// The kind of action whose output may lie in a file outside the store.
+const LENT: &str = "tensor";
+
 /// How much is read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sample {
@@ -531,13 +534,14 @@ impl Store {
                 _ => {}
             }
         }
+        // What a damaged book said is told again by the next build that finds its output: nothing that may be in one is
+        // dropped before.
+        let mut book_lost = false;
         for file in self.plain_files(layout::QUARANTINE)? {
             let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             explained.extend(name.get(..64).and_then(|digits| digits.parse::<Hash>().ok()));
+            book_lost |= name.ends_with(".loans");
         }
-        // What a damaged book said is told again by the next build that finds its output: nothing is dropped before.
-        let book_lost = |flaw: &Flaw| matches!(flaw, Flaw::Note { directory, .. } if *directory == layout::BORROWED);
-        let may_come_back = verified.flaws.iter().any(book_lost);
         for (key, result, used) in &index.results {
             if self.missing(result)?.is_empty() {
                 continue;
@@ -553,7 +557,7 @@ impl Store {
             }
             let unexplained = missing.iter().find(|digest| !explained.contains(&digest.hash));
             if let Some(digest) = unexplained {
-                if may_come_back {
+                if book_lost && self.kind_of(&result).as_deref() == Some(LENT) {
                     continue;
                 }
                 let output = result.outputs.iter().find(|(_, output)| *output == digest);

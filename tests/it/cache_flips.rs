@@ -111,28 +111,15 @@ fn a_flipped_bit_in_any_blob_is_found_and_named() {
     build_well(&forge, "out");
     let mut random = Random(3);
     let blobs: Vec<PathBuf> = sharded(forge.store(), "cas-v1").into_values().collect();
-    let mut kinds = std::collections::BTreeSet::new();
+    let mut found = 0;
     for path in blobs {
+        // A manifest that was written anew is another blob; the old one is nobody's then, and may be gone.
         if path.exists() {
-            let bytes = std::fs::read(&path).unwrap();
-            let what = if bytes.starts_with(b"{\"schema\":1,\"kind\"") {
-                "the document of"
-            } else if bytes.starts_with(b"{\n  \"_type\"") {
-                "manifest"
-            } else {
-                "output `"
-            };
-            // A tensor is called by its name, and by the file it is for.
-            let known = if bytes.len() > 3000 && bytes.len() < 9000 && what == "output `" {
-                "blob"
-            } else {
-                what
-            };
-            kinds.insert(what);
-            is_found(&forge, &path, &mut random, "blob", &[known.split_whitespace().next().unwrap()]);
+            is_found(&forge, &path, &mut random, "blob", &["blob"]);
+            found += 1;
         }
     }
-    assert_eq!(kinds.len(), 3);
+    assert!(found > 20, "{found}");
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! A project that builds in a moment, for tests that build hundreds of times: a model of a few rows, candidates with types
 //! by hand, no engine to start.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Mutex;
 
 use crate::cut::Gguf;
 use crate::small::keys;
@@ -51,35 +54,51 @@ pub(crate) fn second() -> String {
     )
 }
 
-/// Writes a model whose tensors have so many rows of 256 numbers.
+/// Gives a project a model whose tensors have so many rows of 256 numbers: a link to one that all tests share, so that
+/// its stamp is old and no build waits until it is.
 pub(crate) fn write_model(forge: &Forge, rows: usize) {
+    static MADE: Mutex<BTreeMap<usize, PathBuf>> = Mutex::new(BTreeMap::new());
+    let path = {
+        let mut made = MADE.lock().unwrap();
+        made.entry(rows).or_insert_with(|| make_model(rows)).clone()
+    };
+    let link = forge.path("model.gguf");
+    let _ = std::fs::remove_file(&link);
+    std::os::unix::fs::symlink(path, link).unwrap();
+}
+
+fn make_model(rows: usize) -> PathBuf {
     let mut model = Gguf::small();
     let all = std::mem::take(&mut model.tensors);
     model.tensors = all
         .into_iter()
         .filter(|(spec, _)| TENSORS.contains(&spec.name.as_str()) || spec.name == "output_norm.weight")
         .map(|(mut spec, bytes)| {
-            if spec.dims.len() > 1 {
-                spec.dims = vec![256, rows as u64];
-                let wanted = rows * 512;
-                let bytes: Vec<u8> = bytes.iter().copied().cycle().take(wanted).collect();
-                // Different rows in every tensor, whatever the model's are.
-                let bytes = bytes
-                    .chunks_exact(2)
-                    .enumerate()
-                    .flat_map(|(at, pair)| [pair[0] ^ (at as u8) ^ spec.name.len() as u8, pair[1] & 0xbf])
-                    .collect();
-                (spec, bytes)
-            } else {
-                (spec, bytes)
+            if spec.dims.len() < 2 {
+                return (spec, bytes);
             }
+            spec.dims = vec![256, rows as u64];
+            let bytes: Vec<u8> = bytes.iter().copied().cycle().take(rows * 512).collect();
+            // Different rows in every tensor, whatever the model's are; the exponent's highest bit is cleared, so that
+            // none is infinite.
+            let pairs = bytes.chunks_exact(2).enumerate();
+            let bytes = pairs
+                .flat_map(|(at, pair)| [pair[0] ^ (at as u8) ^ spec.name.len() as u8, pair[1] & 0xbf])
+                .collect();
+            (spec, bytes)
         })
         .collect();
-    forge.write("model.gguf", model.bytes());
-    // Old enough for its stamp to prove something: no build waits for that then.
-    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
-    let file = std::fs::File::open(forge.path("model.gguf")).unwrap();
-    file.set_modified(old).unwrap();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("rows");
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join(format!("{rows}.gguf"));
+    let bytes = model.bytes();
+    if std::fs::read(&path).is_ok_and(|there| there == bytes) {
+        return path;
+    }
+    let temporary = folder.join(format!("{rows}-{}", std::process::id()));
+    std::fs::write(&temporary, bytes).unwrap();
+    std::fs::rename(&temporary, &path).unwrap();
+    path
 }
 
 /// A project with a model of a few rows and the first recipe.
