@@ -49,7 +49,7 @@ impl Names {
         manifests.sort_unstable();
         manifests.dedup();
         for digest in manifests {
-            let manifest = store.read(&digest, MANIFEST_CAP).ok();
+            let manifest = store.glance(&digest, MANIFEST_CAP);
             let manifest = manifest.and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok());
             if let Some(manifest) = manifest {
                 names.add(&manifest);

@@ -12,10 +12,17 @@ use std::time::Instant;
 use super::Session;
 use crate::fs;
 use crate::fs::Stamp;
+use crate::gguf;
+use crate::graph::Node;
+use crate::graph::NodeId;
+use crate::graph::Work;
 use crate::plan;
 use crate::plan::Status;
+use crate::policy::ModelFacts;
 use crate::report::words;
+use crate::step;
 use crate::step::Env;
+use crate::step::output;
 
 /// What must stay free besides: results, records and manifests are small, and a disk that is full to the last byte serves
 /// nobody.
@@ -122,7 +129,8 @@ impl Session {
         let plan = plan::plan(&self.graph, env);
         let mut needs = Vec::new();
         let mut unknown = 0;
-        for entry in plan.entries {
+        let mut headers = Headers::default();
+        for (node, entry) in self.graph.nodes().zip(plan.entries) {
             match entry.status {
                 Status::Hit { .. } => {}
                 Status::Miss { estimate, key, .. } => {
@@ -139,10 +147,48 @@ impl Session {
                         needs.push(need);
                     }
                 }
-                Status::Unknown { .. } | Status::Failed { .. } => unknown += 1,
+                Status::Unknown { .. } => {
+                    unknown += 1;
+                    needs.extend(self.foreseen(node, env, &mut headers));
+                }
+                Status::Failed { .. } => unknown += 1,
             }
         }
         (needs, unknown)
+    }
+}
+
+/// What the headers of source models say, by path: each is read once.
+type Headers = BTreeMap<PathBuf, Option<ModelFacts>>;
+
+impl Session {
+    /// Returns what a candidate would write at the least that waits for other steps: told from the header of its source and
+    /// its policy. Nothing where its file is there already, for it may well turn out to be the right one.
+    fn foreseen(&self, node: &Node, env: &Env<'_>, headers: &mut Headers) -> Option<Need> {
+        let Work::Promote { step, policy } = &node.work else {
+            return None;
+        };
+        let path = output::path(env, &format!("{}.gguf", step.id.label())).ok()?;
+        if fs::exists(&path).unwrap_or(true) {
+            return None;
+        }
+        let source = self.graph.node(&NodeId::Source(policy.model.as_str().to_owned()))?;
+        let Work::Source(source) = &source.work else {
+            return None;
+        };
+        let path = env.path(&source.path.resolved);
+        let facts = headers.entry(path.clone()).or_insert_with(|| {
+            let model = gguf::Model::open(&path).ok()?;
+            let tensors = model.tensors().iter().map(|tensor| (&tensor.info).into());
+            ModelFacts::from_metadata(model.metadata(), tensors.collect()).ok()
+        });
+        let bytes = step::policy::foresee(policy, facts.as_ref()?)?;
+        Some(Need {
+            step: node.id.to_string(),
+            store: 0,
+            out: bytes,
+            passing: 0,
+        })
     }
 }
 

@@ -365,7 +365,8 @@ impl Store {
         for last in self.all_last()? {
             roots.blobs.insert(last.document.hash);
             roots.blobs.extend(last.manifest.map(|manifest| manifest.hash));
-            let lapsed = |age: Duration| used.get(last.action.hash()).is_some_and(|used| older(*used, age));
+            // One whose result went before keeps nothing, either.
+            let lapsed = |age: Duration| used.get(last.action.hash()).is_none_or(|used| older(*used, age));
             if wish.also_newest || wish.older_than.is_some_and(lapsed) {
                 continue;
             }

@@ -212,7 +212,7 @@ impl Store {
     /// Returns what a manifest names that is a blob of the store; nothing where it cannot be read.
     pub(super) fn named_by_manifest(&self, manifest: &BlobDigest) -> Named {
         let mut named = Named::default();
-        if let Ok(bytes) = self.read(manifest, RECORD_CAP) {
+        if let Some(bytes) = self.glance(manifest, RECORD_CAP) {
             named.add(&bytes);
         }
         named

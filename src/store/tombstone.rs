@@ -97,7 +97,7 @@ impl Store {
         last_used: SystemTime,
         why: Removal,
     ) -> Result<(), StoreError> {
-        let document = self.read(&result.action, DOCUMENT_CAP).ok();
+        let document = self.glance(&result.action, DOCUMENT_CAP);
         let document = document.and_then(|bytes| String::from_utf8(bytes).ok());
         let kind = document
             .as_deref()

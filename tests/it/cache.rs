@@ -309,7 +309,7 @@ fn verify_reads_a_sample_and_finds_what_is_gone() {
         .unwrap();
     std::fs::remove_file(&tensor).unwrap();
     let run = forge.run(&["cache", "verify"]).status(1);
-    assert!(run.stderr.contains("is gone: the tensor tensor `token_embd.weight` as Q8_0"), "{}", run.stderr);
+    assert!(run.stderr.contains("is gone: the tensor `token_embd.weight` as Q8_0"), "{}", run.stderr);
     assert_clean(&forge, "it was told once");
     build_well(&forge, "out");
 }

@@ -141,15 +141,17 @@ fn is_remade(flaw: &Flaw) -> bool {
 
 /// Says what an output of an action is, as well as that is known.
 fn owner_words(owner: &Owner, names: &Names) -> String {
-    let kind = owner.kind.as_deref().unwrap_or("unknown");
-    let what = match &owner.output {
-        Some(output) if output == kind => format!("the {kind}"),
-        Some(output) => format!("output `{output}` of the {kind}"),
-        None => format!("the document of the {kind}"),
-    };
-    match names.action(&owner.key) {
-        Some(name) => format!("{what} {name}"),
-        None => format!("{what} {}", owner.key.short()),
+    let kind = owner.kind.as_deref();
+    let of = names.action(&owner.key).map_or_else(
+        || format!("{} action {}", kind.unwrap_or("an unknown"), owner.key.short()),
+        str::to_owned,
+    );
+    match owner.output.as_deref() {
+        // Its name says what it is.
+        Some(output) if of.starts_with(&format!("{output} `")) => format!("the {of}"),
+        Some(output) if Some(output) == kind => format!("the {output} of {of}"),
+        Some(output) => format!("output `{output}` of {of}"),
+        None => format!("the document of {of}"),
     }
 }
 
@@ -179,13 +181,14 @@ fn sentence(flaw: &Flaw, names: &Names) -> (String, Option<String>) {
         ),
         Flaw::Result { key, kind, moved_to } => (
             format!(
-                "result {} is damaged: {} {}",
+                "result {} is damaged: {}",
                 key.short(),
-                kind.as_deref().unwrap_or("of an unknown kind"),
-                names.action(key).unwrap_or_default()
-            )
-            .trim_end()
-            .to_owned(),
+                match (names.action(key), kind) {
+                    (Some(name), _) => name.to_owned(),
+                    (None, Some(kind)) => format!("of the kind `{kind}`"),
+                    (None, None) => "of an unknown kind".to_owned(),
+                }
+            ),
             Some(format!("it was moved to `{}`", moved_to.display())),
         ),
         Flaw::Gone { digest, owner } => (
