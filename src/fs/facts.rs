@@ -79,7 +79,11 @@ pub fn open_plain(path: &Path) -> Result<(File, Stamp), PathError> {
         Ok(file) => file,
         Err(error) => {
             let is_odd = fs::symlink_metadata(path).is_ok_and(|found| !found.is_file());
-            return Err(if is_odd { odd() } else { PathError::new(path, "open", error) });
+            return Err(if is_odd {
+                odd()
+            } else {
+                PathError::new(path, "open", error)
+            });
         }
     };
     let found = file.metadata().map_err(PathError::on(path, "look at"))?;

@@ -227,7 +227,9 @@ impl Scheduler<'_> {
 
     /// Returns the next node that may start: in the graph's order, if its pool has room.
     fn next(&mut self) -> Option<NodeId> {
-        let halted = self.refused || self.env.cancel.is_cancelled() || (!self.report.failures.is_empty() && !self.options.keep_going);
+        let halted = self.refused
+            || self.env.cancel.is_cancelled()
+            || (!self.report.failures.is_empty() && !self.options.keep_going);
         if halted {
             return None;
         }

@@ -33,9 +33,10 @@ impl Names {
                 .actions
                 .insert(last.action, format!("`{}` of recipe `{}`", last.step, last.recipe));
             if let Some(manifest) = last.manifest {
-                names
-                    .blobs
-                    .insert(manifest.hash, format!("manifest of `{}` of recipe `{}`", last.step, last.recipe));
+                names.blobs.insert(
+                    manifest.hash,
+                    format!("manifest of `{}` of recipe `{}`", last.step, last.recipe),
+                );
                 manifests.push(manifest);
             }
         }

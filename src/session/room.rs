@@ -208,7 +208,9 @@ fn no_room(needs: &[Need], unknown: usize, env: &Env<'_>) -> Option<NoRoom> {
     let passing = needs.iter().max_by_key(|need| need.passing);
     for need in needs {
         add(out, &need.step, need.out);
-        let held = passing.filter(|most| most.step == need.step).map_or(0, |most| most.passing);
+        let held = passing
+            .filter(|most| most.step == need.step)
+            .map_or(0, |most| most.passing);
         add(store, &need.step, need.store + held);
     }
     disks.into_values().find_map(|(path, steps)| {

@@ -249,8 +249,9 @@ impl Kind for Promote {
                 let loans = written.assembly.loans();
                 let unnamed = fs::Stamp::of_file(written.temp.file(), written.temp.path())?;
                 env.store.promise_loans(&path, &unnamed, &expected, &loans)?;
-                env.store.reclaim(&path, &loans)?;
+                let reclaimed = env.store.reclaim(&path, &loans)?;
                 written.temp.persist(&path, fs::Durability::Synced)?;
+                drop(reclaimed);
                 task.count_ran();
                 let file = output::written(task, &path, &expected)?;
                 env.store.lend(&path, &file.stamp, &expected, &loans)?;
@@ -298,7 +299,8 @@ pub fn tensor_actions(
 /// Lets a candidate's file lend its tensors to the store, which need not keep them then.
 fn lend(outcome: &Outcome, file: &SourceFile, env: &Env<'_>) -> Result<(), StepError> {
     let assembly: Assembly = decode(env, "assembly", outcome.output("assembly")?)?;
-    env.store.lend(&file.path, &file.stamp, &file.digest, &assembly.loans())?;
+    env.store
+        .lend(&file.path, &file.stamp, &file.digest, &assembly.loans())?;
     Ok(())
 }
 

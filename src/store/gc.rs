@@ -401,7 +401,8 @@ impl Store {
 
     /// Carries a plan out. `progress` is told how many things are done, and of how many.
     pub fn gc_run(&self, plan: GcPlan, progress: &dyn Fn(u64, u64)) -> Result<GcDone, StoreError> {
-        let all = (plan.results.len() + plan.blobs.len() + plan.lent.len() + plan.files.len() + plan.books.len()) as u64;
+        let all =
+            (plan.results.len() + plan.blobs.len() + plan.lent.len() + plan.files.len() + plan.books.len()) as u64;
         let mut done = GcDone::default();
         let tell = |done: &GcDone| progress(done.results + done.files + done.spared, all);
         for batch in plan.results.chunks(BATCH) {

@@ -22,6 +22,7 @@ use crate::fs;
 use crate::fs::Durability;
 use crate::fs::File;
 use crate::fs::FileKind;
+use crate::fs::FileLock;
 use crate::fs::Stamp;
 use crate::store::Store;
 use crate::store::StoreError;
@@ -158,6 +159,12 @@ impl Read for Lent {
     }
 }
 
+/// The right to replace files that lend, while it is held.
+#[derive(Debug)]
+pub struct Reclaimed {
+    _lock: FileLock,
+}
+
 impl Store {
     fn books_dir(&self) -> PathBuf {
         self.root().join(layout::BORROWED)
@@ -240,6 +247,9 @@ impl Store {
     fn write_book(&self, book: &Book) -> Result<(), StoreError> {
         let name = book.name();
         let temp = self.sealed_temp(KIND, VERSION, &name, book)?;
+        if let Some(start) = self.own_lease() {
+            temp.set_modified(Self::mark_time(start))?;
+        }
         publish(temp, &self.books_dir().join(&name), Durability::Synced)
     }
 
@@ -321,9 +331,18 @@ impl Store {
     }
 
     /// Takes back into the store what only the file at `path` holds, but for `kept`, before the file is replaced. The
-    /// caller has the place alone ([`Store::lock_output`]). What there is no room for is left: it is made again when it is
-    /// needed.
-    pub fn reclaim(&self, path: &Path, kept: &[Loan]) -> Result<(), StoreError> {
+    /// caller has the place alone ([`Store::lock_output`]), and replaces the file while it holds what this returns: of two
+    /// places that hold the same blob, both could otherwise be replaced since the other one has it. What there is no room
+    /// for is left: it is made again when it is needed.
+    pub fn reclaim(&self, path: &Path, kept: &[Loan]) -> Result<Reclaimed, StoreError> {
+        // Most of it without the lock: copying takes its time.
+        self.reclaim_once(path, kept)?;
+        let lock = FileLock::exclusive(&self.root().join(layout::LOCKS).join("loans"))?;
+        self.reclaim_once(path, kept)?;
+        Ok(Reclaimed { _lock: lock })
+    }
+
+    fn reclaim_once(&self, path: &Path, kept: &[Loan]) -> Result<(), StoreError> {
         let Some((prefix, path)) = absolute(path) else {
             return Ok(());
         };
@@ -335,8 +354,7 @@ impl Store {
             };
             for loan in &book.loans {
                 let digest = &loan.bytes;
-                // One that is there is marked, so that no collector takes it for a copy of what the file lends.
-                if kept.binary_search(digest).is_ok() || self.settled_blob(&self.blob_path(digest), digest, false)? {
+                if kept.binary_search(digest).is_ok() || self.keeps(digest)? {
                     continue;
                 }
                 let elsewhere = self.lenders(digest)?;
@@ -352,6 +370,19 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Returns whether the store holds a blob itself, and marks it, so that no collector takes it for a copy of what a file
+    /// lends.
+    fn keeps(&self, digest: &BlobDigest) -> Result<bool, StoreError> {
+        let start = self.own_lease();
+        let _using = start.map(|_| self.using()).transpose()?;
+        match (self.own_blob(digest)?, start) {
+            (Some(stamp), Some(start)) if stamp.mtime_ns < start => {
+                Ok(fs::set_modified(&self.blob_path(digest), Self::mark_time(start))?)
+            }
+            (found, _) => Ok(found.is_some()),
+        }
     }
 
     /// Writes down, durably, what a file is about to lend that is complete but has not got its name `path` yet. So nothing

@@ -49,6 +49,7 @@ pub use gc::Kept;
 pub use gc::Wish;
 pub use lease::Lease;
 pub use loans::Loan;
+pub use loans::Reclaimed;
 pub use lock::ActionLock;
 pub use lock::Holder;
 pub use lock::OutputLock;

@@ -1,6 +1,7 @@
 //! The record of what steps did last: `runs-v1/last/<hash of recipe and step>`. It answers "why does this run?" by what it
 //! names, and is never asked whether something is done: only action results are.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -14,6 +15,7 @@ use crate::fs::Durability;
 use crate::store::Store;
 use crate::store::StoreError;
 use crate::store::layout;
+use crate::store::publish;
 use crate::store::sealed;
 
 const KIND: &str = "last";
@@ -64,16 +66,17 @@ impl Store {
             return Ok(());
         }
         let (name, path) = self.place_of(&last.recipe, &last.step);
-        let text = serde_json::to_string(last).unwrap_or_default();
-        fs::create_dir_all(&self.root().join(layout::RUNS).join(KIND))?;
-        fs::write_atomic(&path, &sealed::seal(KIND, VERSION, &name, &text), Durability::Fast)?;
-        Ok(())
+        let temp = self.sealed_temp(KIND, VERSION, &name, last)?;
+        publish(temp, &path, Durability::Fast)
     }
 
     /// Writes the record of a run, a JSON document a line, under a name of its own.
     pub fn write_run(&self, id: &str, lines: &[u8]) -> Result<(), StoreError> {
         let path = self.root().join(layout::RUNS).join(format!("{id}.jsonl"));
-        Ok(fs::write_atomic(&path, lines, Durability::Fast)?)
+        let mut temp = self.temp()?;
+        let at = temp.path().to_owned();
+        temp.write_all(lines).map_err(fs::PathError::on(&at, "write"))?;
+        publish(temp, &path, Durability::Fast)
     }
 
     fn place_of(&self, recipe: &str, step: &str) -> (String, PathBuf) {

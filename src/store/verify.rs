@@ -475,13 +475,20 @@ impl Store {
             };
             let number = index.results.len();
             let documents = std::iter::once((None, result.action.hash));
-            let outputs = result.outputs.iter().map(|(name, digest)| (Some(name.clone()), digest.hash));
+            let outputs = result
+                .outputs
+                .iter()
+                .map(|(name, digest)| (Some(name.clone()), digest.hash));
             for (name, hash) in documents.chain(outputs) {
                 index.owners.entry(hash).or_default().push((number, name));
             }
             index.results.push((key, result, used));
         }
-        let kinds = if damaged.is_empty() { HashMap::new() } else { self.kinds_of_documents()? };
+        let kinds = if damaged.is_empty() {
+            HashMap::new()
+        } else {
+            self.kinds_of_documents()?
+        };
         for (key, moved_to) in damaged {
             verified.flaws.push(Flaw::Result {
                 kind: kinds.get(&key).cloned(),

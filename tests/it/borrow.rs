@@ -33,7 +33,9 @@ fn usage(folder: &Path) -> (u64, u64) {
 
 /// How many tensors the store keeps itself.
 fn own_tensors(forge: &Forge) -> usize {
-    let run = forge.run(&["cache", "list", "--kind", "tensor", "--message-format", "json"]).success();
+    let run = forge
+        .run(&["cache", "list", "--kind", "tensor", "--message-format", "json"])
+        .success();
     let tensors = run.json_lines();
     assert!(!tensors.is_empty() && tensors.iter().all(|tensor| tensor["whole"] == true));
     tensors.iter().filter(|tensor| tensor["borrowed_bytes"] == 0).count()
@@ -115,7 +117,8 @@ fn an_output_that_was_only_touched_is_read_and_lends_again() {
     build_well(&forge, "out");
     for name in ["c0.gguf", "c1.gguf"] {
         let file = std::fs::File::open(forge.path("out").join(name)).unwrap();
-        file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(99)).unwrap();
+        file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(99))
+            .unwrap();
     }
     assert_eq!(ran(&build_well(&forge, "out")), BTreeSet::new());
     // What they lend is there again: a second place is filled without work.

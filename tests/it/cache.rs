@@ -63,10 +63,17 @@ fn dir_and_size_and_list_tell_what_is_there() {
     let sizes: Vec<u64> = tensors.iter().map(|tensor| tensor["bytes"].as_u64().unwrap()).collect();
     assert!(sizes.is_sorted_by(|a, b| a >= b));
     assert_eq!(json(&forge, &["cache", "list", "--older-than", "1h"]).len(), 0);
-    assert_eq!(json(&forge, &["cache", "list", "--limit", "2", "--sort", "cost"]).len(), 2);
+    assert_eq!(
+        json(&forge, &["cache", "list", "--limit", "2", "--sort", "cost"]).len(),
+        2
+    );
     assert_eq!(json(&forge, &["cache", "list", "--larger-than", "1GB"]).len(), 0);
     let text = forge.run(&["cache", "list", "--kind", "promote"]).success();
-    assert!(text.stdout.contains("`promote.c0` of recipe `moment`"), "{}", text.stdout);
+    assert!(
+        text.stdout.contains("`promote.c0` of recipe `moment`"),
+        "{}",
+        text.stdout
+    );
     assert!(text.stderr.contains("2 of"), "{}", text.stderr);
     let _ = forge.run(&["cache", "list", "--larger-than", "1 parsec"]).status(2);
     let _ = forge.run(&["cache", "gc", "--older-than", "a while"]).status(2);
@@ -82,7 +89,11 @@ fn gc_shows_its_plan_and_asks_first() {
     assert!(run.stdout.contains("nothing is to be collected"), "{}", run.stdout);
     let args = ["cache", "gc", "--max-size", "0B", "--also-newest"];
     let run = forge.run(&args).status(2);
-    assert!(run.stdout.contains("to collect:") && run.stdout.contains("tensor"), "{}", run.stdout);
+    assert!(
+        run.stdout.contains("to collect:") && run.stdout.contains("tensor"),
+        "{}",
+        run.stdout
+    );
     assert!(run.stderr.contains("--yes"), "{}", run.stderr);
     let mut dry = args.to_vec();
     dry.push("--dry-run");
@@ -95,7 +106,12 @@ fn gc_shows_its_plan_and_asks_first() {
     assert_eq!(committed(forge.store()), BTreeSet::new());
     // What the last records name is kept: they explain.
     assert!(sharded(forge.store(), "cas-v1").len() <= 2 * 7);
-    assert_eq!(sharded(forge.store(), "tombstones-v1").into_keys().collect::<BTreeSet<_>>(), before);
+    assert_eq!(
+        sharded(forge.store(), "tombstones-v1")
+            .into_keys()
+            .collect::<BTreeSet<_>>(),
+        before
+    );
     assert_clean(&forge, "after a collection");
     // Everything can be made again, and what is made again is no longer buried.
     let out = candidates(&forge.path("out"));
@@ -220,7 +236,11 @@ fn a_limit_in_the_settings_is_held_after_each_build() {
     let run = forge.run(&["build", "--out", "out"]).success();
     assert!(run.stderr.contains("more than the limit"), "{}", run.stderr);
     assert!(run.stderr.contains("of the newest outputs"), "{}", run.stderr);
-    assert_eq!(ran(&build_well(&forge, "out")), BTreeSet::new(), "what the newest outputs need is kept");
+    assert_eq!(
+        ran(&build_well(&forge, "out")),
+        BTreeSet::new(),
+        "what the newest outputs need is kept"
+    );
     // A recipe that went leaves what nothing needs.
     forge.recipe(&cache_small::recipe("moment", &[["Q4_1"; 4]]));
     let before = committed(forge.store());
@@ -247,13 +267,25 @@ fn nothing_that_a_live_build_uses_is_collected() {
         }
     }
     let fresh = store.put(b"put by a build that goes on").unwrap();
-    let args = ["cache", "gc", "--max-size", "0B", "--older-than", "1d", "--also-newest", "--yes"];
+    let args = [
+        "cache",
+        "gc",
+        "--max-size",
+        "0B",
+        "--older-than",
+        "1d",
+        "--also-newest",
+        "--yes",
+    ];
     let plan = json(&forge, &args);
     assert_eq!(plan[0]["kept"]["live"], used.len());
     assert_eq!(committed(forge.store()), used);
     assert!(store.has(&fresh));
     for name in &used {
-        assert!(store.lookup(&name.parse().unwrap()).unwrap().is_some(), "with all its blobs");
+        assert!(
+            store.lookup(&name.parse().unwrap()).unwrap().is_some(),
+            "with all its blobs"
+        );
     }
     drop(lease);
     let _ = json(&forge, &args);
@@ -265,8 +297,16 @@ fn nothing_that_a_live_build_uses_is_collected() {
 fn pins_are_listed_and_let_go() {
     let forge = project();
     build_well(&forge, "out");
-    assert!(forge.run(&["cache", "pin"]).success().stderr.contains("nothing is pinned"));
-    let run = forge.run(&["cache", "pin", "out/c0.gguf.manifest.json", "out/c1.gguf"]).success();
+    assert!(
+        forge
+            .run(&["cache", "pin"])
+            .success()
+            .stderr
+            .contains("nothing is pinned")
+    );
+    let run = forge
+        .run(&["cache", "pin", "out/c0.gguf.manifest.json", "out/c1.gguf"])
+        .success();
     assert!(run.stderr.contains("`c0.gguf` is pinned") && run.stderr.contains("`c1.gguf` is pinned"));
     let again = forge.run(&["cache", "pin", "out/c1.gguf"]).success();
     assert!(again.stderr.contains("was pinned before"), "{}", again.stderr);
@@ -309,7 +349,11 @@ fn verify_reads_a_sample_and_finds_what_is_gone() {
         .unwrap();
     std::fs::remove_file(&tensor).unwrap();
     let run = forge.run(&["cache", "verify"]).status(1);
-    assert!(run.stderr.contains("is gone: the tensor `token_embd.weight` as Q8_0"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("is gone: the tensor `token_embd.weight` as Q8_0"),
+        "{}",
+        run.stderr
+    );
     assert_clean(&forge, "it was told once");
     build_well(&forge, "out");
 }

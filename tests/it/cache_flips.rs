@@ -41,7 +41,14 @@ pub(crate) fn write_keeping_stamps(forge: &Forge, path: &Path, bytes: &[u8]) {
         let body = format!("forge-{kind} 1 {name}\n{document}\n");
         format!("{body}{}\n", Hash::of(body.as_bytes()))
     };
-    let document_of = |path: &Path| std::fs::read_to_string(path).unwrap().lines().nth(1).unwrap().to_owned();
+    let document_of = |path: &Path| {
+        std::fs::read_to_string(path)
+            .unwrap()
+            .lines()
+            .nth(1)
+            .unwrap()
+            .to_owned()
+    };
     let mut done = 0;
     for (name, file) in sharded(forge.store(), "stat-v1") {
         let (dev, ino, size, mtime, ctime) = before;
@@ -168,7 +175,9 @@ fn a_flipped_bit_in_any_note_or_result_is_found_and_named() {
         assert_eq!(crate::support::ran(&events, "tensor"), 0);
         std::fs::remove_dir_all(forge.path("elsewhere")).unwrap();
     }
-    let _ = forge.run(&["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"]).success();
+    let _ = forge
+        .run(&["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"])
+        .success();
     let tombstones: Vec<PathBuf> = sharded(forge.store(), "tombstones-v1").into_values().collect();
     assert!(!tombstones.is_empty());
     let before = candidates(&forge.path("out"));

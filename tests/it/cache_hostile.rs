@@ -51,7 +51,8 @@ fn outside(forge: &Forge) -> PathBuf {
                 old.push(path);
             } else {
                 let file = std::fs::File::open(&path).unwrap();
-                file.set_modified(SystemTime::now() - Duration::from_secs(400 * 86_400)).unwrap();
+                file.set_modified(SystemTime::now() - Duration::from_secs(400 * 86_400))
+                    .unwrap();
             }
         }
     }
@@ -62,7 +63,16 @@ fn outside(forge: &Forge) -> PathBuf {
 fn run_all(forge: &Forge) -> Vec<(String, Option<i32>, String)> {
     let commands: [&[&str]; 7] = [
         &["cache", "verify", "-j", "1"],
-        &["cache", "gc", "--max-size", "0B", "--older-than", "0s", "--also-newest", "--yes"],
+        &[
+            "cache",
+            "gc",
+            "--max-size",
+            "0B",
+            "--older-than",
+            "0s",
+            "--also-newest",
+            "--yes",
+        ],
         &["cache", "size"],
         &["build", "-j", "1", "--out", "out"],
         &["cache", "clean"],
@@ -154,7 +164,10 @@ fn links_and_pipes_in_place_of_files_are_not_followed_and_nothing_hangs() {
     for name in ["sweep", "sweep-gate", "gc", "replace-00", "replace-7f"] {
         replace_with_link(&forge.store().join("locks").join(name), &outside.join("made-by-forge"));
     }
-    replace_with_link(&forge.store().join("tmp/.forge-1-2-3.lock"), &outside.join("made-by-forge"));
+    replace_with_link(
+        &forge.store().join("tmp/.forge-1-2-3.lock"),
+        &outside.join("made-by-forge"),
+    );
     replace_with_link(&forge.store().join("leases/.forge-1-2-3"), &precious);
     run_all(&forge);
     assert_eq!(picture(&outside), before);
@@ -182,9 +195,18 @@ fn a_book_that_names_somebodys_file_leads_to_nothing_but_looks() {
     let outside = outside(&forge);
     let before = picture(&outside);
     // A book, whole and sealed, that says that a tensor lies in a device, a pipe, or a file of somebody else's.
-    assert!(Command::new("mkfifo").arg(forge.path("pipe")).status().unwrap().success());
+    assert!(
+        Command::new("mkfifo")
+            .arg(forge.path("pipe"))
+            .status()
+            .unwrap()
+            .success()
+    );
     let folder = forge.store().join("borrowed-v1");
-    let books: Vec<PathBuf> = crate::small::names(&folder).into_iter().map(|name| folder.join(name)).collect();
+    let books: Vec<PathBuf> = crate::small::names(&folder)
+        .into_iter()
+        .map(|name| folder.join(name))
+        .collect();
     let text = std::fs::read_to_string(&books[0]).unwrap();
     let book: serde_json::Value = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
     for path in [

@@ -16,6 +16,10 @@ use crate::support::Forge;
 use crate::support::Run;
 
 const BUILDERS: usize = 8;
+const RECIPES: usize = 16;
+/// How many of them are built at a time, and for how long.
+const AT_ONCE: usize = 3;
+const SPELL: Duration = Duration::from_millis(700);
 
 #[test]
 fn builders_a_collector_and_a_checker_do_not_hurt_each_other() {
@@ -23,21 +27,28 @@ fn builders_a_collector_and_a_checker_do_not_hurt_each_other() {
     let seed = number_from("FORGE_TEST_SEED", 1) as u64;
     let forge = Forge::new();
     cache_small::write_model(&forge, 32);
-    let recipes = [
-        ("one.toml", cache_small::first()),
-        ("two.toml", cache_small::second()),
-        (
-            "three.toml",
-            cache_small::recipe("moment", &[["Q4_0"; 4], ["Q8_0", "Q5_1", "Q4_1", "Q4_0"]]),
-        ),
-    ];
+    // More than are built at any time, so that there is always something that nobody has used for a while.
+    let types = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"];
+    let mut random = Random(seed);
+    let recipes: Vec<(String, String)> = (0..RECIPES)
+        .map(|number| {
+            let mut candidate = || [0; 4].map(|_| random.pick(&types));
+            let text = cache_small::recipe("moment", &[candidate(), candidate()]);
+            (format!("{number}.toml"), text)
+        })
+        .collect();
     let mut right = Vec::new();
     for (name, text) in &recipes {
         forge.write(name, text);
         let store = tempfile::tempdir().unwrap();
         let alone = forge.with_store(&store.path().join("store"));
         let out = format!("right-{name}");
-        let _ = Run::of(crate::small::build(&alone, &[name, "--out", &out]).output().unwrap()).success();
+        let _ = Run::of(
+            crate::small::build(&alone, &[name.as_str(), "--out", &out])
+                .output()
+                .unwrap(),
+        )
+        .success();
         right.push(candidates(&forge.path(&out)));
     }
     let (stop, builds, collections, checks) = (
@@ -47,6 +58,7 @@ fn builders_a_collector_and_a_checker_do_not_hurt_each_other() {
         AtomicUsize::new(0),
     );
     let collected = AtomicUsize::new(0);
+    let started = Instant::now();
     std::thread::scope(|scope| {
         // A failure in one thread ends the others.
         struct Stop<'s>(&'s AtomicBool);
@@ -61,10 +73,11 @@ fn builders_a_collector_and_a_checker_do_not_hurt_each_other() {
                 let _stop = Stop(stop);
                 let mut random = Random(seed * 1000 + number as u64);
                 while !stop.load(Ordering::Relaxed) {
-                    let which = random.below(recipes.len());
+                    let spell = (started.elapsed().as_millis() / SPELL.as_millis()) as usize;
+                    let which = (spell * AT_ONCE + random.below(AT_ONCE)) % recipes.len();
                     // Some share a folder.
                     let out = format!("out-{}", random.below(BUILDERS));
-                    let mut command = crate::small::build(forge, &[recipes[which].0, "--out", &out]);
+                    let mut command = crate::small::build(forge, &[recipes[which].0.as_str(), "--out", &out]);
                     let run = Run::of(command.output().unwrap());
                     assert_eq!(run.status, Some(0), "{}{}", run.stdout, run.stderr);
                     for event in run.json_lines() {
@@ -78,7 +91,7 @@ fn builders_a_collector_and_a_checker_do_not_hurt_each_other() {
                 let out = format!("last-{number}");
                 let which = number % recipes.len();
                 let _ = Run::of(
-                    crate::small::build(forge, &[recipes[which].0, "--out", &out])
+                    crate::small::build(forge, &[recipes[which].0.as_str(), "--out", &out])
                         .output()
                         .unwrap(),
                 )
@@ -91,7 +104,16 @@ fn builders_a_collector_and_a_checker_do_not_hurt_each_other() {
             let mut random = Random(seed);
             while !stop.load(Ordering::Relaxed) {
                 let args: &[&str] = if random.below(2) == 0 {
-                    &["cache", "gc", "--max-size", "0B", "--also-newest", "--yes", "--message-format", "json"]
+                    &[
+                        "cache",
+                        "gc",
+                        "--max-size",
+                        "0B",
+                        "--also-newest",
+                        "--yes",
+                        "--message-format",
+                        "json",
+                    ]
                 } else {
                     &["cache", "gc", "--older-than", "1s", "--yes", "--message-format", "json"]
                 };
@@ -112,7 +134,6 @@ fn builders_a_collector_and_a_checker_do_not_hurt_each_other() {
                 checks.fetch_add(1, Ordering::Relaxed);
             }
         });
-        let started = Instant::now();
         while started.elapsed() < time && !stop.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -122,8 +143,14 @@ fn builders_a_collector_and_a_checker_do_not_hurt_each_other() {
     for number in 0..BUILDERS {
         let out = forge.path(&format!("out-{number}"));
         if out.exists() {
-            let found = candidates(&out);
-            assert!(right.contains(&found), "out-{number} holds candidates of no recipe");
+            // Two recipes in one folder at once: each file is one of theirs, whole.
+            for found in candidates(&out) {
+                assert!(
+                    right.iter().flatten().any(|known| *known == found),
+                    "out-{number}: {}",
+                    found.0
+                );
+            }
         }
     }
     let (builds, collections, checks, collected) = (
@@ -134,5 +161,8 @@ fn builders_a_collector_and_a_checker_do_not_hurt_each_other() {
     );
     eprintln!("{builds} builds, {collections} collections of {collected} results, {checks} checks in {time:?}");
     assert!(builds >= BUILDERS && collections > 1 && checks > 0);
-    assert!(collected > 0, "the collector never found anything to collect: nothing was shown");
+    assert!(
+        collected > 0,
+        "the collector never found anything to collect: nothing was shown"
+    );
 }

@@ -149,13 +149,24 @@ fn assert_recovers(project: &Forge, out: &Path, expected: &[(String, Vec<u8>)], 
     let done = committed(project.store());
     let run = Run::of(cache_small::build(project, out.to_str().unwrap()).output().unwrap());
     assert_eq!(run.status, Some(0), "after {what}: {}{}", run.stdout, run.stderr);
-    let again: Vec<String> = ran(&run.json_lines()).into_iter().filter(|key| done.contains(key)).collect();
+    let again: Vec<String> = ran(&run.json_lines())
+        .into_iter()
+        .filter(|key| done.contains(key))
+        .collect();
     assert!(again.is_empty(), "after {what}: {again:?} ran again");
     assert!(candidates(out) == expected, "after {what}: the outputs are others");
     assert_clean(project, &format!("after the build after {what}"));
     let last = Run::of(cache_small::build(project, out.to_str().unwrap()).output().unwrap()).success();
-    assert_eq!(ran(&last.json_lines()), BTreeSet::new(), "after {what}: something is left to do");
-    assert_eq!(small::names(&project.store().join("tmp")), BTreeSet::new(), "after {what}");
+    assert_eq!(
+        ran(&last.json_lines()),
+        BTreeSet::new(),
+        "after {what}: something is left to do"
+    );
+    assert_eq!(
+        small::names(&project.store().join("tmp")),
+        BTreeSet::new(),
+        "after {what}"
+    );
     let litter: Vec<String> = small::names(out)
         .into_iter()
         .filter(|name| name.starts_with(".forge-"))
@@ -179,12 +190,17 @@ fn a_build_killed_at_any_call_goes_on() {
     };
     let mut died = 0;
     let mut cases = 0;
-    for (call, number) in chosen(&counts, &CALLS, 6) {
+    for (call, number) in chosen(&counts, &CALLS, 4) {
         let (_dir, project) = fresh(&forge);
         let _ = project.run(&["cache", "dir"]).success();
         let out = forge.path("killed");
         let _ = std::fs::remove_dir_all(&out);
-        let run = run_with(&cache_small::build(&project, out.to_str().unwrap()), &call, number, Fault::Kill);
+        let run = run_with(
+            &cache_small::build(&project, out.to_str().unwrap()),
+            &call,
+            number,
+            Fault::Kill,
+        );
         // Another order of the threads may make fewer calls: then it ended by itself.
         died += usize::from(run.status.is_none());
         cases += 1;
@@ -218,7 +234,7 @@ fn a_build_that_replaces_outputs_loses_nothing_when_killed() {
         return;
     };
     let calls = ["fsync", "rename", "unlink", "openat"];
-    for (call, number) in chosen(&counts, &calls, 6) {
+    for (call, number) in chosen(&counts, &calls, 4) {
         let (_dir, project) = prepare();
         let before = committed(project.store());
         let run = run_with(&cache_small::build(&project, "replaced"), &call, number, Fault::Kill);
@@ -247,16 +263,27 @@ fn a_full_disk_and_a_broken_one_leave_nothing_broken() {
     };
     let mut failed = 0;
     for fault in [Fault::NoSpace, Fault::Broken] {
-        for (call, number) in chosen(&counts, &["write", "fsync", "rename", "openat"], 3) {
+        for (call, number) in chosen(&counts, &["write", "fsync", "rename", "openat"], 2) {
             let (_dir, project) = fresh(&forge);
             let _ = project.run(&["cache", "size"]).success();
             let out = forge.path("failed");
             let _ = std::fs::remove_dir_all(&out);
-            let run = run_with(&cache_small::build(&project, out.to_str().unwrap()), &call, number, fault);
+            let run = run_with(
+                &cache_small::build(&project, out.to_str().unwrap()),
+                &call,
+                number,
+                fault,
+            );
             let what = format!("{fault:?} at {call} {number}");
             // A library that is not found ends the program before it is one; and a write may be one to the terminal.
             let known = [Some(0), Some(1), Some(3), Some(127)];
-            assert!(known.contains(&run.status), "{what}: {:?} {}{}", run.status, run.stdout, run.stderr);
+            assert!(
+                known.contains(&run.status),
+                "{what}: {:?} {}{}",
+                run.status,
+                run.stdout,
+                run.stderr
+            );
             assert!(!run.stderr.contains("panicked"), "{what}: {}", run.stderr);
             failed += usize::from(run.status != Some(0));
             assert_recovers(&project, &out, &expected, &what);
@@ -268,9 +295,7 @@ fn a_full_disk_and_a_broken_one_leave_nothing_broken() {
 #[test]
 fn a_collection_killed_at_any_call_removes_nothing_by_halves() {
     let forge = cache_small::project();
-    let collect = |project: &Forge| {
-        project.command(&["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"])
-    };
+    let collect = |project: &Forge| project.command(&["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"]);
     let prepare = || {
         let (dir, project) = fresh(&forge);
         let out = forge.path("collected");
@@ -283,7 +308,7 @@ fn a_collection_killed_at_any_call_removes_nothing_by_halves() {
     let Some(counts) = counts(&collect(&project), &forge.path("calls.log")) else {
         return;
     };
-    for (call, number) in chosen(&counts, &["rename", "unlink", "openat", "write"], 5) {
+    for (call, number) in chosen(&counts, &["rename", "unlink", "openat", "write"], 4) {
         let (_dir, project) = prepare();
         let run = run_with(&collect(&project), &call, number, Fault::Kill);
         let what = format!("a kill at {call} {number} of a collection ({:?})", run.status);
@@ -317,7 +342,9 @@ fn a_disk_that_is_really_full_is_told_before_and_leaves_nothing() {
     let _unmount = Unmount(&mount);
     cache_small::write_model(&forge, 16_384);
     let project = forge.with_store(&mount.join("store"));
-    let run = project.run(&["build", "--out", mount.join("out").to_str().unwrap()]).status(3);
+    let run = project
+        .run(&["build", "--out", mount.join("out").to_str().unwrap()])
+        .status(3);
     assert!(run.stderr.contains("does not fit"), "{}", run.stderr);
     assert!(run.stderr.contains("forge cache gc"), "{}", run.stderr);
     assert!(run.stderr.contains("promote.c0"), "{}", run.stderr);

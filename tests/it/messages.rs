@@ -182,14 +182,24 @@ fn every_line_is_one_of_the_schema() {
     let lines = judge.run(&other, 2, &["cache", "gc", "--max-size", "0B", "--also-newest"]);
     assert_eq!(lines.last().unwrap()["code"], "usage::unconfirmed");
     let blobs = crate::small::sharded(other.store(), "cas-v1");
-    for path in blobs.into_values().chain(crate::small::sharded(other.store(), "actions-v1").into_values().take(1)) {
+    for path in blobs
+        .into_values()
+        .chain(crate::small::sharded(other.store(), "actions-v1").into_values().take(1))
+    {
         crate::crash::damage(&path, crate::crash::Damage::Flip, &mut crate::small::Random(4));
     }
     let lines = judge.run(&other, 1, &["cache", "verify"]);
     assert!(lines.len() > 10);
-    let lines = judge.run(&other, 0, &["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"]);
+    let lines = judge.run(
+        &other,
+        0,
+        &["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"],
+    );
     assert_eq!(lines.last().unwrap()["reason"], "cache-gc");
-    assert_eq!(judge.run(&other, 1, &["cache", "unpin", "c0.gguf"])[0]["code"], "cache::not-pinned");
+    assert_eq!(
+        judge.run(&other, 1, &["cache", "unpin", "c0.gguf"])[0]["code"],
+        "cache::not-pinned"
+    );
 
     // What takes two builds at once to see.
     let waiting = Event::Waiting {

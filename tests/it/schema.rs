@@ -373,13 +373,19 @@ fn every_document_of_a_build_is_what_its_schema_says() {
     assert_eq!(books.len(), 3, "one for each candidate");
     for path in books {
         let (kind, name, book) = unseal(&path);
-        assert_eq!((kind.as_str(), name.as_str()), ("loans", path.file_name().unwrap().to_str().unwrap()));
+        assert_eq!(
+            (kind.as_str(), name.as_str()),
+            ("loans", path.file_name().unwrap().to_str().unwrap())
+        );
         schemas.good("loans.v1", &book);
     }
     let _ = forge.run(&["cache", "pin", "out/sample/rules.gguf"]).success();
     for path in files_below(&forge.store().join("manifests-v1")) {
         let (kind, name, pin) = unseal(&path);
-        assert_eq!((kind.as_str(), name.as_str()), ("pin", path.file_name().unwrap().to_str().unwrap()));
+        assert_eq!(
+            (kind.as_str(), name.as_str()),
+            ("pin", path.file_name().unwrap().to_str().unwrap())
+        );
         schemas.good("pin.v1", &pin);
     }
     let _ = forge

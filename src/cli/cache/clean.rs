@@ -38,7 +38,10 @@ pub(super) fn run(args: &args::Clean, files: &Files, terminal: &Terminal) -> Res
     if !args.yes && !terminal.ask(&question) {
         if !terminal.can_ask() {
             let unsure = Diagnostic::error("nothing was removed: nobody can be asked here").code("usage::unconfirmed");
-            return Err(Failure::new(Exit::Usage, unsure.hint("give `--yes` to remove the whole store")));
+            return Err(Failure::new(
+                Exit::Usage,
+                unsure.hint("give `--yes` to remove the whole store"),
+            ));
         }
         terminal.line("forge: nothing was removed");
         return Ok(Exit::Done);

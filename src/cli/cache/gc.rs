@@ -44,8 +44,12 @@ pub(super) fn run(args: &args::Gc, files: &Files, terminal: &Terminal) -> Result
     }
     if !args.yes && !terminal.ask("collect this?") {
         if !terminal.can_ask() {
-            let unsure = Diagnostic::error("nothing was collected: nobody can be asked here").code("usage::unconfirmed");
-            return Err(Failure::new(Exit::Usage, unsure.hint("give `--yes` to collect, or `--dry-run` to look")));
+            let unsure =
+                Diagnostic::error("nothing was collected: nobody can be asked here").code("usage::unconfirmed");
+            return Err(Failure::new(
+                Exit::Usage,
+                unsure.hint("give `--yes` to collect, or `--dry-run` to look"),
+            ));
         }
         terminal.line("forge: nothing was collected");
         return Ok(Exit::Done);
@@ -119,7 +123,9 @@ fn too_large(plan: &GcPlan) -> Diagnostic {
         words::bytes(plan.after),
         words::bytes(limit)
     ));
-    let warning = warning.code("cache::limit").caused_by(format!("what stays: {}", needed.join(", ")));
+    let warning = warning
+        .code("cache::limit")
+        .caused_by(format!("what stays: {}", needed.join(", ")));
     warning.hint("unpin what is not needed (`forge cache pin` lists it), give `--also-newest`, or raise the limit")
 }
 
@@ -171,7 +177,11 @@ fn text(plan: &GcPlan) -> String {
     });
     let rows: Vec<String> = rows.collect();
     if rows.is_empty() {
-        let _ = writeln!(text, "the store takes {}; nothing is to be collected", words::bytes(plan.before));
+        let _ = writeln!(
+            text,
+            "the store takes {}; nothing is to be collected",
+            words::bytes(plan.before)
+        );
         return text;
     }
     let _ = writeln!(text, "to collect:");

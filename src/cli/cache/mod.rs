@@ -49,8 +49,12 @@ fn failure(error: &StoreError) -> Failure {
     let hint = match error {
         StoreError::Busy { .. } => Some("wait until it has ended, then try again"),
         StoreError::InUse { .. } => Some("wait until they have ended, or stop them"),
-        StoreError::LeadsOut { .. } => Some("no store of forge has such a thing in it: do not use this one, start anew"),
-        StoreError::NotAManifest { .. } => Some("name an output's `.manifest.json`, or the output beside which it stands"),
+        StoreError::LeadsOut { .. } => {
+            Some("no store of forge has such a thing in it: do not use this one, start anew")
+        }
+        StoreError::NotAManifest { .. } => {
+            Some("name an output's `.manifest.json`, or the output beside which it stands")
+        }
         StoreError::NotAStore { .. } => Some("name the store with `--cache-dir DIR` or `FORGE_CACHE_DIR`"),
         _ if error.class() == ErrorClass::Permission => Some("see who may read and write there"),
         _ => None,

@@ -100,7 +100,9 @@ fn manifests(store: &Store, files: &Files, target: &Path) -> Result<Vec<Vec<u8>>
         Ok(manifest) => return Ok(vec![manifest]),
         Err(error) => error,
     };
-    let of_run = store.manifests_of_run(&target.to_string_lossy()).map_err(|error| failure(&error))?;
+    let of_run = store
+        .manifests_of_run(&target.to_string_lossy())
+        .map_err(|error| failure(&error))?;
     if of_run.is_empty() {
         let none = Diagnostic::from_error(&missing).code("cache::no-manifest");
         return Err(Failure::new(

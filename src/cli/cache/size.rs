@@ -17,7 +17,11 @@ use crate::store::Amount;
 pub(super) fn dir(files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let (directory, _) = files.cache()?;
     if terminal.is_json() {
-        line(terminal, "cache-dir", json!({ "path": directory.display().to_string() }));
+        line(
+            terminal,
+            "cache-dir",
+            json!({ "path": directory.display().to_string() }),
+        );
     } else {
         terminal.data(&format!("{}\n", directory.display()));
     }

@@ -99,7 +99,10 @@ fn told(verified: &Verified, terminal: &Terminal) {
         return;
     }
     for path in &verified.foreign {
-        let warning = Diagnostic::warning(format!("`{}` is no part of a store; it was left as it is", path.display()));
+        let warning = Diagnostic::warning(format!(
+            "`{}` is no part of a store; it was left as it is",
+            path.display()
+        ));
         terminal.diagnostic(&warning);
     }
     if verified.dropped > 0 {
@@ -214,7 +217,10 @@ fn sentence(flaw: &Flaw, names: &Names) -> (String, Option<String>) {
             moved_to,
         } => (
             format!("note `{directory}/{name}` is damaged"),
-            Some(format!("it was moved to `{}`; notes explain, nothing rests on them", moved_to.display())),
+            Some(format!(
+                "it was moved to `{}`; notes explain, nothing rests on them",
+                moved_to.display()
+            )),
         ),
     }
 }
