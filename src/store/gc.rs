@@ -288,7 +288,7 @@ impl Store {
                     (last, price, found.used, found)
                 })
                 .collect();
-            ranked.sort_by(|a, b| (a.0, a.1, a.2, a.3.key).cmp(&(b.0, b.1, b.2, b.3.key)));
+            ranked.sort_by_key(|(last, price, used, found)| (*last, *price, *used, found.key));
             for (_, _, _, found) in ranked {
                 if plan.after <= limit {
                     break;

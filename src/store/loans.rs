@@ -189,12 +189,11 @@ impl Store {
                 continue;
             };
             let kept = known.books.remove(&name).filter(|(stamp, _)| *stamp == facts.stamp);
-            let read = match kept {
-                Some(kept) => Some(kept),
-                None => {
-                    changed = true;
-                    self.book(&name)?.map(|(stamp, book)| (stamp, Arc::new(book)))
-                }
+            let read = if kept.is_some() {
+                kept
+            } else {
+                changed = true;
+                self.book(&name)?.map(|(stamp, book)| (stamp, Arc::new(book)))
             };
             books.extend(read.map(|read| (name, read)));
         }

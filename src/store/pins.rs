@@ -188,10 +188,10 @@ fn actions_of(manifest: &[u8]) -> Vec<ActionDigest> {
     }
     #[derive(Deserialize)]
     struct Forge {
-        actions: std::collections::BTreeMap<String, serde::de::IgnoredAny>,
+        actions: serde_json::Map<String, serde_json::Value>,
     }
     let manifest: Option<Manifest> = serde_json::from_slice(manifest).ok();
     let actions = manifest.map(|manifest| manifest.predicate.forge.actions);
-    let keys = actions.into_iter().flat_map(std::collections::BTreeMap::into_keys);
+    let keys = actions.iter().flat_map(serde_json::Map::keys);
     keys.filter_map(|key| key.parse().ok()).collect()
 }

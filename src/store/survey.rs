@@ -52,6 +52,9 @@ pub(super) struct FoundFile {
     pub(super) stamp: Stamp,
 }
 
+/// Files by the hash that their place says, and what has no place there.
+pub(super) type Sharded = (Vec<(Hash, FoundFile)>, Vec<PathBuf>);
+
 /// A book of loans, and whether its file is the one that was written down.
 #[derive(Debug)]
 pub(super) struct FoundBook {
@@ -100,7 +103,7 @@ pub(super) struct KindOf {
 
 impl Store {
     /// Returns the files of a directory whose names are hashes, by hash, and apart from them what has no place there.
-    pub(super) fn sharded(&self, directory: &str) -> Result<(Vec<(Hash, FoundFile)>, Vec<PathBuf>), StoreError> {
+    pub(super) fn sharded(&self, directory: &str) -> Result<Sharded, StoreError> {
         let root = self.root().join(directory);
         let (mut files, mut foreign) = (Vec::new(), Vec::new());
         for shard in fs::list(&root)? {

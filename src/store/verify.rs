@@ -547,7 +547,7 @@ impl Store {
         for file in self.plain_files(layout::QUARANTINE)? {
             let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             explained.extend(name.get(..64).and_then(|digits| digits.parse::<Hash>().ok()));
-            book_lost |= name.ends_with(".loans");
+            book_lost |= file.path.extension().is_some_and(|extension| extension == "loans");
         }
         for (key, result, used) in &index.results {
             if self.missing(result)?.is_empty() {
