@@ -14,6 +14,7 @@ mod concurrent;
 mod crash;
 mod cut;
 mod engine;
+mod fresh;
 mod keys;
 mod layering;
 mod messages;
