@@ -148,7 +148,7 @@ fn a_gate_that_fails_and_a_recipe_with_warnings_are_never_noted() {
     let warned = project();
     warned.recipe(&format!("{text}\n[policy.unused]\nmethod = \"mix\"\nmix = \"Q4_0\"\n"));
     for _ in 0..2 {
-        cut::build(&gated, &[]).run.status(1);
+        let _ = cut::build(&gated, &[]).run.status(1);
         build_well(&warned, &[]);
         std::thread::sleep(forge::store::GRAIN + Duration::from_millis(100));
     }
