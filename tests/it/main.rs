@@ -11,6 +11,7 @@ mod broken_cli;
 mod broken_formats;
 mod build;
 mod concurrent;
+mod conformance;
 mod crash;
 mod cut;
 mod engine;
