@@ -79,6 +79,11 @@ impl FileLock {
             .map_err(PathError::on(&self.path, "write"))
     }
 
+    /// Writes more behind what was written last.
+    pub fn append(&mut self, more: &[u8]) -> Result<(), PathError> {
+        self.file.write_all(more).map_err(PathError::on(&self.path, "write"))
+    }
+
     /// Removes the file when the lock is let go. Only for locks held alone: the name goes while the lock is held, and
     /// whoever gets the lock on the nameless file sees that and opens anew.
     pub fn remove_on_release(&mut self) {

@@ -45,6 +45,7 @@ pub use read::read_plain;
 pub use read::read_small;
 pub use safe::UnsafePathError;
 pub use safe::safe_join;
+pub use stamp::Folder;
 pub use stamp::Stamp;
 pub use write::Durability;
 pub use write::TempFile;

@@ -21,6 +21,7 @@ const RESULT: &str = "result";
 const RESULT_VERSION: u64 = 1;
 const EVENT: &str = "event";
 const EVENT_VERSION: u64 = 1;
+const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
 
 /// What the action cache has for a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,18 +101,28 @@ impl Store {
                 Ok(Lookup::Damaged { moved_to })
             }
             Stored::There(result, used) => {
-                // What was marked since this build began is kept, with all that it names; else it is marked now, before a
-                // collector can look again.
-                let unmarked = self.own_lease().filter(|start| used < *start);
-                let _using = unmarked.map(|_| self.using()).transpose()?;
+                // What this build made or found before is kept, with all that it names; else it is written into the lease
+                // now, before a collector can look again.
+                let unknown = self
+                    .own_lease()
+                    .filter(|start| used < *start && !self.is_used(key.hash()));
+                let _using = unknown.map(|_| self.using()).transpose()?;
                 let missing = self.missing(&result)?;
                 if !missing.is_empty() {
                     return Ok(Lookup::Incomplete { result, missing });
                 }
-                if let Some(start) = unmarked
-                    && !fs::set_modified(&self.shard(layout::ACTIONS, key.hash()), Self::mark_time(start))?
-                {
-                    return Ok(Lookup::Absent);
+                if let Some(start) = unknown {
+                    let path = self.shard(layout::ACTIONS, key.hash());
+                    if fs::facts(&path)?.is_none() {
+                        return Ok(Lookup::Absent);
+                    }
+                    self.use_result(key.hash())?;
+                    let now = Self::mark_time(start);
+                    // How long it was not used is told to the day: a build with nothing to do writes nothing, nor does it
+                    // change what others remember of the file's times.
+                    if now.saturating_sub(used) > DAY_NS {
+                        fs::set_modified(&path, now)?;
+                    }
                 }
                 Ok(Lookup::Hit(result))
             }
@@ -164,9 +175,7 @@ impl Store {
             }
             Stored::There(kept, _) if !self.missing(&kept)?.is_empty() => {}
             Stored::There(kept, _) if kept.outputs == result.outputs && kept.facts == result.facts => {
-                if let Some(start) = start {
-                    fs::set_modified(&path, Self::mark_time(start))?;
-                }
+                self.use_result(key.hash())?;
                 if let Some(parent) = path.parent() {
                     // Its writer may be between the rename and the sync.
                     fs::sync_dir(parent)?;

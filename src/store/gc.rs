@@ -219,7 +219,12 @@ impl Store {
             _gc: gc,
             _lease: lease,
         };
-        let results = self.all_results()?;
+        let mut results = self.all_results()?;
+        let noted = self.used_by_notes()?;
+        for found in &mut results {
+            found.noted = noted.get(found.key.hash()).copied().unwrap_or(i64::MIN);
+        }
+        let used_now = self.used_by_leases()?;
         let roots = self.roots(wish, &results)?;
         let (blobs, _) = self.sharded(layout::CAS)?;
         let mut ledger = Ledger {
@@ -256,7 +261,7 @@ impl Store {
 
         let mut candidates = Vec::new();
         for found in results {
-            let live = found.used >= horizon;
+            let live = found.used >= horizon || used_now.contains(found.key.hash());
             plan.kept.live += u64::from(live);
             let key = found.key.hash();
             let (pinned, newest) = (roots.pinned.contains(key), roots.newest.contains(key));
@@ -272,7 +277,7 @@ impl Store {
             if pinned || newest {
                 continue;
             }
-            if wish.older_than.is_some_and(|age| older(found.used, age)) {
+            if wish.older_than.is_some_and(|age| older(found.last_used(), age)) {
                 self.plan_result(&mut plan, &mut ledger, &used, found, Cause::Age);
                 continue;
             }
@@ -285,7 +290,7 @@ impl Store {
                     let last = self.kind_of(&found.result).as_deref() != Some(FIRST);
                     // Milliseconds for each GiB, in whole numbers so that the order is the same everywhere.
                     let price = (u128::from(found.result.cost_ms) << 30) / u128::from(ledger.share(&found).max(1));
-                    (last, price, found.used, found)
+                    (last, price, found.last_used(), found)
                 })
                 .collect();
             ranked.sort_by_key(|(last, price, used, found)| (*last, *price, *used, found.key));
@@ -350,7 +355,7 @@ impl Store {
 
     /// Returns what must stay.
     fn roots(&self, wish: &Wish, results: &[FoundResult]) -> Result<Roots, StoreError> {
-        let used: HashMap<&Hash, i64> = results.iter().map(|found| (found.key.hash(), found.used)).collect();
+        let used: HashMap<&Hash, i64> = results.iter().map(|found| (found.key.hash(), found.last_used())).collect();
         let mut roots = Roots {
             pinned: HashSet::new(),
             newest: HashSet::new(),
@@ -395,8 +400,11 @@ impl Store {
             let files = self.plain_files(directory)?;
             total += files.iter().map(|file| room(file.stamp.size)).sum::<u64>();
         }
-        let last = self.plain_files(&format!("{}/last", layout::RUNS))?;
-        Ok(total + last.iter().map(|file| room(file.stamp.size)).sum::<u64>())
+        for directory in ["last", "fresh"] {
+            let files = self.plain_files(&format!("{}/{directory}", layout::RUNS))?;
+            total += files.iter().map(|file| room(file.stamp.size)).sum::<u64>();
+        }
+        Ok(total)
     }
 
     /// Carries a plan out. `progress` is told how many things are done, and of how many.
@@ -457,15 +465,17 @@ impl Store {
                 Cause::Age => Removal::Age,
                 _ => Removal::Room,
             };
-            self.bury(&found.key, &found.result, since(found.used), why)?;
+            self.bury(&found.key, &found.result, since(found.last_used()), why)?;
         }
         {
             let _sweeping = self.sweeping()?;
+            let used_now = self.used_by_leases()?;
             for (number, (found, _)) in batch.iter().enumerate() {
                 let path = self.shard(layout::ACTIONS, found.key.hash());
                 let now = fs::facts(&path)?;
                 // Only the very result that was looked at, and only if nobody has used it since.
                 let idle = now.is_some_and(|now| now.stamp.mtime_ns == found.used && found.used < horizon);
+                let idle = idle && !used_now.contains(found.key.hash());
                 if idle {
                     fs::rename(&path, &trash.path().join(number.to_string()))?;
                     done.results += 1;

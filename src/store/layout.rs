@@ -66,7 +66,8 @@ fn refuse_links_within(root: &Path) -> Result<(), StoreError> {
             }
         }
     }
-    refuse_link(&root.join(RUNS).join("last"))
+    refuse_link(&root.join(RUNS).join("last"))?;
+    refuse_link(&root.join(RUNS).join("fresh"))
 }
 
 fn refuse_link(path: &Path) -> Result<(), StoreError> {

@@ -1,9 +1,11 @@
-//! Signs that builds live: `leases/<name>`, each locked by its process. Its time is when the build began; whatever a build
-//! uses is marked with a time no earlier, and nothing marked since the oldest of them began is collected
-//! (`docs/design-notes.md`, "Collecting while builds live").
+//! Signs that builds live: `leases/<name>`, each locked by its process. Its time is when the build began; what a build puts
+//! or commits has a time no earlier, and the results that it found stand in the file, one key a line. Nothing as young as the
+//! oldest lease, and nothing that stands in one, is collected (`docs/design-notes.md`, "Collecting while builds live").
 
+use std::collections::HashSet;
 use std::time::SystemTime;
 
+use crate::digest::Hash;
 use crate::fs;
 use crate::fs::FileLock;
 use crate::store::Store;
@@ -12,12 +14,17 @@ use crate::store::layout;
 use crate::store::lock::Holder;
 use crate::store::stat;
 
+/// No lease is longer: millions of results.
+const LEASE_CAP: u64 = 1 << 30;
+
 /// What a store knows of its own leases: they share one file.
 #[derive(Debug)]
 pub(super) struct Live {
     count: usize,
     start: i64,
-    _lock: FileLock,
+    lock: FileLock,
+    /// The results that stand in the file.
+    used: HashSet<Hash>,
 }
 
 /// A sign that a build lives. What the store finds or is given while one is held is not collected before it ends.
@@ -62,7 +69,8 @@ impl Store {
             }
         };
         lock.remove_on_release();
-        let note = serde_json::to_vec(&Holder::this_process()).unwrap_or_default();
+        let mut note = serde_json::to_vec(&Holder::this_process()).unwrap_or_default();
+        note.push(b'\n');
         lock.write_note(&note)?;
         // Not earlier than any that is there, whatever the clock did since: who collects now has looked at its own.
         let own = lock.stamp()?.mtime_ns;
@@ -74,7 +82,8 @@ impl Store {
             count: 1,
             // As the file system keeps it, and so as others read it.
             start: lock.stamp()?.mtime_ns,
-            _lock: lock,
+            lock,
+            used: HashSet::new(),
         })
     }
 
@@ -91,6 +100,40 @@ impl Store {
     /// Returns when the oldest build that lives now began, in nanoseconds since 1970; the caller holds a lease itself.
     pub(super) fn oldest_lease(&self) -> Result<i64, StoreError> {
         Ok(self.lease_times(true)?.into_iter().min().unwrap_or(i64::MIN))
+    }
+
+    /// Writes into the own lease that a result is used, unless it stands there. The caller keeps collectors off
+    /// ([`Store::using`]).
+    pub(super) fn use_result(&self, key: &Hash) -> Result<(), StoreError> {
+        if let Some(held) = &mut *self.inner.live()
+            && !held.used.contains(key)
+        {
+            let start = held.start;
+            held.lock.append(format!("{key}\n").as_bytes())?;
+            // Writing changed the time, which is when the build began.
+            held.lock.set_modified(start)?;
+            held.used.insert(*key);
+        }
+        Ok(())
+    }
+
+    /// Returns whether the own lease says that a result is used: then it cannot have been collected since.
+    pub(super) fn is_used(&self, key: &Hash) -> bool {
+        self.inner.live().as_ref().is_some_and(|held| held.used.contains(key))
+    }
+
+    /// Returns the results that stand in any lease. A lease whose process has died may be among them: no harm.
+    pub(super) fn used_by_leases(&self) -> Result<HashSet<Hash>, StoreError> {
+        let directory = self.root().join(layout::LEASES);
+        let mut used = HashSet::new();
+        for entry in fs::list(&directory)? {
+            if let Ok((text, _)) = fs::read_plain(&directory.join(&entry.name), LEASE_CAP) {
+                let lines = text.split(|byte| *byte == b'\n');
+                let keys = lines.filter_map(|line| std::str::from_utf8(line).ok()?.parse::<Hash>().ok());
+                used.extend(keys);
+            }
+        }
+        Ok(used)
     }
 
     /// Returns the times of leases: all, or those of the living only; the dead ones' files are removed then.

@@ -315,6 +315,10 @@ impl Store {
             book.loans.retain(|loan| !wrong.contains(&loan.bytes));
             self.write_book(&book)?;
         }
+        // Notes of builds that found everything done rest on the stamp, too.
+        for note in self.plain_files(&format!("{}/fresh", layout::RUNS))? {
+            fs::remove_file(&note.path)?;
+        }
         self.forget(stamp)
     }
 

@@ -99,8 +99,9 @@ impl Store {
             path: path.to_owned(),
             problem: "it names no output".to_owned(),
         })?;
-        // Under a lease, what is looked up is marked: a collector that is at work now keeps it already.
+        // Under a lease, what is looked up is kept by a collector that is at work now.
         let _lease = self.lease()?;
+        let start = self.own_lease().unwrap_or(i64::MIN);
         let digest = self.put(manifest)?;
         let pin = Pin {
             schema: Pin::SCHEMA,
@@ -121,7 +122,11 @@ impl Store {
         };
         for key in actions_of(manifest) {
             match self.find(&key)? {
-                Lookup::Hit(_) => pinned.kept += 1,
+                Lookup::Hit(_) => {
+                    // The lease ends before a collector does that made its plan before there was a pin.
+                    fs::set_modified(&self.shard(layout::ACTIONS, key.hash()), Self::mark_time(start))?;
+                    pinned.kept += 1;
+                }
                 _ => pinned.gone += 1,
             }
         }

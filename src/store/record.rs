@@ -1,12 +1,15 @@
 //! The record of what steps did last: `runs-v1/last/<hash of recipe and step>`. It answers "why does this run?" by what it
-//! names, and is never asked whether something is done: only action results are.
+//! names, and is never asked whether something is done: only action results are. And notes of builds that found everything
+//! done: `runs-v1/fresh/<hash of what was asked>`.
 
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::action::ActionResult;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::digest::Hash;
@@ -17,10 +20,14 @@ use crate::store::StoreError;
 use crate::store::layout;
 use crate::store::publish;
 use crate::store::sealed;
+use crate::store::stat;
 
 const KIND: &str = "last";
 const VERSION: u64 = 1;
 const CAP: u64 = 64 << 10;
+const FRESH: &str = "fresh";
+const FRESH_VERSION: u64 = 1;
+const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
 
 /// What a step of a recipe did last.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +75,47 @@ impl Store {
         let (name, path) = self.place_of(&last.recipe, &last.step);
         let temp = self.sealed_temp(KIND, VERSION, &name, last)?;
         publish(temp, &path, Durability::Fast)
+    }
+
+    /// Returns the note of a build that found everything done; nothing where that cannot be read.
+    pub fn fresh(&self, name: &Hash) -> Option<String> {
+        let name = name.to_string();
+        let path = self.root().join(layout::RUNS).join(FRESH).join(&name);
+        let (bytes, _) = fs::read_plain(&path, sealed::CAP).ok()?;
+        Some(sealed::unseal(FRESH, FRESH_VERSION, &name, &bytes).ok()?.to_owned())
+    }
+
+    /// Notes that a build found everything done, unless the same is noted already. `text` is one line.
+    pub fn note_fresh(&self, name: &Hash, text: &str) -> Result<(), StoreError> {
+        if self.fresh(name).as_deref() == Some(text) {
+            return Ok(());
+        }
+        let name = name.to_string();
+        let mut temp = self.temp()?;
+        let at = temp.path().to_owned();
+        temp.write_all(&sealed::seal(FRESH, FRESH_VERSION, &name, text))
+            .map_err(fs::PathError::on(&at, "write"))?;
+        publish(temp, &self.root().join(layout::RUNS).join(FRESH).join(&name), Durability::Fast)
+    }
+
+    /// Says that a build rested on a note just now, to the day: so do the results that it names count as used.
+    pub fn touch_fresh(&self, name: &Hash) -> Result<(), StoreError> {
+        let path = self.root().join(layout::RUNS).join(FRESH).join(name.to_string());
+        let now = i64::try_from(stat::nanos(SystemTime::now())).unwrap_or(i64::MAX);
+        if let Some(facts) = fs::facts(&path)?
+            && now.saturating_sub(facts.stamp.mtime_ns) > DAY_NS
+        {
+            fs::set_modified(&path, now)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the store's files that stand behind an action's result: the result, its document and its outputs.
+    pub fn files_of(&self, key: &ActionDigest, result: &ActionResult) -> Vec<PathBuf> {
+        let blobs = std::iter::once(&result.action).chain(result.outputs.values());
+        std::iter::once(self.shard(layout::ACTIONS, key.hash()))
+            .chain(blobs.map(|digest| self.blob_path(digest)))
+            .collect()
     }
 
     /// Writes the record of a run, a JSON document a line, under a name of its own.

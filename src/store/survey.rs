@@ -39,9 +39,18 @@ pub(super) fn room(bytes: u64) -> u64 {
 pub(super) struct FoundResult {
     pub(super) key: ActionDigest,
     pub(super) result: ActionResult,
-    /// When it was last used, in nanoseconds since 1970.
+    /// The time of its file: when it was last used, to the day; in nanoseconds since 1970.
     pub(super) used: i64,
+    /// When a build last found that everything is as a note says that names it; in nanoseconds since 1970.
+    pub(super) noted: i64,
     pub(super) bytes: u64,
+}
+
+impl FoundResult {
+    /// Returns when it was last used, in nanoseconds since 1970.
+    pub(super) fn last_used(&self) -> i64 {
+        self.used.max(self.noted)
+    }
 }
 
 /// A file in the store.
@@ -144,6 +153,7 @@ impl Store {
                     key,
                     result,
                     used,
+                    noted: i64::MIN,
                     bytes: file.stamp.size,
                 });
             }
@@ -200,8 +210,8 @@ impl Store {
             for entry in list_if_there(&folder)? {
                 let path = folder.join(&entry.name);
                 if entry.is_dir {
-                    // What steps did last is asked for by itself.
-                    if entry.name != "last" {
+                    // What steps did last is asked for by itself; a note of a build that did nothing keeps nothing.
+                    if entry.name != "last" && entry.name != "fresh" {
                         folders.push(path);
                     }
                 } else if let Ok((bytes, _)) = fs::read_plain(&path, RECORD_CAP) {
@@ -210,6 +220,26 @@ impl Store {
             }
         }
         Ok(named.blobs)
+    }
+
+    /// Returns the results that notes of builds with nothing to do name, and when such a build was last: they open no result,
+    /// but rest on all of them.
+    pub(super) fn used_by_notes(&self) -> Result<HashMap<Hash, i64>, StoreError> {
+        let mut used: HashMap<Hash, i64> = HashMap::new();
+        for file in self.plain_files(&format!("{}/fresh", layout::RUNS))? {
+            let Ok((bytes, stamp)) = fs::read_plain(&file.path, sealed::CAP) else {
+                continue;
+            };
+            let text = String::from_utf8_lossy(&bytes);
+            for place in text.split(&format!("{}/", layout::ACTIONS)).skip(1) {
+                let digits: String = place.chars().take(65).filter(|c| *c != '/').collect();
+                if let Ok(key) = digits.parse::<Hash>() {
+                    let known = used.entry(key).or_insert(stamp.mtime_ns);
+                    *known = stamp.mtime_ns.max(*known);
+                }
+            }
+        }
+        Ok(used)
     }
 
     /// Returns what a manifest names that is a blob of the store; nothing where it cannot be read.
@@ -224,12 +254,15 @@ impl Store {
     /// Returns every result, for people.
     pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
         let mut listed = Vec::new();
-        for found in self.all_results()? {
+        let noted = self.used_by_notes()?;
+        for mut found in self.all_results()? {
+            found.noted = noted.get(found.key.hash()).copied().unwrap_or(i64::MIN);
+            let used = found.last_used();
             let result = &found.result;
             let mut entry = Listed {
                 key: found.key,
                 kind: self.kind_of(result).unwrap_or_else(|| "unknown".to_owned()),
-                used: u64::try_from(found.used / 1_000_000_000).unwrap_or(0),
+                used: u64::try_from(used / 1_000_000_000).unwrap_or(0),
                 cost_ms: result.cost_ms,
                 bytes: 0,
                 borrowed: 0,

@@ -394,9 +394,11 @@ impl Store {
     }
 
     fn check_notes(&self, verified: &mut Verified) -> Result<(), StoreError> {
-        let last = format!("{}/last", layout::RUNS);
+        let of_runs = |name: &str| format!("{}/{name}", layout::RUNS);
+        let (last, fresh) = (of_runs("last"), of_runs("fresh"));
         for (directory, called, kind) in [
             (last.as_str(), layout::RUNS, "last"),
+            (fresh.as_str(), layout::RUNS, "fresh"),
             (layout::MANIFESTS, layout::MANIFESTS, "pin"),
             (layout::EVENTS, layout::EVENTS, "event"),
             (layout::BORROWED, layout::BORROWED, "loans"),
