@@ -355,7 +355,10 @@ impl Store {
 
     /// Returns what must stay.
     fn roots(&self, wish: &Wish, results: &[FoundResult]) -> Result<Roots, StoreError> {
-        let used: HashMap<&Hash, i64> = results.iter().map(|found| (found.key.hash(), found.last_used())).collect();
+        let used: HashMap<&Hash, i64> = results
+            .iter()
+            .map(|found| (found.key.hash(), found.last_used()))
+            .collect();
         let mut roots = Roots {
             pinned: HashSet::new(),
             newest: HashSet::new(),

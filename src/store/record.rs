@@ -95,7 +95,11 @@ impl Store {
         let at = temp.path().to_owned();
         temp.write_all(&sealed::seal(FRESH, FRESH_VERSION, &name, text))
             .map_err(fs::PathError::on(&at, "write"))?;
-        publish(temp, &self.root().join(layout::RUNS).join(FRESH).join(&name), Durability::Fast)
+        publish(
+            temp,
+            &self.root().join(layout::RUNS).join(FRESH).join(&name),
+            Durability::Fast,
+        )
     }
 
     /// Says that a build rested on a note just now, to the day: so do the results that it names count as used.
