@@ -196,7 +196,7 @@ fn what_is_cheap_for_its_room_goes_first_and_the_limit_is_held() {
             action: store.put(document.as_bytes()).unwrap(),
             outputs: [("out".to_owned(), store.put(&blob).unwrap())].into(),
             cost_ms,
-            facts: Default::default(),
+            facts: std::collections::BTreeMap::default(),
         };
         let key = forge::digest::ActionDigest::of(document.as_bytes());
         store.commit(&key, &result).unwrap();

@@ -51,7 +51,7 @@ fn outside(forge: &Forge) -> PathBuf {
                 old.push(path);
             } else {
                 let file = std::fs::File::open(&path).unwrap();
-                file.set_modified(SystemTime::now() - Duration::from_secs(400 * 86_400))
+                file.set_modified(SystemTime::now() - Duration::from_hours(400 * 24))
                     .unwrap();
             }
         }

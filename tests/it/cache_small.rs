@@ -30,10 +30,11 @@ pub(crate) fn recipe(name: &str, candidates: &[[&str; 4]]) -> String {
             .zip(types)
             .map(|(tensor, ty)| format!("{{ match = '^{}$', type = \"{ty}\" }}", tensor.replace('.', "\\.")))
             .collect();
-        text.push_str(&format!(
+        let section = format!(
             "[policy.p{number}]\nmethod = \"manual\"\nrules = [{}]\notherwise = \"keep\"\n[promote.c{number}]\npolicy = \"p{number}\"\n",
             rules.join(", ")
-        ));
+        );
+        text.push_str(&section);
     }
     text
 }
@@ -128,7 +129,7 @@ pub(crate) fn ran(events: &[serde_json::Value]) -> BTreeSet<String> {
 pub(crate) fn candidates(out: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found: Vec<(String, Vec<u8>)> = crate::small::names(out)
         .into_iter()
-        .filter(|name| name.ends_with(".gguf"))
+        .filter(|name| Path::new(name).extension().is_some_and(|extension| extension == "gguf"))
         .map(|name| (name.clone(), std::fs::read(out.join(&name)).unwrap()))
         .collect();
     found.sort();

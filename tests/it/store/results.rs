@@ -1,6 +1,5 @@
 //! Action results: a hit is whole, the first stays, damage is a miss.
 
-use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 
@@ -250,5 +249,5 @@ fn leases_are_counted_and_end_with_the_last_of_them() {
     assert_eq!(other.live_leases().unwrap(), 1);
     drop(two);
     assert_eq!(other.live_leases().unwrap(), 0);
-    assert_eq!(files_under(&place.store.root().join("leases")), [PathBuf::new(); 0]);
+    assert!(files_under(&place.store.root().join("leases")).is_empty());
 }
