@@ -23,7 +23,9 @@ use crate::recipe::settings::Settings;
 use crate::session;
 use crate::session::Session;
 use crate::session::SessionError;
+use crate::store::Store;
 use crate::text::Source;
+use crate::why::TensorError;
 
 /// No recipe or settings file is longer.
 const TEXT_CAP: u64 = 4 << 20;
@@ -94,11 +96,7 @@ impl Files {
         let folder = self.folder(&target.recipe);
         let (settings, place) = Self::settings(&folder)?;
         terminal.prefer(settings.color);
-        let cache_dir = match (&self.cache_dir, &settings.cache_dir) {
-            (Some(dir), _) => dir.clone(),
-            (None, Some(dir)) => place.join(dir),
-            (None, None) => default_cache_dir()?,
-        };
+        let cache_dir = self.cache_dir_of(&settings, &place)?;
         let out = match &target.out {
             Some(out) => self.directory.join(out),
             None => folder.join("out").join(&parsed.recipe.name),
@@ -114,15 +112,43 @@ impl Files {
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         let pools = settings.pools;
         let command = std::env::args().collect();
+        let again = again(&self.directory.join(&target.recipe), &out, &cache_dir, threads);
         let settings = session::Settings {
             folder,
             out,
             cache_dir,
             threads,
             command,
+            again,
         };
         let session = Session::open(parsed.recipe, settings, &target.steps, cancel);
         Ok((session.map_err(|error| session_failure(&error))?, pools))
+    }
+
+    fn cache_dir_of(&self, settings: &Settings, place: &Path) -> Result<PathBuf, Failure> {
+        match (&self.cache_dir, &settings.cache_dir) {
+            (Some(dir), _) => Ok(dir.clone()),
+            (None, Some(dir)) => Ok(place.join(dir)),
+            (None, None) => default_cache_dir(),
+        }
+    }
+
+    /// Returns where the store is, for verbs that need no recipe: settings are looked for in the folder that they work in.
+    pub(super) fn store_place(&self, terminal: &Terminal) -> Result<PathBuf, Failure> {
+        let (settings, place) = Self::settings(&self.directory)?;
+        terminal.prefer(settings.color);
+        self.cache_dir_of(&settings, &place)
+    }
+
+    /// Opens the store, for verbs that need no recipe.
+    pub(super) fn store(&self, terminal: &Terminal) -> Result<Store, Failure> {
+        let place = self.store_place(terminal)?;
+        Store::open(&place).map_err(|error| session_failure(&SessionError::Store(error)))
+    }
+
+    /// Returns a path as the command line means it.
+    pub(super) fn path(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.directory.join(path)
     }
 
     /// Reads `forge.toml`: beside the recipe, else in the user's configuration. Returns where it was, too.
@@ -220,6 +246,21 @@ impl Files {
     }
 }
 
+/// Returns the words of a build with these settings, from any folder.
+fn again(recipe: &Path, out: &Path, cache_dir: &Path, threads: usize) -> Vec<String> {
+    let absolute = |path: &Path| {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        path.display().to_string()
+    };
+    let program = std::env::current_exe().map_or_else(|_| "forge".to_owned(), |path| path.display().to_string());
+    let mut words = vec![program, "build".to_owned()];
+    for (flag, path) in [("--cache-dir", cache_dir), ("--out", out)] {
+        words.extend([flag.to_owned(), absolute(path)]);
+    }
+    words.extend(["-j".to_owned(), threads.to_string(), absolute(recipe)]);
+    words
+}
+
 fn read_source(path: &Path, name: &str) -> Result<Source, LoadError> {
     let bytes = fs::read_small(path, TEXT_CAP).map_err(|error| LoadError {
         message: if error.is_not_found() {
@@ -254,6 +295,27 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
                 .min_by_key(|name| strsim::damerau_levenshtein(name, wanted));
             let missing = Diagnostic::error(error.to_string()).code("usage::no-such-step");
             let hint = near.map(|near| format!("did you mean `{near}`? `forge graph RECIPE` shows all steps"));
+            Failure::new(Exit::Usage, hint.into_iter().fold(missing, Diagnostic::hint))
+        }
+        SessionError::Tensor(tensor) => {
+            let missing = Diagnostic::error(tensor.to_string()).code("usage::no-such-tensor");
+            let known: &[String] = match tensor {
+                TensorError::NoSuchTensor { known, .. } => known,
+                _ => &[],
+            };
+            let wanted = match tensor {
+                TensorError::NoSuchTensor { wanted, .. } => wanted.as_str(),
+                _ => "",
+            };
+            let near = known
+                .iter()
+                .min_by_key(|name| strsim::damerau_levenshtein(name, wanted));
+            let hint = match (tensor, near) {
+                (TensorError::NoCandidate { .. }, _) => {
+                    Some("name a `promote` step: `forge why promote.NAME TENSOR`".to_owned())
+                }
+                (_, near) => near.map(|near| format!("did you mean `{near}`?")),
+            };
             Failure::new(Exit::Usage, hint.into_iter().fold(missing, Diagnostic::hint))
         }
         SessionError::Sources { problems } => Failure {

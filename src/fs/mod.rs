@@ -3,6 +3,7 @@
 
 mod dir;
 mod error;
+mod grow;
 mod lock;
 pub mod map;
 mod place;
@@ -26,6 +27,9 @@ pub use dir::remove_file;
 pub use dir::rename;
 pub use dir::sync_dir;
 pub use error::PathError;
+pub use grow::Ended;
+pub use grow::Journal;
+pub use grow::is_held;
 pub use lock::FileLock;
 pub use place::Check;
 pub use place::Placed;

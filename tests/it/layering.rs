@@ -34,6 +34,7 @@ const HOUSE: &[(&str, Names)] = &[
     ("report", Names::Only(&["figures"])),
     ("action", Names::Only(&["digest"])),
     ("store", Names::Only(&["action", "digest", "fs"])),
+    ("runs", Names::Only(&["digest", "store"])),
     ("graph", Names::Only(&["recipe"])),
     (
         "step",
@@ -63,6 +64,29 @@ const HOUSE: &[(&str, Names)] = &[
         "scheduler",
         Names::Only(&[
             "action", "digest", "graph", "observer", "plan", "report", "step", "store",
+        ]),
+    ),
+    (
+        "why",
+        Names::Only(&[
+            "action",
+            "digest",
+            "engine",
+            "gguf",
+            "graph",
+            "plan",
+            "report",
+            "runs",
+            "scheduler",
+            "step",
+            "store",
+        ]),
+    ),
+    (
+        "diff",
+        Names::Only(&[
+            "action", "digest", "engine", "figures", "fs", "gguf", "imatrix", "manifest", "policy", "recipe", "report",
+            "step", "store", "tensor_type",
         ]),
     ),
     ("session", Names::All),
