@@ -59,6 +59,24 @@ impl Files {
         let loaded = check::load(path, &mut |path| self.read(path), &mut |recipe, other| {
             self.extend(recipe, other)
         });
+        Self::loaded(path, loaded, terminal)
+    }
+
+    /// Reads a recipe from a file that stands for another of the given name, in whose folder is what it extends.
+    pub(super) fn recipe_of(
+        name: &str,
+        path: &Path,
+        folder: &Path,
+        terminal: &Terminal,
+    ) -> Result<Parsed, Failure> {
+        let loaded = check::load(name, &mut |name| read_source(path, name), &mut |_, other| {
+            let beside = folder.join(other);
+            read_source(&beside, &beside.to_string_lossy())
+        });
+        Self::loaded(name, loaded, terminal)
+    }
+
+    fn loaded(path: &str, loaded: Result<Parsed, Vec<Diagnostic>>, terminal: &Terminal) -> Result<Parsed, Failure> {
         match loaded {
             Ok(parsed) => {
                 if !terminal.quiet {
