@@ -325,9 +325,11 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
                 TensorError::NoSuchTensor { wanted, .. } => wanted.as_str(),
                 _ => "",
             };
-            let near = known
-                .iter()
-                .min_by_key(|name| strsim::damerau_levenshtein(name, wanted));
+            let distance = |name: &str| {
+                let short = name.strip_suffix(".weight").unwrap_or(name);
+                strsim::damerau_levenshtein(name, wanted).min(strsim::damerau_levenshtein(short, wanted))
+            };
+            let near = known.iter().min_by_key(|name| distance(name));
             let hint = match (tensor, near) {
                 (TensorError::NoCandidate { .. }, _) => {
                     Some("name a `promote` step: `forge why promote.NAME TENSOR`".to_owned())

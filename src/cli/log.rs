@@ -13,6 +13,7 @@ use crate::cli::files::Files;
 use crate::cli::files::session_failure;
 use crate::cli::json;
 use crate::cli::terminal::Terminal;
+use crate::cli::why::short;
 use crate::report::words;
 use crate::runs;
 use crate::runs::Run;
@@ -255,7 +256,7 @@ fn step_text(step: &StepRun, log: Option<Result<String, String>>) -> String {
         let _ = writeln!(text, "  because {why}");
     }
     for change in &step.changes {
-        let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "nothing".to_owned());
+        let value = |value: &Option<String>| short(value.as_deref().unwrap_or("nothing"));
         let _ = writeln!(
             text,
             "    {}: {} -> {}",

@@ -123,11 +123,11 @@ fn text(answer: &Answer, verbose: bool) -> String {
         }
         text.push_str(&follows(&answer.follows));
     }
-    if answer.tree.causes.is_empty() {
-        // The first line has said it.
-    } else {
-        let _ = writeln!(text, "\nhow it comes here");
-        tree(&answer.tree, 1, &mut text);
+    if !answer.tree.causes.is_empty() {
+        let _ = writeln!(text, "\nhow it comes to {}", answer.step);
+        for cause in &answer.tree.causes {
+            tree(cause, 1, &mut text);
+        }
     }
     if let Some(compared) = &answer.compared
         && (verbose || answer.roots.iter().any(|root| root.cause == RootKind::New))
@@ -220,7 +220,7 @@ fn tree(node: &Tree, depth: usize, text: &mut String) {
 }
 
 /// Digests as people tell them apart: by their first digits.
-fn short(value: &str) -> String {
+pub(super) fn short(value: &str) -> String {
     let plain = value.trim_matches('"');
     let (hash, length) = plain.split_once(':').unwrap_or((plain, ""));
     if hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {

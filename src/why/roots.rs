@@ -51,8 +51,8 @@ impl Why<'_> {
             .zip(names)
             .map(|(difference, name)| Detail {
                 name: name.to_owned(),
-                before: difference.before.as_deref().map(cut),
-                after: difference.after.as_deref().map(cut),
+                before: said(difference.before.as_deref()),
+                after: said(difference.after.as_deref()),
             });
         Root {
             details: details.collect(),
@@ -186,6 +186,11 @@ impl Why<'_> {
         }
         details
     }
+}
+
+/// A field that is there and empty says nothing.
+fn said(value: Option<&str>) -> Option<String> {
+    value.filter(|value| *value != "null").map(cut)
 }
 
 fn cut(value: &str) -> String {

@@ -129,6 +129,10 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("figures.v1", "", &[]),
     ("figures.v1", "/chunks/0", &[]),
     ("figures.v1", "/ppl", &[]),
+    ("diff.v1", "", &[]),
+    ("diff.v1", "/parts/0", &[]),
+    ("earlier.v1", "", &[]),
+    ("earlier.v1", "/records/0", &[]),
     ("gate.v1", "", &[]),
     ("gate.v1", "/checks/0", &[]),
     ("graph.v1", "", &[]),
@@ -156,6 +160,7 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("policy.v1", "/choices/0", &["instead_of"]),
     ("policy.v1", "/choices/0/why", &[]),
     ("slices.v1", "", &[]),
+    ("why.v1", "", &[]),
 ];
 
 fn folder() -> PathBuf {
@@ -285,6 +290,8 @@ fn every_document_of_a_build_is_what_its_schema_says() {
         .find(|(_, action, _)| action["kind"] == "imatrix-collect")
         .unwrap();
     forge.write("foreign.gguf", cas(collected["outputs"]["imatrix"].as_str().unwrap()));
+    // Built twice, so that there is something before what was done last.
+    let _ = forge.recipe(&RECIPE.replace("Q8_0", "Q5_1")).run(&["build"]).success();
     let _ = forge.recipe(RECIPE).run(&["build"]).success();
 
     let mut schemas = Schemas::load();
@@ -352,22 +359,52 @@ fn every_document_of_a_build_is_what_its_schema_says() {
                 schemas.good("run.v1", &serde_json::from_str(line).unwrap());
             }
         } else {
-            let (kind, name, last) = unseal(&path);
+            let (kind, name, document) = unseal(&path);
+            if kind == "engine" {
+                let bytes = serde_json::to_vec(&serde_json::from_value::<forge::engine::Identity>(document.clone()).unwrap());
+                assert_eq!(forge::digest::Fingerprint::of(&bytes.unwrap()).to_string(), name);
+                schemas.good("engine.v1", &document);
+                continue;
+            }
+            let last = if kind == "earlier" {
+                schemas.good("earlier.v1", &document);
+                document["records"][0].clone()
+            } else {
+                assert_eq!(kind, "last");
+                document
+            };
             let place = format!(
                 "{}\n{}",
                 last["recipe"].as_str().unwrap(),
                 last["step"].as_str().unwrap()
             );
-            assert_eq!(
-                (kind.as_str(), name),
-                ("last", forge::digest::Hash::of(place.as_bytes()).to_string())
-            );
+            assert_eq!(name, forge::digest::Hash::of(place.as_bytes()).to_string());
             schemas.good("last.v1", &last);
         }
     }
+    for args in [
+        ["why"].as_slice(),
+        &["why", "promote.rules"],
+        &["why", "promote.rules", "blk.0.attn_v"],
+        &["why", "-f", "edited.toml", "promote.mix"],
+    ] {
+        forge.write("edited.toml", RECIPE.replace("chunks = 2", "chunks = 3"));
+        let run = forge.run(&[args, &["--message-format", "json"]].concat()).success();
+        for line in run.json_lines() {
+            schemas.good("why.v1", &line["answer"]);
+        }
+    }
+    for (a, b) in [
+        ("recipe.toml", "edited.toml"),
+        ("out/sample/mix-Q2_K.gguf", "out/sample/mix-Q4_K_M.gguf"),
+        ("out/sample/mix-Q2_K.gguf.manifest.json", "out/sample/rules.gguf.manifest.json"),
+    ] {
+        let run = forge.run(&["diff", "--format", "json", a, b]).success();
+        schemas.good("diff.v1", &serde_json::from_str(&run.stdout).unwrap());
+    }
     let run = forge.run(&["graph", "--format", "json"]).success();
     schemas.good("graph.v1", &serde_json::from_str(&run.stdout).unwrap());
-    assert!(schemas.samples.contains_key("run.v1") && schemas.samples.contains_key("last.v1"));
+    assert!(["run.v1", "last.v1", "earlier.v1"].iter().all(|name| schemas.samples.contains_key(*name)));
     refuses_what_is_not_so(&schemas);
 }
 
