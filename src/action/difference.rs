@@ -58,7 +58,10 @@ impl Difference {
             return Origin::Forge;
         }
         let of_a_row = matches!(first, "rows" | "baseline") && last == "elements";
-        let made_before = matches!((kind, first), ("tensor", "from" | "dims" | "to") | ("promote", "imatrix"));
+        let made_before = matches!(
+            (kind, first),
+            ("tensor", "from" | "dims" | "to") | ("promote", "imatrix")
+        );
         let digest = [&self.before, &self.after].into_iter().flatten().any(|value| {
             let text = value.trim_matches('"');
             let (hash, length) = text.split_once(':').unwrap_or((text, "0"));

@@ -37,7 +37,10 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
         .transpose()
         .map_err(|error| {
             let trace = Diagnostic::from_error(&error).code("environment::trace");
-            Failure::new(Exit::Environment, trace.hint("another place for the trace: `--trace FILE`"))
+            Failure::new(
+                Exit::Environment,
+                trace.hint("another place for the trace: `--trace FILE`"),
+            )
         })?;
     let report = {
         let lines = json::Lines(terminal);

@@ -30,10 +30,16 @@ pub(super) fn run(args: &args::Diff, files: &Files, terminal: &Terminal) -> Resu
         return git(args, files, terminal);
     }
     let [a, b] = args.files.as_slice() else {
-        let many = Diagnostic::error(format!("{} files were given, and two can be compared", args.files.len()));
+        let many = Diagnostic::error(format!(
+            "{} files were given, and two can be compared",
+            args.files.len()
+        ));
         return Err(Failure::new(Exit::Usage, many.code("usage::diff")));
     };
-    let opened = [open(files, terminal, a, &files.path(a), None)?, open(files, terminal, b, &files.path(b), None)?];
+    let opened = [
+        open(files, terminal, a, &files.path(a), None)?,
+        open(files, terminal, b, &files.path(b), None)?,
+    ];
     let [of_a, of_b] = &opened;
     let store = store(files, terminal, of_a);
     let found = diff::compare(of_a, of_b, [a, b], store.as_ref()).map_err(|error| failure(&error))?;
@@ -58,13 +64,7 @@ fn store(files: &Files, terminal: &Terminal, opened: &Opened) -> Option<Store> {
 }
 
 /// Opens a file. `name` is what messages call it; `folder` is where a recipe's other files are, if not beside it.
-fn open(
-    files: &Files,
-    terminal: &Terminal,
-    name: &str,
-    path: &Path,
-    folder: Option<&Path>,
-) -> Result<Opened, Failure> {
+fn open(files: &Files, terminal: &Terminal, name: &str, path: &Path, folder: Option<&Path>) -> Result<Opened, Failure> {
     let kind = diff::detect(path).map_err(|error| failure(&error))?;
     if kind == Kind::Recipe {
         let parsed = match folder {
@@ -84,16 +84,17 @@ fn failure(error: &DiffError) -> Failure {
         }
         DiffError::Unknown { .. } => Failure::new(
             Exit::Usage,
-            Diagnostic::from_error(error)
-                .code("usage::diff-unknown")
-                .hint("what can be compared: recipes (TOML), manifests, policies (JSON), candidates and imatrices (GGUF)"),
+            Diagnostic::from_error(error).code("usage::diff-unknown").hint(
+                "what can be compared: recipes (TOML), manifests, policies (JSON), candidates and imatrices (GGUF)",
+            ),
         ),
         DiffError::Path(path) if path.is_not_found() => {
             Failure::new(Exit::Usage, Diagnostic::from_error(error).code("usage::no-such-file"))
         }
-        DiffError::Path(_) | DiffError::Read { .. } => {
-            Failure::new(Exit::Environment, Diagnostic::from_error(error).code("environment::diff"))
-        }
+        DiffError::Path(_) | DiffError::Read { .. } => Failure::new(
+            Exit::Environment,
+            Diagnostic::from_error(error).code("environment::diff"),
+        ),
         DiffError::Gguf(_) | DiffError::Imatrix { .. } => {
             Failure::new(Exit::Recipe, Diagnostic::from_error(error).code("diff::broken"))
         }

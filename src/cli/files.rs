@@ -63,12 +63,7 @@ impl Files {
     }
 
     /// Reads a recipe from a file that stands for another of the given name, in whose folder is what it extends.
-    pub(super) fn recipe_of(
-        name: &str,
-        path: &Path,
-        folder: &Path,
-        terminal: &Terminal,
-    ) -> Result<Parsed, Failure> {
+    pub(super) fn recipe_of(name: &str, path: &Path, folder: &Path, terminal: &Terminal) -> Result<Parsed, Failure> {
         let loaded = check::load(name, &mut |name| read_source(path, name), &mut |_, other| {
             let beside = folder.join(other);
             read_source(&beside, &beside.to_string_lossy())

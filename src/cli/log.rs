@@ -141,7 +141,10 @@ fn one(store: &Store, show: &args::LogShow, terminal: &Terminal) -> Result<Exit,
     let mut steps: Vec<&StepRun> = run.steps.iter().filter(|step| step.step == *wanted).collect();
     if steps.is_empty() {
         // All variants of a sweep, all candidates of an evaluation.
-        let variant = |step: &str| step.strip_prefix(wanted.as_str()).is_some_and(|rest| rest.starts_with(['@', '/']));
+        let variant = |step: &str| {
+            step.strip_prefix(wanted.as_str())
+                .is_some_and(|rest| rest.starts_with(['@', '/']))
+        };
         steps.extend(run.steps.iter().filter(|step| variant(&step.step)));
     }
     if steps.is_empty() {
@@ -188,7 +191,11 @@ fn text(run: &Run) -> String {
         ("took", Some(words::duration_ms(run.elapsed_ms))),
         ("command", Some(run.command.join(" "))),
     ] {
-        let _ = writeln!(text, "  {name:8} {}", value.unwrap_or_else(|| "not on record".to_owned()));
+        let _ = writeln!(
+            text,
+            "  {name:8} {}",
+            value.unwrap_or_else(|| "not on record".to_owned())
+        );
     }
     let width = run.steps.iter().map(|step| step.step.len()).max().unwrap_or(0);
     for step in &run.steps {

@@ -102,7 +102,7 @@ impl Trace {
             let mut others = state.lanes.iter();
             others.any(|(other, &of)| of == lane && self.pools.get(other).copied().unwrap_or(3) == pool)
         };
-        let lane = (1..).find(|&lane| !taken(lane))?;
+        let lane = (1..=u64::from(u16::MAX)).find(|&lane| !taken(lane))?;
         state.lanes.insert(step.to_owned(), lane);
         Some((pool, lane))
     }

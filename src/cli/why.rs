@@ -1,6 +1,7 @@
 //! `forge why`: why a step or a tensor runs, or when and why it ran last.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -34,7 +35,7 @@ const NAMED: usize = 8;
 
 pub(super) fn run(args: &args::Why, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     if let Some(step) = &args.step
-        && step.ends_with(".toml")
+        && Path::new(step).extension().is_some_and(|extension| extension == "toml")
     {
         let misplaced = Diagnostic::error(format!("`{step}` is a recipe, not a step")).code("usage::no-such-step");
         return Err(Failure::new(
@@ -140,7 +141,11 @@ fn text(answer: &Answer, verbose: bool) -> String {
         );
         for field in &answer.fields {
             let value = |value: &Option<String>| short(value.as_deref().unwrap_or("nothing"));
-            let from = field.from.as_ref().map(|from| format!("  from {from}")).unwrap_or_default();
+            let from = field
+                .from
+                .as_ref()
+                .map(|from| format!("  from {from}"))
+                .unwrap_or_default();
             let _ = writeln!(
                 text,
                 "  {}: {} -> {}{from}",
@@ -244,7 +249,11 @@ fn overview_text(overview: &Overview) -> String {
     let (runs, may, cached) = (count(Verdict::Runs), count(Verdict::MayRun), count(Verdict::Cached));
     let errors = count(Verdict::Error);
     if runs + may + errors == 0 {
-        let _ = writeln!(text, "why: nothing to do, {}", words::count(cached as u64, "step is cached"));
+        let _ = writeln!(
+            text,
+            "why: nothing to do, {}",
+            words::count(cached as u64, "step is cached")
+        );
         return text.replace("step is cacheds", "steps are cached");
     }
     let failed = if errors > 0 {

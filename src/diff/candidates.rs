@@ -86,12 +86,16 @@ pub(super) fn compare(
     if let Some(store) = store
         && differ
     {
-        let computes = [a, b].into_iter().zip(&known).zip(&all).map(|((candidate, known), tensors)| {
-            known
-                .as_ref()
-                .map(|known| known.compute)
-                .or_else(|| known::compute(candidate, tensors))
-        });
+        let computes = [a, b]
+            .into_iter()
+            .zip(&known)
+            .zip(&all)
+            .map(|((candidate, known), tensors)| {
+                known
+                    .as_ref()
+                    .map(|known| known.compute)
+                    .or_else(|| known::compute(candidate, tensors))
+            });
         if let [Some(of_a), Some(of_b)] = computes.collect::<Vec<_>>()[..] {
             parts.extend(known::figures(store, of_a, of_b, notes));
         }

@@ -173,13 +173,16 @@ pub fn open(path: &Path, kind: Kind) -> Result<Opened, DiffError> {
         }),
         Kind::Imatrix => {
             let bytes = fs::read_small(path, CAP)?;
-            let imatrix = Imatrix::parse(&bytes).map_err(|source| match bytes.starts_with(&gguf::MAGIC) {
-                true => DiffError::Imatrix {
-                    path: path.to_owned(),
-                    source,
-                },
-                // The older form has no magic: what is not text is taken for it, and most likely is something else.
-                false => unknown(format!("as an imatrix of the older form, {source}")),
+            let imatrix = Imatrix::parse(&bytes).map_err(|source| {
+                if bytes.starts_with(&gguf::MAGIC) {
+                    DiffError::Imatrix {
+                        path: path.to_owned(),
+                        source: Box::new(source),
+                    }
+                } else {
+                    // The older form has no magic: what is not text is taken for it, and most likely is something else.
+                    unknown(format!("as an imatrix of the older form, {source}"))
+                }
             })?;
             Opened::Imatrix(imatrix)
         }

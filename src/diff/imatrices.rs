@@ -34,10 +34,12 @@ fn entry(a: Option<&Entry>, b: Option<&Entry>) -> Option<Row> {
             let note = format!("sums differ by {:.4} %, {alike}", apart * 100.0);
             let row = Row::of(Some(shown(of_a)), Some(shown(of_b)));
             // Shapes and counts may be the same, and the sums still differ.
-            let row = row.or_else(|| Row::of(Some(String::new()), Some(shown(of_b))).map(|row| Row {
-                before: Some(shown(of_a)),
-                ..row
-            }));
+            let row = row.or_else(|| {
+                Row::of(Some(String::new()), Some(shown(of_b))).map(|row| Row {
+                    before: Some(shown(of_a)),
+                    ..row
+                })
+            });
             row.map(|row| row.effect(apart).note(note))
         }
         (a, b) => Row::of(a.map(shown), b.map(shown)).map(|row| row.effect(f64::MAX)),
@@ -55,7 +57,11 @@ fn shown(entry: &Entry) -> String {
 
 /// Returns how far two lists of sums lie apart: the sum of the differences over the sum of the first, in size.
 fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
-    let apart: f64 = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs()).sum();
+    let apart: f64 = a
+        .iter()
+        .zip(b)
+        .map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs())
+        .sum();
     let all: f64 = a.iter().map(|a| f64::from(a.abs())).sum();
     match (apart, all) {
         (0.0, _) => 0.0,
@@ -100,7 +106,10 @@ mod tests {
         let entry_of = |sums: Vec<f32>| Entry::new(sums, vec![10.0]).unwrap();
         let (a, b) = (entry_of(vec![1.0, 2.0]), entry_of(vec![1.0, 2.5]));
         let row = entry(Some(&a), Some(&b)).unwrap();
-        assert_eq!((row.before.as_deref(), row.change), (Some("2 sums, 10 rows"), super::super::Change::Changed));
+        assert_eq!(
+            (row.before.as_deref(), row.change),
+            (Some("2 sums, 10 rows"), super::super::Change::Changed)
+        );
         assert!(row.note.unwrap().starts_with("sums differ by 16.6667 %"));
         assert_eq!(entry(Some(&a), Some(&a)), None);
     }

@@ -170,7 +170,9 @@ fn rows(a: &Measured, b: &Measured) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut add = |what: &str, before: Option<f64>, after: Option<f64>, paired: Option<Paired>, lower: bool| {
         let text = |value: Option<f64>| value.map(|value| format!("{value:.6}"));
-        let Some(row) = Row::of(text(before), text(after)) else { return };
+        let Some(row) = Row::of(text(before), text(after)) else {
+            return;
+        };
         let note = paired.map(|paired| match paired.ci95 {
             [low, high] if low <= 0.0 && high >= 0.0 => "cannot be told apart",
             [low, _] if (low > 0.0) == lower => "worse",

@@ -26,7 +26,12 @@ pub(super) fn compare(a: &Manifest, b: &Manifest) -> Vec<Part> {
         named.collect()
     };
     let text = |a: Option<&String>, b: Option<&String>| Row::of(a.cloned(), b.cloned());
-    let mut parts = vec![Part::of("outputs", &files(&a.subject, false), &files(&b.subject, false), text)];
+    let mut parts = vec![Part::of(
+        "outputs",
+        &files(&a.subject, false),
+        &files(&b.subject, false),
+        text,
+    )];
     let (of_a, of_b) = (&a.predicate.build_definition, &b.predicate.build_definition);
     parts.extend(recipes::of_values(
         &of_a.external_parameters.recipe,

@@ -145,7 +145,7 @@ pub enum DiffError {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: crate::imatrix::ImatrixError,
+        source: Box<crate::imatrix::ImatrixError>,
     },
 }
 
@@ -274,5 +274,9 @@ impl Row {
 /// Writes a difference of sizes with its sign.
 fn delta(bytes: i128) -> String {
     let size = crate::report::words::bytes(u64::try_from(bytes.unsigned_abs()).unwrap_or(u64::MAX));
-    if bytes < 0 { format!("-{size}") } else { format!("+{size}") }
+    if bytes < 0 {
+        format!("-{size}")
+    } else {
+        format!("+{size}")
+    }
 }

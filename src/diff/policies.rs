@@ -73,7 +73,10 @@ fn flat(value: &Value, words: &mut Vec<String>) {
     match value {
         Value::Object(fields) => {
             let kind = fields.get("kind").into_iter();
-            let rest = fields.iter().filter(|(name, _)| *name != "kind").map(|(_, value)| value);
+            let rest = fields
+                .iter()
+                .filter(|(name, _)| *name != "kind")
+                .map(|(_, value)| value);
             kind.chain(rest).for_each(|value| flat(value, words));
         }
         Value::Array(values) => values.iter().for_each(|value| flat(value, words)),

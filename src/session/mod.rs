@@ -189,12 +189,7 @@ impl Session {
     pub fn build(&self, options: scheduler::Options, observer: &dyn Observer) -> Result<Report, SessionError> {
         let _lease = self.store.lease()?;
         let started = SystemTime::now();
-        let run = run::Run::start(
-            &self.store,
-            &self.settings,
-            [&self.quantizer, &self.evaluator],
-            started,
-        );
+        let run = run::Run::start(&self.store, &self.settings, [&self.quantizer, &self.evaluator], started);
         let observer = run::Tee { run: &run, observer };
         let env = self.env(&observer);
         self.check_sources(&env)?;

@@ -37,7 +37,7 @@ const AGAIN: &str = "again.sh";
 
 /// The first line of a record.
 #[derive(Serialize)]
-struct Started<'a> {
+struct First<'a> {
     reason: &'static str,
     schema: u32,
     at_ms: u64,
@@ -90,7 +90,7 @@ impl<'a> Run<'a> {
             since: Instant::now(),
             state: Mutex::default(),
         };
-        let line = Started {
+        let line = First {
             reason: "run-started",
             schema: SCHEMA,
             at_ms: 0,

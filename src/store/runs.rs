@@ -122,7 +122,13 @@ impl Store {
     pub fn failed_folder(&self, run: &str, step: &str) -> Result<PathBuf, StoreError> {
         let all = self.root().join(layout::RUNS).join(FAILED);
         fs::create_dir_all(&all)?;
-        let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') { c } else { '-' };
+        let plain = |c: char| {
+            if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') {
+                c
+            } else {
+                '-'
+            }
+        };
         let folder = all.join(format!("{run}-{}", step.chars().map(plain).collect::<String>()));
         fs::create_dir_all(&folder)?;
         // Names begin with the time.

@@ -181,7 +181,7 @@ impl Answer {
 }
 
 /// What a build of the whole recipe would do, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overview {
     /// The version of this form.
     pub schema: &'static str,

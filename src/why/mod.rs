@@ -8,7 +8,10 @@ mod survey;
 mod tensor;
 mod trace;
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::digest::ActionDigest;
 use crate::graph::Graph;
@@ -35,11 +38,16 @@ pub use tensor::TensorError;
 use survey::Known;
 use survey::Survey;
 
+/// How the causes came to a node, and the root causes.
+type Explained = (Tree, Vec<Root>);
+
 /// What a build would do about every node, and why.
 pub struct Why<'a> {
     graph: &'a Graph,
     env: &'a Env<'a>,
     survey: Survey,
+    /// What was explained already: many steps have the same causes.
+    explained: RefCell<BTreeMap<NodeId, Arc<Explained>>>,
 }
 
 impl<'a> Why<'a> {
@@ -51,7 +59,12 @@ impl<'a> Why<'a> {
     /// [`StepError::Stopped`] if the user stopped it while a file was read.
     pub fn look(graph: &'a Graph, env: &'a Env<'a>, wanted: &[NodeId], reading: Reading) -> Result<Self, StepError> {
         let survey = Survey::of(graph, env, wanted, reading)?;
-        Ok(Self { graph, env, survey })
+        Ok(Self {
+            graph,
+            env,
+            survey,
+            explained: RefCell::default(),
+        })
     }
 
     /// Returns what a build would do about everything: every root cause with the steps that follow from it.
@@ -67,18 +80,14 @@ impl<'a> Why<'a> {
             if !verdict.may_run() {
                 continue;
             }
-            for root in self.explain(&node.id).1 {
-                let at = overview.causes.iter().position(|(known, _)| known.is_same(&root));
-                let follows = match at {
-                    Some(at) => &mut overview.causes[at].1,
-                    None => {
-                        overview.causes.push((root.clone(), Vec::new()));
-                        let last = overview.causes.len() - 1;
-                        &mut overview.causes[last].1
-                    }
-                };
+            for root in &self.explain(&node.id).1 {
+                let at = overview.causes.iter().position(|(known, _)| known.is_same(root));
+                let at = at.unwrap_or_else(|| {
+                    overview.causes.push((root.clone(), Vec::new()));
+                    overview.causes.len() - 1
+                });
                 if is_step && root.step.as_deref() != Some(step.as_str()) {
-                    follows.push(step.clone());
+                    overview.causes[at].1.push(step.clone());
                 }
             }
         }
@@ -88,7 +97,7 @@ impl<'a> Why<'a> {
     /// Returns what a build would do about a node, and why.
     pub fn step(&self, id: &NodeId) -> Answer {
         let known = self.known(id);
-        let (tree, roots) = self.explain(id);
+        let (tree, roots) = (*self.explain(id)).clone();
         let mut answer = Answer::new(&self.env.recipe, id.to_string(), known.verdict, tree);
         answer.key = known.key().map(|key| key.to_string());
         answer.why = self.sentence(known);
@@ -152,7 +161,13 @@ impl<'a> Why<'a> {
                 continue;
             }
             let runs = self.known(&node.id).verdict.may_run();
-            if runs && self.explain(&node.id).1.iter().any(|root| roots.iter().any(|known| known.is_same(root))) {
+            if runs
+                && self
+                    .explain(&node.id)
+                    .1
+                    .iter()
+                    .any(|root| roots.iter().any(|known| known.is_same(root)))
+            {
                 follows.push(step);
             }
         }

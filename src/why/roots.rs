@@ -46,14 +46,11 @@ impl Why<'_> {
             RootKind::Forge => format!("this version of forge has another {}", words::names(&names, 3)),
             _ => format!("the recipe changed {}", words::names(&names, 3)),
         };
-        let details = differences
-            .iter()
-            .zip(names)
-            .map(|(difference, name)| Detail {
-                name: name.to_owned(),
-                before: said(difference.before.as_deref()),
-                after: said(difference.after.as_deref()),
-            });
+        let details = differences.iter().zip(names).map(|(difference, name)| Detail {
+            name: name.to_owned(),
+            before: said(difference.before.as_deref()),
+            after: said(difference.after.as_deref()),
+        });
         Root {
             details: details.collect(),
             ..self.root(step, cause, what)
@@ -105,17 +102,20 @@ impl Why<'_> {
             (Some(before), Some(after)) => {
                 let details = facts(before, after);
                 let names: Vec<&str> = details.iter().map(|detail| detail.name.as_str()).collect();
-                (
-                    format!("the {role} is another: {}", words::names(&names, 3)),
-                    details,
-                )
+                (format!("the {role} is another: {}", words::names(&names, 3)), details)
             }
             _ => (
                 format!("the {role} is another, and the identity of the former one is not on record"),
                 vec![Detail {
                     name: "fingerprint".to_owned(),
-                    before: difference.before.as_deref().map(|text| text.trim_matches('"').to_owned()),
-                    after: difference.after.as_deref().map(|text| text.trim_matches('"').to_owned()),
+                    before: difference
+                        .before
+                        .as_deref()
+                        .map(|text| text.trim_matches('"').to_owned()),
+                    after: difference
+                        .after
+                        .as_deref()
+                        .map(|text| text.trim_matches('"').to_owned()),
                 }],
             ),
         };
@@ -166,10 +166,7 @@ impl Why<'_> {
         let index = |digest: Option<&BlobDigest>| -> Option<ModelIndex> {
             model::decode(self.env, "model index", *digest?).ok()
         };
-        if let (Some(old), Some(new)) = (
-            metadata(before.get("metadata")),
-            metadata(now.outputs.get("metadata")),
-        ) {
+        if let (Some(old), Some(new)) = (metadata(before.get("metadata")), metadata(now.outputs.get("metadata"))) {
             details.extend(keys(&old, &new));
         }
         if let (Some(old), Some(new)) = (index(before.get("model")), index(now.outputs.get("model"))) {
@@ -264,9 +261,8 @@ fn tensors(old: &ModelIndex, new: &ModelIndex) -> Vec<Detail> {
     };
     let (old, new) = (by_name(old), by_name(new));
     let names = old.keys().chain(new.keys().filter(|name| !old.contains_key(*name)));
-    let show = |tensor: Option<&(String, BlobDigest)>| {
-        tensor.map(|(looks, bytes)| format!("{looks}, {}", bytes.hash.short()))
-    };
+    let show =
+        |tensor: Option<&(String, BlobDigest)>| tensor.map(|(looks, bytes)| format!("{looks}, {}", bytes.hash.short()));
     names
         .filter(|name| old.get(*name) != new.get(*name))
         .map(|name| Detail {

@@ -47,6 +47,8 @@ pub(super) struct Known {
     pub(super) files: Vec<ReadFile>,
     /// The nodes that it waits for.
     pub(super) waits: Vec<NodeId>,
+    /// The action that would run if those gave what they gave last: what differs in it beside their digests is certain.
+    pub(super) provisional: Option<Action>,
     /// The blobs that its result lacks.
     pub(super) missing: Vec<BlobDigest>,
     /// What it gives, where that can be told.
@@ -62,6 +64,7 @@ impl Known {
             action: None,
             files: Vec::new(),
             waits: Vec::new(),
+            provisional: None,
             missing: Vec::new(),
             outcome: None,
             error: None,
@@ -116,6 +119,7 @@ impl Survey {
             let hopeless = waits.iter().any(|id| self.known(id).verdict == Verdict::Error);
             return Ok(Known {
                 waits,
+                provisional: self.provisional(graph, env, node),
                 ..Known::new(if hopeless { Verdict::Error } else { Verdict::MayRun })
             });
         }
@@ -136,6 +140,29 @@ impl Survey {
                 error: Some(Arc::new(error)),
                 ..Known::new(Verdict::Error)
             }),
+        }
+    }
+
+    /// Returns the action of a node that waits, with what its inputs gave last where it is not known what they give.
+    fn provisional(&self, graph: &Graph, env: &Env<'_>, node: &Node) -> Option<Action> {
+        let mut inputs = Inputs::default();
+        for id in graph.inputs(&node.id) {
+            let outcome = if let Some(outcome) = &self.known(id).outcome {
+                Arc::clone(outcome)
+            } else {
+                let last = env.store.last(&env.recipe, &id.to_string())?;
+                Arc::new(Outcome {
+                    key: last.action,
+                    result: env.store.lookup_shallow(&last.action).ok()??,
+                    ran: false,
+                    files: Vec::new(),
+                })
+            };
+            inputs.insert(id.clone(), outcome);
+        }
+        match step::kind_of(node).key(node, &inputs, env).ok()? {
+            Key::Action { action, .. } => Some(*action),
+            Key::Unread { .. } => None,
         }
     }
 

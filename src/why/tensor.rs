@@ -52,7 +52,10 @@ impl Why<'_> {
     /// Returns why a tensor of a candidate is quantized, or when and why it was. The name may lack its `.weight`.
     pub fn tensor(&self, id: &NodeId, wanted: &str) -> Result<Answer, TensorError> {
         let step = id.to_string();
-        let node = self.graph.node(id).filter(|node| matches!(node.work, Work::Promote { .. }));
+        let node = self
+            .graph
+            .node(id)
+            .filter(|node| matches!(node.work, Work::Promote { .. }));
         let Some(node) = node else {
             return Err(TensorError::NoCandidate { step });
         };
@@ -122,23 +125,17 @@ impl Why<'_> {
             push(&mut answer.roots, self.root(&id.to_string(), RootKind::New, what));
         }
         answer.why = match (answer.verdict, answer.fields.as_slice()) {
-            (Verdict::Runs, []) => match self.removed(&key) {
-                Some(removed) => {
-                    push(
-                        &mut answer.roots,
-                        self.root(&id.to_string(), RootKind::Collected, removed.clone()),
-                    );
-                    removed
-                }
-                None => {
-                    let what = "its bytes are no longer in the store".to_owned();
-                    push(
-                        &mut answer.roots,
-                        self.root(&id.to_string(), RootKind::Forgotten, what.clone()),
-                    );
-                    what
-                }
-            },
+            (Verdict::Runs, []) => {
+                let removed = self.removed(&key);
+                let cause = if removed.is_some() {
+                    RootKind::Collected
+                } else {
+                    RootKind::Forgotten
+                };
+                let what = removed.unwrap_or_else(|| "its bytes are no longer in the store".to_owned());
+                push(&mut answer.roots, self.root(&id.to_string(), cause, what.clone()));
+                what
+            }
             (Verdict::Runs, fields) => {
                 let names: Vec<&str> = fields
                     .iter()

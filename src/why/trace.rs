@@ -1,7 +1,9 @@
 //! From a step that runs down to what began it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use super::Explained;
 use super::Why;
 use super::answer::Field;
 use super::answer::Root;
@@ -25,10 +27,15 @@ const DEEPEST: usize = 64;
 
 impl Why<'_> {
     /// Returns how a node's causes came to it, and the root causes.
-    pub(super) fn explain(&self, id: &NodeId) -> (Tree, Vec<Root>) {
+    pub(super) fn explain(&self, id: &NodeId) -> Arc<Explained> {
+        if let Some(known) = self.explained.borrow().get(id) {
+            return Arc::clone(known);
+        }
         let mut roots = Vec::new();
         let tree = self.explained(id, &mut roots, 0);
-        (tree, roots)
+        let found = Arc::new((tree, roots));
+        self.explained.borrow_mut().insert(id.clone(), Arc::clone(&found));
+        found
     }
 
     fn explained(&self, id: &NodeId, roots: &mut Vec<Root>, depth: usize) -> Tree {
@@ -43,9 +50,14 @@ impl Why<'_> {
             return tree;
         }
         if !known.waits.is_empty() {
-            for wait in known.waits.iter().filter(|wait| self.known(wait).verdict != Verdict::Cached) {
+            for wait in known
+                .waits
+                .iter()
+                .filter(|wait| self.known(wait).verdict != Verdict::Cached)
+            {
                 tree.causes.push(self.explained(wait, roots, depth + 1));
             }
+            self.own_changes(&step, known, roots);
             return tree;
         }
         let reason = match (known.verdict, &known.reason) {
@@ -76,11 +88,39 @@ impl Why<'_> {
             Reason::Incomplete => push(roots, Self::lost(&step, known)),
             Reason::Forgotten => {
                 let collected = known.key().and_then(|key| self.removed(&key)).is_some();
-                let cause = if collected { RootKind::Collected } else { RootKind::Forgotten };
+                let cause = if collected {
+                    RootKind::Collected
+                } else {
+                    RootKind::Forgotten
+                };
                 push(roots, self.root(&step, cause, tree.what.clone()));
             }
         }
         tree
+    }
+
+    /// Finds what is certain to differ in a node that waits: all but what the steps before make.
+    fn own_changes(&self, step: &str, known: &Known, roots: &mut Vec<Root>) {
+        let last = self.env.store.last(&self.env.recipe, step);
+        let before = last.and_then(|last| plan::document_of(self.env.store, &last));
+        let (Some(before), Some(now)) = (before, &known.provisional) else {
+            return;
+        };
+        let differences = difference::differences(&before, now);
+        let of = |origin: Origin| -> Vec<&Difference> {
+            let all = differences.iter();
+            all.filter(|difference| difference.origin(now.kind()) == origin)
+                .collect()
+        };
+        for (origin, cause) in [(Origin::Recipe, RootKind::Recipe), (Origin::Forge, RootKind::Forge)] {
+            let fields = of(origin);
+            if !fields.is_empty() {
+                push(roots, self.root_of_fields(step, cause, &fields));
+            }
+        }
+        for difference in of(Origin::Engine) {
+            push(roots, self.root_of_engine(difference));
+        }
     }
 
     /// Compares what a node does now with what it did at a time, and follows what differs down to its roots.
@@ -167,17 +207,15 @@ impl Why<'_> {
             push(roots, self.root(&input.to_string(), RootKind::Unrecorded, what));
             return None;
         }
-        Some(match self.record(input, &key) {
-            Some(record) => self.changed(input, &record, roots, depth + 1),
-            None => {
-                let what = "what it did before is no longer on record".to_owned();
-                push(roots, self.root(&input.to_string(), RootKind::Unrecorded, what.clone()));
-                Tree {
-                    step: input.to_string(),
-                    what,
-                    causes: Vec::new(),
-                }
-            }
+        if let Some(record) = self.record(input, &key) {
+            return Some(self.changed(input, &record, roots, depth + 1));
+        }
+        let what = "what it did before is no longer on record".to_owned();
+        push(roots, self.root(&input.to_string(), RootKind::Unrecorded, what.clone()));
+        Some(Tree {
+            step: input.to_string(),
+            what,
+            causes: Vec::new(),
         })
     }
 
@@ -243,11 +281,13 @@ impl Why<'_> {
     pub(super) fn nearest(&self, id: &NodeId, action: &Action) -> Option<(Last, Action)> {
         let prefix = format!("{}.", id.kind());
         let records = self.env.store.lasts().into_iter();
-        let like = records.filter(|last| last.step.starts_with(&prefix)).filter_map(|last| {
-            let before = plan::document_of(self.env.store, &last)?;
-            let differ = difference::differences(&before, action).len();
-            (before.kind() == action.kind()).then_some((differ, last, before))
-        });
+        let like = records
+            .filter(|last| last.step.starts_with(&prefix))
+            .filter_map(|last| {
+                let before = plan::document_of(self.env.store, &last)?;
+                let differ = difference::differences(&before, action).len();
+                (before.kind() == action.kind()).then_some((differ, last, before))
+            });
         // The latest stand first, and of equals the first is taken.
         like.min_by_key(|(differ, ..)| *differ)
             .map(|(_, last, before)| (last, before))
@@ -259,7 +299,10 @@ impl Why<'_> {
             "its result was damaged in the store".to_owned()
         } else {
             let blobs = if missing.len() == 1 { "a blob" } else { "blobs" };
-            format!("its result has lost {blobs} from the store: {}", words::names(&missing, 3))
+            format!(
+                "its result has lost {blobs} from the store: {}",
+                words::names(&missing, 3)
+            )
         };
         Root {
             step: Some(step.to_owned()),

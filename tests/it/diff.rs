@@ -49,7 +49,13 @@ fn output(forge: &Forge, step: &str, name: &str, to: &str) {
 #[test]
 fn equal_things_say_nothing_and_exit_with_0() {
     let forge = small::project();
-    forge.write("same.toml", format!("# only a comment\n{}", RECIPE.replace("context = 64", "context   =   64")));
+    forge.write(
+        "same.toml",
+        format!(
+            "# only a comment\n{}",
+            RECIPE.replace("context = 64", "context   =   64")
+        ),
+    );
     let _ = small::build_of(&forge).success();
     std::fs::copy(forge.path("small.gguf"), forge.path("copy.gguf")).unwrap();
     output(&forge, "imatrix.general", "imatrix", "imatrix.gguf");
@@ -87,7 +93,9 @@ fn recipes_differ_by_what_they_mean() {
     assert_eq!(found["kind"], "recipe");
     assert_eq!(rows(&found, "candidates"), ["small-Q8_0", "small-Q5_0"]);
     assert_eq!(counts(&found, "candidates"), [1, 1, 0, 1]);
-    let run = forge.run(&["diff", "--exit-code", "recipe.toml", "other.toml"]).status(1);
+    let run = forge
+        .run(&["diff", "--exit-code", "recipe.toml", "other.toml"])
+        .status(1);
     insta::assert_snapshot!(run.stdout, @r"
     --- recipe.toml
     +++ other.toml
@@ -104,7 +112,17 @@ fn recipes_differ_by_what_they_mean() {
       + policy.mix@Q5_0
       + promote.small@Q5_0
     ");
-    let run = forge.run(&["diff", "--format", "markdown", "--rows", "1", "recipe.toml", "other.toml"]).success();
+    let run = forge
+        .run(&[
+            "diff",
+            "--format",
+            "markdown",
+            "--rows",
+            "1",
+            "recipe.toml",
+            "other.toml",
+        ])
+        .success();
     insta::assert_snapshot!(run.stdout, @r"
     ### `recipe.toml` and `other.toml`
 
@@ -140,9 +158,17 @@ fn candidates_differ_by_types_bytes_and_figures_of_the_same_chunks() {
     let found = diff(&forge, &[a, b]);
     assert_eq!(found["kind"], "candidate");
     let types = part(&found, "types")["rows"].as_array().unwrap();
-    assert!(types.iter().any(|row| row["before"] == "Q4_0" && row["after"] == "Q8_0"), "{types:#?}");
+    assert!(
+        types
+            .iter()
+            .any(|row| row["before"] == "Q4_0" && row["after"] == "Q8_0"),
+        "{types:#?}"
+    );
     let tensors = part(&found, "tensors")["rows"].as_array().unwrap();
-    let effects: Vec<f64> = tensors.iter().map(|row| row["effect"].as_f64().unwrap().abs()).collect();
+    let effects: Vec<f64> = tensors
+        .iter()
+        .map(|row| row["effect"].as_f64().unwrap().abs())
+        .collect();
     assert!(effects.is_sorted_by(|a, b| a >= b), "{effects:?}");
     assert_eq!(rows(&found, "metadata"), ["general.file_type"]);
     let figures = part(&found, "figures")["rows"].as_array().unwrap();
@@ -216,7 +242,11 @@ fn manifests_policies_and_imatrices() {
 
     let found = diff(&forge, &["q4.json", "q8.json"]);
     assert_eq!(found["kind"], "policy");
-    assert!(rows(&found, "types").iter().all(|row| row.ends_with("tensors") || row.ends_with("tensor")));
+    assert!(
+        rows(&found, "types")
+            .iter()
+            .all(|row| row.ends_with("tensors") || row.ends_with("tensor"))
+    );
     assert!(
         part(&found, "tensors")["rows"][0]["before"] == "Q6_K (mix embedding)",
         "{found:#}"
@@ -227,19 +257,36 @@ fn manifests_policies_and_imatrices() {
     assert_eq!(rows(&found, "steps"), ["imatrix.general: chunks"]);
     assert_eq!(counts(&found, "inputs")[2], 0);
     assert_eq!(counts(&found, "engines"), [0, 0, 0, 2]);
-    assert!(rows(&found, "actions").contains(&"imatrix.general: inputs.chunks".to_owned()), "{found:#}");
+    assert!(
+        rows(&found, "actions").contains(&"imatrix.general: inputs.chunks".to_owned()),
+        "{found:#}"
+    );
     assert!(counts(&found, "tensors")[2] > 0);
 }
 
 #[test]
 fn what_cannot_be_compared_is_refused() {
     let forge = small::project();
-    forge.write("data.json", "{\"schema\": \"other.v1\"}").write("torn.gguf", b"GGUF\x03\0\0\0");
-    forge.write("noise.bin", [0xff_u8, 0, 3, 7].repeat(99)).write("bad.toml", "schema = 9\n");
+    forge
+        .write("data.json", "{\"schema\": \"other.v1\"}")
+        .write("torn.gguf", b"GGUF\x03\0\0\0");
+    forge
+        .write("noise.bin", [0xff_u8, 0, 3, 7].repeat(99))
+        .write("bad.toml", "schema = 9\n");
     for (a, b, status, words) in [
-        ("recipe.toml", "small.gguf", 2, "`recipe.toml` is a recipe, and `small.gguf` is a candidate"),
+        (
+            "recipe.toml",
+            "small.gguf",
+            2,
+            "`recipe.toml` is a recipe, and `small.gguf` is a candidate",
+        ),
         ("data.json", "data.json", 2, "a JSON document of schema `other.v1`"),
-        ("noise.bin", "noise.bin", 2, "is no recipe, manifest, candidate, imatrix or policy"),
+        (
+            "noise.bin",
+            "noise.bin",
+            2,
+            "is no recipe, manifest, candidate, imatrix or policy",
+        ),
         ("torn.gguf", "torn.gguf", 1, "torn.gguf"),
         ("gone.toml", "recipe.toml", 2, "gone.toml"),
         ("bad.toml", "recipe.toml", 1, "bad.toml"),
@@ -249,23 +296,42 @@ fn what_cannot_be_compared_is_refused() {
         assert_eq!(run.stdout, "", "{a}");
     }
     let _ = forge.run(&["diff", "recipe.toml"]).status(2);
-    let _ = forge.run(&["diff", "recipe.toml", "recipe.toml", "recipe.toml"]).status(2);
+    let _ = forge
+        .run(&["diff", "recipe.toml", "recipe.toml", "recipe.toml"])
+        .status(2);
 }
 
 fn git(forge: &Forge, args: &[&str]) -> Run {
     let mut command = Command::new("git");
-    command.args(["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]);
+    command.args([
+        "-c",
+        "user.name=a",
+        "-c",
+        "user.email=a@b",
+        "-c",
+        "init.defaultBranch=main",
+    ]);
     command.args(args).current_dir(forge.dir()).env_clear();
-    command.env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", forge.dir());
-    command.env("FORGE_CACHE_DIR", forge.store()).env("GIT_CONFIG_NOSYSTEM", "1");
+    command
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .env("HOME", forge.dir());
+    command
+        .env("FORGE_CACHE_DIR", forge.store())
+        .env("GIT_CONFIG_NOSYSTEM", "1");
     Run::of(command.output().unwrap()).success()
 }
 
 #[test]
 fn git_uses_it_as_its_diff_driver() {
     let forge = Forge::new();
-    forge.recipe(&format!("extends = \"base.toml\"\n{}", &RECIPE.replace("[source.model]\npath = \"small.gguf\"\n", "")));
-    forge.write("base.toml", "schema = 1\nname = \"base\"\n[source.model]\npath = \"small.gguf\"\n");
+    forge.recipe(&format!(
+        "extends = \"base.toml\"\n{}",
+        &RECIPE.replace("[source.model]\npath = \"small.gguf\"\n", "")
+    ));
+    forge.write(
+        "base.toml",
+        "schema = 1\nname = \"base\"\n[source.model]\npath = \"small.gguf\"\n",
+    );
     forge.write(".gitattributes", "recipe.toml diff=forge\nnew.toml diff=forge\n");
     let _ = git(&forge, &["init", "-q"]);
     let command = format!("{} diff --git", env!("CARGO_BIN_EXE_forge"));
@@ -301,7 +367,9 @@ fn git_uses_it_as_its_diff_driver() {
 fn a_line_of_json_messages_holds_the_same_document() {
     let forge = small::project();
     forge.write("other.toml", RECIPE.replace("chunks = 4", "chunks = 5"));
-    let run = forge.run(&["diff", "--message-format", "json", "recipe.toml", "other.toml"]).success();
+    let run = forge
+        .run(&["diff", "--message-format", "json", "recipe.toml", "other.toml"])
+        .success();
     let line = &run.json_lines()[0];
     assert_eq!(line["reason"], "diff");
     assert_eq!(line["diff"], diff(&forge, &["recipe.toml", "other.toml"]));

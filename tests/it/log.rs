@@ -29,7 +29,10 @@ fn steps(record: &Value) -> &Vec<Value> {
 fn a_build_is_on_record_with_what_ran_and_why_and_a_null_build_is_not() {
     let forge = small::project();
     let empty = forge.run(&["log"]).success();
-    assert_eq!((empty.stdout.as_str(), empty.stderr.as_str()), ("", "no run is on record in this store\n"));
+    assert_eq!(
+        (empty.stdout.as_str(), empty.stderr.as_str()),
+        ("", "no run is on record in this store\n")
+    );
     let _ = small::build_of(&forge).success();
     let _ = small::build_of(&forge).success();
     let all = runs(&forge);
@@ -47,11 +50,19 @@ fn a_build_is_on_record_with_what_ran_and_why_and_a_null_build_is_not() {
         .find(|step| step["step"] == "promote.small@Q4_0")
         .unwrap();
     assert_eq!(promote["why"], "it has not run for this recipe yet");
-    assert!(promote["outputs"][0].as_str().unwrap().ends_with("out/small/small-Q4_0.gguf"));
+    assert!(
+        promote["outputs"][0]
+            .as_str()
+            .unwrap()
+            .ends_with("out/small/small-Q4_0.gguf")
+    );
     assert!(promote["actions"].as_array().unwrap().len() > 3);
     let step = shown(&forge, &["last", "eval.quality/small-Q4_0"]).remove(0);
     let log = step["log"].as_str().unwrap();
-    assert!(log.contains("llama_model_loader") || log.contains("print_info"), "{log}");
+    assert!(
+        log.contains("llama_model_loader") || log.contains("print_info"),
+        "{log}"
+    );
     let text = forge.run(&["log", "show", "last", "imatrix.general"]).success().stdout;
     assert!(text.contains("the engine said:\n    "), "{text}");
     let both = shown(&forge, &["last", "eval.quality"]);
@@ -61,7 +72,10 @@ fn a_build_is_on_record_with_what_ran_and_why_and_a_null_build_is_not() {
     assert!(people.starts_with(&format!("{id}  small")), "{people}");
     assert!(people.trim_end().ends_with("done"), "{people}");
     let people = forge.run(&["log", "show"]).success().stdout;
-    assert!(people.contains("because it has not run for this recipe yet"), "{people}");
+    assert!(
+        people.contains("because it has not run for this recipe yet"),
+        "{people}"
+    );
     for (args, code) in [
         (["log", "show", "nonsense"].as_slice(), 2),
         (&["log", "show", "last", "promote.smal"], 2),
@@ -103,7 +117,9 @@ fn a_changed_step_has_the_fields_that_changed_on_record() {
 fn a_failed_step_leaves_a_script_that_repeats_it() {
     let forge = small::project();
     forge.recipe(&RECIPE.replace("context = 64\nchunks = 2", "context = 64\nchunks = 1"));
-    let run = forge.run(&["build", "-j", "1", "--keep-going", "--out", "elsewhere"]).status(1);
+    let run = forge
+        .run(&["build", "-j", "1", "--keep-going", "--out", "elsewhere"])
+        .status(1);
     let line = run
         .stderr
         .lines()
@@ -143,7 +159,10 @@ fn a_failed_step_leaves_a_script_that_repeats_it() {
     let _ = forge.run(&["build", "-j", "1"]).status(1);
     let kept = small::names(&failed);
     assert_eq!(kept.len(), 20);
-    assert!(kept.iter().any(|name| name.ends_with("eval.quality-small-Q4_0")), "{kept:?}");
+    assert!(
+        kept.iter().any(|name| name.ends_with("eval.quality-small-Q4_0")),
+        "{kept:?}"
+    );
 }
 
 #[test]
@@ -183,9 +202,15 @@ fn a_trace_has_a_span_for_every_step_and_action() {
     let trace: Value = serde_json::from_slice(&std::fs::read(forge.path("trace.json")).unwrap()).unwrap();
     let trace = trace["traceEvents"].as_array().unwrap();
     let of = |ph: &str| -> Vec<&Value> { trace.iter().filter(|event| event["ph"] == ph).collect() };
-    let actions = events.iter().filter(|event| event["reason"] == "action-finished").count();
+    let actions = events
+        .iter()
+        .filter(|event| event["reason"] == "action-finished")
+        .count();
     let started = events.iter().filter(|event| event["reason"] == "step-started").count();
-    assert_eq!((of("X").len(), of("B").len(), of("E").len()), (actions, started, started));
+    assert_eq!(
+        (of("X").len(), of("B").len(), of("E").len()),
+        (actions, started, started)
+    );
     for action in of("X") {
         assert!(action["ts"].is_u64() && action["dur"].is_u64());
         assert_eq!(action["args"]["key"].as_str().unwrap().len(), 64);
@@ -209,20 +234,26 @@ fn a_trace_has_a_span_for_every_step_and_action() {
     let trace: Value = serde_json::from_slice(&std::fs::read(forge.path("trace.json")).unwrap()).unwrap();
     let last = trace["traceEvents"].as_array().unwrap().last().unwrap().clone();
     assert_eq!(last["args"]["outcome"], "failed");
-    let _ = forge.run(&["build", "-j", "1", "--trace", "no/such/folder/trace.json"]).status(3);
+    let _ = forge
+        .run(&["build", "-j", "1", "--trace", "no/such/folder/trace.json"])
+        .status(3);
 }
 
 #[test]
 fn old_records_are_removed() {
     let forge = small::project();
-    let _ = forge.run(&["build", "-j", "1", "recipe.toml", "corpus.held-out"]).success();
+    let _ = forge
+        .run(&["build", "-j", "1", "recipe.toml", "corpus.held-out"])
+        .success();
     let folder = forge.store().join("runs-v1");
     for number in 0..600 {
         std::fs::write(folder.join(format!("20000101T000000Z-{number:04}.jsonl")), "").unwrap();
     }
-    let _ = forge.run(&["build", "-j", "1", "recipe.toml", "corpus.calibration"]).success();
+    let _ = forge
+        .run(&["build", "-j", "1", "recipe.toml", "corpus.calibration"])
+        .success();
     let kept = small::names(&folder);
-    let records: Vec<&String> = kept.iter().filter(|name| name.ends_with(".jsonl")).collect();
+    let records: Vec<&String> = kept.iter().filter(|name| name.contains(".jsonl")).collect();
     assert_eq!(records.len(), 500);
     assert_eq!(records.iter().filter(|name| !name.starts_with("2000")).count(), 2);
 }

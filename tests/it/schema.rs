@@ -292,10 +292,15 @@ fn every_document_of_a_build_is_what_its_schema_says() {
     forge.write("foreign.gguf", cas(collected["outputs"]["imatrix"].as_str().unwrap()));
     // Built twice, so that there is something before what was done last.
     let _ = forge.recipe(&RECIPE.replace("Q8_0", "Q5_1")).run(&["build"]).success();
+    let manifests_before: Vec<String> = files_below(&forge.path("out/sample"))
+        .into_iter()
+        .filter(|path| path.to_string_lossy().ends_with(".manifest.json"))
+        .map(|path| BlobDigest::of(&std::fs::read(path).unwrap()).to_string())
+        .collect();
     let _ = forge.recipe(RECIPE).run(&["build"]).success();
 
     let mut schemas = Schemas::load();
-    let mut seen = BTreeSet::new();
+    let mut seen: BTreeSet<String> = manifests_before.into_iter().collect();
     let mut kinds = BTreeSet::new();
     let mut outputs = BTreeSet::new();
     for (_, action, result) in results() {
@@ -361,7 +366,8 @@ fn every_document_of_a_build_is_what_its_schema_says() {
         } else {
             let (kind, name, document) = unseal(&path);
             if kind == "engine" {
-                let bytes = serde_json::to_vec(&serde_json::from_value::<forge::engine::Identity>(document.clone()).unwrap());
+                let bytes =
+                    serde_json::to_vec(&serde_json::from_value::<forge::engine::Identity>(document.clone()).unwrap());
                 assert_eq!(forge::digest::Fingerprint::of(&bytes.unwrap()).to_string(), name);
                 schemas.good("engine.v1", &document);
                 continue;
@@ -397,14 +403,21 @@ fn every_document_of_a_build_is_what_its_schema_says() {
     for (a, b) in [
         ("recipe.toml", "edited.toml"),
         ("out/sample/mix-Q2_K.gguf", "out/sample/mix-Q4_K_M.gguf"),
-        ("out/sample/mix-Q2_K.gguf.manifest.json", "out/sample/rules.gguf.manifest.json"),
+        (
+            "out/sample/mix-Q2_K.gguf.manifest.json",
+            "out/sample/rules.gguf.manifest.json",
+        ),
     ] {
         let run = forge.run(&["diff", "--format", "json", a, b]).success();
         schemas.good("diff.v1", &serde_json::from_str(&run.stdout).unwrap());
     }
     let run = forge.run(&["graph", "--format", "json"]).success();
     schemas.good("graph.v1", &serde_json::from_str(&run.stdout).unwrap());
-    assert!(["run.v1", "last.v1", "earlier.v1"].iter().all(|name| schemas.samples.contains_key(*name)));
+    assert!(
+        ["run.v1", "last.v1", "earlier.v1"]
+            .iter()
+            .all(|name| schemas.samples.contains_key(*name))
+    );
     refuses_what_is_not_so(&schemas);
 }
 

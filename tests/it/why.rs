@@ -115,7 +115,11 @@ fn assert_agrees(forge: &Forge, what: &str) -> (Value, BTreeMap<String, String>)
 }
 
 fn names(list: &Value) -> Vec<&str> {
-    list.as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect()
+    list.as_array()
+        .unwrap()
+        .iter()
+        .map(|name| name.as_str().unwrap())
+        .collect()
 }
 
 fn detail<'a>(root: &'a Value, name: &str) -> &'a Value {
@@ -152,7 +156,10 @@ fn a_comment_changes_nothing_and_what_is_cached_says_when_and_why_it_ran() {
         shown.contains(&format!("run {}", ran["run"].as_str().unwrap())),
         "{shown}"
     );
-    assert_eq!(forge.run(&["why"]).success().stdout, "why: nothing to do, 11 steps are cached\n");
+    assert_eq!(
+        forge.run(&["why"]).success().stdout,
+        "why: nothing to do, 11 steps are cached\n"
+    );
 }
 
 #[test]
@@ -199,7 +206,10 @@ fn a_tensor_of_the_source_is_named_and_so_are_those_made_of_it() {
     let answer = why(&forge, &["join.general"]);
     assert_eq!(answer["verdict"], "may-run");
     let root = &answer["roots"][0];
-    assert_eq!((&root["step"], &root["cause"]), (&json!("source.model"), &json!("source")));
+    assert_eq!(
+        (&root["step"], &root["cause"]),
+        (&json!("source.model"), &json!("source"))
+    );
     let tensors: Vec<&str> = root["details"]
         .as_array()
         .unwrap()
@@ -232,7 +242,10 @@ fn the_type_of_one_tensor_leads_to_the_line_of_the_recipe() {
     assert_eq!(answer["roots"][0]["step"], "policy.mix");
     assert_eq!(answer["roots"][0]["cause"], "recipe");
     let target = detail(&answer["roots"][0], "method.rules.0.target");
-    assert_eq!((&target["before"], &target["after"]), (&json!("\"Q4_0\""), &json!("\"Q5_0\"")));
+    assert_eq!(
+        (&target["before"], &target["after"]),
+        (&json!("\"Q4_0\""), &json!("\"Q5_0\""))
+    );
     // The policy itself, made known: now the tensor can be told.
     let _ = forge.run(&["build", "-j", "1", "recipe.toml", "policy.mix"]).success();
     let answer = why(&forge, &["promote.small", "blk.0.ffn_down.weight"]);
@@ -248,14 +261,21 @@ fn the_type_of_one_tensor_leads_to_the_line_of_the_recipe() {
     assert_eq!(causes(&said), [cause("policy.mix", "recipe", 3)]);
     assert_eq!(outcomes["promote.small"], "ran");
     let unknown = forge.run(&["why", "promote.small", "blk.0.ffn_dwn"]).status(2);
-    assert!(unknown.stderr.contains("did you mean `blk.0.ffn_down.weight`?"), "{}", unknown.stderr);
+    assert!(
+        unknown.stderr.contains("did you mean `blk.0.ffn_down.weight`?"),
+        "{}",
+        unknown.stderr
+    );
     let _ = forge.run(&["why", "policy.mix", "blk.0.ffn_down"]).status(2);
 }
 
 #[test]
 fn an_edited_text_leads_to_the_file_and_is_read_once() {
     let forge = built();
-    forge.write("prose.txt", "Other words, and enough of them to fill some chunks. ".repeat(60));
+    forge.write(
+        "prose.txt",
+        "Other words, and enough of them to fill some chunks. ".repeat(60),
+    );
     let unread = why(&forge, &["--no-read", "imatrix.general"]);
     assert_eq!(unread["roots"][0]["cause"], "unread");
     let answer = why(&forge, &["imatrix.general"]);
@@ -289,7 +309,9 @@ fn another_engine_is_told_by_its_facts() {
     // What an earlier engine would have left: an action with its fingerprint, and its identity.
     let mut identity = forge::engine::quantizer();
     let now = identity.facts["c compiler"].clone();
-    identity.facts.insert("c compiler".to_owned(), "an older compiler".to_owned());
+    identity
+        .facts
+        .insert("c compiler".to_owned(), "an older compiler".to_owned());
     let former: Fingerprint = identity.fingerprint();
     store.note_engine(&former, &identity.document()).unwrap();
     for step in ["promote.small@Q4_0", "promote.small@Q8_0"] {
@@ -300,8 +322,12 @@ fn another_engine_is_told_by_its_facts() {
         promote.quantizer = former;
         let action = Action::Promote(promote);
         // The result of today's engine is not there in that world.
-        std::fs::remove_file(small::sharded(forge.store(), "actions-v1").remove(&last.action.to_string()).unwrap())
-            .unwrap();
+        std::fs::remove_file(
+            small::sharded(forge.store(), "actions-v1")
+                .remove(&last.action.to_string())
+                .unwrap(),
+        )
+        .unwrap();
         store
             .note_last(&Last {
                 action: action.digest(),
@@ -329,7 +355,10 @@ fn a_deleted_output_and_a_lost_blob_are_said_so() {
     let forge = built();
     std::fs::remove_file(forge.path("out/small/small-Q4_0.gguf")).unwrap();
     let answer = why(&forge, &[PROMOTE]);
-    assert_eq!((&answer["verdict"], &answer["roots"][0]["cause"]), (&json!("runs"), &json!("output")));
+    assert_eq!(
+        (&answer["verdict"], &answer["roots"][0]["cause"]),
+        (&json!("runs"), &json!("output"))
+    );
     assert_eq!(answer["follows"], json!([]), "its figures are known");
     let (said, _) = assert_agrees(&forge, "a deleted output");
     assert_eq!(causes(&said), [cause(PROMOTE, "output", 0)]);
@@ -341,7 +370,10 @@ fn a_deleted_output_and_a_lost_blob_are_said_so() {
     let answer = why(&forge, &["imatrix.general"]);
     assert_eq!(answer["roots"][0]["cause"], "lost");
     assert!(
-        answer["roots"][0]["what"].as_str().unwrap().contains(&imatrix.hash.short()),
+        answer["roots"][0]["what"]
+            .as_str()
+            .unwrap()
+            .contains(&imatrix.hash.short()),
         "{answer:#}"
     );
     let (said, outcomes) = assert_agrees(&forge, "a lost blob");
@@ -353,7 +385,9 @@ fn a_deleted_output_and_a_lost_blob_are_said_so() {
 fn a_result_that_is_gone_is_forgotten() {
     let forge = built();
     let last = store(&forge).last("small", "join.general").unwrap();
-    let result = small::sharded(forge.store(), "actions-v1").remove(&last.action.to_string()).unwrap();
+    let result = small::sharded(forge.store(), "actions-v1")
+        .remove(&last.action.to_string())
+        .unwrap();
     std::fs::remove_file(result).unwrap();
     let answer = why(&forge, &["join.general"]);
     assert_eq!(answer["roots"][0]["cause"], "forgotten");
@@ -437,9 +471,84 @@ fn what_was_changed_in_two_places_has_two_roots() {
 }
 
 #[test]
+fn what_changed_in_a_step_that_waits_is_a_root_beside_what_it_waits_for() {
+    let forge = built();
+    forge.write(
+        "prose.txt",
+        "Other words, and enough of them to fill some chunks. ".repeat(60),
+    );
+    forge.recipe(&RECIPE.replace("chunks = 4", "chunks = 3"));
+    let answer = why(&forge, &["imatrix.general"]);
+    assert_eq!(answer["verdict"], "may-run");
+    let roots: Vec<(&str, &str)> = answer["roots"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|root| (root["step"].as_str().unwrap(), root["cause"].as_str().unwrap()))
+        .collect();
+    assert_eq!(roots, [("corpus.calibration", "source"), ("imatrix.general", "recipe")]);
+    assert_eq!(detail(&answer["roots"][1], "chunks")["after"], "3");
+    assert_agrees(&forge, "two places, one after the other");
+}
+
+/// Whatever is done to a project, what is said before a build is what the build does.
+#[test]
+fn what_is_said_is_what_is_done_after_any_edit() {
+    let forge = built();
+    let mut random = small::Random(20_261_121);
+    let (mut chunks, mut kinds, mut words) = (4, 0, 0);
+    for round in 0..12 {
+        let what = random.below(7);
+        match what {
+            0 => {
+                words += 1;
+                forge.write(
+                    "held-out.txt",
+                    format!("{words} other words to measure on. ").repeat(150),
+                );
+            }
+            1 => {
+                let mut model = InMemory::small();
+                let name = format!("round {round}").into_bytes();
+                model.metadata.set("general.name", &GgufValue::String(name)).unwrap();
+                model.write(&forge.path("small.gguf"));
+            }
+            2 => {
+                let mut model = InMemory::small();
+                model.change(&mut random);
+                model.write(&forge.path("small.gguf"));
+            }
+            3 => chunks = 3 + random.below(4),
+            4 => kinds = random.below(3),
+            5 => {
+                let outputs: Vec<String> = small::names(&forge.path(small::OUT)).into_iter().collect();
+                let name = &outputs[random.below(outputs.len())];
+                std::fs::remove_file(forge.path(small::OUT).join(name)).unwrap();
+            }
+            _ => {
+                let files = small::sharded(forge.store(), random.pick(&["cas-v1", "actions-v1"]));
+                let paths: Vec<_> = files.values().collect();
+                std::fs::remove_file(paths[random.below(paths.len())]).unwrap();
+            }
+        }
+        let mix = ["[\"Q4_0\", \"Q8_0\"]", "[\"Q4_0\"]", "[\"Q5_0\", \"Q8_0\"]"][kinds];
+        forge.recipe(
+            &RECIPE
+                .replace("chunks = 4", &format!("chunks = {chunks}"))
+                .replace("[\"Q4_0\", \"Q8_0\"]", mix),
+        );
+        assert_agrees(&forge, &format!("round {round}, edit {what}"));
+    }
+    assert_eq!(causes(&overview(&forge)), []);
+}
+
+#[test]
 fn the_words_for_people() {
     let forge = built();
-    forge.recipe(&RECIPE.replace("mix = [\"Q4_0\", \"Q8_0\"]", "mix = [\"Q4_0\", \"Q8_0\"]\nembedding_type = \"Q8_0\""));
+    forge.recipe(&RECIPE.replace(
+        "mix = [\"Q4_0\", \"Q8_0\"]",
+        "mix = [\"Q4_0\", \"Q8_0\"]\nembedding_type = \"Q8_0\"",
+    ));
     let shown = forge.run(&["why", PROMOTE]).success().stdout;
     insta::assert_snapshot!(shown, @r#"
     promote.small@Q4_0 may run: it waits for `policy.mix@Q4_0`: whether it runs depends on what comes of that
