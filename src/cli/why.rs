@@ -1,5 +1,6 @@
 //! `forge why`: why a step or a tensor runs, or when and why it ran last.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -126,8 +127,9 @@ fn text(answer: &Answer, verbose: bool) -> String {
     }
     if !answer.tree.causes.is_empty() {
         let _ = writeln!(text, "\nhow it comes to {}", answer.step);
+        let mut seen = BTreeSet::new();
         for cause in &answer.tree.causes {
-            tree(cause, 1, &mut text);
+            tree(cause, 1, &mut seen, &mut text);
         }
     }
     if let Some(compared) = &answer.compared
@@ -217,10 +219,22 @@ fn follows(steps: &[String]) -> String {
     )
 }
 
-fn tree(node: &Tree, depth: usize, text: &mut String) {
-    let _ = writeln!(text, "{:width$}{}: {}", "", node.step, node.what, width = 2 * depth);
-    for cause in &node.causes {
-        tree(cause, depth + 1, text);
+/// Several steps may come from one: it is told once.
+fn tree<'t>(node: &'t Tree, depth: usize, seen: &mut BTreeSet<&'t str>, text: &mut String) {
+    let told = !seen.insert(&node.step) && !node.causes.is_empty();
+    let again = if told { " (as above)" } else { "" };
+    let _ = writeln!(
+        text,
+        "{:width$}{}: {}{again}",
+        "",
+        node.step,
+        node.what,
+        width = 2 * depth
+    );
+    if !told {
+        for cause in &node.causes {
+            tree(cause, depth + 1, seen, text);
+        }
     }
 }
 

@@ -120,11 +120,12 @@ impl<'a> Why<'a> {
             (None, Some(reason), _) => self.reason(known, reason),
             (None, None, []) => "its result is there".to_owned(),
             (None, None, waits) => {
-                let names: Vec<String> = waits.iter().map(ToString::to_string).collect();
-                format!(
-                    "it waits for {}: whether it runs depends on what comes of that",
-                    crate::report::words::names(&names, 3)
-                )
+                let they = if waits.len() == 1 {
+                    "that gives what it"
+                } else {
+                    "they give what they"
+                };
+                format!("it {}, and runs unless {they} gave before", waiting(waits))
             }
         }
     }
@@ -191,4 +192,9 @@ impl<'a> Why<'a> {
         });
         answer.fields = self.fields(id, &record, &before, action);
     }
+}
+
+fn waiting(waits: &[NodeId]) -> String {
+    let names: Vec<String> = waits.iter().map(ToString::to_string).collect();
+    format!("waits for {}", crate::report::words::names(&names, 3))
 }

@@ -50,6 +50,7 @@ impl Why<'_> {
             return tree;
         }
         if !known.waits.is_empty() {
+            tree.what = super::waiting(&known.waits);
             for wait in known
                 .waits
                 .iter()

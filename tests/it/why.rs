@@ -551,7 +551,7 @@ fn the_words_for_people() {
     ));
     let shown = forge.run(&["why", PROMOTE]).success().stdout;
     insta::assert_snapshot!(shown, @r#"
-    promote.small@Q4_0 may run: it waits for `policy.mix@Q4_0`: whether it runs depends on what comes of that
+    promote.small@Q4_0 may run: it waits for `policy.mix@Q4_0`, and runs unless that gives what it gave before
 
     because
       policy.mix@Q4_0: the recipe changed `method.embedding_type`
