@@ -128,6 +128,19 @@ pub struct Ran {
     pub why: Option<String>,
     /// How long the action took, in milliseconds.
     pub cost_ms: u64,
+    /// What began it: the steps before that ran in the same run for a reason of their own.
+    pub began: Vec<Began>,
+}
+
+/// A step that ran for a reason of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Began {
+    /// The step.
+    pub step: String,
+    /// Why it ran.
+    pub why: String,
+    /// What of its action had changed.
+    pub changes: Vec<Change>,
 }
 
 /// A line of any kind: what is not there is empty.
@@ -311,8 +324,9 @@ fn parse(id: &str, bytes: &[u8]) -> Run {
     run
 }
 
-/// Returns when an action ran last, as far as that is on record.
-pub fn last_ran(store: &Store, key: &ActionDigest) -> Option<Ran> {
+/// Returns when an action ran last, as far as that is on record, and the run. What began it is not filled in: records do
+/// not say which step needs which.
+pub fn last_ran(store: &Store, key: &ActionDigest) -> Option<(Ran, Run)> {
     let key = key.to_string();
     for id in store.runs().ok()?.into_iter().rev() {
         let Ok(bytes) = store.read_run(&id) else { continue };
@@ -324,14 +338,16 @@ pub fn last_ran(store: &Store, key: &ActionDigest) -> Option<Ran> {
         for step in &run.steps {
             let ran = |action: &&ActionRun| action.key == key && action.outcome == "ran";
             if let Some(action) = step.actions.iter().find(ran) {
-                return Some(Ran {
+                let ran = Ran {
                     run: id,
                     started: run.started.clone(),
                     recipe: run.recipe.clone(),
                     step: step.step.clone(),
                     why: step.why.clone(),
                     cost_ms: action.cost_ms,
-                });
+                    began: Vec::new(),
+                };
+                return Some((ran, run));
             }
         }
     }

@@ -32,7 +32,7 @@ use crate::why::Tree;
 use crate::why::Verdict;
 
 /// So many steps that follow are named.
-const NAMED: usize = 8;
+const NAMED: usize = 12;
 
 pub(super) fn run(args: &args::Why, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     if let Some(step) = &args.step
@@ -133,7 +133,7 @@ fn text(answer: &Answer, verbose: bool) -> String {
         }
     }
     if let Some(compared) = &answer.compared
-        && (verbose || answer.roots.iter().any(|root| root.cause == RootKind::New))
+        && (verbose || answer.tensor.is_some() || answer.roots.iter().any(|root| root.cause == RootKind::New))
         && !answer.fields.is_empty()
     {
         let _ = writeln!(
@@ -174,6 +174,19 @@ fn text(answer: &Answer, verbose: bool) -> String {
             );
             if let Some(why) = &ran.why {
                 let _ = writeln!(text, "  because {why}");
+            }
+            for began in &ran.began {
+                let _ = writeln!(text, "  in that run {}: {}", began.step, began.why);
+                for change in &began.changes {
+                    let value = |value: &Option<String>| short(value.as_deref().unwrap_or("nothing"));
+                    let field = change.field.trim_start_matches("inputs.");
+                    let _ = writeln!(
+                        text,
+                        "    {field}: {} -> {}",
+                        value(&change.before),
+                        value(&change.after)
+                    );
+                }
             }
         }
         (None, Verdict::Cached) => {

@@ -13,12 +13,17 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::action::difference::Difference;
+use crate::action::difference::Origin;
 use crate::digest::ActionDigest;
 use crate::graph::Graph;
 use crate::graph::NodeId;
 use crate::plan;
 use crate::plan::Reason;
 use crate::runs;
+use crate::runs::Began;
+use crate::runs::Change;
+use crate::runs::Ran;
 use crate::scheduler;
 use crate::step::Env;
 use crate::step::StepError;
@@ -102,12 +107,48 @@ impl<'a> Why<'a> {
         answer.key = known.key().map(|key| key.to_string());
         answer.why = self.sentence(known);
         if known.verdict == Verdict::Cached {
-            answer.last_ran = known.key().and_then(|key| runs::last_ran(self.env.store, &key));
+            answer.last_ran = known.key().and_then(|key| self.last_ran(id, &key));
         }
         self.compare(id, known, &mut answer);
         answer.follows = self.follows(&roots);
         answer.roots = roots;
         answer
+    }
+
+    /// Returns when and why an action of a node ran last, with the steps before it that ran then for reasons of their own.
+    fn last_ran(&self, id: &NodeId, key: &ActionDigest) -> Option<Ran> {
+        let (mut ran, run) = runs::last_ran(self.env.store, key)?;
+        let before: BTreeSet<String> = self
+            .graph
+            .only(std::slice::from_ref(id))
+            .nodes()
+            .map(|node| node.id.to_string())
+            .collect();
+        for step in run.steps {
+            let Some(why) = step
+                .why
+                .filter(|_| step.step != ran.step && before.contains(&step.step))
+            else {
+                continue;
+            };
+            let kind = step.actions.last().map_or("", |action| action.kind.as_str());
+            let own = |change: &Change| {
+                let difference = Difference {
+                    field: change.field.clone(),
+                    before: change.before.clone(),
+                    after: change.after.clone(),
+                };
+                difference.origin(kind) != Origin::Input
+            };
+            if step.changes.is_empty() || step.changes.iter().any(own) {
+                ran.began.push(Began {
+                    step: step.step,
+                    why,
+                    changes: step.changes.into_iter().filter(own).collect(),
+                });
+            }
+        }
+        Some(ran)
     }
 
     fn known(&self, id: &NodeId) -> &Known {

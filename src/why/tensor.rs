@@ -16,7 +16,6 @@ use crate::action::difference::Origin;
 use crate::digest::ActionDigest;
 use crate::graph::NodeId;
 use crate::graph::Work;
-use crate::runs;
 use crate::step::StepError;
 use crate::step::model;
 use crate::step::promote;
@@ -147,7 +146,7 @@ impl Why<'_> {
             _ => "the candidate is there, so nothing of it is made again".to_owned(),
         };
         if answer.verdict == Verdict::Cached {
-            answer.last_ran = runs::last_ran(self.env.store, &key);
+            answer.last_ran = self.last_ran(id, &key);
             answer.roots.clear();
         }
         answer.tree.what.clone_from(&answer.why);

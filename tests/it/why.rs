@@ -461,8 +461,21 @@ fn what_was_changed_in_two_places_has_two_roots() {
             cause("eval.quality/small-Q8_0", "recipe", 1)
         ]
     );
-    let table = overview(&forge);
-    assert_eq!(causes(&table), []);
+    assert_eq!(causes(&overview(&forge)), []);
+    // What ran because of what, afterwards.
+    let table = why(&forge, &["metrics.all"]);
+    let began: Vec<&str> = table["last_ran"]["began"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|began| began["step"].as_str().unwrap())
+        .collect();
+    assert_eq!(began.len(), 2, "{table:#}");
+    assert!(began.iter().all(|step| step.starts_with("eval.quality/")), "{began:?}");
+    assert_eq!(
+        table["last_ran"]["began"][0]["changes"],
+        json!([{ "field": "inputs.chunks", "before": "2", "after": "3" }])
+    );
     forge.recipe(&RECIPE.replace("chunks = 2\nblock = 1", "chunks = 1\nblock = 1\nbootstrap = 300"));
     let answer = why(&forge, &["eval.quality/small-Q8_0"]);
     let root = &answer["roots"][0];
