@@ -69,7 +69,7 @@ fn open(files: &Files, terminal: &Terminal, name: &str, path: &Path, folder: Opt
     if kind == Kind::Recipe {
         let parsed = match folder {
             None => files.recipe(name, terminal)?,
-            Some(folder) => Files::recipe_of(name, path, folder, terminal)?,
+            Some(folder) => files.recipe_of(name, path, folder, terminal)?,
         };
         return Ok(Opened::Recipe(Box::new(parsed.recipe)));
     }

@@ -1,6 +1,7 @@
 //! The façade: what the command line, a test or another program calls. Opens a recipe with a store, plans, builds, and
 //! writes what stands beside outputs.
 
+mod fresh;
 mod record;
 mod run;
 
@@ -40,6 +41,9 @@ use crate::why::Overview;
 use crate::why::Reading;
 use crate::why::TensorError;
 use crate::why::Why;
+
+pub use fresh::Question;
+pub use fresh::nothing_to_do;
 
 /// What a session is opened with.
 #[derive(Debug, Clone)]
