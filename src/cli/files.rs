@@ -92,7 +92,11 @@ impl Files {
             let beside = folder.join(other);
             read_source(&beside, &beside.to_string_lossy())
         });
-        self.loaded(name, loaded, terminal)
+        // Git shows what is printed between other things: warnings would only be in the way there.
+        match loaded {
+            Ok(parsed) => Ok(parsed),
+            loaded => self.loaded(name, loaded, terminal),
+        }
     }
 
     fn loaded(

@@ -18,7 +18,9 @@ use crate::recipe::Recipe;
 
 /// So much of a file tells whether it is text.
 const START: u64 = 64 << 10;
-/// No JSON document and no older imatrix is longer.
+/// No JSON document is longer: a manifest has some 400 bytes for each tensor.
+const JSON_CAP: u64 = 256 << 20;
+/// No imatrix is longer: four bytes for each column of each expert.
 const CAP: u64 = 4 << 30;
 
 /// What a file is.
@@ -116,8 +118,26 @@ pub fn detect(path: &Path) -> Result<Kind, DiffError> {
         _ if start.starts_with(&gguf::MAGIC) => gguf_kind(path),
         Some(text) if text.trim_start().starts_with('{') => Ok(json(path)?.0),
         Some(_) => Ok(Kind::Recipe),
-        None => Ok(Kind::Imatrix),
+        None if may_be_dat(&start) => Ok(Kind::Imatrix),
+        None => Err(DiffError::Unknown {
+            path: path.to_owned(),
+            problem: "it is neither text nor GGUF, and does not begin as an imatrix of the older form".to_owned(),
+        }),
     }
+}
+
+/// The older form has no magic; but it begins with the number of entries, and the first one's name.
+fn may_be_dat(start: &[u8]) -> bool {
+    let number = |at: usize| -> Option<usize> {
+        let bytes = start.get(at..at + 4)?.try_into().ok()?;
+        usize::try_from(i32::from_le_bytes(bytes)).ok()
+    };
+    let (Some(entries), Some(length)) = (number(0), number(4)) else {
+        return false;
+    };
+    let name = start.get(8..).and_then(|rest| rest.get(..length));
+    let plain = name.is_some_and(|name| !name.is_empty() && name.iter().all(u8::is_ascii_graphic));
+    (1..1 << 20).contains(&entries) && plain
 }
 
 fn gguf_kind(path: &Path) -> Result<Kind, DiffError> {
@@ -133,7 +153,7 @@ fn json(path: &Path) -> Result<(Kind, Value), DiffError> {
         path: path.to_owned(),
         problem,
     };
-    let bytes = fs::read_small(path, CAP)?;
+    let bytes = fs::read_small(path, JSON_CAP)?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|error| unknown(format!("it is no JSON: {error}")))?;
     let schema = value.get("schema").and_then(Value::as_str).unwrap_or_default();
     let kind = if value.get("_type").and_then(Value::as_str) == Some(crate::manifest::STATEMENT_TYPE) {

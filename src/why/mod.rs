@@ -105,7 +105,7 @@ impl<'a> Why<'a> {
         let (tree, roots) = (*self.explain(id)).clone();
         let mut answer = Answer::new(&self.env.recipe, id.to_string(), known.verdict, tree);
         answer.key = known.key().map(|key| key.to_string());
-        answer.why = self.sentence(known);
+        answer.why = self.sentence(id, known);
         if known.verdict == Verdict::Cached {
             answer.last_ran = known.key().and_then(|key| self.last_ran(id, &key));
         }
@@ -155,10 +155,10 @@ impl<'a> Why<'a> {
         self.survey.known(id)
     }
 
-    fn sentence(&self, known: &Known) -> String {
+    fn sentence(&self, id: &NodeId, known: &Known) -> String {
         match (&known.error, &known.reason, known.waits.as_slice()) {
             (Some(error), ..) => error.to_string(),
-            (None, Some(reason), _) => self.reason(known, reason),
+            (None, Some(reason), _) => self.reason(id, known, reason),
             (None, None, []) => "its result is there".to_owned(),
             (None, None, waits) => {
                 let they = if waits.len() == 1 {
@@ -171,11 +171,30 @@ impl<'a> Why<'a> {
         }
     }
 
-    fn reason(&self, known: &Known, reason: &Reason) -> String {
-        match (reason, known.key().and_then(|key| self.removed(&key))) {
-            (Reason::Forgotten, Some(removed)) => removed,
-            _ => scheduler::sentence(reason),
+    fn reason(&self, id: &NodeId, known: &Known, reason: &Reason) -> String {
+        match reason {
+            Reason::Forgotten => known.key().and_then(|key| self.removed(&key)),
+            Reason::OutputGone => self
+                .twin(id, known)
+                .map(|twin| format!("it is new, and its result is that of `{twin}`: only its files are to be written")),
+            _ => None,
         }
+        .unwrap_or_else(|| scheduler::sentence(reason))
+    }
+
+    /// Returns the step that a step which is not on record shares its action with: it may have been renamed.
+    fn twin(&self, id: &NodeId, known: &Known) -> Option<String> {
+        let store = self.env.store;
+        if store.last(&self.env.recipe, &id.to_string()).is_some() {
+            return None;
+        }
+        let key = known.key()?;
+        let twin = store.lasts().into_iter().find(|last| last.action == key)?;
+        Some(if twin.recipe == self.env.recipe {
+            twin.step
+        } else {
+            format!("{} of recipe {}", twin.step, twin.recipe)
+        })
     }
 
     /// Says that a result once was there and was removed on purpose; nothing where no note of that is left.

@@ -43,7 +43,7 @@ impl Why<'_> {
         let step = id.to_string();
         let mut tree = Tree {
             step: step.clone(),
-            what: self.sentence(known),
+            what: self.sentence(id, known),
             causes: Vec::new(),
         };
         if depth > DEEPEST {
@@ -85,7 +85,11 @@ impl Why<'_> {
             }
             Reason::New => push(roots, self.root(&step, RootKind::New, tree.what.clone())),
             Reason::Unread { .. } => push(roots, self.root(&step, RootKind::Unread, tree.what.clone())),
-            Reason::OutputGone => push(roots, self.root(&step, RootKind::Output, tree.what.clone())),
+            Reason::OutputGone => {
+                let renamed = self.twin(id, known).is_some();
+                let cause = if renamed { RootKind::New } else { RootKind::Output };
+                push(roots, self.root(&step, cause, tree.what.clone()));
+            }
             Reason::Incomplete => push(roots, Self::lost(&step, known)),
             Reason::Forgotten => {
                 let collected = known.key().and_then(|key| self.removed(&key)).is_some();

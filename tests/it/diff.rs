@@ -288,6 +288,7 @@ fn what_cannot_be_compared_is_refused() {
             "is no recipe, manifest, candidate, imatrix or policy",
         ),
         ("torn.gguf", "torn.gguf", 1, "torn.gguf"),
+        ("old.dat", "old.dat", 2, "as an imatrix of the older form"),
         ("gone.toml", "recipe.toml", 2, "gone.toml"),
         ("bad.toml", "recipe.toml", 1, "bad.toml"),
     ] {

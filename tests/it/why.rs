@@ -444,9 +444,36 @@ fn a_new_step_is_compared_with_the_nearest_and_a_renamed_recipe_finds_its_result
     assert_eq!(answer["last_ran"]["recipe"], "small", "it ran for another recipe");
     let (said, outcomes) = assert_agrees(&forge, "a renamed recipe");
     let kinds: BTreeSet<String> = causes(&said).into_iter().map(|(_, kind, _)| kind).collect();
-    assert_eq!(kinds, BTreeSet::from(["new".to_owned(), "output".to_owned()]));
+    assert_eq!(kinds, BTreeSet::from(["new".to_owned()]));
     assert_eq!(outcomes["imatrix.general"], "cached");
     assert_eq!(outcomes["metrics.all"], "ran", "the table bears the recipe's name");
+}
+
+#[test]
+fn a_renamed_step_is_known_by_what_it_does() {
+    let forge = built();
+    forge.recipe(
+        &RECIPE
+            .replace("[promote.small]", "[promote.tiny]")
+            .replace("candidates = [\"small\"]", "candidates = [\"tiny\"]"),
+    );
+    let answer = why(&forge, &["promote.tiny@Q4_0"]);
+    assert_eq!(answer["roots"][0]["cause"], "new");
+    assert_eq!(
+        answer["why"],
+        "it is new, and its result is that of `promote.small@Q4_0`: only its files are to be written"
+    );
+    assert_eq!(why(&forge, &["eval.quality/tiny-Q4_0"])["verdict"], "cached");
+    let (said, outcomes) = assert_agrees(&forge, "a renamed step");
+    assert_eq!(
+        causes(&said),
+        [
+            cause("promote.tiny@Q4_0", "new", 0),
+            cause("promote.tiny@Q8_0", "new", 0),
+            cause("metrics.all", "recipe", 0)
+        ]
+    );
+    assert_eq!(outcomes["eval.quality/tiny-Q4_0"], "cached");
 }
 
 #[test]
