@@ -28,6 +28,8 @@ pub mod action;
 
 pub mod store;
 
+pub mod runs;
+
 pub mod graph;
 
 pub mod step;
@@ -37,6 +39,10 @@ pub mod plan;
 pub mod manifest;
 
 pub mod scheduler;
+
+pub mod why;
+
+pub mod diff;
 
 pub mod session;
 

@@ -5,14 +5,18 @@ mod build;
 mod cache;
 pub mod check;
 pub mod diagnostic;
+mod diff;
 mod files;
 mod graph;
 pub mod init;
 mod json;
+mod log;
 mod plan;
 mod progress;
 pub mod show;
 mod terminal;
+mod trace;
+mod why;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -115,6 +119,9 @@ fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Show(show) => files.show(show, terminal),
         Command::Plan(plan) => plan::run(plan, &files, terminal),
         Command::Build(build) => build::run(build, &files, terminal),
+        Command::Why(why) => why::run(why, &files, terminal),
+        Command::Diff(diff) => diff::run(diff, &files, terminal),
+        Command::Log(log) => log::run(log, &files, terminal),
         Command::Graph(graph) => graph::run(graph, &files, terminal),
         Command::Cache(cache) => cache::run(cache, &files, terminal),
         Command::Engine => {

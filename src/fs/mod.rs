@@ -4,6 +4,7 @@
 mod dir;
 mod error;
 mod facts;
+mod grow;
 mod lock;
 pub mod map;
 mod place;
@@ -33,6 +34,9 @@ pub use facts::facts;
 pub use facts::open_plain;
 pub use facts::set_modified;
 pub use facts::set_modified_of;
+pub use grow::Ended;
+pub use grow::Journal;
+pub use grow::is_held;
 pub use lock::FileLock;
 pub use lock::open_lock;
 pub use place::Check;

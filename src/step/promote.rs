@@ -3,6 +3,7 @@
 
 mod assembly;
 mod parts;
+mod single;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -59,6 +60,8 @@ use crate::step::source_file::SourceFile;
 pub use assembly::AssembledTensor;
 pub use assembly::Assembly;
 pub use assembly::From;
+pub use single::PlannedTensor;
+pub use single::planned_tensors;
 
 use parts::Weights;
 use parts::candidate_metadata;

@@ -200,6 +200,20 @@ fn every_line_is_one_of_the_schema() {
         judge.run(&other, 1, &["cache", "unpin", "c0.gguf"])[0]["code"],
         "cache::not-pinned"
     );
+    std::fs::remove_file(forge.path("forge.toml")).unwrap();
+
+    // What is on record, and what differs.
+    judge.run(&forge, 0, &["log"]);
+    judge.run(&forge, 0, &["log", "show"]);
+    let steps = judge.run(&forge, 0, &["log", "show"])[0]["record"]["steps"].clone();
+    let step = steps[0]["step"].as_str().unwrap();
+    judge.run(&forge, 0, &["log", "show", "last", step]);
+    judge.run(&forge, 2, &["log", "show", "nothing"]);
+    judge.run(&forge, 0, &["why"]);
+    judge.run(&forge, 0, &["why", "imatrix.general"]);
+    judge.run(&forge, 2, &["why", "imatrix.nobody"]);
+    judge.run(&forge, 0, &["diff", "recipe.toml", "recipe.toml"]);
+    judge.run(&forge, 2, &["diff", "recipe.toml", "prose.txt", "recipe.toml"]);
 
     // What takes two builds at once to see.
     let waiting = Event::Waiting {
@@ -255,6 +269,9 @@ const HELP: &[(&[&str], &[&str])] = &[
             "show",
             "plan",
             "build",
+            "why",
+            "diff",
+            "log",
             "graph",
             "engine",
             "--directory",
@@ -285,6 +302,7 @@ const HELP: &[(&[&str], &[&str])] = &[
             "--out <DIR>",
             "-j, --jobs <N>",
             "-k, --keep-going",
+            "--trace <FILE>",
             "recipe.toml",
             "promote.small",
             "eval.quality",
@@ -293,6 +311,34 @@ const HELP: &[(&[&str], &[&str])] = &[
             "--message-format",
         ],
     ),
+    (
+        &["why", "--help"],
+        &[
+            "[STEP]",
+            "[TENSOR]",
+            "--recipe <RECIPE>",
+            "--no-read",
+            "--out <DIR>",
+            "promote.small",
+            "ffn_down",
+            "forge why -f",
+        ],
+    ),
+    (
+        &["diff", "--help"],
+        &[
+            "--exit-code",
+            "--format",
+            "text",
+            "json",
+            "markdown",
+            "--rows <N>",
+            "--git",
+            "git config diff.forge.command",
+        ],
+    ),
+    (&["log", "--help"], &["show", "-n, --number <N>"]),
+    (&["log", "show", "--help"], &["[RUN]", "[STEP]", "last"]),
     (
         &["plan", "--help"],
         &["[RECIPE]", "[STEP]...", "--check", "--out <DIR>", "-j, --jobs <N>"],

@@ -129,6 +129,10 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("figures.v1", "", &[]),
     ("figures.v1", "/chunks/0", &[]),
     ("figures.v1", "/ppl", &[]),
+    ("diff.v1", "", &[]),
+    ("diff.v1", "/parts/0", &[]),
+    ("earlier.v1", "", &[]),
+    ("earlier.v1", "/records/0", &[]),
     ("gate.v1", "", &[]),
     ("gate.v1", "/checks/0", &[]),
     ("graph.v1", "", &[]),
@@ -160,6 +164,7 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("policy.v1", "/choices/0/why", &[]),
     ("slices.v1", "", &[]),
     ("tombstone.v1", "", &[]),
+    ("why.v1", "", &[]),
 ];
 
 fn folder() -> PathBuf {
@@ -289,10 +294,17 @@ fn every_document_of_a_build_is_what_its_schema_says() {
         .find(|(_, action, _)| action["kind"] == "imatrix-collect")
         .unwrap();
     forge.write("foreign.gguf", cas(collected["outputs"]["imatrix"].as_str().unwrap()));
+    // Built twice, so that there is something before what was done last.
+    let _ = forge.recipe(&RECIPE.replace("Q8_0", "Q5_1")).run(&["build"]).success();
+    let manifests_before: Vec<String> = files_below(&forge.path("out/sample"))
+        .into_iter()
+        .filter(|path| path.to_string_lossy().ends_with(".manifest.json"))
+        .map(|path| BlobDigest::of(&std::fs::read(path).unwrap()).to_string())
+        .collect();
     let _ = forge.recipe(RECIPE).run(&["build"]).success();
 
     let mut schemas = Schemas::load();
-    let mut seen = BTreeSet::new();
+    let mut seen: BTreeSet<String> = manifests_before.into_iter().collect();
     let mut kinds = BTreeSet::new();
     let mut outputs = BTreeSet::new();
     for (_, action, result) in results() {
@@ -356,16 +368,27 @@ fn every_document_of_a_build_is_what_its_schema_says() {
                 schemas.good("run.v1", &serde_json::from_str(line).unwrap());
             }
         } else {
-            let (kind, name, last) = unseal(&path);
+            let (kind, name, document) = unseal(&path);
+            if kind == "engine" {
+                let bytes =
+                    serde_json::to_vec(&serde_json::from_value::<forge::engine::Identity>(document.clone()).unwrap());
+                assert_eq!(forge::digest::Fingerprint::of(&bytes.unwrap()).to_string(), name);
+                schemas.good("engine.v1", &document);
+                continue;
+            }
+            let last = if kind == "earlier" {
+                schemas.good("earlier.v1", &document);
+                document["records"][0].clone()
+            } else {
+                assert_eq!(kind, "last");
+                document
+            };
             let place = format!(
                 "{}\n{}",
                 last["recipe"].as_str().unwrap(),
                 last["step"].as_str().unwrap()
             );
-            assert_eq!(
-                (kind.as_str(), name),
-                ("last", forge::digest::Hash::of(place.as_bytes()).to_string())
-            );
+            assert_eq!(name, forge::digest::Hash::of(place.as_bytes()).to_string());
             schemas.good("last.v1", &last);
         }
     }
@@ -388,6 +411,29 @@ fn every_document_of_a_build_is_what_its_schema_says() {
         );
         schemas.good("pin.v1", &pin);
     }
+    for args in [
+        ["why"].as_slice(),
+        &["why", "promote.rules"],
+        &["why", "promote.rules", "blk.0.attn_v"],
+        &["why", "-f", "edited.toml", "promote.mix"],
+    ] {
+        forge.write("edited.toml", RECIPE.replace("chunks = 2", "chunks = 3"));
+        let run = forge.run(&[args, &["--message-format", "json"]].concat()).success();
+        for line in run.json_lines() {
+            schemas.good("why.v1", &line["answer"]);
+        }
+    }
+    for (a, b) in [
+        ("recipe.toml", "edited.toml"),
+        ("out/sample/mix-Q2_K.gguf", "out/sample/mix-Q4_K_M.gguf"),
+        (
+            "out/sample/mix-Q2_K.gguf.manifest.json",
+            "out/sample/rules.gguf.manifest.json",
+        ),
+    ] {
+        let run = forge.run(&["diff", "--format", "json", a, b]).success();
+        schemas.good("diff.v1", &serde_json::from_str(&run.stdout).unwrap());
+    }
     let _ = forge
         .run(&["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"])
         .success();
@@ -400,7 +446,11 @@ fn every_document_of_a_build_is_what_its_schema_says() {
     }
     let run = forge.run(&["graph", "--format", "json"]).success();
     schemas.good("graph.v1", &serde_json::from_str(&run.stdout).unwrap());
-    assert!(schemas.samples.contains_key("run.v1") && schemas.samples.contains_key("last.v1"));
+    assert!(
+        ["run.v1", "last.v1", "earlier.v1"]
+            .iter()
+            .all(|name| schemas.samples.contains_key(*name))
+    );
     refuses_what_is_not_so(&schemas);
 }
 
