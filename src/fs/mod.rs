@@ -9,6 +9,7 @@ mod place;
 mod read;
 mod safe;
 mod stamp;
+mod tree;
 mod write;
 
 /// An open file, as the standard library has it; it is opened here only.
@@ -31,14 +32,20 @@ pub use place::Check;
 pub use place::Placed;
 pub use place::place;
 pub use read::open;
+pub use read::open_plain;
 pub use read::read_exact_at;
+pub use read::read_plain;
 pub use read::read_small;
 pub use safe::UnsafePathError;
 pub use safe::safe_join;
 pub use stamp::Stamp;
+pub use tree::TempDir;
+pub use tree::link_to;
+pub use tree::plain_files;
 pub use write::Durability;
 pub use write::TempFile;
 pub use write::make_read_only;
 pub use write::sweep_temps;
 pub use write::unique_name;
 pub use write::write_atomic;
+pub use write::write_new;

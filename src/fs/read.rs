@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::fs::PathError;
+use crate::fs::Stamp;
 
 /// Opens a file for reading. A directory is an error here, not at the first read.
 pub fn open(path: &Path) -> Result<File, PathError> {
@@ -20,6 +21,27 @@ fn open_sized(path: &Path) -> Result<(File, u64), PathError> {
         return Err(PathError::new(path, "open", io::ErrorKind::IsADirectory.into()));
     }
     Ok((file, facts.len()))
+}
+
+/// Opens a plain file for reading: no device, no pipe, no socket, which could be read without end, or wait for a writer
+/// that never comes. Symbolic links are followed.
+pub fn open_plain(path: &Path) -> Result<File, PathError> {
+    // Looked at before it is opened: opening a pipe waits.
+    if Stamp::of(path).is_ok() && Stamp::of_plain_file(path)?.is_none() {
+        let text = "it is no plain file";
+        return Err(PathError::new(
+            path,
+            "open",
+            io::Error::new(io::ErrorKind::InvalidInput, text),
+        ));
+    }
+    open(path)
+}
+
+/// Reads a small plain file whole, as [`read_small`] does: for files that somebody else hands over.
+pub fn read_plain(path: &Path, cap: u64) -> Result<Vec<u8>, PathError> {
+    open_plain(path)?;
+    read_small(path, cap)
 }
 
 /// Reads a small file whole. One of more than `cap` bytes is an error of the kind `FileTooLarge`, and no more than

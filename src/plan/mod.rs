@@ -38,6 +38,8 @@ pub enum Reason {
     OutputGone,
     /// It ran last as it would now, but its result is not in the store.
     Forgotten,
+    /// Its result is known, and is to be made once more to compare.
+    Again,
 }
 
 /// What is to be done about a node whose inputs are known.
@@ -121,6 +123,9 @@ pub fn decide(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Decision, S
         Lookup::Incomplete { .. } | Lookup::Damaged { .. } => return Ok(Decision::Miss(Reason::Incomplete)),
         Lookup::Absent => return Ok(Decision::Miss(why_absent(node, &action, env))),
     };
+    if env.is_twice(&node.id.to_string()) {
+        return Ok(Decision::Miss(Reason::Again));
+    }
     let mut outcome = Outcome {
         key,
         result,
