@@ -7,10 +7,13 @@ use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
 use crate::cli::files::session_failure;
 use crate::cli::json;
+use crate::cli::lock;
 use crate::cli::progress::Progress;
+use crate::cli::sign;
 use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
 use crate::observer::Observer;
+use crate::recipe::settings::PoolSettings;
 use crate::report::words;
 use crate::scheduler;
 use crate::scheduler::Report;
@@ -21,12 +24,15 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
     let cancel = Cancel::new();
     stop_on_signals(&cancel, terminal);
     let (session, pools) = files.session(&args.target, terminal, cancel)?;
-    let defaults = scheduler::Options::default();
     let options = scheduler::Options {
         keep_going: args.keep_going,
-        models: pools.model.map_or(defaults.models, |models| models as usize),
-        disk: pools.disk.map_or(defaults.disk, |disk| disk as usize),
+        ..options(&pools)
     };
+    // Read before hours of work, not after.
+    let key = sign::key_of_build(args, files)?;
+    if args.frozen {
+        lock::check_frozen(args, &session, options, files, terminal)?;
+    }
     let report = {
         let lines = json::Lines(terminal);
         let progress = Progress::new(terminal, session.graph());
@@ -37,6 +43,9 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
     };
     for failure in &report.failures {
         terminal.diagnostic(&explain(&failure.node.to_string(), &failure.error));
+    }
+    if let Some(key) = key {
+        sign::sign_outputs(&session, &report, &key, terminal)?;
     }
     if !terminal.is_json() {
         // A build with nothing to do says just that; the table stands in the output folder.
@@ -50,8 +59,18 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
     Ok(exit_of(&report))
 }
 
+/// Returns how a build runs on this machine.
+pub(super) fn options(pools: &PoolSettings) -> scheduler::Options {
+    let defaults = scheduler::Options::default();
+    scheduler::Options {
+        keep_going: false,
+        models: pools.model.map_or(defaults.models, |models| models as usize),
+        disk: pools.disk.map_or(defaults.disk, |disk| disk as usize),
+    }
+}
+
 /// The first Ctrl-C stops the build, the second the program at once.
-fn stop_on_signals(cancel: &Cancel, terminal: &Terminal) {
+pub(super) fn stop_on_signals(cancel: &Cancel, terminal: &Terminal) {
     let cancel = cancel.clone();
     let say = !terminal.is_json();
     // Refused only if a handler is there already.
@@ -71,7 +90,7 @@ fn stop_on_signals(cancel: &Cancel, terminal: &Terminal) {
     });
 }
 
-fn exit_of(report: &Report) -> Exit {
+pub(super) fn exit_of(report: &Report) -> Exit {
     let class = |wanted: Class| report.failures.iter().any(|failure| failure.error.class() == wanted);
     if report.stopped {
         Exit::Stopped
@@ -102,7 +121,7 @@ fn summary(report: &Report) -> String {
     )
 }
 
-fn explain(step: &str, error: &StepError) -> Diagnostic {
+pub(super) fn explain(step: &str, error: &StepError) -> Diagnostic {
     let mut diagnostic = Diagnostic::error(format!("step `{step}` failed: {error}"));
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {

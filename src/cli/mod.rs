@@ -2,16 +2,22 @@
 
 mod args;
 mod build;
+mod bundle;
 pub mod check;
 pub mod diagnostic;
 mod files;
 mod graph;
 pub mod init;
 mod json;
+mod lock;
 mod plan;
 mod progress;
+mod reproduce;
 pub mod show;
+mod sign;
 mod terminal;
+mod twice;
+mod verify;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -110,11 +116,18 @@ fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
     let files = files::Files::new(&args.global);
     match &args.command {
         Command::Init(init) => files.init(init, terminal),
+        Command::Check(check) if check.twice.is_some() => twice::run(check, &files, terminal),
         Command::Check(check) => files.check(check, terminal),
         Command::Show(show) => files.show(show, terminal),
         Command::Plan(plan) => plan::run(plan, &files, terminal),
         Command::Build(build) => build::run(build, &files, terminal),
         Command::Graph(graph) => graph::run(graph, &files, terminal),
+        Command::Lock(lock) => lock::run(lock, &files, terminal),
+        Command::Reproduce(reproduce) => reproduce::run(reproduce, &files, terminal),
+        Command::Verify(verify) => verify::run(verify, &files, terminal),
+        Command::Sign(sign) => sign::run(sign, &files, terminal),
+        Command::Key(key) => sign::key(key, &files, terminal),
+        Command::Bundle(bundle) => bundle::run(bundle, &files, terminal),
         Command::Engine => {
             for identity in [crate::engine::quantizer(), crate::engine::evaluator()] {
                 if terminal.is_json() {

@@ -22,6 +22,8 @@ pub struct Settings {
     pub engine: EngineSettings,
     /// What builds may use at once.
     pub pools: PoolSettings,
+    /// The secret key that signs manifests; relative to the file that says so.
+    pub signing_key: Option<String>,
 }
 
 /// When output has colour.
@@ -80,7 +82,13 @@ impl Settings {
             .unwrap_or_default();
         let engine = reader.read("engine", table);
         let pools = reader.read("pools", table);
+        let signing = reader.read("signing", table);
         reader.finish();
+        if let Some((place, entries)) = signing {
+            let mut reader = Reader::new("`signing`".to_owned(), place, ("", ""), entries, &mut errors);
+            settings.signing_key = reader.read("key", path);
+            reader.finish();
+        }
         if let Some((place, entries)) = engine {
             let mut reader = Reader::new("`engine`".to_owned(), place, ("", ""), entries, &mut errors);
             let embedded = reader.read("embedded", table);
@@ -136,12 +144,13 @@ mod tests {
     fn all_settings_are_read() {
         let text = "cache_dir = \"/big/cache\"\ncolor = \"never\"\n[engine.embedded]\nthreads = 8\n\
                     [engine.\"llama.cpp\"]\npath = \"/opt/llama/bin\"\n\
-                    [pools]\ncpu = 16\nmodel = 2\ndisk = 4\n";
+                    [pools]\ncpu = 16\nmodel = 2\ndisk = 4\n[signing]\nkey = \"keys/me.pem\"\n";
         let settings = parse(text).unwrap();
         assert_eq!(settings.cache_dir.as_deref(), Some("/big/cache"));
         assert_eq!(settings.color, ColorChoice::Never);
         assert_eq!(settings.engine.embedded_threads, Some(8));
         assert_eq!(settings.engine.llama_cpp_path.as_deref(), Some("/opt/llama/bin"));
+        assert_eq!(settings.signing_key.as_deref(), Some("keys/me.pem"));
         let pools = PoolSettings {
             cpu: Some(16),
             model: Some(2),

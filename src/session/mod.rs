@@ -153,6 +153,11 @@ impl Session {
         &self.store
     }
 
+    /// Returns the folder where outputs go.
+    pub fn out(&self) -> &Path {
+        &self.settings.out
+    }
+
     /// Plans a build. Reads no source, writes nothing.
     pub fn plan(&self, observer: &dyn Observer) -> Plan {
         plan::plan(&self.graph, &self.env(observer))

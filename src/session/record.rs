@@ -207,19 +207,17 @@ fn nondeterminism(manifest: &Manifest, events: &[StoreEvent]) -> Vec<Nondetermin
     };
     let mut found: Vec<Nondeterminism> = events
         .iter()
-        .filter_map(|event| match event {
-            StoreEvent::Nondeterminism { key, kept, differing } => {
-                let action = key.to_string();
-                let record = manifest.predicate.forge.actions.get(&action)?;
-                let kept = outputs(kept);
-                // A result that has given way since is not what the candidate is made of.
-                (record.outputs == kept).then(|| Nondeterminism {
-                    action,
-                    kept,
-                    differing: outputs(differing),
-                })
-            }
-            _ => None,
+        .filter_map(|event| {
+            let StoreEvent::Nondeterminism { key, kept, differing } = event;
+            let action = key.to_string();
+            let record = manifest.predicate.forge.actions.get(&action)?;
+            let kept = outputs(kept);
+            // A result that has given way since is not what the candidate is made of.
+            (record.outputs == kept).then(|| Nondeterminism {
+                action,
+                kept,
+                differing: outputs(differing),
+            })
         })
         .collect();
     found.sort();

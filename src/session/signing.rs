@@ -8,6 +8,7 @@ use crate::manifest::Manifest;
 use crate::manifest::ManifestError;
 use crate::sign::Envelope;
 use crate::sign::EnvelopeError;
+use crate::sign::PublicKey;
 use crate::sign::SecretKey;
 use crate::verify;
 use crate::verify::Target;
@@ -82,4 +83,15 @@ pub fn sign_manifest(target: &Target, key: &SecretKey) -> Result<(PathBuf, Signi
 
 fn write(path: &Path, envelope: &Envelope) -> Result<(), fs::PathError> {
     fs::write_atomic(path, &envelope.to_bytes(), fs::Durability::Synced)
+}
+
+/// Says whether a manifest is signed well by a key, without writing anything.
+pub fn is_signed(target: &Target, key: &PublicKey) -> bool {
+    let (Ok(bytes), Ok(Some(there))) = (
+        verify::read_manifest(&target.manifest),
+        verify::read_signatures(&target.signatures()),
+    ) else {
+        return false;
+    };
+    Envelope::parse(&there).is_ok_and(|envelope| envelope.flaws(&bytes, std::slice::from_ref(key)).is_empty())
 }

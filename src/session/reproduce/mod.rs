@@ -23,7 +23,6 @@ use crate::engine::Identity;
 use crate::fs;
 use crate::fs::PathError;
 use crate::fs::TempDir;
-use crate::gguf;
 use crate::graph::Graph;
 use crate::graph::NodeId;
 use crate::manifest;
@@ -228,9 +227,15 @@ impl Reproduction {
         &self.step
     }
 
-    /// Returns the recipe's name.
+    /// Returns the recipe that the manifest holds.
     pub fn recipe(&self) -> &Recipe {
         &self.recipe
+    }
+
+    /// Returns the steps that lead to the candidate.
+    pub fn graph(&self) -> Result<Graph, ReproduceError> {
+        let graph = Graph::of(&self.recipe).map_err(SessionError::from)?;
+        Ok(graph.only(&[NodeId::Step(self.step.clone())]))
     }
 
     /// Returns how many bytes the candidate has.
@@ -392,11 +397,4 @@ fn existing(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let there = path.ancestors().find(|path| fs::exists(path).unwrap_or(false));
     there.unwrap_or(Path::new("/")).to_owned()
-}
-
-/// Says whether a file begins as a GGUF does, so that a command can take either it or its manifest.
-pub fn is_gguf(path: &Path) -> bool {
-    let mut magic = [0; 4];
-    let read = fs::open_plain(path).map(|file| fs::read_exact_at(&file, &mut magic, 0).is_ok());
-    read.unwrap_or(false) && magic == gguf::MAGIC
 }
