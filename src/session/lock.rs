@@ -27,7 +27,7 @@ use crate::scheduler;
 use crate::scheduler::Report;
 
 /// The version of the form of lock files.
-pub const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 1;
 
 /// No lock file is longer.
 const CAP: u64 = 64 << 20;
