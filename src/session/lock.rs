@@ -205,11 +205,11 @@ impl Lock {
         let _ = writeln!(text, "schema = {}", self.schema);
         let _ = writeln!(text, "recipe = {}", quoted(&self.recipe));
         for (role, engine) in &self.engine {
-            let _ = writeln!(text, "\n[engine.{}]", quoted(role));
+            let _ = writeln!(text, "\n[engine.{}]", key(role));
             let _ = writeln!(text, "fingerprint = {}", quoted(&engine.fingerprint));
-            let _ = writeln!(text, "\n[engine.{}.facts]", quoted(role));
+            let _ = writeln!(text, "\n[engine.{}.facts]", key(role));
             for (fact, value) in &engine.facts {
-                let _ = writeln!(text, "{} = {}", quoted(fact), quoted(value));
+                let _ = writeln!(text, "{} = {}", key(fact), quoted(value));
             }
         }
         for source in &self.source {
@@ -251,6 +251,16 @@ impl Lock {
         let counts = |node: &str| nodes.is_none_or(|nodes| nodes.contains(node));
         differences.extend(file_differences(&self.files(), &found.files(), &counts));
         differences
+    }
+}
+
+/// Names are bare keys where TOML lets them.
+fn key(name: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    if !name.is_empty() && name.chars().all(bare) {
+        name.to_owned()
+    } else {
+        quoted(name)
     }
 }
 
