@@ -205,7 +205,7 @@ pub const SUFFIX: &str = ".manifest.json";
 pub enum ManifestError {
     /// Not JSON, or not of this form.
     #[error("it is no manifest: {0}")]
-    Malformed(#[from] serde_json::Error),
+    Malformed(String),
     /// Another program's statement, or one of another version.
     #[error("its {field} is `{found}`, and this version of forge reads `{expected}`")]
     Version {
@@ -229,7 +229,11 @@ impl Manifest {
     /// Reads a manifest. Every field must be one that is known, and the statement one of this version; what the fields say
     /// is not checked (`verify` does that).
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
-        let manifest: Self = serde_json::from_slice(bytes)?;
+        let manifest: Self = serde_json::from_slice(bytes).map_err(|error| {
+            // It may repeat what was found, which somebody else wrote, at any length.
+            let cut = error.to_string().chars().take(300).collect();
+            ManifestError::Malformed(cut)
+        })?;
         let definition = &manifest.predicate.build_definition;
         let versions = [
             ("`_type`", &manifest.statement_type, STATEMENT_TYPE),

@@ -180,7 +180,8 @@ type Files = BTreeMap<(String, String), BlobDigest>;
 impl Lock {
     /// Reads a lock file.
     pub fn parse(text: &str) -> Result<Self, LockError> {
-        let lock: Self = toml::from_str(text).map_err(|error| LockError::Malformed(error.message().to_owned()))?;
+        let lock: Self = toml::from_str(text)
+            .map_err(|error| LockError::Malformed(error.message().chars().take(300).collect()))?;
         if lock.schema == SCHEMA {
             Ok(lock)
         } else {

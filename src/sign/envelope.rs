@@ -109,7 +109,11 @@ impl Envelope {
 
     /// Reads an envelope. White space around it is allowed; fields that DSSE does not have are not.
     pub fn parse(bytes: &[u8]) -> Result<Self, EnvelopeError> {
-        serde_json::from_slice(bytes).map_err(|error| EnvelopeError::Malformed(error.to_string()))
+        serde_json::from_slice(bytes).map_err(|error| {
+            // It may repeat what was found, which somebody else wrote, at any length.
+            let cut = error.to_string().chars().take(300).collect();
+            EnvelopeError::Malformed(cut)
+        })
     }
 
     /// Returns the file's bytes: on one line that does not end, so that no byte of it could be another.
@@ -139,7 +143,7 @@ impl Envelope {
         }
         if self.payload_type != PAYLOAD_TYPE {
             flaws.push(Flaw::Type {
-                found: self.payload_type.clone(),
+                found: self.payload_type.chars().take(100).collect(),
             });
         }
         if self.signatures.is_empty() {
@@ -160,7 +164,7 @@ impl Envelope {
                 Some(signature) if !signature.keyid.is_empty() && signature.keyid != id.as_str() => {
                     flaws.push(Flaw::Name {
                         key: id.clone(),
-                        found: signature.keyid.clone(),
+                        found: signature.keyid.chars().take(100).collect(),
                     });
                 }
                 Some(_) => {}

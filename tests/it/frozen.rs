@@ -41,7 +41,7 @@ fn a_frozen_build_refuses_what_differs_from_the_lock_and_says_all_of_it() {
     assert!(run.stderr.contains("wrote recipe.lock: 4 files"), "{}", run.stderr);
     let lock = std::fs::read_to_string(forge.path("recipe.lock")).unwrap();
     assert!(!lock.contains(forge.dir().to_str().unwrap()), "nothing of this machine: {lock}");
-    let places: Vec<usize> = ["held-out.txt", "texts/a.txt", "texts/b.txt", "model.gguf"]
+    let places: Vec<usize> = ["texts/a.txt", "texts/b.txt", "held-out.txt", "model.gguf"]
         .iter()
         .map(|name| lock.find(&format!("path = \"{name}\"")).unwrap())
         .collect();

@@ -183,8 +183,10 @@ fn what_a_manifest_says_of_paths_is_where_to_look_and_never_where_to_write() {
             let before = names_below(forge.dir());
             let empty = forge.path("tmp");
             let run = bounded(&forge, &["-C", empty.to_str().unwrap(), "reproduce", "../out/small/evil.gguf.manifest.json", "-j", "1"]);
-            assert_eq!(run.status, Some(3), "{from} {to}: {}{}", run.stdout, run.stderr);
-            assert!(run.stdout.contains("missing  "), "{from} {to}: {}", run.stdout);
+            // A text that was in a folder is looked for there by its name, too.
+            let beside = from == "\"prose.txt\"" && !to.contains('/');
+            assert_eq!(run.status, Some(if beside { 0 } else { 3 }), "{from} {to}: {}{}", run.stdout, run.stderr);
+            assert_eq!(run.stdout.contains("missing  "), !beside, "{from} {to}: {}", run.stdout);
             assert_eq!(names_below(forge.dir()), before, "{from} {to}");
             // Found elsewhere, the same candidate comes out: links to sources go into a folder of ours alone.
             let run = bounded(&forge, &["reproduce", "out/small/evil.gguf.manifest.json", "--search", ".", "-j", "1"]);
