@@ -38,6 +38,7 @@ pub use read::read_plain;
 pub use read::read_small;
 pub use safe::UnsafePathError;
 pub use safe::safe_join;
+pub use stamp::Folder;
 pub use stamp::Stamp;
 pub use tree::TempDir;
 pub use tree::link_to;

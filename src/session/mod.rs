@@ -1,6 +1,7 @@
 //! The façade: what the command line, a test or another program calls. Opens a recipe with a store, plans, builds, and
 //! writes what stands beside outputs.
 
+mod fresh;
 mod lock;
 mod record;
 pub mod reproduce;
@@ -39,6 +40,8 @@ use crate::step::model;
 use crate::store::Store;
 use crate::store::StoreError;
 
+pub use fresh::Question;
+pub use fresh::nothing_to_do;
 pub use lock::Lock;
 pub use lock::LockDifference;
 pub use lock::LockError;

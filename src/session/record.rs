@@ -154,14 +154,20 @@ fn write_manifest(
     events: &[StoreEvent],
 ) -> Result<(), StepError> {
     let NodeId::Step(step) = id else { return Ok(()) };
-    let name = format!("{}.gguf.manifest.json", step.label());
-    let path = output::path(env, &name)?;
+    let path = output::path(env, &promote::manifest_name(step))?;
+    let is_written = || -> Result<bool, StepError> {
+        let last = env.store.last(&env.recipe, &id.to_string());
+        match last.and_then(|last| last.manifest) {
+            Some(known) => Ok(output::intact(env, &path, &known)?.is_some() && (events.is_empty() || tells(&path, events))),
+            None => Ok(false),
+        }
+    };
+    // Most often it is there; a lock is only for writing it.
+    if is_written()? {
+        return Ok(());
+    }
     let _lock = env.store.lock_output(&path, &mut |_| {}, &|| false)?;
-    let last = env.store.last(&env.recipe, &id.to_string());
-    if let Some(known) = last.and_then(|last| last.manifest)
-        && output::intact(env, &path, &known)?.is_some()
-        && (events.is_empty() || tells(&path, events))
-    {
+    if is_written()? {
         return Ok(());
     }
     let mut manifest = manifest_of(session, env, run, started, report, id, outcome)?;
@@ -170,7 +176,7 @@ fn write_manifest(
     let digest = env.store.put(&bytes)?;
     env.store.materialize(&digest, &path)?;
     env.store.remember_written(&path, &digest)?;
-    let signatures = path.with_file_name(format!("{name}{}", sign::SUFFIX));
+    let signatures = path.with_file_name(format!("{}{}", promote::manifest_name(step), sign::SUFFIX));
     if fs::exists(&signatures).unwrap_or(false) {
         env.observer.event(&Event::Warning {
             step: id.to_string(),

@@ -190,7 +190,10 @@ impl Store {
             return Ok(());
         }
         let temp = self.sealed_temp(EVENT, EVENT_VERSION, &name, event)?;
-        publish(temp, &path, Durability::Synced)
+        publish(temp, &path, Durability::Synced)?;
+        // Manifests tell of events: the next build must look at them again.
+        self.forget_fresh();
+        Ok(())
     }
 
     fn sealed_temp(
