@@ -254,13 +254,13 @@ fn tell(comparison: &Comparison, reproduced: &Reproduced, other_engine: bool, te
     if let Some(output) = &reproduced.output {
         terminal.line(&format!("kept {}", output.display()));
     }
-    terminal.line(&summary(&reproduced.report));
+    terminal.line(&summary(&reproduced.report, reproduced.resumed));
 }
 
-fn summary(report: &Report) -> String {
+fn summary(report: &Report, resumed: bool) -> String {
     let time = words::duration_ms(report.elapsed_ms);
     let mut text = format!("forge: {} ran in {time}", words::count(report.ran as u64, "step"));
-    if report.cached > 0 {
+    if resumed && report.cached > 0 {
         let _ = write!(
             text,
             "; {} had results in the store already, so this is no whole reproduction",

@@ -280,12 +280,10 @@ fn engine_differences(
             facts: BTreeMap::new(),
         };
         let before = locked.get(role).unwrap_or(&nothing);
-        if before.fingerprint == engine.fingerprint {
+        if before == engine {
             continue;
         }
-        let facts = facts_that_differ(&before.facts, &engine.facts);
-        let told = facts.into_iter().map(|(fact, locked, found)| (fact, locked, found));
-        let mut told: Vec<_> = told.collect();
+        let mut told = facts_that_differ(&before.facts, &engine.facts);
         if told.is_empty() || before.facts.is_empty() {
             told = vec![(
                 "fingerprint".to_owned(),

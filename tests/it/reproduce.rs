@@ -289,14 +289,14 @@ fn all_that_is_missing_is_told_at_once() {
 
 /// Returns a manifest as another compiler's engine would have left it: fingerprints, keys and what holds keys follow.
 fn with_other_engine(text: &str) -> String {
-    let mut text = text.to_owned();
-    let parsed: Json = serde_json::from_str(&text).unwrap();
-    for (fingerprint, document) in parsed["predicate"]["forge"]["engines"].as_object().unwrap() {
-        let mut identity: Json = document.clone();
-        let compiler = identity["facts"]["c compiler"].as_str().unwrap().to_owned();
+    let mut manifest: Json = serde_json::from_str(text).unwrap();
+    let engines = manifest["predicate"]["forge"]["engines"].as_object_mut().unwrap();
+    for identity in engines.values_mut() {
         identity["facts"]["c compiler"] = "a compiler of the moon".into();
-        let quoted = |text: &str| serde_json::to_string(text).unwrap();
-        text = text.replace(&quoted(&compiler), &quoted("a compiler of the moon"));
+    }
+    let engines = engines.clone();
+    let mut text = manifest.to_string();
+    for (fingerprint, identity) in &engines {
         // In the order of the document.
         let facts = serde_json::to_string(&identity["facts"]).unwrap();
         let (engine, role) = (&identity["engine"], &identity["role"]);

@@ -8,8 +8,8 @@ use clap::ValueEnum;
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-The lock file lists the digest of every file that the recipe reads, and the engines. Put it under version control.
-`forge build --frozen` builds nothing where anything differs from it.")]
+The lock file lists the digest of every file that the recipe reads, and the engines. Put it under
+version control. `forge build --frozen` builds nothing where anything differs from it.")]
 pub(in crate::cli) struct Lock {
     /// The recipe
     #[arg(default_value = "recipe.toml", value_name = "RECIPE")]
@@ -27,11 +27,12 @@ pub(in crate::cli) struct Lock {
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-First says what is missing: sources by digest, the engine by fingerprint, room on disk; then exits with 3.
-Sources are looked for at the recipe's paths (from the manifest's folder, two folders above it, and here), beside the
-manifest, and below every `--search DIR`, under whatever name they have there.
-Then builds in an empty store, and says `identical` (exit status 0), `same tensors, other metadata`, or which tensors
-differ and at which action the two histories part (exit status 1).")]
+First says all that is missing (sources by digest, the engine by fingerprint, room on disk) and
+exits with 3. Sources are looked for at the recipe's paths (from the manifest's folder, two
+folders above it, and here), beside the manifest, and below every `--search DIR`, whatever they
+are called there. Then builds in an empty store, and says `identical` (exit status 0), `same
+tensors, other metadata`, or which tensors differ and at which action the two histories part
+(exit status 1).")]
 pub(in crate::cli) struct Reproduce {
     /// The manifest, or the candidate beside which it stands
     #[arg(value_name = "MANIFEST|GGUF")]
@@ -58,9 +59,10 @@ pub(in crate::cli) struct Reproduce {
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-Reads every byte of the outputs: the file's blake3 and sha256, each tensor at its place, the header, what lies between;
-holds the manifest against itself; and its signatures, where there are any. With `--key`, every manifest must be signed.
-Exits with 1 if anything is wrong, and says which tensor and which field.")]
+Reads every byte of the outputs: the file's blake3 and sha256, each tensor at its place, the
+header, what lies between; holds manifests against themselves, and against their signatures where
+there are any. With `--key`, every manifest must be signed. Exits with 1 if anything is wrong, and
+says which tensor and which field.")]
 pub(in crate::cli) struct Verify {
     /// Candidates, manifests, folders of them, or recipes (their outputs) [default: recipe.toml]
     #[arg(value_name = "PATH|RECIPE|DIR")]
@@ -78,8 +80,9 @@ pub(in crate::cli) struct Verify {
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-Writes `<manifest>.sig.json`: a DSSE envelope with the manifest's very bytes. Signatures of other keys stay.
-The key: PKCS#8 in PEM (`openssl genpkey -algorithm ed25519`), OpenSSH's form, or one of `forge key new`.")]
+Writes `<manifest>.sig.json`: a DSSE envelope with the manifest's very bytes. Signatures of other
+keys stay. The key: PKCS#8 in PEM (`openssl genpkey -algorithm ed25519`), OpenSSH's form, or one
+of `forge key new`.")]
 pub(in crate::cli) struct Sign {
     /// Manifests, or candidates beside which they stand
     #[arg(value_name = "MANIFEST|GGUF", required = true)]

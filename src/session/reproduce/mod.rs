@@ -154,6 +154,8 @@ pub struct Reproduced {
     pub comparison: Option<Comparison>,
     /// The candidate, if it was to stay.
     pub output: Option<PathBuf>,
+    /// Whether the store had results of an earlier attempt.
+    pub resumed: bool,
 }
 
 /// Returns the engines that a manifest's actions name.
@@ -319,10 +321,12 @@ impl Reproduction {
             }
             None => scratch.path().join("out"),
         };
+        let mut resumed = false;
         let store = match &self.places.store {
             Some(store) => {
                 let results = store.join("actions-v1");
-                if !self.places.resume && fs::exists(&results)? && !fs::list(&results)?.is_empty() {
+                resumed = fs::exists(&results)? && !fs::list(&results)?.is_empty();
+                if resumed && !self.places.resume {
                     return Err(ReproduceError::StoreNotEmpty { path: store.clone() });
                 }
                 store.clone()
@@ -355,6 +359,7 @@ impl Reproduction {
             report,
             comparison,
             output: self.places.out.is_some().then_some(output),
+            resumed,
         })
     }
 
