@@ -34,7 +34,7 @@ pub(super) fn run(args: &args::Lock, files: &Files, terminal: &Terminal) -> Resu
         out: None,
         jobs: args.jobs,
     };
-    let place = place(&args.recipe, args.lock.as_ref());
+    let place = place(&args.recipe, args.file.as_ref());
     let name = place.display().to_string();
     let path = files.path(&place);
     let cancel = Cancel::new();
@@ -53,7 +53,10 @@ pub(super) fn run(args: &args::Lock, files: &Files, terminal: &Terminal) -> Resu
             .differs_from_lock(&lock, options, observer)
             .map_err(|error| failure(&error, &name))?;
         if !differences.is_empty() {
-            return Err(differs(differences.into_iter().map(|it| (name.clone(), it)), "lock::differs"));
+            return Err(differs(
+                differences.into_iter().map(|it| (name.clone(), it)),
+                "lock::differs",
+            ));
         }
         say(terminal, "lock-checked", &name, lock.source.len());
         return Ok(Exit::Done);
@@ -125,7 +128,11 @@ fn differs(differences: impl IntoIterator<Item = (String, LockDifference)>, code
     let mut diagnostics: Vec<Diagnostic> = differences
         .into_iter()
         .map(|(name, difference)| {
-            let place = if name.is_empty() { String::new() } else { format!("{name}: ") };
+            let place = if name.is_empty() {
+                String::new()
+            } else {
+                format!("{name}: ")
+            };
             Diagnostic::error(format!("{place}{difference}")).code(code)
         })
         .collect();
@@ -155,7 +162,9 @@ fn failure(error: &LockError, name: &str) -> Failure {
             ));
             Failure::new(
                 Exit::Recipe,
-                nothing.code("frozen::no-lock").hint("`forge lock` writes it: check what it says, and keep it with the recipe"),
+                nothing
+                    .code("frozen::no-lock")
+                    .hint("`forge lock` writes it: check what it says, and keep it with the recipe"),
             )
         }
         LockError::Path(_) => Failure::new(Exit::Environment, Diagnostic::from_error(error)),

@@ -200,7 +200,11 @@ impl Observer for Progress<'_> {
             Event::Nondeterminism {
                 step, kind, key, part, ..
             } => {
-                let part = if part.is_empty() { String::new() } else { format!(", {part}") };
+                let part = if part.is_empty() {
+                    String::new()
+                } else {
+                    format!(", {part}")
+                };
                 self.line(&format!("DIFFERS {step}{part}: {kind} {}", key.short()));
             }
             Event::Waiting { step, holder, .. } => {

@@ -25,8 +25,8 @@ use crate::session::reproduce::Comparison;
 use crate::session::reproduce::Missing;
 use crate::session::reproduce::Parting;
 use crate::session::reproduce::Places;
-use crate::session::reproduce::Reproduced;
 use crate::session::reproduce::ReproduceError;
+use crate::session::reproduce::Reproduced;
 use crate::session::reproduce::Reproduction;
 use crate::session::reproduce::Verdict;
 
@@ -180,7 +180,13 @@ fn missing_text(missing: &Missing) -> String {
                 short(found)
             );
             for (fact, before, now) in facts {
-                let _ = writeln!(text, "         {}: `{}`, here `{}`", visible(fact), visible(before), visible(now));
+                let _ = writeln!(
+                    text,
+                    "         {}: `{}`, here `{}`",
+                    visible(fact),
+                    visible(before),
+                    visible(now)
+                );
             }
             text
         }
@@ -334,10 +340,9 @@ fn verdict_line(comparison: &Comparison, reproduced: &Reproduced) -> String {
 fn failure(error: &ReproduceError) -> Failure {
     match error {
         ReproduceError::Session(error) => session_failure(error),
-        ReproduceError::Path(_) => Failure::new(
-            Exit::Environment,
-            Diagnostic::from_error(error).code("reproduce::file"),
-        ),
+        ReproduceError::Path(_) => {
+            Failure::new(Exit::Environment, Diagnostic::from_error(error).code("reproduce::file"))
+        }
         ReproduceError::Manifest { .. } => Failure::new(
             Exit::Recipe,
             Diagnostic::error(error.to_string()).code("reproduce::manifest"),
@@ -352,7 +357,10 @@ fn failure(error: &ReproduceError) -> Failure {
         }
         ReproduceError::OutputThere { .. } => {
             let there = Diagnostic::error(error.to_string()).code("usage::output-there");
-            Failure::new(Exit::Usage, there.hint("give a folder that has no such file: `--out DIR`"))
+            Failure::new(
+                Exit::Usage,
+                there.hint("give a folder that has no such file: `--out DIR`"),
+            )
         }
         ReproduceError::StoreNotEmpty { .. } => {
             let there = Diagnostic::error(error.to_string()).code("usage::store-not-empty");

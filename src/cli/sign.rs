@@ -29,7 +29,8 @@ pub(super) fn target(path: &Path) -> Result<Target, Failure> {
             let name = Diagnostic::error(format!("`{}` is not named as a manifest", path.display()));
             Failure::new(
                 Exit::Usage,
-                name.code("usage").hint(format!("manifests are called `<output>{}`", manifest::SUFFIX)),
+                name.code("usage")
+                    .hint(format!("manifests are called `<output>{}`", manifest::SUFFIX)),
             )
         })
     } else {
@@ -164,10 +165,16 @@ pub(super) fn failure(error: &SignError) -> Failure {
     match error {
         SignError::Path(path) if path.is_not_found() => {
             let missing = Diagnostic::error(format!("there is no `{}`", path.path.display())).code("sign::manifest");
-            Failure::new(Exit::Recipe, missing.hint("`forge build` writes manifests beside candidates"))
+            Failure::new(
+                Exit::Recipe,
+                missing.hint("`forge build` writes manifests beside candidates"),
+            )
         }
         SignError::Path(_) => Failure::new(Exit::Environment, Diagnostic::from_error(error).code("sign::file")),
-        SignError::Manifest { .. } => Failure::new(Exit::Recipe, Diagnostic::error(error.to_string()).code("sign::manifest")),
+        SignError::Manifest { .. } => Failure::new(
+            Exit::Recipe,
+            Diagnostic::error(error.to_string()).code("sign::manifest"),
+        ),
         SignError::Envelope { .. } => {
             let other = Diagnostic::error(error.to_string()).code("sign::envelope");
             Failure::new(Exit::Recipe, other.hint("move it away: signatures would go there"))

@@ -1,6 +1,7 @@
 //! `forge check --twice`: runs actions twice and says which differ.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use crate::cli::Exit;
 use crate::cli::Failure;
@@ -23,7 +24,7 @@ pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Res
         return Err(Failure::new(Exit::Usage, several));
     };
     let steps = args.twice.clone().unwrap_or_default();
-    if let Some(path) = steps.iter().find(|step| step.ends_with(".toml")) {
+    if let Some(path) = steps.iter().find(|step| is_toml(step)) {
         let place = Diagnostic::error(format!("`{path}` is no step")).code("usage");
         let hint = format!("the recipe stands before the option: `forge check {path} --twice`");
         return Err(Failure::new(Exit::Usage, place.hint(hint)));
@@ -79,6 +80,10 @@ pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Res
     })
 }
 
+fn is_toml(path: &str) -> bool {
+    Path::new(path).extension().is_some_and(|extension| extension == "toml")
+}
+
 fn text(differences: &[TwiceDifference]) -> String {
     let mut text = String::new();
     for difference in differences {
@@ -87,7 +92,10 @@ fn text(differences: &[TwiceDifference]) -> String {
         } else {
             format!(", {}", difference.part)
         };
-        let at = difference.at.map(|at| format!(" from byte {at} on")).unwrap_or_default();
+        let at = difference
+            .at
+            .map(|at| format!(" from byte {at} on"))
+            .unwrap_or_default();
         let _ = writeln!(
             text,
             "differs  {}{part}: `{}` of {} {}{at}",

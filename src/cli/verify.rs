@@ -41,11 +41,16 @@ pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Re
     }
     let mut targets = BTreeSet::new();
     let default = ["recipe.toml".to_owned()];
-    let paths = if args.paths.is_empty() { &default[..] } else { &args.paths };
+    let paths = if args.paths.is_empty() {
+        &default[..]
+    } else {
+        &args.paths
+    };
     for path in paths {
         let found = targets_of(path, args, files, terminal)?;
         if found.is_empty() {
-            let nothing = Diagnostic::error(format!("`{path}` has no candidate and no manifest")).code("verify::nothing");
+            let nothing =
+                Diagnostic::error(format!("`{path}` has no candidate and no manifest")).code("verify::nothing");
             return Err(Failure::new(Exit::Recipe, nothing));
         }
         targets.extend(found);
@@ -74,7 +79,7 @@ fn targets_of(path: &str, args: &args::Verify, files: &Files, terminal: &Termina
     if fs::list(&place).is_ok() {
         return in_folder(&place);
     }
-    if path.ends_with(".toml") {
+    if Path::new(path).extension().is_some_and(|extension| extension == "toml") {
         let parsed = files.recipe(path, terminal)?;
         let out = match &args.out {
             Some(out) => files.path(out),
@@ -96,7 +101,10 @@ fn in_folder(folder: &Path) -> Result<Vec<Target>, Failure> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if name.ends_with(manifest::SUFFIX) {
             targets.extend(Target::of_manifest(&path));
-        } else if Path::new(&name).extension().is_some_and(|extension| extension == "gguf") {
+        } else if Path::new(&name)
+            .extension()
+            .is_some_and(|extension| extension == "gguf")
+        {
             targets.push(Target::of_output(&path));
         }
     });
@@ -107,7 +115,8 @@ fn in_folder(folder: &Path) -> Result<Vec<Target>, Failure> {
 fn verify_all(targets: &[Target], keys: &[PublicKey], threads: usize, terminal: &Terminal) -> Vec<Verified> {
     let sizes = targets.iter().filter_map(|target| fs::Stamp::of(&target.output).ok());
     let bar = terminal.progress.then(|| {
-        let style = ProgressStyle::with_template("  verifying {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left");
+        let style =
+            ProgressStyle::with_template("  verifying {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left");
         let bar = ProgressBar::new(sizes.map(|stamp| stamp.size).sum());
         bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
     });
@@ -169,14 +178,20 @@ fn text(verified: &Verified) -> String {
         let signed = match (verified.keys, verified.signers.len()) {
             (0, 0) => "not signed".to_owned(),
             (0, _) => {
-                let names: Vec<String> = verified.signers.iter().map(|name| name.chars().take(16).collect()).collect();
+                let names: Vec<String> = verified
+                    .signers
+                    .iter()
+                    .map(|name| name.chars().take(16).collect())
+                    .collect();
                 let names = visible(&words::names(&names, 3));
                 format!("says that {names} signed it; `--key PUB` checks that")
             }
             (keys, _) => format!("signed by {}", words::count(keys as u64, "given key")),
         };
         let renamed = verified.renamed_from.as_ref();
-        let renamed = renamed.map(|name| format!(", was `{}`", visible(name))).unwrap_or_default();
+        let renamed = renamed
+            .map(|name| format!(", was `{}`", visible(name)))
+            .unwrap_or_default();
         let bytes = words::bytes(verified.bytes);
         let _ = writeln!(text, "good  {output}  {tensors}, {bytes}, {signed}{renamed}");
         return text;
@@ -187,7 +202,12 @@ fn text(verified: &Verified) -> String {
             "" => String::new(),
             place => format!(", {}", visible(place)),
         };
-        let _ = writeln!(text, "      {}{place}: {}", problem.part.as_str(), visible(&problem.what));
+        let _ = writeln!(
+            text,
+            "      {}{place}: {}",
+            problem.part.as_str(),
+            visible(&problem.what)
+        );
     }
     text
 }

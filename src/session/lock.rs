@@ -15,6 +15,7 @@ use crate::digest::BlobDigest;
 use crate::digest::Hash;
 use crate::engine::Identity;
 use crate::fs;
+use crate::graph::Graph;
 use crate::graph::Node;
 use crate::graph::NodeId;
 use crate::graph::Work;
@@ -180,8 +181,8 @@ type Files = BTreeMap<(String, String), BlobDigest>;
 impl Lock {
     /// Reads a lock file.
     pub fn parse(text: &str) -> Result<Self, LockError> {
-        let lock: Self = toml::from_str(text)
-            .map_err(|error| LockError::Malformed(error.message().chars().take(300).collect()))?;
+        let lock: Self =
+            toml::from_str(text).map_err(|error| LockError::Malformed(error.message().chars().take(300).collect()))?;
         if lock.schema == SCHEMA {
             Ok(lock)
         } else {
@@ -202,7 +203,8 @@ impl Lock {
 
     /// Returns the file's text.
     pub fn to_toml(&self) -> String {
-        let mut text = String::from("# Written by `forge lock`; `forge build --frozen` refuses what differs from it.\n");
+        let mut text =
+            String::from("# Written by `forge lock`; `forge build --frozen` refuses what differs from it.\n");
         let _ = writeln!(text, "schema = {}", self.schema);
         let _ = writeln!(text, "recipe = {}", quoted(&self.recipe));
         for (role, engine) in &self.engine {
@@ -368,7 +370,10 @@ impl Session {
         Ok(Lock {
             schema: SCHEMA,
             recipe: self.recipe.name.clone(),
-            engine: [&self.quantizer, &self.evaluator].into_iter().map(locked_engine).collect(),
+            engine: [&self.quantizer, &self.evaluator]
+                .into_iter()
+                .map(locked_engine)
+                .collect(),
             source,
         })
     }
@@ -378,7 +383,7 @@ impl Session {
         let news = OnlyNews(observer);
         let env = self.env(&news);
         self.check_sources(&env)?;
-        let readers: Vec<NodeId> = self.readers(&self.graph).map(|node| node.id.clone()).collect();
+        let readers: Vec<NodeId> = readers(&self.graph).map(|node| node.id.clone()).collect();
         let graph = self.graph.only(&readers);
         let report = scheduler::build(&graph, &env, options, &mut |_| Vec::new());
         if report.failures.is_empty() && !report.stopped {
@@ -386,10 +391,6 @@ impl Session {
         } else {
             Err(LockError::Failed(Box::new(report)))
         }
-    }
-
-    fn readers<'g>(&self, graph: &'g crate::graph::Graph) -> impl Iterator<Item = &'g Node> {
-        graph.nodes().filter(|node| node.reads_files())
     }
 
     /// Returns in what the sources and engines differ from a lock file. Files of steps that this session leaves out do not
@@ -401,9 +402,9 @@ impl Session {
         observer: &dyn Observer,
     ) -> Result<Vec<LockDifference>, LockError> {
         let found = self.lock(options, observer)?;
-        let whole = crate::graph::Graph::of(&self.recipe).map_err(SessionError::from)?;
-        let here: BTreeSet<String> = self.readers(&self.graph).map(|node| node.id.to_string()).collect();
-        let all: BTreeSet<String> = self.readers(&whole).map(|node| node.id.to_string()).collect();
+        let whole = Graph::of(&self.recipe).map_err(SessionError::from)?;
+        let here: BTreeSet<String> = readers(&self.graph).map(|node| node.id.to_string()).collect();
+        let all: BTreeSet<String> = readers(&whole).map(|node| node.id.to_string()).collect();
         // What the lock names and the recipe has no more counts; what this session was not asked for does not.
         let mut nodes: BTreeSet<String> = lock.source.iter().map(|source| source.node.clone()).collect();
         nodes.retain(|node| !all.contains(node));
@@ -429,8 +430,8 @@ impl Session {
             let name = format!("{}.gguf{}", id.label(), manifest::SUFFIX);
             match fs::read_plain(&self.settings.out.join(&name), manifest::CAP) {
                 Ok(bytes) => {
-                    let manifest = Manifest::parse(&bytes)
-                        .map_err(|error| LockError::Malformed(format!("`{name}`: {error}")))?;
+                    let manifest =
+                        Manifest::parse(&bytes).map_err(|error| LockError::Malformed(format!("`{name}`: {error}")))?;
                     manifests.insert(node.id.clone(), (name, manifest));
                 }
                 Err(error) if error.is_not_found() => {}
@@ -448,7 +449,7 @@ impl Session {
                 differences.push((String::new(), LockDifference::NoManifest { candidate }));
                 continue;
             };
-            let found = self.files_of(&self.graph.only(std::slice::from_ref(&node.id)), &report);
+            let found = Self::files_read(&self.graph.only(std::slice::from_ref(&node.id)), &report);
             let told = engine_differences(&engines_of(manifest), &self.engines_used(manifest))
                 .into_iter()
                 .chain(file_differences(&files_of(manifest), &found, &|_| true));
@@ -470,9 +471,9 @@ impl Session {
         engines.filter(|(role, _)| used.contains_key(role)).collect()
     }
 
-    fn files_of(&self, graph: &crate::graph::Graph, report: &Report) -> Files {
+    fn files_read(graph: &Graph, report: &Report) -> Files {
         let mut files = Files::new();
-        for node in self.readers(graph) {
+        for node in readers(graph) {
             let read = report.outcomes.get(&node.id).map(|outcome| &outcome.files);
             for file in read.into_iter().flatten() {
                 let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -481,6 +482,11 @@ impl Session {
         }
         files
     }
+}
+
+/// Returns the nodes that read files.
+fn readers(graph: &Graph) -> impl Iterator<Item = &Node> {
+    graph.nodes().filter(|node| node.reads_files())
 }
 
 /// Adds a file by its name; a second one of the name gets a number.
@@ -548,7 +554,13 @@ mod tests {
         assert_eq!(Lock::parse(&empty.to_toml()).unwrap(), empty);
         let newer = text.replace("schema = 1", "schema = 2");
         assert!(matches!(Lock::parse(&newer), Err(LockError::Schema { found: 2 })));
-        for bad in ["", "schema = 1", "schema = \"1\"", "\u{0}", &text.replace("bytes = 1", "bytes = -1")] {
+        for bad in [
+            "",
+            "schema = 1",
+            "schema = \"1\"",
+            "\u{0}",
+            &text.replace("bytes = 1", "bytes = -1"),
+        ] {
             assert!(matches!(Lock::parse(bad), Err(LockError::Malformed(_))), "{bad}");
         }
         let more = format!("more = 1\n{text}");
@@ -574,7 +586,10 @@ mod tests {
         assert!(told[2].contains("`new` of `corpus.prose` is new"), "{told:#?}");
         assert!(told[3].contains("Text.txt"), "{told:#?}");
         let gone = now.differences(&before, None);
-        assert!(gone.iter().any(|it| matches!(it, LockDifference::Gone { path, .. } if path == "new")));
+        assert!(
+            gone.iter()
+                .any(|it| matches!(it, LockDifference::Gone { path, .. } if path == "new"))
+        );
         let nodes = BTreeSet::new();
         assert_eq!(before.differences(&now, Some(&nodes)).len(), 2, "no file counts");
     }

@@ -158,7 +158,9 @@ fn write_manifest(
     let is_written = || -> Result<bool, StepError> {
         let last = env.store.last(&env.recipe, &id.to_string());
         match last.and_then(|last| last.manifest) {
-            Some(known) => Ok(output::intact(env, &path, &known)?.is_some() && (events.is_empty() || tells(&path, events))),
+            Some(known) => {
+                Ok(output::intact(env, &path, &known)?.is_some() && (events.is_empty() || tells(&path, events)))
+            }
             None => Ok(false),
         }
     };
@@ -180,7 +182,10 @@ fn write_manifest(
     if fs::exists(&signatures).unwrap_or(false) {
         env.observer.event(&Event::Warning {
             step: id.to_string(),
-            message: format!("`{}` signs an earlier manifest; sign this one, too", signatures.display()),
+            message: format!(
+                "`{}` signs an earlier manifest; sign this one, too",
+                signatures.display()
+            ),
         });
     }
     env.observer.event(&Event::OutputWritten {
@@ -209,7 +214,9 @@ fn tells(path: &Path, events: &[StoreEvent]) -> bool {
 fn nondeterminism(manifest: &Manifest, events: &[StoreEvent]) -> Vec<Nondeterminism> {
     let outputs = |result: &ActionResult| -> BTreeMap<String, String> {
         let outputs = result.outputs.iter();
-        outputs.map(|(name, digest)| (name.clone(), digest.to_string())).collect()
+        outputs
+            .map(|(name, digest)| (name.clone(), digest.to_string()))
+            .collect()
     };
     let mut found: Vec<Nondeterminism> = events
         .iter()

@@ -91,11 +91,10 @@ impl PublicKey {
         let der = key
             .to_public_key_der()
             .map_err(|error| KeyError::Encode(error.to_string()))?;
-        let id = Sha256::digest(der.as_bytes())
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        Ok(Self { key, id: KeyId(id) })
+        let sum: [u8; 32] = Sha256::digest(der.as_bytes()).into();
+        // Hexadecimal digits of 32 bytes are the same whatever made them.
+        let id = KeyId(blake3::Hash::from_bytes(sum).to_hex().to_string());
+        Ok(Self { key, id })
     }
 
     /// Reads a public key: PEM (`-----BEGIN PUBLIC KEY-----`) or a line of OpenSSH (`ssh-ed25519 ...`). Of a secret key its
@@ -160,7 +159,7 @@ impl SecretKey {
     /// Reads a secret key: PKCS#8 in PEM, or OpenSSH's form, without a passphrase.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
         match read(path)? {
-            Read::Secret(key) => Ok(key),
+            Read::Secret(key) => Ok(*key),
             Read::Public(_) => Err(KeyError::NotSecret { path: path.to_owned() }),
         }
     }
@@ -202,7 +201,7 @@ impl SecretKey {
 }
 
 enum Read {
-    Secret(SecretKey),
+    Secret(Box<SecretKey>),
     Public(PublicKey),
 }
 
@@ -217,7 +216,7 @@ fn read(path: &Path) -> Result<Read, KeyError> {
     match first.unwrap_or_default() {
         "-----BEGIN PRIVATE KEY-----" => {
             let key = SigningKey::from_pkcs8_pem(text.trim()).map_err(|error| form(error.to_string()))?;
-            SecretKey::from_bytes(&key.to_bytes()).map(Read::Secret)
+            SecretKey::from_bytes(&key.to_bytes()).map(|key| Read::Secret(Box::new(key)))
         }
         "-----BEGIN OPENSSH PRIVATE KEY-----" => {
             let key = ssh_key::PrivateKey::from_openssh(text.trim()).map_err(|error| form(error.to_string()))?;
@@ -228,7 +227,7 @@ fn read(path: &Path) -> Result<Read, KeyError> {
                 .key_data()
                 .ed25519()
                 .ok_or_else(|| form(format!("it is one for {}", key.algorithm())))?;
-            SecretKey::from_bytes(&pair.private.to_bytes()).map(Read::Secret)
+            SecretKey::from_bytes(&pair.private.to_bytes()).map(|key| Read::Secret(Box::new(key)))
         }
         "-----BEGIN ENCRYPTED PRIVATE KEY-----" => Err(KeyError::Encrypted { path: path.to_owned() }),
         "-----BEGIN PUBLIC KEY-----" => {
@@ -258,8 +257,8 @@ mod tests {
 
     /// The first test of RFC 8032, 7.1.
     const SECRET: [u8; 32] = [
-        0x9d, 0x61, 0xb1, 0x9d, 0xef, 0xfd, 0x5a, 0x60, 0xba, 0x84, 0x4a, 0xf4, 0x92, 0xec, 0x2c, 0xc4, 0x44, 0x49, 0xc5,
-        0x69, 0x7b, 0x32, 0x69, 0x19, 0x70, 0x3b, 0xac, 0x03, 0x1c, 0xae, 0x7f, 0x60,
+        0x9d, 0x61, 0xb1, 0x9d, 0xef, 0xfd, 0x5a, 0x60, 0xba, 0x84, 0x4a, 0xf4, 0x92, 0xec, 0x2c, 0xc4, 0x44, 0x49,
+        0xc5, 0x69, 0x7b, 0x32, 0x69, 0x19, 0x70, 0x3b, 0xac, 0x03, 0x1c, 0xae, 0x7f, 0x60,
     ];
 
     #[test]

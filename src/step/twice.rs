@@ -91,12 +91,15 @@ impl Twice {
     }
 }
 
-/// Returns where two results of an action differ: name, first differing byte, and what each has.
+/// An output or a fact that differs: its name, the first byte that differs, and what each result has.
+pub(super) type Found = (String, Option<u64>, Option<String>, Option<String>);
+
+/// Returns where two results of an action differ.
 pub(super) fn compare(
     store: &Store,
     kept: &ActionResult,
     differing: &ActionResult,
-) -> Result<Vec<(String, Option<u64>, Option<String>, Option<String>)>, StoreError> {
+) -> Result<Vec<Found>, StoreError> {
     let mut found = Vec::new();
     let names: BTreeSet<&String> = kept.outputs.keys().chain(differing.outputs.keys()).collect();
     for name in names {

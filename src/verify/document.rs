@@ -137,7 +137,7 @@ impl<'m> Check<'m> {
             return;
         }
         let at = bytes.iter().zip(&written).take_while(|(a, b)| a == b).count();
-        let line = bytes[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line = bytes[..at].split(|byte| *byte == b'\n').count();
         self.say(
             "",
             format!("it is not as forge writes it from byte {at} (line {line}) on: it was edited or reformatted"),
@@ -172,7 +172,10 @@ impl<'m> Check<'m> {
             Ok(name) if name == subject.name => {}
             Ok(name) => {
                 let found = short(&subject.name);
-                self.say("subject[0].name", format!("it is `{found}`, and `{}` makes `{name}`", short(step)));
+                self.say(
+                    "subject[0].name",
+                    format!("it is `{found}`, and `{}` makes `{name}`", short(step)),
+                );
             }
             Err(_) => self.say(
                 "predicate.buildDefinition.externalParameters.step",
@@ -198,7 +201,10 @@ impl<'m> Check<'m> {
             let document = action.document();
             // A field that actions do not have is no part of the key, so it would go unnoticed there.
             if serde_json::from_slice::<Value>(&document).ok().as_ref() != Some(&record.document) {
-                self.say(format!("{place}.document"), "it has fields that such an action does not have");
+                self.say(
+                    format!("{place}.document"),
+                    "it has fields that such an action does not have",
+                );
             }
             let found = action.digest().to_string();
             if found != *key {
@@ -233,7 +239,10 @@ impl<'m> Check<'m> {
                 let named = texts(record.document["inputs"].get(field));
                 if let Some(missing) = named.into_iter().find(|named| !engines.contains_key(*named)) {
                     let what = format!("{} is not among the engines", short(missing));
-                    self.say(format!("predicate.forge.actions[{}].document.inputs.{field}", short(key)), what);
+                    self.say(
+                        format!("predicate.forge.actions[{}].document.inputs.{field}", short(key)),
+                        what,
+                    );
                 }
             }
         }
@@ -244,10 +253,19 @@ impl<'m> Check<'m> {
         let manifest = self.manifest;
         let mut listed = BTreeSet::new();
         let mut nodes = BTreeSet::new();
-        for (at, source) in manifest.predicate.build_definition.resolved_dependencies.iter().enumerate() {
+        for (at, source) in manifest
+            .predicate
+            .build_definition
+            .resolved_dependencies
+            .iter()
+            .enumerate()
+        {
             let place = format!("predicate.buildDefinition.resolvedDependencies[{at}]");
             if !is_file_name(&source.name) {
-                self.say(format!("{place}.name"), format!("`{}` is no file's name", short(&source.name)));
+                self.say(
+                    format!("{place}.name"),
+                    format!("`{}` is no file's name", short(&source.name)),
+                );
             }
             match digest_of(source) {
                 Some(digest) => {
@@ -308,7 +326,10 @@ impl<'m> Check<'m> {
         for (at, tensor) in manifest.predicate.forge.tensors.iter().enumerate() {
             let place = format!("predicate.forge.tensors[{at}]");
             if !names.insert(&tensor.name) {
-                self.say(format!("{place}.name"), format!("`{}` is there twice", short(&tensor.name)));
+                self.say(
+                    format!("{place}.name"),
+                    format!("`{}` is there twice", short(&tensor.name)),
+                );
             }
             let bytes: Option<BlobDigest> = tensor.bytes.parse().ok();
             if bytes.is_none() {
@@ -322,7 +343,11 @@ impl<'m> Check<'m> {
                             self.say(format!("{place}.bytes"), "it is not what its action has made");
                         }
                         if action.to != tensor.ty {
-                            let what = format!("it is {}, and its action makes {}", short(&tensor.ty), short(&action.to));
+                            let what = format!(
+                                "it is {}, and its action makes {}",
+                                short(&tensor.ty),
+                                short(&action.to)
+                            );
                             self.say(format!("{place}.type"), what);
                         }
                         if action.dims != tensor.dims {
@@ -330,7 +355,10 @@ impl<'m> Check<'m> {
                         }
                     }
                     Some(_) => self.say(format!("{place}.action"), "that action quantizes no tensor"),
-                    None => self.say(format!("{place}.action"), format!("{} is not among the actions", short(key))),
+                    None => self.say(
+                        format!("{place}.action"),
+                        format!("{} is not among the actions", short(key)),
+                    ),
                 }
             }
             facts.push(TensorFact {
@@ -363,7 +391,12 @@ impl<'m> Check<'m> {
             let what = format!("it belongs to another step than `{}`", short(step));
             self.say("predicate.forge.action", what);
         }
-        let output = |name: &str| record.outputs.get(name).and_then(|digest| digest.parse::<BlobDigest>().ok());
+        let output = |name: &str| {
+            record
+                .outputs
+                .get(name)
+                .and_then(|digest| digest.parse::<BlobDigest>().ok())
+        };
         facts.header = output("header");
         let mut indexed = Vec::new();
         let mut assembled = Vec::new();
@@ -433,7 +466,10 @@ impl<'m> Check<'m> {
         };
         // Another version may print its defaults in other words.
         let versions = &manifest.predicate.run_details.builder.version;
-        if versions.get("forge").is_some_and(|version| version == env!("CARGO_PKG_VERSION")) {
+        if versions
+            .get("forge")
+            .is_some_and(|version| version == env!("CARGO_PKG_VERSION"))
+        {
             if parsed.to_toml() != parameters.recipe_toml {
                 self.say(place, "it is not as forge writes it: it was edited");
             }
@@ -457,7 +493,11 @@ impl<'m> Check<'m> {
         };
         let graph = graph.only(std::slice::from_ref(id));
         let nodes: BTreeSet<String> = graph.nodes().map(|node| node.id.to_string()).collect();
-        let readers: BTreeSet<String> = graph.nodes().filter(|node| node.reads_files()).map(|node| node.id.to_string()).collect();
+        let readers: BTreeSet<String> = graph
+            .nodes()
+            .filter(|node| node.reads_files())
+            .map(|node| node.id.to_string())
+            .collect();
         for (key, record) in &manifest.predicate.forge.actions {
             if let Some(step) = record.step.as_ref().filter(|step| !nodes.contains(*step)) {
                 let what = format!("`{}` is no step that leads to the output", short(step));
@@ -466,7 +506,10 @@ impl<'m> Check<'m> {
         }
         if *sources != readers {
             let name = |names: Vec<&String>| names.first().map(|name| short(name)).unwrap_or_default();
-            let (more, less) = (name(sources.difference(&readers).collect()), name(readers.difference(sources).collect()));
+            let (more, less) = (
+                name(sources.difference(&readers).collect()),
+                name(readers.difference(sources).collect()),
+            );
             let what = if less.is_empty() {
                 format!("the recipe reads no files for `{more}`")
             } else {

@@ -174,8 +174,7 @@ pub fn verify(target: &Target, keys: &[PublicKey], progress: &(dyn Fn(u64) + Syn
     let (facts, problems) = document::check(&manifest, &bytes);
     verified.problems.extend(problems);
     let named = manifest.subject.first().map(|subject| subject.name.clone());
-    verified.renamed_from =
-        named.filter(|name| target.output.file_name().is_none_or(|file| *file != **name));
+    verified.renamed_from = named.filter(|name| target.output.file_name().is_none_or(|file| *file != **name));
     output::check(&target.output, &facts, progress, &mut verified);
     verified
 }
@@ -188,7 +187,12 @@ fn signatures(target: &Target, manifest: &[u8], keys: &[PublicKey], verified: &m
     let bytes = match read_signatures(&path) {
         Ok(Some(bytes)) => bytes,
         Ok(None) if keys.is_empty() => return,
-        Ok(None) => return say("", format!("the manifest is not signed: there is no `{}`", path.display())),
+        Ok(None) => {
+            return say(
+                "",
+                format!("the manifest is not signed: there is no `{}`", path.display()),
+            );
+        }
         Err(error) => return say("", error.to_string()),
     };
     match Envelope::parse(&bytes) {
@@ -202,9 +206,16 @@ fn signatures(target: &Target, manifest: &[u8], keys: &[PublicKey], verified: &m
                 };
                 say(place, flaw.to_string());
             }
-            let missing = flaws.iter().filter(|flaw| matches!(flaw, sign::Flaw::Key { .. })).count();
+            let missing = flaws
+                .iter()
+                .filter(|flaw| matches!(flaw, sign::Flaw::Key { .. }))
+                .count();
             verified.keys = keys.len() - missing;
-            verified.signers = envelope.signatures.into_iter().map(|signature| signature.keyid).collect();
+            verified.signers = envelope
+                .signatures
+                .into_iter()
+                .map(|signature| signature.keyid)
+                .collect();
         }
         Err(error) => say("", error.to_string()),
     }

@@ -83,13 +83,19 @@ fn header(path: &Path, facts: &Facts, problems: &mut Vec<Problem>) {
         if gguf::without_trailing_ones(&there.info.dims) != gguf::without_trailing_ones(&tensor.dims) {
             say(
                 place.clone(),
-                format!("the header says {:?}, and the manifest {:?}", there.info.dims, tensor.dims),
+                format!(
+                    "the header says {:?}, and the manifest {:?}",
+                    there.info.dims, tensor.dims
+                ),
             );
         }
         if there.start != tensor.start {
             say(
                 place,
-                format!("the header puts it at byte {}, and the manifest at {}", there.start, tensor.start),
+                format!(
+                    "the header puts it at byte {}, and the manifest at {}",
+                    there.start, tensor.start
+                ),
             );
         }
     }

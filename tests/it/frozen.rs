@@ -35,19 +35,30 @@ fn times(folder: &Path) -> BTreeMap<String, SystemTime> {
 fn a_frozen_build_refuses_what_differs_from_the_lock_and_says_all_of_it() {
     let forge = globbed();
     let run = forge.run(&["build", "--frozen", "-j", "1"]).status(1);
-    assert!(run.stderr.contains("recipe.lock") && run.stderr.contains("`forge lock`"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("recipe.lock") && run.stderr.contains("`forge lock`"),
+        "{}",
+        run.stderr
+    );
     assert!(!forge.path("out/small/a.gguf").exists());
     let run = forge.run(&["lock"]).success();
     assert!(run.stderr.contains("wrote recipe.lock: 4 files"), "{}", run.stderr);
     let lock = std::fs::read_to_string(forge.path("recipe.lock")).unwrap();
-    assert!(!lock.contains(forge.dir().to_str().unwrap()), "nothing of this machine: {lock}");
+    assert!(
+        !lock.contains(forge.dir().to_str().unwrap()),
+        "nothing of this machine: {lock}"
+    );
     let places: Vec<usize> = ["texts/a.txt", "texts/b.txt", "held-out.txt", "model.gguf"]
         .iter()
         .map(|name| lock.find(&format!("path = \"{name}\"")).unwrap())
         .collect();
     assert!(places.is_sorted(), "sorted by node and path: {lock}");
     let _ = forge.run(&["lock"]).success();
-    assert_eq!(std::fs::read_to_string(forge.path("recipe.lock")).unwrap(), lock, "the same again");
+    assert_eq!(
+        std::fs::read_to_string(forge.path("recipe.lock")).unwrap(),
+        lock,
+        "the same again"
+    );
     let _ = forge.run(&["build", "--frozen", "-j", "1"]).success();
     let again = forge.run(&["build", "--frozen", "-j", "1"]).success();
     assert!(again.stderr.contains("nothing to do"), "{}", again.stderr);
@@ -56,9 +67,13 @@ fn a_frozen_build_refuses_what_differs_from_the_lock_and_says_all_of_it() {
     assert_eq!(std::fs::read_to_string(forge.path("recipe.lock")).unwrap(), lock);
 
     let before = times(&forge.path("out/small"));
-    forge.write("texts/a.txt", text("held-out.txt")).write("texts/c.txt", "a third text");
+    forge
+        .write("texts/a.txt", text("held-out.txt"))
+        .write("texts/c.txt", "a third text");
     std::fs::remove_file(forge.path("texts/b.txt")).unwrap();
-    let locked = lock.replace("\"GNU", "\"Moon").replace("recipe = \"small\"", "recipe = \"other\"");
+    let locked = lock
+        .replace("\"GNU", "\"Moon")
+        .replace("recipe = \"small\"", "recipe = \"other\"");
     forge.write("recipe.lock", &locked);
     for verb in [&["build", "--frozen", "-j", "1"][..], &["lock", "--check"]] {
         let run = forge.run(verb).status(1);
@@ -82,7 +97,9 @@ fn a_frozen_build_refuses_what_differs_from_the_lock_and_says_all_of_it() {
     // Another file, and one that is none.
     let _ = forge.run(&["lock", "--lock", "locks/../recipe.lock"]).status(3);
     let _ = forge.run(&["lock", "--lock", "mine.lock"]).success();
-    let _ = forge.run(&["build", "--frozen", "--lock", "mine.lock", "-j", "1"]).success();
+    let _ = forge
+        .run(&["build", "--frozen", "--lock", "mine.lock", "-j", "1"])
+        .success();
     let run = forge.run(&["build", "--frozen", "--lock", "no.lock"]).status(1);
     assert!(run.stderr.contains("`no.lock`"), "{}", run.stderr);
     let run = forge.run(&["build", "--frozen", "--lock", "recipe.toml"]).status(1);
@@ -98,9 +115,15 @@ fn a_part_of_a_recipe_is_held_against_its_part_of_the_lock() {
     let forge = globbed();
     let _ = forge.run(&["lock"]).success();
     forge.write("held-out.txt", "another text to judge on");
-    let _ = forge.run(&["build", "--frozen", "-j", "1", "recipe.toml", "promote.a"]).success();
+    let _ = forge
+        .run(&["build", "--frozen", "-j", "1", "recipe.toml", "promote.a"])
+        .success();
     let run = forge.run(&["build", "--frozen", "-j", "1"]).status(1);
-    assert!(run.stderr.contains("`held-out.txt` of `corpus.held-out`"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("`held-out.txt` of `corpus.held-out`"),
+        "{}",
+        run.stderr
+    );
 }
 
 #[test]
@@ -115,8 +138,18 @@ fn without_a_lock_the_manifests_in_the_output_folder_are_asked() {
     std::fs::remove_file(forge.path("texts/b.txt")).unwrap();
     let run = forge.run(&["build", "--frozen", "-j", "1"]).status(1);
     for name in ["a.gguf.manifest.json", "b.gguf.manifest.json"] {
-        assert!(run.stderr.contains(&format!("{name}: `a.txt` of `corpus.calibration` is ")), "{}", run.stderr);
-        assert!(run.stderr.contains(&format!("{name}: `b.txt` of `corpus.calibration` is no longer")), "{}", run.stderr);
+        assert!(
+            run.stderr
+                .contains(&format!("{name}: `a.txt` of `corpus.calibration` is ")),
+            "{}",
+            run.stderr
+        );
+        assert!(
+            run.stderr
+                .contains(&format!("{name}: `b.txt` of `corpus.calibration` is no longer")),
+            "{}",
+            run.stderr
+        );
     }
     forge
         .write("texts/a.txt", text("calibration-prose.txt"))

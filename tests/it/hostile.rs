@@ -107,16 +107,43 @@ fn files_that_are_no_manifests_are_refused_by_every_verb() {
     put("torn", &good[..good.len() / 2]);
     put("twice", &[&good[..], &good[..]].concat());
     put("deep", &b"[".repeat(1_000_000));
-    put("deep-inside", text.replacen("\"actions\": {", &format!("\"actions\": {{\"a\":{}", "[".repeat(100_000)), 1).as_bytes());
+    put(
+        "deep-inside",
+        text.replacen(
+            "\"actions\": {",
+            &format!("\"actions\": {{\"a\":{}", "[".repeat(100_000)),
+            1,
+        )
+        .as_bytes(),
+    );
     put("many", format!("[{}0]", "0,".repeat(20 << 20)).as_bytes());
-    put("wide", format!("{{{}\"a\":0}}", (0..500_000).map(|at| format!("\"{at}\":0,")).collect::<String>()).as_bytes());
+    put(
+        "wide",
+        format!(
+            "{{{}\"a\":0}}",
+            (0..500_000).map(|at| format!("\"{at}\":0,")).collect::<String>()
+        )
+        .as_bytes(),
+    );
     put("long", &vec![b' '; (64 << 20) + 1]);
     put("long-text", format!("\"{}\"", "a".repeat(60 << 20)).as_bytes());
-    put("number", text.replacen("\"start\": ", "\"start\": -1e999, \"x\": ", 1).as_bytes());
+    put(
+        "number",
+        text.replacen("\"start\": ", "\"start\": -1e999, \"x\": ", 1).as_bytes(),
+    );
     put("types", text.replacen("\"subject\": [", "\"subject\": {", 1).as_bytes());
-    put("field-twice", text.replacen("\"_type\"", "\"_type\": \"x\", \"_type\"", 1).as_bytes());
-    put("nul-in-name", text.replacen("\"a.gguf\"", "\"a\\u0000.gguf\"", 1).as_bytes());
-    put("up-in-name", text.replacen("\"a.gguf\"", "\"../../a.gguf\"", 1).as_bytes());
+    put(
+        "field-twice",
+        text.replacen("\"_type\"", "\"_type\": \"x\", \"_type\"", 1).as_bytes(),
+    );
+    put(
+        "nul-in-name",
+        text.replacen("\"a.gguf\"", "\"a\\u0000.gguf\"", 1).as_bytes(),
+    );
+    put(
+        "up-in-name",
+        text.replacen("\"a.gguf\"", "\"../../a.gguf\"", 1).as_bytes(),
+    );
     std::fs::create_dir(folder.join("folder.gguf.manifest.json")).unwrap();
     symlink("/dev/zero", folder.join("zero.gguf.manifest.json")).unwrap();
     symlink("/dev/full", folder.join("full.gguf.manifest.json")).unwrap();
@@ -129,7 +156,10 @@ fn files_that_are_no_manifests_are_refused_by_every_verb() {
         let path = format!("hostile/{name}.gguf.manifest.json");
         let verify = bounded(&forge, &["verify", &path, "-j", "1"]);
         assert_eq!(verify.status, Some(1), "{name}: {}{}", verify.stdout, verify.stderr);
-        assert!(verify.stdout.len() + verify.stderr.len() < 20_000, "{name} is repeated at length");
+        assert!(
+            verify.stdout.len() + verify.stderr.len() < 20_000,
+            "{name} is repeated at length"
+        );
         let reproduce = bounded(&forge, &["reproduce", &path, "--out", "made", "-j", "1"]);
         assert_eq!(reproduce.status, Some(1), "{name}: {}", reproduce.stderr);
         assert!(reproduce.stderr.contains(name.as_str()), "{name}: {}", reproduce.stderr);
@@ -157,7 +187,8 @@ fn what_a_manifest_says_of_paths_is_where_to_look_and_never_where_to_write() {
             let parameters = &mut manifest.predicate.build_definition.external_parameters;
             assert!(parameters.recipe_toml.contains(from), "{}", parameters.recipe_toml);
             parameters.recipe_toml = parameters.recipe_toml.replace(from, to);
-            let parsed = forge::recipe::parse_alone(&forge::text::Source::new("it", parameters.recipe_toml.as_str())).unwrap();
+            let parsed =
+                forge::recipe::parse_alone(&forge::text::Source::new("it", parameters.recipe_toml.as_str())).unwrap();
             parameters.recipe_toml = parsed.recipe.to_toml();
             parameters.recipe = serde_json::to_value(&parsed.recipe).unwrap();
         })
@@ -182,14 +213,40 @@ fn what_a_manifest_says_of_paths_is_where_to_look_and_never_where_to_write() {
             std::fs::write(&out, manifest.to_bytes().unwrap()).unwrap();
             let before = names_below(forge.dir());
             let empty = forge.path("tmp");
-            let run = bounded(&forge, &["-C", empty.to_str().unwrap(), "reproduce", "../out/small/evil.gguf.manifest.json", "-j", "1"]);
+            let run = bounded(
+                &forge,
+                &[
+                    "-C",
+                    empty.to_str().unwrap(),
+                    "reproduce",
+                    "../out/small/evil.gguf.manifest.json",
+                    "-j",
+                    "1",
+                ],
+            );
             // A text that was in a folder is looked for there by its name, too.
             let beside = from == "\"prose.txt\"" && !to.contains('/');
-            assert_eq!(run.status, Some(if beside { 0 } else { 3 }), "{from} {to}: {}{}", run.stdout, run.stderr);
+            assert_eq!(
+                run.status,
+                Some(if beside { 0 } else { 3 }),
+                "{from} {to}: {}{}",
+                run.stdout,
+                run.stderr
+            );
             assert_eq!(run.stdout.contains("missing  "), !beside, "{from} {to}: {}", run.stdout);
             assert_eq!(names_below(forge.dir()), before, "{from} {to}");
             // Found elsewhere, the same candidate comes out: links to sources go into a folder of ours alone.
-            let run = bounded(&forge, &["reproduce", "out/small/evil.gguf.manifest.json", "--search", ".", "-j", "1"]);
+            let run = bounded(
+                &forge,
+                &[
+                    "reproduce",
+                    "out/small/evil.gguf.manifest.json",
+                    "--search",
+                    ".",
+                    "-j",
+                    "1",
+                ],
+            );
             assert_eq!(run.status, Some(0), "{from} {to}: {}{}", run.stdout, run.stderr);
             assert!(run.stdout.contains("identical"), "{from} {to}: {}", run.stdout);
             assert_eq!(names_below(forge.dir()), before, "{from} {to}");
@@ -214,23 +271,45 @@ fn names_that_lead_away_are_refused() {
         (format!("{source}/name"), |it| *it = "".into()),
         (format!("{source}/name"), |it| *it = "a\0b".into()),
         (format!("{source}/name"), |it| *it = "a\\..\\b".into()),
-        (format!("{source}/annotations/bytes"), |it| *it = "18446744073709551615".into()),
+        (format!("{source}/annotations/bytes"), |it| {
+            *it = "18446744073709551615".into()
+        }),
         (format!("{source}/annotations/node"), |it| *it = "source.nobody".into()),
         (format!("{parameters}/step"), |it| *it = "promote.../../evil".into()),
         (format!("{parameters}/step"), |it| *it = "promote./etc/evil".into()),
         (format!("{parameters}/step"), |it| *it = "eval.quality/a".into()),
         (format!("{parameters}/recipeToml"), |it| {
-            *it = it.as_str().unwrap().replace("name = \"small\"", "name = \"../evil\"").into();
+            *it = it
+                .as_str()
+                .unwrap()
+                .replace("name = \"small\"", "name = \"../evil\"")
+                .into();
         }),
         (format!("{parameters}/recipeToml"), |it| {
-            *it = it.as_str().unwrap().replace("[promote.a]", "[promote.\"../evil\"]").into();
+            *it = it
+                .as_str()
+                .unwrap()
+                .replace("[promote.a]", "[promote.\"../evil\"]")
+                .into();
         }),
-        (format!("{parameters}/recipeToml"), |it| *it = "extends = \"/etc/passwd\"\nschema = 1\nname = \"x\"\n".into()),
-        (format!("{parameters}/recipeToml"), |it| *it = "a = [".repeat(100_000).into()),
-        ("/predicate/forge/tensors/0/name".to_owned(), |it| *it = "../evil\u{1b}[2J".into()),
-        ("/predicate/forge/tensors/0/start".to_owned(), |it| *it = u64::MAX.into()),
-        ("/predicate/forge/tensors/0/dims".to_owned(), |it| *it = serde_json::json!([u64::MAX, u64::MAX])),
-        ("/predicate/forge/tensors/0/dims".to_owned(), |it| *it = Json::Array(vec![1.into(); 100_000])),
+        (format!("{parameters}/recipeToml"), |it| {
+            *it = "extends = \"/etc/passwd\"\nschema = 1\nname = \"x\"\n".into()
+        }),
+        (format!("{parameters}/recipeToml"), |it| {
+            *it = "a = [".repeat(100_000).into()
+        }),
+        ("/predicate/forge/tensors/0/name".to_owned(), |it| {
+            *it = "../evil\u{1b}[2J".into()
+        }),
+        ("/predicate/forge/tensors/0/start".to_owned(), |it| {
+            *it = u64::MAX.into()
+        }),
+        ("/predicate/forge/tensors/0/dims".to_owned(), |it| {
+            *it = serde_json::json!([u64::MAX, u64::MAX])
+        }),
+        ("/predicate/forge/tensors/0/dims".to_owned(), |it| {
+            *it = Json::Array(vec![1.into(); 100_000])
+        }),
     ];
     for (at, (pointer, edit)) in edits.iter().enumerate() {
         let mut manifest: Json = serde_json::from_slice(&bytes).unwrap();
@@ -238,12 +317,29 @@ fn names_that_lead_away_are_refused() {
         let manifest: Manifest = serde_json::from_value(manifest).unwrap();
         std::fs::write(&out, manifest.to_bytes().unwrap()).unwrap();
         let before = names_below(forge.dir());
-        let run = bounded(&forge, &["reproduce", "out/small/evil.gguf.manifest.json", "--search", ".", "-j", "1"]);
+        let run = bounded(
+            &forge,
+            &[
+                "reproduce",
+                "out/small/evil.gguf.manifest.json",
+                "--search",
+                ".",
+                "-j",
+                "1",
+            ],
+        );
         assert_eq!(run.status, Some(1), "{at} {pointer}: {}", run.stderr);
-        assert!(run.stderr.contains("contradicts itself"), "{at} {pointer}: {}", run.stderr);
+        assert!(
+            run.stderr.contains("contradicts itself"),
+            "{at} {pointer}: {}",
+            run.stderr
+        );
         let verify = bounded(&forge, &["verify", "out/small/evil.gguf.manifest.json"]);
         assert_eq!(verify.status, Some(1), "{at} {pointer}");
-        assert!(!verify.stdout.contains('\u{1b}') && !run.stderr.contains('\u{1b}'), "{at}: the terminal is steered");
+        assert!(
+            !verify.stdout.contains('\u{1b}') && !run.stderr.contains('\u{1b}'),
+            "{at}: the terminal is steered"
+        );
         assert_eq!(names_below(forge.dir()), before, "{at} {pointer}");
     }
 }
@@ -254,7 +350,12 @@ fn places_that_are_links_devices_or_pipes_are_no_outputs() {
     // What stands where the output or the signatures should be.
     let manifest = std::fs::read(forge.path("out/small/a.gguf.manifest.json")).unwrap();
     std::fs::create_dir(forge.path("odd")).unwrap();
-    for (name, to) in [("zero", "/dev/zero"), ("loop", "loop.gguf"), ("up", "../out"), ("broken", "/nowhere")] {
+    for (name, to) in [
+        ("zero", "/dev/zero"),
+        ("loop", "loop.gguf"),
+        ("up", "../out"),
+        ("broken", "/nowhere"),
+    ] {
         symlink(to, forge.path(&format!("odd/{name}.gguf"))).unwrap();
         forge.write(&format!("odd/{name}.gguf.manifest.json"), &manifest);
     }
@@ -293,7 +394,11 @@ fn places_that_are_links_devices_or_pipes_are_no_outputs() {
         b"[".repeat(1_000_000),
         b"{}".to_vec(),
         b"\xff".to_vec(),
-        format!("{{\"payload\":\"\",\"payloadType\":\"x\",\"signatures\":[{}]}}", "{\"sig\":\"\"},".repeat(1000).trim_end_matches(',')).into_bytes(),
+        format!(
+            "{{\"payload\":\"\",\"payloadType\":\"x\",\"signatures\":[{}]}}",
+            "{\"sig\":\"\"},".repeat(1000).trim_end_matches(',')
+        )
+        .into_bytes(),
         [&good[..], b"{}"].concat(),
         vec![b' '; 200 << 20],
     ] {
@@ -311,11 +416,24 @@ fn recipes_that_name_devices_pipes_or_endless_things_do_not_hang() {
     pipe(&forge.path("pipe"));
     symlink("/dev/zero", forge.path("zero")).unwrap();
     symlink("loop", forge.path("loop")).unwrap();
-    for to in ["/dev/zero", "zero", "loop", "/dev/null", "../../../../../../dev/zero", "/proc/self/mem", "."] {
+    for to in [
+        "/dev/zero",
+        "zero",
+        "loop",
+        "/dev/null",
+        "../../../../../../dev/zero",
+        "/proc/self/mem",
+        ".",
+    ] {
         for from in ["\"model.gguf\"", "\"prose.txt\""] {
             forge.recipe(&crate::cut::RECIPE.replace(from, &format!("{to:?}")));
             let run = bounded(&forge, &["build", "-j", "1"]);
-            assert!(matches!(run.status, Some(1 | 3)), "{from} {to}: {:?} {}", run.status, run.stderr);
+            assert!(
+                matches!(run.status, Some(1 | 3)),
+                "{from} {to}: {:?} {}",
+                run.status,
+                run.stderr
+            );
             assert!(run.stderr.contains("error"), "{from} {to}: {}", run.stderr);
             let run = bounded(&forge, &["lock"]);
             assert!(matches!(run.status, Some(1 | 3)), "{from} {to}: {}", run.stderr);

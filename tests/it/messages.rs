@@ -310,7 +310,10 @@ const HELP: &[(&[&str], &[&str])] = &[
         &["[DIR]", "--model", "--corpus", "--name", "recipe.toml"],
     ),
     (&["check", "--help"], &["[RECIPE]...", "--twice", "STEP"]),
-    (&["lock", "--help"], &["[RECIPE]", "--check", "--lock <FILE>", "--frozen"]),
+    (
+        &["lock", "--help"],
+        &["[RECIPE]", "--check", "--lock <FILE>", "--frozen"],
+    ),
     (
         &["reproduce", "--help"],
         &[
@@ -321,14 +324,17 @@ const HELP: &[(&[&str], &[&str])] = &[
             "--resume",
             "--out <DIR>",
             "identical",
-            "exits with 3",
+            "with 3",
         ],
     ),
     (
         &["verify", "--help"],
         &["[PATH|RECIPE|DIR]...", "--key <PUB>", "--out <DIR>", "sha256", "with 1"],
     ),
-    (&["sign", "--help"], &["<MANIFEST|GGUF>...", "--key <KEY>", "openssl", "DSSE"]),
+    (
+        &["sign", "--help"],
+        &["<MANIFEST|GGUF>...", "--key <KEY>", "openssl", "DSSE"],
+    ),
     (&["key", "--help"], &["new", "show", "0600"]),
     (
         &["bundle", "--help"],

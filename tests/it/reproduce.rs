@@ -88,9 +88,17 @@ candidates = ["plain"]
 fn full() -> Forge {
     let forge = project();
     build_well(&forge, &[]);
-    let imatrix = output_of(&forge, &manifest(&forge.path("out/small/a.gguf")), "imatrix.general", "imatrix");
+    let imatrix = output_of(
+        &forge,
+        &manifest(&forge.path("out/small/a.gguf")),
+        "imatrix.general",
+        "imatrix",
+    );
     let model = std::fs::read(forge.path("model.gguf")).unwrap();
-    let (prose, code) = (crate::cut::text("calibration-prose.txt"), crate::cut::text("calibration-code.txt"));
+    let (prose, code) = (
+        crate::cut::text("calibration-prose.txt"),
+        crate::cut::text("calibration-code.txt"),
+    );
     forge
         .write("foreign.gguf", imatrix)
         .write("models/model.gguf", model)
@@ -201,10 +209,23 @@ fn every_candidate_is_made_again_from_its_manifest_alone() {
     for path in &manifests {
         let name = path.file_name().unwrap().to_str().unwrap();
         let run = elsewhere.reproduce(name, &["--search", "../attic"]).success();
-        assert!(run.stdout.contains("\nidentical: blake3 "), "{}\n{}", run.stdout, run.stderr);
+        assert!(
+            run.stdout.contains("\nidentical: blake3 "),
+            "{}\n{}",
+            run.stdout,
+            run.stderr
+        );
         assert!(!run.stdout.contains("missing"), "{}", run.stdout);
-        assert!(run.stderr.contains("forge: ") && !run.stderr.contains("no whole"), "{}", run.stderr);
-        assert!(!run.stderr.contains("eval"), "only what leads to the candidate: {}", run.stderr);
+        assert!(
+            run.stderr.contains("forge: ") && !run.stderr.contains("no whole"),
+            "{}",
+            run.stderr
+        );
+        assert!(
+            !run.stderr.contains("eval"),
+            "only what leads to the candidate: {}",
+            run.stderr
+        );
     }
     assert!(before == tree(elsewhere.forge.dir()), "nothing is left behind");
 }
@@ -226,7 +247,10 @@ fn a_split_model_is_found_by_its_parts_and_a_candidate_stays_where_it_is_asked_f
     let run = elsewhere.reproduce(name, &args).success();
     assert!(run.stdout.contains("identical"), "{}", run.stdout);
     let kept = elsewhere.forge.path("kept/p.gguf");
-    assert_eq!(std::fs::read(&kept).unwrap(), std::fs::read(forge.path("out/bare/p.gguf")).unwrap());
+    assert_eq!(
+        std::fs::read(&kept).unwrap(),
+        std::fs::read(forge.path("out/bare/p.gguf")).unwrap()
+    );
     let run = elsewhere.forge.run(&["verify", kept.to_str().unwrap()]).success();
     assert!(run.stdout.starts_with("good"), "{}", run.stdout);
     // Nothing is overwritten, and what is in a store already is not taken for work done now.
@@ -252,7 +276,9 @@ fn all_that_is_missing_is_told_at_once() {
     std::fs::remove_file(elsewhere.forge.path("attic/0.old")).unwrap();
     // Of the right length and name, but other bytes.
     let text = std::fs::read(built.path("texts/a.txt")).unwrap();
-    elsewhere.forge.write("manifests/a.txt", text.iter().rev().copied().collect::<Vec<u8>>());
+    elsewhere
+        .forge
+        .write("manifests/a.txt", text.iter().rev().copied().collect::<Vec<u8>>());
     std::fs::remove_file(elsewhere.forge.path("attic/2.old")).unwrap();
     let text = std::fs::read_to_string(elsewhere.manifest(name)).unwrap();
     std::fs::write(elsewhere.manifest(name), with_other_engine(&text)).unwrap();
@@ -261,16 +287,31 @@ fn all_that_is_missing_is_told_at_once() {
     let run = elsewhere.reproduce(name, &["--search", "../attic"]).status(3);
     let missing: Vec<&str> = run.stdout.lines().filter(|line| line.starts_with("missing")).collect();
     assert_eq!(missing.len(), 4, "{}", run.stdout);
-    assert!(missing[0].contains("source.model") && missing[0].contains("model.gguf"), "{missing:?}");
-    assert!(missing[1].contains("a.txt") && missing[1].contains("holds something else"), "{missing:?}");
-    assert!(missing[2].contains("evaluator") && missing[3].contains("quantizer"), "{missing:?}");
-    assert!(run.stdout.contains("c compiler: `a compiler of the moon`, here `"), "{}", run.stdout);
+    assert!(
+        missing[0].contains("source.model") && missing[0].contains("model.gguf"),
+        "{missing:?}"
+    );
+    assert!(
+        missing[1].contains("a.txt") && missing[1].contains("holds something else"),
+        "{missing:?}"
+    );
+    assert!(
+        missing[2].contains("evaluator") && missing[3].contains("quantizer"),
+        "{missing:?}"
+    );
+    assert!(
+        run.stdout.contains("c compiler: `a compiler of the moon`, here `"),
+        "{}",
+        run.stdout
+    );
     assert!(run.stdout.matches("found  ").count() >= 3, "{}", run.stdout);
     for word in ["4 things", "--search DIR", "--any-engine"] {
         assert!(run.stderr.contains(word), "{word}: {}", run.stderr);
     }
     // Another engine may be let pass, a source may not.
-    let run = elsewhere.reproduce(name, &["--any-engine", "--search", "../attic"]).status(3);
+    let run = elsewhere
+        .reproduce(name, &["--any-engine", "--search", "../attic"])
+        .status(3);
     assert!(!run.stderr.contains("--any-engine"), "{}", run.stderr);
     let lines = elsewhere
         .reproduce(name, &["--message-format", "json"])
@@ -283,7 +324,9 @@ fn all_that_is_missing_is_told_at_once() {
     std::fs::copy(built.path("models/model.gguf"), elsewhere.forge.path("attic/new")).unwrap();
     std::fs::copy(built.path("texts/a.txt"), elsewhere.forge.path("attic/text")).unwrap();
     let _ = elsewhere.reproduce(name, &["--search", "../attic"]).status(3);
-    let run = elsewhere.reproduce(name, &["--any-engine", "--search", "../attic"]).success();
+    let run = elsewhere
+        .reproduce(name, &["--any-engine", "--search", "../attic"])
+        .success();
     assert!(run.stdout.contains("identical"), "{}", run.stdout);
 }
 
@@ -337,7 +380,11 @@ pub(crate) fn reseal(manifest: &mut Manifest) {
         dims: tensor.dims.clone(),
         start: tensor.start,
         bytes: tensor.bytes.parse().unwrap(),
-        from: if tensor.action.is_some() { From::Store } else { From::Source },
+        from: if tensor.action.is_some() {
+            From::Store
+        } else {
+            From::Source
+        },
         action: tensor.action.as_ref().map(|key| key.parse().unwrap()),
     });
     let assembly = Assembly {
@@ -377,8 +424,17 @@ fn where_the_histories_part_is_told() {
     };
     let reproduce = |manifest: &Manifest| -> (Run, Json) {
         forge.write("out/small/m.json.manifest.json", manifest.to_bytes().unwrap());
-        let run = forge.run(&["reproduce", "-j", "1", "out/small/m.json.manifest.json"]).status(1);
-        let args = ["reproduce", "-j", "1", "out/small/m.json.manifest.json", "--message-format", "json"];
+        let run = forge
+            .run(&["reproduce", "-j", "1", "out/small/m.json.manifest.json"])
+            .status(1);
+        let args = [
+            "reproduce",
+            "-j",
+            "1",
+            "out/small/m.json.manifest.json",
+            "--message-format",
+            "json",
+        ];
         let lines = forge.run(&args).status(1).json_lines();
         (run, lines.last().unwrap().clone())
     };
@@ -387,15 +443,27 @@ fn where_the_histories_part_is_told() {
     let manifest = forged(&path, |manifest| {
         other_file(manifest);
         let forge = &mut manifest.predicate.forge;
-        let tensor = forge.tensors.iter_mut().find(|tensor| tensor.name == "blk.0.attn_v.weight").unwrap();
+        let tensor = forge
+            .tensors
+            .iter_mut()
+            .find(|tensor| tensor.name == "blk.0.attn_v.weight")
+            .unwrap();
         tensor.bytes = other_digest(&tensor.bytes);
         let record = forge.actions.get_mut(tensor.action.as_ref().unwrap()).unwrap();
         record.outputs.insert("tensor".to_owned(), tensor.bytes.clone());
     });
     let (run, line) = reproduce(&manifest);
     assert!(run.stdout.contains("\n1 tensor differ"), "{}", run.stdout);
-    assert!(run.stdout.contains("part at tensor blk.0.attn_v.weight (tensor): the same action"), "{}", run.stdout);
-    assert_eq!((&line["verdict"], &line["parting"]["outputs"][0]), (&"different".into(), &"tensor".into()));
+    assert!(
+        run.stdout
+            .contains("part at tensor blk.0.attn_v.weight (tensor): the same action"),
+        "{}",
+        run.stdout
+    );
+    assert_eq!(
+        (&line["verdict"], &line["parting"]["outputs"][0]),
+        (&"different".into(), &"tensor".into())
+    );
     assert_eq!(line["tensors"][0]["name"], "blk.0.attn_v.weight");
     assert_eq!(line["parting"]["key_before"], line["parting"]["key_after"]);
 
@@ -404,14 +472,24 @@ fn where_the_histories_part_is_told() {
         other_file(manifest);
         let text = String::from_utf8(manifest.to_bytes().unwrap()).unwrap();
         let actions = &manifest.predicate.forge.actions;
-        let record = actions.values().find(|record| record.step.as_deref() == Some("imatrix.general"));
+        let record = actions
+            .values()
+            .find(|record| record.step.as_deref() == Some("imatrix.general"));
         let imatrix = &record.unwrap().outputs["imatrix"];
         *manifest = serde_json::from_str(&text.replace(imatrix, &other_digest(imatrix))).unwrap();
     });
     let (run, line) = reproduce(&manifest);
     assert!(run.stdout.contains("same tensors, other metadata"), "{}", run.stdout);
-    assert!(run.stdout.contains("part at imatrix.general (imatrix-collect): the same action"), "{}", run.stdout);
-    assert_eq!((&line["verdict"], &line["parting"]["place"]), (&"same-tensors".into(), &"imatrix.general".into()));
+    assert!(
+        run.stdout
+            .contains("part at imatrix.general (imatrix-collect): the same action"),
+        "{}",
+        run.stdout
+    );
+    assert_eq!(
+        (&line["verdict"], &line["parting"]["place"]),
+        (&"same-tensors".into(), &"imatrix.general".into())
+    );
 
     // The record says that the model was read otherwise: the first action that does other work is named with its input.
     let manifest = forged(&path, |manifest| {
@@ -423,7 +501,12 @@ fn where_the_histories_part_is_told() {
         }
     });
     let (run, line) = reproduce(&manifest);
-    assert!(run.stdout.contains("part at imatrix.general (imatrix-collect): its inputs differ"), "{}", run.stdout);
+    assert!(
+        run.stdout
+            .contains("part at imatrix.general (imatrix-collect): its inputs differ"),
+        "{}",
+        run.stdout
+    );
     assert!(run.stdout.contains("inputs.context: 128 -> 64"), "{}", run.stdout);
     assert_eq!(line["parting"]["inputs"], serde_json::json!(["inputs.context"]));
 }
@@ -441,7 +524,9 @@ fn a_manifest_that_contradicts_itself_is_not_built() {
     assert_eq!(run.stdout, "");
     let run = forge.run(&["reproduce", "out/small/nothing.gguf"]).status(1);
     assert!(run.stderr.contains("there is no such file"), "{}", run.stderr);
-    let run = forge.run(&["reproduce", "out/small/b.gguf", "--search", "nowhere"]).status(2);
+    let run = forge
+        .run(&["reproduce", "out/small/b.gguf", "--search", "nowhere"])
+        .status(2);
     assert!(run.stderr.contains("`nowhere`"), "{}", run.stderr);
 }
 
@@ -463,7 +548,12 @@ fn every_candidate_of_the_quickstart_is_made_again() {
         let name = path.file_name().unwrap().to_str().unwrap();
         let started = std::time::Instant::now();
         let run = elsewhere.reproduce(name, &["--search", "../attic"]).success();
-        assert!(run.stdout.contains("\nidentical: blake3 "), "{}\n{}", run.stdout, run.stderr);
+        assert!(
+            run.stdout.contains("\nidentical: blake3 "),
+            "{}\n{}",
+            run.stdout,
+            run.stderr
+        );
         eprintln!("{name}: identical in {:.1} s", started.elapsed().as_secs_f64());
     }
 }

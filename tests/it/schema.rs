@@ -372,7 +372,10 @@ fn every_document_of_a_build_is_what_its_schema_says() {
     }
     let _ = forge.run(&["key", "new", "key"]).success();
     let _ = forge.run(&["sign", "out/sample/rules.gguf", "--key", "key"]).success();
-    schemas.good("envelope.v1", &load(&forge.path("out/sample/rules.gguf.manifest.json.sig.json")));
+    schemas.good(
+        "envelope.v1",
+        &load(&forge.path("out/sample/rules.gguf.manifest.json.sig.json")),
+    );
     let _ = forge.run(&["lock"]).success();
     let lock: toml::Value = toml::from_str(&std::fs::read_to_string(forge.path("recipe.lock")).unwrap()).unwrap();
     schemas.good("lock.v1", &serde_json::to_value(lock).unwrap());

@@ -75,10 +75,22 @@ fn an_action_that_gives_something_else_the_second_time_is_found() {
     let found = twice.differences();
     assert_eq!(found.len(), 2, "{found:#?}");
     let output = &found[0];
-    assert_eq!((output.step.as_str(), output.kind, output.part.as_str()), ("corpus.a", "corpus", "text 3"));
-    assert_eq!((output.output.as_str(), output.at, output.key), ("corpus", Some(70_000), action.digest()));
-    assert_eq!(output.kept, first.result.output("corpus").map(|digest| digest.to_string()));
-    assert_eq!((found[1].output.as_str(), found[1].kept.as_deref(), found[1].at), ("run", Some("1"), None));
+    assert_eq!(
+        (output.step.as_str(), output.kind, output.part.as_str()),
+        ("corpus.a", "corpus", "text 3")
+    );
+    assert_eq!(
+        (output.output.as_str(), output.at, output.key),
+        ("corpus", Some(70_000), action.digest())
+    );
+    assert_eq!(
+        output.kept,
+        first.result.output("corpus").map(|digest| digest.to_string())
+    );
+    assert_eq!(
+        (found[1].output.as_str(), found[1].kept.as_deref(), found[1].at),
+        ("run", Some("1"), None)
+    );
     // The first result stays, and the store has it on record.
     assert_eq!(store.lookup(&action.digest()).unwrap().unwrap(), first.result);
     let events = store.events().unwrap();
@@ -101,7 +113,13 @@ fn an_action_that_gives_something_else_the_second_time_is_found() {
     };
     task.perform(&corpus("longer"), &[], longer).unwrap();
     let found = twice.differences();
-    let at = |output: &str| found.iter().find(|it| it.key == corpus("longer").digest() && it.output == output).unwrap().at;
+    let at = |output: &str| {
+        found
+            .iter()
+            .find(|it| it.key == corpus("longer").digest() && it.output == output)
+            .unwrap()
+            .at
+    };
     assert_eq!((at("corpus"), at("more")), (Some(3), None));
 }
 
@@ -116,13 +134,19 @@ fn a_result_that_is_there_is_made_once_more_and_other_steps_are_left_alone() {
         Ok(())
     };
     let plain = env(&store, dir.path(), None);
-    Task::new("corpus.a", &plain).perform(&corpus("steady"), &[], steady).unwrap();
+    Task::new("corpus.a", &plain)
+        .perform(&corpus("steady"), &[], steady)
+        .unwrap();
     assert_eq!(runs.get(), 1);
     let twice = Arc::new(Twice::of(BTreeSet::from(["corpus.a".to_owned()])));
     let env = env(&store, dir.path(), Some(Arc::clone(&twice)));
-    Task::new("corpus.b", &env).perform(&corpus("steady"), &[], steady).unwrap();
+    Task::new("corpus.b", &env)
+        .perform(&corpus("steady"), &[], steady)
+        .unwrap();
     assert_eq!((runs.get(), twice.again()), (1, 0));
-    Task::new("corpus.a", &env).perform(&corpus("steady"), &[], steady).unwrap();
+    Task::new("corpus.a", &env)
+        .perform(&corpus("steady"), &[], steady)
+        .unwrap();
     assert_eq!((runs.get(), twice.again()), (2, 1));
     assert_eq!(twice.differences(), []);
     assert_eq!(store.events().unwrap(), []);
@@ -130,7 +154,11 @@ fn a_result_that_is_there_is_made_once_more_and_other_steps_are_left_alone() {
     let fails = Cell::new(false);
     let failing = |made: &mut forge::step::Made| -> Result<(), StepError> {
         made.output("corpus", store.put(b"a")?);
-        if fails.replace(true) { Err(StepError::input("no")) } else { Ok(()) }
+        if fails.replace(true) {
+            Err(StepError::input("no"))
+        } else {
+            Ok(())
+        }
     };
     let failed = Task::new("corpus.a", &env).perform(&corpus("fails"), &[], failing);
     assert!(matches!(failed, Err(StepError::Input { .. })));
@@ -156,7 +184,9 @@ fn every_action_of_a_recipe_gives_the_same_twice_and_outputs_are_not_touched() {
     assert!(!forge.path("out/small/a.gguf").exists());
     build_well(&forge, &[]);
     let before = written(&forge.path("out/small"));
-    let run = forge.run(&["check", "recipe.toml", "--twice", "-j", "1", "--message-format", "json"]).success();
+    let run = forge
+        .run(&["check", "recipe.toml", "--twice", "-j", "1", "--message-format", "json"])
+        .success();
     let lines = run.json_lines();
     let last = lines.last().unwrap();
     let built = build_well(&forge, &[]);
@@ -167,7 +197,17 @@ fn every_action_of_a_recipe_gives_the_same_twice_and_outputs_are_not_touched() {
     assert_eq!(last["actions"], results);
     assert!(before == written(&forge.path("out/small")));
     // One step: its own actions and parts only.
-    let run = forge.run(&["check", "--twice", "imatrix.general", "-j", "1", "--message-format", "json"]).success();
+    let run = forge
+        .run(&[
+            "check",
+            "--twice",
+            "imatrix.general",
+            "-j",
+            "1",
+            "--message-format",
+            "json",
+        ])
+        .success();
     // Two blocks of chunks, the tokens of one text, and their sum.
     assert_eq!(run.json_lines().last().unwrap()["actions"], 4);
     let run = forge.run(&["check", "--twice", "promote.nobody"]).status(2);
@@ -204,7 +244,12 @@ fn what_differs_is_named_and_stands_in_the_manifest() {
     let built = build_well(&forge, &[]);
     let users: Vec<String> = ["a", "b"]
         .into_iter()
-        .filter(|candidate| before[&format!("{candidate}.gguf.manifest.json")].1.windows(64).any(|it| it == key.to_string().as_bytes()))
+        .filter(|candidate| {
+            before[&format!("{candidate}.gguf.manifest.json")]
+                .1
+                .windows(64)
+                .any(|it| it == key.to_string().as_bytes())
+        })
         .map(|candidate| format!("{candidate}.gguf.manifest.json"))
         .collect();
     assert_eq!(built.written(), users.into_iter().collect());
@@ -212,8 +257,14 @@ fn what_differs_is_named_and_stands_in_the_manifest() {
     let recorded = &told["predicate"]["forge"]["nondeterminism"];
     assert_eq!(recorded.as_array().unwrap().len(), 1);
     assert_eq!(recorded[0]["action"], key.to_string());
-    assert_eq!(recorded[0]["kept"]["tensor"], good.output("tensor").unwrap().to_string());
-    assert_eq!(recorded[0]["differing"]["tensor"], wrong.output("tensor").unwrap().to_string());
+    assert_eq!(
+        recorded[0]["kept"]["tensor"],
+        good.output("tensor").unwrap().to_string()
+    );
+    assert_eq!(
+        recorded[0]["differing"]["tensor"],
+        wrong.output("tensor").unwrap().to_string()
+    );
     let text = std::fs::read_to_string(crate::support::project().join("cache-schema/manifest.v1.json")).unwrap();
     let schema = jsonschema::draft202012::new(&serde_json::from_str(&text).unwrap()).unwrap();
     assert!(schema.is_valid(&told));
@@ -221,19 +272,34 @@ fn what_differs_is_named_and_stands_in_the_manifest() {
     build_well(&forge, &[]).assert_idle();
 
     // The store has the wrong one: made once more, the tensor is another, and the first byte that differs is named.
-    let file = crate::small::sharded(forge.store(), "actions-v1").remove(&key.to_string()).unwrap();
+    let file = crate::small::sharded(forge.store(), "actions-v1")
+        .remove(&key.to_string())
+        .unwrap();
     std::fs::remove_file(file).unwrap();
     assert!(matches!(store.commit(&key, &wrong).unwrap(), Committed::New));
     let run = forge.run(&["check", "--twice", "promote.a", "-j", "1"]).status(1);
     let line = run.stdout.lines().find(|line| line.contains(name)).unwrap();
-    for word in ["promote.a", name, "`tensor` of tensor", &key.to_string()[..8], "from byte 1234 on"] {
+    for word in [
+        "promote.a",
+        name,
+        "`tensor` of tensor",
+        &key.to_string()[..8],
+        "from byte 1234 on",
+    ] {
         assert!(line.contains(word), "{word}: {line}");
     }
     // The candidate that was assembled of the right tensor does not come out of the wrong one, either.
     assert!(run.stderr.contains("did not"), "{}", run.stderr);
-    let run = forge.run(&["check", "--twice", "promote.a", "-j", "1", "--message-format", "json"]).status(1);
+    let run = forge
+        .run(&["check", "--twice", "promote.a", "-j", "1", "--message-format", "json"])
+        .status(1);
     let lines = run.json_lines();
     let told = lines.iter().find(|line| line["reason"] == "nondeterminism").unwrap();
     assert_eq!((&told["part"], &told["at"]), (&name.into(), &1234.into()));
-    assert!(lines.iter().any(|line| line["reason"] == "twice" && line["differ"] == 2), "{lines:#?}");
+    assert!(
+        lines
+            .iter()
+            .any(|line| line["reason"] == "twice" && line["differ"] == 2),
+        "{lines:#?}"
+    );
 }

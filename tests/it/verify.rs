@@ -49,8 +49,20 @@ fn good_outputs_are_good_in_every_way_to_name_them() {
         &["verify"][..],
         &["verify", "recipe.toml", "--key", "key.pub"],
         &["verify", "out", "--key", "key"],
-        &["verify", "out/small/a.gguf", "out/small/b.gguf.manifest.json", "--key", "key.pub"],
-        &["verify", "out/small/a.gguf.manifest.json.sig.json", "out/small/b.gguf", "-j", "1"],
+        &[
+            "verify",
+            "out/small/a.gguf",
+            "out/small/b.gguf.manifest.json",
+            "--key",
+            "key.pub",
+        ],
+        &[
+            "verify",
+            "out/small/a.gguf.manifest.json.sig.json",
+            "out/small/b.gguf",
+            "-j",
+            "1",
+        ],
     ] {
         let run = forge.run(args).success();
         assert_eq!(run.stdout.matches("good  ").count(), 2, "{args:?}: {}", run.stdout);
@@ -126,8 +138,16 @@ fn every_byte_of_an_output_counts_and_its_place_is_named() {
         let found = problems(&target, &[]);
         flip(&target.output, at, bit);
         let all = || format!("bit {bit} of byte {at}: {found:?}");
-        assert!(found.iter().any(|it| it.place.is_empty() && it.what.contains("blake3")), "{}", all());
-        assert!(found.iter().any(|it| it.place.is_empty() && it.what.contains("sha256")), "{}", all());
+        assert!(
+            found.iter().any(|it| it.place.is_empty() && it.what.contains("blake3")),
+            "{}",
+            all()
+        );
+        assert!(
+            found.iter().any(|it| it.place.is_empty() && it.what.contains("sha256")),
+            "{}",
+            all()
+        );
         let named = |place: &str| found.iter().any(|it| it.part == Part::Output && it.place == place);
         match place_of(at) {
             Some(tensor) => {
@@ -145,10 +165,16 @@ fn every_byte_of_an_output_counts_and_its_place_is_named() {
     std::fs::write(&target.output, &whole[..size - 7]).unwrap();
     let found = problems(&target, &[]);
     assert!(found.iter().any(|it| it.place == format!("tensor {last}")), "{found:?}");
-    assert!(found.iter().any(|it| it.what.contains(&format!("{} bytes", size - 7))), "{found:?}");
+    assert!(
+        found.iter().any(|it| it.what.contains(&format!("{} bytes", size - 7))),
+        "{found:?}"
+    );
     std::fs::write(&target.output, [&whole[..], &[0]].concat()).unwrap();
     let found = problems(&target, &[]);
-    assert!(found.iter().any(|it| it.what.contains(&format!("{} bytes", size + 1))), "{found:?}");
+    assert!(
+        found.iter().any(|it| it.what.contains(&format!("{} bytes", size + 1))),
+        "{found:?}"
+    );
     std::fs::write(&target.output, b"").unwrap();
     assert!(problems(&target, &[]).len() > tensors.len());
 
@@ -157,8 +183,15 @@ fn every_byte_of_an_output_counts_and_its_place_is_named() {
     let (name, start, _) = &tensors[3];
     flip(&target.output, start + 1, 0);
     let run = forge.run(&["verify", "out/small/a.gguf"]).status(1);
-    assert!(run.stdout.contains(&format!("output, tensor {name}: ")), "{}", run.stdout);
-    let lines = forge.run(&["verify", "--message-format", "json"]).status(1).json_lines();
+    assert!(
+        run.stdout.contains(&format!("output, tensor {name}: ")),
+        "{}",
+        run.stdout
+    );
+    let lines = forge
+        .run(&["verify", "--message-format", "json"])
+        .status(1)
+        .json_lines();
     assert_eq!(lines[0]["problems"][0]["place"], format!("tensor {name}"));
     assert_eq!(lines[1]["good"], true);
 }
@@ -200,25 +233,42 @@ fn every_byte_of_a_manifest_and_of_its_signature_counts() {
         let mut changed = signature.clone();
         changed[at] ^= 1 << bit;
         let flaws = Envelope::parse(&changed).map(|envelope| envelope.flaws(&manifest, std::slice::from_ref(&key)));
-        assert!(flaws.is_err() || flaws.as_ref().is_ok_and(|flaws| !flaws.is_empty()), "bit {bit} of byte {at}");
+        assert!(
+            flaws.is_err() || flaws.as_ref().is_ok_and(|flaws| !flaws.is_empty()),
+            "bit {bit} of byte {at}"
+        );
     }
 
     // The command, for one of each.
     std::fs::write(&target.manifest, [&manifest[..], b"\n"].concat()).unwrap();
     let run = forge.run(&["verify", "out/small/b.gguf", "--key", "key.pub"]).status(1);
-    assert!(run.stdout.contains("signature, payload: it signs other bytes"), "{}", run.stdout);
-    assert!(run.stdout.contains("manifest: it is not as forge writes it"), "{}", run.stdout);
+    assert!(
+        run.stdout.contains("signature, payload: it signs other bytes"),
+        "{}",
+        run.stdout
+    );
+    assert!(
+        run.stdout.contains("manifest: it is not as forge writes it"),
+        "{}",
+        run.stdout
+    );
     std::fs::write(&target.manifest, &manifest).unwrap();
     flip(&target.signatures(), signature.len() - 20, 0);
     let run = forge.run(&["verify", "out/small/b.gguf", "--key", "key.pub"]).status(1);
-    assert!(run.stdout.contains("signature, signatures: the signature of key"), "{}", run.stdout);
+    assert!(
+        run.stdout.contains("signature, signatures: the signature of key"),
+        "{}",
+        run.stdout
+    );
     std::fs::remove_file(target.signatures()).unwrap();
     let run = forge.run(&["verify", "out/small/b.gguf", "--key", "key.pub"]).status(1);
     assert!(run.stdout.contains("the manifest is not signed"), "{}", run.stdout);
     let run = forge.run(&["verify", "out/small/b.gguf"]).success();
     assert!(run.stdout.contains("not signed"), "{}", run.stdout);
     let _ = forge.run(&["key", "new", "another"]).success();
-    let run = forge.run(&["verify", "out/small/a.gguf", "--key", "another.pub"]).status(1);
+    let run = forge
+        .run(&["verify", "out/small/a.gguf", "--key", "another.pub"])
+        .status(1);
     assert!(run.stdout.contains("has not signed it"), "{}", run.stdout);
 }
 
@@ -234,11 +284,19 @@ fn a_manifest_that_is_edited_names_the_field() {
     let other = "0123456789abcdef".repeat(4);
     let edits: &[Edit] = &[
         ("/subject/0/name", |it| *it = "b.gguf".into(), "subject[0].name"),
-        ("/subject/0/digest/sha256", |it| *it = "0123456789abcdef".repeat(4).into(), "predicate.forge.tensors"),
+        (
+            "/subject/0/digest/sha256",
+            |it| *it = "0123456789abcdef".repeat(4).into(),
+            "predicate.forge.tensors",
+        ),
         ("/subject/0/digest/blake3", |it| *it = "x".into(), "subject[0]"),
         ("/subject/0/annotations/bytes", |it| *it = "007".into(), "subject[0]"),
         ("/subject", |it| *it = Json::Array(Vec::new()), "subject"),
-        ("/predicate/buildDefinition/externalParameters/step", |it| *it = "promote.b".into(), "subject[0].name"),
+        (
+            "/predicate/buildDefinition/externalParameters/step",
+            |it| *it = "promote.b".into(),
+            "subject[0].name",
+        ),
         (
             "/predicate/buildDefinition/externalParameters/recipeToml",
             |it| *it = it.as_str().unwrap().replace("Q6_K", "Q5_K").into(),
@@ -264,12 +322,36 @@ fn a_manifest_that_is_edited_names_the_field() {
             |it| *it = "../up.gguf".into(),
             "predicate.buildDefinition.resolvedDependencies[0].name",
         ),
-        ("/predicate/forge/action", |it| *it = "0".repeat(64).into(), "predicate.forge.action"),
-        ("/predicate/forge/tensors/1/name", |it| *it = "blk.7".into(), "predicate.forge.tensors"),
-        ("/predicate/forge/tensors/1/type", |it| *it = "Q3_K".into(), "predicate.forge.tensors"),
-        ("/predicate/forge/tensors/1/start", |it| *it = 1.into(), "predicate.forge.tensors"),
-        ("/predicate/forge/tensors/1/dims", |it| *it = serde_json::json!([1, 2]), "predicate.forge.tensors"),
-        ("/predicate/forge/tensors/1/action", |it| *it = "1".repeat(64).into(), "predicate.forge.tensors[1].action"),
+        (
+            "/predicate/forge/action",
+            |it| *it = "0".repeat(64).into(),
+            "predicate.forge.action",
+        ),
+        (
+            "/predicate/forge/tensors/1/name",
+            |it| *it = "blk.7".into(),
+            "predicate.forge.tensors",
+        ),
+        (
+            "/predicate/forge/tensors/1/type",
+            |it| *it = "Q3_K".into(),
+            "predicate.forge.tensors",
+        ),
+        (
+            "/predicate/forge/tensors/1/start",
+            |it| *it = 1.into(),
+            "predicate.forge.tensors",
+        ),
+        (
+            "/predicate/forge/tensors/1/dims",
+            |it| *it = serde_json::json!([1, 2]),
+            "predicate.forge.tensors",
+        ),
+        (
+            "/predicate/forge/tensors/1/action",
+            |it| *it = "1".repeat(64).into(),
+            "predicate.forge.tensors[1].action",
+        ),
         (
             "/predicate/forge/engines",
             |it| {
@@ -282,7 +364,10 @@ fn a_manifest_that_is_edited_names_the_field() {
             "/predicate/forge/actions",
             |it| {
                 let records = it.as_object_mut().unwrap().values_mut();
-                let collect = records.into_iter().find(|it| it["document"]["kind"] == "imatrix-collect").unwrap();
+                let collect = records
+                    .into_iter()
+                    .find(|it| it["document"]["kind"] == "imatrix-collect")
+                    .unwrap();
                 collect["document"]["inputs"]["context"] = 65.into();
             },
             "predicate.forge.actions[",
@@ -291,7 +376,10 @@ fn a_manifest_that_is_edited_names_the_field() {
             "/predicate/forge/actions",
             |it| {
                 let records = it.as_object_mut().unwrap().values_mut();
-                let policy = records.into_iter().find(|it| it["document"]["kind"] == "policy").unwrap();
+                let policy = records
+                    .into_iter()
+                    .find(|it| it["document"]["kind"] == "policy")
+                    .unwrap();
                 policy["outputs"]["policy"] = format!("{}:7", "2".repeat(64)).into();
             },
             "predicate.forge.actions[",
@@ -314,14 +402,22 @@ fn a_manifest_that_is_edited_names_the_field() {
             "predicate.forge.actions[",
         ),
         // What no other field says is held by the form, and by the signature.
-        ("/predicate/forge/command", |it| *it = Json::Array(vec!["rm".into()]), ""),
+        (
+            "/predicate/forge/command",
+            |it| *it = Json::Array(vec!["rm".into()]),
+            "",
+        ),
     ];
     for (at, (pointer, edit, place)) in edits.iter().enumerate() {
         let mut manifest: Json = serde_json::from_slice(&bytes).unwrap();
         edit(manifest.pointer_mut(pointer).unwrap());
         // In forge's own form, so that nothing but the edit can be told; the last keeps another form.
         let parsed: Manifest = serde_json::from_value(manifest.clone()).unwrap();
-        let text = if place.is_empty() { manifest.to_string().into_bytes() } else { parsed.to_bytes().unwrap() };
+        let text = if place.is_empty() {
+            manifest.to_string().into_bytes()
+        } else {
+            parsed.to_bytes().unwrap()
+        };
         let (_, problems) = verify::check_document(&parsed, &text);
         assert!(
             problems.iter().any(|problem| problem.place.starts_with(place)),
@@ -329,7 +425,12 @@ fn a_manifest_that_is_edited_names_the_field() {
         );
         std::fs::write(&path, &text).unwrap();
         let run = forge.run(&["verify", "out/small/a.gguf"]).status(1);
-        assert!(run.stdout.contains(&format!("manifest{}{place}", if place.is_empty() { ":" } else { ", " })), "{at} {pointer}: {}", run.stdout);
+        assert!(
+            run.stdout
+                .contains(&format!("manifest{}{place}", if place.is_empty() { ":" } else { ", " })),
+            "{at} {pointer}: {}",
+            run.stdout
+        );
     }
     // Fields that manifests do not have, and fields that are not there.
     for (from, to) in [
@@ -355,7 +456,13 @@ fn a_manifest_that_is_edited_names_the_field() {
 fn forged_type(path: &Path, bytes: &[u8]) -> Manifest {
     std::fs::write(path, bytes).unwrap();
     forged(path, |manifest| {
-        let tensor = manifest.predicate.forge.tensors.iter_mut().find(|tensor| tensor.action.is_none()).unwrap();
+        let tensor = manifest
+            .predicate
+            .forge
+            .tensors
+            .iter_mut()
+            .find(|tensor| tensor.action.is_none())
+            .unwrap();
         tensor.dims.push(1);
         tensor.dims[0] /= 2;
         tensor.dims[1] = 2;
@@ -380,19 +487,34 @@ fn keys_of_openssl_and_openssh_sign_and_a_new_key_is_read_by_openssl() {
         && tool("openssl", &["pkey", "-in", "ssl", "-pubout", "-out", "ssl.pub"])
     {
         keys.push(("ssl", "ssl.pub"));
-        assert!(tool("openssl", &["pkey", "-in", "mine", "-pubout", "-out", "mine.openssl"]));
-        assert_eq!(std::fs::read(forge.path("mine.openssl")).unwrap(), std::fs::read(forge.path("mine.pub")).unwrap());
+        assert!(tool(
+            "openssl",
+            &["pkey", "-in", "mine", "-pubout", "-out", "mine.openssl"]
+        ));
+        assert_eq!(
+            std::fs::read(forge.path("mine.openssl")).unwrap(),
+            std::fs::read(forge.path("mine.pub")).unwrap()
+        );
         // What a key is called, by other means.
-        assert!(tool("sh", &["-c", "openssl pkey -pubin -in ssl.pub -outform DER | sha256sum > sum"]));
+        assert!(tool(
+            "sh",
+            &["-c", "openssl pkey -pubin -in ssl.pub -outform DER | sha256sum > sum"]
+        ));
         let sum = std::fs::read_to_string(forge.path("sum")).unwrap();
         let shown = forge.run(&["key", "show", "ssl"]).success();
         assert_eq!(shown.stdout[..64], sum[..64]);
     } else {
         eprintln!("skipped in part: there is no openssl");
     }
-    if tool("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", "me@here", "-f", "ssh"]) {
+    if tool(
+        "ssh-keygen",
+        &["-q", "-t", "ed25519", "-N", "", "-C", "me@here", "-f", "ssh"],
+    ) {
         keys.push(("ssh", "ssh.pub"));
-        assert!(tool("ssh-keygen", &["-q", "-t", "ed25519", "-N", "secret", "-f", "locked"]));
+        assert!(tool(
+            "ssh-keygen",
+            &["-q", "-t", "ed25519", "-N", "secret", "-f", "locked"]
+        ));
         let run = forge.run(&["sign", "out/small/a.gguf", "--key", "locked"]).status(3);
         assert!(run.stderr.contains("passphrase"), "{}", run.stderr);
         assert!(tool("ssh-keygen", &["-q", "-t", "ecdsa", "-N", "", "-f", "ecdsa"]));
@@ -415,10 +537,16 @@ fn keys_of_openssl_and_openssh_sign_and_a_new_key_is_read_by_openssl() {
     let mut args = vec!["verify", "out/small/a.gguf"];
     args.extend(keys.iter().flat_map(|(_, public)| ["--key", public]));
     let run = forge.run(&args).success();
-    assert!(run.stdout.contains(&format!("signed by {} given key", keys.len())), "{}", run.stdout);
+    assert!(
+        run.stdout.contains(&format!("signed by {} given key", keys.len())),
+        "{}",
+        run.stdout
+    );
     let run = forge.run(&["sign", "out/small/a.gguf"]).status(2);
     assert!(run.stderr.contains("forge key new"), "{}", run.stderr);
-    let run = forge.run(&["sign", "out/small/a.gguf", "--key", "recipe.toml"]).status(3);
+    let run = forge
+        .run(&["sign", "out/small/a.gguf", "--key", "recipe.toml"])
+        .status(3);
     assert!(run.stderr.contains("no Ed25519 key"), "{}", run.stderr);
 }
 
@@ -431,10 +559,18 @@ fn a_build_signs_what_it_writes_and_says_when_a_signature_is_old() {
     assert_eq!(run.stderr.matches("signed by").count(), 2, "{}", run.stderr);
     let _ = forge.run(&["verify", "--key", "keys.pem.pub"]).success();
     let again = forge.run(&["build", "-j", "1"]).success();
-    assert!(again.stderr.contains("nothing to do") && !again.stderr.contains("signed"), "{}", again.stderr);
+    assert!(
+        again.stderr.contains("nothing to do") && !again.stderr.contains("signed"),
+        "{}",
+        again.stderr
+    );
     // A key that cannot be read stops the build before it begins.
     let run = forge.run(&["build", "-j", "1", "--sign", "nothing.pem"]).status(3);
-    assert!(run.stderr.contains("nothing.pem") && !run.stderr.contains("nothing to do"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("nothing.pem") && !run.stderr.contains("nothing to do"),
+        "{}",
+        run.stderr
+    );
     // Without the key, a new manifest leaves the signature of the old one beside it: that is said, and found.
     std::fs::remove_file(forge.path("forge.toml")).unwrap();
     let recipe = crate::cut::edited(crate::cut::RECIPE, "\"Q6_K\"", "\"Q5_K\"");
@@ -444,27 +580,56 @@ fn a_build_signs_what_it_writes_and_says_when_a_signature_is_old() {
     assert!(run.stdout.contains("signature, payload"), "{}", run.stdout);
     let run = forge.run(&["sign", "out/small/a.gguf", "--key", "keys.pem"]).success();
     assert!(run.stderr.contains("signed anew"), "{}", run.stderr);
-    let _ = forge.run(&["verify", "out/small/a.gguf", "--key", "keys.pem.pub"]).success();
+    let _ = forge
+        .run(&["verify", "out/small/a.gguf", "--key", "keys.pem.pub"])
+        .success();
 }
 
 #[test]
 fn bundles_hold_the_very_bytes_and_check_out_by_other_means() {
     let forge = signed();
-    let run = forge.run(&["bundle", "out/small/a.gguf", "out/small/b.gguf.manifest.json", "-o", "all.intoto.jsonl"]);
+    let run = forge.run(&[
+        "bundle",
+        "out/small/a.gguf",
+        "out/small/b.gguf.manifest.json",
+        "-o",
+        "all.intoto.jsonl",
+    ]);
     let _ = run.success();
     let text = std::fs::read_to_string(forge.path("all.intoto.jsonl")).unwrap();
-    let lines: Vec<Envelope> = text.lines().map(|line| Envelope::parse(line.as_bytes()).unwrap()).collect();
+    let lines: Vec<Envelope> = text
+        .lines()
+        .map(|line| Envelope::parse(line.as_bytes()).unwrap())
+        .collect();
     let manifest = std::fs::read(forge.path("out/small/a.gguf.manifest.json")).unwrap();
     assert_eq!(lines.len(), 2);
     assert_eq!(lines[0].payload().unwrap(), manifest);
-    let run = forge.run(&["bundle", "out/small/a.gguf", "--format", "sigstore", "-o", "a.sigstore.json"]);
+    let run = forge.run(&[
+        "bundle",
+        "out/small/a.gguf",
+        "--format",
+        "sigstore",
+        "-o",
+        "a.sigstore.json",
+    ]);
     let _ = run.success();
     let bundle: Json = serde_json::from_slice(&std::fs::read(forge.path("a.sigstore.json")).unwrap()).unwrap();
     let key = SecretKey::load(&forge.path("key")).unwrap();
-    assert_eq!(bundle["verificationMaterial"]["publicKey"]["hint"], key.public().id().as_str());
+    assert_eq!(
+        bundle["verificationMaterial"]["publicKey"]["hint"],
+        key.public().id().as_str()
+    );
     let inner: Envelope = serde_json::from_value(bundle["dsseEnvelope"].clone()).unwrap();
     assert_eq!(inner, lines[0]);
-    let run = forge.run(&["bundle", "out/small/a.gguf", "out/small/b.gguf", "--format", "sigstore", "-o", "x"]);
+    let run = forge.run(&[
+        "bundle",
+        "out/small/a.gguf",
+        "out/small/b.gguf",
+        "--format",
+        "sigstore",
+        "-o",
+        "x",
+    ]);
     assert!(run.status(2).stderr.contains("--format in-toto"));
     assert!(!forge.path("x").exists());
 
@@ -474,7 +639,11 @@ fn bundles_hold_the_very_bytes_and_check_out_by_other_means() {
     let script = "sed 's/.*\"sig\":\"\\([^\"]*\\)\".*/\\1/' out/small/a.gguf.manifest.json.sig.json | base64 -d > raw && \
                   openssl pkeyutl -verify -pubin -inkey key.pub -rawin -in pae -sigfile raw";
     if Command::new("openssl").arg("version").output().is_ok() {
-        let run = Command::new("sh").args(["-c", script]).current_dir(forge.dir()).output().unwrap();
+        let run = Command::new("sh")
+            .args(["-c", script])
+            .current_dir(forge.dir())
+            .output()
+            .unwrap();
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     } else {
         eprintln!("skipped in part: there is no openssl");
@@ -483,7 +652,11 @@ fn bundles_hold_the_very_bytes_and_check_out_by_other_means() {
     std::fs::remove_file(unsigned).unwrap();
     let run = forge.run(&["bundle", "out/small/b.gguf", "-o", "x"]).status(1);
     assert!(run.stderr.contains("forge sign"), "{}", run.stderr);
-    std::fs::write(forge.path("out/small/a.gguf.manifest.json"), [&manifest[..], b" "].concat()).unwrap();
+    std::fs::write(
+        forge.path("out/small/a.gguf.manifest.json"),
+        [&manifest[..], b" "].concat(),
+    )
+    .unwrap();
     let run = forge.run(&["bundle", "out/small/a.gguf", "-o", "x"]).status(1);
     assert!(run.stderr.contains("other bytes"), "{}", run.stderr);
     assert!(!forge.path("x").exists());

@@ -18,8 +18,8 @@ pub(in crate::cli) struct Lock {
     #[arg(long)]
     pub(in crate::cli) check: bool,
     /// The lock file [default: the recipe's name with `.lock` for `.toml`]
-    #[arg(long, value_name = "FILE")]
-    pub(in crate::cli) lock: Option<PathBuf>,
+    #[arg(long = "lock", value_name = "FILE")]
+    pub(in crate::cli) file: Option<PathBuf>,
     /// Threads to use [default: all cores, or `[engine.embedded] threads` of forge.toml]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(in crate::cli) jobs: Option<u16>,

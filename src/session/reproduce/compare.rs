@@ -85,7 +85,9 @@ const ENGINES: [&str; 2] = ["engine", "quantizer"];
 pub fn compare(before: &Manifest, after: &Manifest, graph: &Graph) -> Comparison {
     let digest = |manifest: &Manifest| {
         let subject = manifest.subject.first();
-        subject.and_then(|subject| subject.digest.get("blake3").cloned()).unwrap_or_default()
+        subject
+            .and_then(|subject| subject.digest.get("blake3").cloned())
+            .unwrap_or_default()
     };
     let (old, new) = (digest(before), digest(after));
     let tensors = tensor_differences(&before.predicate.forge.tensors, &after.predicate.forge.tensors);
@@ -160,9 +162,16 @@ fn parting(before: &Manifest, after: &Manifest, graph: &Graph) -> Option<Parting
         }
     }
     for tensor in &before.predicate.forge.tensors {
-        let again = after.predicate.forge.tensors.iter().find(|other| other.name == tensor.name);
-        if let (Some(old), Some(new)) = (of_tensor(before, tensor), again.and_then(|again| of_tensor(after, again)))
-            && let Some(parting) = part(format!("tensor {}", tensor.name), old, new)
+        let again = after
+            .predicate
+            .forge
+            .tensors
+            .iter()
+            .find(|other| other.name == tensor.name);
+        if let (Some(old), Some(new)) = (
+            of_tensor(before, tensor),
+            again.and_then(|again| of_tensor(after, again)),
+        ) && let Some(parting) = part(format!("tensor {}", tensor.name), old, new)
         {
             return Some(parting);
         }
@@ -201,7 +210,12 @@ fn part(place: String, (old_key, old): Keyed<'_>, (new_key, new): Keyed<'_>) -> 
     }
     Some(Parting {
         place,
-        kind: old.document.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned(),
+        kind: old
+            .document
+            .get("kind")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned(),
         keys: (old_key.clone(), new_key.clone()),
         inputs,
         other_engine,

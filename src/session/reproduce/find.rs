@@ -119,7 +119,9 @@ pub(super) fn locate(
             hints.extend(hinted(recipe, wanted, base));
         }
         for path in hints {
-            let Ok(Some(stamp)) = Stamp::of_plain_file(&path) else { continue };
+            let Ok(Some(stamp)) = Stamp::of_plain_file(&path) else {
+                continue;
+            };
             if known.holds(&path, &stamp, &wanted.digest) {
                 paths[at] = Some(path);
                 break;
@@ -189,7 +191,10 @@ fn hinted(recipe: &Recipe, wanted: &Wanted, base: &Path) -> Vec<PathBuf> {
         let plain = |text: &str| !text.contains(['*', '?', '[']);
         if folder.to_str().is_some_and(plain) {
             hints.push(base.join(folder).join(&wanted.name));
-        } else if path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
+        } else if path
+            .components()
+            .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+        {
             // Folders by a pattern: looked through only below the base, where the build itself would look.
             let escaped = glob::Pattern::escape(&base.to_string_lossy());
             let pattern = match escaped.as_str() {

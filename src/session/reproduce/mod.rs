@@ -167,7 +167,9 @@ pub(super) fn engines_used(manifest: &Manifest) -> Vec<Identity> {
             named.extend(record.document["inputs"][field].as_str());
         }
     }
-    let documents = named.into_iter().filter_map(|fingerprint| forge.engines.get(fingerprint));
+    let documents = named
+        .into_iter()
+        .filter_map(|fingerprint| forge.engines.get(fingerprint));
     documents
         .filter_map(|document| serde_json::from_value(document.clone()).ok())
         .collect()
@@ -218,7 +220,8 @@ impl Reproduction {
             places,
         };
         let missing = located.missing.into_iter();
-        this.missing.extend(missing.map(|(wanted, other)| Missing::Source { wanted, other }));
+        this.missing
+            .extend(missing.map(|(wanted, other)| Missing::Source { wanted, other }));
         this.missing.extend(this.other_engines());
         this.missing.extend(this.missing_room()?);
         Ok(this)
@@ -272,11 +275,19 @@ impl Reproduction {
     fn missing_room(&self) -> Result<Vec<Missing>, ReproduceError> {
         let mut blobs = BTreeSet::new();
         for record in self.manifest.predicate.forge.actions.values() {
-            blobs.extend(record.outputs.values().filter_map(|digest| digest.parse::<BlobDigest>().ok()));
+            blobs.extend(
+                record
+                    .outputs
+                    .values()
+                    .filter_map(|digest| digest.parse::<BlobDigest>().ok()),
+            );
         }
         let stored = blobs.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.len));
         let mut needs: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
-        let places = [(self.places.store.as_ref(), stored), (self.places.out.as_ref(), self.bytes())];
+        let places = [
+            (self.places.store.as_ref(), stored),
+            (self.places.out.as_ref(), self.bytes()),
+        ];
         for (place, bytes) in places {
             let folder = existing(place.unwrap_or(&self.places.temporary));
             let device = fs::Stamp::of(&folder)?.dev;
@@ -364,7 +375,12 @@ impl Reproduction {
     }
 
     fn step_name(&self) -> String {
-        self.manifest.predicate.build_definition.external_parameters.step.clone()
+        self.manifest
+            .predicate
+            .build_definition
+            .external_parameters
+            .step
+            .clone()
     }
 
     /// Gives the files that were found the names that they had, as links in a folder of ours, one folder for each file of a
@@ -380,13 +396,13 @@ impl Reproduction {
         for (at, (wanted, path)) in self.found.iter().enumerate() {
             let Some(node) = nodes.get(&wanted.node) else { continue };
             let files = placed.entry(node.clone()).or_default();
-            let folder = match (node, files.first().and_then(|first| first.parent())) {
-                (NodeId::Source(_), Some(folder)) => folder.to_owned(),
-                _ => {
-                    let folder = inputs.join(at.to_string());
-                    fs::create_dir(&folder)?;
-                    folder
-                }
+            let beside = files.first().and_then(|first| first.parent());
+            let folder = if let (NodeId::Source(_), Some(folder)) = (node, beside) {
+                folder.to_owned()
+            } else {
+                let folder = inputs.join(at.to_string());
+                fs::create_dir(&folder)?;
+                folder
             };
             // Names were checked to be names when the manifest was read.
             let link = folder.join(&wanted.name);
