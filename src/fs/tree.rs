@@ -1,6 +1,7 @@
 //! Folders as trees: files below one, folders that go away, links into one.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -24,6 +25,9 @@ impl TempDir {
             // Without the leading dot of a temporary file, so that a search below it looks the same as anywhere.
             let path = parent.join(format!("forge{}", &unique_name()[".forge".len()..]));
             if create_dir(&path)? {
+                // What lies there for a while is nobody else's business.
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o700))
+                    .map_err(PathError::on(&path, "set the mode of"))?;
                 return Ok(Self { path, kept: false });
             }
         }

@@ -159,7 +159,7 @@ impl SecretKey {
     /// Reads a secret key: PKCS#8 in PEM, or OpenSSH's form, without a passphrase.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
         match read(path)? {
-            Read::Secret(key) => Ok(*key),
+            Read::Secret(key) => Ok(key),
             Read::Public(_) => Err(KeyError::NotSecret { path: path.to_owned() }),
         }
     }
@@ -200,8 +200,9 @@ impl SecretKey {
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "made once, and taken apart at once")]
 enum Read {
-    Secret(Box<SecretKey>),
+    Secret(SecretKey),
     Public(PublicKey),
 }
 
@@ -216,7 +217,7 @@ fn read(path: &Path) -> Result<Read, KeyError> {
     match first.unwrap_or_default() {
         "-----BEGIN PRIVATE KEY-----" => {
             let key = SigningKey::from_pkcs8_pem(text.trim()).map_err(|error| form(error.to_string()))?;
-            SecretKey::from_bytes(&key.to_bytes()).map(|key| Read::Secret(Box::new(key)))
+            SecretKey::from_bytes(&key.to_bytes()).map(Read::Secret)
         }
         "-----BEGIN OPENSSH PRIVATE KEY-----" => {
             let key = ssh_key::PrivateKey::from_openssh(text.trim()).map_err(|error| form(error.to_string()))?;
@@ -227,7 +228,7 @@ fn read(path: &Path) -> Result<Read, KeyError> {
                 .key_data()
                 .ed25519()
                 .ok_or_else(|| form(format!("it is one for {}", key.algorithm())))?;
-            SecretKey::from_bytes(&pair.private.to_bytes()).map(|key| Read::Secret(Box::new(key)))
+            SecretKey::from_bytes(&pair.private.to_bytes()).map(Read::Secret)
         }
         "-----BEGIN ENCRYPTED PRIVATE KEY-----" => Err(KeyError::Encrypted { path: path.to_owned() }),
         "-----BEGIN PUBLIC KEY-----" => {

@@ -95,11 +95,7 @@ impl Twice {
 pub(super) type Found = (String, Option<u64>, Option<String>, Option<String>);
 
 /// Returns where two results of an action differ.
-pub(super) fn compare(
-    store: &Store,
-    kept: &ActionResult,
-    differing: &ActionResult,
-) -> Result<Vec<Found>, StoreError> {
+pub(super) fn compare(store: &Store, kept: &ActionResult, differing: &ActionResult) -> Result<Vec<Found>, StoreError> {
     let mut found = Vec::new();
     let names: BTreeSet<&String> = kept.outputs.keys().chain(differing.outputs.keys()).collect();
     for name in names {

@@ -117,14 +117,7 @@ fn files_that_are_no_manifests_are_refused_by_every_verb() {
         .as_bytes(),
     );
     put("many", format!("[{}0]", "0,".repeat(20 << 20)).as_bytes());
-    put(
-        "wide",
-        format!(
-            "{{{}\"a\":0}}",
-            (0..500_000).map(|at| format!("\"{at}\":0,")).collect::<String>()
-        )
-        .as_bytes(),
-    );
+    put("wide", format!("{{{}\"a\":0}}", wide).as_bytes());
     put("long", &vec![b' '; (64 << 20) + 1]);
     put("long-text", format!("\"{}\"", "a".repeat(60 << 20)).as_bytes());
     put(
@@ -272,7 +265,7 @@ fn names_that_lead_away_are_refused() {
         (format!("{source}/name"), |it| *it = "a\0b".into()),
         (format!("{source}/name"), |it| *it = "a\\..\\b".into()),
         (format!("{source}/annotations/bytes"), |it| {
-            *it = "18446744073709551615".into()
+            *it = "18446744073709551615".into();
         }),
         (format!("{source}/annotations/node"), |it| *it = "source.nobody".into()),
         (format!("{parameters}/step"), |it| *it = "promote.../../evil".into()),
@@ -293,22 +286,22 @@ fn names_that_lead_away_are_refused() {
                 .into();
         }),
         (format!("{parameters}/recipeToml"), |it| {
-            *it = "extends = \"/etc/passwd\"\nschema = 1\nname = \"x\"\n".into()
+            *it = "extends = \"/etc/passwd\"\nschema = 1\nname = \"x\"\n".into();
         }),
         (format!("{parameters}/recipeToml"), |it| {
-            *it = "a = [".repeat(100_000).into()
+            *it = "a = [".repeat(100_000).into();
         }),
         ("/predicate/forge/tensors/0/name".to_owned(), |it| {
-            *it = "../evil\u{1b}[2J".into()
+            *it = "../evil\u{1b}[2J".into();
         }),
         ("/predicate/forge/tensors/0/start".to_owned(), |it| {
-            *it = u64::MAX.into()
+            *it = u64::MAX.into();
         }),
         ("/predicate/forge/tensors/0/dims".to_owned(), |it| {
-            *it = serde_json::json!([u64::MAX, u64::MAX])
+            *it = serde_json::json!([u64::MAX, u64::MAX]);
         }),
         ("/predicate/forge/tensors/0/dims".to_owned(), |it| {
-            *it = Json::Array(vec![1.into(); 100_000])
+            *it = Json::Array(vec![1.into(); 100_000]);
         }),
     ];
     for (at, (pointer, edit)) in edits.iter().enumerate() {

@@ -106,7 +106,7 @@ fn an_action_that_gives_something_else_the_second_time_is_found() {
         runs.set(runs.get() + 1);
         let bytes = vec![1; usize::from(runs.get())];
         made.output("corpus", store.put(&bytes)?);
-        if runs.get() % 2 == 0 {
+        if runs.get().is_multiple_of(2) {
             made.output("more", store.put(b"more")?);
         }
         Ok(())
