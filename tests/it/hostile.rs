@@ -117,7 +117,8 @@ fn files_that_are_no_manifests_are_refused_by_every_verb() {
         .as_bytes(),
     );
     put("many", format!("[{}0]", "0,".repeat(20 << 20)).as_bytes());
-    put("wide", format!("{{{}\"a\":0}}", wide).as_bytes());
+    let wide: Vec<String> = (0..500_000).map(|at| format!("\"{at}\":0,")).collect();
+    put("wide", format!("{{{}\"a\":0}}", wide.concat()).as_bytes());
     put("long", &vec![b' '; (64 << 20) + 1]);
     put("long-text", format!("\"{}\"", "a".repeat(60 << 20)).as_bytes());
     put(
