@@ -186,6 +186,11 @@ impl Store {
         Ok(())
     }
 
+    /// Forgets all notes of builds that found everything done. One that stays spares a build its look at what is new.
+    pub(super) fn forget_fresh(&self) {
+        fs::remove_dir_all(&self.root().join(layout::RUNS).join(FRESH)).ok();
+    }
+
     /// Returns the store's files that stand behind an action's result: the result, its document and its outputs.
     pub fn files_of(&self, key: &ActionDigest, result: &ActionResult) -> Vec<PathBuf> {
         let blobs = std::iter::once(&result.action).chain(result.outputs.values());

@@ -126,6 +126,8 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("assembly.v1", "/tensors/0", &[]),
     ("corpus.v1", "", &[]),
     ("coverage.v1", "", &[]),
+    ("envelope.v1", "", &[]),
+    ("envelope.v1", "/signatures/0", &[]),
     ("figures.v1", "", &[]),
     ("figures.v1", "/chunks/0", &[]),
     ("figures.v1", "/ppl", &[]),
@@ -142,6 +144,9 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("last.v1", "", &[]),
     ("loans.v1", "", &[]),
     ("loans.v1", "/loans/0", &[]),
+    ("lock.v1", "", &["source"]),
+    ("lock.v1", "/engine/quantizer", &[]),
+    ("lock.v1", "/source/0", &[]),
     ("manifest.v1", "", &[]),
     ("manifest.v1", "/predicate", &[]),
     ("manifest.v1", "/predicate/buildDefinition", &[]),
@@ -444,6 +449,15 @@ fn every_document_of_a_build_is_what_its_schema_says() {
         let document = tombstone["document"].as_str().unwrap();
         assert_eq!(ActionDigest::of(document.as_bytes()).to_string(), name);
     }
+    let _ = forge.run(&["key", "new", "key"]).success();
+    let _ = forge.run(&["sign", "out/sample/rules.gguf", "--key", "key"]).success();
+    schemas.good(
+        "envelope.v1",
+        &load(&forge.path("out/sample/rules.gguf.manifest.json.sig.json")),
+    );
+    let _ = forge.run(&["lock"]).success();
+    let lock: toml::Value = toml::from_str(&std::fs::read_to_string(forge.path("recipe.lock")).unwrap()).unwrap();
+    schemas.good("lock.v1", &serde_json::to_value(lock).unwrap());
     let run = forge.run(&["graph", "--format", "json"]).success();
     schemas.good("graph.v1", &serde_json::from_str(&run.stdout).unwrap());
     assert!(
