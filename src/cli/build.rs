@@ -129,7 +129,7 @@ fn carry_out(
         terminal.diagnostic(&diagnostic);
     }
     if let Some(key) = key {
-        sign::sign_outputs(&session, &report, &key, terminal)?;
+        sign::sign_outputs(&session, &report, key, terminal)?;
     }
     if !terminal.is_json() {
         // A build with nothing to do says just that; the table stands in the output folder.
