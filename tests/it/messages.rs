@@ -190,6 +190,7 @@ fn every_line_is_one_of_the_schema() {
     }
     let lines = judge.run(&other, 1, &["cache", "verify"]);
     assert!(lines.len() > 10);
+    judge.run(&other, 0, &["build", "-j", "1", "--out", "out"]);
     let lines = judge.run(
         &other,
         0,
