@@ -233,7 +233,8 @@ fn tell(comparison: &Comparison, reproduced: &Reproduced, other_engine: bool, te
             let _ = writeln!(text, "same tensors, other metadata");
         }
         Verdict::Different(tensors) => {
-            let _ = writeln!(text, "{} differ", words::count(tensors.len() as u64, "tensor"));
+            let verb = if tensors.len() == 1 { "differs" } else { "differ" };
+            let _ = writeln!(text, "{} {verb}", words::count(tensors.len() as u64, "tensor"));
             for tensor in tensors {
                 let _ = writeln!(
                     text,

@@ -37,7 +37,7 @@ const CAP: u64 = 64 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lock {
-    /// [`SCHEMA`].
+    /// The version of this form: 1.
     pub schema: u32,
     /// The recipe's name.
     pub recipe: String,

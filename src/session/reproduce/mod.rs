@@ -170,9 +170,11 @@ pub(super) fn engines_used(manifest: &Manifest) -> Vec<Identity> {
     let documents = named
         .into_iter()
         .filter_map(|fingerprint| forge.engines.get(fingerprint));
-    documents
+    let mut engines: Vec<Identity> = documents
         .filter_map(|document| serde_json::from_value(document.clone()).ok())
-        .collect()
+        .collect();
+    engines.sort_by(|a, b| a.role.cmp(&b.role));
+    engines
 }
 
 impl Reproduction {
