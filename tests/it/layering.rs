@@ -30,6 +30,9 @@ const HOUSE: &[(&str, Names)] = &[
         Names::Only(&["digest", "fs", "gguf", "imatrix", "tensor_type"]),
     ),
     ("figures", Names::Only(&[])),
+    // The checker of certificates shares nothing with the solver that writes them.
+    ("allocation", Names::Only(&[])),
+    ("certificate", Names::Only(&[])),
     ("policy", Names::Only(&["gguf", "tensor_type"])),
     ("report", Names::Only(&["figures"])),
     ("action", Names::Only(&["digest"])),

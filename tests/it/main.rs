@@ -7,9 +7,11 @@
     reason = "a test that cannot go on panics, one that is skipped says so, and the environment configures it"
 )]
 
+mod allocation;
 mod broken_cli;
 mod broken_formats;
 mod build;
+mod certificate;
 mod concurrent;
 mod crash;
 mod cut;
