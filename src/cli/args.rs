@@ -113,8 +113,31 @@ pub(super) enum Command {
     Build(Build),
     /// Draw the steps and what each needs
     Graph(Graph),
+    /// Look at choices of tensor types, and at the proofs that come with them
+    #[command(subcommand)]
+    Policy(Policy),
     /// Print the identity of the embedded engine
     Engine,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Policy {
+    /// Say whether what certificates claim is true; shares no code with the solver that wrote them
+    ///
+    /// Everything is worked out anew from the problem that stands in the certificate: losses, bytes, the lower bound. Where a
+    /// choice is claimed to be the best, a search of another kind shows that no better one exists. Exit status 1 if
+    /// anything is not as stated; the first such thing is named.
+    Check(PolicyCheck),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct PolicyCheck {
+    /// The certificates (`forge.certificate.v1`)
+    #[arg(required = true, value_name = "CERTIFICATE")]
+    pub(super) certificates: Vec<String>,
+    /// How many states to search at most for each answer before its claim counts as not shown
+    #[arg(long, value_name = "N", default_value_t = crate::certificate::DEFAULT_STATES)]
+    pub(super) states: u64,
 }
 
 #[derive(Debug, ClapArgs)]

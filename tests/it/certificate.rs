@@ -19,6 +19,7 @@ use serde_json::json;
 use crate::allocation::Numbers;
 use crate::allocation::like_a_model;
 use crate::allocation::problem_of;
+use crate::support::Forge;
 
 /// The certificate of a problem under limits.
 fn certify(problem: &Problem, limits: &[Vec<u64>], states: u64) -> String {
@@ -37,7 +38,7 @@ fn verdicts(text: &str) -> Result<Vec<Verdict>, Wrong> {
 }
 
 /// A small document with an answer of every claim.
-fn sample() -> Value {
+pub(crate) fn sample() -> Value {
     let mut groups = like_a_model(12, 5, 1.0, 11);
     groups.push(vec![(0, vec![64])]);
     let problem = problem_of(&[4096], &groups);
@@ -304,4 +305,54 @@ fn large_certificates_are_checked() {
         );
         assert_eq!(found, Ok(vec![Verdict::Optimal; 5]), "{groups} groups, noise {noise}");
     }
+}
+
+#[test]
+fn the_verb_says_what_is_true_and_refuses_the_rest() {
+    let forge = Forge::new();
+    let good = sample();
+    forge.write("good.json", good.to_string());
+    let run = forge.run(&["policy", "check", "good.json"]).success();
+    let lines: Vec<&str> = run.stdout.lines().collect();
+    assert_eq!(lines.len(), 4, "{}", run.stdout);
+    assert!(
+        lines[0].starts_with("good.json: answer 1 is optimal: loss "),
+        "{}",
+        lines[0]
+    );
+    assert!(
+        lines[1].starts_with("good.json: answer 2 is the smallest there is: "),
+        "{}",
+        lines[1]
+    );
+    assert!(lines[3].contains(" above the least possible loss: "), "{}", lines[3]);
+
+    let mut bad = good;
+    bad["answers"][2]["loss"] = json!(1);
+    forge.write("bad.json", bad.to_string());
+    seal(&mut bad);
+    forge.write("sealed.json", bad.to_string());
+    let run = forge
+        .run(&["policy", "check", "good.json", "bad.json", "sealed.json", "none.json"])
+        .status(1);
+    assert_eq!(run.stdout.lines().count(), 4);
+    assert!(
+        run.stderr.contains("error[policy::certificate]: `bad.json` is refused"),
+        "{}",
+        run.stderr
+    );
+    assert!(
+        run.stderr.contains("the document: `digest` is stated as "),
+        "{}",
+        run.stderr
+    );
+    assert!(
+        run.stderr.contains("answer 3: `loss` is stated as 1, but is "),
+        "{}",
+        run.stderr
+    );
+    assert!(run.stderr.contains("can't read `none.json`"), "{}", run.stderr);
+    let run = forge.run(&["policy", "check", "--states", "1", "good.json"]).status(1);
+    assert!(run.stderr.contains("a search of 1 states did not suffice"), "{}", run.stderr);
+    let _ = forge.run(&["policy", "check"]).status(2);
 }
