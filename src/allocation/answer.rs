@@ -28,7 +28,9 @@ impl Multipliers {
     pub(crate) fn new(mut numerators: Vec<u64>, mut denominator: u64) -> Self {
         let common = numerators.iter().fold(denominator, |a, b| gcd(a, *b));
         if common > 1 {
-            numerators.iter_mut().for_each(|numerator| *numerator /= common);
+            for numerator in &mut numerators {
+                *numerator /= common;
+            }
             denominator /= common;
         }
         Self {

@@ -31,7 +31,7 @@ impl Front {
             .enumerate()
             .map(|(option, candidate)| Point {
                 option,
-                bytes: candidate.uses[0] as i64,
+                bytes: candidate.uses[0].cast_signed(),
                 loss: candidate.loss,
             })
             .collect();

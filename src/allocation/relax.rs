@@ -52,7 +52,7 @@ impl Hulls {
         }
         // Slopes of one group strictly fall, so its segments come in their order.
         segments.sort_by(|a, b| b.slope.cmp(&a.slope).then_with(|| a.group.cmp(&b.group)));
-        let mut bytes = problem.capacities()[0].constant as i64;
+        let mut bytes = problem.capacities()[0].constant.cast_signed();
         bytes += fronts.iter().map(|front| front.points[0].bytes).sum::<i64>();
         let mut filled = vec![bytes];
         for segment in &segments {

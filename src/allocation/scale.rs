@@ -38,7 +38,7 @@ impl Scale {
         }
         // `largest` is below two to the power of this. Bits, not logarithms: those differ between platforms.
         let above = ((largest.to_bits() >> 52) & 0x7ff) as i32 - 1022;
-        let many = (usize::BITS - groups.leading_zeros()) as i32;
+        let many = (usize::BITS - groups.leading_zeros()).cast_signed();
         Ok(Self {
             exponent: if largest == 0.0 {
                 0

@@ -43,7 +43,7 @@ impl Several {
         let rooms: Vec<i64> = limits
             .iter()
             .zip(problem.capacities())
-            .map(|(limit, capacity)| (*limit.min(&(1 << 62)) - capacity.constant) as i64)
+            .map(|(limit, capacity)| (*limit.min(&(1 << 62)) - capacity.constant).cast_signed())
             .collect();
         let mut task = Task {
             problem,
@@ -135,7 +135,7 @@ impl Task<'_> {
         let excess: Vec<f64> = used
             .iter()
             .zip(&self.rooms)
-            .map(|(used, room)| (*used as i64 - room) as f64)
+            .map(|(used, room)| (used.cast_signed() - room) as f64)
             .collect();
         bound -= lambda
             .iter()
@@ -260,7 +260,7 @@ impl Task<'_> {
         let mut room: Vec<i64> = self.rooms.clone();
         for (group, option) in choice.iter().enumerate() {
             for (room, use_) in room.iter_mut().zip(self.uses(group, *option)) {
-                *room -= *use_ as i64;
+                *room -= use_.cast_signed();
             }
         }
         let over = |room: i64, at: usize| (-room).max(0) as f64 / self.rooms[at].max(1) as f64;
@@ -276,7 +276,7 @@ impl Task<'_> {
                     let (mut left, mut dearer) = (0.0, (self.loss(group, *option) - self.loss(group, now)) as f64);
                     let pairs = self.uses(group, now).iter().zip(self.uses(group, *option));
                     for (at, (old, new)) in pairs.enumerate() {
-                        left += over(room[at] + *old as i64 - *new as i64, at);
+                        left += over(room[at] + old.cast_signed() - new.cast_signed(), at);
                         dearer += lambda[at] * (*new as f64 - *old as f64);
                     }
                     let score = dearer.max(0.0) / (violation - left);
@@ -295,7 +295,7 @@ impl Task<'_> {
                 for option in front {
                     let gain = self.loss(group, now) - self.loss(group, *option);
                     let mut pairs = self.uses(group, now).iter().zip(self.uses(group, *option)).zip(&room);
-                    let fits = pairs.all(|((old, new), room)| *new as i64 - *old as i64 <= *room);
+                    let fits = pairs.all(|((old, new), room)| new.cast_signed() - old.cast_signed() <= *room);
                     if gain > 0 && fits && found.is_none_or(|(most, ..)| gain > most) {
                         found = Some((gain, group, *option));
                     }
@@ -310,7 +310,7 @@ impl Task<'_> {
     fn change(&self, choice: &mut [usize], room: &mut [i64], group: usize, option: usize) {
         let pairs = self.uses(group, choice[group]).iter().zip(self.uses(group, option));
         for (room, (old, new)) in room.iter_mut().zip(pairs) {
-            *room += *old as i64 - *new as i64;
+            *room += old.cast_signed() - new.cast_signed();
         }
         choice[group] = option;
     }
@@ -343,7 +343,9 @@ impl Task<'_> {
                 .collect();
             costs.sort_unstable();
             let least = costs[0].0;
-            costs.iter_mut().for_each(|(cost, _)| *cost -= least);
+            for (cost, _) in &mut costs {
+                *cost -= least;
+            }
             costs.retain(|(cost, _)| *cost <= most);
             if costs.is_empty() {
                 return (0, true);
@@ -358,10 +360,12 @@ impl Task<'_> {
         let count = self.rooms.len();
         let mut least_ahead = vec![vec![0_i64; count]; levels.len() + 1];
         for (at, (group, costs)) in levels.iter().enumerate().rev() {
-            for capacity in 0..count {
+            let least = |capacity: usize| {
                 let uses = costs.iter().map(|(_, option)| self.uses(*group, *option)[capacity]);
-                least_ahead[at][capacity] = least_ahead[at + 1][capacity] + uses.min().unwrap_or(0) as i64;
-            }
+                uses.min().unwrap_or(0).cast_signed()
+            };
+            let behind = least_ahead[at + 1].iter().enumerate();
+            least_ahead[at] = behind.map(|(capacity, sum)| sum + least(capacity)).collect();
         }
 
         let mut states = 0_u64;
@@ -404,7 +408,7 @@ impl Task<'_> {
             let uses = &self.problem.groups()[*group].options[option].uses;
             let mut fits = true;
             for capacity in 0..count {
-                let left = rooms[depth][capacity] - uses[capacity] as i64;
+                let left = rooms[depth][capacity] - uses[capacity].cast_signed();
                 rooms[depth + 1][capacity] = left;
                 fits &= left >= least_ahead[depth + 1][capacity];
             }

@@ -144,7 +144,7 @@ impl<'a> Solver<'a> {
     }
 
     fn one(&self, hulls: &Hulls, limits: &[u64], effort: &Effort<'_>) -> Answer {
-        let limit = limits[0].min(NO_LIMIT) as i64;
+        let limit = limits[0].min(NO_LIMIT).cast_signed();
         debug_assert!(hulls.least_bytes() <= limit);
         let relaxed = hulls.relax(limit);
         let first = greedy(hulls, &relaxed, limit);

@@ -101,7 +101,9 @@ pub enum Wrong {
         better: i128,
     },
     /// Claimed to be the best, which could not be shown.
-    #[error("{place}: claims that no assignment has less loss, but a search of {states} states did not suffice to show it")]
+    #[error(
+        "{place}: claims that no assignment has less loss, but a search of {states} states did not suffice to show it"
+    )]
     NotShown {
         /// Of what.
         place: String,

@@ -353,6 +353,10 @@ fn the_verb_says_what_is_true_and_refuses_the_rest() {
     );
     assert!(run.stderr.contains("can't read `none.json`"), "{}", run.stderr);
     let run = forge.run(&["policy", "check", "--states", "1", "good.json"]).status(1);
-    assert!(run.stderr.contains("a search of 1 states did not suffice"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("a search of 1 states did not suffice"),
+        "{}",
+        run.stderr
+    );
     let _ = forge.run(&["policy", "check"]).status(2);
 }
