@@ -33,7 +33,7 @@ const HOUSE: &[(&str, Names)] = &[
     // The checker of certificates shares nothing with the solver that writes them.
     ("allocation", Names::Only(&[])),
     ("certificate", Names::Only(&[])),
-    ("policy", Names::Only(&["gguf", "tensor_type"])),
+    ("policy", Names::Only(&["allocation", "gguf", "tensor_type"])),
     ("report", Names::Only(&["figures"])),
     ("action", Names::Only(&["digest"])),
     ("store", Names::Only(&["action", "digest", "fs"])),
