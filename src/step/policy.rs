@@ -1,8 +1,11 @@
 //! `[policy.NAME]`: a table of tensor, type and why.
 
+mod budget;
+
 use crate::action;
 use crate::action::Action;
 use crate::action::Method;
+use crate::action::PolicyHeader;
 use crate::action::PolicyRule;
 use crate::graph::Node;
 use crate::graph::Work;
@@ -52,9 +55,16 @@ fn policy_step(node: &Node) -> Result<&PolicyStep, StepError> {
     }
 }
 
-fn method_of(step: &PolicyStep) -> Method {
+fn method_of(step: &PolicyStep, inputs: &Inputs) -> Result<Method, StepError> {
     let keep: Vec<String> = step.keep.iter().map(|pattern| pattern.as_str().to_owned()).collect();
-    match &step.method {
+    let rules_of = |rules: &[model::Rule]| {
+        let rule = |rule: &model::Rule| PolicyRule {
+            pattern: rule.pattern.as_str().to_owned(),
+            target: rule.to.as_str().to_owned(),
+        };
+        rules.iter().map(rule).collect::<Vec<_>>()
+    };
+    Ok(match &step.method {
         model::Method::Mix(mix) => Method::Mix {
             mix: mix.mix.as_str().to_owned(),
             pure: mix.pure,
@@ -70,14 +80,30 @@ fn method_of(step: &PolicyStep) -> Method {
                     pattern,
                     target: "keep".to_owned(),
                 })
-                .chain(manual.rules.iter().map(|rule| PolicyRule {
-                    pattern: rule.pattern.as_str().to_owned(),
-                    target: rule.to.as_str().to_owned(),
-                }))
+                .chain(rules_of(&manual.rules))
                 .collect(),
             otherwise: manual.otherwise.map(|otherwise| otherwise.as_str().to_owned()),
         },
-    }
+        model::Method::Ashq1(ashq1) => {
+            let join = step.join.as_ref().map(|join| inputs.step(join)).transpose()?;
+            let join =
+                join.ok_or_else(|| StepError::input("`ashq1` works on an imatrix, and the policy names none"))?;
+            Method::Ashq1 {
+                imatrix: join.output("imatrix")?,
+                header: PolicyHeader {
+                    metadata: inputs.source(&step.model)?.output("metadata")?,
+                    dataset: Some(join.fact("dataset").to_owned()),
+                },
+                budget: budget::document_of(ashq1.budget),
+                depth: ashq1.depth,
+                free: ashq1.free,
+                qat: ashq1.qat,
+                floors: rules_of(&ashq1.floors),
+                ceilings: rules_of(&ashq1.ceilings),
+                keep,
+            }
+        }
+    })
 }
 
 fn action_of(step: &PolicyStep, inputs: &Inputs) -> Result<Action, StepError> {
@@ -90,7 +116,7 @@ fn action_of(step: &PolicyStep, inputs: &Inputs) -> Result<Action, StepError> {
     Ok(Action::Policy(action::Policy {
         shape,
         coverage,
-        method: method_of(step),
+        method: method_of(step, inputs)?,
         rules: RULES,
     }))
 }
@@ -119,7 +145,7 @@ impl Kind for Policy {
                     .is_some_and(|coverage| coverage.tensors.binary_search_by(|t| t.as_str().cmp(name)).is_ok())
             };
             let has: policy::HasImatrix<'_> = if coverage.is_some() { Some(&covered) } else { None };
-            let (table, file_type) = choose(&facts, &inputs.method, has)?;
+            let (table, file_type) = choose(env, &facts, &inputs.method, has)?;
             table.warnings.iter().for_each(|warning| task.warn(sentence(warning)));
             if table.fallbacks() > 0 {
                 let fallbacks = words::count(table.fallbacks() as u64, "tensor");
@@ -153,8 +179,18 @@ impl Kind for Policy {
     }
 }
 
-fn choose(facts: &ModelFacts, method: &Method, has: policy::HasImatrix<'_>) -> Result<(Table, Option<u32>), StepError> {
-    let failed = |error: policy::PolicyError| StepError::input(error.to_string());
+fn choose(
+    env: &Env<'_>,
+    facts: &ModelFacts,
+    method: &Method,
+    has: policy::HasImatrix<'_>,
+) -> Result<(Table, Option<u32>), StepError> {
+    let failed = |error: policy::PolicyError| match error {
+        policy::PolicyError::BelowMinimum { .. } => {
+            StepError::input_hint(error.to_string(), "raise the budget, or lower floors")
+        }
+        error => StepError::input(error.to_string()),
+    };
     // Whether quantized tensors may be quantized again is for promote to say, of the tensors that really change.
     match method {
         Method::Mix {
@@ -170,15 +206,7 @@ fn choose(facts: &ModelFacts, method: &Method, has: policy::HasImatrix<'_>) -> R
                 pure: *pure,
                 output_type: output_type.as_deref().map(type_of).transpose()?,
                 embedding_type: embedding_type.as_deref().map(type_of).transpose()?,
-                rules: keep
-                    .iter()
-                    .map(|pattern| {
-                        Ok(Rule {
-                            pattern: regex_of(pattern)?,
-                            to: Target::Keep,
-                        })
-                    })
-                    .collect::<Result<_, StepError>>()?,
+                rules: kept(keep)?,
                 allow_requantize: true,
             };
             let table = policy::mix(facts, mix, &options, has).map_err(failed)?;
@@ -186,15 +214,7 @@ fn choose(facts: &ModelFacts, method: &Method, has: policy::HasImatrix<'_>) -> R
             Ok((table, file_type))
         }
         Method::Manual { rules, otherwise } => {
-            let rules = rules
-                .iter()
-                .map(|rule| {
-                    Ok(Rule {
-                        pattern: regex_of(&rule.pattern)?,
-                        to: target_of(&rule.target)?,
-                    })
-                })
-                .collect::<Result<Vec<_>, StepError>>()?;
+            let rules = rules_of(rules)?;
             let otherwise = otherwise.as_deref().map(target_of).transpose()?;
             let options = ManualOptions {
                 otherwise,
@@ -204,7 +224,54 @@ fn choose(facts: &ModelFacts, method: &Method, has: policy::HasImatrix<'_>) -> R
             let file_type = table.file_type();
             Ok((table, Some(file_type)))
         }
+        Method::Ashq1 {
+            imatrix,
+            header,
+            budget,
+            depth,
+            free,
+            qat,
+            floors,
+            ceilings,
+            keep,
+        } => {
+            let (keep, floors, ceilings) = (kept(keep)?, rules_of(floors)?, rules_of(ceilings)?);
+            let options = policy::Ashq1 {
+                budget: budget::bytes_of(*budget, facts),
+                size: budget::file_size(env, header, facts)?,
+                depth: *depth,
+                free: *free,
+                qat: *qat,
+                keep: &keep,
+                floors: &floors,
+                ceilings: &ceilings,
+            };
+            let energies = budget::energies(env, *imatrix, has)?;
+            let table = policy::ashq1(facts, &energies, &options).map_err(failed)?;
+            let file_type = table.file_type();
+            Ok((table, Some(file_type)))
+        }
     }
+}
+
+fn kept(patterns: &[String]) -> Result<Vec<Rule>, StepError> {
+    let keep = |pattern: &String| {
+        Ok(Rule {
+            pattern: regex_of(pattern)?,
+            to: Target::Keep,
+        })
+    };
+    patterns.iter().map(keep).collect()
+}
+
+fn rules_of(rules: &[PolicyRule]) -> Result<Vec<Rule>, StepError> {
+    let rule = |rule: &PolicyRule| {
+        Ok(Rule {
+            pattern: regex_of(&rule.pattern)?,
+            to: target_of(&rule.target)?,
+        })
+    };
+    rules.iter().map(rule).collect()
 }
 
 fn type_of(name: &str) -> Result<TensorType, StepError> {

@@ -22,6 +22,7 @@ mod messages;
 mod peer_bytes;
 mod peer_engine;
 mod peer_quantize;
+mod policies;
 mod property;
 mod readme;
 mod recipes;

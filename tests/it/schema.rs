@@ -76,6 +76,11 @@ rules = [
 ]
 otherwise = "Q5_0"
 
+[policy.importance]
+method = "ashq1"
+imatrix = "both"
+budget = "6 bpw"
+
 [promote.mix]
 policy = "mix"
 
@@ -568,6 +573,29 @@ fn samples() -> Vec<(&'static str, Action)> {
                         target: "Q6_K".to_owned(),
                     }],
                     otherwise: Some("keep".to_owned()),
+                },
+            ),
+        ),
+        (
+            "policy, ashq1",
+            policy(
+                Some(blob("coverage")),
+                Method::Ashq1 {
+                    imatrix: blob("an imatrix"),
+                    header: action::PolicyHeader {
+                        metadata: blob("metadata"),
+                        dataset: Some("prose".to_owned()),
+                    },
+                    budget: action::PolicyBudget::MillionthsOfBits { number: 4_500_000 },
+                    depth: false,
+                    free: true,
+                    qat: false,
+                    floors: vec![PolicyRule {
+                        pattern: "ffn_down".to_owned(),
+                        target: "Q5_K".to_owned(),
+                    }],
+                    ceilings: Vec::new(),
+                    keep: Vec::new(),
                 },
             ),
         ),

@@ -1,0 +1,103 @@
+//! Keys of the policies that keep to a budget.
+
+use crate::recipe::decl::Method;
+use crate::recipe::error::RecipeError;
+use crate::recipe::field::Field;
+use crate::recipe::field::Reader;
+use crate::recipe::field::Sweep;
+use crate::recipe::model::Place;
+use crate::recipe::model::Rule;
+use crate::recipe::model::RuleType;
+use crate::recipe::names::ASHQ1_LADDER;
+use crate::recipe::names::TypeName;
+use crate::recipe::quantity::Quantity;
+use crate::recipe::read_policy::put_rules;
+use crate::recipe::read_policy::rules;
+use crate::recipe::read_policy::unreachable_rules;
+
+const BUDGET: &str = "a size (`5700 MiB`) or bits per weight (`4.5 bpw`)";
+
+/// Reports that a method works on importances, where there are none.
+pub(crate) fn needs_data(reader: &mut Reader<'_, '_>, no_data: bool, method: Option<&Place>) {
+    if no_data {
+        reader.errors.push(RecipeError::MissingKey {
+            place: reader.head.clone(),
+            section: reader.words.clone(),
+            key: "imatrix",
+            example: "imatrix = \"NAME\"",
+            because: method.cloned(),
+        });
+    }
+}
+
+pub(crate) fn ashq1(reader: &mut Reader<'_, '_>) -> Option<Method> {
+    reader.need("budget", "budget = \"4.5 bpw\"");
+    let head = reader.head.clone();
+    let budget = reader.sweep("budget", Quantity::to_string, budget);
+    let mut flag = |key| {
+        let absent = !reader.has(key);
+        let value = reader.sweep(key, bool::to_string, |field| field.boolean());
+        if absent { Some(Sweep::one(false, &head)) } else { value }
+    };
+    let (depth, free) = (flag("depth"), flag("free"));
+    let qat = if reader.has("qat") {
+        reader.read("qat", |field| field.boolean())
+    } else {
+        Some(false)
+    };
+    let (floors, ceilings) = (spans(reader, "floors"), spans(reader, "ceilings"));
+    let (budget, depth, free, qat) = (budget?, depth?, free?, qat?);
+    reader.put("budget", budget.to_toml(|budget| toml::Value::from(budget.to_string())));
+    reader.put("depth", depth.to_toml(|value| toml::Value::from(*value)));
+    reader.put("free", free.to_toml(|value| toml::Value::from(*value)));
+    reader.put("qat", qat);
+    let (floors, ceilings) = (floors?, ceilings?);
+    put_rules(reader, "floors", &floors);
+    put_rules(reader, "ceilings", &ceilings);
+    Some(Method::Ashq1 {
+        budget,
+        depth,
+        free,
+        qat,
+        floors,
+        ceilings,
+    })
+}
+
+/// Reads what a file may have at most.
+fn budget(field: Field<'_>) -> Result<Quantity, RecipeError> {
+    match field.quantity(BUDGET, "4.5 bpw")? {
+        Quantity::Percent(percent) => Err(RecipeError::OutOfRange {
+            place: field.place(),
+            key: field.key.to_owned(),
+            expected: BUDGET.to_owned(),
+            found: Quantity::Percent(percent).to_string(),
+        }),
+        budget => Ok(budget),
+    }
+}
+
+/// Reads floors or ceilings.
+fn spans(reader: &mut Reader<'_, '_>, key: &'static str) -> Option<Vec<Rule>> {
+    if !reader.has(key) {
+        return Some(Vec::new());
+    }
+    let rules = rules(reader, key, rung)?;
+    unreachable_rules(&rules, reader.errors);
+    Some(rules.into_iter().map(|(rule, _)| rule).collect())
+}
+
+/// Reads a rung of the ladder.
+fn rung(field: Field<'_>) -> Result<RuleType, RecipeError> {
+    let what = "a rung of the ladder";
+    let found = field.string(what)?;
+    let rung = ASHQ1_LADDER.iter().find(|rung| **rung == found);
+    let rung = rung.and_then(|rung| TypeName::from_name(rung));
+    rung.map(RuleType::Type).ok_or_else(|| RecipeError::UnknownWord {
+        place: field.place(),
+        key: field.key.to_owned(),
+        found: found.to_owned(),
+        what: what.to_owned(),
+        known: ASHQ1_LADDER.to_vec(),
+    })
+}
