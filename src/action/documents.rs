@@ -199,6 +199,27 @@ pub enum Method {
         /// Patterns of tensors that keep the source's type.
         keep: Vec<String>,
     },
+    /// By losses that are guessed from roles, depth and types, solved exactly.
+    Prior {
+        /// What decides on the length of the file's header.
+        header: PolicyHeader,
+        /// The most that the file may have.
+        budget: PolicyBudget,
+        /// The types to choose from.
+        types: Vec<String>,
+        /// Which tensors an engine wants to have one type.
+        fuse: Vec<String>,
+        /// The least type of tensors.
+        floors: Vec<PolicyRule>,
+        /// The largest type of tensors.
+        ceilings: Vec<PolicyRule>,
+        /// Patterns of tensors that keep the source's type.
+        keep: Vec<String>,
+        /// How many states the solver may make.
+        states: u64,
+        /// The version of the solver and of the losses.
+        solver: u32,
+    },
 }
 
 /// What decides on the length of a candidate's header.

@@ -128,6 +128,40 @@ pub(super) enum Policy {
     /// choice is claimed to be the best, a search of another kind shows that no better one exists. Exit status 1 if
     /// anything is not as stated; the first such thing is named.
     Check(PolicyCheck),
+    /// Show which tensors of a model get their types together
+    ///
+    /// Tensors of a layer that have the same inputs are tied; that is told from an imatrix. Others are fused by rule, where an
+    /// engine wants one type. What is never quantized is in no group.
+    Groups(PolicyGroups),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct PolicyGroups {
+    /// The model (GGUF; of several files the first)
+    #[arg(value_name = "MODEL")]
+    pub(super) model: PathBuf,
+    /// Tie tensors that have equal sums in this imatrix
+    #[arg(long, value_name = "FILE")]
+    pub(super) imatrix: Option<PathBuf>,
+    /// Fuse what an engine wants to have one type
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "RULE")]
+    pub(super) fuse: Vec<Fuse>,
+    /// Show where `ashq1` starts each tensor, and how far it may rise
+    #[arg(long)]
+    pub(super) show_floors: bool,
+    /// The model was trained to be quantized: floors are lower
+    #[arg(long, requires = "show_floors")]
+    pub(super) qat: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Fuse {
+    /// Queries, keys and values of a layer
+    Attention,
+    /// Gate and up of a layer
+    FeedForward,
+    /// All expert tensors of a layer
+    Experts,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -11,6 +11,7 @@
 //! - [`manual()`]: the user's own rules, first match wins.
 //! - [`ashq1()`]: floors, and then the upgrades that gain most for their bytes, by the imatrix alone.
 //! - [`prepare()`]: groups, losses and sizes as a problem for the solver ([`crate::allocation`]), and its answer as a table.
+//! - [`prior()`]: losses guessed from roles, depth and types.
 //! - [`groups()`]: tensors that get their types together.
 //! - [`Table`]: the answer, in the order of the source file; the artifact `policy.v1`.
 
@@ -23,6 +24,7 @@ mod groups;
 mod manual;
 mod mix;
 mod model;
+mod prior;
 mod quantizable;
 mod role;
 mod rules;
@@ -60,6 +62,8 @@ pub use self::mix::MixOptions;
 pub use self::mix::mix;
 pub use self::model::ModelFacts;
 pub use self::model::TensorFacts;
+pub use self::prior::CURVE;
+pub use self::prior::prior;
 pub use self::quantizable::Reason;
 pub use self::quantizable::fallback;
 pub use self::quantizable::quantizable;

@@ -206,6 +206,8 @@ pub enum Method {
     Manual(ManualPolicy),
     /// By importance, from floors up, until a budget is spent.
     Ashq1(Ashq1Policy),
+    /// By losses that are guessed from roles, depth and types, solved exactly.
+    Prior(PriorPolicy),
 }
 
 /// Settings of a mix.
@@ -244,6 +246,21 @@ pub struct Ashq1Policy {
     /// Other floors; the first that matches counts.
     pub floors: Vec<Rule>,
     /// Other ceilings; the first that matches counts.
+    pub ceilings: Vec<Rule>,
+}
+
+/// Settings of `prior`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PriorPolicy {
+    /// The most that the file may have: bytes, or bits per weight.
+    pub budget: Quantity,
+    /// The types to choose from.
+    pub types: Vec<TypeName>,
+    /// Which tensors an engine wants to have one type.
+    pub fuse: Vec<&'static str>,
+    /// The least type of tensors; the first rule that matches counts.
+    pub floors: Vec<Rule>,
+    /// The largest type of tensors; the first rule that matches counts.
     pub ceilings: Vec<Rule>,
 }
 

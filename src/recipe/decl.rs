@@ -110,6 +110,13 @@ pub(crate) enum Method {
         floors: Vec<Rule>,
         ceilings: Vec<Rule>,
     },
+    Prior {
+        budget: Sweep<Quantity>,
+        types: Vec<TypeName>,
+        fuse: Vec<&'static str>,
+        floors: Vec<Rule>,
+        ceilings: Vec<Rule>,
+    },
 }
 
 #[derive(Debug)]

@@ -15,6 +15,7 @@ use crate::recipe::model::ManualPolicy;
 use crate::recipe::model::Method as PolicyMethod;
 use crate::recipe::model::MixPolicy;
 use crate::recipe::model::PolicyStep;
+use crate::recipe::model::PriorPolicy;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::recipe::model::StepKind;
@@ -101,6 +102,30 @@ impl Expansion<'_> {
                         ceilings: ceilings.clone(),
                     });
                     push(self, &data[row[0]], &parts, method);
+                }
+            }
+            Method::Prior {
+                budget,
+                types,
+                fuse,
+                floors,
+                ceilings,
+            } => {
+                let budgets = choices(budget, |budget| budget.slug());
+                for row in self
+                    .rows(decl, kind, &[data.len(), budgets.len()])
+                    .into_iter()
+                    .flatten()
+                {
+                    let budget = &budgets[row[1]];
+                    let method = PolicyMethod::Prior(PriorPolicy {
+                        budget: budget.value,
+                        types: types.clone(),
+                        fuse: fuse.clone(),
+                        floors: floors.clone(),
+                        ceilings: ceilings.clone(),
+                    });
+                    push(self, &data[row[0]], std::slice::from_ref(&budget.part), method);
                 }
             }
         }

@@ -15,19 +15,21 @@ use crate::recipe::names::TypeName;
 use crate::recipe::raw::RawValue;
 use crate::recipe::read_budget::ashq1;
 use crate::recipe::read_budget::needs_data;
+use crate::recipe::read_budget::prior;
 use crate::recipe::read_steps::Context;
 use crate::recipe::read_steps::model;
 use crate::recipe::read_steps::names_of;
 use crate::recipe::read_steps::text;
 
 /// Methods of later versions.
-const LATER_METHODS: &[&str] = &["measured", "error", "prior", "boost", "density"];
+const LATER_METHODS: &[&str] = &["measured", "error", "boost", "density"];
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Mix,
     Manual,
     Ashq1,
+    Prior,
 }
 
 /// The methods, and the keys that are theirs.
@@ -39,6 +41,7 @@ const METHODS: &[(&str, Kind, &[&str])] = &[
         Kind::Ashq1,
         &["budget", "depth", "free", "qat", "floors", "ceilings"],
     ),
+    ("prior", Kind::Prior, &["budget", "types", "fuse", "floors", "ceilings"]),
 ];
 
 pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Policy> {
@@ -67,11 +70,16 @@ pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Opti
         Some(Data::Join(names)) => reader.put("join", names.to_toml(text)),
         _ => {}
     }
-    for (word, other, keys) in METHODS {
-        if *other == kind {
-            reader.put("method", *word);
-        } else {
-            reader.misplaced(keys, &format!("`method = \"{word}\"`"), method_place.as_ref());
+    let own = METHODS.iter().find(|(_, other, _)| *other == kind);
+    let (word, own) = own.map_or(("", &[][..]), |(word, _, keys)| (*word, *keys));
+    reader.put("method", word);
+    let mut seen: Vec<&str> = own.to_vec();
+    for key in METHODS.iter().flat_map(|(_, _, keys)| *keys) {
+        if !seen.contains(key) {
+            seen.push(key);
+            let theirs = METHODS.iter().filter(|(_, _, keys)| keys.contains(key));
+            let words: Vec<String> = theirs.map(|(word, ..)| format!("`method = \"{word}\"`")).collect();
+            reader.misplaced(&[key], &words.join(" or "), method_place.as_ref());
         }
     }
     let no_data = matches!(data, Some(Data::None));
@@ -82,6 +90,7 @@ pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Opti
             needs_data(reader, no_data, method_place.as_ref());
             ashq1(reader)
         }
+        Kind::Prior => prior(reader),
     };
     let keep: Vec<_> = keep.into_iter().flatten().map(|(pattern, _)| pattern).collect();
     if !keep.is_empty() {

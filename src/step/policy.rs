@@ -7,13 +7,17 @@ use crate::action::Action;
 use crate::action::Method;
 use crate::action::PolicyHeader;
 use crate::action::PolicyRule;
+use crate::allocation::DEFAULT_STATES;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::policy;
+use crate::policy::Fuse;
+use crate::policy::GroupOptions;
 use crate::policy::ManualOptions;
 use crate::policy::Mix;
 use crate::policy::MixOptions;
 use crate::policy::ModelFacts;
+use crate::policy::Question;
 use crate::policy::Reason;
 use crate::policy::Rule;
 use crate::policy::Table;
@@ -37,10 +41,16 @@ use crate::step::model::Shape;
 use crate::step::model::decode;
 use crate::step::model::encode;
 use crate::step::model::facts_of;
+use crate::step::output;
 use crate::tensor_type::TensorType;
+
+pub use budget::energies_of;
 
 /// The version of the built-in rules: raise it when a mix gives other types.
 const RULES: u32 = 1;
+
+/// The version of the solver and of guessed losses: raise it when either gives another answer.
+const SOLVER: u32 = 1;
 
 /// A policy.
 pub struct Policy;
@@ -103,6 +113,23 @@ fn method_of(step: &PolicyStep, inputs: &Inputs) -> Result<Method, StepError> {
                 keep,
             }
         }
+        model::Method::Prior(prior) => {
+            let join = step.join.as_ref().map(|join| inputs.step(join)).transpose()?;
+            Method::Prior {
+                header: PolicyHeader {
+                    metadata: inputs.source(&step.model)?.output("metadata")?,
+                    dataset: join.map(|join| join.fact("dataset").to_owned()),
+                },
+                budget: budget::document_of(prior.budget),
+                types: prior.types.iter().map(|name| name.as_str().to_owned()).collect(),
+                fuse: prior.fuse.iter().map(|rule| (*rule).to_owned()).collect(),
+                floors: rules_of(&prior.floors),
+                ceilings: rules_of(&prior.ceilings),
+                keep,
+                states: DEFAULT_STATES,
+                solver: SOLVER,
+            }
+        }
     })
 }
 
@@ -145,7 +172,11 @@ impl Kind for Policy {
                     .is_some_and(|coverage| coverage.tensors.binary_search_by(|t| t.as_str().cmp(name)).is_ok())
             };
             let has: policy::HasImatrix<'_> = if coverage.is_some() { Some(&covered) } else { None };
-            let (table, file_type) = choose(env, &facts, &inputs.method, has)?;
+            let Chosen {
+                table,
+                file_type,
+                solved,
+            } = choose(env, &facts, &inputs.method, has)?;
             table.warnings.iter().for_each(|warning| task.warn(sentence(warning)));
             if table.fallbacks() > 0 {
                 let fallbacks = words::count(table.fallbacks() as u64, "tensor");
@@ -164,18 +195,77 @@ impl Kind for Policy {
                 file_type.map_or_else(|| "keep".to_owned(), |number| number.to_string()),
             );
             made.output("policy", env.store.put(&encode(&table)?)?);
+            if let Some(solved) = solved {
+                made.output("certificate", env.store.put(solved.certificate.as_bytes())?);
+                made.fact("proved", if solved.optimal { "optimal" } else { "gap" });
+            }
             Ok(())
         })?;
-        Ok(Outcome::of(performed, Vec::new()))
+        let mut outcome = Outcome::of(performed, Vec::new());
+        if let Ok(digest) = outcome.output("certificate") {
+            let name = certificate_name(node)?;
+            outcome.files.push(output::place(task, &name, outcome.key, &digest)?);
+        }
+        outcome.ran |= task.counts().0 > 0;
+        Ok(outcome)
+    }
+
+    fn intact(&self, node: &Node, outcome: &mut Outcome, _inputs: &Inputs, env: &Env<'_>) -> Result<bool, StepError> {
+        let Ok(digest) = outcome.output("certificate") else {
+            return Ok(true);
+        };
+        let found = output::intact(env, &output::path(env, &certificate_name(node)?)?, &digest)?;
+        outcome.files.extend(found);
+        Ok(!outcome.files.is_empty())
     }
 
     fn summary(&self, outcome: &Outcome) -> String {
         let bytes = words::bytes(outcome.number("bytes").unwrap_or_default());
+        let proved = match outcome.fact("proved") {
+            "optimal" => ", proved optimal for its losses",
+            "gap" => ", not proved optimal",
+            _ => "",
+        };
         format!(
-            "{} of {} tensors change type, {bytes}",
+            "{} of {} tensors change type, {bytes}{proved}",
             outcome.fact("quantized"),
             outcome.fact("tensors")
         )
+    }
+}
+
+/// What a method chose.
+struct Chosen {
+    table: Table,
+    file_type: Option<u32>,
+    solved: Option<budget::Solved>,
+}
+
+impl Chosen {
+    fn of(table: Table, file_type: Option<u32>) -> Self {
+        Self {
+            table,
+            file_type,
+            solved: None,
+        }
+    }
+}
+
+fn certificate_name(node: &Node) -> Result<String, StepError> {
+    match &node.work {
+        Work::Step(step) => Ok(format!("{}.certificate.json", step.id.label())),
+        _ => Err(misplaced(node)),
+    }
+}
+
+fn fuse_of(name: &str) -> Result<Fuse, StepError> {
+    match name {
+        "attention" => Ok(Fuse::Attention),
+        "feed-forward" => Ok(Fuse::FeedForward),
+        "experts" => Ok(Fuse::Experts),
+        other => Err(StepError::input(format!(
+            "there is no rule `{other}` that fuses tensors"
+        ))),
     }
 }
 
@@ -184,7 +274,7 @@ fn choose(
     facts: &ModelFacts,
     method: &Method,
     has: policy::HasImatrix<'_>,
-) -> Result<(Table, Option<u32>), StepError> {
+) -> Result<Chosen, StepError> {
     let failed = |error: policy::PolicyError| match error {
         policy::PolicyError::BelowMinimum { .. } => {
             StepError::input_hint(error.to_string(), "raise the budget, or lower floors")
@@ -211,7 +301,7 @@ fn choose(
             };
             let table = policy::mix(facts, mix, &options, has).map_err(failed)?;
             let file_type = mix.default_type().map(|_| mix.file_type(facts));
-            Ok((table, file_type))
+            Ok(Chosen::of(table, file_type))
         }
         Method::Manual { rules, otherwise } => {
             let rules = rules_of(rules)?;
@@ -222,7 +312,7 @@ fn choose(
             };
             let table = policy::manual(facts, &rules, options, has).map_err(failed)?;
             let file_type = table.file_type();
-            Ok((table, Some(file_type)))
+            Ok(Chosen::of(table, Some(file_type)))
         }
         Method::Ashq1 {
             imatrix,
@@ -249,7 +339,47 @@ fn choose(
             let energies = budget::energies(env, *imatrix, has)?;
             let table = policy::ashq1(facts, &energies, &options).map_err(failed)?;
             let file_type = table.file_type();
-            Ok((table, Some(file_type)))
+            Ok(Chosen::of(table, Some(file_type)))
+        }
+        Method::Prior {
+            header,
+            budget,
+            types,
+            fuse,
+            floors,
+            ceilings,
+            keep,
+            states,
+            solver: _,
+        } => {
+            let (keep, floors, ceilings) = (kept(keep)?, rules_of(floors)?, rules_of(ceilings)?);
+            let types = types.iter().map(|name| type_of(name)).collect::<Result<Vec<_>, _>>()?;
+            let options = GroupOptions {
+                tied: false,
+                fuse: fuse.iter().map(|rule| fuse_of(rule)).collect::<Result<_, _>>()?,
+            };
+            let groups = policy::groups(facts, &policy::Energies::new(), &options);
+            let losses = policy::prior(facts, &groups, &types);
+            let question = Question {
+                model: facts,
+                groups: &groups,
+                losses: &losses,
+                caution: 0.0,
+                size: budget::file_size(env, header, facts)?,
+                keep: &keep,
+                floors: &floors,
+                ceilings: &ceilings,
+                has_imatrix: has,
+                devices: &[],
+            };
+            let prepared = policy::prepare(&question).map_err(failed)?;
+            let limit = budget::bytes_of(*budget, facts);
+            let (table, solved) = budget::solve(env, &prepared, limit, *states, failed)?;
+            let file_type = table.file_type();
+            Ok(Chosen {
+                solved: Some(solved),
+                ..Chosen::of(table, Some(file_type))
+            })
         }
     }
 }

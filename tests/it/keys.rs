@@ -582,6 +582,20 @@ fn samples() -> Vec<Action> {
             ceilings: vec![rule("a", "Q6_K"), rule("b", "Q8_0")],
             keep: vec!["a".to_owned(), "b".to_owned()],
         })),
+        Action::Policy(policy(action::Method::Prior {
+            header: action::PolicyHeader {
+                metadata: blob("metadata"),
+                dataset: Some("calibration".to_owned()),
+            },
+            budget: action::PolicyBudget::MillionthsOfBits { number: 4_500_000 },
+            types: vec!["Q4_K".to_owned(), "Q8_0".to_owned()],
+            fuse: vec!["attention".to_owned(), "experts".to_owned()],
+            floors: vec![rule("a", "Q4_K"), rule("b", "Q5_K")],
+            ceilings: vec![rule("a", "Q6_K"), rule("b", "Q8_0")],
+            keep: vec!["a".to_owned(), "b".to_owned()],
+            states: 1000,
+            solver: 1,
+        })),
         Action::Tensor(action::Tensor {
             source: blob("source"),
             from: "F16".to_owned(),

@@ -42,6 +42,7 @@ const HOUSE: &[(&str, Names)] = &[
         "step",
         Names::Only(&[
             "action",
+            "allocation",
             "digest",
             "engine",
             "figures",

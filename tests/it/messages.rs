@@ -137,6 +137,21 @@ fn every_line_is_one_of_the_schema() {
     let lines = judge.run(&forge, 1, &["policy", "check", "certificate.json"]);
     assert_eq!(lines[0]["code"], "policy::certificate");
 
+    let lines = judge.run(&forge, 0, &["policy", "groups", "model.gguf"]);
+    assert!(
+        lines
+            .iter()
+            .all(|line| line["floors"].is_null() && line["bond"] == "alone")
+    );
+    let lines = judge.run(
+        &forge,
+        0,
+        &["policy", "groups", "--show-floors", "--fuse", "attention", "model.gguf"],
+    );
+    let fused = lines.iter().find(|line| line["bond"] == "fused").unwrap();
+    assert_eq!(fused["name"], "blk.0.{attn_k,attn_q,attn_v}.weight");
+    assert_eq!(fused["floors"]["blk.0.attn_k.weight"]["floor"], "Q4_K");
+
     // Recipes with errors: each has its place. One with a warning, too.
     forge.recipe(&edited(
         &edited(RECIPE, "chunks = 4", "chunk = 4"),
@@ -284,7 +299,11 @@ const HELP: &[(&[&str], &[&str])] = &[
     ),
     (&["check", "--help"], &["[RECIPE]..."]),
     (&["show", "--help"], &["--format", "toml", "json"]),
-    (&["policy", "--help"], &["check"]),
+    (&["policy", "--help"], &["check", "groups"]),
+    (
+        &["policy", "groups", "--help"],
+        &["<MODEL>", "--imatrix <FILE>", "--fuse <RULE>", "--show-floors", "--qat"],
+    ),
     (
         &["policy", "check", "--help"],
         &["<CERTIFICATE>...", "--states <N>", "Exit status 1"],

@@ -177,3 +177,93 @@ fn candidate_of_source() -> BTreeMap<String, TensorType> {
     let tensors = Gguf::small().tensors.into_iter();
     tensors.map(|(spec, _)| (spec.name, spec.ty)).collect()
 }
+
+#[test]
+fn groups_are_told_from_an_imatrix() {
+    let forge = project();
+    forge.recipe(&recipe("method = \"ashq1\"\nbudget = \"1 GiB\""));
+    build_well(&forge, &[]);
+    let made = manifest(&forge.path("out/small/p.gguf"));
+    forge.write("general.gguf", output_of(&forge, &made, "imatrix.general", "imatrix"));
+    let run = forge
+        .run(&[
+            "policy",
+            "groups",
+            "model.gguf",
+            "--imatrix",
+            "general.gguf",
+            "--show-floors",
+        ])
+        .success();
+    let tied: Vec<&str> = run.stdout.lines().filter(|line| line.starts_with("tied")).collect();
+    assert_eq!(tied.len(), 2, "{}", run.stdout);
+    assert!(
+        tied[0].ends_with("blk.0.{attn_k,attn_q,attn_v}.weight  Q4_K to Q8_0"),
+        "{}",
+        tied[0]
+    );
+    assert!(tied[1].contains("blk.0.{ffn_gate,ffn_up}.weight"), "{}", tied[1]);
+    assert!(!run.stdout.contains("norm"));
+    let run = forge.run(&["policy", "groups", "prose.txt"]).status(1);
+    assert!(run.stderr.contains("can't read `prose.txt`"), "{}", run.stderr);
+}
+
+#[test]
+fn prior_is_solved_to_a_proof_that_lies_beside_the_candidates() {
+    let forge = project();
+    let plain = |policy: &str| {
+        let text = recipe(policy);
+        let start = text.find("[corpus.calibration]").unwrap();
+        let end = text.find("[policy.p]").unwrap();
+        format!("{}{}", &text[..start], &text[end..]).replace("imatrix = \"general\"\n", "")
+    };
+    forge.recipe(&plain(
+        "method = \"prior\"\nbudget = [\"5 bpw\", \"6 bpw\", \"1 GiB\"]\nfuse = [\"attention\"]\nkeep = [\"ffn_down\"]",
+    ));
+    let built = build_well(&forge, &[]);
+    assert_eq!(built.ran_of("policy"), 3);
+    let certificates: Vec<String> = ["5bpw", "6bpw", "1GiB"]
+        .map(|budget| format!("out/small/p-{budget}.certificate.json"))
+        .into();
+    for path in &certificates {
+        let run = forge.run(&["policy", "check", path]).success();
+        assert!(run.stdout.contains("answer 1 is optimal"), "{}", run.stdout);
+        let text = std::fs::read_to_string(forge.path(path)).unwrap();
+        let certificate: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let name = path
+            .strip_prefix("out/small/")
+            .unwrap()
+            .strip_suffix(".certificate.json")
+            .unwrap();
+        let (bytes, types) = candidate(&forge, name);
+        assert_eq!(
+            certificate["answers"][0]["uses"][0], bytes,
+            "the file is as long as was proved"
+        );
+        assert!(bytes <= certificate["answers"][0]["limits"][0].as_u64().unwrap());
+        let attention: Vec<_> = ["q", "k", "v"]
+            .iter()
+            .map(|part| types[&format!("blk.0.attn_{part}.weight")])
+            .collect();
+        assert!(attention.windows(2).all(|pair| pair[0] == pair[1]), "{attention:?}");
+        assert_eq!(
+            types["blk.0.ffn_down.weight"],
+            candidate_of_source()["blk.0.ffn_down.weight"]
+        );
+    }
+    build_well(&forge, &[]).assert_idle();
+    // What lies beside the candidates is an output like others.
+    std::fs::remove_file(forge.path(&certificates[0])).unwrap();
+    let again = build_well(&forge, &[]);
+    assert_eq!(again.ran_of("policy") + again.ran_of("tensor"), 0);
+    assert!(forge.path(&certificates[0]).exists());
+
+    forge.recipe(&plain("method = \"prior\"\nbudget = \"1 KB\"\ntypes = [\"Q4_K\"]"));
+    let told = build(&forge, &[]).diagnostics();
+    assert!(told.contains("is below the least that this policy can make"), "{told}");
+    forge.recipe(&plain(
+        "method = \"prior\"\nbudget = \"1 GB\"\nfloors = [{ match = \"attn_q\", type = \"F32\" }]",
+    ));
+    let told = build(&forge, &[]).diagnostics();
+    assert!(told.contains("no type is left for `blk.0.attn_q.weight`"), "{told}");
+}

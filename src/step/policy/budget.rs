@@ -2,6 +2,10 @@
 
 use crate::action::PolicyBudget;
 use crate::action::PolicyHeader;
+use crate::allocation;
+use crate::allocation::Effort;
+use crate::allocation::Solver;
+use crate::allocation::Status;
 use crate::digest::BlobDigest;
 use crate::digest::Hash;
 use crate::gguf::DEFAULT_ALIGNMENT;
@@ -14,6 +18,9 @@ use crate::policy::Energy;
 use crate::policy::FileSize;
 use crate::policy::HasImatrix;
 use crate::policy::ModelFacts;
+use crate::policy::PolicyError;
+use crate::policy::Prepared;
+use crate::policy::Table;
 use crate::recipe::Quantity;
 use crate::step::Env;
 use crate::step::StepError;
@@ -79,12 +86,65 @@ pub(super) fn file_size(env: &Env<'_>, header: &PolicyHeader, facts: &ModelFacts
     })
 }
 
-/// Returns what an imatrix saw of the tensors that it fits.
+/// Returns what an imatrix of the store saw of the tensors that it fits.
 pub(super) fn energies(env: &Env<'_>, digest: BlobDigest, has: HasImatrix<'_>) -> Result<Energies, StepError> {
     let imatrix = imatrix::load(env, digest)?;
-    let entries = imatrix.entries.iter();
-    let fitting = entries.filter(|(name, _)| has.is_some_and(|has| has(name)));
-    Ok(fitting.map(|(name, entry)| (name.clone(), energy_of(entry))).collect())
+    Ok(energies_of(&imatrix, |name| has.is_some_and(|has| has(name))))
+}
+
+/// Returns what an imatrix saw of some tensors.
+pub fn energies_of(imatrix: &crate::imatrix::Imatrix, of: impl Fn(&str) -> bool) -> Energies {
+    let entries = imatrix.entries.iter().filter(|(name, _)| of(name));
+    entries.map(|(name, entry)| (name.clone(), energy_of(entry))).collect()
+}
+
+/// What the solver proved.
+pub(super) struct Solved {
+    /// The certificate.
+    pub(super) certificate: String,
+    /// True if no other choice has a smaller loss.
+    pub(super) optimal: bool,
+}
+
+/// Solves a problem within a number of bytes.
+pub(super) fn solve(
+    env: &Env<'_>,
+    prepared: &Prepared,
+    limit: u64,
+    states: u64,
+    failed: impl Fn(PolicyError) -> StepError,
+) -> Result<(Table, Solved), StepError> {
+    let cancelled = || env.cancel.is_cancelled();
+    let effort = Effort {
+        states,
+        stop: Some(&cancelled),
+    };
+    let broken = |problem: String| StepError::Document {
+        what: "certificate",
+        problem,
+    };
+    let answer = Solver::new(prepared.problem())
+        .solve(&[limit], &effort)
+        .map_err(|error| broken(error.to_string()))?;
+    // An answer that was cut short is not what others would get.
+    if env.cancel.is_cancelled() {
+        return Err(StepError::Stopped);
+    }
+    if answer.status == Status::BelowMinimum {
+        return Err(failed(PolicyError::BelowMinimum {
+            budget: limit,
+            minimum: answer.uses.first().copied().unwrap_or_default(),
+        }));
+    }
+    let certificate = allocation::document(prepared.problem(), prepared.scale(), std::slice::from_ref(&answer))
+        .map_err(|error| broken(error.to_string()))?;
+    Ok((
+        prepared.table(&answer),
+        Solved {
+            certificate,
+            optimal: answer.status == Status::Optimal,
+        },
+    ))
 }
 
 fn energy_of(entry: &Entry) -> Energy {
