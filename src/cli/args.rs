@@ -133,6 +133,39 @@ pub(super) enum Policy {
     /// Tensors of a layer that have the same inputs are tied; that is told from an imatrix. Others are fused by rule, where an
     /// engine wants one type. What is never quantized is in no group.
     Groups(PolicyGroups),
+    /// Print the types of a candidate as rules that `llama-quantize --tensor-type-file` reads
+    ///
+    /// Every tensor that can be quantized is named, so that the tool's mix decides on none. Given the same source and imatrix, the
+    /// tool then makes the same tensors.
+    Export(PolicyExport),
+    /// Print a file of rules (`pattern=type` a line) as a section of a recipe
+    Import(PolicyImport),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct PolicyExport {
+    /// The candidate, or any other quantized model (GGUF)
+    #[arg(value_name = "CANDIDATE")]
+    pub(super) candidate: PathBuf,
+    /// A line for every tensor, or one for all layers that have the same type
+    #[arg(long, value_enum, default_value = "tensors")]
+    pub(super) format: ExportFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ExportFormat {
+    Tensors,
+    Rules,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct PolicyImport {
+    /// The file of rules
+    #[arg(value_name = "FILE")]
+    pub(super) rules: String,
+    /// The name of the section
+    #[arg(long, value_name = "NAME", default_value = "imported")]
+    pub(super) name: String,
 }
 
 #[derive(Debug, ClapArgs)]

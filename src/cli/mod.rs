@@ -10,6 +10,7 @@ pub mod init;
 mod json;
 mod plan;
 mod policy;
+mod policy_exchange;
 mod policy_groups;
 mod progress;
 pub mod show;

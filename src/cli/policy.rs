@@ -20,6 +20,8 @@ const CERTIFICATE_CAP: u64 = 1 << 30;
 pub(super) fn run(args: &args::Policy, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     match args {
         args::Policy::Check(args) => check(args, files, terminal),
+        args::Policy::Export(args) => crate::cli::policy_exchange::export(args, files, terminal),
+        args::Policy::Import(args) => crate::cli::policy_exchange::import(args, files, terminal),
         args::Policy::Groups(args) => crate::cli::policy_groups::run(args, files, terminal),
     }
 }

@@ -12,6 +12,7 @@
 //! - [`ashq1()`]: floors, and then the upgrades that gain most for their bytes, by the imatrix alone.
 //! - [`prepare()`]: groups, losses and sizes as a problem for the solver ([`crate::allocation`]), and its answer as a table.
 //! - [`prior()`]: losses guessed from roles, depth and types.
+//! - [`lines_of_tensors`], [`lines_of_rules`], [`rules_of_lines`]: types in the forms of other programs.
 //! - [`groups()`]: tensors that get their types together.
 //! - [`Table`]: the answer, in the order of the source file; the artifact `policy.v1`.
 
@@ -20,6 +21,7 @@ mod ashq1;
 mod check;
 mod energy;
 mod error;
+mod exchange;
 mod groups;
 mod manual;
 mod mix;
@@ -48,6 +50,11 @@ pub use self::energy::Energy;
 pub use self::error::NoFallback;
 pub use self::error::PolicyError;
 pub use self::error::Retyped;
+pub use self::exchange::LineError;
+pub use self::exchange::Typed;
+pub use self::exchange::lines_of_rules;
+pub use self::exchange::lines_of_tensors;
+pub use self::exchange::rules_of_lines;
 pub use self::groups::Bond;
 pub use self::groups::Fuse;
 pub use self::groups::GroupOptions;

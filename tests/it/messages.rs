@@ -299,7 +299,12 @@ const HELP: &[(&[&str], &[&str])] = &[
     ),
     (&["check", "--help"], &["[RECIPE]..."]),
     (&["show", "--help"], &["--format", "toml", "json"]),
-    (&["policy", "--help"], &["check", "groups"]),
+    (&["policy", "--help"], &["check", "groups", "export", "import"]),
+    (
+        &["policy", "export", "--help"],
+        &["<CANDIDATE>", "--format", "tensors", "rules", "--tensor-type-file"],
+    ),
+    (&["policy", "import", "--help"], &["<FILE>", "--name <NAME>"]),
     (
         &["policy", "groups", "--help"],
         &["<MODEL>", "--imatrix <FILE>", "--fuse <RULE>", "--show-floors", "--qat"],

@@ -267,3 +267,54 @@ fn prior_is_solved_to_a_proof_that_lies_beside_the_candidates() {
     let told = build(&forge, &[]).diagnostics();
     assert!(told.contains("no type is left for `blk.0.attn_q.weight`"), "{told}");
 }
+
+#[test]
+fn exported_types_make_the_same_file_again() {
+    let forge = project();
+    forge.recipe(&recipe(
+        "method = \"ashq1\"\nbudget = \"7 bpw\"\nceilings = [{ match = \"attn_output\", type = \"Q4_K\" }]",
+    ));
+    build_well(&forge, &[]);
+    let first = std::fs::read(forge.path("out/small/p.gguf")).unwrap();
+    let (_, types) = candidate(&forge, "p");
+    let kinds: std::collections::BTreeSet<_> = types.values().collect();
+    assert!(kinds.len() > 3, "more than one type, else it shows nothing: {types:?}");
+    for format in ["tensors", "rules"] {
+        let exported = forge
+            .run(&["policy", "export", "--format", format, "out/small/p.gguf"])
+            .success();
+        let quantizable = types.keys().filter(|name| !name.contains("norm")).count();
+        if format == "tensors" {
+            assert_eq!(exported.stdout.lines().count(), quantizable, "{}", exported.stdout);
+        }
+        forge.write("types.txt", exported.stdout);
+        let imported = forge.run(&["policy", "import", "--name", "p", "types.txt"]).success();
+        let body = imported.stdout.strip_prefix("[policy.p]\n").unwrap();
+        forge.recipe(&recipe(body));
+        std::fs::remove_file(forge.path("out/small/p.gguf")).unwrap();
+        let built = build_well(&forge, &[]);
+        assert_eq!(built.ran_of("tensor"), 0, "{format}: every tensor is known");
+        assert!(
+            std::fs::read(forge.path("out/small/p.gguf")).unwrap() == first,
+            "{format}"
+        );
+    }
+    forge.write("wrong.txt", "attn=q4_k\nffn\n(=q8_0\n");
+    let run = forge.run(&["policy", "import", "wrong.txt"]).status(1);
+    assert!(
+        run.stderr.contains("`wrong.txt`: line 2: expected `pattern=type`"),
+        "{}",
+        run.stderr
+    );
+    assert!(
+        run.stderr
+            .contains("`wrong.txt`: line 3: `(` is not a regular expression"),
+        "{}",
+        run.stderr
+    );
+    forge.write("empty.txt", "# nothing\n");
+    let run = forge.run(&["policy", "import", "empty.txt"]).status(1);
+    assert!(run.stderr.contains("it holds no rules"), "{}", run.stderr);
+    let run = forge.run(&["policy", "export", "types.txt"]).status(1);
+    assert!(run.stderr.contains("can't read `types.txt`"), "{}", run.stderr);
+}
