@@ -1,15 +1,26 @@
-//! How long `forge build` takes when there is nothing to do: the example, and a recipe with a thousand candidates.
+//! How long `forge build` takes when there is nothing to do: the example, and a recipe with a thousand steps, in turns with
+//! ninja on a thousand rules that each copy a file.
 //!
-//!     cargo bench --bench null_build -- [--runs 100] [--candidates 1000]
+//!     cargo bench --bench null_build -- [--runs 100] [--steps 1000]
 //!
-//! Each recipe is built once, unmeasured. Then every run is timed from its start to its end.
-#![allow(missing_docs, clippy::disallowed_methods, clippy::print_stdout, clippy::unwrap_used)]
+//! `FORGE_INCUMBENTS_BIN` names the folder that has ninja (`tests/peers/install-incumbents.sh`). Each recipe is built
+//! first, unmeasured. Then every run is timed from its start to its end.
+#![allow(
+    missing_docs,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::unwrap_used
+)]
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::io::Write;
 use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 use std::time::Instant;
 
 use forge::gguf::DEFAULT_ALIGNMENT;
@@ -25,7 +36,7 @@ fn main() {
         let at = arguments.iter().position(|argument| argument == name);
         at.map_or(otherwise, |at| arguments[at + 1].parse().unwrap())
     };
-    let (runs, candidates) = (number("--runs", 100), number("--candidates", 1000));
+    let (runs, steps) = (number("--runs", 100), number("--steps", 1000));
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
 
     let example = folder.path().join("example");
@@ -36,25 +47,46 @@ fn main() {
             fs::copy(entry.path(), example.join(entry.file_name())).unwrap();
         }
     }
-    time("examples/quickstart/recipe.toml", &example, runs);
+    prepare("examples/quickstart/recipe.toml", &example);
+    let times = in_turns(runs, &mut [&mut || forge(&example, &[]).1]);
+    println!("    {}", words(&times[0]));
 
+    // A policy and a candidate each.
     let sweep = folder.path().join("sweep");
     fs::create_dir(&sweep).unwrap();
-    write_sweep(&sweep, candidates);
-    time(
-        &format!("a recipe with {candidates} candidates"),
-        &sweep,
-        runs.div_ceil(5),
+    write_sweep(&sweep, steps / 2);
+    prepare(&format!("a recipe with {steps} steps"), &sweep);
+    let mut ours = || forge(&sweep, &[]).1;
+    let Some(bin) = std::env::var_os("FORGE_INCUMBENTS_BIN") else {
+        eprintln!("SKIPPED: FORGE_INCUMBENTS_BIN is not set, so forge is not compared with ninja");
+        println!("    {}", words(&in_turns(runs, &mut [&mut ours])[0]));
+        return;
+    };
+    let rules = folder.path().join("rules");
+    write_rules(&rules, steps);
+    let ninja = ninja_program(Path::new(&bin));
+    let mut theirs = || run(Command::new(&ninja).current_dir(&rules)).1;
+    theirs();
+    let (said, _) = run(Command::new(&ninja).current_dir(&rules));
+    assert!(said.contains("no work to do"), "{said}");
+    let times = in_turns(runs, &mut [&mut ours, &mut theirs]);
+    println!("    forge: {}\n    ninja: {}", words(&times[0]), words(&times[1]));
+    let ratio = |at: fn(&[f64]) -> f64| at(&times[0]) / at(&times[1]);
+    println!(
+        "    ratio of medians {:.2}, of the least {:.2} (target: at most 1)",
+        ratio(|times| times[times.len() / 2]),
+        ratio(|times| times[0])
     );
 }
 
-fn forge(folder: &Path, arguments: &[&str]) -> (String, f64) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_forge"));
-    command
-        .arg("build")
-        .args(arguments)
-        .current_dir(folder)
-        .env("FORGE_CACHE_DIR", folder.join("store"));
+/// Returns ninja itself, not the script that pip puts before it.
+fn ninja_program(bin: &Path) -> PathBuf {
+    let code = "import ninja, os; print(os.path.join(ninja.BIN_DIR, 'ninja'))";
+    let (said, _) = run(Command::new(bin.join("python")).args(["-c", code]));
+    PathBuf::from(said.trim())
+}
+
+fn run(command: &mut Command) -> (String, f64) {
     let started = Instant::now();
     let output = command.output().unwrap();
     let seconds = started.elapsed().as_secs_f64();
@@ -62,23 +94,59 @@ fn forge(folder: &Path, arguments: &[&str]) -> (String, f64) {
     (String::from_utf8(output.stdout).unwrap(), seconds)
 }
 
-fn time(what: &str, folder: &Path, runs: usize) {
+fn forge(folder: &Path, arguments: &[&str]) -> (String, f64) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_forge"));
+    command.arg("build").args(arguments).current_dir(folder);
+    run(command.env("FORGE_CACHE_DIR", folder.join("store")))
+}
+
+fn prepare(what: &str, folder: &Path) {
     let (_, first) = forge(folder, &["--quiet"]);
-    // A file that has just been written may be read once more; after that nothing may run.
+    // A file that has just been written may be read once more; after that nothing may run. The stamps of outputs prove
+    // something when they are older than the grain of clocks.
+    std::thread::sleep(forge::store::GRAIN + Duration::from_millis(100));
     forge(folder, &["--quiet"]);
     let (events, _) = forge(folder, &["--message-format", "json"]);
     assert!(
         events.contains("\"ran\":0") && !events.contains("\"outcome\":\"ran\""),
         "{events}"
     );
-    let mut times: Vec<f64> = (0..runs).map(|_| 1e3 * forge(folder, &[]).1).collect();
-    times.sort_by(f64::total_cmp);
-    println!(
-        "{what}: first build {first:.1} s; {runs} builds with nothing to do: median {:.1} ms, least {:.1}, most {:.1}",
-        times[runs / 2],
+    println!("{what}: first build {first:.1} s; builds with nothing to do:");
+}
+
+/// Runs each in turn, so often; returns the sorted times of each.
+fn in_turns(runs: usize, work: &mut [&mut dyn FnMut() -> f64]) -> Vec<Vec<f64>> {
+    let mut times = vec![Vec::new(); work.len()];
+    for _ in 0..runs {
+        for (work, times) in work.iter_mut().zip(&mut times) {
+            times.push(1e3 * work());
+        }
+    }
+    for times in &mut times {
+        times.sort_by(f64::total_cmp);
+    }
+    times
+}
+
+fn words(times: &[f64]) -> String {
+    format!(
+        "{} runs, median {:.1} ms, least {:.1}, most {:.1}",
+        times.len(),
+        times[times.len() / 2],
         times[0],
-        times[runs - 1]
-    );
+        times[times.len() - 1]
+    )
+}
+
+/// Writes files and a rule for each that copies it.
+fn write_rules(folder: &Path, rules: usize) {
+    fs::create_dir_all(folder.join("in")).unwrap();
+    let mut text = "rule copy\n  command = cp $in $out\n".to_owned();
+    for rule in 0..rules {
+        fs::write(folder.join(format!("in/{rule}")), rule.to_string()).unwrap();
+        writeln!(text, "build out/{rule}: copy in/{rule}").unwrap();
+    }
+    fs::write(folder.join("build.ninja"), text).unwrap();
 }
 
 /// Writes a very small model and a recipe that makes so many candidates of it.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the figures of docs/benchmarks.md. Options go to both: --mib, --rounds, --runs, --candidates.
+# Makes the figures of docs/benchmarks.md. Options go to both: --mib, --rounds, --runs, --steps.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,5 +8,10 @@ if [ -z "${FORGE_PEER_BIN:-}" ] && ! FORGE_PEER_BIN=$(sh tests/peers/build-llama
     unset FORGE_PEER_BIN
 fi
 [ -z "${FORGE_PEER_BIN:-}" ] || export FORGE_PEER_BIN
+if [ -z "${FORGE_INCUMBENTS_BIN:-}" ] && ! FORGE_INCUMBENTS_BIN=$(sh tests/peers/install-incumbents.sh); then
+    echo 'SKIPPED: no ninja, so nothing is compared with it' >&2
+    unset FORGE_INCUMBENTS_BIN
+fi
+[ -z "${FORGE_INCUMBENTS_BIN:-}" ] || export FORGE_INCUMBENTS_BIN
 cargo bench --bench null_build -- "$@"
 cargo bench --bench quantize -- "$@"

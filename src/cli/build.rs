@@ -1,5 +1,7 @@
 //! `forge build`.
 
+use std::time::Instant;
+
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
@@ -18,6 +20,22 @@ use crate::step::Class;
 use crate::step::StepError;
 
 pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    let started = Instant::now();
+    // The short way, for people: whoever wants to hear of every step goes the long one.
+    let question = files.question(&args.target);
+    if let Some(question) = &question
+        && !terminal.is_json()
+        && !terminal.verbose
+        && let Some(cached) = files.nothing_to_do(&args.target, question, terminal)
+    {
+        let report = Report {
+            cached,
+            elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            ..Report::default()
+        };
+        terminal.line(&summary(&report));
+        return Ok(Exit::Done);
+    }
     let cancel = Cancel::new();
     stop_on_signals(&cancel, terminal);
     let (session, pools) = files.session(&args.target, terminal, cancel)?;
@@ -35,6 +53,9 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
             .build(options, observer)
             .map_err(|error| session_failure(&error))?
     };
+    if let Some(question) = &question {
+        session.note_fresh(question, &files.texts(), &report);
+    }
     for failure in &report.failures {
         terminal.diagnostic(&explain(&failure.node.to_string(), &failure.error));
     }

@@ -1,5 +1,6 @@
 //! Where recipes and settings are, and the verbs that only read or write those.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -14,6 +15,7 @@ use crate::cli::diagnostic::Diagnostic;
 use crate::cli::init;
 use crate::cli::show;
 use crate::cli::terminal::Terminal;
+use crate::digest::BlobDigest;
 use crate::engine::Cancel;
 use crate::fs;
 use crate::recipe::LoadError;
@@ -21,6 +23,7 @@ use crate::recipe::Parsed;
 use crate::recipe::settings::PoolSettings;
 use crate::recipe::settings::Settings;
 use crate::session;
+use crate::session::Question;
 use crate::session::Session;
 use crate::session::SessionError;
 use crate::text::Source;
@@ -32,6 +35,8 @@ const TEXT_CAP: u64 = 4 << 20;
 pub(super) struct Files {
     directory: PathBuf,
     cache_dir: Option<PathBuf>,
+    /// What was read of a recipe.
+    texts: RefCell<Vec<(PathBuf, BlobDigest)>>,
 }
 
 impl Files {
@@ -40,6 +45,7 @@ impl Files {
         Self {
             directory,
             cache_dir: global.cache_dir.clone(),
+            texts: RefCell::default(),
         }
     }
 
@@ -49,12 +55,24 @@ impl Files {
     }
 
     fn read(&self, path: &str) -> Result<Source, LoadError> {
-        read_source(&self.directory.join(path), path)
+        self.read_text(&self.directory.join(path), path)
+    }
+
+    fn read_text(&self, path: &Path, name: &str) -> Result<Source, LoadError> {
+        let source = read_source(path, name)?;
+        let text = (path.to_owned(), BlobDigest::of(source.text().as_bytes()));
+        self.texts.borrow_mut().push(text);
+        Ok(source)
+    }
+
+    /// Returns the files that a recipe was read from, and the digest of each; none if it has warnings.
+    pub(super) fn texts(&self) -> Vec<(PathBuf, BlobDigest)> {
+        self.texts.borrow().clone()
     }
 
     fn extend(&self, recipe: &str, extended: &str) -> Result<Source, LoadError> {
         let beside = Path::new(recipe).parent().unwrap_or(Path::new("")).join(extended);
-        read_source(&self.directory.join(&beside), &beside.to_string_lossy())
+        self.read_text(&self.directory.join(&beside), &beside.to_string_lossy())
     }
 
     /// Reads a recipe; its warnings are printed.
@@ -68,6 +86,10 @@ impl Files {
                     for warning in &parsed.warnings {
                         terminal.diagnostic(&Diagnostic::recipe_warning(warning));
                     }
+                }
+                if !parsed.warnings.is_empty() {
+                    // They are to be said each time, so the recipe is to be read each time.
+                    self.texts.borrow_mut().clear();
                 }
                 Ok(parsed)
             }
@@ -88,6 +110,37 @@ impl Files {
         self.directory.join(recipe).parent().unwrap_or(Path::new("")).to_owned()
     }
 
+    fn cache_dir(&self, settings: &Settings, place: &Path) -> Result<PathBuf, Failure> {
+        match (&self.cache_dir, &settings.cache_dir) {
+            (Some(dir), _) => Ok(dir.clone()),
+            (None, Some(dir)) => Ok(place.join(dir)),
+            (None, None) => default_cache_dir(),
+        }
+    }
+
+    /// Returns what a build is asked, for [`session::nothing_to_do`].
+    pub(super) fn question(&self, target: &args::Target) -> Option<Question> {
+        Some(Question {
+            recipe: self.directory.join(&target.recipe),
+            out: target.out.as_ref().map(|out| self.directory.join(out)),
+            steps: target.steps.clone(),
+            program: std::env::current_exe().ok()?,
+        })
+    }
+
+    /// Returns how many steps of a build are done, if a note says that all are, and still holds.
+    pub(super) fn nothing_to_do(
+        &self,
+        target: &args::Target,
+        question: &Question,
+        terminal: &Terminal,
+    ) -> Option<usize> {
+        // What is wrong with the settings is said on the long way.
+        let (settings, place) = Self::settings(&self.folder(&target.recipe)).ok()?;
+        terminal.prefer(settings.color);
+        session::nothing_to_do(&self.cache_dir(&settings, &place).ok()?, question)
+    }
+
     /// Opens a session for a recipe.
     pub(super) fn session(
         &self,
@@ -99,11 +152,7 @@ impl Files {
         let folder = self.folder(&target.recipe);
         let (settings, place) = Self::settings(&folder)?;
         terminal.prefer(settings.color);
-        let cache_dir = match (&self.cache_dir, &settings.cache_dir) {
-            (Some(dir), _) => dir.clone(),
-            (None, Some(dir)) => place.join(dir),
-            (None, None) => default_cache_dir()?,
-        };
+        let cache_dir = self.cache_dir(&settings, &place)?;
         let out = match &target.out {
             Some(out) => self.directory.join(out),
             None => folder.join("out").join(&parsed.recipe.name),
@@ -214,6 +263,7 @@ impl Files {
     pub(super) fn show(&self, show: &args::Show, terminal: &Terminal) -> Result<Exit, Failure> {
         let parsed = self.recipe(&show.recipe, terminal)?;
         let format = match show.format {
+            _ if terminal.is_json() => show::Format::Json,
             args::ShowFormat::Toml => show::Format::Toml,
             args::ShowFormat::Json => show::Format::Json,
         };

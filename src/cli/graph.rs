@@ -14,6 +14,7 @@ pub(super) fn run(args: &args::Graph, files: &Files, terminal: &Terminal) -> Res
     let graph =
         Graph::of(&parsed.recipe).map_err(|error| Failure::new(Exit::Recipe, Diagnostic::from_error(&error)))?;
     let format = match args.format {
+        _ if terminal.is_json() => Format::Json,
         args::GraphFormat::Dot => Format::Dot,
         args::GraphFormat::Mermaid => Format::Mermaid,
         args::GraphFormat::Json => Format::Json,

@@ -35,6 +35,7 @@ pub use read::read_exact_at;
 pub use read::read_small;
 pub use safe::UnsafePathError;
 pub use safe::safe_join;
+pub use stamp::Folder;
 pub use stamp::Stamp;
 pub use write::Durability;
 pub use write::TempFile;

@@ -4,6 +4,7 @@ use std::fs;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::path::PathBuf;
 
 use crate::fs::PathError;
 
@@ -51,7 +52,6 @@ impl Stamp {
 
 impl From<&fs::Metadata> for Stamp {
     fn from(facts: &fs::Metadata) -> Self {
-        let nanos = |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
         Self {
             dev: facts.dev(),
             ino: facts.ino(),
@@ -59,5 +59,75 @@ impl From<&fs::Metadata> for Stamp {
             mtime_ns: nanos(facts.mtime(), facts.mtime_nsec()),
             ctime_ns: nanos(facts.ctime(), facts.ctime_nsec()),
         }
+    }
+}
+
+/// A directory that is held open, for looking at many files in it: their paths need not be walked from the root each time.
+#[derive(Debug)]
+pub struct Folder {
+    directory: File,
+    path: PathBuf,
+}
+
+impl Folder {
+    /// Opens a directory.
+    pub fn open(path: &Path) -> Result<Self, PathError> {
+        Ok(Self {
+            directory: File::open(path).map_err(PathError::on(path, "open"))?,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Looks at a path in it; `None` if nothing is there or it is not a plain file.
+    pub fn stamp(&self, name: &Path) -> Result<Option<Stamp>, PathError> {
+        match rustix::fs::statat(&self.directory, name, rustix::fs::AtFlags::empty()) {
+            Ok(facts) => {
+                let is_file = rustix::fs::FileType::from_raw_mode(facts.st_mode).is_file();
+                Ok(is_file.then(|| Stamp::from(&facts)))
+            }
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(PathError::new(&self.path.join(name), "look at", error.into())),
+        }
+    }
+}
+
+// The widths of the fields differ between systems.
+#[allow(clippy::cast_possible_wrap, clippy::unnecessary_cast)]
+impl From<&rustix::fs::Stat> for Stamp {
+    fn from(facts: &rustix::fs::Stat) -> Self {
+        Self {
+            dev: facts.st_dev as u64,
+            ino: facts.st_ino as u64,
+            size: facts.st_size as u64,
+            mtime_ns: nanos(facts.st_mtime as i64, facts.st_mtime_nsec as i64),
+            ctime_ns: nanos(facts.st_ctime as i64, facts.st_ctime_nsec as i64),
+        }
+    }
+}
+
+fn nanos(seconds: i64, nanos: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_folder_shows_the_stamps_that_paths_show() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        fs::write(dir.path().join("sub/file"), b"four").unwrap();
+        std::os::unix::fs::symlink("sub/file", dir.path().join("link")).unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        for name in ["sub/file", "link"] {
+            let stamp = Stamp::of(&dir.path().join(name)).unwrap();
+            assert_eq!(folder.stamp(Path::new(name)).unwrap(), Some(stamp), "{name}");
+            assert_eq!(stamp.size, 4);
+        }
+        for name in ["sub", "none", "sub/none", "sub/file/none"] {
+            assert_eq!(folder.stamp(Path::new(name)).unwrap(), None, "{name}");
+        }
+        assert!(Folder::open(&dir.path().join("none")).is_err());
     }
 }

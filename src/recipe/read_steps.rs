@@ -314,6 +314,20 @@ fn merge(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix> 
             });
         }
     }
+    let weighted = weights
+        .iter()
+        .flatten()
+        .find(|(weight, _)| Some(weight) != weights.iter().flatten().map(|(first, _)| first).next());
+    if let Some((weight, place)) = weighted
+        && mode.values.iter().any(|(mode, _)| *mode == MergeMode::Max)
+    {
+        reader.errors.push(RecipeError::OutOfRange {
+            place: place.clone(),
+            key: "weights".to_owned(),
+            expected: "equal weights, or none, with `mode = \"max\"`: a maximum cannot be weighted".to_owned(),
+            found: weight.to_string(),
+        });
+    }
     let weights = match weights {
         Some(weights) => weights.into_iter().map(|(weight, _)| weight).collect(),
         None => vec![Decimal::ONE; inputs.len()],

@@ -12,7 +12,7 @@ use serde::Serialize;
 /// The name of the form of `metrics.json`.
 pub const SCHEMA: &str = "forge.metrics.v1";
 
-/// A candidate's figures in one evaluation. Figures that were not measured are absent.
+/// A candidate's figures in one evaluation. Figures that were not measured are null.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// The candidate's name.

@@ -1,6 +1,7 @@
 //! The façade: what the command line, a test or another program calls. Opens a recipe with a store, plans, builds, and
 //! writes what stands beside outputs.
 
+mod fresh;
 mod record;
 
 use std::collections::BTreeSet;
@@ -34,6 +35,9 @@ use crate::step::corpus;
 use crate::step::model;
 use crate::store::Store;
 use crate::store::StoreError;
+
+pub use fresh::Question;
+pub use fresh::nothing_to_do;
 
 /// What a session is opened with.
 #[derive(Debug, Clone)]

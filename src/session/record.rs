@@ -147,13 +147,20 @@ fn write_manifest(
     outcome: &Outcome,
 ) -> Result<(), StepError> {
     let NodeId::Step(step) = id else { return Ok(()) };
-    let name = format!("{}.gguf.manifest.json", step.label());
-    let path = output::path(env, &name)?;
+    let path = output::path(env, &promote::manifest_name(step))?;
+    let is_written = || -> Result<bool, StepError> {
+        let last = env.store.last(&env.recipe, &id.to_string());
+        match last.and_then(|last| last.manifest) {
+            Some(known) => Ok(output::intact(env, &path, &known)?.is_some()),
+            None => Ok(false),
+        }
+    };
+    // Most often it is there; a lock is only for writing it.
+    if is_written()? {
+        return Ok(());
+    }
     let _lock = env.store.lock_output(&path, &mut |_| {}, &|| false)?;
-    let last = env.store.last(&env.recipe, &id.to_string());
-    if let Some(known) = last.and_then(|last| last.manifest)
-        && output::intact(env, &path, &known)?.is_some()
-    {
+    if is_written()? {
         return Ok(());
     }
     let manifest = manifest_of(session, env, run, started, report, id, outcome)?;

@@ -72,6 +72,53 @@ fn action_of(corpus: &CorpusStep, texts: Vec<BlobDigest>) -> Action {
     })
 }
 
+/// Why a pattern has no list of files.
+#[derive(Debug)]
+pub enum Unmatched {
+    /// It is not a pattern.
+    Pattern(&'static str),
+    /// A folder cannot be looked into.
+    Folder(glob::GlobError),
+    /// A file cannot be looked at.
+    File(fs::PathError),
+}
+
+/// Returns whether a path of a recipe stands for whatever files match it.
+pub fn is_pattern(resolved: &str) -> bool {
+    resolved.contains(['*', '?', '['])
+}
+
+/// Returns the files that match a pattern, sorted by name; a relative pattern starts in `folder`.
+pub fn matches(resolved: &str, folder: &Path) -> Result<Vec<PathBuf>, Unmatched> {
+    let options = glob::MatchOptions {
+        require_literal_leading_dot: true,
+        require_literal_separator: true,
+        case_sensitive: true,
+    };
+    let absolute = anchored(resolved, folder);
+    let matches = glob::glob_with(&absolute, options).map_err(|error| Unmatched::Pattern(error.msg))?;
+    let mut files: Vec<PathBuf> = Vec::new();
+    for path in matches {
+        let path = path.map_err(Unmatched::Folder)?;
+        if fs::Stamp::of_plain_file(&path).map_err(Unmatched::File)?.is_some() {
+            files.push(path);
+        }
+    }
+    // `glob` sorts by name already; the order must not rest on that.
+    files.sort();
+    Ok(files)
+}
+
+/// Returns a pattern that starts in `folder`, whatever characters the folder's name has.
+fn anchored(resolved: &str, folder: &Path) -> String {
+    let base = glob::Pattern::escape(&folder.to_string_lossy());
+    if Path::new(resolved).is_absolute() || base.is_empty() {
+        resolved.to_owned()
+    } else {
+        format!("{base}/{resolved}")
+    }
+}
+
 /// Returns the files of a corpus: pattern by pattern, within a pattern by name; a file that two patterns match once.
 pub fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepError> {
     let mut found: Vec<PathBuf> = Vec::new();
@@ -80,54 +127,31 @@ pub fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepErro
             let (line, _) = pattern.origin.source.line_column(pattern.origin.span.start);
             format!("{}:{line}", pattern.origin.source.name())
         };
-        let base = glob::Pattern::escape(&folder.to_string_lossy());
-        let inside = !Path::new(&pattern.resolved).is_absolute() && !base.is_empty();
-        let absolute = if inside {
-            format!("{base}/{}", pattern.resolved)
-        } else {
-            pattern.resolved.clone()
-        };
-        let options = glob::MatchOptions {
-            require_literal_leading_dot: true,
-            require_literal_separator: true,
-            case_sensitive: true,
-        };
-        let matches = glob::glob_with(&absolute, options).map_err(|error| {
-            StepError::input(format!(
-                "{}: `{}` is not a file pattern: {}",
+        let files = matches(&pattern.resolved, folder).map_err(|unmatched| match unmatched {
+            Unmatched::Pattern(why) => StepError::input(format!(
+                "{}: `{}` is not a file pattern: {why}",
                 place(),
-                pattern.written,
-                error.msg
-            ))
+                pattern.written
+            )),
+            Unmatched::Folder(error) => StepError::input(format!(
+                "{}: cannot look into `{}`: {}",
+                place(),
+                error.path().display(),
+                error.error()
+            )),
+            Unmatched::File(error) => error.into(),
         })?;
-        let mut files: Vec<PathBuf> = Vec::new();
-        for path in matches {
-            let path = path.map_err(|error| {
-                StepError::input(format!(
-                    "{}: cannot look into `{}`: {}",
-                    place(),
-                    error.path().display(),
-                    error.error()
-                ))
-            })?;
-            if fs::Stamp::of_plain_file(&path)?.is_some() {
-                files.push(path);
-            }
-        }
-        // `glob` sorts by name already; the order must not rest on that.
-        files.sort();
         if files.is_empty() {
             return Err(StepError::input_hint(
                 format!("{}: no file matches `{}`", place(), pattern.written),
-                format!("patterns are relative to the recipe that states them; looked for `{absolute}`"),
+                format!(
+                    "patterns are relative to the recipe that states them; looked for `{}`",
+                    anchored(&pattern.resolved, folder)
+                ),
             ));
         }
-        found.extend(
-            files
-                .into_iter()
-                .filter(|file| !found.contains(file))
-                .collect::<Vec<_>>(),
-        );
+        let new: Vec<PathBuf> = files.into_iter().filter(|file| !found.contains(file)).collect();
+        found.extend(new);
     }
     Ok(found)
 }

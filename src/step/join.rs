@@ -285,10 +285,12 @@ fn tell(task: &Task<'_>, join: &action::Join, report: &Report) -> Result<(), Ste
             .map(ToString::to_string)
             .collect::<Vec<_>>()
             .join(", ");
-        let what = format!(
-            "experts {experts} of `{tensor}` saw fewer than {} tokens; their weights count alike",
-            join.min_count
-        );
+        let least = join.min_count;
+        let what = if tensor.contains("_exps.") {
+            format!("experts {experts} of `{tensor}` saw fewer than {least} tokens; their weights count alike")
+        } else {
+            format!("`{tensor}` saw fewer than {least} tokens; its weights count alike")
+        };
         problems.push((join.unrouted, what));
     }
     if report.matched.is_empty() {

@@ -132,6 +132,11 @@ fn file_name(id: &StepId) -> String {
     format!("{}.gguf", id.label())
 }
 
+/// Returns the file name of the manifest beside a candidate.
+pub fn manifest_name(id: &StepId) -> String {
+    format!("{}.manifest.json", file_name(id))
+}
+
 impl Kind for Promote {
     fn key(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError> {
         Ok(key_of(Self::action(node, inputs, env)?))

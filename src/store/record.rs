@@ -1,11 +1,13 @@
 //! The record of what steps did last: `runs-v1/last/<hash of recipe and step>`. It answers "why does this run?" by what it
-//! names, and is never asked whether something is done: only action results are.
+//! names, and is never asked whether something is done: only action results are. And notes of builds that found everything
+//! done: `runs-v1/fresh/<hash of what was asked>`.
 
 use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::action::ActionResult;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::digest::Hash;
@@ -19,6 +21,8 @@ use crate::store::sealed;
 const KIND: &str = "last";
 const VERSION: u64 = 1;
 const CAP: u64 = 64 << 10;
+const FRESH: &str = "fresh";
+const FRESH_VERSION: u64 = 1;
 
 /// What a step of a recipe did last.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +57,34 @@ impl Store {
         fs::create_dir_all(&self.root().join(layout::RUNS).join(KIND))?;
         fs::write_atomic(&path, &sealed::seal(KIND, VERSION, &name, &text), Durability::Fast)?;
         Ok(())
+    }
+
+    /// Returns the note of a build that found everything done; nothing where that cannot be read.
+    pub fn fresh(&self, name: &Hash) -> Option<String> {
+        let name = name.to_string();
+        let path = self.root().join(layout::RUNS).join(FRESH).join(&name);
+        let bytes = fs::read_small(&path, sealed::CAP).ok()?;
+        Some(sealed::unseal(FRESH, FRESH_VERSION, &name, &bytes).ok()?.to_owned())
+    }
+
+    /// Notes that a build found everything done, unless the same is noted already. `text` is one line.
+    pub fn note_fresh(&self, name: &Hash, text: &str) -> Result<(), StoreError> {
+        if self.fresh(name).as_deref() == Some(text) {
+            return Ok(());
+        }
+        let folder = self.root().join(layout::RUNS).join(FRESH);
+        fs::create_dir_all(&folder)?;
+        let name = name.to_string();
+        let sealed = sealed::seal(FRESH, FRESH_VERSION, &name, text);
+        Ok(fs::write_atomic(&folder.join(&name), &sealed, Durability::Fast)?)
+    }
+
+    /// Returns the store's files that stand behind an action's result: the result, its document and its outputs.
+    pub fn files_of(&self, key: &ActionDigest, result: &ActionResult) -> Vec<PathBuf> {
+        let blobs = std::iter::once(&result.action).chain(result.outputs.values());
+        std::iter::once(self.shard(layout::ACTIONS, key.hash()))
+            .chain(blobs.map(|digest| self.blob_path(digest)))
+            .collect()
     }
 
     /// Writes the record of a run, a JSON document a line, under a name of its own.

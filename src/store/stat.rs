@@ -113,6 +113,11 @@ impl Store {
         Ok(())
     }
 
+    /// Returns true if any change of a file at or after `now` must change this stamp of it.
+    pub fn is_settled(&self, stamp: &Stamp, now: SystemTime) -> bool {
+        is_settled(stamp, now)
+    }
+
     /// Checks that a file still has the stamp that it had when it was digested.
     ///
     /// # Errors

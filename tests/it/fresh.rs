@@ -1,0 +1,160 @@
+//! The note of a build that found everything done: believed while nothing has changed, and never after anything has.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use forge::session::Question;
+use forge::session::nothing_to_do;
+
+use crate::cut;
+use crate::cut::build_well;
+use crate::cut::corrupt_quietly;
+use crate::cut::edited;
+use crate::support::Forge;
+
+/// A recipe with one of everything that a note looks at, in two files.
+fn project() -> Forge {
+    let forge = Forge::new();
+    cut::furnish(&forge);
+    let recipe = edited(cut::RECIPE, r#"files = ["prose.txt"]"#, r#"files = ["pro*.txt"]"#);
+    let recipe = edited(&recipe, "schema = 1\n", "schema = 1\nextends = \"base.toml\"\n");
+    let source = "[source.model]\npath = \"model.gguf\"\n";
+    let base = format!("schema = 1\n{source}");
+    forge.write("base.toml", base).recipe(&edited(&recipe, source, ""));
+    forge
+}
+
+fn question(forge: &Forge) -> Question {
+    Question {
+        recipe: forge.path("recipe.toml"),
+        out: None,
+        steps: Vec::new(),
+        program: PathBuf::from(env!("CARGO_BIN_EXE_forge")),
+    }
+}
+
+fn answer(forge: &Forge) -> Option<usize> {
+    nothing_to_do(forge.store(), &question(forge))
+}
+
+type Change = fn(&Forge);
+
+/// What a build must look into, each by itself.
+const CHANGES: &[(&str, Change)] = &[
+    ("a source edited in place, size and time put back", |forge| {
+        corrupt_quietly(&forge.path("model.gguf"), 20_000);
+    }),
+    ("a text edited in place, size and time put back", |forge| {
+        corrupt_quietly(&forge.path("held-out.txt"), 7);
+    }),
+    ("one more file that a pattern matches", |forge| {
+        forge.write("prose-2.txt", "More of it.");
+    }),
+    ("a comment in the recipe", |forge| {
+        let text = std::fs::read_to_string(forge.path("recipe.toml")).unwrap();
+        forge.recipe(&format!("{text}# a comment\n"));
+    }),
+    ("a comment in what the recipe extends", |forge| {
+        let text = std::fs::read_to_string(forge.path("base.toml")).unwrap();
+        forge.write("base.toml", format!("{text}# a comment\n"));
+    }),
+    ("a candidate edited in place, size and time put back", |forge| {
+        corrupt_quietly(&forge.path("out/small/a.gguf"), 20_000);
+    }),
+    ("a candidate gone", |forge| {
+        std::fs::remove_file(forge.path("out/small/b.gguf")).unwrap();
+    }),
+    ("a manifest gone", |forge| {
+        std::fs::remove_file(forge.path("out/small/a.gguf.manifest.json")).unwrap();
+    }),
+    ("a table edited", |forge| {
+        forge.write("out/small/metrics.md", "nothing");
+    }),
+    ("a blob of a step gone", |forge| {
+        let last = std::fs::read_dir(forge.store().join("runs-v1/last")).unwrap();
+        let last = std::fs::read_to_string(last.map(|entry| entry.unwrap().path()).next().unwrap()).unwrap();
+        let digest = last.split("\"document\":\"").nth(1).unwrap();
+        std::fs::remove_file(forge.store().join("cas-v1").join(&digest[..2]).join(&digest[2..64])).unwrap();
+    }),
+    ("a source gone", |forge| {
+        std::fs::remove_file(forge.path("model.gguf")).unwrap();
+    }),
+];
+
+#[test]
+fn a_note_is_believed_while_nothing_has_changed_and_never_after() {
+    let projects: Vec<(&str, Change, Forge)> = CHANGES
+        .iter()
+        .map(|(what, change)| (*what, *change, project()))
+        .collect();
+    cut::in_parallel(&projects, |(what, _, forge)| {
+        build_well(forge, &[]);
+        assert_eq!(answer(forge), None, "{what}: a build that ran something notes nothing");
+    });
+    // Until every stamp proves something.
+    std::thread::sleep(forge::store::GRAIN + Duration::from_millis(100));
+    cut::in_parallel(&projects, |(what, change, forge)| {
+        let steps = build_well(forge, &[]).events.last().unwrap()["cached"].as_u64();
+        assert_eq!(answer(forge).map(|steps| steps as u64), steps, "{what}");
+        let said = forge.run(&["build"]).success().stderr;
+        assert!(
+            said.contains(&format!("nothing to do ({} cached)", steps.unwrap())),
+            "{said}"
+        );
+        let other = |change: &dyn Fn(&mut Question)| {
+            let mut question = question(forge);
+            change(&mut question);
+            nothing_to_do(forge.store(), &question)
+        };
+        assert_eq!(other(&|question| question.steps = vec!["promote.a".to_owned()]), None);
+        assert_eq!(other(&|question| question.out = Some(forge.path("elsewhere"))), None);
+        assert_eq!(other(&|question| question.program = forge.path("base.toml")), None);
+        assert_eq!(other(&|question| question.recipe = forge.path("base.toml")), None);
+
+        change(forge);
+        assert_eq!(answer(forge), None, "{what}");
+    });
+}
+
+#[test]
+fn a_damaged_note_is_no_note() {
+    let forge = project();
+    build_well(&forge, &[]);
+    std::thread::sleep(forge::store::GRAIN + Duration::from_millis(100));
+    build_well(&forge, &[]);
+    assert!(answer(&forge).is_some());
+    let folder = forge.store().join("runs-v1/fresh");
+    let note = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+    let whole = std::fs::read(&note).unwrap();
+    for at in (0..whole.len()).step_by(97) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 4;
+        std::fs::write(&note, bytes).unwrap();
+        assert_eq!(answer(&forge), None, "byte {at}");
+    }
+    std::fs::write(&note, &whole[..whole.len() / 2]).unwrap();
+    assert_eq!(answer(&forge), None);
+    std::fs::write(&note, whole).unwrap();
+    assert!(answer(&forge).is_some());
+}
+
+#[test]
+fn a_gate_that_fails_and_a_recipe_with_warnings_are_never_noted() {
+    let gated = project();
+    let text = std::fs::read_to_string(gated.path("recipe.toml")).unwrap();
+    gated.recipe(&format!(
+        "{text}\n[gate.strict]\nrequire = [\"kld_mean < 0.0000001\"]\n"
+    ));
+    let warned = project();
+    warned.recipe(&format!("{text}\n[policy.unused]\nmethod = \"mix\"\nmix = \"Q4_0\"\n"));
+    for _ in 0..2 {
+        let _ = cut::build(&gated, &[]).run.status(1);
+        build_well(&warned, &[]);
+        std::thread::sleep(forge::store::GRAIN + Duration::from_millis(100));
+    }
+    assert_eq!(cut::build(&gated, &[]).run.status, Some(1));
+    assert_eq!(answer(&gated), None);
+    let said = warned.run(&["build"]).success().stderr;
+    assert!(said.contains("unused"), "{said}");
+    assert_eq!(answer(&warned), None);
+}
