@@ -27,22 +27,22 @@ pub(super) fn run(args: &args::Policy, files: &Files, terminal: &Terminal) -> Re
 }
 
 /// Reads a file of the command line as text.
-pub(super) fn read(path: &str, cap: u64, files: &Files) -> Result<String, Diagnostic> {
+pub(super) fn read(path: &str, cap: u64, files: &Files) -> Result<String, Box<Diagnostic>> {
     let unreadable = |cause: String| {
         Diagnostic::error(format!("can't read `{path}`"))
             .code("policy::unreadable")
             .caused_by(cause)
     };
     let bytes = fs::read_small(&files.place(path), cap).map_err(|error| {
-        unreadable(if error.is_not_found() {
+        Box::new(unreadable(if error.is_not_found() {
             "there is no such file".to_owned()
         } else {
             error.to_string()
-        })
+        }))
     })?;
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        unreadable(format!("it is not UTF-8: byte {at} is wrong"))
+        Box::new(unreadable(format!("it is not UTF-8: byte {at} is wrong")))
     })
 }
 
@@ -52,7 +52,7 @@ fn check(args: &args::PolicyCheck, files: &Files, terminal: &Terminal) -> Result
         let text = match read(path, CERTIFICATE_CAP, files) {
             Ok(text) => text,
             Err(diagnostic) => {
-                diagnostics.push(diagnostic);
+                diagnostics.push(*diagnostic);
                 continue;
             }
         };

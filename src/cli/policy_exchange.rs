@@ -49,7 +49,7 @@ pub(super) fn import(args: &args::PolicyImport, files: &Files, terminal: &Termin
         diagnostics,
         exit: Exit::Recipe,
     };
-    let text = read(&args.rules, RULES_CAP, files).map_err(|diagnostic| failed(vec![diagnostic]))?;
+    let text = read(&args.rules, RULES_CAP, files).map_err(|diagnostic| failed(vec![*diagnostic]))?;
     let of = |message: String| Diagnostic::error(format!("`{}`: {message}", args.rules)).code("policy::rules");
     let rules = policy::rules_of_lines(&text)
         .map_err(|errors| failed(errors.iter().map(|error| of(error.to_string())).collect()))?;

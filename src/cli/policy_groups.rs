@@ -104,20 +104,14 @@ fn floors<'a>(group: &'a TensorGroup, spans: Option<&'a [Span]>) -> Option<impl 
 }
 
 fn row(facts: &ModelFacts, group: &TensorGroup, spans: Option<&[Span]>) -> String {
-    let mut text = format!(
-        "{:<5}  {:>12}  {}",
-        word_of(group.bond),
-        elements(facts, group),
-        group.name
-    );
-    for (span, _) in floors(group, spans).into_iter().flatten().take(1) {
-        text += &match span {
-            Span::Fixed { to, .. } => format!("  {to}"),
-            Span::Free { floor, ceiling } => format!("  {floor} to {ceiling}"),
-        };
-    }
-    text.push('\n');
-    text
+    let first = floors(group, spans).and_then(|mut spans| spans.next());
+    let span = match first {
+        None => String::new(),
+        Some((Span::Fixed { to, .. }, _)) => format!("  {to}"),
+        Some((Span::Free { floor, ceiling }, _)) => format!("  {floor} to {ceiling}"),
+    };
+    let (bond, elements) = (word_of(group.bond), elements(facts, group));
+    format!("{bond:<5}  {elements:>12}  {}{span}\n", group.name)
 }
 
 fn line(facts: &ModelFacts, group: &TensorGroup, spans: Option<&[Span]>) -> String {

@@ -328,7 +328,10 @@ fn a_search_cut_short_says_so_and_the_clock_does_not_decide() {
         .map(|_| {
             let option = |numbers: &mut Numbers| {
                 let bytes = 1_000_000 + numbers.below(1_000_000);
-                (2_000_000 - bytes as i64 + numbers.below(3) as i64, vec![bytes * 32])
+                (
+                    2_000_000 - bytes.cast_signed() + numbers.below(3).cast_signed(),
+                    vec![bytes * 32],
+                )
             };
             (0..20).map(|_| option(&mut numbers)).collect()
         })

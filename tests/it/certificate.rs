@@ -255,10 +255,10 @@ proptest! {
         let wide = [6, 1000, 1 << 40][(seed % 3) as usize];
         let option = |numbers: &mut Numbers| {
             let uses = (0..=usize::from(several)).map(|_| numbers.below(wide)).collect();
-            (numbers.below(wide) as i64, uses)
+            (numbers.below(wide).cast_signed(), uses)
         };
-        let group = |numbers: &mut Numbers| (0..1 + numbers.below(6)).map(|_| option(numbers)).collect();
-        let groups: Vec<_> = (0..1 + numbers.below(12)).map(|_| group(&mut numbers)).collect();
+        let group = |numbers: &mut Numbers| (0..=numbers.below(6)).map(|_| option(numbers)).collect();
+        let groups: Vec<_> = (0..=numbers.below(12)).map(|_| group(&mut numbers)).collect();
         let problem = problem_of(&[5, 7][..=usize::from(several)], &groups);
         let limit = |at: usize| {
             let (least, most) = problem.range(at).unwrap();
