@@ -199,6 +199,23 @@ pub enum Method {
         /// Patterns of tensors that keep the source's type.
         keep: Vec<String>,
     },
+    /// Two types: the larger one where it gains most for its bytes.
+    Density {
+        /// The importances.
+        imatrix: BlobDigest,
+        /// What decides on the length of the file's header.
+        header: PolicyHeader,
+        /// The most that the file may have.
+        budget: PolicyBudget,
+        /// The type of every tensor that can be quantized.
+        base: String,
+        /// The larger type.
+        promotion: String,
+        /// Tensors are promoted only together with the one that they follow.
+        anchors: bool,
+        /// Patterns of tensors that keep the source's type.
+        keep: Vec<String>,
+    },
     /// By losses that are guessed from roles, depth and types, solved exactly.
     Prior {
         /// What decides on the length of the file's header.

@@ -11,6 +11,7 @@
 //! - [`manual()`]: the user's own rules, first match wins.
 //! - [`ashq1()`]: floors, and then the upgrades that gain most for their bytes, by the imatrix alone.
 //! - [`prepare()`]: groups, losses and sizes as a problem for the solver ([`crate::allocation`]), and its answer as a table.
+//! - [`density()`]: two types, the larger one where it gains most for its bytes.
 //! - [`prior()`]: losses guessed from roles, depth and types.
 //! - [`lines_of_tensors`], [`lines_of_rules`], [`rules_of_lines`]: types in the forms of other programs.
 //! - [`groups()`]: tensors that get their types together.
@@ -19,6 +20,7 @@
 mod allocate;
 mod ashq1;
 mod check;
+mod density;
 mod energy;
 mod error;
 mod exchange;
@@ -45,6 +47,8 @@ pub use self::ashq1::LADDER;
 pub use self::ashq1::Span;
 pub use self::ashq1::ashq1;
 pub use self::ashq1::spans;
+pub use self::density::Density;
+pub use self::density::density;
 pub use self::energy::Energies;
 pub use self::energy::Energy;
 pub use self::error::NoFallback;

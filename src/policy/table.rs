@@ -57,6 +57,12 @@ pub enum Why {
     },
     /// The least that such tensors get; the budget allowed no more.
     Floor,
+    /// It got the larger of two types, since that gains most for its bytes.
+    Promoted {
+        /// The tensor for whose sake it had to.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        anchor_of: Option<String>,
+    },
     /// It was raised from its floor, since that gained most for its bytes.
     Ladder {
         /// The group that it rose with; its own name if it rose alone.

@@ -206,6 +206,8 @@ pub enum Method {
     Manual(ManualPolicy),
     /// By importance, from floors up, until a budget is spent.
     Ashq1(Ashq1Policy),
+    /// Two types: the larger one where it gains most for its bytes.
+    Density(DensityPolicy),
     /// By losses that are guessed from roles, depth and types, solved exactly.
     Prior(PriorPolicy),
 }
@@ -247,6 +249,19 @@ pub struct Ashq1Policy {
     pub floors: Vec<Rule>,
     /// Other ceilings; the first that matches counts.
     pub ceilings: Vec<Rule>,
+}
+
+/// Settings of `density`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DensityPolicy {
+    /// The most that the file may have: bytes, or bits per weight.
+    pub budget: Quantity,
+    /// The type of every tensor that can be quantized.
+    pub base: TypeName,
+    /// The larger type.
+    pub promotion: TypeName,
+    /// Whether tensors are promoted only together with the one whose type a runtime takes for them, too.
+    pub anchors: bool,
 }
 
 /// Settings of `prior`.

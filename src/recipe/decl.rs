@@ -110,6 +110,12 @@ pub(crate) enum Method {
         floors: Vec<Rule>,
         ceilings: Vec<Rule>,
     },
+    Density {
+        budget: Sweep<Quantity>,
+        base: TypeName,
+        promotion: TypeName,
+        anchors: bool,
+    },
     Prior {
         budget: Sweep<Quantity>,
         types: Vec<TypeName>,

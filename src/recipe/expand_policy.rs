@@ -11,6 +11,7 @@ use crate::recipe::expand::flag;
 use crate::recipe::expand::joined;
 use crate::recipe::expand::optional;
 use crate::recipe::model::Ashq1Policy;
+use crate::recipe::model::DensityPolicy;
 use crate::recipe::model::ManualPolicy;
 use crate::recipe::model::Method as PolicyMethod;
 use crate::recipe::model::MixPolicy;
@@ -102,6 +103,28 @@ impl Expansion<'_> {
                         ceilings: ceilings.clone(),
                     });
                     push(self, &data[row[0]], &parts, method);
+                }
+            }
+            Method::Density {
+                budget,
+                base,
+                promotion,
+                anchors,
+            } => {
+                let budgets = choices(budget, |budget| budget.slug());
+                for row in self
+                    .rows(decl, kind, &[data.len(), budgets.len()])
+                    .into_iter()
+                    .flatten()
+                {
+                    let budget = &budgets[row[1]];
+                    let method = PolicyMethod::Density(DensityPolicy {
+                        budget: budget.value,
+                        base: *base,
+                        promotion: *promotion,
+                        anchors: *anchors,
+                    });
+                    push(self, &data[row[0]], std::slice::from_ref(&budget.part), method);
                 }
             }
             Method::Prior {

@@ -66,6 +66,29 @@ pub(crate) fn ashq1(reader: &mut Reader<'_, '_>) -> Option<Method> {
     })
 }
 
+pub(crate) fn density(reader: &mut Reader<'_, '_>) -> Option<Method> {
+    reader.need("budget", "budget = \"5.5 bpw\"");
+    let budget = reader.sweep("budget", Quantity::to_string, budget);
+    let base = reader.required("base", "base = \"Q4_K\"", |field| field.type_name());
+    let promotion = reader.required("promotion", "promotion = \"Q8_0\"", |field| field.type_name());
+    let anchors = if reader.has("anchors") {
+        reader.read("anchors", |field| field.boolean())
+    } else {
+        Some(false)
+    };
+    let (budget, base, promotion, anchors) = (budget?, base?, promotion?, anchors?);
+    reader.put("budget", budget.to_toml(|budget| toml::Value::from(budget.to_string())));
+    reader.put("base", base.as_str());
+    reader.put("promotion", promotion.as_str());
+    reader.put("anchors", anchors);
+    Some(Method::Density {
+        budget,
+        base,
+        promotion,
+        anchors,
+    })
+}
+
 pub(crate) fn prior(reader: &mut Reader<'_, '_>) -> Option<Method> {
     reader.need("budget", "budget = \"4.5 bpw\"");
     let budget = reader.sweep("budget", Quantity::to_string, budget);

@@ -14,6 +14,7 @@ use crate::recipe::names::TYPES;
 use crate::recipe::names::TypeName;
 use crate::recipe::raw::RawValue;
 use crate::recipe::read_budget::ashq1;
+use crate::recipe::read_budget::density;
 use crate::recipe::read_budget::needs_data;
 use crate::recipe::read_budget::prior;
 use crate::recipe::read_steps::Context;
@@ -22,13 +23,14 @@ use crate::recipe::read_steps::names_of;
 use crate::recipe::read_steps::text;
 
 /// Methods of later versions.
-const LATER_METHODS: &[&str] = &["measured", "error", "boost", "density"];
+const LATER_METHODS: &[&str] = &["measured", "error", "boost"];
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Mix,
     Manual,
     Ashq1,
+    Density,
     Prior,
 }
 
@@ -41,6 +43,7 @@ const METHODS: &[(&str, Kind, &[&str])] = &[
         Kind::Ashq1,
         &["budget", "depth", "free", "qat", "floors", "ceilings"],
     ),
+    ("density", Kind::Density, &["budget", "base", "promotion", "anchors"]),
     ("prior", Kind::Prior, &["budget", "types", "fuse", "floors", "ceilings"]),
 ];
 
@@ -89,6 +92,10 @@ pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Opti
         Kind::Ashq1 => {
             needs_data(reader, no_data, method_place.as_ref());
             ashq1(reader)
+        }
+        Kind::Density => {
+            needs_data(reader, no_data, method_place.as_ref());
+            density(reader)
         }
         Kind::Prior => prior(reader),
     };

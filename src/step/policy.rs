@@ -8,6 +8,7 @@ use crate::action::Method;
 use crate::action::PolicyHeader;
 use crate::action::PolicyRule;
 use crate::allocation::DEFAULT_STATES;
+use crate::digest::BlobDigest;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::policy;
@@ -74,6 +75,19 @@ fn method_of(step: &PolicyStep, inputs: &Inputs) -> Result<Method, StepError> {
         };
         rules.iter().map(rule).collect::<Vec<_>>()
     };
+    let join_of = || step.join.as_ref().map(|join| inputs.step(join)).transpose();
+    let header_of = |join: Option<&Outcome>| -> Result<PolicyHeader, StepError> {
+        Ok(PolicyHeader {
+            metadata: inputs.source(&step.model)?.output("metadata")?,
+            dataset: join.map(|join| join.fact("dataset").to_owned()),
+        })
+    };
+    let importances = |method: &str| -> Result<(BlobDigest, PolicyHeader), StepError> {
+        let join = join_of()?;
+        let imatrix = join.map(|join| join.output("imatrix")).transpose()?;
+        let missing = || StepError::input(format!("`{method}` works on an imatrix, and the policy names none"));
+        Ok((imatrix.ok_or_else(missing)?, header_of(join)?))
+    };
     Ok(match &step.method {
         model::Method::Mix(mix) => Method::Mix {
             mix: mix.mix.as_str().to_owned(),
@@ -95,15 +109,10 @@ fn method_of(step: &PolicyStep, inputs: &Inputs) -> Result<Method, StepError> {
             otherwise: manual.otherwise.map(|otherwise| otherwise.as_str().to_owned()),
         },
         model::Method::Ashq1(ashq1) => {
-            let join = step.join.as_ref().map(|join| inputs.step(join)).transpose()?;
-            let join =
-                join.ok_or_else(|| StepError::input("`ashq1` works on an imatrix, and the policy names none"))?;
+            let (imatrix, header) = importances("ashq1")?;
             Method::Ashq1 {
-                imatrix: join.output("imatrix")?,
-                header: PolicyHeader {
-                    metadata: inputs.source(&step.model)?.output("metadata")?,
-                    dataset: Some(join.fact("dataset").to_owned()),
-                },
+                imatrix,
+                header,
                 budget: budget::document_of(ashq1.budget),
                 depth: ashq1.depth,
                 free: ashq1.free,
@@ -113,23 +122,29 @@ fn method_of(step: &PolicyStep, inputs: &Inputs) -> Result<Method, StepError> {
                 keep,
             }
         }
-        model::Method::Prior(prior) => {
-            let join = step.join.as_ref().map(|join| inputs.step(join)).transpose()?;
-            Method::Prior {
-                header: PolicyHeader {
-                    metadata: inputs.source(&step.model)?.output("metadata")?,
-                    dataset: join.map(|join| join.fact("dataset").to_owned()),
-                },
-                budget: budget::document_of(prior.budget),
-                types: prior.types.iter().map(|name| name.as_str().to_owned()).collect(),
-                fuse: prior.fuse.iter().map(|rule| (*rule).to_owned()).collect(),
-                floors: rules_of(&prior.floors),
-                ceilings: rules_of(&prior.ceilings),
+        model::Method::Density(density) => {
+            let (imatrix, header) = importances("density")?;
+            Method::Density {
+                imatrix,
+                header,
+                budget: budget::document_of(density.budget),
+                base: density.base.as_str().to_owned(),
+                promotion: density.promotion.as_str().to_owned(),
+                anchors: density.anchors,
                 keep,
-                states: DEFAULT_STATES,
-                solver: SOLVER,
             }
         }
+        model::Method::Prior(prior) => Method::Prior {
+            header: header_of(join_of()?)?,
+            budget: budget::document_of(prior.budget),
+            types: prior.types.iter().map(|name| name.as_str().to_owned()).collect(),
+            fuse: prior.fuse.iter().map(|rule| (*rule).to_owned()).collect(),
+            floors: rules_of(&prior.floors),
+            ceilings: rules_of(&prior.ceilings),
+            keep,
+            states: DEFAULT_STATES,
+            solver: SOLVER,
+        },
     })
 }
 
@@ -338,6 +353,29 @@ fn choose(
             };
             let energies = budget::energies(env, *imatrix, has)?;
             let table = policy::ashq1(facts, &energies, &options).map_err(failed)?;
+            let file_type = table.file_type();
+            Ok(Chosen::of(table, Some(file_type)))
+        }
+        Method::Density {
+            imatrix,
+            header,
+            budget,
+            base,
+            promotion,
+            anchors,
+            keep,
+        } => {
+            let keep = kept(keep)?;
+            let options = policy::Density {
+                base: type_of(base)?,
+                promotion: type_of(promotion)?,
+                budget: budget::bytes_of(*budget, facts),
+                size: budget::file_size(env, header, facts)?,
+                anchors: *anchors,
+                keep: &keep,
+            };
+            let energies = budget::energies(env, *imatrix, has)?;
+            let table = policy::density(facts, &energies, &options).map_err(failed)?;
             let file_type = table.file_type();
             Ok(Chosen::of(table, Some(file_type)))
         }

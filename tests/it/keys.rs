@@ -582,6 +582,18 @@ fn samples() -> Vec<Action> {
             ceilings: vec![rule("a", "Q6_K"), rule("b", "Q8_0")],
             keep: vec!["a".to_owned(), "b".to_owned()],
         })),
+        Action::Policy(policy(action::Method::Density {
+            imatrix: blob("imatrix"),
+            header: action::PolicyHeader {
+                metadata: blob("metadata"),
+                dataset: Some("calibration".to_owned()),
+            },
+            budget: action::PolicyBudget::Bytes { number: 1000 },
+            base: "Q4_K".to_owned(),
+            promotion: "Q8_0".to_owned(),
+            anchors: false,
+            keep: vec!["a".to_owned(), "b".to_owned()],
+        })),
         Action::Policy(policy(action::Method::Prior {
             header: action::PolicyHeader {
                 metadata: blob("metadata"),

@@ -318,3 +318,36 @@ fn exported_types_make_the_same_file_again() {
     let run = forge.run(&["policy", "export", "types.txt"]).status(1);
     assert!(run.stderr.contains("can't read `types.txt`"), "{}", run.stderr);
 }
+
+#[test]
+fn density_promotes_what_the_budget_holds() {
+    let forge = project();
+    forge.recipe(&recipe(
+        "method = \"density\"\nbase = \"Q4_K\"\npromotion = \"Q8_0\"\nanchors = true\nbudget = [\"6.7 bpw\", \"1 GiB\"]\n\
+         keep = [\"ffn_down\"]",
+    ));
+    build_well(&forge, &[]);
+    let (bytes, types) = candidate(&forge, "p-6.7bpw");
+    let elements: u64 = Gguf::small()
+        .tensors
+        .iter()
+        .map(|(spec, _)| spec.dims.iter().product::<u64>())
+        .sum();
+    assert!(bytes <= elements * 67 / 80);
+    let promoted: Vec<_> = types.iter().filter(|(_, ty)| **ty == TensorType::Q8_0).collect();
+    assert!(
+        !promoted.is_empty() && types.values().any(|ty| *ty == TensorType::Q4_K),
+        "{types:?}"
+    );
+    let is = |part: &str| types[&format!("blk.0.{part}.weight")] == TensorType::Q8_0;
+    assert!(is("attn_q") || !(is("attn_k") || is("attn_v")), "{types:?}");
+    assert!(is("ffn_gate") || !is("ffn_up"), "{types:?}");
+    let (_, all) = candidate(&forge, "p-1GiB");
+    assert_eq!(all["blk.0.ffn_up.weight"], TensorType::Q8_0);
+    assert_eq!(
+        all["blk.0.ffn_down.weight"],
+        candidate_of_source()["blk.0.ffn_down.weight"]
+    );
+    assert_eq!(all["token_embd.weight"], TensorType::Q4_K, "there are no data for it");
+    build_well(&forge, &[]).assert_idle();
+}

@@ -81,6 +81,13 @@ method = "ashq1"
 imatrix = "both"
 budget = "6 bpw"
 
+[policy.dense]
+method = "density"
+imatrix = "both"
+base = "Q4_K"
+promotion = "Q8_0"
+budget = "6 bpw"
+
 [policy.guess]
 method = "prior"
 budget = "6 bpw"
@@ -605,6 +612,24 @@ fn samples() -> Vec<(&'static str, Action)> {
                         target: "Q5_K".to_owned(),
                     }],
                     ceilings: Vec::new(),
+                    keep: Vec::new(),
+                },
+            ),
+        ),
+        (
+            "policy, density",
+            policy(
+                Some(blob("coverage")),
+                Method::Density {
+                    imatrix: blob("an imatrix"),
+                    header: action::PolicyHeader {
+                        metadata: blob("metadata"),
+                        dataset: Some("prose".to_owned()),
+                    },
+                    budget: action::PolicyBudget::MillionthsOfBits { number: 5_500_000 },
+                    base: "Q4_K".to_owned(),
+                    promotion: "Q8_0".to_owned(),
+                    anchors: true,
                     keep: Vec::new(),
                 },
             ),
