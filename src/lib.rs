@@ -32,6 +32,8 @@ pub mod action;
 
 pub mod store;
 
+pub mod runs;
+
 pub mod graph;
 
 pub mod step;
@@ -41,6 +43,10 @@ pub mod plan;
 pub mod manifest;
 
 pub mod scheduler;
+
+pub mod why;
+
+pub mod diff;
 
 pub mod session;
 

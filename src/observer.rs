@@ -49,6 +49,31 @@ pub enum StepOutcome {
     Skipped,
 }
 
+/// How a build ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BuildOutcome {
+    /// Everything is up to date.
+    Done,
+    /// The recipe or a step is at fault.
+    Failed,
+    /// The machine is.
+    Environment,
+    /// The user stopped it.
+    Stopped,
+}
+
+/// A field of an action's document that is not what it was when the step ran last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FieldChange {
+    /// Its path, as `inputs.policy`.
+    pub field: String,
+    /// The value before, as JSON; nothing where the field was not there.
+    pub before: Option<String>,
+    /// The value now.
+    pub after: Option<String>,
+}
+
 /// One event of a build.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
@@ -68,6 +93,8 @@ pub enum Event {
         step: String,
         /// Why it is not cached.
         why: String,
+        /// What of its action is not what it was, if that is why.
+        changes: Vec<FieldChange>,
     },
     /// A step is so far.
     Progress {
@@ -92,6 +119,8 @@ pub enum Event {
         outcome: ActionOutcome,
         /// How long it took when it ran, in milliseconds.
         cost_ms: u64,
+        /// How many bytes it made, all outputs together.
+        bytes: u64,
     },
     /// An action is being run by another build; this one waits.
     Waiting {
@@ -125,6 +154,22 @@ pub enum Event {
         /// What.
         digest: BlobDigest,
     },
+    /// What the engine said while a step ran was kept.
+    StepLog {
+        /// The step.
+        step: String,
+        /// The lines, as a blob.
+        log: BlobDigest,
+        /// How many lines.
+        lines: u64,
+    },
+    /// What a failed step left behind was kept.
+    StepKept {
+        /// The step.
+        step: String,
+        /// The folder.
+        path: String,
+    },
     /// A step ended.
     StepFinished {
         /// The step.
@@ -152,6 +197,8 @@ pub enum Event {
         skipped: usize,
         /// How long it took, in milliseconds.
         elapsed_ms: u64,
+        /// How it ended.
+        outcome: BuildOutcome,
     },
 }
 
@@ -167,4 +214,14 @@ pub struct Silent;
 
 impl Observer for Silent {
     fn event(&self, _event: &Event) {}
+}
+
+/// Lets two listen.
+pub struct Both<'a>(pub &'a dyn Observer, pub &'a dyn Observer);
+
+impl Observer for Both<'_> {
+    fn event(&self, event: &Event) {
+        self.0.event(event);
+        self.1.event(event);
+    }
 }

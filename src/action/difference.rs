@@ -1,8 +1,12 @@
 //! Two action documents, field by field.
 
+use std::collections::BTreeMap;
+
+use serde::Serialize;
 use serde_json::Value;
 
 use super::Action;
+use crate::digest::Hash;
 
 /// A field in which two actions differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,12 +19,87 @@ pub struct Difference {
     pub after: Option<String>,
 }
 
+/// Where a field of an action comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// A file of the user's.
+    Source,
+    /// The recipe.
+    Recipe,
+    /// The engine.
+    Engine,
+    /// Forge itself: the version of a form or of built-in rules.
+    Forge,
+    /// What a step before has made.
+    Input,
+}
+
+/// Fields that are versions of forge's own forms and rules.
+const VERSIONS: [&str; 7] = ["schema", "kind", "index", "rules", "writer", "codec", "table"];
+
+impl Difference {
+    /// Returns where the field comes from. Digests name what steps before have made, but for the files of sources; what
+    /// else there is says the recipe.
+    pub fn origin(&self, kind: &str) -> Origin {
+        let field = self.field.trim_start_matches("inputs.");
+        let first = field.split('.').next().unwrap_or_default();
+        let last = field.rsplit('.').next().unwrap_or_default();
+        if matches!(
+            (kind, first),
+            ("inspect-model", "files") | ("corpus", "texts") | ("imatrix-import", "file")
+        ) {
+            return Origin::Source;
+        }
+        if last == "engine" || last == "quantizer" {
+            return Origin::Engine;
+        }
+        if VERSIONS.contains(&field) {
+            return Origin::Forge;
+        }
+        let of_a_row = matches!(first, "rows" | "baseline") && last == "elements";
+        let made_before = matches!(
+            (kind, first),
+            ("tensor", "from" | "dims" | "to") | ("promote", "imatrix")
+        );
+        let digest = [&self.before, &self.after].into_iter().flatten().any(|value| {
+            let text = value.trim_matches('"');
+            let (hash, length) = text.split_once(':').unwrap_or((text, "0"));
+            hash.parse::<Hash>().is_ok() && length.parse::<u64>().is_ok()
+        });
+        if made_before || of_a_row || digest {
+            Origin::Input
+        } else {
+            Origin::Recipe
+        }
+    }
+}
+
+/// Returns every field in which one JSON value differs from another, in their order.
+pub fn of_values(before: &Value, after: &Value) -> Vec<Difference> {
+    let mut found = Vec::new();
+    compare("", Some(before), Some(after), &mut found);
+    found
+}
+
 /// Returns every field in which `after` differs from `before`, in the document's order.
 pub fn differences(before: &Action, after: &Action) -> Vec<Difference> {
     let parse = |action: &Action| serde_json::from_slice::<Value>(&action.document()).unwrap_or(Value::Null);
-    let mut found = Vec::new();
-    compare("", Some(&parse(before)), Some(&parse(after)), &mut found);
-    found
+    of_values(&parse(before), &parse(after))
+}
+
+/// Returns the rows of an array by name, where all of them are rows of candidates with names that differ: a candidate more
+/// is then one difference, and not one in every row after it.
+fn by_name(array: &[Value]) -> Option<BTreeMap<String, &Value>> {
+    let mut rows = BTreeMap::new();
+    for row in array {
+        let candidate = row.as_object()?.get("candidate")?.as_str()?;
+        let eval = row.get("eval").and_then(Value::as_str).unwrap_or_default();
+        if rows.insert(format!("{eval}/{candidate}"), row).is_some() {
+            return None;
+        }
+    }
+    Some(rows)
 }
 
 fn compare(path: &str, before: Option<&Value>, after: Option<&Value>, found: &mut Vec<Difference>) {
@@ -38,6 +117,14 @@ fn compare(path: &str, before: Option<&Value>, after: Option<&Value>, found: &mu
             }
         }
         (Some(Value::Array(old)), Some(Value::Array(new))) => {
+            if let (Some(old), Some(new)) = (by_name(old), by_name(new))
+                && !(old.is_empty() && new.is_empty())
+            {
+                for name in old.keys().chain(new.keys().filter(|name| !old.contains_key(*name))) {
+                    compare(&join(name), old.get(name).copied(), new.get(name).copied(), found);
+                }
+                return;
+            }
             for index in 0..old.len().max(new.len()) {
                 compare(&join(&index.to_string()), old.get(index), new.get(index), found);
             }
@@ -53,6 +140,8 @@ fn compare(path: &str, before: Option<&Value>, after: Option<&Value>, found: &mu
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::action::Chunking;
     use crate::action::Corpus;
@@ -87,5 +176,42 @@ mod tests {
                 ("inputs.texts.2".to_owned(), false, true),
             ]
         );
+    }
+
+    #[test]
+    fn rows_of_candidates_are_told_apart_by_name() {
+        let row = |candidate: &str, file: u64| json!({"eval": "e", "candidate": candidate, "file": file});
+        let before = json!({"rows": [row("a", 1), row("b", 2)]});
+        let after = json!({"rows": [row("new", 9), row("a", 1), row("b", 3)]});
+        let fields: Vec<_> = of_values(&before, &after)
+            .into_iter()
+            .map(|difference| (difference.field, difference.before.is_some()))
+            .collect();
+        assert_eq!(
+            fields,
+            [("rows.e/b.file".to_owned(), true), ("rows.e/new".to_owned(), false)]
+        );
+    }
+
+    #[test]
+    fn a_field_tells_where_it_comes_from() {
+        let origin = |kind: &str, field: &str, value: &str| {
+            let difference = Difference {
+                field: format!("inputs.{field}"),
+                before: None,
+                after: Some(value.to_owned()),
+            };
+            difference.origin(kind)
+        };
+        let blob = format!("\"{}\"", BlobDigest::of(b"x"));
+        assert_eq!(origin("corpus", "texts.1", &blob), Origin::Source);
+        assert_eq!(origin("join", "imatrix", &blob), Origin::Input);
+        assert_eq!(origin("promote", "imatrix.chunks", "\"4\""), Origin::Input);
+        assert_eq!(origin("eval", "engine", "\"f\""), Origin::Engine);
+        assert_eq!(origin("metrics", "rows.q/a.engine", "\"f\""), Origin::Engine);
+        assert_eq!(origin("metrics", "rows.q/a", "{}"), Origin::Recipe);
+        assert_eq!(origin("policy", "rules", "2"), Origin::Forge);
+        assert_eq!(origin("policy", "method.rules.0.target", "\"Q4_0\""), Origin::Recipe);
+        assert_eq!(origin("tensor", "to", "\"Q4_0\""), Origin::Input);
     }
 }

@@ -111,11 +111,19 @@ pub(super) enum Command {
     Plan(Plan),
     /// Bring all candidates and figures up to date
     Build(Build),
+    /// Say why a step or a tensor runs, or when and why it ran last
+    Why(Why),
+    /// Compare two recipes, manifests, candidates, imatrices or policies
+    Diff(Diff),
+    /// List the runs on record, or show one
+    Log(Log),
     /// Draw the steps and what each needs
     Graph(Graph),
     /// Look at choices of tensor types, and at the proofs that come with them
     #[command(subcommand)]
     Policy(Policy),
+    /// Look at the store, check it, and make room
+    Cache(crate::cli::cache::args::Cache),
     /// Print the identity of the embedded engine
     Engine,
 }
@@ -279,6 +287,102 @@ pub(super) struct Build {
     /// Go on with what does not need a step that failed
     #[arg(short, long)]
     pub(super) keep_going: bool,
+    /// Write what happened when to a file that Perfetto and Chrome open (chrome://tracing)
+    #[arg(long, value_name = "FILE")]
+    pub(super) trace: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Compares the action that would run with what the step did last, field by field, and follows every digest that differs
+down to the file, the line of the recipe or the engine that began it. Without STEP: every cause, and what follows from it.
+
+  forge why
+  forge why promote.small
+  forge why promote.small@Q4_K_M blk.3.ffn_down
+  forge why -f other.toml eval.quality
+
+Files that were edited are read, as the next build would read them, and not again by that. docs/why.md has more.")]
+pub(super) struct Why {
+    /// The step, as `promote.small` or `eval.quality`; all variants of a sweep unless one is named
+    #[arg(value_name = "STEP")]
+    pub(super) step: Option<String>,
+    /// A tensor of a candidate, as `blk.3.ffn_down` (with or without `.weight`)
+    #[arg(value_name = "TENSOR")]
+    pub(super) tensor: Option<String>,
+    /// The recipe
+    #[arg(short = 'f', long, default_value = "recipe.toml", value_name = "RECIPE")]
+    pub(super) recipe: String,
+    /// Where outputs go [default: `out/<recipe name>/` beside the recipe]
+    #[arg(long, value_name = "DIR")]
+    pub(super) out: Option<PathBuf>,
+    /// Read no file: of one that was edited it is only said that it must be read
+    #[arg(long)]
+    pub(super) no_read: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum DiffFormat {
+    Text,
+    Json,
+    Markdown,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+What the two are is seen from what is in them: recipes (TOML), manifests (JSON), candidates and imatrices (GGUF; imatrices
+also in the older .dat form), policies (JSON). Two of different kinds are refused.
+
+  forge diff recipe.toml other.toml
+  forge diff out/a/small-Q4_0.gguf out/b/small-Q4_0.gguf
+  forge diff --exit-code old.gguf.manifest.json new.gguf.manifest.json
+
+As git's diff driver:
+  git config diff.forge.command 'forge diff --git'
+  echo '*.toml diff=forge' >> .gitattributes
+docs/diff.md has more.")]
+pub(super) struct Diff {
+    /// The first file, and the second; with --git, the seven arguments (or nine, of a renamed file) that git gives
+    #[arg(value_name = "A B", required = true, num_args = 2..=9)]
+    pub(super) files: Vec<String>,
+    /// Exit with 1 if they differ
+    #[arg(long)]
+    pub(super) exit_code: bool,
+    /// For people, for programs, or for a comment on a change
+    #[arg(long, value_enum, default_value = "text")]
+    pub(super) format: DiffFormat,
+    /// Show at most so many rows of each part in text and Markdown; 0 for all
+    #[arg(long, default_value = "30", value_name = "N")]
+    pub(super) rows: usize,
+    /// Be the program that git calls: `git config diff.forge.command 'forge diff --git'`
+    #[arg(long, conflicts_with = "exit_code")]
+    pub(super) git: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct Log {
+    #[command(subcommand)]
+    pub(super) verb: Option<LogVerb>,
+    /// How many runs, the latest first; 0 for all
+    #[arg(short = 'n', long, default_value = "20", value_name = "N")]
+    pub(super) number: usize,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum LogVerb {
+    /// Show a run: its steps, why each ran, what ran and what it cost, warnings, outputs
+    Show(LogShow),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct LogShow {
+    /// The run: its name, the start of it, or `last`
+    #[arg(default_value = "last", value_name = "RUN")]
+    pub(super) run: String,
+    /// A step of it: also every action, and what the engine said
+    #[arg(value_name = "STEP")]
+    pub(super) step: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -5,14 +5,18 @@ use std::time::Instant;
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
+use crate::cli::cache;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
 use crate::cli::files::session_failure;
 use crate::cli::json;
 use crate::cli::progress::Progress;
 use crate::cli::terminal::Terminal;
+use crate::cli::trace::Trace;
 use crate::engine::Cancel;
+use crate::observer::Both;
 use crate::observer::Observer;
+use crate::observer::Silent;
 use crate::report::words;
 use crate::scheduler;
 use crate::scheduler::Report;
@@ -26,6 +30,7 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
     if let Some(question) = &question
         && !terminal.is_json()
         && !terminal.verbose
+        && args.trace.is_none()
         && let Some(cached) = files.nothing_to_do(&args.target, question, terminal)
     {
         let report = Report {
@@ -38,17 +43,55 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
     }
     let cancel = Cancel::new();
     stop_on_signals(&cancel, terminal);
-    let (session, pools) = files.session(&args.target, terminal, cancel)?;
+    carry_out(args, files, terminal, cancel)
+}
+
+/// Builds a recipe to make again what was lost.
+pub(super) fn repair(recipe: &str, files: &Files, terminal: &Terminal, cancel: Cancel) -> Result<Exit, Failure> {
+    let target = args::Target {
+        recipe: recipe.to_owned(),
+        steps: Vec::new(),
+        out: None,
+        jobs: None,
+    };
+    let build = args::Build {
+        target,
+        keep_going: false,
+        trace: None,
+    };
+    carry_out(&build, files, terminal, cancel)
+}
+
+fn carry_out(args: &args::Build, files: &Files, terminal: &Terminal, cancel: Cancel) -> Result<Exit, Failure> {
+    let question = files.question(&args.target);
+    let (session, settings) = files.session(&args.target, terminal, cancel)?;
+    let pools = &settings.pools;
     let defaults = scheduler::Options::default();
     let options = scheduler::Options {
         keep_going: args.keep_going,
         models: pools.model.map_or(defaults.models, |models| models as usize),
         disk: pools.disk.map_or(defaults.disk, |disk| disk as usize),
     };
+    let trace = args
+        .trace
+        .as_ref()
+        .map(|path| Trace::create(&files.path(path), session.graph()))
+        .transpose()
+        .map_err(|error| {
+            let trace = Diagnostic::from_error(&error).code("environment::trace");
+            Failure::new(
+                Exit::Environment,
+                trace.hint("another place for the trace: `--trace FILE`"),
+            )
+        })?;
     let report = {
         let lines = json::Lines(terminal);
         let progress = Progress::new(terminal, session.graph());
-        let observer: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
+        let shown: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
+        let silent = Silent;
+        let traced: &dyn Observer = trace.as_ref().map_or(&silent, |trace| trace as &dyn Observer);
+        let both = Both(shown, traced);
+        let observer: &dyn Observer = &both;
         session
             .build(options, observer)
             .map_err(|error| session_failure(&error))?
@@ -57,7 +100,14 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
         session.note_fresh(question, &files.texts(), &report);
     }
     for failure in &report.failures {
-        terminal.diagnostic(&explain(&failure.node.to_string(), &failure.error));
+        let mut diagnostic = explain(&failure.node.to_string(), &failure.error);
+        if let Some(script) = report.kept.get(&failure.node) {
+            diagnostic = diagnostic.hint(format!(
+                "what it left is kept; repeat just this step: sh {}",
+                script.display()
+            ));
+        }
+        terminal.diagnostic(&diagnostic);
     }
     if !terminal.is_json() {
         // A build with nothing to do says just that; the table stands in the output folder.
@@ -68,11 +118,14 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
         }
         terminal.line(&summary(&report));
     }
+    if report.ran > 0 {
+        cache::hold_limit(session.store(), settings.cache.max_size, terminal);
+    }
     Ok(exit_of(&report))
 }
 
 /// The first Ctrl-C stops the build, the second the program at once.
-fn stop_on_signals(cancel: &Cancel, terminal: &Terminal) {
+pub(super) fn stop_on_signals(cancel: &Cancel, terminal: &Terminal) {
     let cancel = cancel.clone();
     let say = !terminal.is_json();
     // Refused only if a handler is there already.

@@ -20,13 +20,15 @@ use crate::engine::Cancel;
 use crate::fs;
 use crate::recipe::LoadError;
 use crate::recipe::Parsed;
-use crate::recipe::settings::PoolSettings;
 use crate::recipe::settings::Settings;
+use crate::report::words;
 use crate::session;
 use crate::session::Question;
 use crate::session::Session;
 use crate::session::SessionError;
+use crate::store::Store;
 use crate::text::Source;
+use crate::why::TensorError;
 
 /// No recipe or settings file is longer.
 const TEXT_CAP: u64 = 4 << 20;
@@ -47,11 +49,6 @@ impl Files {
             cache_dir: global.cache_dir.clone(),
             texts: RefCell::default(),
         }
-    }
-
-    /// Returns where a path of the command line is.
-    pub(super) fn place(&self, path: impl AsRef<Path>) -> PathBuf {
-        self.directory.join(path)
     }
 
     fn read(&self, path: &str) -> Result<Source, LoadError> {
@@ -80,6 +77,34 @@ impl Files {
         let loaded = check::load(path, &mut |path| self.read(path), &mut |recipe, other| {
             self.extend(recipe, other)
         });
+        self.loaded(path, loaded, terminal)
+    }
+
+    /// Reads a recipe from a file that stands for another of the given name, in whose folder is what it extends.
+    pub(super) fn recipe_of(
+        &self,
+        name: &str,
+        path: &Path,
+        folder: &Path,
+        terminal: &Terminal,
+    ) -> Result<Parsed, Failure> {
+        let loaded = check::load(name, &mut |name| read_source(path, name), &mut |_, other| {
+            let beside = folder.join(other);
+            read_source(&beside, &beside.to_string_lossy())
+        });
+        // Git shows what is printed between other things: warnings would only be in the way there.
+        match loaded {
+            Ok(parsed) => Ok(parsed),
+            loaded => self.loaded(name, loaded, terminal),
+        }
+    }
+
+    fn loaded(
+        &self,
+        path: &str,
+        loaded: Result<Parsed, Vec<Diagnostic>>,
+        terminal: &Terminal,
+    ) -> Result<Parsed, Failure> {
         match loaded {
             Ok(parsed) => {
                 if !terminal.quiet {
@@ -147,7 +172,7 @@ impl Files {
         target: &args::Target,
         terminal: &Terminal,
         cancel: Cancel,
-    ) -> Result<(Session, PoolSettings), Failure> {
+    ) -> Result<(Session, Settings), Failure> {
         let parsed = self.recipe(&target.recipe, terminal)?;
         let folder = self.folder(&target.recipe);
         let (settings, place) = Self::settings(&folder)?;
@@ -166,17 +191,49 @@ impl Files {
         let threads = wanted.unwrap_or(cores).max(1);
         // Refused only if a pool was built before, and then that one serves.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-        let pools = settings.pools;
+        let machine = settings;
         let command = std::env::args().collect();
+        let again = again(&self.directory.join(&target.recipe), &out, &cache_dir, threads);
         let settings = session::Settings {
             folder,
             out,
             cache_dir,
             threads,
             command,
+            borrow: machine.cache.borrow.unwrap_or(true),
+            again,
         };
         let session = Session::open(parsed.recipe, settings, &target.steps, cancel);
-        Ok((session.map_err(|error| session_failure(&error))?, pools))
+        Ok((session.map_err(|error| session_failure(&error))?, machine))
+    }
+
+    /// Returns where the store is, and the user's settings, for verbs that need no recipe: as for a recipe in this folder.
+    pub(super) fn cache(&self) -> Result<(PathBuf, Settings), Failure> {
+        let (settings, place) = Self::settings(&self.directory)?;
+        Ok((self.cache_dir(&settings, &place)?, settings))
+    }
+
+    /// Returns where a path that was typed leads.
+    pub(super) fn place(&self, path: &Path) -> PathBuf {
+        self.directory.join(path)
+    }
+
+    /// Returns where the store is, for verbs that need no recipe: settings are looked for in the folder that they work in.
+    pub(super) fn store_place(&self, terminal: &Terminal) -> Result<PathBuf, Failure> {
+        let (settings, place) = Self::settings(&self.directory)?;
+        terminal.prefer(settings.color);
+        self.cache_dir(&settings, &place)
+    }
+
+    /// Opens the store, for verbs that need no recipe.
+    pub(super) fn store(&self, terminal: &Terminal) -> Result<Store, Failure> {
+        let place = self.store_place(terminal)?;
+        Store::open(&place).map_err(|error| session_failure(&SessionError::Store(error)))
+    }
+
+    /// Returns a path as the command line means it.
+    pub(super) fn path(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.directory.join(path)
     }
 
     /// Reads `forge.toml`: beside the recipe, else in the user's configuration. Returns where it was, too.
@@ -275,6 +332,21 @@ impl Files {
     }
 }
 
+/// Returns the words of a build with these settings, from any folder.
+fn again(recipe: &Path, out: &Path, cache_dir: &Path, threads: usize) -> Vec<String> {
+    let absolute = |path: &Path| {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        path.display().to_string()
+    };
+    let program = std::env::current_exe().map_or_else(|_| "forge".to_owned(), |path| path.display().to_string());
+    let mut words = vec![program, "build".to_owned()];
+    for (flag, path) in [("--cache-dir", cache_dir), ("--out", out)] {
+        words.extend([flag.to_owned(), absolute(path)]);
+    }
+    words.extend(["-j".to_owned(), threads.to_string(), absolute(recipe)]);
+    words
+}
+
 fn read_source(path: &Path, name: &str) -> Result<Source, LoadError> {
     let bytes = fs::read_small(path, TEXT_CAP).map_err(|error| LoadError {
         message: if error.is_not_found() {
@@ -311,6 +383,29 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
             let hint = near.map(|near| format!("did you mean `{near}`? `forge graph RECIPE` shows all steps"));
             Failure::new(Exit::Usage, hint.into_iter().fold(missing, Diagnostic::hint))
         }
+        SessionError::Tensor(tensor) => {
+            let missing = Diagnostic::error(tensor.to_string()).code("usage::no-such-tensor");
+            let known: &[String] = match tensor {
+                TensorError::NoSuchTensor { known, .. } => known,
+                _ => &[],
+            };
+            let wanted = match tensor {
+                TensorError::NoSuchTensor { wanted, .. } => wanted.as_str(),
+                _ => "",
+            };
+            let distance = |name: &str| {
+                let short = name.strip_suffix(".weight").unwrap_or(name);
+                strsim::damerau_levenshtein(name, wanted).min(strsim::damerau_levenshtein(short, wanted))
+            };
+            let near = known.iter().min_by_key(|name| distance(name));
+            let hint = match (tensor, near) {
+                (TensorError::NoCandidate { .. }, _) => {
+                    Some("name a `promote` step: `forge why promote.NAME TENSOR`".to_owned())
+                }
+                (_, near) => near.map(|near| format!("did you mean `{near}`?")),
+            };
+            Failure::new(Exit::Usage, hint.into_iter().fold(missing, Diagnostic::hint))
+        }
         SessionError::Sources { problems } => Failure {
             diagnostics: problems
                 .iter()
@@ -323,6 +418,24 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
             Failure::new(
                 Exit::Environment,
                 store.hint("another place for the store: `--cache-dir DIR` or `FORGE_CACHE_DIR`"),
+            )
+        }
+        SessionError::NoRoom(no_room) => {
+            let mut room = Diagnostic::from_error(error).code("environment::room");
+            for (step, bytes) in no_room.steps.iter().take(8) {
+                room = room.caused_by(format!("`{step}` would write {}", words::bytes(*bytes)));
+            }
+            if no_room.steps.len() > 8 {
+                let more = words::count((no_room.steps.len() - 8) as u64, "step");
+                room = room.caused_by(format!("and {more} more"));
+            }
+            if no_room.unknown > 0 {
+                let unknown = words::count(no_room.unknown as u64, "step");
+                room = room.caused_by(format!("what {unknown} would write is not known yet"));
+            }
+            Failure::new(
+                Exit::Environment,
+                room.hint("make room: `forge cache gc` shows what the store can spare; or another place: `--out DIR`, `--cache-dir DIR`"),
             )
         }
         SessionError::Output(_) => {

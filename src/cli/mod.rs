@@ -2,12 +2,15 @@
 
 mod args;
 mod build;
+mod cache;
 pub mod check;
 pub mod diagnostic;
+mod diff;
 mod files;
 mod graph;
 pub mod init;
 mod json;
+mod log;
 mod plan;
 mod policy;
 mod policy_exchange;
@@ -15,6 +18,8 @@ mod policy_groups;
 mod progress;
 pub mod show;
 mod terminal;
+mod trace;
+mod why;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -117,8 +122,12 @@ fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Show(show) => files.show(show, terminal),
         Command::Plan(plan) => plan::run(plan, &files, terminal),
         Command::Build(build) => build::run(build, &files, terminal),
+        Command::Why(why) => why::run(why, &files, terminal),
+        Command::Diff(diff) => diff::run(diff, &files, terminal),
+        Command::Log(log) => log::run(log, &files, terminal),
         Command::Graph(graph) => graph::run(graph, &files, terminal),
         Command::Policy(policy) => policy::run(policy, &files, terminal),
+        Command::Cache(cache) => cache::run(cache, &files, terminal),
         Command::Engine => {
             for identity in [crate::engine::quantizer(), crate::engine::evaluator()] {
                 if terminal.is_json() {

@@ -1,5 +1,7 @@
 //! `forge policy`: choices of tensor types, and the proofs that come with them.
 
+use std::path::Path;
+
 use serde_json::json;
 
 use crate::certificate;
@@ -33,7 +35,7 @@ pub(super) fn read(path: &str, cap: u64, files: &Files) -> Result<String, Box<Di
             .code("policy::unreadable")
             .caused_by(cause)
     };
-    let bytes = fs::read_small(&files.place(path), cap).map_err(|error| {
+    let bytes = fs::read_small(&files.place(Path::new(path)), cap).map_err(|error| {
         Box::new(unreadable(if error.is_not_found() {
             "there is no such file".to_owned()
         } else {

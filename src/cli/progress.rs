@@ -135,7 +135,7 @@ impl Observer for Progress<'_> {
                     state.all = Some(bar);
                 }
             }
-            Event::StepStarted { step, why } => {
+            Event::StepStarted { step, why, .. } => {
                 if self.terminal.verbose {
                     self.line(&format!("start  {step}: {why}"));
                 }
@@ -191,6 +191,7 @@ impl Observer for Progress<'_> {
                 key,
                 outcome,
                 cost_ms,
+                ..
             } => {
                 if self.terminal.verbose && *outcome != ActionOutcome::Hit {
                     let time = words::duration_ms(*cost_ms);
@@ -252,6 +253,8 @@ impl Observer for Progress<'_> {
                 }
                 state.refresh();
             }
+            // The log is shown by `forge log show`, and what was kept is named with the error.
+            Event::StepLog { .. } | Event::StepKept { .. } => {}
             Event::BuildFinished { .. } => {
                 if let Some(all) = state.all.take() {
                     all.finish_and_clear();

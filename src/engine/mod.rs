@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
+pub use self::embedded::log::Transcript;
 pub use self::embedded::model::CollectOptions;
 pub use self::embedded::model::EachLogits;
 pub use self::embedded::model::LoadedModel;

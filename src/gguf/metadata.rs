@@ -90,6 +90,22 @@ impl Entry {
         Some((ValueType::from_id(u32::from_le_bytes(*ty))?, u64::from_le_bytes(*count)))
     }
 
+    /// Returns type and value for people: numbers and truth values as they are, strings quoted, of arrays the count.
+    pub fn shown(&self) -> String {
+        if let Some((ty, count)) = self.array() {
+            return format!("{count} x {ty}");
+        }
+        match self.value() {
+            Value::String(bytes) => format!("{:?}", String::from_utf8_lossy(&bytes)),
+            Value::F32(value) => format!("f32 {value}"),
+            Value::F64(value) => format!("f64 {value}"),
+            Value::Bool(value) => format!("{value}"),
+            _ => self
+                .integer()
+                .map_or_else(|| self.ty.to_string(), |value| format!("{} {value}", self.ty)),
+        }
+    }
+
     /// Returns an integer of any width.
     fn integer(&self) -> Option<i128> {
         self.ty.size()?;

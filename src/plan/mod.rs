@@ -4,9 +4,11 @@
 use std::sync::Arc;
 
 use crate::action::Action;
+use crate::action::ActionResult;
 use crate::action::difference;
 use crate::action::difference::Difference;
 use crate::digest::ActionDigest;
+use crate::digest::BlobDigest;
 use crate::graph::Graph;
 use crate::graph::Node;
 use crate::step;
@@ -16,7 +18,13 @@ use crate::step::Inputs;
 use crate::step::Key;
 use crate::step::Outcome;
 use crate::step::StepError;
+use crate::step::source_file::SourceFile;
+use crate::store::Last;
 use crate::store::Lookup;
+use crate::store::Store;
+
+/// No action's document is longer.
+const ACTION_CAP: u64 = 16 << 20;
 
 /// Why a node runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,35 +111,87 @@ impl Plan {
     }
 }
 
+/// A node whose inputs are known, as it is judged.
+#[derive(Debug, Clone)]
+pub struct Judged {
+    /// Its action and the files that stand in it; nothing where files must be read before it can be told.
+    pub action: Option<(Box<Action>, Vec<SourceFile>)>,
+    /// What is to be done.
+    pub decision: Decision,
+    /// What it would give when it runs, where that is on record though its result is no hit: the same action gives the
+    /// same.
+    pub expected: Option<Outcome>,
+    /// The blobs that its result lacks.
+    pub missing: Vec<BlobDigest>,
+}
+
 /// Decides whether a node whose inputs are known must run.
 pub fn decide(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Decision, StepError> {
+    Ok(judge(node, inputs, env)?.decision)
+}
+
+/// Decides whether a node whose inputs are known must run, and returns what that rests on.
+pub fn judge(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Judged, StepError> {
     let kind = step::kind_of(node);
     let (action, files) = match kind.key(node, inputs, env)? {
         Key::Unread { paths, bytes } => {
-            return Ok(Decision::Miss(Reason::Unread {
-                files: paths.len(),
-                bytes,
-            }));
+            return Ok(Judged {
+                action: None,
+                decision: Decision::Miss(Reason::Unread {
+                    files: paths.len(),
+                    bytes,
+                }),
+                expected: None,
+                missing: Vec::new(),
+            });
         }
         Key::Action { action, files } => (action, files),
     };
     let key = action.digest();
-    let result = match env.store.find(&key)? {
-        Lookup::Hit(result) => result,
-        Lookup::Incomplete { .. } | Lookup::Damaged { .. } => return Ok(Decision::Miss(Reason::Incomplete)),
-        Lookup::Absent => return Ok(Decision::Miss(why_absent(node, &action, env))),
-    };
-    let mut outcome = Outcome {
+    let outcome = |result| Outcome {
         key,
         result,
         ran: false,
-        files,
+        files: files.clone(),
     };
-    if kind.intact(node, &mut outcome, inputs, env)? {
-        Ok(Decision::Hit(outcome))
-    } else {
-        Ok(Decision::Miss(Reason::OutputGone))
-    }
+    let mut missing = Vec::new();
+    let mut expected = None;
+    let decision = match env.store.find(&key)? {
+        Lookup::Hit(result) => {
+            let mut outcome = outcome(result);
+            if kind.intact(node, &mut outcome, inputs, env)? {
+                Decision::Hit(outcome)
+            } else {
+                expected = Some(outcome);
+                Decision::Miss(Reason::OutputGone)
+            }
+        }
+        Lookup::Incomplete { result, missing: lost } => {
+            missing = lost;
+            expected = Some(outcome(result));
+            Decision::Miss(Reason::Incomplete)
+        }
+        Lookup::Damaged { .. } => Decision::Miss(Reason::Incomplete),
+        Lookup::Absent => {
+            // What a result that was removed on purpose named is still known.
+            expected = env.store.tombstone(&key)?.map(|left| {
+                outcome(ActionResult {
+                    schema: ActionResult::SCHEMA,
+                    action: action.document_digest(),
+                    outputs: left.outputs,
+                    cost_ms: left.cost_ms,
+                    facts: left.facts,
+                })
+            });
+            Decision::Miss(why_absent(node, &action, env))
+        }
+    };
+    Ok(Judged {
+        action: Some((action, files)),
+        decision,
+        expected,
+        missing,
+    })
 }
 
 /// Compares an action that has no result with what the node did last.
@@ -142,14 +202,19 @@ fn why_absent(node: &Node, action: &Action, env: &Env<'_>) -> Reason {
     if last.action == action.digest() {
         return Reason::Forgotten;
     }
-    let before = match env.store.read(&last.document, 16 << 20) {
-        Ok(document) => Action::parse(&document).ok(),
-        Err(_) => None,
-    };
-    match before {
+    match document_of(env.store, &last) {
         Some(before) => Reason::Changed(difference::differences(&before, action)),
         None => Reason::New,
     }
+}
+
+/// Returns the action of a step's record: its document from the store or, where the result was removed on purpose, from
+/// what was left of it.
+pub fn document_of(store: &Store, last: &Last) -> Option<Action> {
+    let kept = store.read(&last.document, ACTION_CAP).ok();
+    let left = || store.tombstone(&last.action).ok().flatten()?.document;
+    let document = kept.or_else(|| left().map(String::into_bytes))?;
+    Action::parse(&document).ok()
 }
 
 /// Plans a build without reading a source or writing anything.

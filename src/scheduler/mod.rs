@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Instant;
@@ -24,6 +25,7 @@ use crate::graph::Graph;
 use crate::graph::Node;
 use crate::graph::NodeId;
 use crate::observer::Event;
+use crate::observer::FieldChange;
 use crate::observer::StepOutcome;
 use crate::plan;
 use crate::plan::Decision;
@@ -97,6 +99,8 @@ pub struct Report {
     pub outcomes: BTreeMap<NodeId, Arc<Outcome>>,
     /// How long it took, in milliseconds.
     pub elapsed_ms: u64,
+    /// The scripts that repeat failed steps, where what they left behind was kept.
+    pub kept: BTreeMap<NodeId, PathBuf>,
 }
 
 /// How many steps that need little may run at once.
@@ -112,6 +116,8 @@ struct Ended {
 struct Scheduler<'a> {
     graph: &'a Graph,
     env: &'a Env<'a>,
+    fits: &'a dyn Fn() -> bool,
+    refused: bool,
     options: Options,
     states: BTreeMap<NodeId, State>,
     ready: VecDeque<NodeId>,
@@ -121,13 +127,22 @@ struct Scheduler<'a> {
     lost: BTreeSet<(NodeId, BlobDigest)>,
 }
 
-/// Builds everything in the graph. `after` is called when everything has ended; a failure that it returns for a lost blob
+/// Builds everything in the graph. `fits` is asked whenever something is about to run: once it says no, nothing more is
+/// started. `after` is called when everything has ended; a failure that it returns for a lost blob
 /// sends the node back, and `after` is called again.
-pub fn build(graph: &Graph, env: &Env<'_>, options: Options, after: &mut dyn FnMut(&Report) -> Vec<Failure>) -> Report {
+pub fn build(
+    graph: &Graph,
+    env: &Env<'_>,
+    options: Options,
+    fits: &dyn Fn() -> bool,
+    after: &mut dyn FnMut(&Report) -> Vec<Failure>,
+) -> Report {
     let started = Instant::now();
     let mut scheduler = Scheduler {
         graph,
         env,
+        fits,
+        refused: false,
         options,
         states: graph.nodes().map(|node| (node.id.clone(), State::Waiting)).collect(),
         ready: VecDeque::new(),
@@ -173,6 +188,10 @@ impl Scheduler<'_> {
                     let inputs = self.inputs(node);
                     match plan::decide(node, &inputs, self.env) {
                         Ok(Decision::Hit(outcome)) => self.hit(node, outcome),
+                        Ok(Decision::Miss(_)) if !(self.fits)() => {
+                            self.refused = true;
+                            self.set(&id, State::Waiting);
+                        }
                         Ok(Decision::Miss(reason)) => {
                             self.set(&id, State::Running);
                             self.running.insert(id, step::kind_of(node).pool(node));
@@ -212,7 +231,9 @@ impl Scheduler<'_> {
 
     /// Returns the next node that may start: in the graph's order, if its pool has room.
     fn next(&mut self) -> Option<NodeId> {
-        let halted = self.env.cancel.is_cancelled() || (!self.report.failures.is_empty() && !self.options.keep_going);
+        let halted = self.refused
+            || self.env.cancel.is_cancelled()
+            || (!self.report.failures.is_empty() && !self.options.keep_going);
         if halted {
             return None;
         }
@@ -277,19 +298,18 @@ impl Scheduler<'_> {
     }
 
     fn done(&mut self, node: &Node, outcome: Outcome) {
-        let (recipe, step) = (self.env.recipe.clone(), node.id.to_string());
-        let manifest = self
-            .env
-            .store
-            .last(&recipe, &step)
-            .filter(|last| last.action == outcome.key)
-            .and_then(|last| last.manifest);
         let last = Last {
-            recipe,
-            step,
+            recipe: self.env.recipe.clone(),
+            step: node.id.to_string(),
             action: outcome.key,
             document: outcome.result.action,
-            manifest,
+            manifest: None,
+            inputs: self.inputs(node).keys(),
+            files: if reads_files(node) {
+                self.env.named(&outcome.files)
+            } else {
+                Vec::new()
+            },
         };
         // The record only serves explanations: that it could not be written is no failure of the step.
         let _ = self.env.store.note_last(&last);
@@ -394,21 +414,39 @@ fn counts(id: &NodeId) -> bool {
     !matches!(id, NodeId::Source(_))
 }
 
+/// Sources and corpora are made of the user's files; the file of a candidate is what it makes.
+fn reads_files(node: &Node) -> bool {
+    matches!(node.id.kind(), "source" | "corpus")
+}
+
 fn carry_out(node: &Node, inputs: &Inputs, env: &Env<'_>, reason: &Reason) -> Ended {
     let started = Instant::now();
     let step = node.id.to_string();
     env.observer.event(&Event::StepStarted {
         step: step.clone(),
         why: sentence(reason),
+        changes: changes(reason),
     });
     let task = Task::new(step, env);
-    let result = step::kind_of(node).run(node, inputs, &task);
+    let result = step::carry_out(node, inputs, &task);
     Ended {
         node: node.id.clone(),
         result,
         counts: task.counts(),
         elapsed_ms: milliseconds(started),
     }
+}
+
+fn changes(reason: &Reason) -> Vec<FieldChange> {
+    let Reason::Changed(differences) = reason else {
+        return Vec::new();
+    };
+    let changes = differences.iter().map(|difference| FieldChange {
+        field: difference.field.clone(),
+        before: difference.before.clone(),
+        after: difference.after.clone(),
+    });
+    changes.collect()
 }
 
 /// Says why a node runs, in a few words.

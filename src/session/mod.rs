@@ -2,7 +2,10 @@
 //! writes what stands beside outputs.
 
 mod fresh;
+pub mod names;
 mod record;
+mod room;
+mod run;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -35,9 +38,16 @@ use crate::step::corpus;
 use crate::step::model;
 use crate::store::Store;
 use crate::store::StoreError;
+use crate::why::Answer;
+use crate::why::Overview;
+use crate::why::Reading;
+use crate::why::TensorError;
+use crate::why::Why;
 
 pub use fresh::Question;
 pub use fresh::nothing_to_do;
+pub use room::Need;
+pub use room::NoRoom;
 
 /// What a session is opened with.
 #[derive(Debug, Clone)]
@@ -52,6 +62,10 @@ pub struct Settings {
     pub threads: usize,
     /// The command line, for manifests.
     pub command: Vec<String>,
+    /// Whether outputs lend their tensors to the store.
+    pub borrow: bool,
+    /// The words of a command that builds the same recipe with the same settings from any folder; a step may follow.
+    pub again: Vec<String>,
 }
 
 /// Why a session cannot be opened or used.
@@ -72,6 +86,9 @@ pub enum SessionError {
     /// The folder where outputs go.
     #[error("outputs have no place: {0}")]
     Output(#[source] fs::PathError),
+    /// What is to be built does not fit on the disk.
+    #[error(transparent)]
+    NoRoom(room::NoRoom),
     /// A step that the recipe does not have.
     #[error("the recipe has no step `{wanted}`")]
     NoSuchStep {
@@ -80,12 +97,24 @@ pub enum SessionError {
         /// What there is.
         known: Vec<String>,
     },
+    /// A tensor that a candidate does not have.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
     /// Sources that are not there or not what they should be.
     #[error("{} sources cannot be used", problems.len())]
     Sources {
         /// A sentence for each.
         problems: Vec<String>,
     },
+}
+
+/// What [`Session::why`] found out.
+#[derive(Debug, Clone)]
+pub enum Reasons {
+    /// Of the whole recipe.
+    Overview(Overview),
+    /// Of the steps that were asked for.
+    Steps(Vec<Answer>),
 }
 
 /// A recipe, its graph, and the machine.
@@ -110,6 +139,7 @@ impl Session {
             whole.only(&find(&recipe, &whole, wanted)?)
         };
         let store = Store::open(&settings.cache_dir)?;
+        store.set_lending(settings.borrow);
         let (quantizer, evaluator) = (engine::quantizer(), engine::evaluator());
         Ok(Self {
             recipe,
@@ -142,12 +172,39 @@ impl Session {
         plan::plan(&self.graph, &self.env(observer))
     }
 
+    /// Says why steps run, or when and why they ran last. Reads the user's files whose digest is not known, as a build would
+    /// first of all, unless `reading` forbids it; nothing else is done.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::NoSuchStep`], [`SessionError::Tensor`], and [`SessionError::Step`] if the user stopped it.
+    pub fn why(
+        &self,
+        wanted: &[String],
+        tensor: Option<&str>,
+        reading: Reading,
+        observer: &dyn Observer,
+    ) -> Result<Reasons, SessionError> {
+        let env = self.env(observer);
+        let nodes = find(&self.recipe, &self.graph, wanted)?;
+        let _lease = self.store.lease()?;
+        let why = Why::look(&self.graph, &env, &nodes, reading)?;
+        if nodes.is_empty() {
+            return Ok(Reasons::Overview(why.overview()));
+        }
+        let answers = nodes.iter().map(|node| match tensor {
+            Some(tensor) => why.tensor(node, tensor).map_err(SessionError::from),
+            None => Ok(why.step(node)),
+        });
+        Ok(Reasons::Steps(answers.collect::<Result<_, _>>()?))
+    }
+
     /// Builds what is stale.
     pub fn build(&self, options: scheduler::Options, observer: &dyn Observer) -> Result<Report, SessionError> {
         let _lease = self.store.lease()?;
         let started = SystemTime::now();
-        let run = record::Run::start(started);
-        let observer = record::Tee { run: &run, observer };
+        let run = run::Run::start(&self.store, &self.settings, [&self.quantizer, &self.evaluator], started);
+        let observer = run::Tee { run: &run, observer };
         let env = self.env(&observer);
         self.check_sources(&env)?;
         // What killed builds left half-written beside the outputs. That it cannot be removed is only untidy.
@@ -164,17 +221,28 @@ impl Session {
                 .count(),
             engine: self.evaluator.fingerprint().to_string(),
         });
-        let report = scheduler::build(&self.graph, &env, options, &mut |report| {
+        let room = room::Check::new(self, &env);
+        let mut report = scheduler::build(&self.graph, &env, options, &|| room.fits(), &mut |report| {
             record::write_manifests(self, &env, &run, started, report)
         });
+        if let Some(no_room) = room.refused() {
+            return Err(SessionError::NoRoom(no_room));
+        }
+        report.kept = run.keep_failed(&self.settings, &report.failures);
+        for (node, path) in &report.kept {
+            observer.event(&Event::StepKept {
+                step: node.to_string(),
+                path: path.display().to_string(),
+            });
+        }
         observer.event(&Event::BuildFinished {
             ran: report.ran,
             cached: report.cached,
             failed: report.failures.len(),
             skipped: report.skipped,
             elapsed_ms: report.elapsed_ms,
+            outcome: run::outcome_of(&report),
         });
-        run.finish(&self.store);
         Ok(report)
     }
 

@@ -1,20 +1,17 @@
-//! What a build leaves behind besides its outputs: the run's record in the store, and a manifest beside each candidate.
+//! What a build leaves beside its outputs: a manifest for each candidate.
 
 use std::collections::BTreeMap;
-use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use serde_json::Value;
 
 use super::Session;
+use super::run::Run;
+use super::run::rfc3339;
 use crate::action::Action;
 use crate::action::ActionResult;
 use crate::digest::ActionDigest;
-use crate::graph::Node;
 use crate::graph::NodeId;
 use crate::graph::Work;
 use crate::manifest;
@@ -22,9 +19,7 @@ use crate::manifest::ActionRecord;
 use crate::manifest::Manifest;
 use crate::manifest::Resource;
 use crate::manifest::TensorRecord;
-use crate::observer::ActionOutcome;
 use crate::observer::Event;
-use crate::observer::Observer;
 use crate::scheduler::Failure;
 use crate::scheduler::Report;
 use crate::step;
@@ -38,86 +33,12 @@ use crate::step::output;
 use crate::step::promote;
 use crate::step::promote::Assembly;
 use crate::store::Last;
-use crate::store::Store;
-
-/// A run: its name, and what happened.
-pub(super) struct Run {
-    id: String,
-    lines: Mutex<Vec<u8>>,
-    ran: Mutex<BTreeSet<ActionDigest>>,
-    worth_keeping: AtomicBool,
-}
-
-impl Run {
-    pub(super) fn start(started: SystemTime) -> Self {
-        let id = format!("{}-{}", rfc3339(started).replace([':', '-'], ""), std::process::id());
-        Self {
-            id,
-            lines: Mutex::default(),
-            ran: Mutex::default(),
-            worth_keeping: AtomicBool::new(false),
-        }
-    }
-
-    /// Writes the record, if anything ran or failed. It explains; nothing rests on it.
-    pub(super) fn finish(&self, store: &Store) {
-        if self.worth_keeping.load(Ordering::Relaxed) {
-            let lines = self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let _ = store.write_run(&self.id, &lines);
-        }
-    }
-
-    fn note(&self, event: &Event) {
-        match event {
-            Event::Progress { .. } => return,
-            Event::ActionFinished {
-                outcome: ActionOutcome::Ran,
-                key,
-                ..
-            } => {
-                self.ran
-                    .lock()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner)
-                    .insert(*key);
-            }
-            Event::StepStarted { .. } => {
-                self.worth_keeping.store(true, Ordering::Relaxed);
-            }
-            _ => {}
-        }
-        if let Ok(line) = serde_json::to_vec(event) {
-            let mut lines = self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            lines.extend(line);
-            lines.push(b'\n');
-        }
-    }
-
-    fn has_run(&self, key: &ActionDigest) -> bool {
-        self.ran
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .contains(key)
-    }
-}
-
-/// Lets the run's record listen beside the user's observer.
-pub(super) struct Tee<'a> {
-    pub(super) run: &'a Run,
-    pub(super) observer: &'a dyn Observer,
-}
-
-impl Observer for Tee<'_> {
-    fn event(&self, event: &Event) {
-        self.run.note(event);
-        self.observer.event(event);
-    }
-}
 
 /// Writes the manifest of every candidate that has none, or one of another action; returns what failed.
 pub(super) fn write_manifests(
     session: &Session,
     env: &Env<'_>,
-    run: &Run,
+    run: &Run<'_>,
     started: SystemTime,
     report: &Report,
 ) -> Vec<Failure> {
@@ -140,7 +61,7 @@ pub(super) fn write_manifests(
 fn write_manifest(
     session: &Session,
     env: &Env<'_>,
-    run: &Run,
+    run: &Run<'_>,
     started: SystemTime,
     report: &Report,
     id: &NodeId,
@@ -179,6 +100,8 @@ fn write_manifest(
         action: outcome.key,
         document: outcome.result.action,
         manifest: Some(digest),
+        inputs: inputs_of(session, report, id).keys(),
+        files: Vec::new(),
     })?;
     Ok(())
 }
@@ -193,7 +116,7 @@ fn document(what: &'static str, error: impl ToString) -> StepError {
 fn manifest_of(
     session: &Session,
     env: &Env<'_>,
-    run: &Run,
+    run: &Run<'_>,
     started: SystemTime,
     report: &Report,
     id: &NodeId,
@@ -208,7 +131,7 @@ fn manifest_of(
             continue;
         };
         let again = || {
-            let key = step::kind_of(node).key(node, &inputs_of(session, report, node), env)?;
+            let key = step::kind_of(node).key(node, &inputs_of(session, report, &node.id), env)?;
             Ok(match key {
                 Key::Action { action, .. } => Some(*action),
                 Key::Unread { .. } => None,
@@ -240,7 +163,7 @@ fn manifest_of(
                 let Some(node) = session.graph.node(id) else {
                     return Ok(None);
                 };
-                Ok(promote::tensor_actions(node, &inputs_of(session, report, node), env)?.remove(&key))
+                Ok(promote::tensor_actions(node, &inputs_of(session, report, &node.id), env)?.remove(&key))
             };
             let record = record_of(env, run, key, &result, None, again)?;
             actions.insert(key.to_string(), record);
@@ -289,7 +212,7 @@ fn manifest_of(
                     version: BTreeMap::from([("forge".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
                 },
                 metadata: manifest::RunMetadata {
-                    invocation_id: run.id.clone(),
+                    invocation_id: run.id(),
                     started_on: rfc3339(started),
                     finished_on: rfc3339(SystemTime::now()),
                 },
@@ -307,9 +230,9 @@ fn manifest_of(
 }
 
 /// Returns what a node was made of.
-fn inputs_of(session: &Session, report: &Report, node: &Node) -> Inputs {
+fn inputs_of(session: &Session, report: &Report, node: &NodeId) -> Inputs {
     let mut inputs = Inputs::default();
-    for id in session.graph.inputs(&node.id) {
+    for id in session.graph.inputs(node) {
         if let Some(outcome) = report.outcomes.get(id) {
             inputs.insert(id.clone(), Arc::clone(outcome));
         }
@@ -319,7 +242,7 @@ fn inputs_of(session: &Session, report: &Report, node: &Node) -> Inputs {
 
 fn record_of(
     env: &Env<'_>,
-    run: &Run,
+    run: &Run<'_>,
     key: ActionDigest,
     result: &ActionResult,
     step: Option<String>,
@@ -352,9 +275,4 @@ fn record_of(
         cost_ms: result.cost_ms,
         ran: run.has_run(&key),
     })
-}
-
-/// Writes a time as RFC 3339 in UTC.
-fn rfc3339(time: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(time).to_string()
 }

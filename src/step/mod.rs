@@ -30,14 +30,17 @@ use crate::action::Action;
 use crate::action::ActionResult;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
+use crate::engine;
 use crate::graph::Node;
 use crate::graph::NodeId;
 use crate::graph::Work;
 use crate::observer::ActionOutcome;
+use crate::observer::Event;
 use crate::recipe::model::SourceName;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::step::source_file::SourceFile;
+use crate::store::ReadFile;
 
 pub use error::Class;
 pub use error::StepError;
@@ -126,6 +129,14 @@ impl Inputs {
         self.0.insert(id, outcome);
     }
 
+    /// Returns the action of every node, by its name.
+    pub fn keys(&self) -> BTreeMap<String, ActionDigest> {
+        self.0
+            .iter()
+            .map(|(id, outcome)| (id.to_string(), outcome.key))
+            .collect()
+    }
+
     /// Returns what a node has made.
     pub fn of(&self, id: &NodeId) -> Result<&Outcome, StepError> {
         self.0.get(id).map(Arc::as_ref).ok_or_else(|| StepError::Document {
@@ -152,6 +163,10 @@ pub struct Estimate {
     pub reads: u64,
     /// Bytes that are written to the store and the output folder.
     pub writes: u64,
+    /// Those of them that are written to the output folder.
+    pub outputs: u64,
+    /// Those of them that are in the store only until the output is finished, which holds them then.
+    pub passing: u64,
     /// Parts whose result is not there.
     pub missing: u64,
     /// Parts in all.
@@ -237,6 +252,24 @@ pub fn kind_of(node: &Node) -> &'static dyn Kind {
     }
 }
 
+/// Carries a node out, and keeps what the engine says meanwhile.
+pub fn carry_out(node: &Node, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
+    let transcript = engine::Transcript::begin();
+    let result = kind_of(node).run(node, inputs, task);
+    let lines = transcript.lines();
+    // The log only explains: that it could not be kept is no failure of the step.
+    if !lines.is_empty()
+        && let Ok(log) = task.env.store.put(format!("{}\n", lines.join("\n")).as_bytes())
+    {
+        task.tell(Event::StepLog {
+            step: task.step.clone(),
+            log,
+            lines: lines.len() as u64,
+        });
+    }
+    result
+}
+
 /// Says that a node does not hold what its kind needs: a bug in the graph.
 pub(crate) fn misplaced(node: &Node) -> StepError {
     StepError::Document {
@@ -282,5 +315,19 @@ impl Env<'_> {
     /// Returns where a path of the recipe is.
     pub fn path(&self, resolved: &str) -> PathBuf {
         self.folder.join(Path::new(resolved))
+    }
+
+    /// Returns files as the record of a step names them: relative to the recipe's folder where they lie below it.
+    pub fn named(&self, files: &[SourceFile]) -> Vec<ReadFile> {
+        let named = files.iter().map(|file| ReadFile {
+            path: file
+                .path
+                .strip_prefix(&self.folder)
+                .unwrap_or(&file.path)
+                .display()
+                .to_string(),
+            digest: file.digest,
+        });
+        named.collect()
     }
 }

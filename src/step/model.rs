@@ -320,6 +320,17 @@ pub fn compute_of<'t>(hyperparameters: BlobDigest, tensors: impl IntoIterator<It
     }
 }
 
+/// Returns the digest of the document of a model as far as it computes, told from its metadata and its tensors.
+pub fn compute_digest(metadata: &Metadata, mut tensors: Vec<ComputeTensor>) -> Result<BlobDigest, StepError> {
+    tensors.sort();
+    let compute = Compute {
+        schema: INDEX,
+        hyperparameters: BlobDigest::of(&header_of(metadata, |key| !inert(key))?),
+        tensors,
+    };
+    Ok(BlobDigest::of(&encode(&compute)?))
+}
+
 /// Hashes a file, and ranges of it (in order, apart), reading it once. A second thread reads ahead.
 fn hash_file(
     task: &Task<'_>,

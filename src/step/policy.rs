@@ -66,15 +66,50 @@ fn policy_step(node: &Node) -> Result<&PolicyStep, StepError> {
     }
 }
 
-fn method_of(step: &PolicyStep, inputs: &Inputs) -> Result<Method, StepError> {
-    let keep: Vec<String> = step.keep.iter().map(|pattern| pattern.as_str().to_owned()).collect();
-    let rules_of = |rules: &[model::Rule]| {
-        let rule = |rule: &model::Rule| PolicyRule {
-            pattern: rule.pattern.as_str().to_owned(),
-            target: rule.to.as_str().to_owned(),
-        };
-        rules.iter().map(rule).collect::<Vec<_>>()
+fn keep_of(step: &PolicyStep) -> Vec<String> {
+    step.keep.iter().map(|pattern| pattern.as_str().to_owned()).collect()
+}
+
+fn documents_of(rules: &[model::Rule]) -> Vec<PolicyRule> {
+    let rule = |rule: &model::Rule| PolicyRule {
+        pattern: rule.pattern.as_str().to_owned(),
+        target: rule.to.as_str().to_owned(),
     };
+    rules.iter().map(rule).collect()
+}
+
+/// Returns the method of a policy that rules alone decide; nothing for one that keeps to a budget.
+fn by_rules(step: &PolicyStep) -> Option<Method> {
+    let keep = keep_of(step);
+    match &step.method {
+        model::Method::Mix(mix) => Some(Method::Mix {
+            mix: mix.mix.as_str().to_owned(),
+            pure: mix.pure,
+            output_type: mix.output_type.map(|ty| ty.as_str().to_owned()),
+            embedding_type: mix.embedding_type.map(|ty| ty.as_str().to_owned()),
+            keep,
+        }),
+        // What is kept comes before every rule: it is a rule itself.
+        model::Method::Manual(manual) => Some(Method::Manual {
+            rules: keep
+                .into_iter()
+                .map(|pattern| PolicyRule {
+                    pattern,
+                    target: "keep".to_owned(),
+                })
+                .chain(documents_of(&manual.rules))
+                .collect(),
+            otherwise: manual.otherwise.map(|otherwise| otherwise.as_str().to_owned()),
+        }),
+        model::Method::Ashq1(_) | model::Method::Density(_) | model::Method::Prior(_) => None,
+    }
+}
+
+fn method_of(step: &PolicyStep, inputs: &Inputs) -> Result<Method, StepError> {
+    if let Some(method) = by_rules(step) {
+        return Ok(method);
+    }
+    let keep = keep_of(step);
     let join_of = || step.join.as_ref().map(|join| inputs.step(join)).transpose();
     let header_of = |join: Option<&Outcome>| -> Result<PolicyHeader, StepError> {
         Ok(PolicyHeader {
@@ -89,25 +124,9 @@ fn method_of(step: &PolicyStep, inputs: &Inputs) -> Result<Method, StepError> {
         Ok((imatrix.ok_or_else(missing)?, header_of(join)?))
     };
     Ok(match &step.method {
-        model::Method::Mix(mix) => Method::Mix {
-            mix: mix.mix.as_str().to_owned(),
-            pure: mix.pure,
-            output_type: mix.output_type.map(|ty| ty.as_str().to_owned()),
-            embedding_type: mix.embedding_type.map(|ty| ty.as_str().to_owned()),
-            keep,
-        },
-        // What is kept comes before every rule: it is a rule itself.
-        model::Method::Manual(manual) => Method::Manual {
-            rules: keep
-                .into_iter()
-                .map(|pattern| PolicyRule {
-                    pattern,
-                    target: "keep".to_owned(),
-                })
-                .chain(rules_of(&manual.rules))
-                .collect(),
-            otherwise: manual.otherwise.map(|otherwise| otherwise.as_str().to_owned()),
-        },
+        model::Method::Mix(_) | model::Method::Manual(_) => {
+            return Err(StepError::input("rules decide on this policy"));
+        }
         model::Method::Ashq1(ashq1) => {
             let (imatrix, header) = importances("ashq1")?;
             Method::Ashq1 {
@@ -117,8 +136,8 @@ fn method_of(step: &PolicyStep, inputs: &Inputs) -> Result<Method, StepError> {
                 depth: ashq1.depth,
                 free: ashq1.free,
                 qat: ashq1.qat,
-                floors: rules_of(&ashq1.floors),
-                ceilings: rules_of(&ashq1.ceilings),
+                floors: documents_of(&ashq1.floors),
+                ceilings: documents_of(&ashq1.ceilings),
                 keep,
             }
         }
@@ -139,8 +158,8 @@ fn method_of(step: &PolicyStep, inputs: &Inputs) -> Result<Method, StepError> {
             budget: budget::document_of(prior.budget),
             types: prior.types.iter().map(|name| name.as_str().to_owned()).collect(),
             fuse: prior.fuse.iter().map(|rule| (*rule).to_owned()).collect(),
-            floors: rules_of(&prior.floors),
-            ceilings: rules_of(&prior.ceilings),
+            floors: documents_of(&prior.floors),
+            ceilings: documents_of(&prior.ceilings),
             keep,
             states: DEFAULT_STATES,
             solver: SOLVER,
@@ -284,6 +303,15 @@ fn fuse_of(name: &str) -> Result<Fuse, StepError> {
     }
 }
 
+/// Returns how many bytes of tensors a candidate of this policy would have at the least, told from the model's header alone:
+/// as if the imatrix covered every tensor. Nothing where the policy would fail, or where more than the header decides.
+pub fn foresee(step: &PolicyStep, facts: &ModelFacts) -> Option<u64> {
+    let all = |_: &str| true;
+    let has: policy::HasImatrix<'_> = if step.join.is_some() { Some(&all) } else { None };
+    let (table, _) = choose_by_rules(facts, &by_rules(step)?, has).ok()?;
+    table.bytes()
+}
+
 fn choose(
     env: &Env<'_>,
     facts: &ModelFacts,
@@ -296,38 +324,10 @@ fn choose(
         }
         error => StepError::input(error.to_string()),
     };
-    // Whether quantized tensors may be quantized again is for promote to say, of the tensors that really change.
     match method {
-        Method::Mix {
-            mix,
-            pure,
-            output_type,
-            embedding_type,
-            keep,
-        } => {
-            let name = mix;
-            let mix = Mix::from_name(name).ok_or_else(|| StepError::input(format!("llama.cpp has no mix `{name}`")))?;
-            let options = MixOptions {
-                pure: *pure,
-                output_type: output_type.as_deref().map(type_of).transpose()?,
-                embedding_type: embedding_type.as_deref().map(type_of).transpose()?,
-                rules: kept(keep)?,
-                allow_requantize: true,
-            };
-            let table = policy::mix(facts, mix, &options, has).map_err(failed)?;
-            let file_type = mix.default_type().map(|_| mix.file_type(facts));
+        Method::Mix { .. } | Method::Manual { .. } => {
+            let (table, file_type) = choose_by_rules(facts, method, has)?;
             Ok(Chosen::of(table, file_type))
-        }
-        Method::Manual { rules, otherwise } => {
-            let rules = rules_of(rules)?;
-            let otherwise = otherwise.as_deref().map(target_of).transpose()?;
-            let options = ManualOptions {
-                otherwise,
-                allow_requantize: true,
-            };
-            let table = policy::manual(facts, &rules, options, has).map_err(failed)?;
-            let file_type = table.file_type();
-            Ok(Chosen::of(table, Some(file_type)))
         }
         Method::Ashq1 {
             imatrix,
@@ -419,6 +419,52 @@ fn choose(
                 ..Chosen::of(table, Some(file_type))
             })
         }
+    }
+}
+
+/// Chooses by the rules of a mix, or by those of the user: what needs the model's header only.
+fn choose_by_rules(
+    facts: &ModelFacts,
+    method: &Method,
+    has: policy::HasImatrix<'_>,
+) -> Result<(Table, Option<u32>), StepError> {
+    let failed = |error: policy::PolicyError| StepError::input(error.to_string());
+    // Whether quantized tensors may be quantized again is for promote to say, of the tensors that really change.
+    match method {
+        Method::Mix {
+            mix,
+            pure,
+            output_type,
+            embedding_type,
+            keep,
+        } => {
+            let name = mix;
+            let mix = Mix::from_name(name).ok_or_else(|| StepError::input(format!("llama.cpp has no mix `{name}`")))?;
+            let options = MixOptions {
+                pure: *pure,
+                output_type: output_type.as_deref().map(type_of).transpose()?,
+                embedding_type: embedding_type.as_deref().map(type_of).transpose()?,
+                rules: kept(keep)?,
+                allow_requantize: true,
+            };
+            let table = policy::mix(facts, mix, &options, has).map_err(failed)?;
+            let file_type = mix.default_type().map(|_| mix.file_type(facts));
+            Ok((table, file_type))
+        }
+        Method::Manual { rules, otherwise } => {
+            let rules = rules_of(rules)?;
+            let otherwise = otherwise.as_deref().map(target_of).transpose()?;
+            let options = ManualOptions {
+                otherwise,
+                allow_requantize: true,
+            };
+            let table = policy::manual(facts, &rules, options, has).map_err(failed)?;
+            let file_type = table.file_type();
+            Ok((table, Some(file_type)))
+        }
+        Method::Ashq1 { .. } | Method::Density { .. } | Method::Prior { .. } => Err(StepError::input(
+            "this method keeps to a budget: rules alone do not decide",
+        )),
     }
 }
 

@@ -115,7 +115,7 @@ impl<'a> Task<'a> {
             return Ok(None);
         };
         self.cached.fetch_add(1, Ordering::Relaxed);
-        self.tell_action(action.kind(), key, outcome, 0);
+        self.tell_action(action.kind(), key, outcome, 0, &result);
         Ok(Some(Performed { key, result, outcome }))
     }
 
@@ -176,7 +176,7 @@ impl<'a> Task<'a> {
         store.commit(&key, &result)?;
         drop(lock);
         self.ran.fetch_add(1, Ordering::Relaxed);
-        self.tell_action(action.kind(), key, ActionOutcome::Ran, cost_ms);
+        self.tell_action(action.kind(), key, ActionOutcome::Ran, cost_ms, &result);
         Ok(Performed {
             key,
             result,
@@ -234,13 +234,21 @@ impl<'a> Task<'a> {
         }
     }
 
-    fn tell_action(&self, kind: &'static str, key: ActionDigest, outcome: ActionOutcome, cost_ms: u64) {
+    fn tell_action(
+        &self,
+        kind: &'static str,
+        key: ActionDigest,
+        outcome: ActionOutcome,
+        cost_ms: u64,
+        result: &ActionResult,
+    ) {
         self.tell(Event::ActionFinished {
             step: self.step.clone(),
             kind,
             key,
             outcome,
             cost_ms,
+            bytes: result.outputs.values().map(|output| output.len).sum(),
         });
     }
 }

@@ -8,18 +8,27 @@
 )]
 
 mod allocation;
+mod borrow;
 mod broken_cli;
 mod broken_formats;
 mod build;
+mod cache;
+mod cache_flips;
+mod cache_hostile;
+mod cache_small;
+mod cache_stress;
 mod certificate;
 mod concurrent;
 mod conformance;
 mod crash;
+mod crash_matrix;
 mod cut;
+mod diff;
 mod engine;
 mod fresh;
 mod keys;
 mod layering;
+mod log;
 mod messages;
 mod peer_bytes;
 mod peer_engine;
@@ -32,4 +41,5 @@ mod schema;
 mod small;
 mod store;
 mod support;
+mod why;
 mod words;

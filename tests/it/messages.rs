@@ -196,6 +196,58 @@ fn every_line_is_one_of_the_schema() {
         lines[0]
     );
 
+    // The store.
+    let other = crate::cache_small::project();
+    judge.run(&other, 0, &["build", "-j", "1", "--out", "out"]);
+    for args in [
+        &["cache", "dir"][..],
+        &["cache", "size"],
+        &["cache", "list"],
+        &["cache", "pin", "out/c0.gguf"],
+        &["cache", "pin"],
+        &["cache", "unpin", "c0.gguf"],
+        &["cache", "verify"],
+        &["cache", "clean"],
+        &["cache", "gc", "--dry-run"],
+    ] {
+        judge.run(&other, 0, args);
+    }
+    let lines = judge.run(&other, 2, &["cache", "gc", "--max-size", "0B", "--also-newest"]);
+    assert_eq!(lines.last().unwrap()["code"], "usage::unconfirmed");
+    let blobs = crate::small::sharded(other.store(), "cas-v1");
+    for path in blobs
+        .into_values()
+        .chain(crate::small::sharded(other.store(), "actions-v1").into_values().take(1))
+    {
+        crate::crash::damage(&path, crate::crash::Damage::Flip, &mut crate::small::Random(4));
+    }
+    let lines = judge.run(&other, 1, &["cache", "verify"]);
+    assert!(lines.len() > 10);
+    let lines = judge.run(
+        &other,
+        0,
+        &["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"],
+    );
+    assert_eq!(lines.last().unwrap()["reason"], "cache-gc");
+    assert_eq!(
+        judge.run(&other, 1, &["cache", "unpin", "c0.gguf"])[0]["code"],
+        "cache::not-pinned"
+    );
+    std::fs::remove_file(forge.path("forge.toml")).unwrap();
+
+    // What is on record, and what differs.
+    judge.run(&forge, 0, &["log"]);
+    judge.run(&forge, 0, &["log", "show"]);
+    let steps = judge.run(&forge, 0, &["log", "show"])[0]["record"]["steps"].clone();
+    let step = steps[0]["step"].as_str().unwrap();
+    judge.run(&forge, 0, &["log", "show", "last", step]);
+    judge.run(&forge, 2, &["log", "show", "nothing"]);
+    judge.run(&forge, 0, &["why"]);
+    judge.run(&forge, 0, &["why", "imatrix.general"]);
+    judge.run(&forge, 2, &["why", "imatrix.nobody"]);
+    judge.run(&forge, 0, &["diff", "recipe.toml", "recipe.toml"]);
+    judge.run(&forge, 2, &["diff", "recipe.toml", "prose.txt", "recipe.toml"]);
+
     // What takes two builds at once to see.
     let waiting = Event::Waiting {
         step: "imatrix.general".to_owned(),
@@ -250,6 +302,9 @@ const HELP: &[(&[&str], &[&str])] = &[
             "show",
             "plan",
             "build",
+            "why",
+            "diff",
+            "log",
             "graph",
             "policy",
             "engine",
@@ -281,6 +336,7 @@ const HELP: &[(&[&str], &[&str])] = &[
             "--out <DIR>",
             "-j, --jobs <N>",
             "-k, --keep-going",
+            "--trace <FILE>",
             "recipe.toml",
             "promote.small",
             "eval.quality",
@@ -289,6 +345,34 @@ const HELP: &[(&[&str], &[&str])] = &[
             "--message-format",
         ],
     ),
+    (
+        &["why", "--help"],
+        &[
+            "[STEP]",
+            "[TENSOR]",
+            "--recipe <RECIPE>",
+            "--no-read",
+            "--out <DIR>",
+            "promote.small",
+            "ffn_down",
+            "forge why -f",
+        ],
+    ),
+    (
+        &["diff", "--help"],
+        &[
+            "--exit-code",
+            "--format",
+            "text",
+            "json",
+            "markdown",
+            "--rows <N>",
+            "--git",
+            "git config diff.forge.command",
+        ],
+    ),
+    (&["log", "--help"], &["show", "-n, --number <N>"]),
+    (&["log", "show", "--help"], &["[RUN]", "[STEP]", "last"]),
     (
         &["plan", "--help"],
         &["[RECIPE]", "[STEP]...", "--check", "--out <DIR>", "-j, --jobs <N>"],

@@ -81,10 +81,10 @@ impl Recipe {
                 format!("mixes {:?}", self.mixes)
             }
             1 => {
-                self.rules.insert(
-                    random.below(self.rules.len() + 1),
-                    (random.pick(PATTERNS), random.pick(TYPES)),
-                );
+                let rule = (random.pick(PATTERNS), random.pick(TYPES));
+                // Two rules of one expression are an error of the recipe.
+                self.rules.retain(|(pattern, _)| *pattern != rule.0);
+                self.rules.insert(random.below(self.rules.len() + 1), rule);
                 format!("rules {:?}", self.rules)
             }
             2 => {

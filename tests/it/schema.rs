@@ -151,6 +151,10 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("figures.v1", "", &[]),
     ("figures.v1", "/chunks/0", &[]),
     ("figures.v1", "/ppl", &[]),
+    ("diff.v1", "", &[]),
+    ("diff.v1", "/parts/0", &[]),
+    ("earlier.v1", "", &[]),
+    ("earlier.v1", "/records/0", &[]),
     ("gate.v1", "", &[]),
     ("gate.v1", "/checks/0", &[]),
     ("graph.v1", "", &[]),
@@ -158,6 +162,8 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("join.v1", "", &[]),
     ("join.v1", "/matched/blk.0.attn_k.weight", &[]),
     ("last.v1", "", &[]),
+    ("loans.v1", "", &[]),
+    ("loans.v1", "/loans/0", &[]),
     ("manifest.v1", "", &[]),
     ("manifest.v1", "/predicate", &[]),
     ("manifest.v1", "/predicate/buildDefinition", &[]),
@@ -174,10 +180,13 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("model-index.v1", "/tensors/0", &[]),
     ("model-shape.v1", "", &[]),
     ("model-shape.v1", "/tensors/0", &[]),
+    ("pin.v1", "", &[]),
     ("policy.v1", "", &["warnings", "predicted_loss"]),
     ("policy.v1", "/choices/0", &["instead_of"]),
     ("policy.v1", "/choices/0/why", &[]),
     ("slices.v1", "", &[]),
+    ("tombstone.v1", "", &[]),
+    ("why.v1", "", &[]),
 ];
 
 fn folder() -> PathBuf {
@@ -307,10 +316,17 @@ fn every_document_of_a_build_is_what_its_schema_says() {
         .find(|(_, action, _)| action["kind"] == "imatrix-collect")
         .unwrap();
     forge.write("foreign.gguf", cas(collected["outputs"]["imatrix"].as_str().unwrap()));
+    // Built twice, so that there is something before what was done last.
+    let _ = forge.recipe(&RECIPE.replace("Q8_0", "Q5_1")).run(&["build"]).success();
+    let manifests_before: Vec<String> = files_below(&forge.path("out/sample"))
+        .into_iter()
+        .filter(|path| path.to_string_lossy().ends_with(".manifest.json"))
+        .map(|path| BlobDigest::of(&std::fs::read(path).unwrap()).to_string())
+        .collect();
     let _ = forge.recipe(RECIPE).run(&["build"]).success();
 
     let mut schemas = Schemas::load();
-    let mut seen = BTreeSet::new();
+    let mut seen: BTreeSet<String> = manifests_before.into_iter().collect();
     let mut kinds = BTreeSet::new();
     let mut outputs = BTreeSet::new();
     for (_, action, result) in results() {
@@ -374,22 +390,89 @@ fn every_document_of_a_build_is_what_its_schema_says() {
                 schemas.good("run.v1", &serde_json::from_str(line).unwrap());
             }
         } else {
-            let (kind, name, last) = unseal(&path);
+            let (kind, name, document) = unseal(&path);
+            if kind == "engine" {
+                let bytes =
+                    serde_json::to_vec(&serde_json::from_value::<forge::engine::Identity>(document.clone()).unwrap());
+                assert_eq!(forge::digest::Fingerprint::of(&bytes.unwrap()).to_string(), name);
+                schemas.good("engine.v1", &document);
+                continue;
+            }
+            let last = if kind == "earlier" {
+                schemas.good("earlier.v1", &document);
+                document["records"][0].clone()
+            } else {
+                assert_eq!(kind, "last");
+                document
+            };
             let place = format!(
                 "{}\n{}",
                 last["recipe"].as_str().unwrap(),
                 last["step"].as_str().unwrap()
             );
-            assert_eq!(
-                (kind.as_str(), name),
-                ("last", forge::digest::Hash::of(place.as_bytes()).to_string())
-            );
+            assert_eq!(name, forge::digest::Hash::of(place.as_bytes()).to_string());
             schemas.good("last.v1", &last);
         }
     }
+    let books = files_below(&forge.store().join("borrowed-v1"));
+    assert_eq!(books.len(), 3, "one for each candidate");
+    for path in books {
+        let (kind, name, book) = unseal(&path);
+        assert_eq!(
+            (kind.as_str(), name.as_str()),
+            ("loans", path.file_name().unwrap().to_str().unwrap())
+        );
+        schemas.good("loans.v1", &book);
+    }
+    let _ = forge.run(&["cache", "pin", "out/sample/rules.gguf"]).success();
+    for path in files_below(&forge.store().join("manifests-v1")) {
+        let (kind, name, pin) = unseal(&path);
+        assert_eq!(
+            (kind.as_str(), name.as_str()),
+            ("pin", path.file_name().unwrap().to_str().unwrap())
+        );
+        schemas.good("pin.v1", &pin);
+    }
+    for args in [
+        ["why"].as_slice(),
+        &["why", "promote.rules"],
+        &["why", "promote.rules", "blk.0.attn_v"],
+        &["why", "-f", "edited.toml", "promote.mix"],
+    ] {
+        forge.write("edited.toml", RECIPE.replace("chunks = 2", "chunks = 3"));
+        let run = forge.run(&[args, &["--message-format", "json"]].concat()).success();
+        for line in run.json_lines() {
+            schemas.good("why.v1", &line["answer"]);
+        }
+    }
+    for (a, b) in [
+        ("recipe.toml", "edited.toml"),
+        ("out/sample/mix-Q2_K.gguf", "out/sample/mix-Q4_K_M.gguf"),
+        (
+            "out/sample/mix-Q2_K.gguf.manifest.json",
+            "out/sample/rules.gguf.manifest.json",
+        ),
+    ] {
+        let run = forge.run(&["diff", "--format", "json", a, b]).success();
+        schemas.good("diff.v1", &serde_json::from_str(&run.stdout).unwrap());
+    }
+    let _ = forge
+        .run(&["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"])
+        .success();
+    for path in files_below(&forge.store().join("tombstones-v1")) {
+        let (kind, name, tombstone) = unseal(&path);
+        assert_eq!((kind.as_str(), &name), ("tombstone", &hex_name(&path)));
+        schemas.good("tombstone.v1", &tombstone);
+        let document = tombstone["document"].as_str().unwrap();
+        assert_eq!(ActionDigest::of(document.as_bytes()).to_string(), name);
+    }
     let run = forge.run(&["graph", "--format", "json"]).success();
     schemas.good("graph.v1", &serde_json::from_str(&run.stdout).unwrap());
-    assert!(schemas.samples.contains_key("run.v1") && schemas.samples.contains_key("last.v1"));
+    assert!(
+        ["run.v1", "last.v1", "earlier.v1"]
+            .iter()
+            .all(|name| schemas.samples.contains_key(*name))
+    );
     refuses_what_is_not_so(&schemas);
 }
 

@@ -142,6 +142,11 @@ pub(crate) fn build(forge: &Forge, args: &[&str]) -> Command {
     forge.command(&all)
 }
 
+/// Runs that build.
+pub(crate) fn build_of(forge: &Forge) -> Run {
+    Run::of(build(forge, &[]).output().unwrap())
+}
+
 /// The same build with a store and an output folder of its own.
 pub(crate) fn build_clean(forge: &Forge, args: &[&str]) -> (tempfile::TempDir, Run) {
     let clean = tempfile::tempdir().unwrap();

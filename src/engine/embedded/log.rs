@@ -2,6 +2,7 @@
 //!
 //! llama.cpp has one log callback for the process. Loading and computing log from the thread that called, so a buffer
 //! per thread tells calls apart; lines of ggml's own worker threads, and of threads that capture nothing, are dropped.
+//! Beside that, a thread may keep a [`Transcript`] of all that is said while a step runs on it.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -17,8 +18,12 @@ const TAIL: usize = 12;
 /// Longest line kept, in bytes.
 const LINE: usize = 1000;
 
+/// Lines of a transcript that are kept from its start, and as many from its end.
+const TRANSCRIPT: usize = 5000;
+
 thread_local! {
     static CAPTURES: RefCell<Vec<Lines>> = const { RefCell::new(Vec::new()) };
+    static TRANSCRIPTS: RefCell<Vec<Whole>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Whole lines, and the start of one that has no newline yet.
@@ -43,11 +48,74 @@ impl Lines {
     fn close(&mut self) {
         let line = std::mem::take(&mut self.open);
         if !line.trim().is_empty() {
-            if self.done.len() == KEPT {
-                self.done.pop_front();
-            }
             self.done.push_back(line);
         }
+    }
+
+    fn keep(&mut self, most: usize) {
+        while self.done.len() > most {
+            self.done.pop_front();
+        }
+    }
+}
+
+/// All lines, but for the middle of a very long text.
+#[derive(Default)]
+struct Whole {
+    start: Vec<String>,
+    end: Lines,
+    dropped: u64,
+}
+
+impl Whole {
+    fn push(&mut self, text: &str) {
+        self.end.push(text);
+        while !self.end.done.is_empty() && self.start.len() < TRANSCRIPT {
+            self.start.extend(self.end.done.pop_front());
+        }
+        while self.end.done.len() > TRANSCRIPT {
+            self.end.done.pop_front();
+            self.dropped += 1;
+        }
+    }
+
+    fn finish(mut self) -> Vec<String> {
+        self.end.close();
+        let mut lines = self.start;
+        if self.dropped > 0 {
+            lines.push(format!("[{} lines are left out here]", self.dropped));
+        }
+        lines.extend(self.end.done);
+        lines
+    }
+}
+
+/// Keeps what the engine says on this thread from its making to its end.
+pub struct Transcript {
+    /// Ends on the thread it began on.
+    _here: std::marker::PhantomData<*const ()>,
+}
+
+impl Transcript {
+    /// Begins on this thread.
+    pub fn begin() -> Self {
+        TRANSCRIPTS.with_borrow_mut(|all| all.push(Whole::default()));
+        Self {
+            _here: std::marker::PhantomData,
+        }
+    }
+
+    /// Returns the lines, oldest first; of a very long text the middle is left out.
+    pub fn lines(self) -> Vec<String> {
+        TRANSCRIPTS
+            .with_borrow_mut(|all| all.last_mut().map(std::mem::take))
+            .map_or_else(Vec::new, Whole::finish)
+    }
+}
+
+impl Drop for Transcript {
+    fn drop(&mut self) {
+        TRANSCRIPTS.with_borrow_mut(Vec::pop);
     }
 }
 
@@ -104,6 +172,14 @@ pub(super) unsafe extern "C" fn receive(
             && let Some(lines) = captures.last_mut()
         {
             lines.push(&text);
+            lines.keep(KEPT);
+        }
+    });
+    let _ = TRANSCRIPTS.try_with(|all| {
+        if let Ok(mut all) = all.try_borrow_mut()
+            && let Some(whole) = all.last_mut()
+        {
+            whole.push(&text);
         }
     });
 }
@@ -120,10 +196,26 @@ mod tests {
         assert_eq!(lines.done, ["loading", "second"]);
         for i in 0..2 * KEPT {
             lines.push(&format!("{i}\n"));
+            lines.keep(KEPT);
         }
         assert_eq!(lines.done.len(), KEPT);
         assert_eq!(lines.done.back().unwrap(), &format!("{}", 2 * KEPT - 1));
         lines.push(&"x".repeat(3 * LINE));
         assert_eq!(lines.open.len(), LINE);
+    }
+
+    #[test]
+    fn a_transcript_has_all_lines_or_says_how_many_it_lacks() {
+        let mut whole = Whole::default();
+        whole.push("one\ntwo");
+        assert_eq!(whole.finish(), ["one", "two"]);
+        let mut whole = Whole::default();
+        for i in 0..2 * TRANSCRIPT + 7 {
+            whole.push(&format!("{i}\n"));
+        }
+        let lines = whole.finish();
+        assert_eq!(lines.len(), 2 * TRANSCRIPT + 1);
+        assert_eq!(lines[TRANSCRIPT], "[7 lines are left out here]");
+        assert_eq!(lines[2 * TRANSCRIPT], format!("{}", 2 * TRANSCRIPT + 6));
     }
 }

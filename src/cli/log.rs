@@ -1,0 +1,305 @@
+//! `forge log`: the runs on record, and what each did.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+use serde_json::json;
+
+use crate::cli::Exit;
+use crate::cli::Failure;
+use crate::cli::args;
+use crate::cli::diagnostic::Diagnostic;
+use crate::cli::files::Files;
+use crate::cli::files::session_failure;
+use crate::cli::json;
+use crate::cli::terminal::Terminal;
+use crate::cli::why::short;
+use crate::report::words;
+use crate::runs;
+use crate::runs::Run;
+use crate::runs::RunError;
+use crate::runs::State;
+use crate::runs::StepRun;
+use crate::session::SessionError;
+use crate::store::Store;
+
+/// No log of a step is longer: ten thousand lines of a thousand bytes.
+const LOG_CAP: u64 = 64 << 20;
+
+pub(super) fn run(args: &args::Log, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    let store = files.store(terminal)?;
+    match &args.verb {
+        None => list(&store, args.number, terminal),
+        Some(args::LogVerb::Show(show)) => one(&store, show, terminal),
+    }
+}
+
+fn failure(error: RunError) -> Failure {
+    let message = error.to_string();
+    match error {
+        RunError::Store(error) => session_failure(&SessionError::Store(error)),
+        RunError::Ambiguous { found, .. } => {
+            let names: Vec<&str> = found.iter().map(String::as_str).collect();
+            let diagnostic = Diagnostic::error(message).code("usage::no-such-run");
+            Failure::new(
+                Exit::Usage,
+                diagnostic.hint(format!("they are {}", words::names(&names, 5))),
+            )
+        }
+        RunError::Unknown { .. } => {
+            let diagnostic = Diagnostic::error(message).code("usage::no-such-run");
+            Failure::new(Exit::Usage, diagnostic.hint("`forge log -n 0` lists all runs"))
+        }
+        RunError::None => {
+            let diagnostic = Diagnostic::error(message).code("usage::no-such-run");
+            Failure::new(
+                Exit::Usage,
+                diagnostic.hint("a build that runs something leaves a record; `--cache-dir DIR` names another store"),
+            )
+        }
+    }
+}
+
+fn read(store: &Store, id: &str) -> Result<Run, Failure> {
+    runs::read(store, id).map_err(|error| session_failure(&SessionError::Store(error)))
+}
+
+fn list(store: &Store, number: usize, terminal: &Terminal) -> Result<Exit, Failure> {
+    let ids = store.runs().map_err(|error| failure(error.into()))?;
+    let most = if number == 0 { usize::MAX } else { number };
+    let mut shown = 0;
+    for id in ids.iter().rev().take(most) {
+        let run = read(store, id)?;
+        shown += 1;
+        if terminal.is_json() {
+            let line = json!({
+                "schema": json::SCHEMA, "reason": "run", "run": run.run, "started": run.started, "recipe": run.recipe,
+                "state": run.state, "exit": exit(run.state), "ran": run.ran, "cached": run.cached, "failed": run.failed,
+                "skipped": run.skipped, "elapsed_ms": run.elapsed_ms,
+            });
+            terminal.data(&format!("{line}\n"));
+        } else {
+            terminal.data(&format!("{}\n", line_of(&run)));
+        }
+    }
+    if !terminal.is_json() {
+        if shown == 0 {
+            terminal.line("no run is on record in this store");
+        } else if shown < ids.len() {
+            terminal.line(&format!("{} earlier ones: `forge log -n 0`", ids.len() - shown));
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// The status that the process ended with; nothing where it goes on or was killed.
+fn exit(state: State) -> Option<u8> {
+    match state {
+        State::Done => Some(0),
+        State::Failed => Some(1),
+        State::Environment => Some(3),
+        State::Stopped => Some(130),
+        State::Running | State::Killed => None,
+    }
+}
+
+fn state(state: State) -> String {
+    match (state, exit(state)) {
+        (State::Running, _) => "goes on".to_owned(),
+        (State::Stopped, _) => "stopped, exit 130".to_owned(),
+        (_, Some(0)) => "done".to_owned(),
+        (_, Some(exit)) => format!("failed, exit {exit}"),
+        _ => "killed".to_owned(),
+    }
+}
+
+fn line_of(run: &Run) -> String {
+    format!(
+        "{}  {:20}  {:3} ran {:3} cached {:2} failed  {:>9}  {}",
+        run.run,
+        run.recipe.as_deref().unwrap_or("?"),
+        run.ran,
+        run.cached,
+        run.failed,
+        words::duration_ms(run.elapsed_ms),
+        state(run.state)
+    )
+}
+
+fn one(store: &Store, show: &args::LogShow, terminal: &Terminal) -> Result<Exit, Failure> {
+    let id = runs::find(store, &show.run).map_err(failure)?;
+    let run = read(store, &id)?;
+    let Some(wanted) = &show.step else {
+        if terminal.is_json() {
+            let line = json!({ "schema": json::SCHEMA, "reason": "run-shown", "exit": exit(run.state), "record": run });
+            terminal.data(&format!("{line}\n"));
+        } else {
+            terminal.data(&text(&run));
+        }
+        return Ok(Exit::Done);
+    };
+    let mut steps: Vec<&StepRun> = run.steps.iter().filter(|step| step.step == *wanted).collect();
+    if steps.is_empty() {
+        // All variants of a sweep, all candidates of an evaluation.
+        let variant = |step: &str| {
+            step.strip_prefix(wanted.as_str())
+                .is_some_and(|rest| rest.starts_with(['@', '/']))
+        };
+        steps.extend(run.steps.iter().filter(|step| variant(&step.step)));
+    }
+    if steps.is_empty() {
+        let known: Vec<&str> = run.steps.iter().map(|step| step.step.as_str()).collect();
+        let near = known
+            .iter()
+            .min_by_key(|name| strsim::damerau_levenshtein(name, wanted))
+            .map(|near| format!("did you mean `{near}`?"));
+        let missing = Diagnostic::error(format!("run {id} has no step `{wanted}`")).code("usage::no-such-step");
+        return Err(Failure::new(
+            Exit::Usage,
+            near.into_iter().fold(missing, Diagnostic::hint),
+        ));
+    }
+    for step in steps {
+        let log = log_of(store, step);
+        if terminal.is_json() {
+            let line = json!({
+                "schema": json::SCHEMA, "reason": "run-step", "run": id, "step": step,
+                "log": log.as_ref().and_then(|log| log.as_ref().ok()).map_or(Value::Null, |log| json!(log)),
+            });
+            terminal.data(&format!("{line}\n"));
+        } else {
+            terminal.data(&step_text(step, log));
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// Returns what the engine said; nothing where it said nothing, an error where that is no longer in the store.
+fn log_of(store: &Store, step: &StepRun) -> Option<Result<String, String>> {
+    let log = step.log?;
+    Some(match store.read(&log, LOG_CAP) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) => Err(error.to_string()),
+    })
+}
+
+fn text(run: &Run) -> String {
+    let mut text = format!("run {}: {}\n", run.run, state(run.state));
+    for (name, value) in [
+        ("recipe", run.recipe.clone()),
+        ("started", run.started.clone()),
+        ("took", Some(words::duration_ms(run.elapsed_ms))),
+        ("command", Some(run.command.join(" "))),
+    ] {
+        let _ = writeln!(
+            text,
+            "  {name:8} {}",
+            value.unwrap_or_else(|| "not on record".to_owned())
+        );
+    }
+    let width = run.steps.iter().map(|step| step.step.len()).max().unwrap_or(0);
+    for step in &run.steps {
+        let outcome = step.outcome.as_deref().unwrap_or("cut off");
+        let _ = writeln!(
+            text,
+            "{outcome:8} {:width$}  {:>9}  {}",
+            step.step,
+            words::duration_ms(step.elapsed_ms),
+            step.summary
+        );
+        if let Some(why) = &step.why {
+            let _ = writeln!(text, "           because {why}");
+        }
+        for (kind, count, cost) in kinds(step) {
+            let _ = writeln!(
+                text,
+                "           {}, {}",
+                words::count(count, &format!("{kind} action")),
+                words::duration_ms(cost)
+            );
+        }
+        rest(step, &mut text);
+    }
+    let _ = writeln!(
+        text,
+        "{} ran, {} cached, {} failed, {} not started",
+        run.ran, run.cached, run.failed, run.skipped
+    );
+    text
+}
+
+/// The actions that ran, by kind: how many, and what they cost together.
+fn kinds(step: &StepRun) -> Vec<(&str, u64, u64)> {
+    let mut kinds: Vec<(&str, u64, u64)> = Vec::new();
+    for action in step.actions.iter().filter(|action| action.outcome == "ran") {
+        match kinds.iter_mut().find(|(kind, ..)| *kind == action.kind) {
+            Some((_, count, cost)) => {
+                *count += 1;
+                *cost += action.cost_ms;
+            }
+            None => kinds.push((&action.kind, 1, action.cost_ms)),
+        }
+    }
+    kinds
+}
+
+fn rest(step: &StepRun, text: &mut String) {
+    let lines = step.warnings.iter().map(|line| ("warning", line));
+    let lines = lines.chain(step.notes.iter().map(|line| ("note", line)));
+    let lines = lines.chain(step.outputs.iter().map(|line| ("wrote", line)));
+    for (what, line) in lines.chain(step.kept.iter().map(|line| ("again: sh", line))) {
+        let _ = writeln!(text, "           {what} {line}");
+    }
+}
+
+fn step_text(step: &StepRun, log: Option<Result<String, String>>) -> String {
+    let mut text = format!(
+        "{}: {} after {}\n",
+        step.step,
+        step.outcome.as_deref().unwrap_or("cut off"),
+        words::duration_ms(step.elapsed_ms)
+    );
+    if let Some(why) = &step.why {
+        let _ = writeln!(text, "  because {why}");
+    }
+    for change in &step.changes {
+        let value = |value: &Option<String>| short(value.as_deref().unwrap_or("nothing"));
+        let _ = writeln!(
+            text,
+            "    {}: {} -> {}",
+            change.field.trim_start_matches("inputs."),
+            value(&change.before),
+            value(&change.after)
+        );
+    }
+    if !step.summary.is_empty() {
+        let _ = writeln!(text, "  {}", step.summary);
+    }
+    for action in &step.actions {
+        let _ = writeln!(
+            text,
+            "  {:6} {:16} {}  {:>9}  {}",
+            action.outcome,
+            action.kind,
+            action.key.get(..8).unwrap_or(&action.key),
+            words::duration_ms(action.cost_ms),
+            words::bytes(action.bytes)
+        );
+    }
+    rest(step, &mut text);
+    match log {
+        Some(Ok(log)) => {
+            let _ = writeln!(text, "  the engine said:");
+            for line in log.lines() {
+                let _ = writeln!(text, "    {line}");
+            }
+        }
+        Some(Err(error)) => {
+            let _ = writeln!(text, "  what the engine said is no longer there: {error}");
+        }
+        None => {
+            let _ = writeln!(text, "  the engine said nothing");
+        }
+    }
+    text
+}

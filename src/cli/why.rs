@@ -1,0 +1,293 @@
+//! `forge why`: why a step or a tensor runs, or when and why it ran last.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::Value;
+use serde_json::json;
+
+use crate::cli::Exit;
+use crate::cli::Failure;
+use crate::cli::args;
+use crate::cli::diagnostic::Diagnostic;
+use crate::cli::files::Files;
+use crate::cli::files::session_failure;
+use crate::cli::json;
+use crate::cli::progress::Progress;
+use crate::cli::terminal::Terminal;
+use crate::engine::Cancel;
+use crate::observer::Silent;
+use crate::report::words;
+use crate::session::Reasons;
+use crate::session::SessionError;
+use crate::step::Class;
+use crate::why::Answer;
+use crate::why::Overview;
+use crate::why::Reading;
+use crate::why::Root;
+use crate::why::RootKind;
+use crate::why::Tree;
+use crate::why::Verdict;
+
+/// So many steps that follow are named.
+const NAMED: usize = 12;
+
+pub(super) fn run(args: &args::Why, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    if let Some(step) = &args.step
+        && Path::new(step).extension().is_some_and(|extension| extension == "toml")
+    {
+        let misplaced = Diagnostic::error(format!("`{step}` is a recipe, not a step")).code("usage::no-such-step");
+        return Err(Failure::new(
+            Exit::Usage,
+            misplaced.hint(format!("name the recipe with -f: `forge why -f {step} STEP`")),
+        ));
+    }
+    let cancel = Cancel::new();
+    super::build::stop_on_signals(&cancel, terminal);
+    let target = args::Target {
+        recipe: args.recipe.clone(),
+        steps: Vec::new(),
+        out: args.out.clone(),
+        jobs: None,
+    };
+    let (session, _) = files.session(&target, terminal, cancel)?;
+    let reading = if args.no_read { Reading::Never } else { Reading::Unknown };
+    let wanted: Vec<String> = args.step.iter().cloned().collect();
+    let reasons = if terminal.is_json() {
+        session.why(&wanted, args.tensor.as_deref(), reading, &Silent)
+    } else {
+        let progress = Progress::new(terminal, session.graph());
+        session.why(&wanted, args.tensor.as_deref(), reading, &progress)
+    };
+    let reasons = match reasons {
+        Err(SessionError::Step(error)) if error.class() == Class::Stopped => return Ok(Exit::Stopped),
+        reasons => reasons.map_err(|error| session_failure(&error))?,
+    };
+    match &reasons {
+        Reasons::Overview(overview) if terminal.is_json() => terminal.data(&line("why-recipe", &shown(overview))),
+        Reasons::Overview(overview) => terminal.data(&overview_text(overview)),
+        Reasons::Steps(answers) => {
+            for (number, answer) in answers.iter().enumerate() {
+                if terminal.is_json() {
+                    terminal.data(&line("why", &json_of(answer)));
+                } else {
+                    let gap = if number > 0 { "\n" } else { "" };
+                    terminal.data(&format!("{gap}{}", text(answer, terminal.verbose)));
+                }
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn json_of(document: &impl Serialize) -> Value {
+    serde_json::to_value(document).unwrap_or_default()
+}
+
+/// The overview with its pairs as objects.
+fn shown(overview: &Overview) -> Value {
+    json!({
+        "schema": overview.schema,
+        "recipe": overview.recipe,
+        "steps": overview.steps.iter().map(|(step, verdict)| json!({ "step": step, "verdict": verdict })).collect::<Vec<_>>(),
+        "causes": overview.causes.iter()
+            .map(|(root, follows)| json!({ "root": root, "follows": follows }))
+            .collect::<Vec<_>>(),
+    })
+}
+
+/// A message whose document is of a schema of its own.
+fn line(reason: &str, answer: &Value) -> String {
+    let line = json!({ "schema": json::SCHEMA, "reason": reason, "answer": answer });
+    format!("{line}\n")
+}
+
+fn text(answer: &Answer, verbose: bool) -> String {
+    let mut text = String::new();
+    let name = match &answer.tensor {
+        Some(tensor) => format!("{} {tensor}", answer.step),
+        None => answer.step.clone(),
+    };
+    let verdict = match answer.verdict {
+        Verdict::Runs => "runs",
+        Verdict::MayRun => "may run",
+        Verdict::Cached => "is cached",
+        Verdict::Copied => "is copied",
+        Verdict::Error => "cannot be told",
+    };
+    let _ = writeln!(text, "{name} {verdict}: {}", answer.why);
+    if !answer.roots.is_empty() {
+        let _ = writeln!(text, "\nbecause");
+        for root in &answer.roots {
+            text.push_str(&root_text(root));
+        }
+        text.push_str(&follows(&answer.follows));
+    }
+    if !answer.tree.causes.is_empty() {
+        let _ = writeln!(text, "\nhow it comes to {}", answer.step);
+        let mut seen = BTreeSet::new();
+        for cause in &answer.tree.causes {
+            tree(cause, 1, &mut seen, &mut text);
+        }
+    }
+    if let Some(compared) = &answer.compared
+        && (verbose || answer.tensor.is_some() || answer.roots.iter().any(|root| root.cause == RootKind::New))
+        && !answer.fields.is_empty()
+    {
+        let _ = writeln!(
+            text,
+            "\ncompared with `{}` of recipe `{}`",
+            compared.step, compared.recipe
+        );
+        for field in &answer.fields {
+            let value = |value: &Option<String>| short(value.as_deref().unwrap_or("nothing"));
+            let from = field
+                .from
+                .as_ref()
+                .map(|from| format!("  from {from}"))
+                .unwrap_or_default();
+            let _ = writeln!(
+                text,
+                "  {}: {} -> {}{from}",
+                field.field.trim_start_matches("inputs."),
+                value(&field.before),
+                value(&field.after)
+            );
+        }
+    }
+    match (&answer.last_ran, answer.verdict) {
+        (Some(ran), _) => {
+            let when = ran.started.as_deref().unwrap_or("at a time that is not on record");
+            let of = match &ran.recipe {
+                Some(recipe) if *recipe != answer.recipe || ran.step != answer.step => {
+                    format!(" for `{}` of recipe `{recipe}`", ran.step)
+                }
+                _ => String::new(),
+            };
+            let _ = writeln!(
+                text,
+                "\nit ran last on {when}{of} (took {}, run {})",
+                words::duration_ms(ran.cost_ms),
+                ran.run
+            );
+            if let Some(why) = &ran.why {
+                let _ = writeln!(text, "  because {why}");
+            }
+            for began in &ran.began {
+                let _ = writeln!(text, "  in that run {}: {}", began.step, began.why);
+                for change in &began.changes {
+                    let value = |value: &Option<String>| short(value.as_deref().unwrap_or("nothing"));
+                    let field = change.field.trim_start_matches("inputs.");
+                    let _ = writeln!(
+                        text,
+                        "    {field}: {} -> {}",
+                        value(&change.before),
+                        value(&change.after)
+                    );
+                }
+            }
+        }
+        (None, Verdict::Cached) => {
+            let _ = writeln!(text, "\nno run on record has run it");
+        }
+        _ => {}
+    }
+    text
+}
+
+fn root_text(root: &Root) -> String {
+    let place = match &root.step {
+        Some(step) => format!("{step}: "),
+        None => String::new(),
+    };
+    let mut text = format!("  {place}{}\n", root.what);
+    for detail in &root.details {
+        let change = match (&detail.before, &detail.after) {
+            (Some(before), Some(after)) => format!(": {before} -> {after}"),
+            (Some(before), None) => format!(": {before} -> gone"),
+            (None, Some(after)) => format!(": new, {after}"),
+            (None, None) => String::new(),
+        };
+        let _ = writeln!(text, "    {}{change}", detail.name);
+    }
+    text
+}
+
+fn follows(steps: &[String]) -> String {
+    if steps.is_empty() {
+        return String::new();
+    }
+    let verb = if steps.len() == 1 { "follows" } else { "follow" };
+    let mut names: Vec<&str> = steps.iter().take(NAMED).map(String::as_str).collect();
+    let more = format!("{} more", steps.len().saturating_sub(NAMED));
+    if steps.len() > NAMED {
+        names.push(&more);
+    }
+    format!(
+        "and {} {verb}: {}\n",
+        words::count(steps.len() as u64, "step"),
+        names.join(", ")
+    )
+}
+
+/// Several steps may come from one: it is told once.
+fn tree<'t>(node: &'t Tree, depth: usize, seen: &mut BTreeSet<&'t str>, text: &mut String) {
+    let told = !seen.insert(&node.step) && !node.causes.is_empty();
+    let again = if told { " (as above)" } else { "" };
+    let _ = writeln!(
+        text,
+        "{:width$}{}: {}{again}",
+        "",
+        node.step,
+        node.what,
+        width = 2 * depth
+    );
+    if !told {
+        for cause in &node.causes {
+            tree(cause, depth + 1, seen, text);
+        }
+    }
+}
+
+/// Digests as people tell them apart: by their first digits.
+pub(super) fn short(value: &str) -> String {
+    let plain = value.trim_matches('"');
+    let (hash, length) = plain.split_once(':').unwrap_or((plain, ""));
+    if hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        let size = length.parse().map(|length| format!(" ({})", words::bytes(length)));
+        return format!("{}{}", &hash[..8], size.unwrap_or_default());
+    }
+    value.to_owned()
+}
+
+fn overview_text(overview: &Overview) -> String {
+    let mut text = String::new();
+    for (root, steps) in &overview.causes {
+        text.push_str(root_text(root).strip_prefix("  ").unwrap_or_default());
+        text.push_str("  ");
+        text.push_str(&follows(steps));
+        if steps.is_empty() {
+            text.push_str("nothing follows\n");
+        }
+    }
+    let count = |verdict| overview.count(verdict);
+    let (runs, may, cached) = (count(Verdict::Runs), count(Verdict::MayRun), count(Verdict::Cached));
+    let errors = count(Verdict::Error);
+    if runs + may + errors == 0 {
+        let _ = writeln!(
+            text,
+            "why: nothing to do, {}",
+            words::count(cached as u64, "step is cached")
+        );
+        return text.replace("step is cacheds", "steps are cached");
+    }
+    let failed = if errors > 0 {
+        format!(", {errors} cannot be told")
+    } else {
+        String::new()
+    };
+    let _ = writeln!(text, "why: {runs} run, {may} may run, {cached} cached{failed}");
+    text
+}

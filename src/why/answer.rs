@@ -1,0 +1,210 @@
+//! What is answered, as data: `forge.why.v1`.
+
+use serde::Serialize;
+
+use crate::action::difference::Origin;
+use crate::runs::Ran;
+
+/// The version of the documents.
+const SCHEMA: &str = "forge.why.v1";
+
+/// What a build would do about a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It runs.
+    Runs,
+    /// It waits for steps that run, and runs unless they give what they gave before.
+    MayRun,
+    /// Nothing.
+    Cached,
+    /// A tensor: nothing, its bytes are copied from the source as they are.
+    Copied,
+    /// It cannot be told.
+    Error,
+}
+
+impl Verdict {
+    /// Returns whether something runs, as far as that can be told.
+    pub fn may_run(self) -> bool {
+        matches!(self, Self::Runs | Self::MayRun | Self::Error)
+    }
+}
+
+/// What began it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RootKind {
+    /// A file of the user's is another.
+    Source,
+    /// A file of the user's must be read before anything can be told.
+    Unread,
+    /// The recipe says something else.
+    Recipe,
+    /// The engine is another.
+    Engine,
+    /// Forge itself makes another form, or has other rules.
+    Forge,
+    /// It never ran for this recipe.
+    New,
+    /// A file in the output folder is gone or was changed.
+    Output,
+    /// Blobs of the result are gone or damaged.
+    Lost,
+    /// The result was removed from the store on purpose.
+    Collected,
+    /// The result is not in the store.
+    Forgotten,
+    /// What there was before is no longer on record.
+    Unrecorded,
+    /// It cannot be told.
+    Error,
+}
+
+/// A thing that is not what it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Detail {
+    /// What.
+    pub name: String,
+    /// How it was; nothing where it was not there.
+    pub before: Option<String>,
+    /// How it is.
+    pub after: Option<String>,
+}
+
+/// A root cause.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Root {
+    /// Where it sits; nothing for an engine, which is the same for all.
+    pub step: Option<String>,
+    /// What it is.
+    pub cause: RootKind,
+    /// In words.
+    pub what: String,
+    /// What exactly differs, the most telling first.
+    pub details: Vec<Detail>,
+}
+
+impl Root {
+    /// Returns whether both are the same cause, however each was found.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.step, self.cause, &self.what) == (&other.step, other.cause, &other.what)
+    }
+}
+
+/// How a cause came to a step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Tree {
+    /// The step.
+    pub step: String,
+    /// What of it is not what it was.
+    pub what: String,
+    /// The steps before that are behind it.
+    pub causes: Vec<Tree>,
+}
+
+/// A field in which two actions differ.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Field {
+    /// Its path in the document.
+    pub field: String,
+    /// The value before, as JSON.
+    pub before: Option<String>,
+    /// The value now.
+    pub after: Option<String>,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// The step that made it.
+    pub from: Option<String>,
+}
+
+/// What an action was compared with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Compared {
+    /// The recipe.
+    pub recipe: String,
+    /// The step.
+    pub step: String,
+    /// Its action.
+    pub key: String,
+}
+
+/// Why a step or a tensor runs, or when and why it ran last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Answer {
+    /// The version of this form.
+    pub schema: &'static str,
+    /// The recipe's name.
+    pub recipe: String,
+    /// The step.
+    pub step: String,
+    /// The tensor, where one was asked for.
+    pub tensor: Option<String>,
+    /// What a build would do.
+    pub verdict: Verdict,
+    /// The action's key, where it can be told.
+    pub key: Option<String>,
+    /// In words.
+    pub why: String,
+    /// The root causes.
+    pub roots: Vec<Root>,
+    /// The steps that run, or may, for the same causes.
+    pub follows: Vec<String>,
+    /// How the causes came to the step.
+    pub tree: Tree,
+    /// What the action was compared with.
+    pub compared: Option<Compared>,
+    /// The fields that differ.
+    pub fields: Vec<Field>,
+    /// When the action ran last, where nothing runs.
+    pub last_ran: Option<Ran>,
+}
+
+impl Answer {
+    pub(super) fn new(recipe: &str, step: String, verdict: Verdict, tree: Tree) -> Self {
+        Self {
+            schema: SCHEMA,
+            recipe: recipe.to_owned(),
+            step,
+            tensor: None,
+            verdict,
+            key: None,
+            why: String::new(),
+            roots: Vec::new(),
+            follows: Vec::new(),
+            tree,
+            compared: None,
+            fields: Vec::new(),
+            last_ran: None,
+        }
+    }
+}
+
+/// What a build of the whole recipe would do, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overview {
+    /// The version of this form.
+    pub schema: &'static str,
+    /// The recipe's name.
+    pub recipe: String,
+    /// What a build would do about every step.
+    pub steps: Vec<(String, Verdict)>,
+    /// Every root cause, with the steps that run, or may, because of it.
+    pub causes: Vec<(Root, Vec<String>)>,
+}
+
+impl Overview {
+    pub(super) fn new(recipe: String) -> Self {
+        Self {
+            schema: SCHEMA,
+            recipe,
+            steps: Vec::new(),
+            causes: Vec::new(),
+        }
+    }
+
+    /// Returns how many steps have a verdict.
+    pub fn count(&self, verdict: Verdict) -> usize {
+        self.steps.iter().filter(|(_, of)| *of == verdict).count()
+    }
+}

@@ -1,0 +1,221 @@
+//! What a build would do about every node, as far as that can be told.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::answer::Verdict;
+use crate::action::Action;
+use crate::digest::ActionDigest;
+use crate::digest::BlobDigest;
+use crate::graph::Graph;
+use crate::graph::Node;
+use crate::graph::NodeId;
+use crate::plan;
+use crate::plan::Decision;
+use crate::plan::Judged;
+use crate::plan::Reason;
+use crate::step;
+use crate::step::Class;
+use crate::step::Env;
+use crate::step::Inputs;
+use crate::step::Key;
+use crate::step::Outcome;
+use crate::step::StepError;
+use crate::step::Task;
+use crate::step::source_file::SourceFile;
+use crate::store::ReadFile;
+
+/// Whether files may be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// Those whose digest is not known.
+    Unknown,
+    /// None.
+    Never,
+}
+
+/// What is known of a node.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    pub(super) verdict: Verdict,
+    /// Why it runs.
+    pub(super) reason: Option<Reason>,
+    /// The action that would run, or whose result is there.
+    pub(super) action: Option<Action>,
+    /// The user's files that stand in it.
+    pub(super) files: Vec<ReadFile>,
+    /// The nodes that it waits for.
+    pub(super) waits: Vec<NodeId>,
+    /// The action that would run if those gave what they gave last: what differs in it beside their digests is certain.
+    pub(super) provisional: Option<Action>,
+    /// The blobs that its result lacks.
+    pub(super) missing: Vec<BlobDigest>,
+    /// What it gives, where that can be told.
+    pub(super) outcome: Option<Arc<Outcome>>,
+    pub(super) error: Option<Arc<StepError>>,
+}
+
+impl Known {
+    fn new(verdict: Verdict) -> Self {
+        Self {
+            verdict,
+            reason: None,
+            action: None,
+            files: Vec::new(),
+            waits: Vec::new(),
+            provisional: None,
+            missing: Vec::new(),
+            outcome: None,
+            error: None,
+        }
+    }
+
+    pub(super) fn key(&self) -> Option<ActionDigest> {
+        self.action.as_ref().map(Action::digest)
+    }
+}
+
+pub(super) struct Survey {
+    nodes: BTreeMap<NodeId, Known>,
+    pub(super) outcomes: Inputs,
+    nothing: Known,
+}
+
+impl Survey {
+    pub(super) fn of(graph: &Graph, env: &Env<'_>, wanted: &[NodeId], reading: Reading) -> Result<Self, StepError> {
+        let needed: BTreeSet<NodeId> = match wanted {
+            [] => graph.nodes().map(|node| node.id.clone()).collect(),
+            wanted => graph.only(wanted).nodes().map(|node| node.id.clone()).collect(),
+        };
+        let mut survey = Self {
+            nodes: BTreeMap::new(),
+            outcomes: Inputs::default(),
+            nothing: Known::new(Verdict::Error),
+        };
+        for node in graph.nodes() {
+            let read = reading == Reading::Unknown && needed.contains(&node.id);
+            let known = survey.look(graph, env, node, read)?;
+            if let Some(outcome) = &known.outcome {
+                survey.outcomes.insert(node.id.clone(), Arc::clone(outcome));
+            }
+            survey.nodes.insert(node.id.clone(), known);
+        }
+        Ok(survey)
+    }
+
+    pub(super) fn known(&self, id: &NodeId) -> &Known {
+        self.nodes.get(id).unwrap_or(&self.nothing)
+    }
+
+    fn look(&self, graph: &Graph, env: &Env<'_>, node: &Node, read: bool) -> Result<Known, StepError> {
+        let waits: Vec<NodeId> = graph
+            .inputs(&node.id)
+            .into_iter()
+            .filter(|id| self.outcomes.of(id).is_err())
+            .cloned()
+            .collect();
+        if !waits.is_empty() {
+            let hopeless = waits.iter().any(|id| self.known(id).verdict == Verdict::Error);
+            return Ok(Known {
+                waits,
+                provisional: self.provisional(graph, env, node),
+                ..Known::new(if hopeless { Verdict::Error } else { Verdict::MayRun })
+            });
+        }
+        let judged = plan::judge(node, &self.outcomes, env).and_then(|judged| {
+            // What never was looked at has nothing to be compared with: then reading it would tell nothing.
+            let compares = env.store.last(&env.recipe, &node.id.to_string()).is_some();
+            if judged.action.is_none() && read && compares {
+                self.read(node, env)?;
+                plan::judge(node, &self.outcomes, env)
+            } else {
+                Ok(judged)
+            }
+        });
+        match judged {
+            Ok(judged) => self.healed(node, env, judged),
+            Err(error) if error.class() == Class::Stopped => Err(error),
+            Err(error) => Ok(Known {
+                error: Some(Arc::new(error)),
+                ..Known::new(Verdict::Error)
+            }),
+        }
+    }
+
+    /// Returns the action of a node that waits, with what its inputs gave last where it is not known what they give.
+    fn provisional(&self, graph: &Graph, env: &Env<'_>, node: &Node) -> Option<Action> {
+        let mut inputs = Inputs::default();
+        for id in graph.inputs(&node.id) {
+            let outcome = if let Some(outcome) = &self.known(id).outcome {
+                Arc::clone(outcome)
+            } else {
+                let last = env.store.last(&env.recipe, &id.to_string())?;
+                Arc::new(Outcome {
+                    key: last.action,
+                    result: env.store.lookup_shallow(&last.action).ok()??,
+                    ran: false,
+                    files: Vec::new(),
+                })
+            };
+            inputs.insert(id.clone(), outcome);
+        }
+        match step::kind_of(node).key(node, &inputs, env).ok()? {
+            Key::Action { action, .. } => Some(*action),
+            Key::Unread { .. } => None,
+        }
+    }
+
+    /// A result that lacks only blobs which nodes before it make again is whole when its turn comes.
+    fn healed(&self, node: &Node, env: &Env<'_>, judged: Judged) -> Result<Known, StepError> {
+        let comes_back = |blob: &BlobDigest| {
+            let runs = self.nodes.values().filter(|known| known.verdict == Verdict::Runs);
+            let mut outcomes = runs.filter_map(|known| known.outcome.as_ref());
+            outcomes.any(|outcome| outcome.result.outputs.values().any(|output| output == blob))
+        };
+        let heals = !judged.missing.is_empty() && judged.missing.iter().all(comes_back);
+        let Some(mut outcome) = judged.expected.clone().filter(|_| heals) else {
+            return Ok(known_of(env, judged));
+        };
+        let decision = if step::kind_of(node).intact(node, &mut outcome, &self.outcomes, env)? {
+            Decision::Hit(outcome)
+        } else {
+            Decision::Miss(Reason::OutputGone)
+        };
+        Ok(known_of(env, Judged { decision, ..judged }))
+    }
+
+    /// Reads the user's files of a node. A source is inspected as in a build, since only that tells what later steps
+    /// depend on; of other files only the digests are wanted.
+    fn read(&self, node: &Node, env: &Env<'_>) -> Result<(), StepError> {
+        let kind = step::kind_of(node);
+        if matches!(node.id, NodeId::Source(_)) {
+            let task = Task::new(node.id.to_string(), env);
+            return kind.run(node, &self.outcomes, &task).map(|_| ());
+        }
+        if let Key::Unread { paths, .. } = kind.key(node, &self.outcomes, env)? {
+            for path in &paths {
+                SourceFile::read(env, path, &|_| {})?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn known_of(env: &Env<'_>, judged: Judged) -> Known {
+    let mut known = Known::new(Verdict::Cached);
+    if let Some((action, files)) = judged.action {
+        known.action = Some(*action);
+        known.files = env.named(&files);
+    }
+    known.missing = judged.missing;
+    match judged.decision {
+        Decision::Hit(outcome) => known.outcome = Some(Arc::new(outcome)),
+        Decision::Miss(reason) => {
+            known.verdict = Verdict::Runs;
+            known.reason = Some(reason);
+            known.outcome = judged.expected.map(Arc::new);
+        }
+    }
+    known
+}

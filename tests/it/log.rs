@@ -1,0 +1,259 @@
+//! The records of runs: `forge log`, the logs of steps, what failed steps leave, traces.
+
+use std::path::Path;
+use std::time::Duration;
+use std::time::Instant;
+
+use serde_json::Value;
+use serde_json::json;
+
+use crate::small;
+use crate::small::RECIPE;
+use crate::support::Forge;
+
+fn runs(forge: &Forge) -> Vec<Value> {
+    forge.run(&["log", "--message-format", "json"]).success().json_lines()
+}
+
+fn shown(forge: &Forge, args: &[&str]) -> Vec<Value> {
+    let mut all = vec!["log", "show", "--message-format", "json"];
+    all.extend(args);
+    forge.run(&all).success().json_lines()
+}
+
+fn steps(record: &Value) -> &Vec<Value> {
+    record["record"]["steps"].as_array().unwrap()
+}
+
+#[test]
+fn a_build_is_on_record_with_what_ran_and_why_and_a_null_build_is_not() {
+    let forge = small::project();
+    let empty = forge.run(&["log"]).success();
+    assert_eq!(
+        (empty.stdout.as_str(), empty.stderr.as_str()),
+        ("", "no run is on record in this store\n")
+    );
+    let _ = small::build_of(&forge).success();
+    let _ = small::build_of(&forge).success();
+    let all = runs(&forge);
+    assert_eq!(all.len(), 1, "the second build ran nothing");
+    assert_eq!(all[0]["state"], "done");
+    assert_eq!(all[0]["exit"], 0);
+    assert_eq!((&all[0]["recipe"], &all[0]["ran"]), (&json!("small"), &json!(11)));
+
+    let id = all[0]["run"].as_str().unwrap();
+    // Names begin with the year.
+    let record = shown(&forge, &[&id[..4]]).remove(0);
+    assert_eq!(record["record"]["run"], id);
+    let promote = steps(&record)
+        .iter()
+        .find(|step| step["step"] == "promote.small@Q4_0")
+        .unwrap();
+    assert_eq!(promote["why"], "it has not run for this recipe yet");
+    assert!(
+        promote["outputs"][0]
+            .as_str()
+            .unwrap()
+            .ends_with("out/small/small-Q4_0.gguf")
+    );
+    assert!(promote["actions"].as_array().unwrap().len() > 3);
+    let step = shown(&forge, &["last", "eval.quality/small-Q4_0"]).remove(0);
+    let log = step["log"].as_str().unwrap();
+    assert!(
+        log.contains("llama_model_loader") || log.contains("print_info"),
+        "{log}"
+    );
+    let text = forge.run(&["log", "show", "last", "imatrix.general"]).success().stdout;
+    assert!(text.contains("the engine said:\n    "), "{text}");
+    let both = shown(&forge, &["last", "eval.quality"]);
+    assert_eq!(both.len(), 2, "of both candidates");
+
+    let people = forge.run(&["log"]).success().stdout;
+    assert!(people.starts_with(&format!("{id}  small")), "{people}");
+    assert!(people.trim_end().ends_with("done"), "{people}");
+    let people = forge.run(&["log", "show"]).success().stdout;
+    assert!(
+        people.contains("because it has not run for this recipe yet"),
+        "{people}"
+    );
+    for (args, code) in [
+        (["log", "show", "nonsense"].as_slice(), 2),
+        (&["log", "show", "last", "promote.smal"], 2),
+        (&["log", "show", "last", "promote.small@Q4_0"], 0),
+    ] {
+        let _ = forge.run(args).status(code);
+    }
+}
+
+#[test]
+fn a_changed_step_has_the_fields_that_changed_on_record() {
+    let forge = small::project();
+    let _ = small::build_of(&forge).success();
+    forge.recipe(&RECIPE.replace("chunks = 2\nblock = 1", "chunks = 1\nblock = 1\nbootstrap = 300"));
+    // One chunk gives no interval.
+    let _ = forge.run(&["build", "-j", "1"]).status(1);
+    forge.recipe(&RECIPE.replace("chunks = 2\nblock = 1", "chunks = 2\nblock = 1\nbootstrap = 300"));
+    let _ = small::build_of(&forge).success();
+    let step = shown(&forge, &["last", "eval.quality/small-Q4_0"]).remove(0);
+    assert_eq!(
+        step["step"]["changes"],
+        json!([{ "field": "inputs.bootstrap", "before": "1000", "after": "300" }])
+    );
+    let states: Vec<(Value, Value)> = runs(&forge)
+        .into_iter()
+        .map(|run| (run["state"].clone(), run["exit"].clone()))
+        .collect();
+    assert_eq!(
+        states,
+        [
+            (json!("done"), json!(0)),
+            (json!("failed"), json!(1)),
+            (json!("done"), json!(0))
+        ]
+    );
+}
+
+#[test]
+fn a_failed_step_leaves_a_script_that_repeats_it() {
+    let forge = small::project();
+    forge.recipe(&RECIPE.replace("context = 64\nchunks = 2", "context = 64\nchunks = 1"));
+    let run = forge
+        .run(&["build", "-j", "1", "--keep-going", "--out", "elsewhere"])
+        .status(1);
+    let line = run
+        .stderr
+        .lines()
+        .find(|line| line.contains("small-Q4_0/again.sh"))
+        .unwrap_or_else(|| panic!("{}", run.stderr));
+    let script = Path::new(line.split("sh ").nth(1).unwrap().trim());
+    assert!(script.starts_with(forge.store().join("runs-v1/failed")), "{line}");
+    let folder = script.parent().unwrap();
+    let error = std::fs::read_to_string(folder.join("error.txt")).unwrap();
+    assert!(error.starts_with("step `eval.quality/small-Q4_0` failed: "), "{error}");
+    assert!(error.contains("at least 2 chunks"), "{error}");
+    assert!(folder.join("log.txt").exists());
+    let again = |expected: i32| {
+        let mut command = std::process::Command::new("sh");
+        let output = command.arg(script).current_dir("/").env_clear().output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(expected), "{said}");
+        said
+    };
+    let said = again(1);
+    assert!(said.contains("eval.quality/small-Q4_0"), "{said}");
+    assert!(!said.contains("small-Q8_0"), "only that step: {said}");
+    forge.recipe(RECIPE);
+    let said = again(0);
+    assert!(said.contains("ran    eval.quality/small-Q4_0"), "{said}");
+    assert!(forge.path("elsewhere/small-Q4_0.gguf").exists());
+    assert!(!forge.path("elsewhere/small-Q8_0.gguf.new").exists());
+    let record = shown(&forge, &["last"]).remove(0);
+    assert_eq!(record["record"]["command"][1], "build");
+
+    // However many fail, only so many are kept.
+    let failed = forge.store().join("runs-v1/failed");
+    for number in 0..40 {
+        std::fs::create_dir_all(failed.join(format!("20000101T0000{number:02}Z-1-x"))).unwrap();
+    }
+    forge.recipe(&RECIPE.replace("context = 64\nchunks = 2", "context = 64\nchunks = 1"));
+    let _ = forge.run(&["build", "-j", "1"]).status(1);
+    let kept = small::names(&failed);
+    assert_eq!(kept.len(), 20);
+    assert!(
+        kept.iter().any(|name| name.ends_with("eval.quality-small-Q4_0")),
+        "{kept:?}"
+    );
+}
+
+#[test]
+fn a_build_that_is_killed_leaves_a_record_and_a_trace_that_can_be_read() {
+    let forge = small::project();
+    let trace = forge.path("trace.json");
+    let mut going = small::Going::start(small::build(&forge, &["--trace", "trace.json"]));
+    let started = Instant::now();
+    let record = loop {
+        assert!(started.elapsed() < Duration::from_mins(2), "nothing is written");
+        let all = runs(&forge);
+        if let Some(run) = all.first()
+            && run["ran"].as_u64() > Some(1)
+        {
+            break run.clone();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(record["state"], "running");
+    going.child.kill().unwrap();
+    going.child.wait().unwrap();
+    let after = runs(&forge).remove(0);
+    assert_eq!((&after["state"], &after["exit"]), (&json!("killed"), &Value::Null));
+    assert!(forge.run(&["log"]).success().stdout.trim_end().ends_with("killed"));
+    let whole: Value = serde_json::from_slice(&std::fs::read(&trace).unwrap()).unwrap();
+    assert!(whole["traceEvents"].as_array().unwrap().len() > 8);
+    drop(going);
+    // The next build goes on from there, and says so.
+    let _ = small::build_of(&forge).success();
+    assert_eq!(runs(&forge)[0]["state"], "done");
+}
+
+#[test]
+fn a_trace_has_a_span_for_every_step_and_action() {
+    let forge = small::project();
+    let (_, events) = forge.build_events(&["-j", "1", "--trace", "trace.json"]);
+    let trace: Value = serde_json::from_slice(&std::fs::read(forge.path("trace.json")).unwrap()).unwrap();
+    let trace = trace["traceEvents"].as_array().unwrap();
+    let of = |ph: &str| -> Vec<&Value> { trace.iter().filter(|event| event["ph"] == ph).collect() };
+    let actions = events
+        .iter()
+        .filter(|event| event["reason"] == "action-finished")
+        .count();
+    let started = events.iter().filter(|event| event["reason"] == "step-started").count();
+    assert_eq!(
+        (of("X").len(), of("B").len(), of("E").len()),
+        (actions, started, started)
+    );
+    for action in of("X") {
+        assert!(action["ts"].is_u64() && action["dur"].is_u64());
+        assert_eq!(action["args"]["key"].as_str().unwrap().len(), 64);
+        assert!(action["args"]["bytes"].is_u64() && action["args"]["outcome"].is_string());
+    }
+    // Spans of one lane follow each other: every beginning has its end before the next begins.
+    let mut open = std::collections::BTreeMap::new();
+    for event in trace.iter().filter(|event| event["ph"] == "B" || event["ph"] == "E") {
+        let lane = (event["pid"].as_u64(), event["tid"].as_u64());
+        let name = event["name"].as_str().unwrap();
+        if event["ph"] == "B" {
+            assert_eq!(open.insert(lane, name), None, "{event}");
+        } else {
+            assert_eq!(open.remove(&lane), Some(name), "{event}");
+        }
+    }
+    assert!(open.is_empty());
+    // A build that fails, too.
+    forge.recipe(&RECIPE.replace("context = 64\nchunks = 2", "context = 64\nchunks = 1"));
+    let _ = forge.run(&["build", "-j", "1", "--trace", "trace.json"]).status(1);
+    let trace: Value = serde_json::from_slice(&std::fs::read(forge.path("trace.json")).unwrap()).unwrap();
+    let last = trace["traceEvents"].as_array().unwrap().last().unwrap().clone();
+    assert_eq!(last["args"]["outcome"], "failed");
+    let _ = forge
+        .run(&["build", "-j", "1", "--trace", "no/such/folder/trace.json"])
+        .status(3);
+}
+
+#[test]
+fn old_records_are_removed() {
+    let forge = small::project();
+    let _ = forge
+        .run(&["build", "-j", "1", "recipe.toml", "corpus.held-out"])
+        .success();
+    let folder = forge.store().join("runs-v1");
+    for number in 0..600 {
+        std::fs::write(folder.join(format!("20000101T000000Z-{number:04}.jsonl")), "").unwrap();
+    }
+    let _ = forge
+        .run(&["build", "-j", "1", "recipe.toml", "corpus.calibration"])
+        .success();
+    let kept = small::names(&folder);
+    let records: Vec<&String> = kept.iter().filter(|name| name.contains(".jsonl")).collect();
+    assert_eq!(records.len(), 500);
+    assert_eq!(records.iter().filter(|name| !name.starts_with("2000")).count(), 2);
+}
