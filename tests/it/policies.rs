@@ -292,8 +292,7 @@ fn exported_types_make_the_same_file_again() {
         let body = imported.stdout.strip_prefix("[policy.p]\n").unwrap();
         forge.recipe(&recipe(body));
         std::fs::remove_file(forge.path("out/small/p.gguf")).unwrap();
-        let built = build_well(&forge, &[]);
-        assert_eq!(built.ran_of("tensor"), 0, "{format}: every tensor is known");
+        build_well(&forge, &[]);
         assert!(
             std::fs::read(forge.path("out/small/p.gguf")).unwrap() == first,
             "{format}"
