@@ -271,6 +271,7 @@ fn what_cannot_be_compared_is_refused() {
         .write("data.json", "{\"schema\": \"other.v1\"}")
         .write("torn.gguf", b"GGUF\x03\0\0\0");
     forge
+        .write("old.dat", b"\x01\0\0\0\x05\0\0\0blk.0\xff\xff\xff\xff")
         .write("noise.bin", [0xff_u8, 0, 3, 7].repeat(99))
         .write("bad.toml", "schema = 9\n");
     for (a, b, status, words) in [

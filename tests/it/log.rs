@@ -196,6 +196,32 @@ fn a_build_that_is_killed_leaves_a_record_and_a_trace_that_can_be_read() {
 }
 
 #[test]
+fn a_build_that_is_stopped_says_so_and_its_trace_is_closed() {
+    let forge = small::project();
+    let going = small::Going::start(small::build(&forge, &["--trace", "trace.json"]));
+    let started = Instant::now();
+    while runs(&forge).is_empty() {
+        assert!(started.elapsed() < Duration::from_mins(2), "nothing is written");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let pid = going.child.id().to_string();
+    let sent = std::process::Command::new("kill")
+        .args(["-INT", &pid])
+        .status()
+        .unwrap();
+    assert!(sent.success());
+    let _ = going.end().status(130);
+    let run = runs(&forge).remove(0);
+    assert_eq!((&run["state"], &run["exit"]), (&json!("stopped"), &json!(130)));
+    let trace: Value = serde_json::from_slice(&std::fs::read(forge.path("trace.json")).unwrap()).unwrap();
+    let of = |ph: &str| -> usize {
+        let events = trace["traceEvents"].as_array().unwrap().iter();
+        events.filter(|event| event["ph"] == ph).count()
+    };
+    assert_eq!(of("B"), of("E"), "what was stopped has ended");
+}
+
+#[test]
 fn a_trace_has_a_span_for_every_step_and_action() {
     let forge = small::project();
     let (_, events) = forge.build_events(&["-j", "1", "--trace", "trace.json"]);
