@@ -217,6 +217,11 @@ macro_rules! derived_digest {
                 Self(self::Hash::from_bytes(blake3::derive_key(Self::CONTEXT, document)))
             }
 
+            /// Wraps a hash that is one of these already, as the name of a file says.
+            pub const fn from_hash(hash: self::Hash) -> Self {
+                Self(hash)
+            }
+
             /// Returns the hash itself.
             pub fn hash(&self) -> &self::Hash {
                 &self.0

@@ -119,6 +119,8 @@ pub(super) enum Command {
     Log(Log),
     /// Draw the steps and what each needs
     Graph(Graph),
+    /// Look at the store, check it, and make room
+    Cache(crate::cli::cache::args::Cache),
     /// Print the identity of the embedded engine
     Engine,
 }

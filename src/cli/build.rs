@@ -5,6 +5,7 @@ use std::time::Instant;
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
+use crate::cli::cache;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
 use crate::cli::files::session_failure;
@@ -42,7 +43,29 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
     }
     let cancel = Cancel::new();
     stop_on_signals(&cancel, terminal);
-    let (session, pools) = files.session(&args.target, terminal, cancel)?;
+    carry_out(args, files, terminal, cancel)
+}
+
+/// Builds a recipe to make again what was lost.
+pub(super) fn repair(recipe: &str, files: &Files, terminal: &Terminal, cancel: Cancel) -> Result<Exit, Failure> {
+    let target = args::Target {
+        recipe: recipe.to_owned(),
+        steps: Vec::new(),
+        out: None,
+        jobs: None,
+    };
+    let build = args::Build {
+        target,
+        keep_going: false,
+        trace: None,
+    };
+    carry_out(&build, files, terminal, cancel)
+}
+
+fn carry_out(args: &args::Build, files: &Files, terminal: &Terminal, cancel: Cancel) -> Result<Exit, Failure> {
+    let question = files.question(&args.target);
+    let (session, settings) = files.session(&args.target, terminal, cancel)?;
+    let pools = &settings.pools;
     let defaults = scheduler::Options::default();
     let options = scheduler::Options {
         keep_going: args.keep_going,
@@ -94,6 +117,9 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
             }
         }
         terminal.line(&summary(&report));
+    }
+    if report.ran > 0 {
+        cache::hold_limit(session.store(), settings.cache.max_size, terminal);
     }
     Ok(exit_of(&report))
 }

@@ -110,6 +110,14 @@ impl Diagnostic {
         }
     }
 
+    /// A warning without a place.
+    pub fn warning(message: impl Into<String>) -> Self {
+        Self {
+            level: Level::Warning,
+            ..Self::error(message)
+        }
+    }
+
     /// A message about an error and everything that led to it.
     pub fn from_error(error: &dyn std::error::Error) -> Self {
         let mut this = Self::error(error.to_string());

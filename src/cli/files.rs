@@ -20,8 +20,8 @@ use crate::engine::Cancel;
 use crate::fs;
 use crate::recipe::LoadError;
 use crate::recipe::Parsed;
-use crate::recipe::settings::PoolSettings;
 use crate::recipe::settings::Settings;
+use crate::report::words;
 use crate::session;
 use crate::session::Question;
 use crate::session::Session;
@@ -172,7 +172,7 @@ impl Files {
         target: &args::Target,
         terminal: &Terminal,
         cancel: Cancel,
-    ) -> Result<(Session, PoolSettings), Failure> {
+    ) -> Result<(Session, Settings), Failure> {
         let parsed = self.recipe(&target.recipe, terminal)?;
         let folder = self.folder(&target.recipe);
         let (settings, place) = Self::settings(&folder)?;
@@ -191,7 +191,7 @@ impl Files {
         let threads = wanted.unwrap_or(cores).max(1);
         // Refused only if a pool was built before, and then that one serves.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-        let pools = settings.pools;
+        let machine = settings;
         let command = std::env::args().collect();
         let again = again(&self.directory.join(&target.recipe), &out, &cache_dir, threads);
         let settings = session::Settings {
@@ -201,9 +201,21 @@ impl Files {
             threads,
             command,
             again,
+            borrow: machine.cache.borrow.unwrap_or(true),
         };
         let session = Session::open(parsed.recipe, settings, &target.steps, cancel);
-        Ok((session.map_err(|error| session_failure(&error))?, pools))
+        Ok((session.map_err(|error| session_failure(&error))?, machine))
+    }
+
+    /// Returns where the store is, and the user's settings, for verbs that need no recipe: as for a recipe in this folder.
+    pub(super) fn cache(&self) -> Result<(PathBuf, Settings), Failure> {
+        let (settings, place) = Self::settings(&self.directory)?;
+        Ok((self.cache_dir(&settings, &place)?, settings))
+    }
+
+    /// Returns where a path that was typed leads.
+    pub(super) fn place(&self, path: &Path) -> PathBuf {
+        self.directory.join(path)
     }
 
     /// Returns where the store is, for verbs that need no recipe: settings are looked for in the folder that they work in.
@@ -406,6 +418,24 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
             Failure::new(
                 Exit::Environment,
                 store.hint("another place for the store: `--cache-dir DIR` or `FORGE_CACHE_DIR`"),
+            )
+        }
+        SessionError::NoRoom(no_room) => {
+            let mut room = Diagnostic::from_error(error).code("environment::room");
+            for (step, bytes) in no_room.steps.iter().take(8) {
+                room = room.caused_by(format!("`{step}` would write {}", words::bytes(*bytes)));
+            }
+            if no_room.steps.len() > 8 {
+                let more = words::count((no_room.steps.len() - 8) as u64, "step");
+                room = room.caused_by(format!("and {more} more"));
+            }
+            if no_room.unknown > 0 {
+                let unknown = words::count(no_room.unknown as u64, "step");
+                room = room.caused_by(format!("what {unknown} would write is not known yet"));
+            }
+            Failure::new(
+                Exit::Environment,
+                room.hint("make room: `forge cache gc` shows what the store can spare; or another place: `--out DIR`, `--cache-dir DIR`"),
             )
         }
         SessionError::Output(_) => {

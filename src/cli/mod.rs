@@ -2,6 +2,7 @@
 
 mod args;
 mod build;
+mod cache;
 pub mod check;
 pub mod diagnostic;
 mod diff;
@@ -122,6 +123,7 @@ fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Diff(diff) => diff::run(diff, &files, terminal),
         Command::Log(log) => log::run(log, &files, terminal),
         Command::Graph(graph) => graph::run(graph, &files, terminal),
+        Command::Cache(cache) => cache::run(cache, &files, terminal),
         Command::Engine => {
             for identity in [crate::engine::quantizer(), crate::engine::evaluator()] {
                 if terminal.is_json() {

@@ -78,6 +78,23 @@ impl Terminal {
         let _ = writeln!(err, "{text}");
     }
 
+    /// Returns whether somebody can answer a question.
+    pub(super) fn can_ask(&self) -> bool {
+        !self.is_json() && std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+    }
+
+    /// Asks a question; only a clear yes is one. Where nobody can answer it is no.
+    pub(super) fn ask(&self, question: &str) -> bool {
+        if !self.can_ask() {
+            return false;
+        }
+        let mut err = AutoStream::new(std::io::stderr(), self.color());
+        let _ = write!(err, "{question} [y/N] ").and_then(|()| err.flush());
+        let mut answer = String::new();
+        let read = std::io::stdin().read_line(&mut answer);
+        read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes" | "Yes")
+    }
+
     /// Prints a diagnostic: for people on stderr, for programs on stdout.
     pub(super) fn diagnostic(&self, diagnostic: &Diagnostic) {
         if self.is_json() {

@@ -77,7 +77,8 @@ pub(super) fn compute(candidate: &Candidate, tensors: &BTreeMap<String, Tensor>)
 /// Returns what steps of a kind did, now and before, in all recipes.
 fn records(store: &Store, prefix: &str) -> Vec<Last> {
     let mut records: Vec<Last> = store
-        .lasts()
+        .all_last()
+        .unwrap_or_default()
         .into_iter()
         .filter(|last| last.step.starts_with(prefix))
         .collect();

@@ -9,7 +9,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 
+use rustix::fs::OFlags;
+
 use crate::fs::PathError;
+use crate::fs::Stamp;
 
 /// A held lock on a file. Two opens of one file exclude each other, be it in two processes or in two threads of one.
 #[derive(Debug)]
@@ -76,10 +79,25 @@ impl FileLock {
             .map_err(PathError::on(&self.path, "write"))
     }
 
+    /// Writes more behind what was written last.
+    pub fn append(&mut self, more: &[u8]) -> Result<(), PathError> {
+        self.file.write_all(more).map_err(PathError::on(&self.path, "write"))
+    }
+
     /// Removes the file when the lock is let go. Only for locks held alone: the name goes while the lock is held, and
     /// whoever gets the lock on the nameless file sees that and opens anew.
     pub fn remove_on_release(&mut self) {
         self.remove = true;
+    }
+
+    /// Returns the stamp of the locked file.
+    pub fn stamp(&self) -> Result<Stamp, PathError> {
+        Stamp::of_file(&self.file, &self.path)
+    }
+
+    /// Sets the time at which the locked file is said to have changed, in nanoseconds since 1970.
+    pub fn set_modified(&self, mtime_ns: i64) -> Result<(), PathError> {
+        crate::fs::set_modified_of(&self.file, &self.path, mtime_ns)
     }
 
     /// Returns the path of the locked file.
@@ -99,13 +117,17 @@ impl Drop for FileLock {
     }
 }
 
-fn open_lock(path: &Path) -> Result<fs::File, PathError> {
+/// Opens a file that is only locked, making it if it is not there. A link in its place is an error: it could lead to
+/// somebody's file.
+pub fn open_lock(path: &Path) -> Result<fs::File, PathError> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     fs::OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o644)
+        .custom_flags(flags.bits().cast_signed())
         .open(path)
         .map_err(PathError::on(path, "open lock"))
 }

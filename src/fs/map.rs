@@ -17,19 +17,28 @@ use std::path::{Path, PathBuf};
 pub struct Map {
     // Mapping nothing is an error on some systems, so an empty file has no map.
     map: Option<memmap2::Mmap>,
+    held: Vec<u8>,
 }
 
 impl Map {
     /// Maps an open file.
     pub fn of(file: &File) -> io::Result<Self> {
         if file.metadata()?.len() == 0 {
-            return Ok(Self { map: None });
+            return Ok(Self::held(Vec::new()));
         }
         // SAFETY: the map is read-only, and its bytes are only ever looked at as `u8`, for which all values are valid.
         // What remains of mmap's danger is a file that another process changes or cuts while it is mapped; callers map
         // only files that they own (see the module's text).
         let map = unsafe { memmap2::Mmap::map(file)? };
-        Ok(Self { map: Some(map) })
+        Ok(Self {
+            map: Some(map),
+            held: Vec::new(),
+        })
+    }
+
+    /// Stands for a map where the file is somebody else's: the bytes are held in memory.
+    pub fn held(bytes: Vec<u8>) -> Self {
+        Self { map: None, held: bytes }
     }
 
     /// Opens and maps a file.
@@ -42,7 +51,7 @@ impl Deref for Map {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.map.as_deref().unwrap_or_default()
+        self.map.as_deref().unwrap_or(&self.held)
     }
 }
 

@@ -7,6 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::fs::PathError;
+use crate::fs::Stamp;
+use crate::fs::open_plain;
 
 /// Opens a file for reading. A directory is an error here, not at the first read.
 pub fn open(path: &Path) -> Result<File, PathError> {
@@ -26,6 +28,10 @@ fn open_sized(path: &Path) -> Result<(File, u64), PathError> {
 /// `cap` bytes are ever held, whatever length the file system claims.
 pub fn read_small(path: &Path, cap: u64) -> Result<Vec<u8>, PathError> {
     let (file, len) = open_sized(path)?;
+    take(&file, path, len, cap)
+}
+
+fn take(file: &File, path: &Path, len: u64, cap: u64) -> Result<Vec<u8>, PathError> {
     let over = cap.saturating_add(1);
     // Room for all of it at once where the length is true, and never for more than is allowed.
     let mut bytes = Vec::with_capacity(usize::try_from(len.saturating_add(1).min(over)).unwrap_or(0));
@@ -41,6 +47,17 @@ pub fn read_small(path: &Path, cap: u64) -> Result<Vec<u8>, PathError> {
         ));
     }
     Ok(bytes)
+}
+
+/// Does what [`read_small`] does with a plain file only, following no link, and returns the stamp that it had.
+pub fn read_plain(path: &Path, cap: u64) -> Result<(Vec<u8>, Stamp), PathError> {
+    let (file, stamp) = open_plain(path)?;
+    Ok((take(&file, path, stamp.size, cap)?, stamp))
+}
+
+/// Reads what one call gives from `offset`: fewer bytes than the buffer has room for, none at the end of the file.
+pub fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    file.read_at(buffer, offset)
 }
 
 /// Fills `buffer` from `offset`; the file's own position does not move, so threads may share it.

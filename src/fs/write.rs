@@ -97,6 +97,11 @@ impl TempFile {
             .map_err(PathError::on(&self.path, "set the mode of"))
     }
 
+    /// Sets the time at which the file is said to have changed, in nanoseconds since 1970.
+    pub fn set_modified(&self, mtime_ns: i64) -> Result<(), PathError> {
+        crate::fs::set_modified_of(&self.file, &self.path, mtime_ns)
+    }
+
     /// Gives the file its final name, in one step and in place of what stood there. With [`Durability::Synced`] its
     /// bytes and mode are durable before the name is, and the name is durable on return.
     pub fn persist(mut self, to: &Path, durability: Durability) -> Result<(), PathError> {

@@ -6,6 +6,7 @@ use crate::recipe::error::RecipeError;
 use crate::recipe::field::Field;
 use crate::recipe::field::Reader;
 use crate::recipe::model::Place;
+use crate::recipe::quantity::Quantity;
 use crate::recipe::raw;
 use crate::recipe::raw::RawEntry;
 use crate::recipe::raw::RawValue;
@@ -22,6 +23,17 @@ pub struct Settings {
     pub engine: EngineSettings,
     /// What builds may use at once.
     pub pools: PoolSettings,
+    /// How the store is kept.
+    pub cache: CacheSettings,
+}
+
+/// `[cache]`: how the store is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct CacheSettings {
+    /// The most room that it may take after a build, in bytes.
+    pub max_size: Option<u64>,
+    /// Whether outputs lend their tensors to the store; they do unless this says no.
+    pub borrow: Option<bool>,
 }
 
 /// When output has colour.
@@ -80,6 +92,7 @@ impl Settings {
             .unwrap_or_default();
         let engine = reader.read("engine", table);
         let pools = reader.read("pools", table);
+        let cache = reader.read("cache", table);
         reader.finish();
         if let Some((place, entries)) = engine {
             let mut reader = Reader::new("`engine`".to_owned(), place, ("", ""), entries, &mut errors);
@@ -105,6 +118,12 @@ impl Settings {
             settings.pools.disk = reader.read("disk", |field| field.integer32(1..=1024));
             reader.finish();
         }
+        if let Some((place, entries)) = cache {
+            let mut reader = Reader::new("`cache`".to_owned(), place, ("", ""), entries, &mut errors);
+            settings.cache.max_size = reader.read("max-size", bytes);
+            settings.cache.borrow = reader.read("borrow", |field| field.boolean());
+            reader.finish();
+        }
         if errors.is_empty() {
             return Ok(settings);
         }
@@ -117,6 +136,13 @@ fn table(field: Field<'_>) -> Result<(Place, &[RawEntry]), RecipeError> {
     match &field.raw.value {
         RawValue::Table(entries) => Ok((field.place(), entries)),
         _ => Err(field.wrong_type("a table")),
+    }
+}
+
+fn bytes(field: Field<'_>) -> Result<u64, RecipeError> {
+    match field.quantity("a number of bytes", "200 GB")? {
+        Quantity::Bytes(bytes) => Ok(bytes),
+        _ => Err(field.wrong_type("a number of bytes, like `200 GB`")),
     }
 }
 
@@ -136,7 +162,7 @@ mod tests {
     fn all_settings_are_read() {
         let text = "cache_dir = \"/big/cache\"\ncolor = \"never\"\n[engine.embedded]\nthreads = 8\n\
                     [engine.\"llama.cpp\"]\npath = \"/opt/llama/bin\"\n\
-                    [pools]\ncpu = 16\nmodel = 2\ndisk = 4\n";
+                    [pools]\ncpu = 16\nmodel = 2\ndisk = 4\n[cache]\nmax-size = \"200 GB\"\nborrow = false\n";
         let settings = parse(text).unwrap();
         assert_eq!(settings.cache_dir.as_deref(), Some("/big/cache"));
         assert_eq!(settings.color, ColorChoice::Never);
@@ -148,13 +174,18 @@ mod tests {
             disk: Some(4),
         };
         assert_eq!(settings.pools, pools);
+        assert_eq!(settings.cache.max_size, Some(200_000_000_000));
+        assert_eq!(settings.cache.borrow, Some(false));
         assert_eq!(parse("").unwrap(), Settings::default());
     }
 
     #[test]
     fn all_errors_come_at_once_in_order() {
-        let errors = parse("colour = \"auto\"\n[engine]\nembedded = 3\n[pools]\nram = 24\ncpu = 0\n");
+        let errors = parse(
+            "colour = \"auto\"\n[engine]\nembedded = 3\n[pools]\nram = 24\ncpu = 0\n[cache]\nmax-size = \"4 bpw\"\n",
+        );
         let codes: Vec<_> = errors.unwrap_err().iter().map(RecipeError::code).collect();
-        assert_eq!(codes, ["unknown-key", "wrong-type", "unknown-key", "out-of-range"]);
+        let expected = ["unknown-key", "wrong-type", "unknown-key", "out-of-range", "wrong-type"];
+        assert_eq!(codes, expected);
     }
 }

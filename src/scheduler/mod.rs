@@ -116,6 +116,8 @@ struct Ended {
 struct Scheduler<'a> {
     graph: &'a Graph,
     env: &'a Env<'a>,
+    fits: &'a dyn Fn() -> bool,
+    refused: bool,
     options: Options,
     states: BTreeMap<NodeId, State>,
     ready: VecDeque<NodeId>,
@@ -125,13 +127,22 @@ struct Scheduler<'a> {
     lost: BTreeSet<(NodeId, BlobDigest)>,
 }
 
-/// Builds everything in the graph. `after` is called when everything has ended; a failure that it returns for a lost blob
+/// Builds everything in the graph. `fits` is asked whenever something is about to run: once it says no, nothing more is
+/// started. `after` is called when everything has ended; a failure that it returns for a lost blob
 /// sends the node back, and `after` is called again.
-pub fn build(graph: &Graph, env: &Env<'_>, options: Options, after: &mut dyn FnMut(&Report) -> Vec<Failure>) -> Report {
+pub fn build(
+    graph: &Graph,
+    env: &Env<'_>,
+    options: Options,
+    fits: &dyn Fn() -> bool,
+    after: &mut dyn FnMut(&Report) -> Vec<Failure>,
+) -> Report {
     let started = Instant::now();
     let mut scheduler = Scheduler {
         graph,
         env,
+        fits,
+        refused: false,
         options,
         states: graph.nodes().map(|node| (node.id.clone(), State::Waiting)).collect(),
         ready: VecDeque::new(),
@@ -177,6 +188,10 @@ impl Scheduler<'_> {
                     let inputs = self.inputs(node);
                     match plan::decide(node, &inputs, self.env) {
                         Ok(Decision::Hit(outcome)) => self.hit(node, outcome),
+                        Ok(Decision::Miss(_)) if !(self.fits)() => {
+                            self.refused = true;
+                            self.set(&id, State::Waiting);
+                        }
                         Ok(Decision::Miss(reason)) => {
                             self.set(&id, State::Running);
                             self.running.insert(id, step::kind_of(node).pool(node));
@@ -216,7 +231,9 @@ impl Scheduler<'_> {
 
     /// Returns the next node that may start: in the graph's order, if its pool has room.
     fn next(&mut self) -> Option<NodeId> {
-        let halted = self.env.cancel.is_cancelled() || (!self.report.failures.is_empty() && !self.options.keep_going);
+        let halted = self.refused
+            || self.env.cancel.is_cancelled()
+            || (!self.report.failures.is_empty() && !self.options.keep_going);
         if halted {
             return None;
         }
@@ -426,10 +443,31 @@ fn changes(reason: &Reason) -> Vec<FieldChange> {
     };
     let changes = differences.iter().map(|difference| FieldChange {
         field: difference.field.clone(),
-        before: difference.before.clone(),
-        after: difference.after.clone(),
+        before: difference.before.as_deref().map(without_digests),
+        after: difference.after.as_deref().map(without_digests),
     });
     changes.collect()
+}
+
+/// Cuts digests to their first eight digits: what a record of a run names in full, the store keeps as long as the record.
+fn without_digests(value: &str) -> String {
+    let mut text = String::with_capacity(value.len());
+    let mut rest = value;
+    while !rest.is_empty() {
+        let is_digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+        let digits = rest.find(|c| !is_digit(c)).unwrap_or(rest.len());
+        let (head, tail) = rest.split_at(digits);
+        if head.len() == 64 {
+            text.push_str(&head[..8]);
+            text.push_str("...");
+        } else {
+            text.push_str(head);
+        }
+        let other = tail.find(is_digit).unwrap_or(tail.len());
+        text.push_str(&tail[..other]);
+        rest = &tail[other..];
+    }
+    text
 }
 
 /// Says why a node runs, in a few words.
@@ -453,5 +491,21 @@ pub fn sentence(reason: &Reason) -> String {
         Reason::Incomplete => "its result was incomplete or damaged in the store".to_owned(),
         Reason::OutputGone => "a file in the output folder is gone or was changed".to_owned(),
         Reason::Forgotten => "its result is no longer in the store".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_in_records_are_cut_and_all_else_stays() {
+        let hash = "0123456789abcdef".repeat(4);
+        let value = format!("{{\"file\":\"{hash}:12\",\"name\":\"Q4_0 face\",\"n\":77}}");
+        assert_eq!(
+            without_digests(&value),
+            "{\"file\":\"01234567...:12\",\"name\":\"Q4_0 face\",\"n\":77}"
+        );
+        assert_eq!(without_digests(""), "");
     }
 }

@@ -71,7 +71,8 @@ pub fn nothing_to_do(cache_dir: &Path, question: &Question) -> Option<usize> {
         return None;
     }
     let store = Store::open(cache_dir).ok()?;
-    let text = store.fresh(&question.name()?)?;
+    let name = question.name()?;
+    let text = store.fresh(&name)?;
     let mut cached = None;
     let mut matched: Option<(PathBuf, &str, Vec<PathBuf>)> = None;
     let mut folders: Vec<fs::Folder> = Vec::new();
@@ -112,7 +113,13 @@ pub fn nothing_to_do(cache_dir: &Path, question: &Question) -> Option<usize> {
         let other = scope.spawn(|| all(other));
         all(half) && other.join().unwrap_or(false)
     });
-    if same { cached } else { None }
+    if same {
+        // For the collector; a note that cannot be touched serves all the same.
+        let _ = store.touch_fresh(&name);
+        cached
+    } else {
+        None
+    }
 }
 
 fn read_stamp(record: &str) -> Option<(Stamp, &str)> {

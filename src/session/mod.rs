@@ -2,7 +2,9 @@
 //! writes what stands beside outputs.
 
 mod fresh;
+pub mod names;
 mod record;
+mod room;
 mod run;
 
 use std::collections::BTreeSet;
@@ -44,6 +46,8 @@ use crate::why::Why;
 
 pub use fresh::Question;
 pub use fresh::nothing_to_do;
+pub use room::Need;
+pub use room::NoRoom;
 
 /// What a session is opened with.
 #[derive(Debug, Clone)]
@@ -60,6 +64,8 @@ pub struct Settings {
     pub command: Vec<String>,
     /// The words of a command that builds the same recipe with the same settings from any folder; a step may follow.
     pub again: Vec<String>,
+    /// Whether outputs lend their tensors to the store.
+    pub borrow: bool,
 }
 
 /// Why a session cannot be opened or used.
@@ -80,6 +86,9 @@ pub enum SessionError {
     /// The folder where outputs go.
     #[error("outputs have no place: {0}")]
     Output(#[source] fs::PathError),
+    /// What is to be built does not fit on the disk.
+    #[error(transparent)]
+    NoRoom(room::NoRoom),
     /// A step that the recipe does not have.
     #[error("the recipe has no step `{wanted}`")]
     NoSuchStep {
@@ -130,6 +139,7 @@ impl Session {
             whole.only(&find(&recipe, &whole, wanted)?)
         };
         let store = Store::open(&settings.cache_dir)?;
+        store.set_lending(settings.borrow);
         let (quantizer, evaluator) = (engine::quantizer(), engine::evaluator());
         Ok(Self {
             recipe,
@@ -211,9 +221,13 @@ impl Session {
                 .count(),
             engine: self.evaluator.fingerprint().to_string(),
         });
-        let mut report = scheduler::build(&self.graph, &env, options, &mut |report| {
+        let room = room::Check::new(self, &env);
+        let mut report = scheduler::build(&self.graph, &env, options, &|| room.fits(), &mut |report| {
             record::write_manifests(self, &env, &run, started, report)
         });
+        if let Some(no_room) = room.refused() {
+            return Err(SessionError::NoRoom(no_room));
+        }
         report.kept = run.keep_failed(&self.settings, &report.failures);
         for (node, path) in &report.kept {
             observer.event(&Event::StepKept {

@@ -163,6 +163,10 @@ pub struct Estimate {
     pub reads: u64,
     /// Bytes that are written to the store and the output folder.
     pub writes: u64,
+    /// Those of them that are written to the output folder.
+    pub outputs: u64,
+    /// Those of them that are in the store only until the output is finished, which holds them then.
+    pub passing: u64,
     /// Parts whose result is not there.
     pub missing: u64,
     /// Parts in all.

@@ -153,6 +153,15 @@ impl Kind for Policy {
     }
 }
 
+/// Returns how many bytes of tensors a candidate of this policy would have at the least, told from the model's header alone:
+/// as if the imatrix covered every tensor. Nothing where the policy would fail.
+pub fn foresee(step: &PolicyStep, facts: &ModelFacts) -> Option<u64> {
+    let all = |_: &str| true;
+    let has: policy::HasImatrix<'_> = if step.join.is_some() { Some(&all) } else { None };
+    let (table, _) = choose(facts, &method_of(step), has).ok()?;
+    table.bytes()
+}
+
 fn choose(facts: &ModelFacts, method: &Method, has: policy::HasImatrix<'_>) -> Result<(Table, Option<u32>), StepError> {
     let failed = |error: policy::PolicyError| StepError::input(error.to_string());
     // Whether quantized tensors may be quantized again is for promote to say, of the tensors that really change.

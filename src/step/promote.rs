@@ -147,7 +147,17 @@ impl Kind for Promote {
     fn intact(&self, node: &Node, outcome: &mut Outcome, _inputs: &Inputs, env: &Env<'_>) -> Result<bool, StepError> {
         let (id, _) = promote(node)?;
         let expected = file_digest(outcome)?;
-        let found = output::intact(env, &output::path(env, &file_name(id))?, &expected)?;
+        let path = output::path(env, &file_name(id))?;
+        let found = output::intact(env, &path, &expected)?;
+        if let Some(file) = &found
+            && env.store.is_leased()
+            && !env.store.is_lender(&path, &file.stamp, &expected)?
+        {
+            // It was moved, or touched, or is older than lending. Not if somebody is at the place: the next build will do.
+            if let Some(_lock) = env.store.lock_output(&path, &mut |_| {}, &|| true)? {
+                lend(outcome, file, env)?;
+            }
+        }
         outcome.files = found.into_iter().collect();
         Ok(!outcome.files.is_empty())
     }
@@ -157,6 +167,7 @@ impl Kind for Promote {
         let mut estimate = Estimate {
             unit: "tensor",
             writes: draft.layout.file_len(),
+            outputs: draft.layout.file_len(),
             ..Estimate::default()
         };
         for (tensor, choice) in draft.index.tensors.iter().zip(&draft.table.choices) {
@@ -173,6 +184,7 @@ impl Kind for Promote {
                 estimate.missing += 1;
                 estimate.reads += tensor.bytes.len;
                 estimate.writes += choice.bytes;
+                estimate.passing += choice.bytes;
             }
         }
         Ok(estimate)
@@ -224,7 +236,12 @@ impl Kind for Promote {
         let mut outcome = Outcome::of(performed, Vec::new());
         let expected = file_digest(&outcome)?;
         let file = match (pending, output::intact(env, &path, &expected)?) {
-            (None, Some(file)) => file,
+            (None, Some(file)) => {
+                if !env.store.is_lender(&path, &file.stamp, &expected)? {
+                    lend(&outcome, &file, env)?;
+                }
+                file
+            }
             (pending, _) => {
                 // The result was known, but the file is not there: assemble it again.
                 let written = pending.map_or_else(|| draft.write(task), Ok)?;
@@ -237,9 +254,16 @@ impl Kind for Promote {
                 for file in &draft.model.files {
                     file.check_unchanged()?;
                 }
+                let loans = written.assembly.loans();
+                let unnamed = fs::Stamp::of_file(written.temp.file(), written.temp.path())?;
+                env.store.promise_loans(&path, &unnamed, &expected, &loans)?;
+                let reclaimed = env.store.reclaim(&path, &loans)?;
                 written.temp.persist(&path, fs::Durability::Synced)?;
+                drop(reclaimed);
                 task.count_ran();
-                output::written(task, &path, &expected)?
+                let file = output::written(task, &path, &expected)?;
+                env.store.lend(&path, &file.stamp, &expected, &loans)?;
+                file
             }
         };
         outcome.files = vec![file];
@@ -278,6 +302,14 @@ pub fn tensor_actions(
         .map(|(tensor, choice)| draft.tensor_action(tensor, choice))
         .map(|action| (action.digest(), action))
         .collect())
+}
+
+/// Lets a candidate's file lend its tensors to the store, which need not keep them then.
+fn lend(outcome: &Outcome, file: &SourceFile, env: &Env<'_>) -> Result<(), StepError> {
+    let assembly: Assembly = decode(env, "assembly", outcome.output("assembly")?)?;
+    env.store
+        .lend(&file.path, &file.stamp, &file.digest, &assembly.loans())?;
+    Ok(())
 }
 
 /// Returns the digest of a candidate's file.

@@ -21,6 +21,7 @@ const RESULT: &str = "result";
 const RESULT_VERSION: u64 = 1;
 const EVENT: &str = "event";
 const EVENT_VERSION: u64 = 1;
+const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
 
 /// What the action cache has for a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +74,8 @@ pub enum StoreEvent {
 enum Stored {
     Absent,
     Damaged(Stamp),
-    There(ActionResult),
+    /// The result, and when it was last used, in nanoseconds since 1970.
+    There(ActionResult, i64),
 }
 
 impl Store {
@@ -98,13 +100,31 @@ impl Store {
                 let moved_to = self.quarantine(key.hash(), &path, &stamp, ".result")?;
                 Ok(Lookup::Damaged { moved_to })
             }
-            Stored::There(result) => {
+            Stored::There(result, used) => {
+                // What this build made or found before is kept, with all that it names; else it is written into the lease
+                // now, before a collector can look again.
+                let unknown = self
+                    .own_lease()
+                    .filter(|start| used < *start && !self.is_used(key.hash()));
+                let _using = unknown.map(|_| self.using()).transpose()?;
                 let missing = self.missing(&result)?;
-                Ok(if missing.is_empty() {
-                    Lookup::Hit(result)
-                } else {
-                    Lookup::Incomplete { result, missing }
-                })
+                if !missing.is_empty() {
+                    return Ok(Lookup::Incomplete { result, missing });
+                }
+                if let Some(start) = unknown {
+                    let path = self.shard(layout::ACTIONS, key.hash());
+                    if fs::facts(&path)?.is_none() {
+                        return Ok(Lookup::Absent);
+                    }
+                    self.use_result(key.hash())?;
+                    let now = Self::mark_time(start);
+                    // How long it was not used is told to the day: a build with nothing to do writes nothing, nor does it
+                    // change what others remember of the file's times.
+                    if now.saturating_sub(used) > DAY_NS {
+                        fs::set_modified(&path, now)?;
+                    }
+                }
+                Ok(Lookup::Hit(result))
             }
         }
     }
@@ -112,7 +132,15 @@ impl Store {
     /// Returns the result of an action whether or not its blobs are there: for explanations, never for a hit.
     pub fn lookup_shallow(&self, key: &ActionDigest) -> Result<Option<ActionResult>, StoreError> {
         Ok(match self.stored_result(key)? {
-            Stored::There(result) => Some(result),
+            Stored::There(result, _) => Some(result),
+            Stored::Absent | Stored::Damaged(_) => None,
+        })
+    }
+
+    /// Returns a result that is there and whole, and when it was last used, in nanoseconds since 1970. Marks nothing.
+    pub(super) fn peek(&self, key: &ActionDigest) -> Result<Option<(ActionResult, i64)>, StoreError> {
+        Ok(match self.stored_result(key)? {
+            Stored::There(result, used) => Some((result, used)),
             Stored::Absent | Stored::Damaged(_) => None,
         })
     }
@@ -132,23 +160,29 @@ impl Store {
         let path = self.shard(layout::ACTIONS, key.hash());
         let temp = self.sealed_temp(RESULT, RESULT_VERSION, &key.to_string(), result)?;
         temp.set_mode(0o444)?;
+        let start = self.own_lease();
+        if let Some(start) = start {
+            temp.set_modified(Self::mark_time(start))?;
+        }
         // Synced before the lock is taken: what is done under it takes moments.
         temp.sync()?;
+        let _using = self.using()?;
         let _lock = self.replacing(key.hash())?;
         match self.stored_result(key)? {
             Stored::Absent => {}
             Stored::Damaged(stamp) => {
                 self.quarantine_locked(key.hash(), &path, &stamp, ".result")?;
             }
-            Stored::There(kept) if !self.missing(&kept)?.is_empty() => {}
-            Stored::There(kept) if kept.outputs == result.outputs && kept.facts == result.facts => {
+            Stored::There(kept, _) if !self.missing(&kept)?.is_empty() => {}
+            Stored::There(kept, _) if kept.outputs == result.outputs && kept.facts == result.facts => {
+                self.use_result(key.hash())?;
                 if let Some(parent) = path.parent() {
                     // Its writer may be between the rename and the sync.
                     fs::sync_dir(parent)?;
                 }
                 return Ok(Committed::Same);
             }
-            Stored::There(kept) => {
+            Stored::There(kept, _) => {
                 let event = StoreEvent::Nondeterminism {
                     key: *key,
                     kept,
@@ -168,7 +202,9 @@ impl Store {
         let directory = self.root().join(layout::EVENTS);
         let mut events = Vec::new();
         for entry in fs::list(&directory)? {
-            let bytes = fs::read_small(&directory.join(&entry.name), sealed::CAP)?;
+            let Ok((bytes, _)) = fs::read_plain(&directory.join(&entry.name), sealed::CAP) else {
+                continue;
+            };
             let name = entry.name.to_string_lossy();
             if let Ok(document) = sealed::unseal(EVENT, EVENT_VERSION, &name, &bytes)
                 && let Ok(event) = serde_json::from_str(document)
@@ -211,16 +247,19 @@ impl Store {
 
     fn stored_result(&self, key: &ActionDigest) -> Result<Stored, StoreError> {
         let path = self.shard(layout::ACTIONS, key.hash());
-        let bytes = match fs::read_small(&path, sealed::CAP) {
-            Ok(bytes) => bytes,
-            Err(error) if error.is_not_found() => return Ok(Stored::Absent),
-            Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => Vec::new(),
+        let (bytes, used) = match fs::read_plain(&path, sealed::CAP) {
+            Ok((bytes, stamp)) => (bytes, stamp.mtime_ns),
+            // What is no file is no result; one that is committed takes its place.
+            Err(error) if error.is_not_found() || error.kind() == std::io::ErrorKind::InvalidInput => {
+                return Ok(Stored::Absent);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => (Vec::new(), 0),
             Err(error) => return Err(error.into()),
         };
         match sealed::unseal(RESULT, RESULT_VERSION, &key.to_string(), &bytes) {
             Ok(document) => {
                 if let Ok(result) = serde_json::from_str(document) {
-                    return Ok(Stored::There(result));
+                    return Ok(Stored::There(result, used));
                 }
             }
             Err(Broken::Newer(found)) => {
@@ -239,7 +278,7 @@ impl Store {
     }
 
     /// Returns the blobs that a result names and that are not there with the right length, each once.
-    fn missing(&self, result: &ActionResult) -> Result<Vec<BlobDigest>, StoreError> {
+    pub(super) fn missing(&self, result: &ActionResult) -> Result<Vec<BlobDigest>, StoreError> {
         let mut missing = Vec::new();
         for digest in std::iter::once(&result.action).chain(result.outputs.values()) {
             if !missing.contains(digest) && !self.has_blob(digest)? {

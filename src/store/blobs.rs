@@ -13,6 +13,7 @@ use crate::digest::Hash;
 use crate::fs;
 use crate::fs::Durability;
 use crate::fs::File;
+use crate::fs::FileKind;
 use crate::fs::PathError;
 use crate::fs::Placed;
 use crate::fs::Stamp;
@@ -21,9 +22,38 @@ use crate::fs::map::Map;
 use crate::store::Store;
 use crate::store::StoreError;
 use crate::store::layout;
+use crate::store::loans::Lent;
 use crate::store::publish;
 
 const BLOCK: usize = 1 << 20;
+
+/// How often a blob is looked for in the store and then in the files that lend. It may move between the two looks, from the
+/// store to a file or back, but is in its new place before it leaves the old one; so it is found the second time.
+const LOOKS: usize = 2;
+
+/// A blob, open: the store's own, or in a file that lends it.
+enum Opened {
+    Own(File, PathBuf),
+    Lent(Lent),
+}
+
+impl Opened {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Own(_, path) => path,
+            Self::Lent(lent) => lent.path(),
+        }
+    }
+}
+
+impl Read for Opened {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Own(file, _) => file.read(buffer),
+            Self::Lent(lent) => lent.read(buffer),
+        }
+    }
+}
 
 /// A blob being written. It is nowhere until [`BlobWriter::commit`]; dropped before, it leaves nothing.
 #[derive(Debug)]
@@ -50,7 +80,7 @@ impl BlobWriter {
             .into_inner()
             .map_err(|error| PathError::new(&self.path, "write", error.into_error()))?;
         let (temp, digest) = inner.finish();
-        self.store.adopt_temp(temp, &digest)?;
+        self.store.adopt_temp(temp, &digest, true)?;
         Ok(digest)
     }
 }
@@ -85,13 +115,13 @@ impl Store {
     pub fn put(&self, bytes: &[u8]) -> Result<BlobDigest, StoreError> {
         let digest = BlobDigest::of(bytes);
         let path = self.blob_path(&digest);
-        if self.settled_blob(&path, &digest)? {
+        if self.settled_blob(&path, &digest, true)? {
             return Ok(digest);
         }
         let mut temp = self.temp()?;
         let at = temp.path().to_owned();
         temp.write_all(bytes).map_err(PathError::on(&at, "write"))?;
-        self.adopt_temp(temp, &digest)?;
+        self.adopt_temp(temp, &digest, true)?;
         Ok(digest)
     }
 
@@ -125,7 +155,7 @@ impl Store {
         if Stamp::of_file(temp.file(), path)? != before || digest.len != before.size {
             return Err(StoreError::SourceChanged { path: path.to_owned() });
         }
-        self.adopt_temp(temp, &digest)?;
+        self.adopt_temp(temp, &digest, true)?;
         Ok(digest)
     }
 
@@ -165,8 +195,19 @@ impl Store {
 
     /// Says whether the blob is there with the right length, telling apart "no" and "could not look".
     pub(super) fn has_blob(&self, digest: &BlobDigest) -> Result<bool, StoreError> {
-        let stamp = Stamp::of_plain_file(&self.blob_path(digest))?;
-        Ok(stamp.is_some_and(|stamp| stamp.size == digest.len))
+        for _ in 0..LOOKS {
+            if self.own_blob(digest)?.is_some() || self.is_lent(digest)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Returns the stamp of a blob that lies in the store itself with the right length.
+    pub(super) fn own_blob(&self, digest: &BlobDigest) -> Result<Option<Stamp>, StoreError> {
+        let found = fs::facts(&self.blob_path(digest))?;
+        let whole = found.filter(|found| found.kind == FileKind::Plain && found.stamp.size == digest.len);
+        Ok(whole.map(|found| found.stamp))
     }
 
     /// Reads a small blob whole, and verifies it.
@@ -178,27 +219,49 @@ impl Store {
         if digest.len > cap {
             return Err(StoreError::TooLarge { digest: *digest, cap });
         }
-        let (file, path) = self.open_blob(digest)?;
+        let mut opened = self.open_any(digest)?;
+        let path = opened.path().to_owned();
         let mut bytes = Vec::new();
         // Not more than promised, whatever is there: one byte over shows that there is more.
-        (&file)
+        (&mut opened)
             .take(digest.len.saturating_add(1))
             .read_to_end(&mut bytes)
             .map_err(PathError::on(&path, "read"))?;
         let found = BlobDigest::of(&bytes);
-        self.verdict(digest, found, &file, &path)?;
+        self.verdict_of(digest, found, &opened)?;
         Ok(bytes)
     }
 
-    /// Maps a blob, and verifies it: for blobs that are too large to hold.
+    /// Reads a small blob for an explanation: verified, but one that is damaged stays where it is, for a check to find and
+    /// to tell. `None` if it cannot be had whole.
+    pub fn glance(&self, digest: &BlobDigest, cap: u64) -> Option<Vec<u8>> {
+        if digest.len > cap {
+            return None;
+        }
+        let opened = self.open_any(digest).ok()?;
+        let mut bytes = Vec::new();
+        opened.take(digest.len).read_to_end(&mut bytes).ok()?;
+        (BlobDigest::of(&bytes) == *digest).then_some(bytes)
+    }
+
+    /// Maps a blob, and verifies it: for blobs that are too large to hold. One that a file outside the store lends is held
+    /// all the same, since others may change that file under a map.
     ///
     /// # Errors
     ///
     /// [`StoreError::Missing`], [`StoreError::Damaged`].
     pub fn map(&self, digest: &BlobDigest) -> Result<Map, StoreError> {
-        let (file, path) = self.open_blob(digest)?;
-        let map = Map::of(&file).map_err(PathError::on(&path, "map"))?;
-        self.verdict(digest, BlobDigest::of_large(&map), &file, &path)?;
+        let mut opened = self.open_any(digest)?;
+        let path = opened.path().to_owned();
+        let map = match &mut opened {
+            Opened::Own(file, _) => Map::of(file).map_err(PathError::on(&path, "map"))?,
+            Opened::Lent(lent) => {
+                let mut bytes = Vec::new();
+                lent.read_to_end(&mut bytes).map_err(PathError::on(&path, "read"))?;
+                Map::held(bytes)
+            }
+        };
+        self.verdict_of(digest, BlobDigest::of_large(&map), &opened)?;
         Ok(map)
     }
 
@@ -208,11 +271,16 @@ impl Store {
     ///
     /// [`StoreError::Missing`], [`StoreError::Damaged`]; an error of `out` comes as [`StoreError::Path`] on the blob.
     pub fn copy_to(&self, digest: &BlobDigest, out: &mut dyn Write) -> Result<(), StoreError> {
-        let (file, path) = self.open_blob(digest)?;
+        let mut opened = self.open_any(digest)?;
+        self.copy_opened(&mut opened, digest, out)
+    }
+
+    fn copy_opened(&self, opened: &mut Opened, digest: &BlobDigest, out: &mut dyn Write) -> Result<(), StoreError> {
+        let path = opened.path().to_owned();
         let mut hasher = DigestWriter::new(io::sink());
         let mut block = vec![0; BLOCK];
         loop {
-            let read = match (&file).read(&mut block) {
+            let read = match opened.read(&mut block) {
                 Ok(0) => break,
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -227,7 +295,7 @@ impl Store {
             out.write_all(&block[..read])
                 .map_err(PathError::on(&path, "copy out"))?;
         }
-        self.verdict(digest, hasher.finish().1, &file, &path)
+        self.verdict_of(digest, hasher.finish().1, opened)
     }
 
     /// Reads a blob through and verifies it.
@@ -239,6 +307,17 @@ impl Store {
         self.copy_to(digest, &mut io::sink())
     }
 
+    /// Makes a blob that a file outside the store lends the store's own.
+    pub(super) fn take_in(&self, lent: Lent, digest: &BlobDigest) -> Result<(), StoreError> {
+        let mut temp = self.temp()?;
+        match self.copy_opened(&mut Opened::Lent(lent), digest, &mut temp) {
+            Ok(()) => self.adopt_temp(temp, digest, false),
+            // What is not there any more cannot be taken in.
+            Err(StoreError::NotLent { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Brings a blob to `path` as a fresh file (a reflink or a copy, never a hard link), verified before it gets its
     /// name, in one step in place of what stood there. The directory must be there.
     ///
@@ -246,7 +325,16 @@ impl Store {
     ///
     /// [`StoreError::Missing`], [`StoreError::Damaged`]; what stood at `path` stays then.
     pub fn materialize(&self, digest: &BlobDigest, path: &Path) -> Result<Placed, StoreError> {
-        let (file, blob) = self.open_blob(digest)?;
+        let (file, blob) = match self.open_any(digest)? {
+            Opened::Own(file, blob) => (file, blob),
+            mut lent @ Opened::Lent(_) => {
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                let mut temp = TempFile::new_in(parent.unwrap_or(Path::new(".")))?;
+                self.copy_opened(&mut lent, digest, &mut temp)?;
+                temp.persist(path, Durability::Synced)?;
+                return Ok(Placed::Copy);
+            }
+        };
         let mut hasher = blake3::Hasher::new();
         let mut len = 0_u64;
         fs::place(&file, &blob, path, &mut |bytes| {
@@ -260,15 +348,43 @@ impl Store {
         })
     }
 
+    /// Opens a blob wherever it is.
+    fn open_any(&self, digest: &BlobDigest) -> Result<Opened, StoreError> {
+        let mut missing = None;
+        for _ in 0..LOOKS {
+            match self.open_blob(digest) {
+                Err(error @ StoreError::Missing { .. }) => missing = Some(error),
+                opened => return opened.map(|(file, path)| Opened::Own(file, path)),
+            }
+            if let Some(lent) = self.open_lent(digest)? {
+                return Ok(Opened::Lent(lent));
+            }
+        }
+        Err(missing.unwrap_or_else(|| StoreError::Missing {
+            digest: *digest,
+            path: self.blob_path(digest),
+        }))
+    }
+
+    fn verdict_of(&self, digest: &BlobDigest, found: BlobDigest, opened: &Opened) -> Result<(), StoreError> {
+        match opened {
+            Opened::Own(file, path) => self.verdict(digest, found, file, path),
+            Opened::Lent(_) if found == *digest => Ok(()),
+            Opened::Lent(lent) => Err(self.strike(lent, digest)?),
+        }
+    }
+
     /// Opens a blob that has the promised length.
     pub(super) fn open_blob(&self, digest: &BlobDigest) -> Result<(File, PathBuf), StoreError> {
         let path = self.blob_path(digest);
-        let file = match fs::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.is_not_found() => return Err(StoreError::Missing { digest: *digest, path }),
+        let (file, stamp) = match fs::open_plain(&path) {
+            Ok(opened) => opened,
+            Err(error) if error.is_not_found() || error.kind() == io::ErrorKind::InvalidInput => {
+                return Err(StoreError::Missing { digest: *digest, path });
+            }
             Err(error) => return Err(error.into()),
         };
-        if Stamp::of_file(&file, &path)?.size != digest.len {
+        if stamp.size != digest.len {
             let found = super::stat::digest_open(&file, &path, &|_| {})?;
             self.verdict(digest, found, &file, &path)?;
         }
@@ -301,33 +417,48 @@ impl Store {
         })
     }
 
-    /// Gives a finished temporary file its place, unless the blob is there already.
-    fn adopt_temp(&self, temp: TempFile, digest: &BlobDigest) -> Result<(), StoreError> {
+    /// Gives a finished temporary file its place, unless the blob is there already (with `lent`: or a file lends it).
+    fn adopt_temp(&self, temp: TempFile, digest: &BlobDigest, lent: bool) -> Result<(), StoreError> {
         let path = self.blob_path(digest);
-        if self.settled_blob(&path, digest)? {
+        if self.settled_blob(&path, digest, lent)? {
             return Ok(());
+        }
+        if let Some(start) = self.own_lease() {
+            temp.set_modified(Self::mark_time(start))?;
         }
         temp.set_mode(0o444)?;
         publish(temp, &path, Durability::Synced)
     }
 
-    /// Returns true if the blob is there, durably. One of a wrong length is moved aside.
-    fn settled_blob(&self, path: &Path, digest: &BlobDigest) -> Result<bool, StoreError> {
-        match Stamp::of_plain_file(path)? {
-            None => Ok(false),
-            Some(stamp) if stamp.size == digest.len => {
-                // Its writer may be between the rename and the sync: a result that names this blob must not become
-                // durable before the name does.
-                if let Some(parent) = path.parent() {
-                    fs::sync_dir(parent)?;
+    /// Returns true if the blob is there, durably, and marks it as used. One of a wrong length is moved aside.
+    pub(super) fn settled_blob(&self, path: &Path, digest: &BlobDigest, lent: bool) -> Result<bool, StoreError> {
+        let start = self.own_lease();
+        let _using = start.map(|_| self.using()).transpose()?;
+        match fs::facts(path)?.filter(|found| found.kind == FileKind::Plain) {
+            None => {}
+            Some(found) if found.stamp.size == digest.len => {
+                let marked = match start.filter(|start| found.stamp.mtime_ns < *start) {
+                    Some(start) => fs::set_modified(path, Self::mark_time(start))?,
+                    None => true,
+                };
+                if marked {
+                    // Its writer may be between the rename and the sync: a result that names this blob must not become
+                    // durable before the name does.
+                    if let Some(parent) = path.parent() {
+                        fs::sync_dir(parent)?;
+                    }
+                    return Ok(true);
                 }
-                Ok(true)
             }
-            Some(stamp) => {
-                self.quarantine(&digest.hash, path, &stamp, "")?;
-                Ok(false)
+            Some(found) => {
+                self.quarantine(&digest.hash, path, &found.stamp, "")?;
             }
         }
+        if lent && self.is_lent(digest)? {
+            self.sync_books()?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     /// Moves a broken file aside if the name still stands for the file that was found broken, and says where to.
@@ -350,18 +481,24 @@ impl Store {
         broken: &Stamp,
         suffix: &str,
     ) -> Result<PathBuf, StoreError> {
+        let to = self.free_quarantine_name(hash, suffix)?;
+        match fs::facts(path)? {
+            Some(now) if (now.stamp.dev, now.stamp.ino) == (broken.dev, broken.ino) => fs::rename(path, &to)?,
+            // Somebody moved it aside before, and perhaps made it again.
+            _ => {}
+        }
+        Ok(to)
+    }
+
+    /// Returns a path for something damaged that nothing has yet.
+    pub(super) fn free_quarantine_name(&self, hash: &Hash, suffix: &str) -> Result<PathBuf, StoreError> {
         let directory = self.root().join(layout::QUARANTINE);
         fs::create_dir_all(&directory)?;
         let mut count = 0_u64;
         let mut to = directory.join(format!("{hash}-{count}{suffix}"));
-        while fs::exists(&to)? {
+        while fs::facts(&to)?.is_some() {
             count += 1;
             to = directory.join(format!("{hash}-{count}{suffix}"));
-        }
-        match Stamp::of_plain_file(path)? {
-            Some(now) if (now.dev, now.ino) == (broken.dev, broken.ino) => fs::rename(path, &to)?,
-            // Somebody moved it aside before, and perhaps made it again.
-            _ => {}
         }
         Ok(to)
     }

@@ -60,6 +60,40 @@ pub enum StoreError {
         /// A name in it, or a text, that a store does not have.
         found: String,
     },
+    /// Something in the store is a link, a device or a pipe, where it has only files and directories of its own.
+    #[error("`{}` is a link, a device or a pipe, which no store has in it: it could lead out of the store", path.display())]
+    LeadsOut {
+        /// What it is.
+        path: PathBuf,
+    },
+    /// Somebody else does what only one may do at a time.
+    #[error("another `forge cache` is at work on this store (`{}` is locked)", path.display())]
+    Busy {
+        /// The lock.
+        path: PathBuf,
+    },
+    /// Builds live, and what is to be done needs the store alone.
+    #[error("{builds} builds use this store now")]
+    InUse {
+        /// How many.
+        builds: usize,
+    },
+    /// What is to be pinned is no manifest, and none stands beside it.
+    #[error("`{}` is no manifest of forge: {problem}", path.display())]
+    NotAManifest {
+        /// What was named.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A file that lent a blob does not hold it any more. The loan was struck out, so whoever made the blob makes it again.
+    #[error("blob {digest} was kept in `{}`, which does not hold it any more", path.display())]
+    NotLent {
+        /// The blob.
+        digest: BlobDigest,
+        /// The file, outside the store.
+        path: PathBuf,
+    },
     /// A result that names blobs which are not there may not be committed.
     #[error("the result of action {} names {} blobs that are not in the store, such as {}",
         key.short(), missing.len(), missing.first().map(ToString::to_string).unwrap_or_default())]
@@ -115,7 +149,7 @@ impl StoreError {
     /// Returns the blobs that this error says are not there (any more): whoever made them makes them again.
     pub fn lost(&self) -> Vec<BlobDigest> {
         match self {
-            Self::Damaged { digest, .. } | Self::Missing { digest, .. } => vec![*digest],
+            Self::Damaged { digest, .. } | Self::Missing { digest, .. } | Self::NotLent { digest, .. } => vec![*digest],
             Self::Incomplete { missing, .. } => missing.clone(),
             _ => Vec::new(),
         }
@@ -127,10 +161,15 @@ impl StoreError {
             Self::Path(error) if error.is_disk_full() => ErrorClass::DiskFull,
             Self::Path(error) if error.is_permission() => ErrorClass::Permission,
             Self::Path(error) if error.is_not_found() => ErrorClass::Missing,
-            Self::Path(_) | Self::TooLarge { .. } | Self::NotAStore { .. } | Self::WriteFailed { .. } => {
-                ErrorClass::Other
-            }
-            Self::Damaged { .. } => ErrorClass::Damaged,
+            Self::Path(_)
+            | Self::TooLarge { .. }
+            | Self::NotAStore { .. }
+            | Self::LeadsOut { .. }
+            | Self::Busy { .. }
+            | Self::InUse { .. }
+            | Self::NotAManifest { .. }
+            | Self::WriteFailed { .. } => ErrorClass::Other,
+            Self::Damaged { .. } | Self::NotLent { .. } => ErrorClass::Damaged,
             Self::Missing { .. } | Self::Incomplete { .. } => ErrorClass::Missing,
             Self::Newer { .. } => ErrorClass::Newer,
             Self::SourceChanged { .. } => ErrorClass::SourceChanged,

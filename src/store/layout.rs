@@ -15,16 +15,21 @@ pub(super) const RUNS: &str = "runs-v1";
 pub(super) const STAT: &str = "stat-v1";
 pub(super) const EVENTS: &str = "events-v1";
 pub(super) const TOMBSTONES: &str = "tombstones-v1";
+pub(super) const BORROWED: &str = "borrowed-v1";
+pub(super) const LEASES: &str = "leases";
 pub(super) const TMP: &str = "tmp";
 pub(super) const LOCKS: &str = "locks";
 pub(super) const QUARANTINE: &str = "quarantine";
 
-const DIRECTORIES: [&str; 10] = [
-    CAS, ACTIONS, MANIFESTS, RUNS, STAT, EVENTS, TOMBSTONES, TMP, LOCKS, QUARANTINE,
+/// Everything that a store has, by name.
+pub(super) const DIRECTORIES: [&str; 12] = [
+    CAS, ACTIONS, MANIFESTS, RUNS, STAT, EVENTS, TOMBSTONES, BORROWED, TMP, LOCKS, LEASES, QUARANTINE,
 ];
-const LAYOUT_FILE: &str = "layout";
+/// Those whose files lie in directories named by the first two digits.
+pub(super) const SHARDED: [&str; 4] = [CAS, ACTIONS, STAT, TOMBSTONES];
+pub(super) const LAYOUT_FILE: &str = "layout";
 const LAYOUT_WORD: &str = "forge-store";
-const TAG_FILE: &str = "CACHEDIR.TAG";
+pub(super) const TAG_FILE: &str = "CACHEDIR.TAG";
 const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55
 # This directory is a cache of forge. Everything in it can be made again.
 # For information about cache directory tags see https://bford.info/cachedir/
@@ -43,9 +48,33 @@ pub(super) fn prepare(root: &Path) -> Result<(), StoreError> {
     }
     // Cheap when all is there; mends a store from which somebody removed a directory by hand.
     for directory in DIRECTORIES {
-        fs::create_dir_all(&root.join(directory))?;
+        let path = root.join(directory);
+        refuse_link(&path)?;
+        fs::create_dir_all(&path)?;
     }
-    Ok(())
+    refuse_links_within(root)
+}
+
+/// Refuses a store that leads out of itself, as one that came in an archive from elsewhere could: what is written to it or
+/// removed from it would be somebody else's. The store's own root may be a link.
+fn refuse_links_within(root: &Path) -> Result<(), StoreError> {
+    for directory in SHARDED {
+        let directory = root.join(directory);
+        for entry in fs::list(&directory)? {
+            if !entry.is_dir {
+                refuse_link(&directory.join(&entry.name))?;
+            }
+        }
+    }
+    refuse_link(&root.join(RUNS).join("last"))?;
+    refuse_link(&root.join(RUNS).join("fresh"))
+}
+
+fn refuse_link(path: &Path) -> Result<(), StoreError> {
+    match fs::facts(path)? {
+        Some(facts) if facts.kind == fs::FileKind::Other => Err(StoreError::LeadsOut { path: path.to_owned() }),
+        _ => Ok(()),
+    }
 }
 
 fn check_version(root: &Path, layout: &Path, text: &[u8]) -> Result<(), StoreError> {

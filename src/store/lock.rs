@@ -1,4 +1,4 @@
-//! Who may do what now: one builder per action, and a lease that holds `gc` off while builds live.
+//! Who may do what now: one builder per action, one per output.
 
 use std::fmt;
 use std::path::Path;
@@ -30,7 +30,7 @@ pub struct Holder {
 }
 
 impl Holder {
-    fn this_process() -> Self {
+    pub(super) fn this_process() -> Self {
         Self {
             pid: Some(std::process::id()),
             host: host(),
@@ -73,12 +73,6 @@ pub struct ActionLock {
 /// The right to bring a file to one place outside the store. It ends as an [`ActionLock`] does.
 #[derive(Debug)]
 pub struct OutputLock {
-    _lock: FileLock,
-}
-
-/// A sign that a build lives; while there is one, nothing is collected.
-#[derive(Debug)]
-pub struct Lease {
     _lock: FileLock,
 }
 
@@ -173,28 +167,6 @@ impl Store {
         let name = format!("output-{}", Hash::of(&place));
         let lock = wait_for(&self.inner.root.join(layout::LOCKS).join(name), on_wait, cancelled)?;
         Ok(lock.map(|lock| OutputLock { _lock: lock }))
-    }
-
-    /// Says that a build lives. Many builds hold leases at once; `gc` waits for all of them to end.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Path`]. While a `gc` holds the lock, this waits for it: that takes moments.
-    pub fn lease(&self) -> Result<Lease, StoreError> {
-        let path = self.inner.root.join(layout::LOCKS).join("store");
-        let mut backoff = Backoff(Backoff::FIRST);
-        loop {
-            if let Some(lock) = FileLock::try_shared(&path)? {
-                return Ok(Lease { _lock: lock });
-            }
-            backoff.sleep();
-        }
-    }
-
-    /// Takes the store alone, or returns `None` if a build lives.
-    pub fn try_lock_alone(&self) -> Result<Option<Lease>, StoreError> {
-        let path = self.inner.root.join(layout::LOCKS).join("store");
-        Ok(FileLock::try_exclusive(&path)?.map(|lock| Lease { _lock: lock }))
     }
 
     fn action_lock_path(&self, key: &ActionDigest) -> PathBuf {

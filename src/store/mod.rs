@@ -4,19 +4,33 @@
 
 mod actions;
 mod blobs;
+mod clean;
 mod error;
+mod gc;
 mod layout;
+mod lease;
+mod loans;
 mod lock;
+mod pins;
 mod record;
 mod runs;
 mod sealed;
 mod session;
 mod stat;
+mod survey;
+mod sweep;
 mod tombstone;
+mod verify;
 
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::RwLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::digest::Hash;
@@ -28,16 +42,34 @@ pub use actions::StoreEvent;
 pub use blobs::BlobWriter;
 pub use error::ErrorClass;
 pub use error::StoreError;
+pub use gc::Cause;
+pub use gc::GcDone;
+pub use gc::GcPlan;
+pub use gc::Group;
+pub use gc::Kept;
+pub use gc::Wish;
+pub use lease::Lease;
+pub use loans::Loan;
+pub use loans::Reclaimed;
 pub use lock::ActionLock;
 pub use lock::Holder;
-pub use lock::Lease;
 pub use lock::OutputLock;
+pub use pins::Pin;
+pub use pins::Pinned;
 pub use record::Last;
 pub use record::ReadFile;
 pub use runs::RunWriter;
 pub use session::Scratch;
+pub use survey::Amount;
+pub use survey::Listed;
+pub use survey::Usage;
 pub use tombstone::Removal;
 pub use tombstone::Tombstone;
+pub use verify::Flaw;
+pub use verify::Owner;
+pub use verify::Sample;
+pub use verify::Verified;
+pub use verify::Watch;
 
 /// A stamp younger than this when hashing starts proves nothing: the coarsest clock of a common file system (FAT's).
 pub const GRAIN: Duration = Duration::from_secs(2);
@@ -52,6 +84,16 @@ pub struct Store {
 struct Inner {
     root: PathBuf,
     session: session::Session,
+    live: Mutex<Option<lease::Live>>,
+    sweep: sweep::Sweep,
+    loans: RwLock<loans::Known>,
+    lending: AtomicBool,
+}
+
+impl Inner {
+    fn live(&self) -> MutexGuard<'_, Option<lease::Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Store {
@@ -67,13 +109,30 @@ impl Store {
         session::sweep(&root.join(layout::TMP))?;
         let session = session::Session::new(root.join(layout::TMP));
         Ok(Self {
-            inner: Arc::new(Inner { root, session }),
+            inner: Arc::new(Inner {
+                root,
+                session,
+                live: Mutex::default(),
+                sweep: sweep::Sweep::default(),
+                loans: RwLock::default(),
+                lending: AtomicBool::new(true),
+            }),
         })
     }
 
     /// Returns the store's directory.
     pub fn root(&self) -> &Path {
         &self.inner.root
+    }
+
+    /// Says whether outputs lend their tensors to the store from now on; they do unless this is called. What they lend
+    /// already stays as it is.
+    pub fn set_lending(&self, lending: bool) {
+        self.inner.lending.store(lending, Ordering::Relaxed);
+    }
+
+    fn is_lending(&self) -> bool {
+        self.inner.lending.load(Ordering::Relaxed)
     }
 
     /// Returns how many bytes may still be written to the store's file system.

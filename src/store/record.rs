@@ -3,10 +3,13 @@
 //! done: `runs-v1/fresh/<hash of what was asked>`.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use serde::Deserialize;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::action::ActionResult;
 use crate::digest::ActionDigest;
@@ -17,17 +20,20 @@ use crate::fs::Durability;
 use crate::store::Store;
 use crate::store::StoreError;
 use crate::store::layout;
+use crate::store::publish;
 use crate::store::sealed;
+use crate::store::stat;
 
 const LAST: &str = "last";
 const EARLIER: &str = "earlier";
 const VERSION: u64 = 1;
-const FRESH: &str = "fresh";
-const FRESH_VERSION: u64 = 1;
 /// A table of a thousand candidates needs two thousand nodes.
 const CAP: u64 = 16 << 20;
 /// How many records of a step are kept besides the last one.
 const KEPT: usize = 8;
+const FRESH: &str = "fresh";
+const FRESH_VERSION: u64 = 1;
+const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
 
 /// A file that a step read, by the name that the recipe has for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,39 +74,36 @@ struct Earlier {
 impl Store {
     /// Returns what a step did last; nothing where that cannot be read.
     pub fn last(&self, recipe: &str, step: &str) -> Option<Last> {
-        let (name, path) = self.place_of(LAST, recipe, step);
-        let bytes = fs::read_small(&path, CAP).ok()?;
-        serde_json::from_str(sealed::unseal(LAST, VERSION, &name, &bytes).ok()?).ok()
+        self.read_record(LAST, recipe, step)
     }
 
     /// Returns what a step did before what it did last, the latest first: a few at most, and only what differs.
     pub fn earlier(&self, recipe: &str, step: &str) -> Vec<Last> {
-        let (name, path) = self.place_of(EARLIER, recipe, step);
-        let read = || -> Option<Earlier> {
-            let bytes = fs::read_small(&path, CAP).ok()?;
-            serde_json::from_str(sealed::unseal(EARLIER, VERSION, &name, &bytes).ok()?).ok()
-        };
-        read().unwrap_or_default().records
+        let earlier: Option<Earlier> = self.read_record(EARLIER, recipe, step);
+        earlier.unwrap_or_default().records
     }
 
-    /// Returns what every step of every recipe did last, the latest first. Those that cannot be read are left out.
-    pub fn lasts(&self) -> Vec<Last> {
-        let folder = self.root().join(layout::RUNS).join(LAST);
-        let mut found = Vec::new();
-        for entry in fs::list(&folder).unwrap_or_default() {
-            let path = folder.join(&entry.name);
-            let Some(name) = entry.name.to_str() else { continue };
-            let (Ok(bytes), Ok(stamp)) = (fs::read_small(&path, CAP), fs::Stamp::of(&path)) else {
+    fn read_record<D: DeserializeOwned>(&self, kind: &'static str, recipe: &str, step: &str) -> Option<D> {
+        let (name, path) = self.place_of(kind, recipe, step);
+        let bytes = fs::read_plain(&path, CAP).ok()?.0;
+        serde_json::from_str(sealed::unseal(kind, VERSION, &name, &bytes).ok()?).ok()
+    }
+
+    /// Returns what every step of every recipe did last, the latest first; what cannot be read is left out.
+    pub fn all_last(&self) -> Result<Vec<Last>, StoreError> {
+        let mut all = Vec::new();
+        for file in self.plain_files(&format!("{}/{LAST}", layout::RUNS))? {
+            let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let Ok((bytes, _)) = fs::read_plain(&file.path, CAP) else {
                 continue;
             };
-            if let Ok(document) = sealed::unseal(LAST, VERSION, name, &bytes)
-                && let Ok(last) = serde_json::from_str::<Last>(document)
-            {
-                found.push((stamp.mtime_ns, last));
+            let document = sealed::unseal(LAST, VERSION, &name, &bytes).ok();
+            if let Some(last) = document.and_then(|document| serde_json::from_str::<Last>(document).ok()) {
+                all.push((fs::Stamp::of(&file.path).map_or(0, |stamp| stamp.mtime_ns), last));
             }
         }
-        found.sort_by(|(a_time, a), (b_time, b)| (b_time, &a.recipe, &a.step).cmp(&(a_time, &b.recipe, &b.step)));
-        found.into_iter().map(|(_, last)| last).collect()
+        all.sort_by(|(a_time, a), (b_time, b)| (b_time, &a.recipe, &a.step).cmp(&(a_time, &b.recipe, &b.step)));
+        Ok(all.into_iter().map(|(_, last)| last).collect())
     }
 
     /// Notes what a step did, unless that is noted already. A record without a manifest keeps that of the same action. The
@@ -121,7 +124,9 @@ impl Store {
         self.write_record(LAST, &last.recipe, &last.step, &last)
     }
 
-    fn note_earlier(&self, before: Last) -> Result<(), StoreError> {
+    fn note_earlier(&self, mut before: Last) -> Result<(), StoreError> {
+        // What a record names, the store keeps; nobody asks for the manifest of an earlier action.
+        before.manifest = None;
         let (recipe, step) = (before.recipe.clone(), before.step.clone());
         let mut records = self.earlier(&recipe, &step);
         records.retain(|record| (record.action, &record.inputs) != (before.action, &before.inputs));
@@ -138,17 +143,15 @@ impl Store {
         document: &impl Serialize,
     ) -> Result<(), StoreError> {
         let (name, path) = self.place_of(kind, recipe, step);
-        let text = serde_json::to_string(document).unwrap_or_default();
-        fs::create_dir_all(&self.root().join(layout::RUNS).join(kind))?;
-        fs::write_atomic(&path, &sealed::seal(kind, VERSION, &name, &text), Durability::Fast)?;
-        Ok(())
+        let temp = self.sealed_temp(kind, VERSION, &name, document)?;
+        publish(temp, &path, Durability::Fast)
     }
 
     /// Returns the note of a build that found everything done; nothing where that cannot be read.
     pub fn fresh(&self, name: &Hash) -> Option<String> {
         let name = name.to_string();
         let path = self.root().join(layout::RUNS).join(FRESH).join(&name);
-        let bytes = fs::read_small(&path, sealed::CAP).ok()?;
+        let (bytes, _) = fs::read_plain(&path, sealed::CAP).ok()?;
         Some(sealed::unseal(FRESH, FRESH_VERSION, &name, &bytes).ok()?.to_owned())
     }
 
@@ -157,11 +160,28 @@ impl Store {
         if self.fresh(name).as_deref() == Some(text) {
             return Ok(());
         }
-        let folder = self.root().join(layout::RUNS).join(FRESH);
-        fs::create_dir_all(&folder)?;
         let name = name.to_string();
-        let sealed = sealed::seal(FRESH, FRESH_VERSION, &name, text);
-        Ok(fs::write_atomic(&folder.join(&name), &sealed, Durability::Fast)?)
+        let mut temp = self.temp()?;
+        let at = temp.path().to_owned();
+        temp.write_all(&sealed::seal(FRESH, FRESH_VERSION, &name, text))
+            .map_err(fs::PathError::on(&at, "write"))?;
+        publish(
+            temp,
+            &self.root().join(layout::RUNS).join(FRESH).join(&name),
+            Durability::Fast,
+        )
+    }
+
+    /// Says that a build rested on a note just now, to the day: so do the results that it names count as used.
+    pub fn touch_fresh(&self, name: &Hash) -> Result<(), StoreError> {
+        let path = self.root().join(layout::RUNS).join(FRESH).join(name.to_string());
+        let now = i64::try_from(stat::nanos(SystemTime::now())).unwrap_or(i64::MAX);
+        if let Some(facts) = fs::facts(&path)?
+            && now.saturating_sub(facts.stamp.mtime_ns) > DAY_NS
+        {
+            fs::set_modified(&path, now)?;
+        }
+        Ok(())
     }
 
     /// Returns the store's files that stand behind an action's result: the result, its document and its outputs.

@@ -42,7 +42,7 @@ impl Store {
     /// Returns the digest of the file that has this stamp, if it is known.
     pub fn known(&self, stamp: &Stamp) -> Option<BlobDigest> {
         let (name, path) = self.entry(stamp);
-        let bytes = fs::read_small(&path, ENTRY_CAP).ok()?;
+        let bytes = fs::read_plain(&path, ENTRY_CAP).ok()?.0;
         let text = sealed::unseal(KIND, VERSION, &name, &bytes).ok()?;
         let digest = text.strip_prefix(&facts(stamp))?.parse::<BlobDigest>().ok()?;
         (digest.len == stamp.size).then_some(digest)
@@ -156,6 +156,12 @@ impl Store {
         Ok((digest, after))
     }
 
+    /// Forgets what is known of the file with this stamp, so that it is read again before it is believed.
+    pub(super) fn forget(&self, stamp: &Stamp) -> Result<(), StoreError> {
+        fs::remove_file(&self.entry(stamp).1)?;
+        Ok(())
+    }
+
     /// Returns the name and the place of the entry for a file: one per device and number, so that a file that changes
     /// often has one entry, not many.
     fn entry(&self, stamp: &Stamp) -> (String, PathBuf) {
@@ -181,7 +187,7 @@ fn facts(stamp: &Stamp) -> String {
     )
 }
 
-fn nanos(time: SystemTime) -> i128 {
+pub(super) fn nanos(time: SystemTime) -> i128 {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => since.as_nanos().cast_signed(),
         Err(error) => -(error.duration().as_nanos().cast_signed()),
@@ -191,7 +197,7 @@ fn nanos(time: SystemTime) -> i128 {
 /// Returns true if any change at or after `started` must change the stamp. The ctime, which only the kernel sets, must be
 /// older than the grain. So must be the mtime, for file systems that have no true ctime; but one that lies further in
 /// the future than the grain proves as much, since a change would bring it back to the present.
-fn is_settled(stamp: &Stamp, started: SystemTime) -> bool {
+pub(super) fn is_settled(stamp: &Stamp, started: SystemTime) -> bool {
     let started = nanos(started);
     let grain = GRAIN.as_nanos().cast_signed();
     let (mtime, ctime) = (i128::from(stamp.mtime_ns), i128::from(stamp.ctime_ns));

@@ -80,8 +80,8 @@ impl Store {
     /// [`StoreError::Path`] if the note is there and cannot be read.
     pub fn tombstone(&self, key: &ActionDigest) -> Result<Option<Tombstone>, StoreError> {
         let path = self.shard(layout::TOMBSTONES, key.hash());
-        let bytes = match fs::read_small(&path, sealed::CAP) {
-            Ok(bytes) => bytes,
+        let bytes = match fs::read_plain(&path, sealed::CAP) {
+            Ok((bytes, _)) => bytes,
             Err(error) if error.is_not_found() || error.kind() == std::io::ErrorKind::FileTooLarge => return Ok(None),
             Err(error) => return Err(error.into()),
         };
@@ -97,7 +97,7 @@ impl Store {
         last_used: SystemTime,
         why: Removal,
     ) -> Result<(), StoreError> {
-        let document = self.read(&result.action, DOCUMENT_CAP).ok();
+        let document = self.glance(&result.action, DOCUMENT_CAP);
         let document = document.and_then(|bytes| String::from_utf8(bytes).ok());
         let kind = document
             .as_deref()

@@ -189,7 +189,11 @@ impl<'a> Why<'a> {
             return None;
         }
         let key = known.key()?;
-        let twin = store.lasts().into_iter().find(|last| last.action == key)?;
+        let twin = store
+            .all_last()
+            .unwrap_or_default()
+            .into_iter()
+            .find(|last| last.action == key)?;
         Some(if twin.recipe == self.env.recipe {
             twin.step
         } else {

@@ -235,7 +235,7 @@ impl Why<'_> {
 
     /// Returns the action most like one among those that quantized a tensor of that name for any candidate on record.
     fn nearest_tensor(&self, name: &str, action: &Action) -> Option<(Last, ActionDigest, Action)> {
-        let records = self.env.store.lasts().into_iter();
+        let records = self.env.store.all_last().unwrap_or_default().into_iter();
         let candidates = records.filter(|record| record.step.starts_with("promote."));
         let like = candidates.filter_map(|record| {
             let (key, before) = self.quantized(&record, name)?;

@@ -285,7 +285,7 @@ impl Why<'_> {
     /// the latest of these.
     pub(super) fn nearest(&self, id: &NodeId, action: &Action) -> Option<(Last, Action)> {
         let prefix = format!("{}.", id.kind());
-        let records = self.env.store.lasts().into_iter();
+        let records = self.env.store.all_last().unwrap_or_default().into_iter();
         let like = records
             .filter(|last| last.step.starts_with(&prefix))
             .filter_map(|last| {

@@ -7,12 +7,19 @@
     reason = "a test that cannot go on panics, one that is skipped says so, and the environment configures it"
 )]
 
+mod borrow;
 mod broken_cli;
 mod broken_formats;
 mod build;
+mod cache;
+mod cache_flips;
+mod cache_hostile;
+mod cache_small;
+mod cache_stress;
 mod concurrent;
 mod conformance;
 mod crash;
+mod crash_matrix;
 mod cut;
 mod diff;
 mod engine;

@@ -177,6 +177,43 @@ fn every_line_is_one_of_the_schema() {
     judge.run(&forge, 2, &["why", "imatrix.nobody"]);
     judge.run(&forge, 0, &["diff", "recipe.toml", "recipe.toml"]);
     judge.run(&forge, 2, &["diff", "recipe.toml", "prose.txt", "recipe.toml"]);
+    // The store.
+    let other = crate::cache_small::project();
+    judge.run(&other, 0, &["build", "-j", "1", "--out", "out"]);
+    for args in [
+        &["cache", "dir"][..],
+        &["cache", "size"],
+        &["cache", "list"],
+        &["cache", "pin", "out/c0.gguf"],
+        &["cache", "pin"],
+        &["cache", "unpin", "c0.gguf"],
+        &["cache", "verify"],
+        &["cache", "clean"],
+        &["cache", "gc", "--dry-run"],
+    ] {
+        judge.run(&other, 0, args);
+    }
+    let lines = judge.run(&other, 2, &["cache", "gc", "--max-size", "0B", "--also-newest"]);
+    assert_eq!(lines.last().unwrap()["code"], "usage::unconfirmed");
+    let blobs = crate::small::sharded(other.store(), "cas-v1");
+    for path in blobs
+        .into_values()
+        .chain(crate::small::sharded(other.store(), "actions-v1").into_values().take(1))
+    {
+        crate::crash::damage(&path, crate::crash::Damage::Flip, &mut crate::small::Random(4));
+    }
+    let lines = judge.run(&other, 1, &["cache", "verify"]);
+    assert!(lines.len() > 10);
+    let lines = judge.run(
+        &other,
+        0,
+        &["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"],
+    );
+    assert_eq!(lines.last().unwrap()["reason"], "cache-gc");
+    assert_eq!(
+        judge.run(&other, 1, &["cache", "unpin", "c0.gguf"])[0]["code"],
+        "cache::not-pinned"
+    );
 
     // What takes two builds at once to see.
     let waiting = Event::Waiting {

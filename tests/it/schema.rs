@@ -140,6 +140,8 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("join.v1", "", &[]),
     ("join.v1", "/matched/blk.0.attn_k.weight", &[]),
     ("last.v1", "", &[]),
+    ("loans.v1", "", &[]),
+    ("loans.v1", "/loans/0", &[]),
     ("manifest.v1", "", &[]),
     ("manifest.v1", "/predicate", &[]),
     ("manifest.v1", "/predicate/buildDefinition", &[]),
@@ -156,10 +158,12 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("model-index.v1", "/tensors/0", &[]),
     ("model-shape.v1", "", &[]),
     ("model-shape.v1", "/tensors/0", &[]),
+    ("pin.v1", "", &[]),
     ("policy.v1", "", &["warnings", "predicted_loss"]),
     ("policy.v1", "/choices/0", &["instead_of"]),
     ("policy.v1", "/choices/0/why", &[]),
     ("slices.v1", "", &[]),
+    ("tombstone.v1", "", &[]),
     ("why.v1", "", &[]),
 ];
 
@@ -410,6 +414,35 @@ fn every_document_of_a_build_is_what_its_schema_says() {
     ] {
         let run = forge.run(&["diff", "--format", "json", a, b]).success();
         schemas.good("diff.v1", &serde_json::from_str(&run.stdout).unwrap());
+    }
+    let books = files_below(&forge.store().join("borrowed-v1"));
+    assert_eq!(books.len(), 3, "one for each candidate");
+    for path in books {
+        let (kind, name, book) = unseal(&path);
+        assert_eq!(
+            (kind.as_str(), name.as_str()),
+            ("loans", path.file_name().unwrap().to_str().unwrap())
+        );
+        schemas.good("loans.v1", &book);
+    }
+    let _ = forge.run(&["cache", "pin", "out/sample/rules.gguf"]).success();
+    for path in files_below(&forge.store().join("manifests-v1")) {
+        let (kind, name, pin) = unseal(&path);
+        assert_eq!(
+            (kind.as_str(), name.as_str()),
+            ("pin", path.file_name().unwrap().to_str().unwrap())
+        );
+        schemas.good("pin.v1", &pin);
+    }
+    let _ = forge
+        .run(&["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"])
+        .success();
+    for path in files_below(&forge.store().join("tombstones-v1")) {
+        let (kind, name, tombstone) = unseal(&path);
+        assert_eq!((kind.as_str(), &name), ("tombstone", &hex_name(&path)));
+        schemas.good("tombstone.v1", &tombstone);
+        let document = tombstone["document"].as_str().unwrap();
+        assert_eq!(ActionDigest::of(document.as_bytes()).to_string(), name);
     }
     let run = forge.run(&["graph", "--format", "json"]).success();
     schemas.good("graph.v1", &serde_json::from_str(&run.stdout).unwrap());

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
+use crate::store::Loan;
 use crate::tensor_type::TensorType;
 
 /// Where a tensor of a candidate comes from.
@@ -50,4 +51,17 @@ pub struct Assembly {
     pub header: BlobDigest,
     /// The tensors, in the file's order.
     pub tensors: Vec<AssembledTensor>,
+}
+
+impl Assembly {
+    /// Returns the tensors that the store need not keep while the file is there.
+    pub fn loans(&self) -> Vec<Loan> {
+        let quantized = self.tensors.iter().filter(|tensor| tensor.from == From::Store);
+        quantized
+            .map(|tensor| Loan {
+                bytes: tensor.bytes,
+                start: tensor.start,
+            })
+            .collect()
+    }
 }

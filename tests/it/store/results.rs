@@ -235,13 +235,19 @@ fn a_wait_can_be_called_off() {
 }
 
 #[test]
-fn leases_are_shared_and_keep_collectors_out() {
+fn leases_are_counted_and_end_with_the_last_of_them() {
     let place = Place::new();
     let other = Store::open(place.store.root()).unwrap();
+    assert!(!place.store.is_leased());
     let (one, two) = (place.store.lease().unwrap(), other.lease().unwrap());
-    assert!(other.try_lock_alone().unwrap().is_none());
+    let again = place.store.lease().unwrap();
+    assert_eq!(other.live_leases().unwrap(), 2, "one for each store");
     drop(one);
-    assert!(other.try_lock_alone().unwrap().is_none());
+    assert!(place.store.is_leased());
+    assert_eq!(other.live_leases().unwrap(), 2);
+    drop(again);
+    assert_eq!(other.live_leases().unwrap(), 1);
     drop(two);
-    assert!(other.try_lock_alone().unwrap().is_some());
+    assert_eq!(other.live_leases().unwrap(), 0);
+    assert!(files_under(&place.store.root().join("leases")).is_empty());
 }

@@ -1,0 +1,226 @@
+//! `forge cache gc`, and the limit that is held after each build.
+
+use std::fmt::Write;
+
+use serde_json::json;
+
+use crate::cli::Exit;
+use crate::cli::Failure;
+use crate::cli::cache::args;
+use crate::cli::cache::failure;
+use crate::cli::cache::line;
+use crate::cli::diagnostic::Diagnostic;
+use crate::cli::files::Files;
+use crate::cli::terminal::Terminal;
+use crate::report::words;
+use crate::store::Cause;
+use crate::store::GcDone;
+use crate::store::GcPlan;
+use crate::store::Store;
+use crate::store::StoreError;
+use crate::store::Wish;
+
+pub(super) fn run(args: &args::Gc, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    let (directory, settings) = files.cache()?;
+    terminal.prefer(settings.color);
+    let store = Store::open(&directory).map_err(|error| failure(&error))?;
+    let wish = Wish {
+        max_size: args.max_size.or(settings.cache.max_size),
+        older_than: args.older_than,
+        also_newest: args.also_newest,
+    };
+    let plan = store.gc_plan(&wish).map_err(|error| failure(&error))?;
+    let misses = plan.misses_limit();
+    if terminal.is_json() {
+        line(terminal, "cache-gc-plan", facts(&plan));
+    } else {
+        terminal.data(&text(&plan));
+    }
+    if misses {
+        terminal.diagnostic(&too_large(&plan));
+    }
+    if args.dry_run || plan.is_empty() {
+        return Ok(Exit::Done);
+    }
+    if !args.yes && !terminal.ask("collect this?") {
+        if !terminal.can_ask() {
+            let unsure =
+                Diagnostic::error("nothing was collected: nobody can be asked here").code("usage::unconfirmed");
+            return Err(Failure::new(
+                Exit::Usage,
+                unsure.hint("give `--yes` to collect, or `--dry-run` to look"),
+            ));
+        }
+        terminal.line("forge: nothing was collected");
+        return Ok(Exit::Done);
+    }
+    let done = store.gc_run(plan, &|_, _| {}).map_err(|error| failure(&error))?;
+    told(&done, terminal);
+    Ok(Exit::Done)
+}
+
+/// Holds the limit that the user's settings name, after a build. Nothing that goes wrong here fails the build.
+pub(in crate::cli) fn hold_limit(store: &Store, max_size: Option<u64>, terminal: &Terminal) {
+    let Some(max_size) = max_size else { return };
+    let wish = Wish {
+        max_size: Some(max_size),
+        ..Wish::default()
+    };
+    let held = store.gc_plan(&wish).and_then(|plan| {
+        if plan.before <= max_size {
+            return Ok(None);
+        }
+        if plan.misses_limit() {
+            terminal.diagnostic(&too_large(&plan));
+        }
+        store.gc_run(plan, &|_, _| {}).map(Some)
+    });
+    match held {
+        Ok(Some(done)) if done != GcDone::default() => {
+            if terminal.is_json() || !terminal.quiet {
+                told(&done, terminal);
+            }
+        }
+        // Whoever collects now holds the limit.
+        Ok(_) | Err(StoreError::Busy { .. }) => {}
+        Err(error) => {
+            let warning = Diagnostic::warning(format!("the limit of the store could not be held: {error}"));
+            terminal.diagnostic(&warning.code("environment::store"));
+        }
+    }
+}
+
+fn told(done: &GcDone, terminal: &Terminal) {
+    if terminal.is_json() {
+        let facts = json!({ "results": done.results, "files": done.files, "room": done.room, "spared": done.spared });
+        line(terminal, "cache-gc", facts);
+        return;
+    }
+    let spared = match done.spared {
+        0 => String::new(),
+        spared => format!("; {} stayed, used meanwhile", words::count(spared, "thing")),
+    };
+    terminal.line(&format!(
+        "forge: {} collected, {} free{spared}",
+        words::count(done.results, "result"),
+        words::bytes(done.room)
+    ));
+}
+
+fn too_large(plan: &GcPlan) -> Diagnostic {
+    let limit = plan.max_size.unwrap_or_default();
+    let needed: Vec<String> = [
+        (plan.kept.pinned, "pinned manifests"),
+        (plan.kept.newest, "the newest outputs"),
+        (plan.kept.live, "builds that are running"),
+    ]
+    .into_iter()
+    .filter(|(results, _)| *results > 0)
+    .map(|(results, whose)| format!("{} of {whose}", words::count(results, "result")))
+    .collect();
+    let warning = Diagnostic::warning(format!(
+        "the store takes {} then, more than the limit of {}",
+        words::bytes(plan.after),
+        words::bytes(limit)
+    ));
+    let warning = warning
+        .code("cache::limit")
+        .caused_by(format!("what stays: {}", needed.join(", ")));
+    warning.hint("unpin what is not needed (`forge cache pin` lists it), give `--also-newest`, or raise the limit")
+}
+
+fn sentence(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Unreferenced => "no result needs it (left by builds that were stopped)",
+        Cause::Lent => "an output holds the same bytes",
+        Cause::Incomplete => "incomplete: a part was lost",
+        Cause::Quarantined => "was damaged, and moved aside a week ago or more",
+        Cause::Stale => "explains nothing any more",
+        Cause::Age => "not used for so long",
+        Cause::Room => "cheap to make again for its room",
+    }
+}
+
+fn word(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Unreferenced => "unreferenced",
+        Cause::Lent => "lent",
+        Cause::Incomplete => "incomplete",
+        Cause::Quarantined => "quarantined",
+        Cause::Stale => "stale",
+        Cause::Age => "age",
+        Cause::Room => "room",
+    }
+}
+
+fn text(plan: &GcPlan) -> String {
+    let mut text = String::new();
+    let rows = plan.groups.iter().map(|((cause, kind), group)| {
+        let mut what = Vec::new();
+        if group.results > 0 {
+            what.push(words::count(group.results, "result"));
+        }
+        if group.files > 0 {
+            what.push(words::count(group.files, "file"));
+        }
+        let cost = if group.results > 0 {
+            format!(", {} to make again", words::duration_ms(group.cost_ms))
+        } else {
+            String::new()
+        };
+        format!(
+            "  {:>10}  {kind:16}  {}{cost}; {}",
+            words::bytes(group.room),
+            what.join(" and "),
+            sentence(*cause)
+        )
+    });
+    let rows: Vec<String> = rows.collect();
+    if rows.is_empty() {
+        let _ = writeln!(
+            text,
+            "the store takes {}; nothing is to be collected",
+            words::bytes(plan.before)
+        );
+        return text;
+    }
+    let _ = writeln!(text, "to collect:");
+    for row in rows {
+        let _ = writeln!(text, "{row}");
+    }
+    let kept = plan.kept;
+    let _ = writeln!(
+        text,
+        "the store takes {} now, {} then; kept are {} of pins, {} of the newest outputs, {} in use",
+        words::bytes(plan.before),
+        words::bytes(plan.after),
+        words::count(kept.pinned, "result"),
+        kept.newest,
+        kept.live
+    );
+    text
+}
+
+fn facts(plan: &GcPlan) -> serde_json::Value {
+    let groups: Vec<serde_json::Value> = plan
+        .groups
+        .iter()
+        .map(|((cause, kind), group)| {
+            json!({
+                "cause": word(*cause),
+                "kind": kind,
+                "results": group.results,
+                "files": group.files,
+                "room": group.room,
+                "cost_ms": group.cost_ms,
+            })
+        })
+        .collect();
+    json!({
+        "before": plan.before,
+        "after": plan.after,
+        "max_size": plan.max_size,
+        "groups": groups,
+        "kept": { "pinned": plan.kept.pinned, "newest": plan.kept.newest, "live": plan.kept.live },
+    })
+}

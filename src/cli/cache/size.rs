@@ -1,0 +1,89 @@
+//! `forge cache dir` and `forge cache size`.
+
+use std::fmt::Write;
+
+use serde_json::json;
+
+use crate::cli::Exit;
+use crate::cli::Failure;
+use crate::cli::cache::failure;
+use crate::cli::cache::line;
+use crate::cli::cache::open;
+use crate::cli::files::Files;
+use crate::cli::terminal::Terminal;
+use crate::report::words;
+use crate::store::Amount;
+
+pub(super) fn dir(files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    let (directory, _) = files.cache()?;
+    if terminal.is_json() {
+        line(
+            terminal,
+            "cache-dir",
+            json!({ "path": directory.display().to_string() }),
+        );
+    } else {
+        terminal.data(&format!("{}\n", directory.display()));
+    }
+    Ok(Exit::Done)
+}
+
+pub(super) fn run(files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    let store = open(files, terminal)?;
+    let usage = store.usage().map_err(|error| failure(&error))?;
+    let free = store.free_space().map_err(|error| failure(&error))?;
+    let total = usage.total();
+    let amount = |amount: &Amount| json!({ "files": amount.files, "bytes": amount.bytes, "room": amount.room });
+    if terminal.is_json() {
+        let all = |parts: &std::collections::BTreeMap<String, Amount>| {
+            let parts = parts.iter().map(|(name, part)| (name.clone(), amount(part)));
+            serde_json::Value::Object(parts.collect())
+        };
+        line(
+            terminal,
+            "cache-size",
+            json!({
+                "path": store.root().display().to_string(),
+                "blobs": all(&usage.blobs),
+                "parts": all(&usage.parts),
+                "total": amount(&total),
+                "borrowed": amount(&usage.borrowed),
+                "free": free,
+            }),
+        );
+        return Ok(Exit::Done);
+    }
+    let mut rows: Vec<(String, Amount)> = usage
+        .blobs
+        .iter()
+        .map(|(kind, part)| (format!("blobs: {kind}"), *part))
+        .collect();
+    rows.sort_by_key(|(_, part)| std::cmp::Reverse(part.room));
+    let parts = usage.parts.iter().filter(|(_, part)| part.files > 0);
+    rows.extend(parts.map(|(name, part)| (name.clone(), *part)));
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(20);
+    let mut text = format!("{}\n", store.root().display());
+    let mut row = |name: &str, part: &Amount| {
+        let _ = writeln!(
+            text,
+            "  {name:width$}  {:>10}  {}",
+            words::bytes(part.room),
+            words::count(part.files, "file")
+        );
+    };
+    for (name, part) in &rows {
+        row(name, part);
+    }
+    row("in all", &total);
+    if usage.borrowed.files > 0 {
+        let _ = writeln!(
+            text,
+            "besides, outputs hold {} of {}, which the store need not keep",
+            words::bytes(usage.borrowed.bytes),
+            words::count(usage.borrowed.files, "blob")
+        );
+    }
+    let _ = writeln!(text, "free on this disk: {}", words::bytes(free));
+    terminal.data(&text);
+    Ok(Exit::Done)
+}

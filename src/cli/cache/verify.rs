@@ -1,0 +1,320 @@
+//! `forge cache verify`.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::Instant;
+
+use indicatif::ProgressBar;
+use indicatif::ProgressDrawTarget;
+use indicatif::ProgressStyle;
+use serde_json::Value;
+use serde_json::json;
+
+use crate::cli::Exit;
+use crate::cli::Failure;
+use crate::cli::build;
+use crate::cli::cache::args;
+use crate::cli::cache::failure;
+use crate::cli::cache::line;
+use crate::cli::cache::open;
+use crate::cli::diagnostic::Diagnostic;
+use crate::cli::files::Files;
+use crate::cli::terminal::Terminal;
+use crate::engine::Cancel;
+use crate::report::words;
+use crate::session::names::Names;
+use crate::store::Flaw;
+use crate::store::Owner;
+use crate::store::Sample;
+use crate::store::Verified;
+use crate::store::Watch;
+
+/// How often a check without a terminal says that it is alive.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+
+pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    let store = open(files, terminal)?;
+    let cancel = Cancel::new();
+    build::stop_on_signals(&cancel, terminal);
+    // Named before anything is moved aside: a manifest may be among it.
+    let names = Names::of(&store).map_err(|error| failure(&error))?;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = args.jobs.map_or(cores, usize::from);
+    let progress = Progress::new(terminal);
+    let verified = store
+        .check(
+            args.sample.unwrap_or(Sample::All),
+            threads,
+            Watch {
+                progress: &|done, total| progress.tell(done, total),
+                stop: &|| cancel.is_cancelled(),
+            },
+        )
+        .map_err(|error| failure(&error))?;
+    progress.end();
+    for flaw in &verified.flaws {
+        if terminal.is_json() {
+            line(terminal, "cache-flaw", flaw_facts(flaw, &names));
+        } else {
+            terminal.diagnostic(&explain(flaw, &names));
+        }
+    }
+    told(&verified, terminal);
+    if verified.stopped {
+        return Ok(Exit::Stopped);
+    }
+    let flawed = !verified.flaws.is_empty();
+    if let Some(recipe) = &args.repair
+        && flawed
+    {
+        drop(store);
+        let exit = build::repair(recipe, files, terminal, cancel)?;
+        if exit != Exit::Done {
+            return Ok(exit);
+        }
+    }
+    Ok(if flawed { Exit::Recipe } else { Exit::Done })
+}
+
+fn told(verified: &Verified, terminal: &Terminal) {
+    let read = verified.blobs.bytes + verified.lenders.bytes;
+    if terminal.is_json() {
+        line(
+            terminal,
+            "cache-verified",
+            json!({
+                "blobs": verified.blobs.files,
+                "lenders": verified.lenders.files,
+                "bytes": read,
+                "all_bytes": verified.all.bytes,
+                "results": verified.results,
+                "notes": verified.notes,
+                "flaws": verified.flaws.len(),
+                "dropped": verified.dropped,
+                "foreign": verified.foreign.iter().map(|path| path.display().to_string()).collect::<Vec<_>>(),
+                "stopped": verified.stopped,
+            }),
+        );
+        return;
+    }
+    for path in &verified.foreign {
+        let warning = Diagnostic::warning(format!(
+            "`{}` is no part of a store; it was left as it is",
+            path.display()
+        ));
+        terminal.diagnostic(&warning);
+    }
+    if verified.dropped > 0 {
+        terminal.line(&format!(
+            "forge: {} dropped that had lost a part; a build makes again what it needs of them",
+            words::count(verified.dropped, "result")
+        ));
+    }
+    let part = if read < verified.all.bytes {
+        format!(" of {}", words::bytes(verified.all.bytes))
+    } else {
+        String::new()
+    };
+    let lenders = match verified.lenders.files {
+        0 => String::new(),
+        files => format!(" and {}", words::count(files, "output")),
+    };
+    let flaws = match verified.flaws.len() {
+        0 => "nothing is damaged".to_owned(),
+        1 => "1 is damaged and was moved aside".to_owned(),
+        flaws => format!("{flaws} are damaged and were moved aside"),
+    };
+    let stopped = if verified.stopped { "stopped: " } else { "" };
+    terminal.line(&format!(
+        "forge: {stopped}{}{lenders} ({}{part}), {} and {} read: {flaws}",
+        words::count(verified.blobs.files, "blob"),
+        words::bytes(read),
+        words::count(verified.results, "result"),
+        words::count(verified.notes, "note")
+    ));
+    if verified.flaws.iter().any(is_remade) {
+        terminal.line("forge: `forge build RECIPE` makes it again (or `forge cache verify --repair RECIPE`)");
+    }
+}
+
+fn is_remade(flaw: &Flaw) -> bool {
+    !matches!(flaw, Flaw::Note { .. } | Flaw::NotAFile { .. })
+}
+
+/// Says what an output of an action is, as well as that is known.
+fn owner_words(owner: &Owner, names: &Names) -> String {
+    let kind = owner.kind.as_deref();
+    let of = names.action(&owner.key).map_or_else(
+        || format!("{} action {}", kind.unwrap_or("an unknown"), owner.key.short()),
+        str::to_owned,
+    );
+    match owner.output.as_deref() {
+        // Its name says what it is.
+        Some(output) if of.starts_with(&format!("{output} `")) => format!("the {of}"),
+        Some(output) if Some(output) == kind => format!("the {output} of {of}"),
+        Some(output) => format!("output `{output}` of {of}"),
+        None => format!("the document of {of}"),
+    }
+}
+
+fn owners_words(owners: &[Owner], otherwise: Option<&str>, names: &Names) -> String {
+    match owners {
+        [] => otherwise.map_or_else(|| "no result needs it".to_owned(), str::to_owned),
+        [only] => owner_words(only, names),
+        [first, rest @ ..] => format!("{}, and {} more", owner_words(first, names), rest.len()),
+    }
+}
+
+fn sentence(flaw: &Flaw, names: &Names) -> (String, Option<String>) {
+    match flaw {
+        Flaw::Blob {
+            hash, moved_to, owners, ..
+        } => (
+            format!(
+                "blob {} is damaged: {}",
+                hash.short(),
+                owners_words(owners, names.blob(hash), names)
+            ),
+            Some(format!("it was moved to `{}`", moved_to.display())),
+        ),
+        Flaw::NotAFile { path, moved_to } => (
+            format!("`{}` is a link, a device or a pipe", path.display()),
+            Some(format!("it was moved to `{}`", moved_to.display())),
+        ),
+        Flaw::Result { key, kind, moved_to } => (
+            format!(
+                "result {} is damaged: {}",
+                key.short(),
+                match (names.action(key), kind) {
+                    (Some(name), _) => name.to_owned(),
+                    (None, Some(kind)) => format!("of the kind `{kind}`"),
+                    (None, None) => "of an unknown kind".to_owned(),
+                }
+            ),
+            Some(format!("it was moved to `{}`", moved_to.display())),
+        ),
+        Flaw::Gone { digest, owner } => (
+            format!("blob {} is gone: {}", digest.hash.short(), owner_words(owner, names)),
+            Some("nothing says how it was lost; the result that named it was dropped".to_owned()),
+        ),
+        Flaw::Loan { digest, path, owners } => (
+            format!(
+                "`{}` does not hold blob {} any more: {}",
+                path.display(),
+                digest.hash.short(),
+                owners_words(owners, None, names)
+            ),
+            Some("its bytes changed although its times did not; the next build reads the file again".to_owned()),
+        ),
+        Flaw::Lender { path } => (
+            format!("`{}` has changed although its times did not", path.display()),
+            Some("what it lends to the store is whole; the next build makes the file again".to_owned()),
+        ),
+        Flaw::Note {
+            directory,
+            name,
+            moved_to,
+        } => (
+            format!("note `{directory}/{name}` is damaged"),
+            Some(format!(
+                "it was moved to `{}`; notes explain, nothing rests on them",
+                moved_to.display()
+            )),
+        ),
+    }
+}
+
+fn explain(flaw: &Flaw, names: &Names) -> Diagnostic {
+    let (message, cause) = sentence(flaw, names);
+    let diagnostic = Diagnostic::error(message).code("cache::damaged");
+    cause.into_iter().fold(diagnostic, Diagnostic::caused_by)
+}
+
+fn flaw_facts(flaw: &Flaw, names: &Names) -> Value {
+    let owners = |owners: &[Owner]| -> Vec<Value> {
+        owners
+            .iter()
+            .map(|owner| {
+                json!({
+                    "key": owner.key.to_string(),
+                    "kind": owner.kind,
+                    "output": owner.output,
+                    "name": names.action(&owner.key),
+                })
+            })
+            .collect()
+    };
+    let mut facts = match flaw {
+        Flaw::Blob {
+            hash,
+            bytes,
+            moved_to,
+            owners: of,
+        } => json!({ "flaw": "blob", "blob": format!("{hash}:{bytes}"), "moved_to": moved_to, "owners": owners(of) }),
+        Flaw::NotAFile { path, moved_to } => json!({ "flaw": "not-a-file", "path": path, "moved_to": moved_to }),
+        Flaw::Result { key, kind, moved_to } => {
+            json!({ "flaw": "result", "key": key.to_string(), "kind": kind, "moved_to": moved_to })
+        }
+        Flaw::Gone { digest, owner } => {
+            json!({ "flaw": "gone", "blob": digest.to_string(), "owners": owners(std::slice::from_ref(owner)) })
+        }
+        Flaw::Loan {
+            digest,
+            path,
+            owners: of,
+        } => json!({ "flaw": "loan", "blob": digest.to_string(), "path": path, "owners": owners(of) }),
+        Flaw::Lender { path } => json!({ "flaw": "lender", "path": path }),
+        Flaw::Note {
+            directory,
+            name,
+            moved_to,
+        } => json!({ "flaw": "note", "directory": directory, "name": name, "moved_to": moved_to }),
+    };
+    facts["message"] = json!(sentence(flaw, names).0);
+    facts
+}
+
+/// Shows how far a check is.
+struct Progress<'t> {
+    terminal: &'t Terminal,
+    bar: Option<ProgressBar>,
+    last: Mutex<Instant>,
+}
+
+impl<'t> Progress<'t> {
+    fn new(terminal: &'t Terminal) -> Self {
+        let bar = terminal.progress.then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+            let template = "reading [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
+            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            bar.set_style(style.progress_chars("=- "));
+            bar
+        });
+        Self {
+            terminal,
+            bar,
+            last: Mutex::new(Instant::now()),
+        }
+    }
+
+    fn tell(&self, done: u64, total: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
+            bar.set_position(done);
+            return;
+        }
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.elapsed() >= HEARTBEAT && !self.terminal.is_json() && !self.terminal.quiet {
+            *last = Instant::now();
+            self.terminal
+                .line(&format!("reading: {} of {}", words::bytes(done), words::bytes(total)));
+        }
+    }
+
+    fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! What stands under a name itself, no link followed: for whoever walks a folder that others may have filled.
+
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::AtFlags;
+use rustix::fs::CWD;
+use rustix::fs::OFlags;
+use rustix::fs::Timespec;
+use rustix::fs::Timestamps;
+use rustix::fs::UTIME_OMIT;
+
+use crate::fs::PathError;
+use crate::fs::Stamp;
+
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// A plain file.
+    Plain,
+    /// A directory.
+    Directory,
+    /// A symbolic link, a device, a pipe, a socket.
+    Other,
+}
+
+/// What is known of a name without following it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// What it stands for.
+    pub kind: FileKind,
+    /// Which file it is and when it last changed.
+    pub stamp: Stamp,
+    /// How many bytes of the disk it takes, as the file system tells.
+    pub allocated: u64,
+}
+
+/// Looks at a name, following no link at its end; `None` if nothing is there.
+pub fn facts(path: &Path) -> Result<Option<Facts>, PathError> {
+    match fs::symlink_metadata(path) {
+        Ok(found) => Ok(Some(Facts {
+            kind: if found.is_file() {
+                FileKind::Plain
+            } else if found.is_dir() {
+                FileKind::Directory
+            } else {
+                FileKind::Other
+            },
+            stamp: Stamp::from(&found),
+            allocated: found.blocks().saturating_mul(512),
+        })),
+        Err(error) => {
+            let error = PathError::new(path, "look at", error);
+            if error.is_not_found() { Ok(None) } else { Err(error) }
+        }
+    }
+}
+
+/// Opens a plain file for reading. Never waits (as for the writer of a pipe), and follows no link at the end of the path.
+///
+/// # Errors
+///
+/// Of the kind `InvalidInput` if something else than a plain file has the name.
+pub fn open_plain(path: &Path) -> Result<(File, Stamp), PathError> {
+    let odd = || {
+        let text = "it is not a plain file";
+        PathError::new(path, "open", io::Error::new(io::ErrorKind::InvalidInput, text))
+    };
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let opened = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) => {
+            let is_odd = fs::symlink_metadata(path).is_ok_and(|found| !found.is_file());
+            return Err(if is_odd {
+                odd()
+            } else {
+                PathError::new(path, "open", error)
+            });
+        }
+    };
+    let found = file.metadata().map_err(PathError::on(path, "look at"))?;
+    if found.is_file() {
+        Ok((file, Stamp::from(&found)))
+    } else {
+        Err(odd())
+    }
+}
+
+/// Sets the time at which a file is said to have changed, in nanoseconds since 1970; says whether the file was there. A
+/// link is not followed.
+pub fn set_modified(path: &Path, mtime_ns: i64) -> Result<bool, PathError> {
+    let times = Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: timespec(mtime_ns),
+    };
+    match rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            let error = PathError::new(path, "set the time of", error.into());
+            if error.is_not_found() { Ok(false) } else { Err(error) }
+        }
+    }
+}
+
+/// Does what [`set_modified`] does for an open file; `path` is only for the error.
+pub fn set_modified_of(file: &File, path: &Path, mtime_ns: i64) -> Result<(), PathError> {
+    let times = Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: timespec(mtime_ns),
+    };
+    rustix::fs::futimens(file, &times).map_err(|error| PathError::new(path, "set the time of", error.into()))
+}
+
+fn timespec(ns: i64) -> Timespec {
+    Timespec {
+        tv_sec: ns.div_euclid(1_000_000_000),
+        tv_nsec: ns.rem_euclid(1_000_000_000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_and_pipes_are_seen_and_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let [file, link, pipe] = ["file", "link", "pipe"].map(|name| dir.path().join(name));
+        fs::write(&file, b"12345").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        rustix::fs::mkfifoat(CWD, &pipe, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+        let kind = |path: &Path| facts(path).unwrap().map(|found| found.kind);
+        assert_eq!(kind(&file), Some(FileKind::Plain));
+        assert_eq!(kind(dir.path()), Some(FileKind::Directory));
+        assert_eq!(kind(&link), Some(FileKind::Other));
+        assert_eq!(kind(&pipe), Some(FileKind::Other));
+        assert_eq!(kind(&dir.path().join("none")), None);
+        assert_eq!(open_plain(&file).unwrap().1, Stamp::of(&file).unwrap());
+        for odd in [&link, &pipe, &dir.path().to_owned()] {
+            assert_eq!(open_plain(odd).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
+        assert!(open_plain(&dir.path().join("none")).unwrap_err().is_not_found());
+    }
+
+    #[test]
+    fn times_are_set_to_the_nanosecond_where_the_file_system_has_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        assert!(!set_modified(&path, 7).unwrap());
+        fs::write(&path, b"").unwrap();
+        for ns in [1_700_000_000_123_456_789, 0, 1] {
+            assert!(set_modified(&path, ns).unwrap());
+            assert_eq!(Stamp::of(&path).unwrap().mtime_ns, ns);
+        }
+        set_modified_of(&File::open(&path).unwrap(), &path, 42).unwrap();
+        assert_eq!(Stamp::of(&path).unwrap().mtime_ns, 42);
+    }
+}

@@ -1,0 +1,229 @@
+//! Whether what a build would write fits on the disk, told from its plan before the first hour of work: when something is
+//! to run first, and again whenever more of the plan is known.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Instant;
+
+use super::Session;
+use crate::fs;
+use crate::fs::Stamp;
+use crate::gguf;
+use crate::graph::Node;
+use crate::graph::NodeId;
+use crate::graph::Work;
+use crate::plan;
+use crate::plan::Status;
+use crate::policy::ModelFacts;
+use crate::report::words;
+use crate::step;
+use crate::step::Env;
+use crate::step::output;
+
+/// What must stay free besides: results, records and manifests are small, and a disk that is full to the last byte serves
+/// nobody.
+const RESERVE: u64 = 1 << 20;
+
+/// What a step would write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Need {
+    /// The step.
+    pub step: String,
+    /// Bytes that stay in the store.
+    pub store: u64,
+    /// Bytes of outputs.
+    pub out: u64,
+    /// Bytes that are in the store until the output is finished, which holds them then.
+    pub passing: u64,
+}
+
+/// A file system that has too little room for a build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoRoom {
+    /// A folder on it: the store's, or that of the outputs.
+    pub path: PathBuf,
+    /// How many bytes are needed at the least.
+    pub needed: u64,
+    /// How many are free.
+    pub found: u64,
+    /// Which steps need how many bytes there.
+    pub steps: Vec<(String, u64)>,
+    /// How many steps cannot be told yet.
+    pub unknown: usize,
+}
+
+impl fmt::Display for NoRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let more = if self.unknown > 0 { " or more" } else { "" };
+        write!(
+            f,
+            "the build does not fit: it would write {}{more} to the file system of `{}`, which has {} free",
+            words::bytes(self.needed),
+            self.path.display(),
+            words::bytes(self.found)
+        )
+    }
+}
+
+impl std::error::Error for NoRoom {}
+
+/// Asks, while a build goes on, whether the rest of it fits.
+pub(super) struct Check<'s> {
+    session: &'s Session,
+    env: &'s Env<'s>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// How many steps could not be told when it was asked last; nothing before the first time.
+    unknown: Option<usize>,
+    /// Not before this: the plan of a large recipe takes its time, and is not to take a part of the build's that counts.
+    next: Option<Instant>,
+    refused: Option<NoRoom>,
+}
+
+impl<'s> Check<'s> {
+    pub(super) fn new(session: &'s Session, env: &'s Env<'s>) -> Self {
+        Self {
+            session,
+            env,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Returns whether the build may go on. Asked when the first step is about to run, and before every later one; once
+    /// the whole plan is known it is not looked at again.
+    pub(super) fn fits(&self) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.refused.is_some() {
+            return false;
+        }
+        let started = Instant::now();
+        if state.unknown == Some(0) || state.next.is_some_and(|next| started < next) {
+            return true;
+        }
+        let (needs, unknown) = self.session.needs(self.env);
+        state.next = Some(Instant::now() + 20 * started.elapsed());
+        if state.unknown != Some(unknown) {
+            state.refused = no_room(&needs, unknown, self.env);
+        }
+        state.unknown = Some(unknown);
+        state.refused.is_none()
+    }
+
+    /// Returns why the build was stopped, if it was.
+    pub(super) fn refused(&self) -> Option<NoRoom> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.refused.clone()
+    }
+}
+
+impl Session {
+    /// Returns what every step would write, as far as it can be told, and how many steps cannot be told yet.
+    fn needs(&self, env: &Env<'_>) -> (Vec<Need>, usize) {
+        let plan = plan::plan(&self.graph, env);
+        let mut needs = Vec::new();
+        let mut unknown = 0;
+        let mut headers = Headers::default();
+        for (node, entry) in self.graph.nodes().zip(plan.entries) {
+            match entry.status {
+                Status::Hit { .. } => {}
+                Status::Miss { estimate, key, .. } => {
+                    unknown += usize::from(key.is_none());
+                    // Where outputs lend nothing, everything stays.
+                    let passing = if self.settings.borrow { estimate.passing } else { 0 };
+                    let need = Need {
+                        step: entry.node,
+                        store: estimate.writes.saturating_sub(estimate.outputs + passing),
+                        out: estimate.outputs,
+                        passing,
+                    };
+                    if need.store + need.out + need.passing > 0 {
+                        needs.push(need);
+                    }
+                }
+                Status::Unknown { .. } => {
+                    unknown += 1;
+                    needs.extend(self.foreseen(node, env, &mut headers));
+                }
+                Status::Failed { .. } => unknown += 1,
+            }
+        }
+        (needs, unknown)
+    }
+}
+
+/// What the headers of source models say, by path: each is read once.
+type Headers = BTreeMap<PathBuf, Option<ModelFacts>>;
+
+impl Session {
+    /// Returns what a candidate would write at the least that waits for other steps: told from the header of its source and
+    /// its policy. Nothing where its file is there already, for it may well turn out to be the right one.
+    fn foreseen(&self, node: &Node, env: &Env<'_>, headers: &mut Headers) -> Option<Need> {
+        let Work::Promote { step, policy } = &node.work else {
+            return None;
+        };
+        let path = output::path(env, &format!("{}.gguf", step.id.label())).ok()?;
+        if fs::exists(&path).unwrap_or(true) {
+            return None;
+        }
+        let source = self.graph.node(&NodeId::Source(policy.model.as_str().to_owned()))?;
+        let Work::Source(source) = &source.work else {
+            return None;
+        };
+        let path = env.path(&source.path.resolved);
+        let facts = headers.entry(path.clone()).or_insert_with(|| {
+            let model = gguf::Model::open(&path).ok()?;
+            let tensors = model.tensors().iter().map(|tensor| (&tensor.info).into());
+            ModelFacts::from_metadata(model.metadata(), tensors.collect()).ok()
+        });
+        let bytes = step::policy::foresee(policy, facts.as_ref()?)?;
+        Some(Need {
+            step: node.id.to_string(),
+            store: 0,
+            out: bytes,
+            passing: 0,
+        })
+    }
+}
+
+/// Returns the first file system that has too little room for the needs.
+fn no_room(needs: &[Need], unknown: usize, env: &Env<'_>) -> Option<NoRoom> {
+    // Outputs may be on another disk than the store.
+    let (store, out) = (env.store.root(), env.out.as_path());
+    let device = |path: &Path| Stamp::of(path).map(|stamp| stamp.dev).ok();
+    let mut disks: BTreeMap<Option<u64>, (PathBuf, BTreeMap<String, u64>)> = BTreeMap::new();
+    let mut add = |path: &Path, step: &str, bytes: u64| {
+        let (_, steps) = disks
+            .entry(device(path))
+            .or_insert_with(|| (path.to_owned(), BTreeMap::new()));
+        *steps.entry(step.to_owned()).or_default() += bytes;
+    };
+    // What goes again when an output is finished is there for as many at once as are written at once; one at least.
+    let passing = needs.iter().max_by_key(|need| need.passing);
+    for need in needs {
+        add(out, &need.step, need.out);
+        let held = passing
+            .filter(|most| most.step == need.step)
+            .map_or(0, |most| most.passing);
+        add(store, &need.step, need.store + held);
+    }
+    disks.into_values().find_map(|(path, steps)| {
+        let needed: u64 = steps.values().sum();
+        let found = fs::free_space(&path).ok()?;
+        let mut steps: Vec<(String, u64)> = steps.into_iter().filter(|(_, bytes)| *bytes > 0).collect();
+        steps.sort_by(|a, b| (b.1, &a.0).cmp(&(a.1, &b.0)));
+        (needed > 0 && found < needed.saturating_add(RESERVE)).then_some(NoRoom {
+            path,
+            needed,
+            found,
+            steps,
+            unknown,
+        })
+    })
+}

@@ -1,0 +1,202 @@
+//! Pins: `manifests-v1/<BLAKE3 of a manifest>`. While a manifest is pinned, every action that it names, and every blob, is
+//! kept whatever is collected.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::digest::ActionDigest;
+use crate::digest::BlobDigest;
+use crate::digest::Hash;
+use crate::fs;
+use crate::fs::Durability;
+use crate::store::Lookup;
+use crate::store::Store;
+use crate::store::StoreError;
+use crate::store::layout;
+use crate::store::publish;
+use crate::store::sealed;
+use crate::store::tombstone::seconds;
+
+const KIND: &str = "pin";
+const VERSION: u64 = 1;
+/// No manifest is larger.
+const MANIFEST_CAP: u64 = 256 << 20;
+
+/// A manifest that is kept, with all that it names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// The version of this form.
+    pub schema: u32,
+    /// The manifest, a blob.
+    pub manifest: BlobDigest,
+    /// What the manifest calls its output.
+    pub output: String,
+    /// When it was pinned, in seconds since 1970.
+    pub pinned: u64,
+}
+
+impl Pin {
+    /// The version of the form.
+    pub const SCHEMA: u32 = 1;
+}
+
+/// What a pin holds, and what was gone before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pinned {
+    /// The pin.
+    pub pin: Pin,
+    /// Whether it was pinned before.
+    pub again: bool,
+    /// Actions of the manifest whose result is there and kept from now on.
+    pub kept: usize,
+    /// Actions of the manifest whose result is not there (any more), or has lost a blob.
+    pub gone: usize,
+}
+
+/// The part of a manifest that says what it is of.
+#[derive(Deserialize)]
+struct Statement {
+    subject: Vec<Subject>,
+}
+
+#[derive(Deserialize)]
+struct Subject {
+    name: String,
+}
+
+impl Store {
+    /// Returns every pin, sorted by output. One that cannot be read is left out.
+    pub fn pins(&self) -> Result<Vec<Pin>, StoreError> {
+        let mut pins: Vec<Pin> = Vec::new();
+        for file in self.plain_files(layout::MANIFESTS)? {
+            let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let read = fs::read_plain(&file.path, sealed::CAP).ok();
+            let pin = read.and_then(|(bytes, _)| {
+                let document = sealed::unseal(KIND, VERSION, &name, &bytes).ok()?;
+                serde_json::from_str(document).ok()
+            });
+            pins.extend(pin);
+        }
+        pins.sort_by(|a, b| (&a.output, a.manifest).cmp(&(&b.output, b.manifest)));
+        Ok(pins)
+    }
+
+    /// Pins a manifest, given as its bytes; `path` is only for errors.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::NotAManifest`] if the bytes are none.
+    pub fn pin(&self, path: &Path, manifest: &[u8]) -> Result<Pinned, StoreError> {
+        let statement: Statement = serde_json::from_slice(manifest).map_err(|error| StoreError::NotAManifest {
+            path: path.to_owned(),
+            problem: error.to_string(),
+        })?;
+        let output = statement.subject.into_iter().next().map(|subject| subject.name);
+        let output = output.ok_or_else(|| StoreError::NotAManifest {
+            path: path.to_owned(),
+            problem: "it names no output".to_owned(),
+        })?;
+        // Under a lease, what is looked up is kept by a collector that is at work now.
+        let _lease = self.lease()?;
+        let start = self.own_lease().unwrap_or(i64::MIN);
+        let digest = self.put(manifest)?;
+        let pin = Pin {
+            schema: Pin::SCHEMA,
+            manifest: digest,
+            output,
+            pinned: seconds(SystemTime::now()),
+        };
+        let name = digest.hash.to_string();
+        let place = self.root().join(layout::MANIFESTS).join(&name);
+        let again = fs::facts(&place)?.is_some();
+        let temp = self.sealed_temp(KIND, VERSION, &name, &pin)?;
+        publish(temp, &place, Durability::Synced)?;
+        let mut pinned = Pinned {
+            pin,
+            again,
+            kept: 0,
+            gone: 0,
+        };
+        for key in actions_of(manifest) {
+            match self.find(&key)? {
+                Lookup::Hit(_) => {
+                    // The lease ends before a collector does that made its plan before there was a pin.
+                    fs::set_modified(&self.shard(layout::ACTIONS, key.hash()), Self::mark_time(start))?;
+                    pinned.kept += 1;
+                }
+                _ => pinned.gone += 1,
+            }
+        }
+        Ok(pinned)
+    }
+
+    /// Removes a pin; says whether there was one.
+    pub fn unpin(&self, manifest: &Hash) -> Result<bool, StoreError> {
+        let path = self.root().join(layout::MANIFESTS).join(manifest.to_string());
+        Ok(fs::remove_file(&path)?)
+    }
+
+    /// Returns the manifests that a run wrote, as its record in the store tells; none if there is no such run.
+    pub fn manifests_of_run(&self, run: &str) -> Result<Vec<Vec<u8>>, StoreError> {
+        #[derive(Deserialize)]
+        struct Line {
+            path: Option<String>,
+            digest: Option<BlobDigest>,
+        }
+        // A run is named by one plain word.
+        let name = run.strip_suffix(".jsonl").unwrap_or(run);
+        if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
+            return Ok(Vec::new());
+        }
+        let path = self.root().join(layout::RUNS).join(format!("{name}.jsonl"));
+        let Ok((record, _)) = fs::read_plain(&path, MANIFEST_CAP) else {
+            return Ok(Vec::new());
+        };
+        let lines = record.split(|byte| *byte == b'\n');
+        let lines = lines.filter_map(|line| serde_json::from_slice::<Line>(line).ok());
+        let mut manifests = Vec::new();
+        for line in lines {
+            if let (Some(path), Some(digest)) = (line.path, line.digest)
+                && path.ends_with(".manifest.json")
+            {
+                manifests.push(self.read(&digest, MANIFEST_CAP)?);
+            }
+        }
+        Ok(manifests)
+    }
+
+    /// Reads a manifest for pinning: the file itself, or the one beside an output.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Path`] if it cannot be read.
+    pub fn read_manifest(path: &Path) -> Result<Vec<u8>, StoreError> {
+        let beside = path.with_added_extension("manifest.json");
+        let is_manifest = path.extension().is_some_and(|extension| extension == "json");
+        let path = if is_manifest { path } else { &beside };
+        Ok(fs::read_plain(path, MANIFEST_CAP)?.0)
+    }
+}
+
+/// Returns the keys of a manifest's actions.
+fn actions_of(manifest: &[u8]) -> Vec<ActionDigest> {
+    #[derive(Deserialize)]
+    struct Manifest {
+        predicate: Predicate,
+    }
+    #[derive(Deserialize)]
+    struct Predicate {
+        forge: Forge,
+    }
+    #[derive(Deserialize)]
+    struct Forge {
+        actions: serde_json::Map<String, serde_json::Value>,
+    }
+    let manifest: Option<Manifest> = serde_json::from_slice(manifest).ok();
+    let actions = manifest.map(|manifest| manifest.predicate.forge.actions);
+    let keys = actions.iter().flat_map(serde_json::Map::keys);
+    keys.filter_map(|key| key.parse().ok()).collect()
+}

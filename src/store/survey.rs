@@ -1,0 +1,438 @@
+//! What is in a store, looked at and not believed: for collecting, listing and checking. Walks only directories of its own
+//! and never follows a link.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::action::ActionResult;
+use crate::digest::ActionDigest;
+use crate::digest::BlobDigest;
+use crate::digest::Hash;
+use crate::fs;
+use crate::fs::FileKind;
+use crate::fs::Stamp;
+use crate::store::Store;
+use crate::store::StoreError;
+use crate::store::layout;
+use crate::store::loans::Book;
+use crate::store::sealed;
+
+/// The unit in which room is counted: what file systems give a file at least.
+const BLOCK: u64 = 4096;
+
+/// No manifest or run record that is looked through is larger.
+const RECORD_CAP: u64 = 256 << 20;
+
+/// Returns how much of a disk a file of so many bytes takes: whole blocks of 4 KiB, whatever the file system does.
+pub(super) fn room(bytes: u64) -> u64 {
+    bytes.div_ceil(BLOCK).saturating_mul(BLOCK)
+}
+
+/// A result that is there and whole.
+#[derive(Debug, Clone)]
+pub(super) struct FoundResult {
+    pub(super) key: ActionDigest,
+    pub(super) result: ActionResult,
+    /// The time of its file: when it was last used, to the day; in nanoseconds since 1970.
+    pub(super) used: i64,
+    /// When a build last found that everything is as a note says that names it; in nanoseconds since 1970.
+    pub(super) noted: i64,
+    pub(super) bytes: u64,
+}
+
+impl FoundResult {
+    /// Returns when it was last used, in nanoseconds since 1970.
+    pub(super) fn last_used(&self) -> i64 {
+        self.used.max(self.noted)
+    }
+}
+
+/// A file in the store.
+#[derive(Debug, Clone)]
+pub(super) struct FoundFile {
+    pub(super) path: PathBuf,
+    pub(super) kind: FileKind,
+    pub(super) stamp: Stamp,
+}
+
+/// Files by the hash that their place says, and what has no place there.
+pub(super) type Sharded = (Vec<(Hash, FoundFile)>, Vec<PathBuf>);
+
+/// A book of loans, and whether its file is the one that was written down.
+#[derive(Debug)]
+pub(super) struct FoundBook {
+    pub(super) name: String,
+    pub(super) stamp: Stamp,
+    pub(super) book: Book,
+    pub(super) holds: bool,
+}
+
+/// What a text names: `HASH:LENGTH` is a blob, a bare hash the key of an action.
+#[derive(Debug, Default)]
+pub(super) struct Named {
+    pub(super) keys: HashSet<Hash>,
+    pub(super) blobs: HashSet<Hash>,
+}
+
+impl Named {
+    /// Collects every run of exactly 64 hexadecimal digits. Whatever form a record has or will have, what it names by
+    /// digest is found.
+    pub(super) fn add(&mut self, text: &[u8]) {
+        let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        let mut at = 0;
+        while at < text.len() {
+            let len = text[at..].iter().take_while(|byte| is_digit(byte)).count();
+            if len == 64
+                && let Ok(digits) = std::str::from_utf8(&text[at..at + 64])
+                && let Ok(hash) = digits.parse::<Hash>()
+            {
+                let is_blob = text.get(at + 64) == Some(&b':') && text.get(at + 65).is_some_and(u8::is_ascii_digit);
+                if is_blob {
+                    self.blobs.insert(hash);
+                } else {
+                    self.keys.insert(hash);
+                }
+            }
+            at += len.max(1);
+        }
+    }
+}
+
+/// The part of an action's document that says what it is.
+#[derive(Deserialize)]
+pub(super) struct KindOf {
+    pub(super) kind: String,
+}
+
+impl Store {
+    /// Returns the files of a directory whose names are hashes, by hash, and apart from them what has no place there.
+    pub(super) fn sharded(&self, directory: &str) -> Result<Sharded, StoreError> {
+        let root = self.root().join(directory);
+        let (mut files, mut foreign) = (Vec::new(), Vec::new());
+        for shard in fs::list(&root)? {
+            let path = root.join(&shard.name);
+            let first = shard.name.to_string_lossy().into_owned();
+            if !shard.is_dir || first.len() != 2 {
+                foreign.push(path);
+                continue;
+            }
+            for entry in list_if_there(&path)? {
+                let path = path.join(&entry.name);
+                let hash = format!("{first}{}", entry.name.to_string_lossy()).parse::<Hash>();
+                match (hash, fs::facts(&path)?) {
+                    (Ok(hash), Some(facts)) if facts.kind != FileKind::Directory => files.push((
+                        hash,
+                        FoundFile {
+                            path,
+                            kind: facts.kind,
+                            stamp: facts.stamp,
+                        },
+                    )),
+                    (_, None) => {}
+                    _ => foreign.push(path),
+                }
+            }
+        }
+        Ok((files, foreign))
+    }
+
+    /// Returns every result that can be read; damaged ones are left out here.
+    pub(super) fn all_results(&self) -> Result<Vec<FoundResult>, StoreError> {
+        let (files, _) = self.sharded(layout::ACTIONS)?;
+        let mut results = Vec::with_capacity(files.len());
+        for (hash, file) in files {
+            let key = ActionDigest::from_hash(hash);
+            if let Ok(Some((result, used))) = self.peek(&key) {
+                results.push(FoundResult {
+                    key,
+                    result,
+                    used,
+                    noted: i64::MIN,
+                    bytes: file.stamp.size,
+                });
+            }
+        }
+        Ok(results)
+    }
+
+    /// Returns every book of loans that can be read.
+    pub(super) fn all_books(&self) -> Result<Vec<FoundBook>, StoreError> {
+        let mut books = Vec::new();
+        for name in self.book_names()? {
+            if let Some((stamp, book)) = self.book(&name)? {
+                let holds = book.holds();
+                books.push(FoundBook {
+                    name,
+                    stamp,
+                    book,
+                    holds,
+                });
+            }
+        }
+        Ok(books)
+    }
+
+    /// Returns the kind of an action, as its document spells it, without verifying the document: for people, and for the
+    /// order in which things go.
+    pub(super) fn kind_of(&self, result: &ActionResult) -> Option<String> {
+        let (bytes, _) = fs::read_plain(&self.blob_path(&result.action), sealed::CAP).ok()?;
+        Some(serde_json::from_slice::<KindOf>(&bytes).ok()?.kind)
+    }
+
+    /// Returns the plain files of one of the store's directories, with their stamps.
+    pub(super) fn plain_files(&self, directory: &str) -> Result<Vec<FoundFile>, StoreError> {
+        let root = self.root().join(directory);
+        let mut files = Vec::new();
+        for entry in list_if_there(&root)? {
+            let path = root.join(&entry.name);
+            if let Some(facts) = fs::facts(&path)?.filter(|facts| facts.kind != FileKind::Directory) {
+                files.push(FoundFile {
+                    path,
+                    kind: facts.kind,
+                    stamp: facts.stamp,
+                });
+            }
+        }
+        Ok(files)
+    }
+
+    /// Returns what the records of runs name: their logs and manifests are kept as long as they.
+    pub(super) fn named_by_runs(&self) -> Result<HashSet<Hash>, StoreError> {
+        let mut named = Named::default();
+        let mut folders = vec![self.root().join(layout::RUNS)];
+        while let Some(folder) = folders.pop() {
+            for entry in list_if_there(&folder)? {
+                let path = folder.join(&entry.name);
+                if entry.is_dir {
+                    // What steps did last is asked for by itself; a note of a build that did nothing keeps nothing.
+                    if entry.name != "last" && entry.name != "fresh" {
+                        folders.push(path);
+                    }
+                } else if let Ok((bytes, _)) = fs::read_plain(&path, RECORD_CAP) {
+                    named.add(&bytes);
+                }
+            }
+        }
+        Ok(named.blobs)
+    }
+
+    /// Returns the results that notes of builds with nothing to do name, and when such a build was last: they open no result,
+    /// but rest on all of them.
+    pub(super) fn used_by_notes(&self) -> Result<HashMap<Hash, i64>, StoreError> {
+        let mut used: HashMap<Hash, i64> = HashMap::new();
+        for file in self.plain_files(&format!("{}/fresh", layout::RUNS))? {
+            let Ok((bytes, stamp)) = fs::read_plain(&file.path, sealed::CAP) else {
+                continue;
+            };
+            let text = String::from_utf8_lossy(&bytes);
+            for place in text.split(&format!("{}/", layout::ACTIONS)).skip(1) {
+                let digits: String = place.chars().take(65).filter(|c| *c != '/').collect();
+                if let Ok(key) = digits.parse::<Hash>() {
+                    let known = used.entry(key).or_insert(stamp.mtime_ns);
+                    *known = stamp.mtime_ns.max(*known);
+                }
+            }
+        }
+        Ok(used)
+    }
+
+    /// Returns what a manifest names that is a blob of the store; nothing where it cannot be read.
+    pub(super) fn named_by_manifest(&self, manifest: &BlobDigest) -> Named {
+        let mut named = Named::default();
+        if let Some(bytes) = self.glance(manifest, RECORD_CAP) {
+            named.add(&bytes);
+        }
+        named
+    }
+
+    /// Returns every result, for people.
+    pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
+        let mut listed = Vec::new();
+        let noted = self.used_by_notes()?;
+        for mut found in self.all_results()? {
+            found.noted = noted.get(found.key.hash()).copied().unwrap_or(i64::MIN);
+            let used = found.last_used();
+            let result = &found.result;
+            let mut entry = Listed {
+                key: found.key,
+                kind: self.kind_of(result).unwrap_or_else(|| "unknown".to_owned()),
+                used: u64::try_from(used / 1_000_000_000).unwrap_or(0),
+                cost_ms: result.cost_ms,
+                bytes: 0,
+                borrowed: 0,
+                whole: true,
+            };
+            let distinct: HashSet<&BlobDigest> = result.outputs.values().collect();
+            for digest in distinct {
+                entry.bytes += digest.len;
+                if self.own_blob(digest)?.is_none() {
+                    if self.is_lent(digest)? {
+                        entry.borrowed += digest.len;
+                    } else {
+                        entry.whole = false;
+                    }
+                }
+            }
+            listed.push(entry);
+        }
+        Ok(listed)
+    }
+
+    /// Returns how the store's room is used: the parts by name, and the blobs by the kind of action that made them.
+    pub fn usage(&self) -> Result<Usage, StoreError> {
+        let mut usage = Usage::default();
+        let (blobs, _) = self.sharded(layout::CAS)?;
+        let results = self.all_results()?;
+        let mut kinds: HashMap<Hash, String> = HashMap::new();
+        for found in &results {
+            let kind = self.kind_of(&found.result).unwrap_or_else(|| "unknown".to_owned());
+            kinds.insert(found.result.action.hash, "documents of actions".to_owned());
+            for digest in found.result.outputs.values() {
+                // What several kinds name (as a promote names the tokenizer of its model) is told of the first by name.
+                let known = kinds.entry(digest.hash).or_insert_with(|| kind.clone());
+                if kind < *known {
+                    known.clone_from(&kind);
+                }
+            }
+        }
+        for (hash, file) in &blobs {
+            let kind = kinds.get(hash).map_or("manifests, logs, leftovers", String::as_str);
+            usage.blobs.entry(kind.to_owned()).or_default().add(file.stamp.size);
+        }
+        for book in self.all_books()? {
+            if book.holds {
+                for loan in &book.book.loans {
+                    usage.borrowed.add(loan.bytes.len);
+                }
+            }
+        }
+        for directory in [layout::ACTIONS, layout::TOMBSTONES, layout::STAT] {
+            let part = usage.parts.entry(directory.to_owned()).or_default();
+            for (_, file) in self.sharded(directory)?.0 {
+                part.add(file.stamp.size);
+            }
+        }
+        for directory in [
+            layout::MANIFESTS,
+            layout::RUNS,
+            layout::EVENTS,
+            layout::BORROWED,
+            layout::TMP,
+            layout::QUARANTINE,
+        ] {
+            let part = usage.parts.entry(directory.to_owned()).or_default();
+            let mut folders = vec![self.root().join(directory)];
+            while let Some(folder) = folders.pop() {
+                for entry in list_if_there(&folder)? {
+                    let path = folder.join(&entry.name);
+                    match fs::facts(&path)? {
+                        Some(facts) if facts.kind == FileKind::Directory => folders.push(path),
+                        Some(facts) => part.add(facts.stamp.size),
+                        None => {}
+                    }
+                }
+            }
+        }
+        Ok(usage)
+    }
+}
+
+/// Lists a directory; nothing where it went away meanwhile.
+pub(super) fn list_if_there(path: &Path) -> Result<Vec<fs::Entry>, StoreError> {
+    match fs::list(path) {
+        Ok(entries) => Ok(entries),
+        Err(error) if error.is_not_found() && error.kind() != io::ErrorKind::NotADirectory => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A result, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The action.
+    pub key: ActionDigest,
+    /// Its kind; `unknown` if its document cannot be read.
+    pub kind: String,
+    /// When it was last used, in seconds since 1970.
+    pub used: u64,
+    /// What it took to make, in milliseconds.
+    pub cost_ms: u64,
+    /// The bytes of its outputs.
+    pub bytes: u64,
+    /// Those of them that lie in an output outside the store.
+    pub borrowed: u64,
+    /// Whether all of them are there.
+    pub whole: bool,
+}
+
+/// Some files, together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// How many.
+    pub files: u64,
+    /// Their lengths.
+    pub bytes: u64,
+    /// The room they take, in whole blocks of 4 KiB.
+    pub room: u64,
+}
+
+impl Amount {
+    pub(super) fn add(&mut self, bytes: u64) {
+        self.files += 1;
+        self.bytes += bytes;
+        self.room += room(bytes);
+    }
+
+    pub(super) fn join(&mut self, other: Self) {
+        self.files += other.files;
+        self.bytes += other.bytes;
+        self.room += other.room;
+    }
+}
+
+/// How a store's room is used.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Blobs, by the kind of action that made them.
+    pub blobs: BTreeMap<String, Amount>,
+    /// Everything else, by the name of its directory.
+    pub parts: BTreeMap<String, Amount>,
+    /// Blobs that lie in outputs, outside the store: they take no room in it.
+    pub borrowed: Amount,
+}
+
+impl Usage {
+    /// Returns all of the store together; what is borrowed is not in it.
+    pub fn total(&self) -> Amount {
+        self.blobs
+            .values()
+            .chain(self.parts.values())
+            .fold(Amount::default(), |mut total, part| {
+                total.join(*part);
+                total
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_in_any_text() {
+        let hash = Hash::of(b"a");
+        let other = Hash::of(b"b");
+        let text = format!("{{\"x\":\"{hash}:17\",\"{other}\":[\"{hash}0\",\"a{other}:\"]}}");
+        let mut named = Named::default();
+        named.add(text.as_bytes());
+        assert_eq!(named.blobs, HashSet::from([hash]));
+        assert_eq!(named.keys, HashSet::from([other]));
+        assert_eq!((room(0), room(1), room(4096), room(4097)), (0, 4096, 4096, 8192));
+    }
+}
