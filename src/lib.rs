@@ -6,6 +6,7 @@
 pub mod digest;
 pub mod fs;
 pub mod observer;
+pub mod sign;
 pub mod text;
 
 pub mod tensor_type;
@@ -37,6 +38,8 @@ pub mod step;
 pub mod plan;
 
 pub mod manifest;
+
+pub mod verify;
 
 pub mod scheduler;
 

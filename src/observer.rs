@@ -122,6 +122,25 @@ pub enum Event {
         /// How many bytes it made, all outputs together.
         bytes: u64,
     },
+    /// An action that ran twice gave something else the second time.
+    Nondeterminism {
+        /// The step that it belongs to.
+        step: String,
+        /// Its kind.
+        kind: &'static str,
+        /// Its key.
+        key: ActionDigest,
+        /// Which part of the step it is, as a tensor's name; empty for the step itself.
+        part: String,
+        /// The output that differs, or the fact.
+        output: String,
+        /// The first byte that differs, where both have such an output.
+        at: Option<u64>,
+        /// What the store keeps: a digest, or a fact's text.
+        kept: Option<String>,
+        /// What it was the other time.
+        differing: Option<String>,
+    },
     /// An action is being run by another build; this one waits.
     Waiting {
         /// The step that waits.

@@ -1,11 +1,15 @@
 //! What can be typed.
 
+mod proof;
+
 use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
+
+pub(super) use proof::*;
 
 /// Build quantized language models from a recipe, and only what changed.
 ///
@@ -123,6 +127,18 @@ pub(super) enum Command {
     Cache(crate::cli::cache::args::Cache),
     /// Print the identity of the embedded engine
     Engine,
+    /// Write down the digest of every source, and the engines, for `forge build --frozen`
+    Lock(Lock),
+    /// Make a candidate again from its manifest alone, and compare
+    Reproduce(Reproduce),
+    /// Hold outputs against their manifests, and manifests against their signatures
+    Verify(Verify),
+    /// Sign manifests with an Ed25519 key
+    Sign(Sign),
+    /// Make or show a signing key
+    Key(Key),
+    /// Export signed manifests in the forms of other tools
+    Bundle(Bundle),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -146,6 +162,12 @@ pub(super) struct Check {
     /// The recipes
     #[arg(default_value = "recipe.toml", value_name = "RECIPE")]
     pub(super) recipes: Vec<String>,
+    /// Run actions twice and compare: those of these steps, or all; outputs are not touched
+    #[arg(long, value_name = "STEP", num_args = 0..)]
+    pub(super) twice: Option<Vec<String>>,
+    /// Threads to use with `--twice` [default: all cores]
+    #[arg(short, long, value_name = "N", requires = "twice", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) jobs: Option<u16>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -197,6 +219,15 @@ pub(super) struct Build {
     /// Go on with what does not need a step that failed
     #[arg(short, long)]
     pub(super) keep_going: bool,
+    /// Build nothing if a source or engine differs from the lock file, or else from the manifests in the output folder
+    #[arg(long)]
+    pub(super) frozen: bool,
+    /// The lock file for `--frozen` [default: the recipe's name with `.lock` for `.toml`]
+    #[arg(long, value_name = "FILE", requires = "frozen")]
+    pub(super) lock: Option<PathBuf>,
+    /// Sign the manifests with this Ed25519 key [default: `[signing] key` of forge.toml, if it names one]
+    #[arg(long, value_name = "KEY")]
+    pub(super) sign: Option<PathBuf>,
     /// Write what happened when to a file that Perfetto and Chrome open (chrome://tracing)
     #[arg(long, value_name = "FILE")]
     pub(super) trace: Option<PathBuf>,

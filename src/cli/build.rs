@@ -10,24 +10,33 @@ use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
 use crate::cli::files::session_failure;
 use crate::cli::json;
+use crate::cli::lock;
 use crate::cli::progress::Progress;
+use crate::cli::sign;
 use crate::cli::terminal::Terminal;
 use crate::cli::trace::Trace;
 use crate::engine::Cancel;
 use crate::observer::Both;
 use crate::observer::Observer;
 use crate::observer::Silent;
+use crate::recipe::settings::PoolSettings;
 use crate::report::words;
 use crate::scheduler;
 use crate::scheduler::Report;
+use crate::sign::SecretKey;
 use crate::step::Class;
 use crate::step::StepError;
 
 pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let started = Instant::now();
-    // The short way, for people: whoever wants to hear of every step goes the long one.
+    // Read before hours of work, not after.
+    let key = sign::key_of_build(args, files)?;
+    // The short way, for people: whoever wants to hear of every step goes the long one, and so does what is to be checked
+    // or signed.
     let question = files.question(&args.target);
     if let Some(question) = &question
+        && key.is_none()
+        && !args.frozen
         && !terminal.is_json()
         && !terminal.verbose
         && args.trace.is_none()
@@ -43,7 +52,7 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
     }
     let cancel = Cancel::new();
     stop_on_signals(&cancel, terminal);
-    carry_out(args, files, terminal, cancel)
+    carry_out(args, key.as_ref(), files, terminal, cancel)
 }
 
 /// Builds a recipe to make again what was lost.
@@ -57,21 +66,31 @@ pub(super) fn repair(recipe: &str, files: &Files, terminal: &Terminal, cancel: C
     let build = args::Build {
         target,
         keep_going: false,
+        frozen: false,
+        lock: None,
+        sign: None,
         trace: None,
     };
-    carry_out(&build, files, terminal, cancel)
+    let key = sign::key_of_build(&build, files)?;
+    carry_out(&build, key.as_ref(), files, terminal, cancel)
 }
 
-fn carry_out(args: &args::Build, files: &Files, terminal: &Terminal, cancel: Cancel) -> Result<Exit, Failure> {
+fn carry_out(
+    args: &args::Build,
+    key: Option<&SecretKey>,
+    files: &Files,
+    terminal: &Terminal,
+    cancel: Cancel,
+) -> Result<Exit, Failure> {
     let question = files.question(&args.target);
     let (session, settings) = files.session(&args.target, terminal, cancel)?;
-    let pools = &settings.pools;
-    let defaults = scheduler::Options::default();
     let options = scheduler::Options {
         keep_going: args.keep_going,
-        models: pools.model.map_or(defaults.models, |models| models as usize),
-        disk: pools.disk.map_or(defaults.disk, |disk| disk as usize),
+        ..options(&settings.pools)
     };
+    if args.frozen {
+        lock::check_frozen(args, &session, options, files, terminal)?;
+    }
     let trace = args
         .trace
         .as_ref()
@@ -109,6 +128,9 @@ fn carry_out(args: &args::Build, files: &Files, terminal: &Terminal, cancel: Can
         }
         terminal.diagnostic(&diagnostic);
     }
+    if let Some(key) = key {
+        sign::sign_outputs(&session, &report, key, terminal)?;
+    }
     if !terminal.is_json() {
         // A build with nothing to do says just that; the table stands in the output folder.
         if report.ran > 0 && report.failures.is_empty() && !report.stopped {
@@ -122,6 +144,16 @@ fn carry_out(args: &args::Build, files: &Files, terminal: &Terminal, cancel: Can
         cache::hold_limit(session.store(), settings.cache.max_size, terminal);
     }
     Ok(exit_of(&report))
+}
+
+/// Returns how a build runs on this machine.
+pub(super) fn options(pools: &PoolSettings) -> scheduler::Options {
+    let defaults = scheduler::Options::default();
+    scheduler::Options {
+        keep_going: false,
+        models: pools.model.map_or(defaults.models, |models| models as usize),
+        disk: pools.disk.map_or(defaults.disk, |disk| disk as usize),
+    }
 }
 
 /// The first Ctrl-C stops the build, the second the program at once.
@@ -145,7 +177,7 @@ pub(super) fn stop_on_signals(cancel: &Cancel, terminal: &Terminal) {
     });
 }
 
-fn exit_of(report: &Report) -> Exit {
+pub(super) fn exit_of(report: &Report) -> Exit {
     let class = |wanted: Class| report.failures.iter().any(|failure| failure.error.class() == wanted);
     if report.stopped {
         Exit::Stopped
@@ -176,7 +208,7 @@ fn summary(report: &Report) -> String {
     )
 }
 
-fn explain(step: &str, error: &StepError) -> Diagnostic {
+pub(super) fn explain(step: &str, error: &StepError) -> Diagnostic {
     let mut diagnostic = Diagnostic::error(format!("step `{step}` failed: {error}"));
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {

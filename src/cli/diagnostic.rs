@@ -281,7 +281,7 @@ fn drawable(place: &Place) -> std::ops::Range<usize> {
 }
 
 /// Makes control characters of file names and values visible: a message must not steer the terminal.
-fn visible(text: &str) -> String {
+pub(super) fn visible(text: &str) -> String {
     let shown = |c: char| {
         if c.is_control() && c != '\n' {
             c.escape_default().to_string()

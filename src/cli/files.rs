@@ -182,15 +182,7 @@ impl Files {
             Some(out) => self.directory.join(out),
             None => folder.join("out").join(&parsed.recipe.name),
         };
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let wanted = target.jobs.map(usize::from).or(settings
-            .engine
-            .embedded_threads
-            .or(settings.pools.cpu)
-            .map(|n| n as usize));
-        let threads = wanted.unwrap_or(cores).max(1);
-        // Refused only if a pool was built before, and then that one serves.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        let threads = threads(target.jobs, &settings);
         let machine = settings;
         let command = std::env::args().collect();
         let again = again(&self.directory.join(&target.recipe), &out, &cache_dir, threads);
@@ -200,8 +192,8 @@ impl Files {
             cache_dir,
             threads,
             command,
-            again,
             borrow: machine.cache.borrow.unwrap_or(true),
+            again,
         };
         let session = Session::open(parsed.recipe, settings, &target.steps, cancel);
         Ok((session.map_err(|error| session_failure(&error))?, machine))
@@ -236,8 +228,22 @@ impl Files {
         self.directory.join(path)
     }
 
+    /// Returns the folder that the command line's paths start from; empty for the current one.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Returns the secret key that signs: that of the command line, else that of `forge.toml`.
+    pub(super) fn signing_key(&self, asked: Option<&Path>, folder: &Path) -> Result<Option<PathBuf>, Failure> {
+        if let Some(asked) = asked {
+            return Ok(Some(self.path(asked)));
+        }
+        let (settings, place) = Self::settings(folder)?;
+        Ok(settings.signing_key.map(|key| place.join(key)))
+    }
+
     /// Reads `forge.toml`: beside the recipe, else in the user's configuration. Returns where it was, too.
-    fn settings(folder: &Path) -> Result<(Settings, PathBuf), Failure> {
+    pub(super) fn settings(folder: &Path) -> Result<(Settings, PathBuf), Failure> {
         let user = etcetera::choose_base_strategy()
             .ok()
             .map(|base| base.config_dir().join("forge"));
@@ -345,6 +351,20 @@ fn again(recipe: &Path, out: &Path, cache_dir: &Path, threads: usize) -> Vec<Str
     }
     words.extend(["-j".to_owned(), threads.to_string(), absolute(recipe)]);
     words
+}
+
+/// Returns how many threads to use, and makes the pool of that size.
+pub(super) fn threads(jobs: Option<u16>, settings: &Settings) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let wanted = jobs.map(usize::from).or(settings
+        .engine
+        .embedded_threads
+        .or(settings.pools.cpu)
+        .map(|n| n as usize));
+    let threads = wanted.unwrap_or(cores).max(1);
+    // Refused only if a pool was built before, and then that one serves.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    threads
 }
 
 fn read_source(path: &Path, name: &str) -> Result<Source, LoadError> {

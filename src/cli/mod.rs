@@ -2,6 +2,7 @@
 
 mod args;
 mod build;
+mod bundle;
 mod cache;
 pub mod check;
 pub mod diagnostic;
@@ -10,12 +11,17 @@ mod files;
 mod graph;
 pub mod init;
 mod json;
+mod lock;
 mod log;
 mod plan;
 mod progress;
+mod reproduce;
 pub mod show;
+mod sign;
 mod terminal;
 mod trace;
+mod twice;
+mod verify;
 mod why;
 
 use std::io::Write as _;
@@ -115,6 +121,7 @@ fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
     let files = files::Files::new(&args.global);
     match &args.command {
         Command::Init(init) => files.init(init, terminal),
+        Command::Check(check) if check.twice.is_some() => twice::run(check, &files, terminal),
         Command::Check(check) => files.check(check, terminal),
         Command::Show(show) => files.show(show, terminal),
         Command::Plan(plan) => plan::run(plan, &files, terminal),
@@ -124,6 +131,12 @@ fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Log(log) => log::run(log, &files, terminal),
         Command::Graph(graph) => graph::run(graph, &files, terminal),
         Command::Cache(cache) => cache::run(cache, &files, terminal),
+        Command::Lock(lock) => lock::run(lock, &files, terminal),
+        Command::Reproduce(reproduce) => reproduce::run(reproduce, &files, terminal),
+        Command::Verify(verify) => verify::run(verify, &files, terminal),
+        Command::Sign(sign) => sign::run(sign, &files, terminal),
+        Command::Key(key) => sign::key(key, &files, terminal),
+        Command::Bundle(bundle) => bundle::run(bundle, &files, terminal),
         Command::Engine => {
             for identity in [crate::engine::quantizer(), crate::engine::evaluator()] {
                 if terminal.is_json() {

@@ -198,6 +198,16 @@ impl Observer for Progress<'_> {
                     self.line(&format!("  {}  {step}: {kind} {} {time}", word(*outcome), key.short()));
                 }
             }
+            Event::Nondeterminism {
+                step, kind, key, part, ..
+            } => {
+                let part = if part.is_empty() {
+                    String::new()
+                } else {
+                    format!(", {part}")
+                };
+                self.line(&format!("DIFFERS {step}{part}: {kind} {}", key.short()));
+            }
             Event::Waiting { step, holder, .. } => {
                 self.line(&format!("wait   {step}: {holder} is running this action"));
             }

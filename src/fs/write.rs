@@ -6,6 +6,7 @@ use std::hash::BuildHasher;
 use std::hash::RandomState;
 use std::io;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
@@ -206,6 +207,31 @@ pub fn write_atomic(path: &Path, bytes: &[u8], durability: Durability) -> Result
     let mut temp = TempFile::new_in(parent_of(path))?;
     temp.write_all(bytes).map_err(PathError::on(path, "write"))?;
     temp.persist(path, durability)
+}
+
+/// Writes a small file that must not be there yet, with a mode whatever the umask says. It never has a wider mode, not
+/// even for a moment.
+///
+/// # Errors
+///
+/// Of the kind `AlreadyExists` if something has the name, a broken symbolic link included.
+pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PathError> {
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+        .map_err(PathError::on(path, "create"))?;
+    let written = file
+        .set_permissions(fs::Permissions::from_mode(mode))
+        .and_then(|()| file.write_all(bytes))
+        .and_then(|()| file.sync_all());
+    if let Err(error) = written {
+        // Half a file is worse than none.
+        fs::remove_file(path).ok();
+        return Err(PathError::new(path, "write", error));
+    }
+    sync_dir(parent_of(path))
 }
 
 /// Takes all write permission from a file: mode 0444.

@@ -107,6 +107,17 @@ pub struct Node {
     pub work: Work,
 }
 
+impl Node {
+    /// Says whether the node reads files that the user owns: a source, or a corpus.
+    pub fn reads_files(&self) -> bool {
+        match &self.work {
+            Work::Source(_) => true,
+            Work::Step(step) => matches!(step.body, StepBody::Corpus(_)),
+            _ => false,
+        }
+    }
+}
+
 /// A graph that cannot be sealed. Checked recipes have none of these: an error here is a bug in the check.
 #[derive(Debug, thiserror::Error)]
 pub enum GraphError {

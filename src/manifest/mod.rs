@@ -22,6 +22,7 @@ pub const BUILDER_ID: &str = "urn:forge:builder:v1";
 
 /// A manifest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// [`STATEMENT_TYPE`].
     #[serde(rename = "_type")]
@@ -37,6 +38,7 @@ pub struct Manifest {
 
 /// A file by name and digests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Resource {
     /// Its name: a file name, never a path of a machine.
     pub name: String,
@@ -49,6 +51,7 @@ pub struct Resource {
 
 /// SLSA provenance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Predicate {
     /// What was to be done.
     #[serde(rename = "buildDefinition")]
@@ -62,6 +65,7 @@ pub struct Predicate {
 
 /// What was to be done.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BuildDefinition {
     /// [`BUILD_TYPE`].
     #[serde(rename = "buildType")]
@@ -76,6 +80,7 @@ pub struct BuildDefinition {
 
 /// What the user asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ExternalParameters {
     /// The resolved recipe.
     pub recipe: Value,
@@ -88,6 +93,7 @@ pub struct ExternalParameters {
 
 /// What was done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RunDetails {
     /// Who did it.
     pub builder: Builder,
@@ -97,6 +103,7 @@ pub struct RunDetails {
 
 /// Who did it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Builder {
     /// forge.
     pub id: String,
@@ -106,6 +113,7 @@ pub struct Builder {
 
 /// When it was done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RunMetadata {
     /// The run, as its record in the store is named.
     #[serde(rename = "invocationId")]
@@ -120,6 +128,7 @@ pub struct RunMetadata {
 
 /// What forge knows of an output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Forge {
     /// [`SCHEMA`].
     pub schema: String,
@@ -133,10 +142,26 @@ pub struct Forge {
     pub actions: BTreeMap<String, ActionRecord>,
     /// The candidate's tensors, in the file's order.
     pub tensors: Vec<TensorRecord>,
+    /// Those of the actions that gave different results when they ran more than once; in most manifests none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nondeterminism: Vec<Nondeterminism>,
+}
+
+/// An action of a manifest that gave two different results.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nondeterminism {
+    /// The action's key.
+    pub action: String,
+    /// The outputs that the store keeps, and that the candidate is made of.
+    pub kept: BTreeMap<String, String>,
+    /// The outputs of the other time.
+    pub differing: BTreeMap<String, String>,
 }
 
 /// An action in a manifest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ActionRecord {
     /// The step that it belongs to; nothing for a part of one.
     pub step: Option<String>,
@@ -152,6 +177,7 @@ pub struct ActionRecord {
 
 /// A tensor in a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TensorRecord {
     /// The name.
     pub name: String,
@@ -168,11 +194,68 @@ pub struct TensorRecord {
     pub action: Option<String>,
 }
 
+/// No manifest is longer: one of a model of 3,000 tensors has about 5 MB.
+pub const CAP: u64 = 64 << 20;
+
+/// What a manifest's name ends with, after the output's name.
+pub const SUFFIX: &str = ".manifest.json";
+
+/// A file that is no manifest of this version.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Not JSON, or not of this form.
+    #[error("it is no manifest: {0}")]
+    Malformed(String),
+    /// Another program's statement, or one of another version.
+    #[error("its {field} is `{found}`, and this version of forge reads `{expected}`")]
+    Version {
+        /// The field.
+        field: &'static str,
+        /// What stands there.
+        found: String,
+        /// What should.
+        expected: &'static str,
+    },
+}
+
 impl Manifest {
     /// Returns the file's bytes.
     pub fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
         let mut bytes = serde_json::to_vec_pretty(self)?;
         bytes.push(b'\n');
         Ok(bytes)
+    }
+
+    /// Reads a manifest. Every field must be one that is known, and the statement one of this version; what the fields say
+    /// is not checked (`verify` does that).
+    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+        let manifest: Self = serde_json::from_slice(bytes).map_err(|error| {
+            // It may repeat what was found, which somebody else wrote, at any length.
+            let cut = error.to_string().chars().take(300).collect();
+            ManifestError::Malformed(cut)
+        })?;
+        let definition = &manifest.predicate.build_definition;
+        let versions = [
+            ("`_type`", &manifest.statement_type, STATEMENT_TYPE),
+            ("`predicateType`", &manifest.predicate_type, PREDICATE_TYPE),
+            ("`buildType`", &definition.build_type, BUILD_TYPE),
+            (
+                "`runDetails.builder.id`",
+                &manifest.predicate.run_details.builder.id,
+                BUILDER_ID,
+            ),
+            ("`forge.schema`", &manifest.predicate.forge.schema, SCHEMA),
+        ];
+        for (field, found, expected) in versions {
+            if found != expected {
+                return Err(ManifestError::Version {
+                    field,
+                    // What somebody else wrote is not repeated at length.
+                    found: found.chars().take(100).collect(),
+                    expected,
+                });
+            }
+        }
+        Ok(manifest)
     }
 }

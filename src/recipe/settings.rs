@@ -25,6 +25,8 @@ pub struct Settings {
     pub pools: PoolSettings,
     /// How the store is kept.
     pub cache: CacheSettings,
+    /// The secret key that signs manifests; relative to the file that says so.
+    pub signing_key: Option<String>,
 }
 
 /// `[cache]`: how the store is kept.
@@ -93,7 +95,13 @@ impl Settings {
         let engine = reader.read("engine", table);
         let pools = reader.read("pools", table);
         let cache = reader.read("cache", table);
+        let signing = reader.read("signing", table);
         reader.finish();
+        if let Some((place, entries)) = signing {
+            let mut reader = Reader::new("`signing`".to_owned(), place, ("", ""), entries, &mut errors);
+            settings.signing_key = reader.read("key", path);
+            reader.finish();
+        }
         if let Some((place, entries)) = engine {
             let mut reader = Reader::new("`engine`".to_owned(), place, ("", ""), entries, &mut errors);
             let embedded = reader.read("embedded", table);
@@ -162,12 +170,14 @@ mod tests {
     fn all_settings_are_read() {
         let text = "cache_dir = \"/big/cache\"\ncolor = \"never\"\n[engine.embedded]\nthreads = 8\n\
                     [engine.\"llama.cpp\"]\npath = \"/opt/llama/bin\"\n\
-                    [pools]\ncpu = 16\nmodel = 2\ndisk = 4\n[cache]\nmax-size = \"200 GB\"\nborrow = false\n";
+                    [pools]\ncpu = 16\nmodel = 2\ndisk = 4\n[cache]\nmax-size = \"200 GB\"\nborrow = false\n\n\
+                    [signing]\nkey = \"keys/me.pem\"\n";
         let settings = parse(text).unwrap();
         assert_eq!(settings.cache_dir.as_deref(), Some("/big/cache"));
         assert_eq!(settings.color, ColorChoice::Never);
         assert_eq!(settings.engine.embedded_threads, Some(8));
         assert_eq!(settings.engine.llama_cpp_path.as_deref(), Some("/opt/llama/bin"));
+        assert_eq!(settings.signing_key.as_deref(), Some("keys/me.pem"));
         let pools = PoolSettings {
             cpu: Some(16),
             model: Some(2),

@@ -2,11 +2,16 @@
 //! writes what stands beside outputs.
 
 mod fresh;
+mod lock;
 pub mod names;
 mod record;
+pub mod reproduce;
 mod room;
 mod run;
+pub mod signing;
+mod twice;
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
@@ -34,7 +39,6 @@ use crate::scheduler;
 use crate::scheduler::Report;
 use crate::step::Env;
 use crate::step::StepError;
-use crate::step::corpus;
 use crate::step::model;
 use crate::store::Store;
 use crate::store::StoreError;
@@ -46,8 +50,14 @@ use crate::why::Why;
 
 pub use fresh::Question;
 pub use fresh::nothing_to_do;
+pub use lock::Lock;
+pub use lock::LockDifference;
+pub use lock::LockError;
+pub use lock::Locked;
+pub use lock::LockedEngine;
 pub use room::Need;
 pub use room::NoRoom;
+pub use twice::Compared;
 
 /// What a session is opened with.
 #[derive(Debug, Clone)]
@@ -62,10 +72,10 @@ pub struct Settings {
     pub threads: usize,
     /// The command line, for manifests.
     pub command: Vec<String>,
-    /// The words of a command that builds the same recipe with the same settings from any folder; a step may follow.
-    pub again: Vec<String>,
     /// Whether outputs lend their tensors to the store.
     pub borrow: bool,
+    /// The words of a command that builds the same recipe with the same settings from any folder; a step may follow.
+    pub again: Vec<String>,
 }
 
 /// Why a session cannot be opened or used.
@@ -126,6 +136,7 @@ pub struct Session {
     cancel: Cancel,
     quantizer: engine::Identity,
     evaluator: engine::Identity,
+    placed: BTreeMap<NodeId, Vec<PathBuf>>,
 }
 
 impl Session {
@@ -149,7 +160,15 @@ impl Session {
             cancel,
             quantizer,
             evaluator,
+            placed: BTreeMap::new(),
         })
+    }
+
+    /// Uses other files than those that the recipe names: by node (a source, a corpus), in order; of a split model all
+    /// parts.
+    pub fn with_files(mut self, placed: BTreeMap<NodeId, Vec<PathBuf>>) -> Self {
+        self.placed = placed;
+        self
     }
 
     /// Returns the recipe.
@@ -165,6 +184,11 @@ impl Session {
     /// Returns the store.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Returns the folder where outputs go.
+    pub fn out(&self) -> &Path {
+        &self.settings.out
     }
 
     /// Plans a build. Reads no source, writes nothing.
@@ -212,15 +236,7 @@ impl Session {
             fs::sweep_temps(&self.settings.out).ok();
         }
         check_out(&self.settings.out)?;
-        observer.event(&Event::BuildStarted {
-            recipe: self.recipe.name.clone(),
-            steps: self
-                .graph
-                .nodes()
-                .filter(|node| !matches!(node.id, NodeId::Source(_)))
-                .count(),
-            engine: self.evaluator.fingerprint().to_string(),
-        });
+        observer.event(&self.started());
         let room = room::Check::new(self, &env);
         let mut report = scheduler::build(&self.graph, &env, options, &|| room.fits(), &mut |report| {
             record::write_manifests(self, &env, &run, started, report)
@@ -235,14 +251,7 @@ impl Session {
                 path: path.display().to_string(),
             });
         }
-        observer.event(&Event::BuildFinished {
-            ran: report.ran,
-            cached: report.cached,
-            failed: report.failures.len(),
-            skipped: report.skipped,
-            elapsed_ms: report.elapsed_ms,
-            outcome: run::outcome_of(&report),
-        });
+        observer.event(&finished(&report));
         Ok(report)
     }
 
@@ -265,6 +274,16 @@ impl Session {
             .collect()
     }
 
+    /// Returns the event with which a build begins.
+    fn started(&self) -> Event {
+        let steps = self.graph.nodes().filter(|node| !matches!(node.id, NodeId::Source(_)));
+        Event::BuildStarted {
+            recipe: self.recipe.name.clone(),
+            steps: steps.count(),
+            engine: self.evaluator.fingerprint().to_string(),
+        }
+    }
+
     fn env<'e>(&'e self, observer: &'e dyn Observer) -> Env<'e> {
         let tables = self
             .recipe
@@ -283,6 +302,8 @@ impl Session {
             only_table: tables < 2,
             folder: self.settings.folder.clone(),
             out: self.settings.out.clone(),
+            placed: self.placed.clone(),
+            twice: None,
         }
     }
 
@@ -295,11 +316,11 @@ impl Session {
                 Work::Source(source) => {
                     let origin = &source.path.origin;
                     let (line, _) = origin.source.line_column(origin.span.start);
-                    check_source(env, &env.path(&source.path.resolved), source.kind)
+                    check_source(env, &env.source_path(source), source.kind)
                         .map_err(|error| format!("`{}`: {}:{line}: {error}", node.id, origin.source.name()))
                 }
                 Work::Step(step) => match &step.body {
-                    StepBody::Corpus(corpus) => corpus::find(corpus, &env.folder).map(|_| ()).map_err(|error| {
+                    StepBody::Corpus(corpus) => env.corpus_files(&node.id, corpus).map(|_| ()).map_err(|error| {
                         let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
                         format!("`{}`: {error}{hint}", node.id)
                     }),
@@ -314,6 +335,18 @@ impl Session {
         } else {
             Err(SessionError::Sources { problems })
         }
+    }
+}
+
+/// Returns the event with which a build ends.
+fn finished(report: &Report) -> Event {
+    Event::BuildFinished {
+        ran: report.ran,
+        cached: report.cached,
+        failed: report.failures.len(),
+        skipped: report.skipped,
+        elapsed_ms: report.elapsed_ms,
+        outcome: run::outcome_of(report),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a build leaves beside its outputs: a manifest for each candidate.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -12,16 +13,19 @@ use super::run::rfc3339;
 use crate::action::Action;
 use crate::action::ActionResult;
 use crate::digest::ActionDigest;
+use crate::fs;
 use crate::graph::NodeId;
 use crate::graph::Work;
 use crate::manifest;
 use crate::manifest::ActionRecord;
 use crate::manifest::Manifest;
+use crate::manifest::Nondeterminism;
 use crate::manifest::Resource;
 use crate::manifest::TensorRecord;
 use crate::observer::Event;
 use crate::scheduler::Failure;
 use crate::scheduler::Report;
+use crate::sign;
 use crate::step;
 use crate::step::Env;
 use crate::step::Inputs;
@@ -33,6 +37,7 @@ use crate::step::output;
 use crate::step::promote;
 use crate::step::promote::Assembly;
 use crate::store::Last;
+use crate::store::StoreEvent;
 
 /// Writes the manifest of every candidate that has none, or one of another action; returns what failed.
 pub(super) fn write_manifests(
@@ -43,12 +48,14 @@ pub(super) fn write_manifests(
     report: &Report,
 ) -> Vec<Failure> {
     let mut failures = Vec::new();
+    // Mostly there are none, and that is seen by one look into a folder. They only explain.
+    let events = env.store.events().unwrap_or_default();
     for node in session.graph.nodes() {
         let Work::Promote { .. } = &node.work else { continue };
         let Some(outcome) = report.outcomes.get(&node.id) else {
             continue;
         };
-        if let Err(error) = write_manifest(session, env, run, started, report, &node.id, outcome) {
+        if let Err(error) = write_manifest(session, env, run, started, report, (&node.id, outcome), &events) {
             failures.push(Failure {
                 node: node.id.clone(),
                 error,
@@ -64,15 +71,17 @@ fn write_manifest(
     run: &Run<'_>,
     started: SystemTime,
     report: &Report,
-    id: &NodeId,
-    outcome: &Outcome,
+    (id, outcome): (&NodeId, &Outcome),
+    events: &[StoreEvent],
 ) -> Result<(), StepError> {
     let NodeId::Step(step) = id else { return Ok(()) };
     let path = output::path(env, &promote::manifest_name(step))?;
     let is_written = || -> Result<bool, StepError> {
         let last = env.store.last(&env.recipe, &id.to_string());
         match last.and_then(|last| last.manifest) {
-            Some(known) => Ok(output::intact(env, &path, &known)?.is_some()),
+            Some(known) => {
+                Ok(output::intact(env, &path, &known)?.is_some() && (events.is_empty() || tells(&path, events)))
+            }
             None => Ok(false),
         }
     };
@@ -84,11 +93,22 @@ fn write_manifest(
     if is_written()? {
         return Ok(());
     }
-    let manifest = manifest_of(session, env, run, started, report, id, outcome)?;
+    let mut manifest = manifest_of(session, env, run, started, report, id, outcome)?;
+    manifest.predicate.forge.nondeterminism = nondeterminism(&manifest, events);
     let bytes = manifest.to_bytes().map_err(|error| document("manifest", error))?;
     let digest = env.store.put(&bytes)?;
     env.store.materialize(&digest, &path)?;
     env.store.remember_written(&path, &digest)?;
+    let signatures = path.with_file_name(format!("{}{}", promote::manifest_name(step), sign::SUFFIX));
+    if fs::exists(&signatures).unwrap_or(false) {
+        env.observer.event(&Event::Warning {
+            step: id.to_string(),
+            message: format!(
+                "`{}` signs an earlier manifest; sign this one, too",
+                signatures.display()
+            ),
+        });
+    }
     env.observer.event(&Event::OutputWritten {
         step: id.to_string(),
         path: path.display().to_string(),
@@ -104,6 +124,40 @@ fn write_manifest(
         files: Vec::new(),
     })?;
     Ok(())
+}
+
+/// Says whether the manifest that is there tells all events of its actions.
+fn tells(path: &Path, events: &[StoreEvent]) -> bool {
+    let manifest = fs::read_foreign(path, manifest::CAP).ok();
+    let manifest = manifest.and_then(|bytes| Manifest::parse(&bytes).ok());
+    manifest.is_some_and(|manifest| nondeterminism(&manifest, events) == manifest.predicate.forge.nondeterminism)
+}
+
+/// Returns the events of a manifest's actions, in order.
+fn nondeterminism(manifest: &Manifest, events: &[StoreEvent]) -> Vec<Nondeterminism> {
+    let outputs = |result: &ActionResult| -> BTreeMap<String, String> {
+        let outputs = result.outputs.iter();
+        outputs
+            .map(|(name, digest)| (name.clone(), digest.to_string()))
+            .collect()
+    };
+    let mut found: Vec<Nondeterminism> = events
+        .iter()
+        .filter_map(|event| {
+            let StoreEvent::Nondeterminism { key, kept, differing } = event;
+            let action = key.to_string();
+            let record = manifest.predicate.forge.actions.get(&action)?;
+            let kept = outputs(kept);
+            // A result that has given way since is not what the candidate is made of.
+            (record.outputs == kept).then(|| Nondeterminism {
+                action,
+                kept,
+                differing: outputs(differing),
+            })
+        })
+        .collect();
+    found.sort();
+    found
 }
 
 fn document(what: &'static str, error: impl ToString) -> StepError {
@@ -140,7 +194,8 @@ fn manifest_of(
         let step = Some(node.id.to_string());
         let record = record_of(env, run, outcome.key, &outcome.result, step, again)?;
         actions.insert(outcome.key.to_string(), record);
-        if *id != node.id {
+        // What else has files has them of these.
+        if node.reads_files() {
             for file in &outcome.files {
                 let file_name = file.path.file_name().map(|name| name.to_string_lossy().into_owned());
                 sources.push(Resource {
@@ -224,6 +279,7 @@ fn manifest_of(
                 action: outcome.key.to_string(),
                 actions,
                 tensors,
+                nondeterminism: Vec::new(),
             },
         },
     })

@@ -198,7 +198,9 @@ fn check_utf8(file: &SourceFile) -> Result<(), StepError> {
 impl Kind for Corpus {
     fn key(&self, node: &Node, _inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError> {
         let corpus = corpus(node)?;
-        super::key_of_files(env, find(corpus, &env.folder)?, |texts| action_of(corpus, texts))
+        super::key_of_files(env, env.corpus_files(&node.id, corpus)?, |texts| {
+            action_of(corpus, texts)
+        })
     }
 
     fn estimate(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Estimate, StepError> {
@@ -213,7 +215,7 @@ impl Kind for Corpus {
 
     fn run(&self, node: &Node, _inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
         let corpus = corpus(node)?;
-        let paths = find(corpus, &task.env.folder)?;
+        let paths = task.env.corpus_files(&node.id, corpus)?;
         let mut files = Vec::with_capacity(paths.len());
         for path in &paths {
             files.push(SourceFile::read(task.env, path, &|_| {})?);

@@ -260,7 +260,7 @@ impl Run<'_, '_> {
         let (task, store) = (self.task, self.task.env.store);
         let mut missing = Vec::new();
         for block in self.blocks {
-            if store.lookup(&self.block_action(block)?.digest())?.is_none() {
+            if task.env.is_twice(&task.step) || store.lookup(&self.block_action(block)?.digest())?.is_none() {
                 missing.push(block);
             }
         }
@@ -273,8 +273,10 @@ impl Run<'_, '_> {
         let mut loaded = None;
         let mut measured = Vec::with_capacity(self.blocks.len());
         let mut first = 0;
-        for block in self.blocks {
-            let performed = task.perform(&self.block_action(block)?, &self.candidate.files, |made| {
+        for (at, block) in self.blocks.iter().enumerate() {
+            let part = format!("block {at}");
+            let action = self.block_action(block)?;
+            let performed = task.perform_part(&part, &action, &self.candidate.files, |made| {
                 let model = match &mut loaded {
                     Some(model) => model,
                     none => none.insert(load_model(task.env, self.candidate, self.step.context)?),
@@ -301,8 +303,10 @@ impl Run<'_, '_> {
         let mut loaded: Option<LoadedModel> = None;
         let mut found = BTreeMap::new();
         let total = blocks.iter().map(|block| block.chunks.len() as u64).sum();
-        for block in blocks {
-            let performed = task.perform(&self.reference_action(block)?, &self.reference.files, |made| {
+        for (at, block) in blocks.iter().enumerate() {
+            let part = format!("block {at}");
+            let action = self.reference_action(block)?;
+            let performed = task.perform_part(&part, &action, &self.reference.files, |made| {
                 let model = match &mut loaded {
                     Some(model) => model,
                     none => {

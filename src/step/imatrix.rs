@@ -183,7 +183,7 @@ fn run_collect(collect: &CollectImatrix, inputs: &Inputs, task: &Task<'_>) -> Re
         let total: u64 = blocks.iter().map(|block| block.chunks.len() as u64).sum();
         let mut loaded = None;
         let mut sum: Option<imatrix::Imatrix> = None;
-        for block in &blocks {
+        for (at, block) in blocks.iter().enumerate() {
             let action = Action::ImatrixBlock(ImatrixBlock {
                 model: model.output("compute")?,
                 tokens: block.digest,
@@ -191,7 +191,8 @@ fn run_collect(collect: &CollectImatrix, inputs: &Inputs, task: &Task<'_>) -> Re
                 process_output: collect.process_output,
                 engine: env.evaluator.fingerprint(),
             });
-            let performed = task.perform(&action, &model.files, |made| {
+            let part = format!("block {at}");
+            let performed = task.perform_part(&part, &action, &model.files, |made| {
                 let loaded = match &mut loaded {
                     Some(loaded) => loaded,
                     none => none.insert(load_model(env, model, collect.context)?),

@@ -20,6 +20,7 @@ pub mod source;
 pub mod source_file;
 mod task;
 pub mod tokens;
+mod twice;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -36,6 +37,8 @@ use crate::graph::NodeId;
 use crate::graph::Work;
 use crate::observer::ActionOutcome;
 use crate::observer::Event;
+use crate::recipe::model::CorpusStep;
+use crate::recipe::model::SourceDef;
 use crate::recipe::model::SourceName;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
@@ -48,6 +51,8 @@ pub use task::Env;
 pub use task::Made;
 pub use task::Performed;
 pub use task::Task;
+pub use twice::Twice;
+pub use twice::TwiceDifference;
 
 /// What can be told of a node's action before it runs.
 #[derive(Debug, Clone)]
@@ -329,5 +334,27 @@ impl Env<'_> {
             digest: file.digest,
         });
         named.collect()
+    }
+
+    /// Returns where a source is: the first of its files.
+    pub fn source_path(&self, source: &SourceDef) -> PathBuf {
+        let node = NodeId::Source(source.name.as_str().to_owned());
+        match self.placed.get(&node).and_then(|files| files.first()) {
+            Some(path) => path.clone(),
+            None => self.path(&source.path.resolved),
+        }
+    }
+
+    /// Returns the files of a corpus, in order.
+    pub fn corpus_files(&self, node: &NodeId, corpus: &CorpusStep) -> Result<Vec<PathBuf>, StepError> {
+        match self.placed.get(node) {
+            Some(files) => Ok(files.clone()),
+            None => corpus::find(corpus, &self.folder),
+        }
+    }
+
+    /// Says whether the actions of a step run twice.
+    pub fn is_twice(&self, step: &str) -> bool {
+        self.twice.as_ref().is_some_and(|twice| twice.wants(step))
     }
 }

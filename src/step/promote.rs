@@ -501,7 +501,8 @@ impl<'i> Draft<'i> {
             return Err(StepError::input("not a tensor"));
         };
         let shard = self.shard(tensor)?;
-        let performed = task.perform(&action, std::slice::from_ref(shard), |made| {
+        let reads = std::slice::from_ref(shard);
+        let performed = task.perform_part(&tensor.name, &action, reads, |made| {
             let weights = inputs
                 .weights
                 .map(|digest| weights.of(task.env, &tensor.name, digest))

@@ -34,7 +34,7 @@ fn source(node: &Node) -> Result<&SourceDef, StepError> {
 impl Kind for Source {
     fn key(&self, node: &Node, _inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError> {
         let source = source(node)?;
-        let path = env.path(&source.path.resolved);
+        let path = env.source_path(source);
         match source.kind {
             SourceKind::Model => model::key(env, &path),
             SourceKind::Imatrix => super::key_of_files(env, vec![path], |files| {
@@ -56,7 +56,7 @@ impl Kind for Source {
 
     fn run(&self, node: &Node, _inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
         let source = source(node)?;
-        let path = task.env.path(&source.path.resolved);
+        let path = task.env.source_path(source);
         match source.kind {
             SourceKind::Model => model::run(task, &path),
             SourceKind::Imatrix => {

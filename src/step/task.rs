@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -12,13 +13,19 @@ use crate::action::ActionResult;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::engine::Cancel;
+use crate::graph::NodeId;
 use crate::observer::ActionOutcome;
 use crate::observer::Event;
 use crate::observer::Observer;
 use crate::observer::Unit;
 use crate::step::StepError;
 use crate::step::source_file::SourceFile;
+use crate::step::twice;
+use crate::step::twice::Twice;
+use crate::step::twice::TwiceDifference;
+use crate::store::Committed;
 use crate::store::Store;
+use crate::store::StoreEvent;
 
 /// What the machine lends to every step. None of it is part of a key.
 pub struct Env<'a> {
@@ -42,6 +49,10 @@ pub struct Env<'a> {
     pub folder: PathBuf,
     /// Where outputs go.
     pub out: PathBuf,
+    /// Files to use in place of those that the recipe names, by node and in order.
+    pub placed: BTreeMap<NodeId, Vec<PathBuf>>,
+    /// Whose actions run twice, to see whether they give the same.
+    pub twice: Option<Arc<Twice>>,
 }
 
 /// The outputs of an action while it runs.
@@ -125,7 +136,89 @@ impl<'a> Task<'a> {
         &self,
         action: &Action,
         reads: &[SourceFile],
-        work: impl FnOnce(&mut Made) -> Result<(), StepError>,
+        work: impl FnMut(&mut Made) -> Result<(), StepError>,
+    ) -> Result<Performed, StepError> {
+        self.perform_part("", action, reads, work)
+    }
+
+    /// Performs an action that is a part of the step, as a tensor of a candidate; `part` says which, for people.
+    pub fn perform_part(
+        &self,
+        part: &str,
+        action: &Action,
+        reads: &[SourceFile],
+        mut work: impl FnMut(&mut Made) -> Result<(), StepError>,
+    ) -> Result<Performed, StepError> {
+        let performed = self.perform_once(action, reads, &mut work)?;
+        if let Some(twice) = &self.env.twice
+            && twice.takes(&self.step, performed.key)
+        {
+            self.perform_again(twice, part, action, reads, &performed, &mut work)?;
+        }
+        Ok(performed)
+    }
+
+    /// Makes a result once more and compares. The store keeps the one that it has.
+    fn perform_again(
+        &self,
+        twice: &Twice,
+        part: &str,
+        action: &Action,
+        reads: &[SourceFile],
+        performed: &Performed,
+        work: &mut dyn FnMut(&mut Made) -> Result<(), StepError>,
+    ) -> Result<(), StepError> {
+        for file in reads {
+            file.check_unchanged()?;
+        }
+        let mut made = Made::default();
+        work(&mut made)?;
+        for file in reads {
+            file.check_unchanged()?;
+        }
+        self.check_cancel()?;
+        twice.count();
+        let again = ActionResult {
+            outputs: made.outputs,
+            facts: made.facts,
+            ..performed.result.clone()
+        };
+        if let Committed::Differs(event) = self.env.store.commit(&performed.key, &again)? {
+            let StoreEvent::Nondeterminism { kept, differing, .. } = *event;
+            let found = twice::compare(self.env.store, &kept, &differing)?;
+            let found = found.into_iter().map(|(output, at, kept, differing)| TwiceDifference {
+                step: self.step.clone(),
+                kind: action.kind(),
+                key: performed.key,
+                part: part.to_owned(),
+                output,
+                at,
+                kept,
+                differing,
+            });
+            let found: Vec<TwiceDifference> = found.collect();
+            for difference in &found {
+                self.tell(Event::Nondeterminism {
+                    step: difference.step.clone(),
+                    kind: difference.kind,
+                    key: difference.key,
+                    part: difference.part.clone(),
+                    output: difference.output.clone(),
+                    at: difference.at,
+                    kept: difference.kept.clone(),
+                    differing: difference.differing.clone(),
+                });
+            }
+            twice.note(&found);
+        }
+        Ok(())
+    }
+
+    fn perform_once(
+        &self,
+        action: &Action,
+        reads: &[SourceFile],
+        work: &mut dyn FnMut(&mut Made) -> Result<(), StepError>,
     ) -> Result<Performed, StepError> {
         let document = action.document();
         let key = ActionDigest::of(&document);
@@ -214,6 +307,9 @@ impl<'a> Task<'a> {
     /// Adds to a progress, and tells the observer at most ten times a second.
     pub fn advance(&self, unit: Unit, by: u64, total: u64) {
         let now = Instant::now();
+        // Sources are hashed once: it is actions that run twice.
+        let times = u64::from(unit != Unit::BytesHashed && self.env.is_twice(&self.step)) + 1;
+        let total = total.saturating_mul(times);
         let done = {
             let mut progress = self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let (done, told) = progress.entry(unit as u8).or_insert((0, None));

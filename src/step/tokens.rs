@@ -52,7 +52,7 @@ pub fn blocks(task: &Task<'_>, model: &Outcome, corpus: &Outcome, cut: Cut) -> R
     let mut left = cut.chunks.unwrap_or(u64::MAX);
     let mut blocks = Vec::new();
     let mut tokens_seen = 0;
-    for group in groups {
+    for (at, group) in groups.into_iter().enumerate() {
         let action = Action::Tokens(Tokens {
             texts: group.iter().map(|file| file.digest).collect(),
             tokenizer: model.output("tokenizer")?,
@@ -60,7 +60,8 @@ pub fn blocks(task: &Task<'_>, model: &Outcome, corpus: &Outcome, cut: Cut) -> R
             engine: env.evaluator.fingerprint(),
         });
         let reads: Vec<SourceFile> = group.iter().chain(&model.files).cloned().collect();
-        let performed = task.perform(&action, &reads, |made| {
+        let part = format!("text {at}");
+        let performed = task.perform_part(&part, &action, &reads, |made| {
             let vocabulary = match &mut vocabulary {
                 Some(vocabulary) => vocabulary,
                 none => none.insert(open(&path)?),

@@ -227,7 +227,10 @@ impl Store {
             return Ok(());
         }
         let temp = self.sealed_temp(EVENT, EVENT_VERSION, &name, event)?;
-        publish(temp, &path, Durability::Synced)
+        publish(temp, &path, Durability::Synced)?;
+        // Manifests tell of events: the next build must look at them again.
+        self.forget_fresh();
+        Ok(())
     }
 
     pub(super) fn sealed_temp(

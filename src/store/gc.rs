@@ -31,6 +31,8 @@ const BATCH: usize = 128;
 const QUARANTINE: Duration = Duration::from_hours(7 * 24);
 /// How long the note of a removed result is kept.
 const TOMBSTONES: Duration = Duration::from_hours(180 * 24);
+/// How long the record of a run is kept.
+const RUNS: Duration = Duration::from_hours(180 * 24);
 /// How long the digest of a file is remembered that nobody asked for anew: a file that is still there is read once more.
 const STAT: Duration = Duration::from_hours(365 * 24);
 /// The kind of action that is large and the cheapest to make again: it goes before all others.
@@ -202,7 +204,11 @@ impl Store {
         let gc = FileLock::try_exclusive(&lock)?.ok_or(StoreError::Busy { path: lock })?;
         // Whatever is used from here on is marked with a time that is not before this.
         let lease = self.lease()?;
-        let horizon = self.oldest_lease()?;
+        let horizon = {
+            // Alone: a build that writes into its lease changes the time of it for a moment.
+            let _sweeping = self.sweeping()?;
+            self.oldest_lease()?
+        };
         let before = self.usage_room()?;
         let mut plan = GcPlan {
             before,
@@ -242,7 +248,7 @@ impl Store {
         }
         let used: HashMap<Hash, i64> = blobs.iter().map(|(hash, file)| (*hash, file.stamp.mtime_ns)).collect();
 
-        self.plan_notes(&mut plan)?;
+        self.plan_notes(&mut plan, wish)?;
         for (hash, file) in &blobs {
             if !ledger.references.contains_key(hash) && file.stamp.mtime_ns < horizon {
                 plan.add_blob(*hash, file.stamp.size, Cause::Unreferenced, "blobs");
@@ -327,9 +333,19 @@ impl Store {
     }
 
     /// Adds what explains nothing any more.
-    fn plan_notes(&self, plan: &mut GcPlan) -> Result<(), StoreError> {
+    fn plan_notes(&self, plan: &mut GcPlan, wish: &Wish) -> Result<(), StoreError> {
+        // What they name (logs, manifests of outputs that are long replaced) is of no use without them.
+        let runs = wish.older_than.map_or(RUNS, |age| age.min(RUNS));
+        for file in self.plain_files(layout::RUNS)? {
+            let is_record = file.path.extension().is_some_and(|extension| extension == "jsonl");
+            if is_record && older(file.stamp.mtime_ns, runs) {
+                plan.add_file(file.path, file.stamp.size, Cause::Stale, "runs");
+            }
+        }
+        // Kept for a look, but not where room is wanting.
+        let tight = wish.max_size.is_some_and(|limit| plan.before > limit);
         for file in self.plain_files(layout::QUARANTINE)? {
-            if older(file.stamp.mtime_ns.max(file.stamp.ctime_ns), QUARANTINE) {
+            if tight || older(file.stamp.mtime_ns.max(file.stamp.ctime_ns), QUARANTINE) {
                 plan.add_file(file.path, file.stamp.size, Cause::Quarantined, "quarantine");
             }
         }

@@ -97,7 +97,8 @@ impl Store {
         Ok(self.lease_times(true)?.len())
     }
 
-    /// Returns when the oldest build that lives now began, in nanoseconds since 1970; the caller holds a lease itself.
+    /// Returns when the oldest build that lives now began, in nanoseconds since 1970. The caller holds a lease itself, and
+    /// keeps users off ([`Store::sweeping`]).
     pub(super) fn oldest_lease(&self) -> Result<i64, StoreError> {
         Ok(self.lease_times(true)?.into_iter().min().unwrap_or(i64::MIN))
     }

@@ -27,6 +27,9 @@ use crate::store::stat;
 const LAST: &str = "last";
 const EARLIER: &str = "earlier";
 const VERSION: u64 = 1;
+const FRESH: &str = "fresh";
+const FRESH_VERSION: u64 = 1;
+const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
 /// A table of a thousand candidates needs two thousand nodes.
 const CAP: u64 = 16 << 20;
 /// How many records of a step are kept besides the last one.
@@ -74,36 +77,41 @@ struct Earlier {
 impl Store {
     /// Returns what a step did last; nothing where that cannot be read.
     pub fn last(&self, recipe: &str, step: &str) -> Option<Last> {
-        self.read_record(LAST, recipe, step)
+        let (name, path) = self.place_of(LAST, recipe, step);
+        let bytes = fs::read_plain(&path, CAP).ok()?.0;
+        serde_json::from_str(sealed::unseal(LAST, VERSION, &name, &bytes).ok()?).ok()
     }
 
     /// Returns what a step did before what it did last, the latest first: a few at most, and only what differs.
     pub fn earlier(&self, recipe: &str, step: &str) -> Vec<Last> {
-        let earlier: Option<Earlier> = self.read_record(EARLIER, recipe, step);
-        earlier.unwrap_or_default().records
+        let (name, path) = self.place_of(EARLIER, recipe, step);
+        let read = || -> Option<Earlier> {
+            let bytes = fs::read_plain(&path, CAP).ok()?.0;
+            serde_json::from_str(sealed::unseal(EARLIER, VERSION, &name, &bytes).ok()?).ok()
+        };
+        read().unwrap_or_default().records
     }
 
-    fn read_record<D: DeserializeOwned>(&self, kind: &'static str, recipe: &str, step: &str) -> Option<D> {
-        let (name, path) = self.place_of(kind, recipe, step);
-        let bytes = fs::read_plain(&path, CAP).ok()?.0;
-        serde_json::from_str(sealed::unseal(kind, VERSION, &name, &bytes).ok()?).ok()
-    }
-
-    /// Returns what every step of every recipe did last, the latest first; what cannot be read is left out.
+    /// Returns what every step of every recipe did last, the latest first. Those that cannot be read are left out.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Path`] if the records cannot be listed.
     pub fn all_last(&self) -> Result<Vec<Last>, StoreError> {
-        let mut all = Vec::new();
+        let mut found = Vec::new();
         for file in self.plain_files(&format!("{}/{LAST}", layout::RUNS))? {
             let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let Ok((bytes, _)) = fs::read_plain(&file.path, CAP) else {
+            let Ok((bytes, stamp)) = fs::read_plain(&file.path, CAP) else {
                 continue;
             };
-            let document = sealed::unseal(LAST, VERSION, &name, &bytes).ok();
-            if let Some(last) = document.and_then(|document| serde_json::from_str::<Last>(document).ok()) {
-                all.push((fs::Stamp::of(&file.path).map_or(0, |stamp| stamp.mtime_ns), last));
+            if let Ok(document) = sealed::unseal(LAST, VERSION, &name, &bytes)
+                && let Ok(last) = serde_json::from_str::<Last>(document)
+            {
+                found.push((stamp.mtime_ns, last));
             }
         }
-        all.sort_by(|(a_time, a), (b_time, b)| (b_time, &a.recipe, &a.step).cmp(&(a_time, &b.recipe, &b.step)));
-        Ok(all.into_iter().map(|(_, last)| last).collect())
+        found.sort_by(|(a_time, a), (b_time, b)| (b_time, &a.recipe, &a.step).cmp(&(a_time, &b.recipe, &b.step)));
+        Ok(found.into_iter().map(|(_, last)| last).collect())
     }
 
     /// Notes what a step did, unless that is noted already. A record without a manifest keeps that of the same action. The
@@ -182,6 +190,11 @@ impl Store {
             fs::set_modified(&path, now)?;
         }
         Ok(())
+    }
+
+    /// Forgets all notes of builds that found everything done. One that stays spares a build its look at what is new.
+    pub(super) fn forget_fresh(&self) {
+        fs::remove_dir_all(&self.root().join(layout::RUNS).join(FRESH)).ok();
     }
 
     /// Returns the store's files that stand behind an action's result: the result, its document and its outputs.

@@ -83,6 +83,8 @@ impl Why<'_> {
                     return self.changed(id, &last, roots, depth);
                 }
             }
+            // Nobody asks why a check makes it again.
+            Reason::Again => {}
             Reason::New => push(roots, self.root(&step, RootKind::New, tree.what.clone())),
             Reason::Unread { .. } => push(roots, self.root(&step, RootKind::Unread, tree.what.clone())),
             Reason::OutputGone => {

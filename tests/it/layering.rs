@@ -20,6 +20,7 @@ const HOUSE: &[(&str, Names)] = &[
     ("digest", Names::Only(&[])),
     ("fs", Names::Only(&[])),
     ("observer", Names::Only(&["digest"])),
+    ("sign", Names::Only(&["fs"])),
     ("text", Names::Only(&[])),
     ("tensor_type", Names::Only(&[])),
     ("gguf", Names::Only(&["fs", "tensor_type"])),
@@ -60,6 +61,23 @@ const HOUSE: &[(&str, Names)] = &[
         Names::Only(&["action", "digest", "graph", "observer", "step", "store"]),
     ),
     ("manifest", Names::Only(&["action", "digest"])),
+    (
+        "verify",
+        Names::Only(&[
+            "action",
+            "digest",
+            "engine",
+            "fs",
+            "gguf",
+            "graph",
+            "manifest",
+            "recipe",
+            "sign",
+            "step",
+            "tensor_type",
+            "text",
+        ]),
+    ),
     (
         "scheduler",
         Names::Only(&[

@@ -163,20 +163,6 @@ fn every_line_is_one_of_the_schema() {
         lines[0]
     );
 
-    std::fs::remove_file(forge.path("forge.toml")).unwrap();
-
-    // What is on record, and what differs.
-    judge.run(&forge, 0, &["log"]);
-    judge.run(&forge, 0, &["log", "show"]);
-    let steps = judge.run(&forge, 0, &["log", "show"])[0]["record"]["steps"].clone();
-    let step = steps[0]["step"].as_str().unwrap();
-    judge.run(&forge, 0, &["log", "show", "last", step]);
-    judge.run(&forge, 2, &["log", "show", "nothing"]);
-    judge.run(&forge, 0, &["why"]);
-    judge.run(&forge, 0, &["why", "imatrix.general"]);
-    judge.run(&forge, 2, &["why", "imatrix.nobody"]);
-    judge.run(&forge, 0, &["diff", "recipe.toml", "recipe.toml"]);
-    judge.run(&forge, 2, &["diff", "recipe.toml", "prose.txt", "recipe.toml"]);
     // The store.
     let other = crate::cache_small::project();
     judge.run(&other, 0, &["build", "-j", "1", "--out", "out"]);
@@ -204,6 +190,7 @@ fn every_line_is_one_of_the_schema() {
     }
     let lines = judge.run(&other, 1, &["cache", "verify"]);
     assert!(lines.len() > 10);
+    judge.run(&other, 0, &["build", "-j", "1", "--out", "out"]);
     let lines = judge.run(
         &other,
         0,
@@ -214,6 +201,56 @@ fn every_line_is_one_of_the_schema() {
         judge.run(&other, 1, &["cache", "unpin", "c0.gguf"])[0]["code"],
         "cache::not-pinned"
     );
+    std::fs::remove_file(forge.path("forge.toml")).unwrap();
+
+    // What is on record, and what differs.
+    judge.run(&forge, 0, &["log"]);
+    judge.run(&forge, 0, &["log", "show"]);
+    let steps = judge.run(&forge, 0, &["log", "show"])[0]["record"]["steps"].clone();
+    let step = steps[0]["step"].as_str().unwrap();
+    judge.run(&forge, 0, &["log", "show", "last", step]);
+    judge.run(&forge, 2, &["log", "show", "nothing"]);
+    judge.run(&forge, 0, &["why"]);
+    judge.run(&forge, 0, &["why", "imatrix.general"]);
+    judge.run(&forge, 2, &["why", "imatrix.nobody"]);
+    judge.run(&forge, 0, &["diff", "recipe.toml", "recipe.toml"]);
+    judge.run(&forge, 2, &["diff", "recipe.toml", "prose.txt", "recipe.toml"]);
+
+    // Locks, records and signatures.
+    forge.write("prose.txt", crate::cut::text("calibration-prose.txt"));
+    judge.run(&forge, 0, &build);
+    judge.run(&forge, 0, &["lock"]);
+    judge.run(&forge, 0, &["lock", "--check"]);
+    judge.run(&forge, 0, &["build", "--frozen"]);
+    judge.run(&forge, 0, &["key", "new", "key"]);
+    judge.run(&forge, 0, &["key", "show", "key.pub"]);
+    judge.run(&forge, 0, &["sign", "out/small/a.gguf", "--key", "key"]);
+    judge.run(&forge, 0, &["bundle", "out/small/a.gguf", "-o", "a.intoto.jsonl"]);
+    judge.run(&forge, 0, &["verify", "--key", "key.pub", "out/small/a.gguf"]);
+    judge.run(&forge, 1, &["verify", "--key", "key.pub"]);
+    let lines = judge.run(&forge, 0, &["check", "--twice", "policy.a"]);
+    assert_eq!(lines.last().unwrap()["actions"], 1);
+    let lines = judge.run(&forge, 0, &["reproduce", "-j", "1", "out/small/a.gguf"]);
+    assert_eq!(lines.last().unwrap()["verdict"], "identical");
+    forge.write("prose.txt", "another text").write("model.gguf", "none");
+    let lines = judge.run(&forge, 3, &["reproduce", "out/small/a.gguf"]);
+    assert_eq!(reasons(&lines), ["missing", "missing", "diagnostic"]);
+    judge.run(&forge, 1, &["lock", "--check"]);
+
+    // What takes an engine that is not deterministic, or another one.
+    let differing = Event::Nondeterminism {
+        step: "promote.a".to_owned(),
+        kind: "tensor",
+        key: ActionDigest::of(b"action"),
+        part: "blk.0.attn_k.weight".to_owned(),
+        output: "tensor".to_owned(),
+        at: Some(7),
+        kept: Some("a".to_owned()),
+        differing: None,
+    };
+    let mut line = serde_json::to_value(&differing).unwrap();
+    line["schema"] = 1.into();
+    judge.line(&line);
 
     // What takes two builds at once to see.
     let waiting = Event::Waiting {
@@ -274,6 +311,12 @@ const HELP: &[(&[&str], &[&str])] = &[
             "log",
             "graph",
             "engine",
+            "lock",
+            "reproduce",
+            "verify",
+            "sign",
+            "key",
+            "bundle",
             "--directory",
             "--cache-dir",
             "--quiet",
@@ -302,6 +345,9 @@ const HELP: &[(&[&str], &[&str])] = &[
             "--out <DIR>",
             "-j, --jobs <N>",
             "-k, --keep-going",
+            "--frozen",
+            "--lock <FILE>",
+            "--sign <KEY>",
             "--trace <FILE>",
             "recipe.toml",
             "promote.small",
@@ -347,7 +393,37 @@ const HELP: &[(&[&str], &[&str])] = &[
         &["init", "--help"],
         &["[DIR]", "--model", "--corpus", "--name", "recipe.toml"],
     ),
-    (&["check", "--help"], &["[RECIPE]..."]),
+    (&["check", "--help"], &["[RECIPE]...", "--twice", "STEP"]),
+    (
+        &["lock", "--help"],
+        &["[RECIPE]", "--check", "--lock <FILE>", "--frozen"],
+    ),
+    (
+        &["reproduce", "--help"],
+        &[
+            "<MANIFEST|GGUF>",
+            "--search <DIR>",
+            "--any-engine",
+            "--store <DIR>",
+            "--resume",
+            "--out <DIR>",
+            "identical",
+            "with 3",
+        ],
+    ),
+    (
+        &["verify", "--help"],
+        &["[PATH|RECIPE|DIR]...", "--key <PUB>", "--out <DIR>", "sha256", "with 1"],
+    ),
+    (
+        &["sign", "--help"],
+        &["<MANIFEST|GGUF>...", "--key <KEY>", "openssl", "DSSE"],
+    ),
+    (&["key", "--help"], &["new", "show", "0600"]),
+    (
+        &["bundle", "--help"],
+        &["-o, --output <FILE>", "--format", "sigstore", "in-toto"],
+    ),
     (&["show", "--help"], &["--format", "toml", "json"]),
     (&["graph", "--help"], &["--format", "dot", "mermaid", "json"]),
 ];

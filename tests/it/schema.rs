@@ -126,6 +126,8 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("assembly.v1", "/tensors/0", &[]),
     ("corpus.v1", "", &[]),
     ("coverage.v1", "", &[]),
+    ("envelope.v1", "", &[]),
+    ("envelope.v1", "/signatures/0", &[]),
     ("figures.v1", "", &[]),
     ("figures.v1", "/chunks/0", &[]),
     ("figures.v1", "/ppl", &[]),
@@ -142,6 +144,9 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("last.v1", "", &[]),
     ("loans.v1", "", &[]),
     ("loans.v1", "/loans/0", &[]),
+    ("lock.v1", "", &["source"]),
+    ("lock.v1", "/engine/quantizer", &[]),
+    ("lock.v1", "/source/0", &[]),
     ("manifest.v1", "", &[]),
     ("manifest.v1", "/predicate", &[]),
     ("manifest.v1", "/predicate/buildDefinition", &[]),
@@ -392,6 +397,25 @@ fn every_document_of_a_build_is_what_its_schema_says() {
             schemas.good("last.v1", &last);
         }
     }
+    let books = files_below(&forge.store().join("borrowed-v1"));
+    assert_eq!(books.len(), 3, "one for each candidate");
+    for path in books {
+        let (kind, name, book) = unseal(&path);
+        assert_eq!(
+            (kind.as_str(), name.as_str()),
+            ("loans", path.file_name().unwrap().to_str().unwrap())
+        );
+        schemas.good("loans.v1", &book);
+    }
+    let _ = forge.run(&["cache", "pin", "out/sample/rules.gguf"]).success();
+    for path in files_below(&forge.store().join("manifests-v1")) {
+        let (kind, name, pin) = unseal(&path);
+        assert_eq!(
+            (kind.as_str(), name.as_str()),
+            ("pin", path.file_name().unwrap().to_str().unwrap())
+        );
+        schemas.good("pin.v1", &pin);
+    }
     for args in [
         ["why"].as_slice(),
         &["why", "promote.rules"],
@@ -415,25 +439,6 @@ fn every_document_of_a_build_is_what_its_schema_says() {
         let run = forge.run(&["diff", "--format", "json", a, b]).success();
         schemas.good("diff.v1", &serde_json::from_str(&run.stdout).unwrap());
     }
-    let books = files_below(&forge.store().join("borrowed-v1"));
-    assert_eq!(books.len(), 3, "one for each candidate");
-    for path in books {
-        let (kind, name, book) = unseal(&path);
-        assert_eq!(
-            (kind.as_str(), name.as_str()),
-            ("loans", path.file_name().unwrap().to_str().unwrap())
-        );
-        schemas.good("loans.v1", &book);
-    }
-    let _ = forge.run(&["cache", "pin", "out/sample/rules.gguf"]).success();
-    for path in files_below(&forge.store().join("manifests-v1")) {
-        let (kind, name, pin) = unseal(&path);
-        assert_eq!(
-            (kind.as_str(), name.as_str()),
-            ("pin", path.file_name().unwrap().to_str().unwrap())
-        );
-        schemas.good("pin.v1", &pin);
-    }
     let _ = forge
         .run(&["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"])
         .success();
@@ -444,6 +449,15 @@ fn every_document_of_a_build_is_what_its_schema_says() {
         let document = tombstone["document"].as_str().unwrap();
         assert_eq!(ActionDigest::of(document.as_bytes()).to_string(), name);
     }
+    let _ = forge.run(&["key", "new", "key"]).success();
+    let _ = forge.run(&["sign", "out/sample/rules.gguf", "--key", "key"]).success();
+    schemas.good(
+        "envelope.v1",
+        &load(&forge.path("out/sample/rules.gguf.manifest.json.sig.json")),
+    );
+    let _ = forge.run(&["lock"]).success();
+    let lock: toml::Value = toml::from_str(&std::fs::read_to_string(forge.path("recipe.lock")).unwrap()).unwrap();
+    schemas.good("lock.v1", &serde_json::to_value(lock).unwrap());
     let run = forge.run(&["graph", "--format", "json"]).success();
     schemas.good("graph.v1", &serde_json::from_str(&run.stdout).unwrap());
     assert!(

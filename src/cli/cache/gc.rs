@@ -123,9 +123,10 @@ fn too_large(plan: &GcPlan) -> Diagnostic {
         words::bytes(plan.after),
         words::bytes(limit)
     ));
-    let warning = warning
-        .code("cache::limit")
-        .caused_by(format!("what stays: {}", needed.join(", ")));
+    let mut warning = warning.code("cache::limit");
+    if !needed.is_empty() {
+        warning = warning.caused_by(format!("what stays: {}", needed.join(", ")));
+    }
     warning.hint("unpin what is not needed (`forge cache pin` lists it), give `--also-newest`, or raise the limit")
 }
 
@@ -134,7 +135,7 @@ fn sentence(cause: Cause) -> &'static str {
         Cause::Unreferenced => "no result needs it (left by builds that were stopped)",
         Cause::Lent => "an output holds the same bytes",
         Cause::Incomplete => "incomplete: a part was lost",
-        Cause::Quarantined => "was damaged, and moved aside a week ago or more",
+        Cause::Quarantined => "was damaged, and moved aside",
         Cause::Stale => "explains nothing any more",
         Cause::Age => "not used for so long",
         Cause::Room => "cheap to make again for its room",

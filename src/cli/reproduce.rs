@@ -1,0 +1,372 @@
+//! `forge reproduce`.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::path::PathBuf;
+
+use crate::cli::Exit;
+use crate::cli::Failure;
+use crate::cli::args;
+use crate::cli::build;
+use crate::cli::diagnostic::Diagnostic;
+use crate::cli::diagnostic::visible;
+use crate::cli::files;
+use crate::cli::files::Files;
+use crate::cli::files::session_failure;
+use crate::cli::json;
+use crate::cli::progress::Progress;
+use crate::cli::sign;
+use crate::cli::terminal::Terminal;
+use crate::engine::Cancel;
+use crate::observer::Observer;
+use crate::report::words;
+use crate::scheduler::Report;
+use crate::session::reproduce::Comparison;
+use crate::session::reproduce::Missing;
+use crate::session::reproduce::Parting;
+use crate::session::reproduce::Places;
+use crate::session::reproduce::ReproduceError;
+use crate::session::reproduce::Reproduced;
+use crate::session::reproduce::Reproduction;
+use crate::session::reproduce::Verdict;
+
+pub(super) fn run(args: &args::Reproduce, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    let path = files.path(&args.path);
+    let manifest = if path.extension().is_some_and(|extension| extension == "json") {
+        path
+    } else {
+        sign::target(&path)?.manifest
+    };
+    let beside = manifest.parent().unwrap_or(Path::new("")).to_owned();
+    let places = Places {
+        bases: vec![beside.clone(), beside.join("../.."), files.directory().to_owned()],
+        search: args.search.iter().map(|folder| files.path(folder)).collect(),
+        temporary: std::env::temp_dir(),
+        store: args.store.as_ref().map(|store| files.path(store)),
+        resume: args.resume,
+        out: args.out.as_ref().map(|out| files.path(out)),
+    };
+    if let Some(folder) = places.search.iter().find(|folder| crate::fs::list(folder).is_err()) {
+        let nothing = Diagnostic::error(format!("`{}` is no folder that can be searched", folder.display()));
+        return Err(Failure::new(Exit::Usage, nothing.code("usage")));
+    }
+    let (settings, _) = Files::settings(files.directory())?;
+    let threads = files::threads(args.jobs, &settings);
+    let reproduction = Reproduction::prepare(&manifest, places, &|_| {}).map_err(|error| failure(&error))?;
+    let graph = reproduction.graph().map_err(|error| failure(&error))?;
+    tell_found(&reproduction, terminal);
+    let engine = |missing: &Missing| matches!(missing, Missing::Engine { .. });
+    let fatal = reproduction
+        .missing
+        .iter()
+        .filter(|missing| !(args.any_engine && engine(missing)))
+        .count();
+    if fatal > 0 {
+        return Err(missing(&reproduction.missing, args));
+    }
+    let other_engine = reproduction.missing.iter().any(engine);
+    let cancel = Cancel::new();
+    build::stop_on_signals(&cancel, terminal);
+    let command: Vec<String> = std::env::args().collect();
+    let reproduced = {
+        let lines = json::Lines(terminal);
+        let progress = Progress::new(terminal, &graph);
+        let observer: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
+        let options = build::options(&settings.pools);
+        reproduction
+            .run(threads, command, cancel, options, observer)
+            .map_err(|error| failure(&error))?
+    };
+    for failure in &reproduced.report.failures {
+        terminal.diagnostic(&build::explain(&failure.node.to_string(), &failure.error));
+    }
+    let Some(comparison) = &reproduced.comparison else {
+        return Ok(build::exit_of(&reproduced.report));
+    };
+    tell(comparison, &reproduced, other_engine, terminal);
+    Ok(match comparison.verdict {
+        Verdict::Identical => Exit::Done,
+        _ => Exit::Recipe,
+    })
+}
+
+/// Lists what the candidate was made of, where it is, and what is missing.
+fn tell_found(reproduction: &Reproduction, terminal: &Terminal) {
+    if terminal.is_json() {
+        for missing in &reproduction.missing {
+            terminal.data(&missing_line(missing));
+        }
+        return;
+    }
+    let mut text = format!(
+        "{} of recipe `{}`, {}\n",
+        reproduction.step(),
+        reproduction.recipe().name,
+        words::bytes(reproduction.bytes())
+    );
+    let found = reproduction.found.iter().map(|(wanted, _)| wanted);
+    let width = found.map(|wanted| wanted.node.len()).max().unwrap_or(0);
+    for (wanted, path) in &reproduction.found {
+        let (name, path) = (visible(&wanted.name), visible(&path.display().to_string()));
+        let _ = writeln!(text, "found    {:width$}  {name}  ({path})", wanted.node);
+    }
+    for missing in &reproduction.missing {
+        text.push_str(&missing_text(missing));
+    }
+    terminal.data(&text);
+}
+
+fn missing_line(missing: &Missing) -> String {
+    let mut line = match missing {
+        Missing::Source { wanted, other } => serde_json::json!({
+            "what": "source",
+            "node": wanted.node,
+            "name": wanted.name,
+            "digest": wanted.digest.to_string(),
+            "other": other.as_ref().map(|path| path.display().to_string()),
+        }),
+        Missing::Engine {
+            role,
+            wanted,
+            found,
+            facts,
+        } => serde_json::json!({
+            "what": "engine",
+            "role": role,
+            "fingerprint": wanted,
+            "found": found,
+            "facts": facts
+                .iter()
+                .map(|(fact, before, now)| serde_json::json!({ "fact": fact, "wanted": before, "found": now }))
+                .collect::<Vec<_>>(),
+        }),
+        Missing::Room { folder, needed, found } => serde_json::json!({
+            "what": "room",
+            "folder": folder.display().to_string(),
+            "needed_bytes": needed,
+            "found_bytes": found,
+        }),
+    };
+    line["schema"] = json::SCHEMA.into();
+    line["reason"] = "missing".into();
+    format!("{line}\n")
+}
+
+fn missing_text(missing: &Missing) -> String {
+    match missing {
+        Missing::Source { wanted, other } => {
+            let other = other
+                .as_ref()
+                .map(|path| format!("; `{}` holds something else", path.display()))
+                .unwrap_or_default();
+            visible(&format!(
+                "missing  {}  {}  (blake3 {}, {}{other})",
+                wanted.node,
+                wanted.name,
+                wanted.digest.hash,
+                words::bytes(wanted.digest.len)
+            )) + "\n"
+        }
+        Missing::Engine {
+            role,
+            wanted,
+            found,
+            facts,
+        } => {
+            let short = |text: &str| text.chars().take(8).collect::<String>();
+            let mut text = format!(
+                "missing  {role} {}: this program's is {}\n",
+                short(wanted),
+                short(found)
+            );
+            for (fact, before, now) in facts {
+                let _ = writeln!(
+                    text,
+                    "         {}: `{}`, here `{}`",
+                    visible(fact),
+                    visible(before),
+                    visible(now)
+                );
+            }
+            text
+        }
+        Missing::Room { folder, needed, found } => format!(
+            "missing  room in `{}`: {} are needed at least, and {} are free\n",
+            folder.display(),
+            words::bytes(*needed),
+            words::bytes(*found)
+        ),
+    }
+}
+
+fn missing(missing: &[Missing], args: &args::Reproduce) -> Failure {
+    let is = |wanted: fn(&Missing) -> bool| missing.iter().any(wanted);
+    let count = words::count(missing.len() as u64, "thing");
+    let mut diagnostic = Diagnostic::error(format!(
+        "{count} that the candidate was made with {} missing",
+        if missing.len() == 1 { "is" } else { "are" }
+    ))
+    .code("reproduce::missing");
+    if is(|it| matches!(it, Missing::Source { .. })) {
+        diagnostic = diagnostic.hint("`--search DIR` looks for sources below a folder, whatever their names are there");
+    }
+    if is(|it| matches!(it, Missing::Engine { .. })) && !args.any_engine {
+        diagnostic = diagnostic.hint("`--any-engine` goes on with this program's engine: bytes may differ");
+    }
+    if is(|it| matches!(it, Missing::Room { .. })) {
+        diagnostic = diagnostic.hint("`--store DIR` and `--out DIR` give other places; `TMPDIR` another for both");
+    }
+    Failure::new(Exit::Environment, diagnostic)
+}
+
+fn tell(comparison: &Comparison, reproduced: &Reproduced, other_engine: bool, terminal: &Terminal) {
+    if terminal.is_json() {
+        terminal.data(&verdict_line(comparison, reproduced));
+        return;
+    }
+    let mut text = String::new();
+    match &comparison.verdict {
+        Verdict::Identical => {
+            let _ = writeln!(text, "identical: blake3 {}", comparison.after);
+        }
+        Verdict::SameTensors => {
+            let _ = writeln!(text, "same tensors, other metadata");
+        }
+        Verdict::Different(tensors) => {
+            let verb = if tensors.len() == 1 { "differs" } else { "differ" };
+            let _ = writeln!(text, "{} {verb}", words::count(tensors.len() as u64, "tensor"));
+            for tensor in tensors {
+                let _ = writeln!(
+                    text,
+                    "  {}: {} {} -> {}",
+                    visible(&tensor.name),
+                    tensor.what,
+                    tensor.before,
+                    tensor.after
+                );
+            }
+        }
+    }
+    if comparison.verdict != Verdict::Identical {
+        let _ = writeln!(text, "  the manifest says  blake3 {}", comparison.before);
+        let _ = writeln!(text, "  what was made has  blake3 {}", comparison.after);
+        if let Some(parting) = &comparison.parting {
+            text.push_str(&parting_text(parting));
+        }
+        if other_engine {
+            let _ = writeln!(text, "  another engine than the manifest's was used");
+        }
+    }
+    terminal.data(&text);
+    if let Some(output) = &reproduced.output {
+        terminal.line(&format!("kept {}", output.display()));
+    }
+    terminal.line(&summary(&reproduced.report, reproduced.resumed));
+}
+
+fn summary(report: &Report, resumed: bool) -> String {
+    let time = words::duration_ms(report.elapsed_ms);
+    let mut text = format!("forge: {} ran in {time}", words::count(report.ran as u64, "step"));
+    if resumed && report.cached > 0 {
+        let _ = write!(
+            text,
+            "; {} had results in the store already, so this is no whole reproduction",
+            report.cached
+        );
+    }
+    text
+}
+
+fn parting_text(parting: &Parting) -> String {
+    let mut text = format!("  the histories part at {} ({})", visible(&parting.place), parting.kind);
+    if !parting.inputs.is_empty() {
+        text.push_str(": its inputs differ\n");
+        for input in &parting.inputs {
+            let was = input.before.as_deref().unwrap_or("nothing");
+            let is = input.after.as_deref().unwrap_or("nothing");
+            let _ = writeln!(text, "    {}: {} -> {}", input.field, visible(was), visible(is));
+        }
+    } else if parting.other_engine {
+        let _ = writeln!(text, ": another engine made other {}", parting.outputs.join(", "));
+    } else {
+        let _ = writeln!(
+            text,
+            ": the same action made other {}, so it is not deterministic",
+            parting.outputs.join(", ")
+        );
+    }
+    text
+}
+
+fn verdict_line(comparison: &Comparison, reproduced: &Reproduced) -> String {
+    let tensors = match &comparison.verdict {
+        Verdict::Different(tensors) => tensors.as_slice(),
+        _ => &[],
+    };
+    let tensors = tensors.iter().map(|tensor| {
+        serde_json::json!({
+            "name": tensor.name,
+            "what": tensor.what,
+            "before": tensor.before,
+            "after": tensor.after,
+        })
+    });
+    let parting = comparison.parting.as_ref().map(|parting| {
+        serde_json::json!({
+            "place": parting.place,
+            "kind": parting.kind,
+            "key_before": parting.keys.0,
+            "key_after": parting.keys.1,
+            "inputs": parting.inputs.iter().map(|input| input.field.clone()).collect::<Vec<_>>(),
+            "outputs": parting.outputs,
+            "other_engine": parting.other_engine,
+        })
+    });
+    let line = serde_json::json!({
+        "schema": json::SCHEMA,
+        "reason": "reproduced",
+        "verdict": comparison.verdict.as_str(),
+        "before": comparison.before,
+        "after": comparison.after,
+        "tensors": tensors.collect::<Vec<_>>(),
+        "parting": parting,
+        "output": reproduced.output.as_ref().map(|path: &PathBuf| path.display().to_string()),
+        "ran": reproduced.report.ran,
+        "cached": reproduced.report.cached,
+        "elapsed_ms": reproduced.report.elapsed_ms,
+    });
+    format!("{line}\n")
+}
+
+fn failure(error: &ReproduceError) -> Failure {
+    match error {
+        ReproduceError::Session(error) => session_failure(error),
+        ReproduceError::Path(_) => {
+            Failure::new(Exit::Environment, Diagnostic::from_error(error).code("reproduce::file"))
+        }
+        ReproduceError::Manifest { .. } => Failure::new(
+            Exit::Recipe,
+            Diagnostic::error(error.to_string()).code("reproduce::manifest"),
+        ),
+        ReproduceError::Contradicts { problems, .. } => {
+            let whole = Diagnostic::error(error.to_string()).code("reproduce::manifest");
+            let causes = problems.iter().take(20).map(|problem| match problem.place.as_str() {
+                "" => problem.what.clone(),
+                place => format!("{place}: {}", problem.what),
+            });
+            Failure::new(Exit::Recipe, causes.fold(whole, Diagnostic::caused_by))
+        }
+        ReproduceError::OutputThere { .. } => {
+            let there = Diagnostic::error(error.to_string()).code("usage::output-there");
+            Failure::new(
+                Exit::Usage,
+                there.hint("give a folder that has no such file: `--out DIR`"),
+            )
+        }
+        ReproduceError::StoreNotEmpty { .. } => {
+            let there = Diagnostic::error(error.to_string()).code("usage::store-not-empty");
+            let hint = "give an empty folder, or `--resume` to use what an earlier attempt made";
+            Failure::new(Exit::Usage, there.hint(hint))
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! `forge check --twice`: runs actions twice and says which differ.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use crate::cli::Exit;
+use crate::cli::Failure;
+use crate::cli::args;
+use crate::cli::build;
+use crate::cli::diagnostic::Diagnostic;
+use crate::cli::files::Files;
+use crate::cli::files::session_failure;
+use crate::cli::json;
+use crate::cli::progress::Progress;
+use crate::cli::terminal::Terminal;
+use crate::engine::Cancel;
+use crate::observer::Observer;
+use crate::report::words;
+use crate::step::TwiceDifference;
+
+pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    let [recipe] = &args.recipes[..] else {
+        let several = Diagnostic::error("`--twice` runs the actions of one recipe").code("usage");
+        return Err(Failure::new(Exit::Usage, several));
+    };
+    let steps = args.twice.clone().unwrap_or_default();
+    if let Some(path) = steps.iter().find(|step| is_toml(step)) {
+        let place = Diagnostic::error(format!("`{path}` is no step")).code("usage");
+        let hint = format!("the recipe stands before the option: `forge check {path} --twice`");
+        return Err(Failure::new(Exit::Usage, place.hint(hint)));
+    }
+    let target = args::Target {
+        recipe: recipe.clone(),
+        steps: steps.clone(),
+        out: None,
+        jobs: args.jobs,
+    };
+    let cancel = Cancel::new();
+    build::stop_on_signals(&cancel, terminal);
+    let (session, machine) = files.session(&target, terminal, cancel)?;
+    let compared = {
+        let lines = json::Lines(terminal);
+        let progress = Progress::new(terminal, session.graph());
+        let observer: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
+        session
+            .check_twice(&steps, build::options(&machine.pools), observer)
+            .map_err(|error| session_failure(&error))?
+    };
+    for failure in &compared.report.failures {
+        terminal.diagnostic(&build::explain(&failure.node.to_string(), &failure.error));
+    }
+    let mut actions: Vec<_> = compared.differences.iter().map(|difference| difference.key).collect();
+    actions.sort();
+    actions.dedup();
+    let differ = actions.len() as u64;
+    if terminal.is_json() {
+        let line = serde_json::json!({
+            "schema": json::SCHEMA,
+            "reason": "twice",
+            "actions": compared.again,
+            "differ": differ,
+        });
+        terminal.data(&format!("{line}\n"));
+    } else {
+        terminal.data(&text(&compared.differences));
+        let same = compared.again.saturating_sub(differ);
+        let verdict = match differ {
+            0 => "all gave the same".to_owned(),
+            _ => format!("{same} gave the same, {differ} did not"),
+        };
+        terminal.line(&format!(
+            "forge: ran {} twice: {verdict}",
+            words::count(compared.again, "action")
+        ));
+    }
+    let exit = build::exit_of(&compared.report);
+    Ok(match (exit, differ) {
+        (Exit::Done, 1..) => Exit::Recipe,
+        (exit, _) => exit,
+    })
+}
+
+fn is_toml(path: &str) -> bool {
+    Path::new(path).extension().is_some_and(|extension| extension == "toml")
+}
+
+fn text(differences: &[TwiceDifference]) -> String {
+    let mut text = String::new();
+    for difference in differences {
+        let part = if difference.part.is_empty() {
+            String::new()
+        } else {
+            format!(", {}", difference.part)
+        };
+        let at = difference
+            .at
+            .map(|at| format!(" from byte {at} on"))
+            .unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "differs  {}{part}: `{}` of {} {}{at}",
+            difference.step,
+            difference.output,
+            difference.kind,
+            difference.key.short()
+        );
+        let nothing = || "nothing".to_owned();
+        let kept = difference.kept.clone().unwrap_or_else(nothing);
+        let other = difference.differing.clone().unwrap_or_else(nothing);
+        let _ = writeln!(text, "         kept {kept}");
+        let _ = writeln!(text, "         then {other}");
+    }
+    text
+}

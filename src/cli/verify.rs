@@ -1,0 +1,213 @@
+//! `forge verify`.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+
+use indicatif::ProgressBar;
+use indicatif::ProgressStyle;
+
+use crate::cli::Exit;
+use crate::cli::Failure;
+use crate::cli::args;
+use crate::cli::diagnostic::Diagnostic;
+use crate::cli::diagnostic::visible;
+use crate::cli::files;
+use crate::cli::files::Files;
+use crate::cli::json;
+use crate::cli::sign;
+use crate::cli::sign::key_failure;
+use crate::cli::terminal::Terminal;
+use crate::fs;
+use crate::manifest;
+use crate::recipe::settings::Settings;
+use crate::report::words;
+use crate::sign::PublicKey;
+use crate::sign::SUFFIX as SIGNATURES;
+use crate::verify;
+use crate::verify::Target;
+use crate::verify::Verified;
+
+/// Outputs that are read at once: each keeps one thread busy with SHA-256, and the disk is one.
+const AT_ONCE: usize = 4;
+
+pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    let mut keys = Vec::with_capacity(args.key.len());
+    for path in &args.key {
+        keys.push(PublicKey::load(&files.path(path)).map_err(|error| key_failure(&error))?);
+    }
+    let mut targets = BTreeSet::new();
+    let default = ["recipe.toml".to_owned()];
+    let paths = if args.paths.is_empty() {
+        &default[..]
+    } else {
+        &args.paths
+    };
+    for path in paths {
+        let found = targets_of(path, args, files, terminal)?;
+        if found.is_empty() {
+            let nothing =
+                Diagnostic::error(format!("`{path}` has no candidate and no manifest")).code("verify::nothing");
+            return Err(Failure::new(Exit::Recipe, nothing));
+        }
+        targets.extend(found);
+    }
+    let targets: Vec<Target> = targets.into_iter().collect();
+    let threads = files::threads(args.jobs, &Settings::default());
+    let all = verify_all(&targets, &keys, threads.min(AT_ONCE), terminal);
+    let bad = all.iter().filter(|verified| !verified.problems.is_empty()).count();
+    for verified in &all {
+        if terminal.is_json() {
+            terminal.data(&line(verified));
+        } else {
+            terminal.data(&text(verified));
+        }
+    }
+    if !terminal.is_json() {
+        let good = all.len() - bad;
+        terminal.line(&format!("forge: {good} good, {bad} bad"));
+    }
+    Ok(if bad == 0 { Exit::Done } else { Exit::Recipe })
+}
+
+/// Returns what a word of the command line means.
+fn targets_of(path: &str, args: &args::Verify, files: &Files, terminal: &Terminal) -> Result<Vec<Target>, Failure> {
+    let place = files.path(Path::new(path));
+    if fs::list(&place).is_ok() {
+        return in_folder(&place);
+    }
+    if Path::new(path).extension().is_some_and(|extension| extension == "toml") {
+        let parsed = files.recipe(path, terminal)?;
+        let out = match &args.out {
+            Some(out) => files.path(out),
+            None => files.folder(path).join("out").join(&parsed.recipe.name),
+        };
+        let candidates = parsed.recipe.candidates();
+        let outputs = candidates.map(|step| out.join(format!("{}.gguf", step.id.label())));
+        return Ok(outputs.map(|output| Target::of_output(&output)).collect());
+    }
+    let signed = path.strip_suffix(SIGNATURES);
+    let place = signed.map_or(place, |manifest| files.path(Path::new(manifest)));
+    sign::target(&place).map(|target| vec![target])
+}
+
+/// Returns every candidate and every manifest below a folder.
+fn in_folder(folder: &Path) -> Result<Vec<Target>, Failure> {
+    let mut targets = Vec::new();
+    let walked = fs::plain_files(folder, &mut |path, _| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.ends_with(manifest::SUFFIX) {
+            targets.extend(Target::of_manifest(&path));
+        } else if Path::new(&name)
+            .extension()
+            .is_some_and(|extension| extension == "gguf")
+        {
+            targets.push(Target::of_output(&path));
+        }
+    });
+    walked.map_err(|error| Failure::new(Exit::Environment, Diagnostic::from_error(&error)))?;
+    Ok(targets)
+}
+
+fn verify_all(targets: &[Target], keys: &[PublicKey], threads: usize, terminal: &Terminal) -> Vec<Verified> {
+    let sizes = targets.iter().filter_map(|target| fs::Stamp::of(&target.output).ok());
+    let bar = terminal.progress.then(|| {
+        let style =
+            ProgressStyle::with_template("  verifying {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left");
+        let bar = ProgressBar::new(sizes.map(|stamp| stamp.size).sum());
+        bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    });
+    let progress = |bytes: u64| {
+        if let Some(bar) = &bar {
+            bar.inc(bytes);
+        }
+    };
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(targets.len()) {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(target) = targets.get(at) else { return };
+                    let verified = verify::verify(target, keys, &progress);
+                    let mut done = done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    done.push((at, verified));
+                }
+            });
+        }
+    });
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    done.sort_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, verified)| verified).collect()
+}
+
+fn line(verified: &Verified) -> String {
+    let problems = verified.problems.iter().map(|problem| {
+        serde_json::json!({
+            "part": problem.part.as_str(),
+            "place": problem.place,
+            "message": problem.what,
+        })
+    });
+    let line = serde_json::json!({
+        "schema": json::SCHEMA,
+        "reason": "verified",
+        "output": verified.output.display().to_string(),
+        "good": verified.problems.is_empty(),
+        "bytes": verified.bytes,
+        "tensors": verified.tensors,
+        "signers": verified.signers,
+        "keys": verified.keys,
+        "problems": problems.collect::<Vec<_>>(),
+    });
+    format!("{line}\n")
+}
+
+fn text(verified: &Verified) -> String {
+    let mut text = String::new();
+    let output = visible(&verified.output.display().to_string());
+    if verified.problems.is_empty() {
+        let tensors = words::count(verified.tensors as u64, "tensor");
+        let signed = match (verified.keys, verified.signers.len()) {
+            (0, 0) => "not signed".to_owned(),
+            (0, _) => {
+                let names: Vec<String> = verified
+                    .signers
+                    .iter()
+                    .map(|name| name.chars().take(16).collect())
+                    .collect();
+                let names = visible(&words::names(&names, 3));
+                format!("says that {names} signed it; `--key PUB` checks that")
+            }
+            (keys, _) => format!("signed by {}", words::count(keys as u64, "given key")),
+        };
+        let renamed = verified.renamed_from.as_ref();
+        let renamed = renamed
+            .map(|name| format!(", was `{}`", visible(name)))
+            .unwrap_or_default();
+        let bytes = words::bytes(verified.bytes);
+        let _ = writeln!(text, "good  {output}  {tensors}, {bytes}, {signed}{renamed}");
+        return text;
+    }
+    let _ = writeln!(text, "BAD   {output}");
+    for problem in &verified.problems {
+        let place = match problem.place.as_str() {
+            "" => String::new(),
+            place => format!(", {}", visible(place)),
+        };
+        let _ = writeln!(
+            text,
+            "      {}{place}: {}",
+            problem.part.as_str(),
+            visible(&problem.what)
+        );
+    }
+    text
+}

@@ -1,0 +1,596 @@
+//! What a recipe is locked to: the digest of every file that it reads, and the engines. For version control: sorted, one
+//! fact a line, nothing of a machine in it.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Session;
+use super::SessionError;
+use crate::digest::BlobDigest;
+use crate::digest::Hash;
+use crate::engine::Identity;
+use crate::fs;
+use crate::graph::Graph;
+use crate::graph::Node;
+use crate::graph::NodeId;
+use crate::graph::Work;
+use crate::manifest;
+use crate::manifest::Manifest;
+use crate::observer::Event;
+use crate::observer::Observer;
+use crate::observer::StepOutcome;
+use crate::scheduler;
+use crate::scheduler::Report;
+
+/// The version of the form of lock files.
+const SCHEMA: u32 = 1;
+
+/// No lock file is longer.
+const CAP: u64 = 64 << 20;
+
+/// A lock file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lock {
+    /// The version of this form: 1.
+    pub schema: u32,
+    /// The recipe's name.
+    pub recipe: String,
+    /// The engines, by what they are used for: `evaluator`, `quantizer`.
+    pub engine: BTreeMap<String, LockedEngine>,
+    /// Every file that the recipe reads, by node and path.
+    #[serde(default)]
+    pub source: Vec<Locked>,
+}
+
+/// An engine in a lock file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedEngine {
+    /// The digest of its identity document.
+    pub fingerprint: String,
+    /// The facts of that document, so that a difference can be told.
+    pub facts: BTreeMap<String, String>,
+}
+
+/// A file in a lock file.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Locked {
+    /// The node that reads it: `source.model`, `corpus.calibration`.
+    pub node: String,
+    /// Where it is, from the recipe's folder; as the recipe has it where it is elsewhere.
+    pub path: String,
+    /// The BLAKE3 of its bytes.
+    pub blake3: Hash,
+    /// How many bytes it has.
+    pub bytes: u64,
+}
+
+/// Why a lock file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// The file.
+    #[error(transparent)]
+    Path(#[from] fs::PathError),
+    /// Not a lock file.
+    #[error("it is no lock file: {0}")]
+    Malformed(String),
+    /// One of another version.
+    #[error("it is a lock file of schema {found}; this version of forge reads {SCHEMA}")]
+    Schema {
+        /// The version.
+        found: u32,
+    },
+    /// Nothing says what the recipe was locked to.
+    #[error("nothing says what the sources and engines should be")]
+    Nothing,
+    /// The sources could not be read: what failed is in the report.
+    #[error("the sources could not be read")]
+    Failed(Box<Report>),
+    /// The session.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+}
+
+/// Something that is not as it was locked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LockDifference {
+    /// The lock is another recipe's.
+    #[error("it is the lock of recipe `{locked}`, and this is `{found}`")]
+    Recipe {
+        /// The recipe in the lock.
+        locked: String,
+        /// This one.
+        found: String,
+    },
+    /// A fact of an engine.
+    #[error("the {role}'s `{fact}` is `{found}`, and was `{locked}`")]
+    Engine {
+        /// What the engine is used for.
+        role: String,
+        /// The fact; `fingerprint` where no fact tells.
+        fact: String,
+        /// What it was.
+        locked: String,
+        /// What it is.
+        found: String,
+    },
+    /// A file has other bytes.
+    #[error("`{path}` of `{node}` is {found}, and was {locked}")]
+    Changed {
+        /// The node.
+        node: String,
+        /// The file.
+        path: String,
+        /// What it was.
+        locked: BlobDigest,
+        /// What it is.
+        found: BlobDigest,
+    },
+    /// A file that is read now and was not.
+    #[error("`{path}` of `{node}` is new")]
+    New {
+        /// The node.
+        node: String,
+        /// The file.
+        path: String,
+    },
+    /// A file that was read and is not any more.
+    #[error("`{path}` of `{node}` is no longer read")]
+    Gone {
+        /// The node.
+        node: String,
+        /// The file.
+        path: String,
+    },
+    /// A candidate that no manifest tells of.
+    #[error("`{candidate}` has no manifest that says what it was made of")]
+    NoManifest {
+        /// The candidate.
+        candidate: String,
+    },
+}
+
+/// Lets through what is news of a look at the sources before a build, which then finds them cached.
+struct OnlyNews<'a>(&'a dyn Observer);
+
+impl Observer for OnlyNews<'_> {
+    fn event(&self, event: &Event) {
+        let old = matches!(
+            event,
+            Event::StepFinished {
+                outcome: StepOutcome::Cached,
+                ..
+            }
+        );
+        if !old {
+            self.0.event(event);
+        }
+    }
+}
+
+/// Files by node and name.
+type Files = BTreeMap<(String, String), BlobDigest>;
+
+impl Lock {
+    /// Reads a lock file.
+    pub fn parse(text: &str) -> Result<Self, LockError> {
+        let lock: Self =
+            toml::from_str(text).map_err(|error| LockError::Malformed(error.message().chars().take(300).collect()))?;
+        if lock.schema == SCHEMA {
+            Ok(lock)
+        } else {
+            Err(LockError::Schema { found: lock.schema })
+        }
+    }
+
+    /// Reads a lock file; `None` if there is none.
+    pub fn load(path: &Path) -> Result<Option<Self>, LockError> {
+        let bytes = match fs::read_foreign(path, CAP) {
+            Ok(bytes) => bytes,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let text = String::from_utf8(bytes).map_err(|_| LockError::Malformed("it is not UTF-8".to_owned()))?;
+        Self::parse(&text).map(Some)
+    }
+
+    /// Returns the file's text.
+    pub fn to_toml(&self) -> String {
+        let mut text =
+            String::from("# Written by `forge lock`; `forge build --frozen` refuses what differs from it.\n");
+        let _ = writeln!(text, "schema = {}", self.schema);
+        let _ = writeln!(text, "recipe = {}", quoted(&self.recipe));
+        for (role, engine) in &self.engine {
+            let _ = writeln!(text, "\n[engine.{}]", key(role));
+            let _ = writeln!(text, "fingerprint = {}", quoted(&engine.fingerprint));
+            let _ = writeln!(text, "\n[engine.{}.facts]", key(role));
+            for (fact, value) in &engine.facts {
+                let _ = writeln!(text, "{} = {}", key(fact), quoted(value));
+            }
+        }
+        for source in &self.source {
+            let _ = writeln!(text, "\n[[source]]");
+            let _ = writeln!(text, "node = {}", quoted(&source.node));
+            let _ = writeln!(text, "path = {}", quoted(&source.path));
+            let _ = writeln!(text, "blake3 = \"{}\"", source.blake3);
+            let _ = writeln!(text, "bytes = {}", source.bytes);
+        }
+        text
+    }
+
+    /// Writes the file.
+    pub fn save(&self, path: &Path) -> Result<(), fs::PathError> {
+        fs::write_atomic(path, self.to_toml().as_bytes(), fs::Durability::Synced)
+    }
+
+    fn files(&self) -> Files {
+        let files = self.source.iter().map(|source| {
+            let digest = BlobDigest {
+                hash: source.blake3,
+                len: source.bytes,
+            };
+            ((source.node.clone(), source.path.clone()), digest)
+        });
+        files.collect()
+    }
+
+    /// Returns in what this differs from what was found. With `nodes`, only files of these count.
+    pub fn differences(&self, found: &Self, nodes: Option<&BTreeSet<String>>) -> Vec<LockDifference> {
+        let mut differences = Vec::new();
+        if self.recipe != found.recipe {
+            differences.push(LockDifference::Recipe {
+                locked: self.recipe.clone(),
+                found: found.recipe.clone(),
+            });
+        }
+        differences.extend(engine_differences(&self.engine, &found.engine));
+        let counts = |node: &str| nodes.is_none_or(|nodes| nodes.contains(node));
+        differences.extend(file_differences(&self.files(), &found.files(), &counts));
+        differences
+    }
+}
+
+/// Names are bare keys where TOML lets them.
+fn key(name: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    if !name.is_empty() && name.chars().all(bare) {
+        name.to_owned()
+    } else {
+        quoted(name)
+    }
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
+
+fn engine_differences(
+    locked: &BTreeMap<String, LockedEngine>,
+    found: &BTreeMap<String, LockedEngine>,
+) -> Vec<LockDifference> {
+    let mut differences = Vec::new();
+    for (role, engine) in found {
+        let nothing = LockedEngine {
+            fingerprint: "nothing".to_owned(),
+            facts: BTreeMap::new(),
+        };
+        let before = locked.get(role).unwrap_or(&nothing);
+        if before == engine {
+            continue;
+        }
+        let mut told = facts_that_differ(&before.facts, &engine.facts);
+        if told.is_empty() || before.facts.is_empty() {
+            told = vec![(
+                "fingerprint".to_owned(),
+                before.fingerprint.clone(),
+                engine.fingerprint.clone(),
+            )];
+        }
+        differences.extend(told.into_iter().map(|(fact, locked, found)| LockDifference::Engine {
+            role: role.clone(),
+            fact,
+            locked,
+            found,
+        }));
+    }
+    differences
+}
+
+/// Returns the facts in which two identities differ, with both values; `nothing` where one has no such fact.
+pub(super) fn facts_that_differ(
+    before: &BTreeMap<String, String>,
+    after: &BTreeMap<String, String>,
+) -> Vec<(String, String, String)> {
+    let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let text = |value: Option<&String>| value.cloned().unwrap_or_else(|| "nothing".to_owned());
+    names
+        .into_iter()
+        .filter(|name| before.get(*name) != after.get(*name))
+        .map(|name| (name.clone(), text(before.get(name)), text(after.get(name))))
+        .collect()
+}
+
+fn file_differences(locked: &Files, found: &Files, counts: &dyn Fn(&str) -> bool) -> Vec<LockDifference> {
+    let mut differences = Vec::new();
+    let names: BTreeSet<&(String, String)> = locked.keys().chain(found.keys()).collect();
+    for name in names {
+        let (node, path) = name.clone();
+        if !counts(&node) {
+            continue;
+        }
+        match (locked.get(name), found.get(name)) {
+            (Some(before), Some(now)) if before != now => differences.push(LockDifference::Changed {
+                node,
+                path,
+                locked: *before,
+                found: *now,
+            }),
+            (None, Some(_)) => differences.push(LockDifference::New { node, path }),
+            (Some(_), None) => differences.push(LockDifference::Gone { node, path }),
+            _ => {}
+        }
+    }
+    differences
+}
+
+fn locked_engine(identity: &Identity) -> (String, LockedEngine) {
+    let engine = LockedEngine {
+        fingerprint: identity.fingerprint().to_string(),
+        facts: identity.facts.clone(),
+    };
+    (identity.role.clone(), engine)
+}
+
+impl Session {
+    /// Reads the sources, as far as they are not known, and returns what the recipe would be locked to now. Results of
+    /// reading stay in the store; no output is written.
+    pub fn lock(&self, options: scheduler::Options, observer: &dyn Observer) -> Result<Lock, LockError> {
+        let report = self.read_sources(options, observer)?;
+        let mut source = Vec::new();
+        for node in self.graph.nodes().filter(|node| node.reads_files()) {
+            let files = report.outcomes.get(&node.id).map(|outcome| &outcome.files);
+            for file in files.into_iter().flatten() {
+                let path = file.path.strip_prefix(&self.settings.folder).unwrap_or(&file.path);
+                source.push(Locked {
+                    node: node.id.to_string(),
+                    path: path.to_string_lossy().into_owned(),
+                    blake3: file.digest.hash,
+                    bytes: file.digest.len,
+                });
+            }
+        }
+        source.sort();
+        Ok(Lock {
+            schema: SCHEMA,
+            recipe: self.recipe.name.clone(),
+            engine: [&self.quantizer, &self.evaluator]
+                .into_iter()
+                .map(locked_engine)
+                .collect(),
+            source,
+        })
+    }
+
+    fn read_sources(&self, options: scheduler::Options, observer: &dyn Observer) -> Result<Report, LockError> {
+        let _lease = self.store.lease().map_err(SessionError::from)?;
+        let news = OnlyNews(observer);
+        let env = self.env(&news);
+        self.check_sources(&env)?;
+        let readers: Vec<NodeId> = readers(&self.graph).map(|node| node.id.clone()).collect();
+        let graph = self.graph.only(&readers);
+        let report = scheduler::build(&graph, &env, options, &|| true, &mut |_| Vec::new());
+        if report.failures.is_empty() && !report.stopped {
+            Ok(report)
+        } else {
+            Err(LockError::Failed(Box::new(report)))
+        }
+    }
+
+    /// Returns in what the sources and engines differ from a lock file. Files of steps that this session leaves out do not
+    /// count.
+    pub fn differs_from_lock(
+        &self,
+        lock: &Lock,
+        options: scheduler::Options,
+        observer: &dyn Observer,
+    ) -> Result<Vec<LockDifference>, LockError> {
+        let found = self.lock(options, observer)?;
+        let whole = Graph::of(&self.recipe).map_err(SessionError::from)?;
+        let here: BTreeSet<String> = readers(&self.graph).map(|node| node.id.to_string()).collect();
+        let all: BTreeSet<String> = readers(&whole).map(|node| node.id.to_string()).collect();
+        // What the lock names and the recipe has no more counts; what this session was not asked for does not.
+        let mut nodes: BTreeSet<String> = lock.source.iter().map(|source| source.node.clone()).collect();
+        nodes.retain(|node| !all.contains(node));
+        nodes.extend(here);
+        Ok(lock.differences(&found, Some(&nodes)))
+    }
+
+    /// Returns in what the sources and engines differ from those of the manifests in the output folder, each with the
+    /// name of the manifest.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Nothing`] if there is no manifest at all.
+    pub fn differs_from_manifests(
+        &self,
+        options: scheduler::Options,
+        observer: &dyn Observer,
+    ) -> Result<Vec<(String, LockDifference)>, LockError> {
+        let mut manifests = BTreeMap::new();
+        let candidates: Vec<&Node> = self.candidates().collect();
+        for node in &candidates {
+            let NodeId::Step(id) = &node.id else { continue };
+            let name = format!("{}.gguf{}", id.label(), manifest::SUFFIX);
+            match fs::read_foreign(&self.settings.out.join(&name), manifest::CAP) {
+                Ok(bytes) => {
+                    let manifest =
+                        Manifest::parse(&bytes).map_err(|error| LockError::Malformed(format!("`{name}`: {error}")))?;
+                    manifests.insert(node.id.clone(), (name, manifest));
+                }
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if manifests.is_empty() {
+            return Err(LockError::Nothing);
+        }
+        let report = self.read_sources(options, observer)?;
+        let mut differences = Vec::new();
+        for node in candidates {
+            let Some((name, manifest)) = manifests.get(&node.id) else {
+                let candidate = node.id.to_string();
+                differences.push((String::new(), LockDifference::NoManifest { candidate }));
+                continue;
+            };
+            let found = Self::files_read(&self.graph.only(std::slice::from_ref(&node.id)), &report);
+            let told = engine_differences(&engines_of(manifest), &self.engines_used(manifest))
+                .into_iter()
+                .chain(file_differences(&files_of(manifest), &found, &|_| true));
+            differences.extend(told.map(|difference| (name.clone(), difference)));
+        }
+        Ok(differences)
+    }
+
+    fn candidates(&self) -> impl Iterator<Item = &Node> {
+        self.graph
+            .nodes()
+            .filter(|node| matches!(node.work, Work::Promote { .. }))
+    }
+
+    /// Returns this program's engines, as far as a manifest's actions name one for the same use.
+    fn engines_used(&self, manifest: &Manifest) -> BTreeMap<String, LockedEngine> {
+        let used = engines_of(manifest);
+        let engines = [&self.quantizer, &self.evaluator].into_iter().map(locked_engine);
+        engines.filter(|(role, _)| used.contains_key(role)).collect()
+    }
+
+    fn files_read(graph: &Graph, report: &Report) -> Files {
+        let mut files = Files::new();
+        for node in readers(graph) {
+            let read = report.outcomes.get(&node.id).map(|outcome| &outcome.files);
+            for file in read.into_iter().flatten() {
+                let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                insert(&mut files, node.id.to_string(), &name, file.digest);
+            }
+        }
+        files
+    }
+}
+
+/// Returns the nodes that read files.
+fn readers(graph: &Graph) -> impl Iterator<Item = &Node> {
+    graph.nodes().filter(|node| node.reads_files())
+}
+
+/// Adds a file by its name; a second one of the name gets a number.
+fn insert(files: &mut Files, node: String, name: &str, digest: BlobDigest) {
+    let mut key = (node, name.to_owned());
+    let mut count = 1;
+    while files.contains_key(&key) {
+        count += 1;
+        key.1 = format!("{name} ({count})");
+    }
+    files.insert(key, digest);
+}
+
+fn files_of(manifest: &Manifest) -> Files {
+    let mut files = Files::new();
+    for source in &manifest.predicate.build_definition.resolved_dependencies {
+        let hash = source.digest.get("blake3").and_then(|hash| hash.parse().ok());
+        let len = source.annotations.get("bytes").and_then(|len| len.parse().ok());
+        if let (Some(hash), Some(len)) = (hash, len) {
+            let node = source.annotations.get("node").cloned().unwrap_or_default();
+            insert(&mut files, node, &source.name, BlobDigest { hash, len });
+        }
+    }
+    files
+}
+
+/// Returns the engines that a manifest's actions name, by what they are used for.
+fn engines_of(manifest: &Manifest) -> BTreeMap<String, LockedEngine> {
+    let used = super::reproduce::engines_used(manifest);
+    used.iter().map(locked_engine).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lock() -> Lock {
+        let engine = |role: &str| LockedEngine {
+            fingerprint: Hash::of(role.as_bytes()).to_string(),
+            facts: BTreeMap::from([("c flags".to_owned(), "-O3 \"x\"".to_owned())]),
+        };
+        Lock {
+            schema: SCHEMA,
+            recipe: "a".to_owned(),
+            engine: ["quantizer", "evaluator"]
+                .map(|role| (role.to_owned(), engine(role)))
+                .into(),
+            source: vec![Locked {
+                node: "corpus.prose".to_owned(),
+                path: "texts/ein \\ Text.txt".to_owned(),
+                blake3: Hash::of(b"a"),
+                bytes: 1,
+            }],
+        }
+    }
+
+    #[test]
+    fn a_lock_file_reads_back() {
+        let text = lock().to_toml();
+        assert_eq!(Lock::parse(&text).unwrap(), lock());
+        let empty = Lock {
+            source: Vec::new(),
+            ..lock()
+        };
+        assert_eq!(Lock::parse(&empty.to_toml()).unwrap(), empty);
+        let newer = text.replace("schema = 1", "schema = 2");
+        assert!(matches!(Lock::parse(&newer), Err(LockError::Schema { found: 2 })));
+        for bad in [
+            "",
+            "schema = 1",
+            "schema = \"1\"",
+            "\u{0}",
+            &text.replace("bytes = 1", "bytes = -1"),
+        ] {
+            assert!(matches!(Lock::parse(bad), Err(LockError::Malformed(_))), "{bad}");
+        }
+        let more = format!("more = 1\n{text}");
+        assert!(matches!(Lock::parse(&more), Err(LockError::Malformed(_))));
+    }
+
+    #[test]
+    fn every_difference_is_told_at_once() {
+        let (before, mut now) = (lock(), lock());
+        assert_eq!(before.differences(&now, None), []);
+        now.recipe = "b".to_owned();
+        now.source[0].blake3 = Hash::of(b"b");
+        now.source.push(Locked {
+            path: "new".to_owned(),
+            ..now.source[0].clone()
+        });
+        let quantizer = now.engine.get_mut("quantizer").unwrap();
+        quantizer.fingerprint = "other".to_owned();
+        quantizer.facts.insert("cpu".to_owned(), "avx2".to_owned());
+        let told: Vec<String> = before.differences(&now, None).iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 4, "{told:#?}");
+        assert!(told[0].contains("recipe `a`") && told[1].contains("`cpu` is `avx2`, and was `nothing`"));
+        assert!(told[2].contains("`new` of `corpus.prose` is new"), "{told:#?}");
+        assert!(told[3].contains("Text.txt"), "{told:#?}");
+        let gone = now.differences(&before, None);
+        assert!(
+            gone.iter()
+                .any(|it| matches!(it, LockDifference::Gone { path, .. } if path == "new"))
+        );
+        let nodes = BTreeSet::new();
+        assert_eq!(before.differences(&now, Some(&nodes)).len(), 2, "no file counts");
+    }
+}

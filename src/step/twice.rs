@@ -1,0 +1,139 @@
+//! Actions that run a second time, to see whether they give the same (`forge check --twice`).
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use crate::action::ActionResult;
+use crate::digest::ActionDigest;
+use crate::digest::BlobDigest;
+use crate::store::Store;
+use crate::store::StoreError;
+
+/// Which steps' actions run twice, and what came of it. A result that is in the store is made once more, one that is not is
+/// made twice; what the store keeps is the first result either way.
+#[derive(Debug, Default)]
+pub struct Twice {
+    /// The steps; nothing for all.
+    steps: Option<BTreeSet<String>>,
+    done: Mutex<BTreeSet<ActionDigest>>,
+    differences: Mutex<Vec<TwiceDifference>>,
+    again: AtomicU64,
+}
+
+/// An action that gave something else the second time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TwiceDifference {
+    /// The step that it belongs to.
+    pub step: String,
+    /// Its kind.
+    pub kind: &'static str,
+    /// Its key.
+    pub key: ActionDigest,
+    /// Which part of the step it is, as a tensor's name; empty for the step itself.
+    pub part: String,
+    /// The output that differs, or the fact.
+    pub output: String,
+    /// The first byte that differs; nothing where one of the two has no such output, or a fact differs.
+    pub at: Option<u64>,
+    /// The output that stays; a fact's text.
+    pub kept: Option<String>,
+    /// The other one.
+    pub differing: Option<String>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is guarded is whole after every statement.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Twice {
+    /// Chooses the actions of some steps, by the names of their nodes; none for those of all.
+    pub fn of(steps: BTreeSet<String>) -> Self {
+        Self {
+            steps: (!steps.is_empty()).then_some(steps),
+            ..Self::default()
+        }
+    }
+
+    /// Says whether a step's actions run twice.
+    pub fn wants(&self, step: &str) -> bool {
+        self.steps.as_ref().is_none_or(|steps| steps.contains(step))
+    }
+
+    /// Says whether an action is to run again now: once for each action, however many steps need it.
+    pub(super) fn takes(&self, step: &str, key: ActionDigest) -> bool {
+        self.wants(step) && locked(&self.done).insert(key)
+    }
+
+    /// Takes note of a second run.
+    pub(super) fn count(&self) {
+        self.again.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn note(&self, differences: &[TwiceDifference]) {
+        locked(&self.differences).extend_from_slice(differences);
+    }
+
+    /// Returns how many actions ran a second time.
+    pub fn again(&self) -> u64 {
+        self.again.load(Ordering::Relaxed)
+    }
+
+    /// Returns what differed, in the order of steps, parts and outputs.
+    pub fn differences(&self) -> Vec<TwiceDifference> {
+        let mut found = locked(&self.differences).clone();
+        found.sort_by(|a, b| (&a.step, &a.part, a.key, &a.output).cmp(&(&b.step, &b.part, b.key, &b.output)));
+        found
+    }
+}
+
+/// An output or a fact that differs: its name, the first byte that differs, and what each result has.
+pub(super) type Found = (String, Option<u64>, Option<String>, Option<String>);
+
+/// Returns where two results of an action differ.
+pub(super) fn compare(store: &Store, kept: &ActionResult, differing: &ActionResult) -> Result<Vec<Found>, StoreError> {
+    let mut found = Vec::new();
+    let names: BTreeSet<&String> = kept.outputs.keys().chain(differing.outputs.keys()).collect();
+    for name in names {
+        let (a, b) = (kept.output(name), differing.output(name));
+        if a != b {
+            let at = match (a, b) {
+                (Some(a), Some(b)) => first_difference(store, &a, &b)?,
+                _ => None,
+            };
+            let text = |digest: Option<BlobDigest>| digest.map(|digest| digest.to_string());
+            found.push((name.clone(), at, text(a), text(b)));
+        }
+    }
+    let names: BTreeSet<&String> = kept.facts.keys().chain(differing.facts.keys()).collect();
+    for name in names {
+        let (a, b) = (kept.facts.get(name), differing.facts.get(name));
+        if a != b {
+            found.push((name.clone(), None, a.cloned(), b.cloned()));
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the first byte in which two blobs differ: of the shorter's length, if it is the longer's start.
+fn first_difference(store: &Store, a: &BlobDigest, b: &BlobDigest) -> Result<Option<u64>, StoreError> {
+    // Mapped, not read: a tensor may be larger than memory.
+    let (first, second) = (store.map(a)?, store.map(b)?);
+    let (first, second): (&[u8], &[u8]) = (&first, &second);
+    const BLOCK: usize = 1 << 16;
+    let common = first.len().min(second.len());
+    let mut at = 0;
+    while at < common {
+        let end = common.min(at + BLOCK);
+        if first[at..end] != second[at..end] {
+            let within = first[at..end].iter().zip(&second[at..end]).position(|(a, b)| a != b);
+            return Ok(within.map(|within| (at + within) as u64));
+        }
+        at = end;
+    }
+    Ok((first.len() != second.len()).then_some(common as u64))
+}

@@ -1,0 +1,161 @@
+//! `forge lock` and `forge build --frozen`: nothing is built where a source or an engine is another.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::SystemTime;
+
+use crate::cut::build_well;
+use crate::cut::edited;
+use crate::cut::project;
+use crate::cut::text;
+use crate::support::Forge;
+
+/// The small project with a corpus of two texts, found by a pattern.
+fn globbed() -> Forge {
+    let forge = project();
+    forge
+        .write("texts/a.txt", text("calibration-prose.txt"))
+        .write("texts/b.txt", text("calibration-code.txt"))
+        .recipe(&edited(crate::cut::RECIPE, "[\"prose.txt\"]", "[\"texts/*.txt\"]"));
+    forge
+}
+
+/// When each file of a folder was last written.
+fn times(folder: &Path) -> BTreeMap<String, SystemTime> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().map(Result::unwrap);
+    entries
+        .map(|entry| {
+            let name = entry.file_name().into_string().unwrap();
+            (name, entry.metadata().unwrap().modified().unwrap())
+        })
+        .collect()
+}
+
+#[test]
+fn a_frozen_build_refuses_what_differs_from_the_lock_and_says_all_of_it() {
+    let forge = globbed();
+    let run = forge.run(&["build", "--frozen", "-j", "1"]).status(1);
+    assert!(
+        run.stderr.contains("recipe.lock") && run.stderr.contains("`forge lock`"),
+        "{}",
+        run.stderr
+    );
+    assert!(!forge.path("out/small/a.gguf").exists());
+    let run = forge.run(&["lock"]).success();
+    assert!(run.stderr.contains("wrote recipe.lock: 4 files"), "{}", run.stderr);
+    let lock = std::fs::read_to_string(forge.path("recipe.lock")).unwrap();
+    assert!(
+        !lock.contains(forge.dir().to_str().unwrap()),
+        "nothing of this machine: {lock}"
+    );
+    let places: Vec<usize> = ["texts/a.txt", "texts/b.txt", "held-out.txt", "model.gguf"]
+        .iter()
+        .map(|name| lock.find(&format!("path = \"{name}\"")).unwrap())
+        .collect();
+    assert!(places.is_sorted(), "sorted by node and path: {lock}");
+    let _ = forge.run(&["lock"]).success();
+    assert_eq!(
+        std::fs::read_to_string(forge.path("recipe.lock")).unwrap(),
+        lock,
+        "the same again"
+    );
+    let _ = forge.run(&["build", "--frozen", "-j", "1"]).success();
+    let again = forge.run(&["build", "--frozen", "-j", "1"]).success();
+    assert!(again.stderr.contains("nothing to do"), "{}", again.stderr);
+    let run = forge.run(&["lock", "--check"]).success();
+    assert!(run.stderr.starts_with("ok: 4 files"), "{}", run.stderr);
+    assert_eq!(std::fs::read_to_string(forge.path("recipe.lock")).unwrap(), lock);
+
+    let before = times(&forge.path("out/small"));
+    forge
+        .write("texts/a.txt", text("held-out.txt"))
+        .write("texts/c.txt", "a third text");
+    std::fs::remove_file(forge.path("texts/b.txt")).unwrap();
+    let locked = lock
+        .replace("\"GNU", "\"Moon")
+        .replace("recipe = \"small\"", "recipe = \"other\"");
+    forge.write("recipe.lock", &locked);
+    for verb in [&["build", "--frozen", "-j", "1"][..], &["lock", "--check"]] {
+        let run = forge.run(verb).status(1);
+        for word in [
+            "`texts/a.txt` of `corpus.calibration` is ",
+            "`texts/b.txt` of `corpus.calibration` is no longer read",
+            "`texts/c.txt` of `corpus.calibration` is new",
+            "the quantizer's `c compiler` is `",
+            "the evaluator's `c compiler` is `",
+            "the lock of recipe `other`",
+            "nothing was built",
+        ] {
+            assert!(run.stderr.contains(word), "{word}: {}", run.stderr);
+        }
+    }
+    assert_eq!(times(&forge.path("out/small")), before, "nothing was built");
+    // Without the word, the same is built.
+    build_well(&forge, &[]);
+    assert_ne!(times(&forge.path("out/small")), before);
+
+    // Another file, and one that is none.
+    let _ = forge.run(&["lock", "--lock", "locks/../recipe.lock"]).status(3);
+    let _ = forge.run(&["lock", "--lock", "mine.lock"]).success();
+    let _ = forge
+        .run(&["build", "--frozen", "--lock", "mine.lock", "-j", "1"])
+        .success();
+    let run = forge.run(&["build", "--frozen", "--lock", "no.lock"]).status(1);
+    assert!(run.stderr.contains("`no.lock`"), "{}", run.stderr);
+    let run = forge.run(&["build", "--frozen", "--lock", "recipe.toml"]).status(1);
+    assert!(run.stderr.contains("no lock file"), "{}", run.stderr);
+    let _ = forge.run(&["build", "--lock", "mine.lock"]).status(2);
+    forge.write("new.lock", lock.replace("schema = 1", "schema = 2"));
+    let run = forge.run(&["lock", "--check", "--lock", "new.lock"]).status(1);
+    assert!(run.stderr.contains("schema 2"), "{}", run.stderr);
+}
+
+#[test]
+fn a_part_of_a_recipe_is_held_against_its_part_of_the_lock() {
+    let forge = globbed();
+    let _ = forge.run(&["lock"]).success();
+    forge.write("held-out.txt", "another text to judge on");
+    let _ = forge
+        .run(&["build", "--frozen", "-j", "1", "recipe.toml", "promote.a"])
+        .success();
+    let run = forge.run(&["build", "--frozen", "-j", "1"]).status(1);
+    assert!(
+        run.stderr.contains("`held-out.txt` of `corpus.held-out`"),
+        "{}",
+        run.stderr
+    );
+}
+
+#[test]
+fn without_a_lock_the_manifests_in_the_output_folder_are_asked() {
+    let forge = globbed();
+    build_well(&forge, &[]);
+    let _ = forge.run(&["build", "--frozen", "-j", "1"]).success();
+    std::fs::remove_file(forge.path("out/small/b.gguf")).unwrap();
+    let _ = forge.run(&["build", "--frozen", "-j", "1"]).success();
+    assert!(forge.path("out/small/b.gguf").exists());
+    forge.write("texts/a.txt", text("held-out.txt"));
+    std::fs::remove_file(forge.path("texts/b.txt")).unwrap();
+    let run = forge.run(&["build", "--frozen", "-j", "1"]).status(1);
+    for name in ["a.gguf.manifest.json", "b.gguf.manifest.json"] {
+        assert!(
+            run.stderr
+                .contains(&format!("{name}: `a.txt` of `corpus.calibration` is ")),
+            "{}",
+            run.stderr
+        );
+        assert!(
+            run.stderr
+                .contains(&format!("{name}: `b.txt` of `corpus.calibration` is no longer")),
+            "{}",
+            run.stderr
+        );
+    }
+    forge
+        .write("texts/a.txt", text("calibration-prose.txt"))
+        .write("texts/b.txt", text("calibration-code.txt"));
+    let _ = forge.run(&["build", "--frozen", "-j", "1"]).success();
+    std::fs::remove_file(forge.path("out/small/a.gguf.manifest.json")).unwrap();
+    let run = forge.run(&["build", "--frozen", "-j", "1"]).status(1);
+    assert!(run.stderr.contains("`promote.a` has no manifest"), "{}", run.stderr);
+}
