@@ -9,7 +9,6 @@ use std::time::SystemTime;
 
 use serde::Deserialize;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::action::ActionResult;
 use crate::digest::ActionDigest;
@@ -34,9 +33,6 @@ const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
 const CAP: u64 = 16 << 20;
 /// How many records of a step are kept besides the last one.
 const KEPT: usize = 8;
-const FRESH: &str = "fresh";
-const FRESH_VERSION: u64 = 1;
-const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
 
 /// A file that a step read, by the name that the recipe has for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
