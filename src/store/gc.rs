@@ -419,7 +419,7 @@ impl Store {
             let files = self.plain_files(directory)?;
             total += files.iter().map(|file| room(file.stamp.size)).sum::<u64>();
         }
-        for directory in ["last", "fresh"] {
+        for directory in layout::RUN_FOLDERS {
             let files = self.plain_files(&format!("{}/{directory}", layout::RUNS))?;
             total += files.iter().map(|file| room(file.stamp.size)).sum::<u64>();
         }

@@ -29,6 +29,8 @@ pub(super) const DIRECTORIES: [&str; 12] = [
 pub(super) const SHARDED: [&str; 4] = [CAS, ACTIONS, STAT, TOMBSTONES];
 pub(super) const LAYOUT_FILE: &str = "layout";
 const LAYOUT_WORD: &str = "forge-store";
+/// The folders within that of the runs.
+pub(super) const RUN_FOLDERS: [&str; 5] = ["last", "earlier", "fresh", "engines", "failed"];
 pub(super) const TAG_FILE: &str = "CACHEDIR.TAG";
 const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55
 # This directory is a cache of forge. Everything in it can be made again.
@@ -66,8 +68,10 @@ fn refuse_links_within(root: &Path) -> Result<(), StoreError> {
             }
         }
     }
-    refuse_link(&root.join(RUNS).join("last"))?;
-    refuse_link(&root.join(RUNS).join("fresh"))
+    for folder in RUN_FOLDERS {
+        refuse_link(&root.join(RUNS).join(folder))?;
+    }
+    Ok(())
 }
 
 fn refuse_link(path: &Path) -> Result<(), StoreError> {

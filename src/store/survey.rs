@@ -210,8 +210,9 @@ impl Store {
             for entry in list_if_there(&folder)? {
                 let path = folder.join(&entry.name);
                 if entry.is_dir {
-                    // What steps did last is asked for by itself; a note of a build that did nothing keeps nothing.
-                    if entry.name != "last" && entry.name != "fresh" {
+                    // What steps did last is asked for by itself; a note of a build that did nothing, and what failed steps
+                    // left, keep nothing.
+                    if entry.name != "last" && entry.name != "fresh" && entry.name != "failed" {
                         folders.push(path);
                     }
                 } else if let Ok((bytes, _)) = fs::read_plain(&path, RECORD_CAP) {

@@ -395,10 +395,13 @@ impl Store {
 
     fn check_notes(&self, verified: &mut Verified) -> Result<(), StoreError> {
         let of_runs = |name: &str| format!("{}/{name}", layout::RUNS);
-        let (last, fresh) = (of_runs("last"), of_runs("fresh"));
+        let (last, earlier) = (of_runs("last"), of_runs("earlier"));
+        let (fresh, engines) = (of_runs("fresh"), of_runs("engines"));
         for (directory, called, kind) in [
             (last.as_str(), layout::RUNS, "last"),
+            (earlier.as_str(), layout::RUNS, "earlier"),
             (fresh.as_str(), layout::RUNS, "fresh"),
+            (engines.as_str(), layout::RUNS, "engine"),
             (layout::MANIFESTS, layout::MANIFESTS, "pin"),
             (layout::EVENTS, layout::EVENTS, "event"),
             (layout::BORROWED, layout::BORROWED, "loans"),
