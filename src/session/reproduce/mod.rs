@@ -352,6 +352,7 @@ impl Reproduction {
             out: out.clone(),
             cache_dir: store,
             threads,
+            again: command.clone(),
             command,
             // The candidate may go away: a store that stays must hold its tensors itself.
             borrow: false,
