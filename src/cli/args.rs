@@ -123,6 +123,9 @@ pub(super) enum Command {
     Log(Log),
     /// Draw the steps and what each needs
     Graph(Graph),
+    /// Look at choices of tensor types, and at the proofs that come with them
+    #[command(subcommand)]
+    Policy(Policy),
     /// Look at the store, check it, and make room
     Cache(crate::cli::cache::args::Cache),
     /// Print the identity of the embedded engine
@@ -139,6 +142,93 @@ pub(super) enum Command {
     Key(Key),
     /// Export signed manifests in the forms of other tools
     Bundle(Bundle),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Policy {
+    /// Say whether what certificates claim is true; shares no code with the solver that wrote them
+    ///
+    /// Everything is worked out anew from the problem that stands in the certificate: losses, bytes, the lower bound. Where a
+    /// choice is claimed to be the best, a search of another kind shows that no better one exists. Exit status 1 if
+    /// anything is not as stated; the first such thing is named.
+    Check(PolicyCheck),
+    /// Show which tensors of a model get their types together
+    ///
+    /// Tensors of a layer that have the same inputs are tied; that is told from an imatrix. Others are fused by rule, where an
+    /// engine wants one type. What is never quantized is in no group.
+    Groups(PolicyGroups),
+    /// Print the types of a candidate as rules that `llama-quantize --tensor-type-file` reads
+    ///
+    /// Every tensor that can be quantized is named, so that the tool's mix decides on none. Given the same source and imatrix, the
+    /// tool then makes the same tensors.
+    Export(PolicyExport),
+    /// Print a file of rules (`pattern=type` a line) as a section of a recipe
+    Import(PolicyImport),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct PolicyExport {
+    /// The candidate, or any other quantized model (GGUF)
+    #[arg(value_name = "CANDIDATE")]
+    pub(super) candidate: PathBuf,
+    /// A line for every tensor, or one for all layers that have the same type
+    #[arg(long, value_enum, default_value = "tensors")]
+    pub(super) format: ExportFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ExportFormat {
+    Tensors,
+    Rules,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct PolicyImport {
+    /// The file of rules
+    #[arg(value_name = "FILE")]
+    pub(super) rules: String,
+    /// The name of the section
+    #[arg(long, value_name = "NAME", default_value = "imported")]
+    pub(super) name: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct PolicyGroups {
+    /// The model (GGUF; of several files the first)
+    #[arg(value_name = "MODEL")]
+    pub(super) model: PathBuf,
+    /// Tie tensors that have equal sums in this imatrix
+    #[arg(long, value_name = "FILE")]
+    pub(super) imatrix: Option<PathBuf>,
+    /// Fuse what an engine wants to have one type
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "RULE")]
+    pub(super) fuse: Vec<Fuse>,
+    /// Show where `ashq1` starts each tensor, and how far it may rise
+    #[arg(long)]
+    pub(super) show_floors: bool,
+    /// The model was trained to be quantized: floors are lower
+    #[arg(long, requires = "show_floors")]
+    pub(super) qat: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Fuse {
+    /// Queries, keys and values of a layer
+    Attention,
+    /// Gate and up of a layer
+    FeedForward,
+    /// All expert tensors of a layer
+    Experts,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct PolicyCheck {
+    /// The certificates (`forge.certificate.v1`)
+    #[arg(required = true, value_name = "CERTIFICATE")]
+    pub(super) certificates: Vec<String>,
+    /// How many states to search at most for each answer before its claim counts as not shown
+    #[arg(long, value_name = "N", default_value_t = crate::certificate::DEFAULT_STATES)]
+    pub(super) states: u64,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -14,6 +14,9 @@ mod json;
 mod lock;
 mod log;
 mod plan;
+mod policy;
+mod policy_exchange;
+mod policy_groups;
 mod progress;
 mod reproduce;
 pub mod show;
@@ -130,6 +133,7 @@ fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Diff(diff) => diff::run(diff, &files, terminal),
         Command::Log(log) => log::run(log, &files, terminal),
         Command::Graph(graph) => graph::run(graph, &files, terminal),
+        Command::Policy(policy) => policy::run(policy, &files, terminal),
         Command::Cache(cache) => cache::run(cache, &files, terminal),
         Command::Lock(lock) => lock::run(lock, &files, terminal),
         Command::Reproduce(reproduce) => reproduce::run(reproduce, &files, terminal),

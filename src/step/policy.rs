@@ -1,16 +1,24 @@
 //! `[policy.NAME]`: a table of tensor, type and why.
 
+mod budget;
+
 use crate::action;
 use crate::action::Action;
 use crate::action::Method;
+use crate::action::PolicyHeader;
 use crate::action::PolicyRule;
+use crate::allocation::DEFAULT_STATES;
+use crate::digest::BlobDigest;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::policy;
+use crate::policy::Fuse;
+use crate::policy::GroupOptions;
 use crate::policy::ManualOptions;
 use crate::policy::Mix;
 use crate::policy::MixOptions;
 use crate::policy::ModelFacts;
+use crate::policy::Question;
 use crate::policy::Reason;
 use crate::policy::Rule;
 use crate::policy::Table;
@@ -34,10 +42,16 @@ use crate::step::model::Shape;
 use crate::step::model::decode;
 use crate::step::model::encode;
 use crate::step::model::facts_of;
+use crate::step::output;
 use crate::tensor_type::TensorType;
+
+pub use budget::energies_of;
 
 /// The version of the built-in rules: raise it when a mix gives other types.
 const RULES: u32 = 1;
+
+/// The version of the solver and of guessed losses: raise it when either gives another answer.
+const SOLVER: u32 = 1;
 
 /// A policy.
 pub struct Policy;
@@ -52,32 +66,105 @@ fn policy_step(node: &Node) -> Result<&PolicyStep, StepError> {
     }
 }
 
-fn method_of(step: &PolicyStep) -> Method {
-    let keep: Vec<String> = step.keep.iter().map(|pattern| pattern.as_str().to_owned()).collect();
+fn keep_of(step: &PolicyStep) -> Vec<String> {
+    step.keep.iter().map(|pattern| pattern.as_str().to_owned()).collect()
+}
+
+fn documents_of(rules: &[model::Rule]) -> Vec<PolicyRule> {
+    let rule = |rule: &model::Rule| PolicyRule {
+        pattern: rule.pattern.as_str().to_owned(),
+        target: rule.to.as_str().to_owned(),
+    };
+    rules.iter().map(rule).collect()
+}
+
+/// Returns the method of a policy that rules alone decide; nothing for one that keeps to a budget.
+fn by_rules(step: &PolicyStep) -> Option<Method> {
+    let keep = keep_of(step);
     match &step.method {
-        model::Method::Mix(mix) => Method::Mix {
+        model::Method::Mix(mix) => Some(Method::Mix {
             mix: mix.mix.as_str().to_owned(),
             pure: mix.pure,
             output_type: mix.output_type.map(|ty| ty.as_str().to_owned()),
             embedding_type: mix.embedding_type.map(|ty| ty.as_str().to_owned()),
             keep,
-        },
+        }),
         // What is kept comes before every rule: it is a rule itself.
-        model::Method::Manual(manual) => Method::Manual {
+        model::Method::Manual(manual) => Some(Method::Manual {
             rules: keep
                 .into_iter()
                 .map(|pattern| PolicyRule {
                     pattern,
                     target: "keep".to_owned(),
                 })
-                .chain(manual.rules.iter().map(|rule| PolicyRule {
-                    pattern: rule.pattern.as_str().to_owned(),
-                    target: rule.to.as_str().to_owned(),
-                }))
+                .chain(documents_of(&manual.rules))
                 .collect(),
             otherwise: manual.otherwise.map(|otherwise| otherwise.as_str().to_owned()),
-        },
+        }),
+        model::Method::Ashq1(_) | model::Method::Density(_) | model::Method::Prior(_) => None,
     }
+}
+
+fn method_of(step: &PolicyStep, inputs: &Inputs) -> Result<Method, StepError> {
+    if let Some(method) = by_rules(step) {
+        return Ok(method);
+    }
+    let keep = keep_of(step);
+    let join_of = || step.join.as_ref().map(|join| inputs.step(join)).transpose();
+    let header_of = |join: Option<&Outcome>| -> Result<PolicyHeader, StepError> {
+        Ok(PolicyHeader {
+            metadata: inputs.source(&step.model)?.output("metadata")?,
+            dataset: join.map(|join| join.fact("dataset").to_owned()),
+        })
+    };
+    let importances = |method: &str| -> Result<(BlobDigest, PolicyHeader), StepError> {
+        let join = join_of()?;
+        let imatrix = join.map(|join| join.output("imatrix")).transpose()?;
+        let missing = || StepError::input(format!("`{method}` works on an imatrix, and the policy names none"));
+        Ok((imatrix.ok_or_else(missing)?, header_of(join)?))
+    };
+    Ok(match &step.method {
+        model::Method::Mix(_) | model::Method::Manual(_) => {
+            return Err(StepError::input("rules decide on this policy"));
+        }
+        model::Method::Ashq1(ashq1) => {
+            let (imatrix, header) = importances("ashq1")?;
+            Method::Ashq1 {
+                imatrix,
+                header,
+                budget: budget::document_of(ashq1.budget),
+                depth: ashq1.depth,
+                free: ashq1.free,
+                qat: ashq1.qat,
+                floors: documents_of(&ashq1.floors),
+                ceilings: documents_of(&ashq1.ceilings),
+                keep,
+            }
+        }
+        model::Method::Density(density) => {
+            let (imatrix, header) = importances("density")?;
+            Method::Density {
+                imatrix,
+                header,
+                budget: budget::document_of(density.budget),
+                base: density.base.as_str().to_owned(),
+                promotion: density.promotion.as_str().to_owned(),
+                anchors: density.anchors,
+                keep,
+            }
+        }
+        model::Method::Prior(prior) => Method::Prior {
+            header: header_of(join_of()?)?,
+            budget: budget::document_of(prior.budget),
+            types: prior.types.iter().map(|name| name.as_str().to_owned()).collect(),
+            fuse: prior.fuse.iter().map(|rule| (*rule).to_owned()).collect(),
+            floors: documents_of(&prior.floors),
+            ceilings: documents_of(&prior.ceilings),
+            keep,
+            states: DEFAULT_STATES,
+            solver: SOLVER,
+        },
+    })
 }
 
 fn action_of(step: &PolicyStep, inputs: &Inputs) -> Result<Action, StepError> {
@@ -90,7 +177,7 @@ fn action_of(step: &PolicyStep, inputs: &Inputs) -> Result<Action, StepError> {
     Ok(Action::Policy(action::Policy {
         shape,
         coverage,
-        method: method_of(step),
+        method: method_of(step, inputs)?,
         rules: RULES,
     }))
 }
@@ -119,7 +206,11 @@ impl Kind for Policy {
                     .is_some_and(|coverage| coverage.tensors.binary_search_by(|t| t.as_str().cmp(name)).is_ok())
             };
             let has: policy::HasImatrix<'_> = if coverage.is_some() { Some(&covered) } else { None };
-            let (table, file_type) = choose(&facts, &inputs.method, has)?;
+            let Chosen {
+                table,
+                file_type,
+                solved,
+            } = choose(env, &facts, &inputs.method, has)?;
             table.warnings.iter().for_each(|warning| task.warn(sentence(warning)));
             if table.fallbacks() > 0 {
                 let fallbacks = words::count(table.fallbacks() as u64, "tensor");
@@ -138,31 +229,205 @@ impl Kind for Policy {
                 file_type.map_or_else(|| "keep".to_owned(), |number| number.to_string()),
             );
             made.output("policy", env.store.put(&encode(&table)?)?);
+            if let Some(solved) = solved {
+                made.output("certificate", env.store.put(solved.certificate.as_bytes())?);
+                made.fact("proved", if solved.optimal { "optimal" } else { "gap" });
+            }
             Ok(())
         })?;
-        Ok(Outcome::of(performed, Vec::new()))
+        let mut outcome = Outcome::of(performed, Vec::new());
+        if let Ok(digest) = outcome.output("certificate") {
+            let name = certificate_name(node)?;
+            outcome.files.push(output::place(task, &name, outcome.key, &digest)?);
+        }
+        outcome.ran |= task.counts().0 > 0;
+        Ok(outcome)
+    }
+
+    fn intact(&self, node: &Node, outcome: &mut Outcome, _inputs: &Inputs, env: &Env<'_>) -> Result<bool, StepError> {
+        let Ok(digest) = outcome.output("certificate") else {
+            return Ok(true);
+        };
+        let found = output::intact(env, &output::path(env, &certificate_name(node)?)?, &digest)?;
+        outcome.files.extend(found);
+        Ok(!outcome.files.is_empty())
     }
 
     fn summary(&self, outcome: &Outcome) -> String {
         let bytes = words::bytes(outcome.number("bytes").unwrap_or_default());
+        let proved = match outcome.fact("proved") {
+            "optimal" => ", proved optimal for its losses",
+            "gap" => ", not proved optimal",
+            _ => "",
+        };
         format!(
-            "{} of {} tensors change type, {bytes}",
+            "{} of {} tensors change type, {bytes}{proved}",
             outcome.fact("quantized"),
             outcome.fact("tensors")
         )
     }
 }
 
+/// What a method chose.
+struct Chosen {
+    table: Table,
+    file_type: Option<u32>,
+    solved: Option<budget::Solved>,
+}
+
+impl Chosen {
+    fn of(table: Table, file_type: Option<u32>) -> Self {
+        Self {
+            table,
+            file_type,
+            solved: None,
+        }
+    }
+}
+
+fn certificate_name(node: &Node) -> Result<String, StepError> {
+    match &node.work {
+        Work::Step(step) => Ok(format!("{}.certificate.json", step.id.label())),
+        _ => Err(misplaced(node)),
+    }
+}
+
+fn fuse_of(name: &str) -> Result<Fuse, StepError> {
+    match name {
+        "attention" => Ok(Fuse::Attention),
+        "feed-forward" => Ok(Fuse::FeedForward),
+        "experts" => Ok(Fuse::Experts),
+        other => Err(StepError::input(format!(
+            "there is no rule `{other}` that fuses tensors"
+        ))),
+    }
+}
+
 /// Returns how many bytes of tensors a candidate of this policy would have at the least, told from the model's header alone:
-/// as if the imatrix covered every tensor. Nothing where the policy would fail.
+/// as if the imatrix covered every tensor. Nothing where the policy would fail, or where more than the header decides.
 pub fn foresee(step: &PolicyStep, facts: &ModelFacts) -> Option<u64> {
     let all = |_: &str| true;
     let has: policy::HasImatrix<'_> = if step.join.is_some() { Some(&all) } else { None };
-    let (table, _) = choose(facts, &method_of(step), has).ok()?;
+    let (table, _) = choose_by_rules(facts, &by_rules(step)?, has).ok()?;
     table.bytes()
 }
 
-fn choose(facts: &ModelFacts, method: &Method, has: policy::HasImatrix<'_>) -> Result<(Table, Option<u32>), StepError> {
+fn choose(
+    env: &Env<'_>,
+    facts: &ModelFacts,
+    method: &Method,
+    has: policy::HasImatrix<'_>,
+) -> Result<Chosen, StepError> {
+    let failed = |error: policy::PolicyError| match error {
+        policy::PolicyError::BelowMinimum { .. } => {
+            StepError::input_hint(error.to_string(), "raise the budget, or lower floors")
+        }
+        error => StepError::input(error.to_string()),
+    };
+    match method {
+        Method::Mix { .. } | Method::Manual { .. } => {
+            let (table, file_type) = choose_by_rules(facts, method, has)?;
+            Ok(Chosen::of(table, file_type))
+        }
+        Method::Ashq1 {
+            imatrix,
+            header,
+            budget,
+            depth,
+            free,
+            qat,
+            floors,
+            ceilings,
+            keep,
+        } => {
+            let (keep, floors, ceilings) = (kept(keep)?, rules_of(floors)?, rules_of(ceilings)?);
+            let options = policy::Ashq1 {
+                budget: budget::bytes_of(*budget, facts),
+                size: budget::file_size(env, header, facts)?,
+                depth: *depth,
+                free: *free,
+                qat: *qat,
+                keep: &keep,
+                floors: &floors,
+                ceilings: &ceilings,
+            };
+            let energies = budget::energies(env, *imatrix, has)?;
+            let table = policy::ashq1(facts, &energies, &options).map_err(failed)?;
+            let file_type = table.file_type();
+            Ok(Chosen::of(table, Some(file_type)))
+        }
+        Method::Density {
+            imatrix,
+            header,
+            budget,
+            base,
+            promotion,
+            anchors,
+            keep,
+        } => {
+            let keep = kept(keep)?;
+            let options = policy::Density {
+                base: type_of(base)?,
+                promotion: type_of(promotion)?,
+                budget: budget::bytes_of(*budget, facts),
+                size: budget::file_size(env, header, facts)?,
+                anchors: *anchors,
+                keep: &keep,
+            };
+            let energies = budget::energies(env, *imatrix, has)?;
+            let table = policy::density(facts, &energies, &options).map_err(failed)?;
+            let file_type = table.file_type();
+            Ok(Chosen::of(table, Some(file_type)))
+        }
+        Method::Prior {
+            header,
+            budget,
+            types,
+            fuse,
+            floors,
+            ceilings,
+            keep,
+            states,
+            solver: _,
+        } => {
+            let (keep, floors, ceilings) = (kept(keep)?, rules_of(floors)?, rules_of(ceilings)?);
+            let types = types.iter().map(|name| type_of(name)).collect::<Result<Vec<_>, _>>()?;
+            let options = GroupOptions {
+                tied: false,
+                fuse: fuse.iter().map(|rule| fuse_of(rule)).collect::<Result<_, _>>()?,
+            };
+            let groups = policy::groups(facts, &policy::Energies::new(), &options);
+            let losses = policy::prior(facts, &groups, &types);
+            let question = Question {
+                model: facts,
+                groups: &groups,
+                losses: &losses,
+                caution: 0.0,
+                size: budget::file_size(env, header, facts)?,
+                keep: &keep,
+                floors: &floors,
+                ceilings: &ceilings,
+                has_imatrix: has,
+                devices: &[],
+            };
+            let prepared = policy::prepare(&question).map_err(failed)?;
+            let limit = budget::bytes_of(*budget, facts);
+            let (table, solved) = budget::solve(env, &prepared, limit, *states, failed)?;
+            let file_type = table.file_type();
+            Ok(Chosen {
+                solved: Some(solved),
+                ..Chosen::of(table, Some(file_type))
+            })
+        }
+    }
+}
+
+/// Chooses by the rules of a mix, or by those of the user: what needs the model's header only.
+fn choose_by_rules(
+    facts: &ModelFacts,
+    method: &Method,
+    has: policy::HasImatrix<'_>,
+) -> Result<(Table, Option<u32>), StepError> {
     let failed = |error: policy::PolicyError| StepError::input(error.to_string());
     // Whether quantized tensors may be quantized again is for promote to say, of the tensors that really change.
     match method {
@@ -179,15 +444,7 @@ fn choose(facts: &ModelFacts, method: &Method, has: policy::HasImatrix<'_>) -> R
                 pure: *pure,
                 output_type: output_type.as_deref().map(type_of).transpose()?,
                 embedding_type: embedding_type.as_deref().map(type_of).transpose()?,
-                rules: keep
-                    .iter()
-                    .map(|pattern| {
-                        Ok(Rule {
-                            pattern: regex_of(pattern)?,
-                            to: Target::Keep,
-                        })
-                    })
-                    .collect::<Result<_, StepError>>()?,
+                rules: kept(keep)?,
                 allow_requantize: true,
             };
             let table = policy::mix(facts, mix, &options, has).map_err(failed)?;
@@ -195,15 +452,7 @@ fn choose(facts: &ModelFacts, method: &Method, has: policy::HasImatrix<'_>) -> R
             Ok((table, file_type))
         }
         Method::Manual { rules, otherwise } => {
-            let rules = rules
-                .iter()
-                .map(|rule| {
-                    Ok(Rule {
-                        pattern: regex_of(&rule.pattern)?,
-                        to: target_of(&rule.target)?,
-                    })
-                })
-                .collect::<Result<Vec<_>, StepError>>()?;
+            let rules = rules_of(rules)?;
             let otherwise = otherwise.as_deref().map(target_of).transpose()?;
             let options = ManualOptions {
                 otherwise,
@@ -213,7 +462,30 @@ fn choose(facts: &ModelFacts, method: &Method, has: policy::HasImatrix<'_>) -> R
             let file_type = table.file_type();
             Ok((table, Some(file_type)))
         }
+        Method::Ashq1 { .. } | Method::Density { .. } | Method::Prior { .. } => Err(StepError::input(
+            "this method keeps to a budget: rules alone do not decide",
+        )),
     }
+}
+
+fn kept(patterns: &[String]) -> Result<Vec<Rule>, StepError> {
+    let keep = |pattern: &String| {
+        Ok(Rule {
+            pattern: regex_of(pattern)?,
+            to: Target::Keep,
+        })
+    };
+    patterns.iter().map(keep).collect()
+}
+
+fn rules_of(rules: &[PolicyRule]) -> Result<Vec<Rule>, StepError> {
+    let rule = |rule: &PolicyRule| {
+        Ok(Rule {
+            pattern: regex_of(&rule.pattern)?,
+            to: target_of(&rule.target)?,
+        })
+    };
+    rules.iter().map(rule).collect()
 }
 
 fn type_of(name: &str) -> Result<TensorType, StepError> {

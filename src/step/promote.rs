@@ -2,7 +2,7 @@
 //! from the tensors in the store, and is not stored a second time.
 
 mod assembly;
-mod parts;
+pub(in crate::step) mod parts;
 mod single;
 
 use std::collections::BTreeMap;
@@ -63,6 +63,7 @@ pub use assembly::From;
 pub use single::PlannedTensor;
 pub use single::planned_tensors;
 
+use parts::Said;
 use parts::Weights;
 use parts::candidate_metadata;
 
@@ -361,7 +362,8 @@ impl<'i> Draft<'i> {
             return Err(StepError::input("the policy was made for another model"));
         }
         let metadata = decode_metadata(&env.store.read(&parts.model.output("metadata")?, DOCUMENT_CAP)?)?;
-        let metadata = candidate_metadata(metadata, parts.policy, parts.join)?;
+        let said = parts.join.map(Said::of).transpose()?;
+        let metadata = candidate_metadata(metadata, parts.policy.fact("file_type").parse().ok(), said.as_ref())?;
         let specs: Vec<TensorSpec> = index
             .tensors
             .iter()

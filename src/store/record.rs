@@ -128,7 +128,9 @@ impl Store {
         self.write_record(LAST, &last.recipe, &last.step, &last)
     }
 
-    fn note_earlier(&self, before: Last) -> Result<(), StoreError> {
+    fn note_earlier(&self, mut before: Last) -> Result<(), StoreError> {
+        // What a record names, the store keeps; nobody asks for the manifest of an earlier action.
+        before.manifest = None;
         let (recipe, step) = (before.recipe.clone(), before.step.clone());
         let mut records = self.earlier(&recipe, &step);
         records.retain(|record| (record.action, &record.inputs) != (before.action, &before.inputs));

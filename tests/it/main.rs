@@ -7,6 +7,7 @@
     reason = "a test that cannot go on panics, one that is skipped says so, and the environment configures it"
 )]
 
+mod allocation;
 mod borrow;
 mod broken_cli;
 mod broken_formats;
@@ -16,6 +17,7 @@ mod cache_flips;
 mod cache_hostile;
 mod cache_small;
 mod cache_stress;
+mod certificate;
 mod concurrent;
 mod conformance;
 mod crash;
@@ -33,6 +35,7 @@ mod messages;
 mod peer_bytes;
 mod peer_engine;
 mod peer_quantize;
+mod policies;
 mod property;
 mod readme;
 mod recipes;

@@ -76,6 +76,22 @@ rules = [
 ]
 otherwise = "Q5_0"
 
+[policy.importance]
+method = "ashq1"
+imatrix = "both"
+budget = "6 bpw"
+
+[policy.dense]
+method = "density"
+imatrix = "both"
+base = "Q4_K"
+promotion = "Q8_0"
+budget = "6 bpw"
+
+[policy.guess]
+method = "prior"
+budget = "6 bpw"
+
 [promote.mix]
 policy = "mix"
 
@@ -112,6 +128,7 @@ const DOCUMENTS: &[(&str, &str, &str)] = &[
     ("join", "join", "join.v1"),
     ("join", "slices", "slices.v1"),
     ("metrics", "json", "metrics.v1"),
+    ("policy", "certificate", "certificate.v1"),
     ("policy", "policy", "policy.v1"),
     ("promote", "assembly", "assembly.v1"),
     ("promote", "compute", "model-compute.v1"),
@@ -124,6 +141,11 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("action.v1", "/inputs", &[]),
     ("assembly.v1", "", &[]),
     ("assembly.v1", "/tensors/0", &[]),
+    ("certificate.v1", "", &[]),
+    ("certificate.v1", "/answers/0", &[]),
+    ("certificate.v1", "/answers/0/multipliers", &[]),
+    ("certificate.v1", "/problem", &[]),
+    ("certificate.v1", "/problem/groups/0/options/0", &[]),
     ("corpus.v1", "", &[]),
     ("coverage.v1", "", &[]),
     ("envelope.v1", "", &[]),
@@ -665,6 +687,70 @@ fn samples() -> Vec<(&'static str, Action)> {
                         target: "Q6_K".to_owned(),
                     }],
                     otherwise: Some("keep".to_owned()),
+                },
+            ),
+        ),
+        (
+            "policy, ashq1",
+            policy(
+                Some(blob("coverage")),
+                Method::Ashq1 {
+                    imatrix: blob("an imatrix"),
+                    header: action::PolicyHeader {
+                        metadata: blob("metadata"),
+                        dataset: Some("prose".to_owned()),
+                    },
+                    budget: action::PolicyBudget::MillionthsOfBits { number: 4_500_000 },
+                    depth: false,
+                    free: true,
+                    qat: false,
+                    floors: vec![PolicyRule {
+                        pattern: "ffn_down".to_owned(),
+                        target: "Q5_K".to_owned(),
+                    }],
+                    ceilings: Vec::new(),
+                    keep: Vec::new(),
+                },
+            ),
+        ),
+        (
+            "policy, density",
+            policy(
+                Some(blob("coverage")),
+                Method::Density {
+                    imatrix: blob("an imatrix"),
+                    header: action::PolicyHeader {
+                        metadata: blob("metadata"),
+                        dataset: Some("prose".to_owned()),
+                    },
+                    budget: action::PolicyBudget::MillionthsOfBits { number: 5_500_000 },
+                    base: "Q4_K".to_owned(),
+                    promotion: "Q8_0".to_owned(),
+                    anchors: true,
+                    keep: Vec::new(),
+                },
+            ),
+        ),
+        (
+            "policy, prior",
+            policy(
+                None,
+                Method::Prior {
+                    header: action::PolicyHeader {
+                        metadata: blob("metadata"),
+                        dataset: None,
+                    },
+                    budget: action::PolicyBudget::Bytes { number: 5_976_883_200 },
+                    types: vec!["Q4_K".to_owned(), "F16".to_owned()],
+                    fuse: vec!["attention".to_owned()],
+                    floors: Vec::new(),
+                    ceilings: vec![PolicyRule {
+                        pattern: "ffn_".to_owned(),
+                        target: "Q5_K".to_owned(),
+                    }],
+                    keep: Vec::new(),
+                    states: 20_000_000,
+                    solver: 1,
                 },
             ),
         ),

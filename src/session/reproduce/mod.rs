@@ -353,8 +353,8 @@ impl Reproduction {
             cache_dir: store,
             threads,
             command,
-            borrow: true,
-            again: Vec::new(),
+            // The candidate may go away: a store that stays must hold its tensors itself.
+            borrow: false,
         };
         let wanted = [self.step_name()];
         let session = Session::open(self.recipe, settings, &wanted, cancel)?.with_files(placed);

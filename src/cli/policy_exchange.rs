@@ -1,0 +1,87 @@
+//! `forge policy export` and `import`: types in forms that other programs read, and back.
+
+use crate::cli::Exit;
+use crate::cli::Failure;
+use crate::cli::args;
+use crate::cli::args::ExportFormat;
+use crate::cli::diagnostic::Diagnostic;
+use crate::cli::files::Files;
+use crate::cli::policy::read;
+use crate::cli::terminal::Terminal;
+use crate::gguf::Model;
+use crate::policy;
+use crate::policy::ModelFacts;
+use crate::policy::Rule;
+use crate::policy::TensorFacts;
+use crate::recipe::names::TypeName;
+use crate::tensor_type::TensorType;
+
+/// No file of rules is longer.
+const RULES_CAP: u64 = 64 << 20;
+
+pub(super) fn export(args: &args::PolicyExport, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    let unreadable = |cause: String| {
+        let what = format!("can't read `{}`", args.candidate.display());
+        Failure::new(
+            Exit::Recipe,
+            Diagnostic::error(what).code("policy::unreadable").caused_by(cause),
+        )
+    };
+    let model = Model::open(&files.place(&args.candidate)).map_err(|error| unreadable(error.to_string()))?;
+    let tensors = model.tensors().iter().map(|tensor| TensorFacts::from(&tensor.info));
+    let facts = ModelFacts::from_metadata(model.metadata(), tensors.collect())
+        .map_err(|error| unreadable(error.to_string()))?;
+    let all = facts.tensors.iter();
+    let typed: Vec<(&str, TensorType)> = all
+        .filter(|tensor| policy::quantizable(&facts, &tensor.name, &tensor.dims).is_ok())
+        .map(|tensor| (tensor.name.as_str(), tensor.ty))
+        .collect();
+    let text = match args.format {
+        ExportFormat::Tensors => policy::lines_of_tensors(&typed),
+        ExportFormat::Rules => policy::lines_of_rules(&typed),
+    };
+    terminal.data(&text);
+    Ok(Exit::Done)
+}
+
+pub(super) fn import(args: &args::PolicyImport, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    let failed = |diagnostics| Failure {
+        diagnostics,
+        exit: Exit::Recipe,
+    };
+    let text = read(&args.rules, RULES_CAP, files).map_err(|diagnostic| failed(vec![*diagnostic]))?;
+    let of = |message: String| Diagnostic::error(format!("`{}`: {message}", args.rules)).code("policy::rules");
+    let rules = policy::rules_of_lines(&text)
+        .map_err(|errors| failed(errors.iter().map(|error| of(error.to_string())).collect()))?;
+    if rules.is_empty() {
+        return Err(failed(vec![of("it holds no rules".to_owned())]));
+    }
+    let mut section = format!("[policy.{}]\nmethod = \"manual\"\nrules = [\n", toml_key(&args.name));
+    for rule in &rules {
+        section += &line_of(rule).map_err(|message| failed(vec![of(message)]))?;
+    }
+    section += "]\n";
+    terminal.data(&section);
+    Ok(Exit::Done)
+}
+
+fn line_of(rule: &Rule) -> Result<String, String> {
+    let ty = match rule.to {
+        policy::Target::Keep => "keep",
+        policy::Target::Type(ty) => TypeName::from_name(ty.name())
+            .ok_or_else(|| format!("recipes have no type {ty}"))?
+            .as_str(),
+    };
+    let pattern = toml::Value::from(rule.pattern.as_str());
+    Ok(format!("  {{ match = {pattern}, type = \"{ty}\" }},\n"))
+}
+
+/// Names are bare keys unless they contain something else than letters, digits, `-` and `_`.
+fn toml_key(name: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if !name.is_empty() && name.chars().all(bare) {
+        name.to_owned()
+    } else {
+        toml::Value::from(name).to_string()
+    }
+}

@@ -1,0 +1,178 @@
+//! Types of tensors in forms that other programs read, and back: lines of `pattern=type`, as `llama-quantize` takes them with
+//! `--tensor-type-file`. The first pattern that is found in a tensor's name decides.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use regex::Regex;
+
+use crate::policy::Rule;
+use crate::policy::Target;
+use crate::policy::role::block_index;
+use crate::tensor_type::TensorType;
+
+/// A tensor and its type.
+pub type Typed<'a> = (&'a str, TensorType);
+
+/// Returns a line for every tensor, anchored on both sides. Tensors that a file leaves out would be given what the mix makes of
+/// them, and a mix counts what it gives: naming some silently changes others. So `tensors` should be all that can be quantized.
+pub fn lines_of_tensors(tensors: &[Typed<'_>]) -> String {
+    let mut text = String::new();
+    for (name, ty) in tensors {
+        let _ = writeln!(text, "^{}$={}", regex::escape(name), ty.name().to_ascii_lowercase());
+    }
+    text
+}
+
+/// Returns a line for all layers in which a tensor of the same name has the same type, and one for each tensor outside of
+/// layers. Each is anchored, so no two match the same tensor and their order means nothing; those of larger types come first.
+pub fn lines_of_rules(tensors: &[Typed<'_>]) -> String {
+    let mut layers: BTreeMap<(&str, &'static str), Vec<i64>> = BTreeMap::new();
+    let mut alone: Vec<(TensorType, String)> = Vec::new();
+    for (name, ty) in tensors {
+        let part = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+        match (block_index(name), part) {
+            // Only numbers that are written as they are read back.
+            (Some(layer), Some((number, rest))) if number == layer.to_string() => {
+                layers.entry((rest, ty.name())).or_default().push(layer);
+            }
+            _ => alone.push((*ty, format!("^{}$", regex::escape(name)))),
+        }
+    }
+    let mut rules: Vec<(TensorType, String)> = layers
+        .into_iter()
+        .filter_map(|((rest, ty), mut layers)| {
+            layers.sort_unstable();
+            let numbers: Vec<String> = layers.iter().map(i64::to_string).collect();
+            let pattern = format!(r"^blk\.(?:{})\.{}$", numbers.join("|"), regex::escape(rest));
+            TensorType::from_name(ty).map(|ty| (ty, pattern))
+        })
+        .collect();
+    rules.extend(alone);
+    rules.sort_by(|(a, left), (b, right)| b.bpw().total_cmp(&a.bpw()).then_with(|| left.cmp(right)));
+    let mut text = String::new();
+    for (ty, pattern) in rules {
+        let _ = writeln!(text, "{pattern}={}", ty.name().to_ascii_lowercase());
+    }
+    text
+}
+
+/// A line that is no rule.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {message}")]
+pub struct LineError {
+    /// Its number, from 1.
+    pub line: usize,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+/// Reads lines of `pattern=type`. Empty lines and those that begin with `#` say nothing; types may be in any case.
+///
+/// # Errors
+/// All lines that are no rules.
+pub fn rules_of_lines(text: &str) -> Result<Vec<Rule>, Vec<LineError>> {
+    let (mut rules, mut errors) = (Vec::new(), Vec::new());
+    for (at, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        match rule_of(line) {
+            Ok(rule) => rules.push(rule),
+            Err(message) => errors.push(LineError { line: at + 1, message }),
+        }
+    }
+    if errors.is_empty() { Ok(rules) } else { Err(errors) }
+}
+
+fn rule_of(line: &str) -> Result<Rule, String> {
+    // A pattern may hold `=`, a type does not.
+    let (pattern, ty) = line
+        .rsplit_once('=')
+        .ok_or_else(|| format!("expected `pattern=type`, found `{line}`"))?;
+    let ty: TensorType = ty
+        .trim()
+        .parse()
+        .map_err(|error: crate::tensor_type::ParseTensorTypeError| error.to_string())?;
+    if !ty.quantizable_target() {
+        return Err(format!("nothing can be quantized to {ty}"));
+    }
+    let pattern = Regex::new(pattern.trim()).map_err(|error| {
+        format!(
+            "`{pattern}` is not a regular expression: {}",
+            last_line(&error.to_string())
+        )
+    })?;
+    Ok(Rule {
+        pattern,
+        to: Target::Type(ty),
+    })
+}
+
+fn last_line(text: &str) -> String {
+    let last = text.lines().last().unwrap_or_default();
+    last.trim_start_matches("error: ").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use TensorType as T;
+
+    const TENSORS: &[Typed<'_>] = &[
+        ("token_embd.weight", T::Q5_K),
+        ("blk.0.attn_k.weight", T::Q8_0),
+        ("blk.1.attn_k.weight", T::Q4_K),
+        ("blk.10.attn_k.weight", T::Q8_0),
+        ("blk.0.attn_k_b.weight", T::Q4_K),
+        ("blk.01.attn_k.weight", T::IQ4_XS),
+        ("output.weight", T::F16),
+    ];
+
+    fn reads_back(text: &str) {
+        let rules = rules_of_lines(text).unwrap();
+        for (name, ty) in TENSORS {
+            let matching: Vec<&Rule> = rules.iter().filter(|rule| rule.pattern.is_match(name)).collect();
+            assert_eq!(matching.len(), 1, "{name}: {matching:?}");
+            assert_eq!(matching[0].to, Target::Type(*ty), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_tensor_has_one_line_that_is_its_own() {
+        let text = lines_of_tensors(TENSORS);
+        assert_eq!(text.lines().count(), TENSORS.len());
+        assert!(
+            text.starts_with("^token_embd\\.weight$=q5_k\n^blk\\.0\\.attn_k\\.weight$=q8_0\n"),
+            "{text}"
+        );
+        reads_back(&text);
+    }
+
+    #[test]
+    fn layers_of_one_type_share_a_line() {
+        let text = lines_of_rules(TENSORS);
+        assert_eq!(
+            text,
+            "^output\\.weight$=f16\n\
+             ^blk\\.(?:0|10)\\.attn_k\\.weight$=q8_0\n\
+             ^token_embd\\.weight$=q5_k\n\
+             ^blk\\.(?:0)\\.attn_k_b\\.weight$=q4_k\n\
+             ^blk\\.(?:1)\\.attn_k\\.weight$=q4_k\n\
+             ^blk\\.01\\.attn_k\\.weight$=iq4_xs\n"
+        );
+        reads_back(&text);
+    }
+
+    #[test]
+    fn what_is_no_rule_is_named_by_its_line() {
+        let rules = rules_of_lines("# types\n\n  attn_k = Q4_K  \na=b=q8_0\n").unwrap();
+        assert_eq!(rules.len(), 2);
+        assert_eq!(rules[1].pattern.as_str(), "a=b");
+        let errors = rules_of_lines("attn_k\n(=q4_k\na=q4k\nb=q8_k\nc=q6_k").unwrap_err();
+        let lines: Vec<usize> = errors.iter().map(|error| error.line).collect();
+        assert_eq!(lines, [1, 2, 3, 4], "{errors:?}");
+        assert!(errors[2].to_string().contains("did you mean `Q4_K`"), "{}", errors[2]);
+    }
+}
