@@ -68,7 +68,9 @@ pub(super) fn unpin(args: &args::Unpin, files: &Files, terminal: &Terminal) -> R
         let digits = |pin: &Pin| name.len() >= 8 && pin.manifest.hash.to_string().starts_with(&*name);
         let mut found: Vec<&Pin> = pins.iter().filter(|pin| pin.output == name || digits(pin)).collect();
         if found.is_empty() {
-            let hashes: Vec<Hash> = manifests(&store, files, target)?
+            // What is no manifest is not pinned, either.
+            let hashes: Vec<Hash> = manifests(&store, files, target)
+                .unwrap_or_default()
                 .iter()
                 .map(|manifest| Hash::of(manifest))
                 .collect();
