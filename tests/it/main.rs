@@ -48,3 +48,4 @@ mod twice;
 mod verify;
 mod why;
 mod words;
+mod workbench;
