@@ -53,6 +53,14 @@ pub enum EngineError {
         /// Matrices.
         matrices: u64,
     },
+    /// A tensor of a loaded model that cannot be replaced.
+    #[error("`{tensor}` cannot be replaced in the loaded model: {what}")]
+    Replace {
+        /// The tensor.
+        tensor: String,
+        /// Why not.
+        what: String,
+    },
     /// The kernel of this type refuses to work without importances.
     #[error("{to} needs an importance matrix for this tensor, and there is none")]
     WeightsRequired {

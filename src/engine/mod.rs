@@ -24,6 +24,7 @@ pub use self::embedded::quantize::dequantize_rows;
 pub use self::embedded::quantize::quantize;
 pub use self::embedded::quantize::requires_weights;
 pub use self::embedded::vocabulary::Vocabulary;
+pub use self::embedded::workbench::Workbench;
 pub use self::error::EngineError;
 pub use self::identity::Identity;
 pub use self::identity::check_cpu;

@@ -30,3 +30,4 @@ mod small;
 mod store;
 mod support;
 mod words;
+mod workbench;

@@ -7,3 +7,4 @@ pub(super) mod model;
 pub(super) mod quantize;
 pub(super) mod sys;
 pub(super) mod vocabulary;
+pub(super) mod workbench;

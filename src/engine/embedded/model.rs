@@ -37,7 +37,7 @@ pub(super) const LEAST_ROWS: u32 = 16;
 const LEAST_CONTEXT: u32 = 4;
 
 /// llama.cpp's evaluation callback.
-type Callback = unsafe extern "C" fn(*mut ffi::ggml_tensor, bool, *mut c_void) -> bool;
+pub(super) type Callback = unsafe extern "C" fn(*mut ffi::ggml_tensor, bool, *mut c_void) -> bool;
 
 /// Takes a position and its logits, one per token of the vocabulary.
 pub type EachLogits<'a> = dyn FnMut(usize, &[f32]) -> Result<(), EngineError> + 'a;
@@ -69,6 +69,11 @@ impl LoadedModel {
     /// stay in the mapped file if not. A context longer than the model was trained for is refused: its figures mean
     /// nothing.
     pub fn open(path: &Path, options: &Options, context: u32) -> Result<Self, EngineError> {
+        Self::load(path, options, context, true)
+    }
+
+    /// Loads the model, with its weights in the mapped file or else in memory of its own.
+    pub(super) fn load(path: &Path, options: &Options, context: u32, mapped: bool) -> Result<Self, EngineError> {
         if context < LEAST_CONTEXT {
             return Err(EngineError::ContextTooShort {
                 context,
@@ -81,6 +86,9 @@ impl LoadedModel {
         let model = unsafe {
             let mut params = ffi::llama_model_default_params();
             params.use_extra_bufts = false;
+            if !mapped {
+                params.load_mode = ffi::LLAMA_LOAD_MODE_NONE;
+            }
             Model::own(ffi::llama_model_load_from_file(c_path.as_ptr(), params))
         };
         let model = model.ok_or_else(|| EngineError::Load {
@@ -243,6 +251,14 @@ impl LoadedModel {
         );
         self.scorer = Some(context);
         done
+    }
+
+    /// Computes one chunk of the shortest kind and lets a callback see every node of the graph.
+    pub(super) fn visit(&self, callback: Callback, data: *mut c_void, cancel: &Cancel) -> Result<(), EngineError> {
+        let capture = Capture::begin();
+        let mut context = self.make_context(Some((callback, data)), &capture)?;
+        let chunk = vec![self.bos.unwrap_or(0); self.context.min(LEAST_ROWS) as usize];
+        decode(&mut context, self.bos, 0, &chunk, 0, cancel, &capture, &mut |_, _| Ok(()))
     }
 
     /// Refuses a chunk of another length, or with tokens that llama.cpp would read out of bounds for.
