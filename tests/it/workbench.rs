@@ -99,7 +99,12 @@ fn what_does_not_fit_is_refused_and_leaves_everything_as_it_was() {
     let mut bench = Workbench::open(&model, &OPTIONS, CONTEXT, &Cancel::new()).unwrap();
     let name = "blk.0.ffn_down.weight";
     let file = Model::open(&model).unwrap();
-    let info = &file.tensors().iter().find(|tensor| tensor.info.name == name).unwrap().info;
+    let info = &file
+        .tensors()
+        .iter()
+        .find(|tensor| tensor.info.name == name)
+        .unwrap()
+        .info;
     let values: u64 = info.dims.iter().product();
     let bytes = |ty: TensorType| vec![0; usize::try_from(ty.row_bytes(values).unwrap()).unwrap()];
     let mut refused = |name: &str, ty: TensorType, bytes: &[u8]| match bench.replace(name, ty, bytes) {

@@ -258,7 +258,9 @@ impl LoadedModel {
         let capture = Capture::begin();
         let mut context = self.make_context(Some((callback, data)), &capture)?;
         let chunk = vec![self.bos.unwrap_or(0); self.context.min(LEAST_ROWS) as usize];
-        decode(&mut context, self.bos, 0, &chunk, 0, cancel, &capture, &mut |_, _| Ok(()))
+        decode(&mut context, self.bos, 0, &chunk, 0, cancel, &capture, &mut |_, _| {
+            Ok(())
+        })
     }
 
     /// Refuses a chunk of another length, or with tokens that llama.cpp would read out of bounds for.
