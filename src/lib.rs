@@ -20,6 +20,10 @@ pub mod engine;
 
 pub mod figures;
 
+pub mod allocation;
+
+pub mod certificate;
+
 pub mod policy;
 
 pub mod report;

@@ -178,6 +178,73 @@ pub enum Method {
         /// What tensors get that no rule matches; without it they are an error.
         otherwise: Option<String>,
     },
+    /// By importance, from floors up, until a budget is spent.
+    Ashq1 {
+        /// The importances.
+        imatrix: BlobDigest,
+        /// What decides on the length of the file's header.
+        header: PolicyHeader,
+        /// The most that the file may have.
+        budget: PolicyBudget,
+        /// The first layer and the last ones count for more.
+        depth: bool,
+        /// Upgrades are taken that cost no bytes.
+        free: bool,
+        /// The model was trained to be quantized.
+        qat: bool,
+        /// Other floors.
+        floors: Vec<PolicyRule>,
+        /// Other ceilings.
+        ceilings: Vec<PolicyRule>,
+        /// Patterns of tensors that keep the source's type.
+        keep: Vec<String>,
+    },
+    /// By losses that are guessed from roles, depth and types, solved exactly.
+    Prior {
+        /// What decides on the length of the file's header.
+        header: PolicyHeader,
+        /// The most that the file may have.
+        budget: PolicyBudget,
+        /// The types to choose from.
+        types: Vec<String>,
+        /// Which tensors an engine wants to have one type.
+        fuse: Vec<String>,
+        /// The least type of tensors.
+        floors: Vec<PolicyRule>,
+        /// The largest type of tensors.
+        ceilings: Vec<PolicyRule>,
+        /// Patterns of tensors that keep the source's type.
+        keep: Vec<String>,
+        /// How many states the solver may make.
+        states: u64,
+        /// The version of the solver and of the losses.
+        solver: u32,
+    },
+}
+
+/// What decides on the length of a candidate's header.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyHeader {
+    /// The source's metadata, byte for byte.
+    pub metadata: BlobDigest,
+    /// The name of the imatrix's text, which the header says where there is an imatrix.
+    pub dataset: Option<String>,
+}
+
+/// The most that a file may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "unit", rename_all = "kebab-case")]
+pub enum PolicyBudget {
+    /// Bytes of the file.
+    Bytes {
+        /// How many.
+        number: u64,
+    },
+    /// Bits per weight of the whole file, in millionths.
+    MillionthsOfBits {
+        /// How many.
+        number: u64,
+    },
 }
 
 /// Gives each tensor a type.

@@ -113,8 +113,65 @@ pub(super) enum Command {
     Build(Build),
     /// Draw the steps and what each needs
     Graph(Graph),
+    /// Look at choices of tensor types, and at the proofs that come with them
+    #[command(subcommand)]
+    Policy(Policy),
     /// Print the identity of the embedded engine
     Engine,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Policy {
+    /// Say whether what certificates claim is true; shares no code with the solver that wrote them
+    ///
+    /// Everything is worked out anew from the problem that stands in the certificate: losses, bytes, the lower bound. Where a
+    /// choice is claimed to be the best, a search of another kind shows that no better one exists. Exit status 1 if
+    /// anything is not as stated; the first such thing is named.
+    Check(PolicyCheck),
+    /// Show which tensors of a model get their types together
+    ///
+    /// Tensors of a layer that have the same inputs are tied; that is told from an imatrix. Others are fused by rule, where an
+    /// engine wants one type. What is never quantized is in no group.
+    Groups(PolicyGroups),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct PolicyGroups {
+    /// The model (GGUF; of several files the first)
+    #[arg(value_name = "MODEL")]
+    pub(super) model: PathBuf,
+    /// Tie tensors that have equal sums in this imatrix
+    #[arg(long, value_name = "FILE")]
+    pub(super) imatrix: Option<PathBuf>,
+    /// Fuse what an engine wants to have one type
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "RULE")]
+    pub(super) fuse: Vec<Fuse>,
+    /// Show where `ashq1` starts each tensor, and how far it may rise
+    #[arg(long)]
+    pub(super) show_floors: bool,
+    /// The model was trained to be quantized: floors are lower
+    #[arg(long, requires = "show_floors")]
+    pub(super) qat: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Fuse {
+    /// Queries, keys and values of a layer
+    Attention,
+    /// Gate and up of a layer
+    FeedForward,
+    /// All expert tensors of a layer
+    Experts,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct PolicyCheck {
+    /// The certificates (`forge.certificate.v1`)
+    #[arg(required = true, value_name = "CERTIFICATE")]
+    pub(super) certificates: Vec<String>,
+    /// How many states to search at most for each answer before its claim counts as not shown
+    #[arg(long, value_name = "N", default_value_t = crate::certificate::DEFAULT_STATES)]
+    pub(super) states: u64,
 }
 
 #[derive(Debug, ClapArgs)]

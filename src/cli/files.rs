@@ -49,6 +49,11 @@ impl Files {
         }
     }
 
+    /// Returns where a path of the command line is.
+    pub(super) fn place(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.directory.join(path)
+    }
+
     fn read(&self, path: &str) -> Result<Source, LoadError> {
         self.read_text(&self.directory.join(path), path)
     }

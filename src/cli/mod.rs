@@ -9,6 +9,8 @@ mod graph;
 pub mod init;
 mod json;
 mod plan;
+mod policy;
+mod policy_groups;
 mod progress;
 pub mod show;
 mod terminal;
@@ -115,6 +117,7 @@ fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Plan(plan) => plan::run(plan, &files, terminal),
         Command::Build(build) => build::run(build, &files, terminal),
         Command::Graph(graph) => graph::run(graph, &files, terminal),
+        Command::Policy(policy) => policy::run(policy, &files, terminal),
         Command::Engine => {
             for identity in [crate::engine::quantizer(), crate::engine::evaluator()] {
                 if terminal.is_json() {

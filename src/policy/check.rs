@@ -86,18 +86,18 @@ fn retyped(choice: &Choice) -> Retyped {
 }
 
 /// The engine reads these into floats.
-fn convertible(from: TensorType) -> bool {
+pub(crate) fn convertible(from: TensorType) -> bool {
     use TensorType as T;
     matches!(from, T::F32 | T::F16 | T::BF16) || (from.is_quantized() && from.quantizable_target())
 }
 
 /// No imatrix is collected for these two.
-fn exempt(tensor: &str) -> bool {
+pub(crate) fn exempt(tensor: &str) -> bool {
     matches!(Role::of(tensor), Role::Output | Role::Embedding)
 }
 
 /// Types whose result is garbage without an imatrix. Q2_K bears it except where a mix leans on it everywhere.
-fn useless_without(to: TensorType, mix: Option<Mix>) -> bool {
+pub(crate) fn useless_without(to: TensorType, mix: Option<Mix>) -> bool {
     use TensorType as T;
     match to {
         T::IQ1_S | T::IQ1_M | T::IQ2_XXS | T::IQ2_XS | T::IQ2_S | T::IQ3_XXS => true,

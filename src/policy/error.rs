@@ -137,6 +137,54 @@ pub enum PolicyError {
         /// The tensor that the rule is for.
         tensor: String,
     },
+    /// A budget that not even the smallest allowed types hold.
+    #[error("the budget of {budget} bytes is below the least that this policy can make, {minimum} bytes")]
+    BelowMinimum {
+        /// The budget.
+        budget: u64,
+        /// The length of the smallest file.
+        minimum: u64,
+    },
+    /// A group of tensors for which no type is left.
+    #[error("no type is left for `{group}`: of {} none has a measured loss, is legal for it, and is within its floor and ceiling", listed(.tried.iter().map(ToString::to_string)))]
+    NoOption {
+        /// The first such group.
+        group: String,
+        /// The types that losses are known for.
+        tried: Vec<TensorType>,
+    },
+    /// Losses that can't be reckoned with.
+    #[error("the losses of `{group}`: {message}")]
+    BadLoss {
+        /// The group.
+        group: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// Sizes or losses that no problem can be made of.
+    #[error("no problem can be made of these sizes and losses: {message}")]
+    NoProblem {
+        /// Why.
+        message: String,
+    },
+    /// A floor or a ceiling that is no rung of the ladder.
+    #[error("tensor `{tensor}`: {ty} is no rung of the ladder")]
+    NotARung {
+        /// The first such tensor.
+        tensor: String,
+        /// The type.
+        ty: TensorType,
+    },
+    /// A floor above the ceiling.
+    #[error("tensor `{tensor}`: the floor {floor} is above the ceiling {ceiling}")]
+    FloorAboveCeiling {
+        /// The first such tensor.
+        tensor: String,
+        /// The floor.
+        floor: TensorType,
+        /// The ceiling.
+        ceiling: TensorType,
+    },
     /// Quantizable tensors that no rule matches.
     #[error("no rule matches {}; add a rule, or say what becomes of the others", names(.tensors))]
     Unmatched {

@@ -9,21 +9,50 @@
 //! - [`ModelFacts`]: what the rules look at.
 //! - [`mix()`]: a named mix, as `llama-quantize` knows it.
 //! - [`manual()`]: the user's own rules, first match wins.
+//! - [`ashq1()`]: floors, and then the upgrades that gain most for their bytes, by the imatrix alone.
+//! - [`prepare()`]: groups, losses and sizes as a problem for the solver ([`crate::allocation`]), and its answer as a table.
+//! - [`prior()`]: losses guessed from roles, depth and types.
+//! - [`groups()`]: tensors that get their types together.
 //! - [`Table`]: the answer, in the order of the source file; the artifact `policy.v1`.
 
+mod allocate;
+mod ashq1;
 mod check;
+mod energy;
 mod error;
+mod groups;
 mod manual;
 mod mix;
 mod model;
+mod prior;
 mod quantizable;
 mod role;
 mod rules;
+mod size;
 mod table;
 
+pub use self::allocate::Device;
+pub use self::allocate::Loss;
+pub use self::allocate::Losses;
+pub use self::allocate::Prepared;
+pub use self::allocate::Question;
+pub use self::allocate::legal;
+pub use self::allocate::prepare;
+pub use self::ashq1::Ashq1;
+pub use self::ashq1::LADDER;
+pub use self::ashq1::Span;
+pub use self::ashq1::ashq1;
+pub use self::ashq1::spans;
+pub use self::energy::Energies;
+pub use self::energy::Energy;
 pub use self::error::NoFallback;
 pub use self::error::PolicyError;
 pub use self::error::Retyped;
+pub use self::groups::Bond;
+pub use self::groups::Fuse;
+pub use self::groups::GroupOptions;
+pub use self::groups::TensorGroup;
+pub use self::groups::groups;
 pub use self::manual::ManualOptions;
 pub use self::manual::Rule;
 pub use self::manual::Target;
@@ -33,11 +62,16 @@ pub use self::mix::MixOptions;
 pub use self::mix::mix;
 pub use self::model::ModelFacts;
 pub use self::model::TensorFacts;
+pub use self::prior::CURVE;
+pub use self::prior::prior;
 pub use self::quantizable::Reason;
 pub use self::quantizable::fallback;
 pub use self::quantizable::quantizable;
 pub use self::role::Role;
+pub use self::size::Budget;
+pub use self::size::FileSize;
 pub use self::table::Choice;
+pub use self::table::Fixed;
 pub use self::table::SCHEMA;
 pub use self::table::Table;
 pub use self::table::Warning;

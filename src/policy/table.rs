@@ -45,6 +45,35 @@ pub enum Why {
     },
     /// Everything is copied.
     Copy,
+    /// A kind of tensor for which the method has one type.
+    Fixed {
+        /// Which.
+        what: Fixed,
+    },
+    /// The solver chose it.
+    Solved {
+        /// The group that it was chosen for; its own name if it stands alone.
+        group: String,
+    },
+    /// The least that such tensors get; the budget allowed no more.
+    Floor,
+    /// It was raised from its floor, since that gained most for its bytes.
+    Ladder {
+        /// The group that it rose with; its own name if it rose alone.
+        group: String,
+        /// How many steps.
+        steps: u32,
+    },
+}
+
+/// Kinds of tensors for which a method has one type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fixed {
+    /// Those of a layer that predicts further tokens.
+    NextToken,
+    /// The small matrices of a state-space layer.
+    StateSpace,
 }
 
 /// The type of one tensor.

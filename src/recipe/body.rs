@@ -10,6 +10,7 @@ use crate::recipe::model::StepId;
 use crate::recipe::names::Mix;
 use crate::recipe::names::TypeName;
 use crate::recipe::quantity::Decimal;
+use crate::recipe::quantity::Quantity;
 use crate::recipe::requirement::Requirement;
 
 /// What a step is to do.
@@ -203,6 +204,10 @@ pub enum Method {
     Mix(MixPolicy),
     /// By rules in the recipe.
     Manual(ManualPolicy),
+    /// By importance, from floors up, until a budget is spent.
+    Ashq1(Ashq1Policy),
+    /// By losses that are guessed from roles, depth and types, solved exactly.
+    Prior(PriorPolicy),
 }
 
 /// Settings of a mix.
@@ -225,6 +230,38 @@ pub struct ManualPolicy {
     pub rules: Vec<Rule>,
     /// The type of tensors that no rule matches; when absent, such a quantizable tensor is an error.
     pub otherwise: Option<RuleType>,
+}
+
+/// Settings of `ashq1`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Ashq1Policy {
+    /// The most that the file may have: bytes, or bits per weight.
+    pub budget: Quantity,
+    /// Whether the first layer and the last ones count for more.
+    pub depth: bool,
+    /// Whether upgrades are taken that cost no bytes.
+    pub free: bool,
+    /// Whether the model was trained to be quantized.
+    pub qat: bool,
+    /// Other floors; the first that matches counts.
+    pub floors: Vec<Rule>,
+    /// Other ceilings; the first that matches counts.
+    pub ceilings: Vec<Rule>,
+}
+
+/// Settings of `prior`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PriorPolicy {
+    /// The most that the file may have: bytes, or bits per weight.
+    pub budget: Quantity,
+    /// The types to choose from.
+    pub types: Vec<TypeName>,
+    /// Which tensors an engine wants to have one type.
+    pub fuse: Vec<&'static str>,
+    /// The least type of tensors; the first rule that matches counts.
+    pub floors: Vec<Rule>,
+    /// The largest type of tensors; the first rule that matches counts.
+    pub ceilings: Vec<Rule>,
 }
 
 /// One rule.

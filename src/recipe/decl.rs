@@ -12,6 +12,7 @@ use crate::recipe::model::SourceName;
 use crate::recipe::names::Mix;
 use crate::recipe::names::TypeName;
 use crate::recipe::quantity::Decimal;
+use crate::recipe::quantity::Quantity;
 use crate::recipe::requirement::Requirement;
 
 use crate::recipe::field::Sweep;
@@ -100,6 +101,21 @@ pub(crate) enum Method {
     Manual {
         rules: Vec<Rule>,
         otherwise: Option<Sweep<RuleType>>,
+    },
+    Ashq1 {
+        budget: Sweep<Quantity>,
+        depth: Sweep<bool>,
+        free: Sweep<bool>,
+        qat: bool,
+        floors: Vec<Rule>,
+        ceilings: Vec<Rule>,
+    },
+    Prior {
+        budget: Sweep<Quantity>,
+        types: Vec<TypeName>,
+        fuse: Vec<&'static str>,
+        floors: Vec<Rule>,
+        ceilings: Vec<Rule>,
     },
 }
 

@@ -7,7 +7,6 @@ use crate::recipe::decl::Decl;
 use crate::recipe::decl::Decls;
 use crate::recipe::decl::Imatrix;
 use crate::recipe::decl::Join;
-use crate::recipe::decl::Method;
 use crate::recipe::decl::Policy;
 use crate::recipe::error::RecipeError;
 use crate::recipe::error::section_words;
@@ -16,12 +15,8 @@ use crate::recipe::model::CollectImatrix;
 use crate::recipe::model::CorpusStep;
 use crate::recipe::model::ImatrixStep;
 use crate::recipe::model::JoinStep;
-use crate::recipe::model::ManualPolicy;
-use crate::recipe::model::Method as PolicyMethod;
-use crate::recipe::model::MixPolicy;
 use crate::recipe::model::OnProblem;
 use crate::recipe::model::Place;
-use crate::recipe::model::PolicyStep;
 use crate::recipe::model::PromoteStep;
 use crate::recipe::model::ResolvedSection;
 use crate::recipe::model::SourceName;
@@ -53,13 +48,13 @@ pub(crate) struct Expansion<'e> {
 }
 
 /// One way to choose in one dimension of a sweep: its part of the variant's name, and what is chosen.
-struct Choice<T> {
-    part: Option<String>,
-    value: T,
+pub(crate) struct Choice<T> {
+    pub(crate) part: Option<String>,
+    pub(crate) value: T,
 }
 
 /// Returns the choices that the values of a sweep are.
-fn choices<T: Clone>(sweep: &Sweep<T>, part: impl Fn(&T) -> String) -> Vec<Choice<T>> {
+pub(crate) fn choices<T: Clone>(sweep: &Sweep<T>, part: impl Fn(&T) -> String) -> Vec<Choice<T>> {
     let choice = |(value, _): &(T, Place)| Choice {
         part: sweep.list.then(|| part(value)),
         value: value.clone(),
@@ -68,7 +63,7 @@ fn choices<T: Clone>(sweep: &Sweep<T>, part: impl Fn(&T) -> String) -> Vec<Choic
 }
 
 /// Returns the choices of a key that may be absent.
-fn optional<T: Clone>(sweep: Option<&Sweep<T>>, part: impl Fn(&T) -> String) -> Vec<Choice<Option<T>>> {
+pub(crate) fn optional<T: Clone>(sweep: Option<&Sweep<T>>, part: impl Fn(&T) -> String) -> Vec<Choice<Option<T>>> {
     match sweep {
         None => vec![Choice {
             part: None,
@@ -85,11 +80,11 @@ fn optional<T: Clone>(sweep: Option<&Sweep<T>>, part: impl Fn(&T) -> String) -> 
 }
 
 /// Names a boolean choice: `pure`, `no-pure`.
-fn flag(key: &str) -> impl Fn(&bool) -> String {
+pub(crate) fn flag(key: &str) -> impl Fn(&bool) -> String {
     move |value| if *value { key.to_owned() } else { format!("no-{key}") }
 }
 
-fn joined(parts: &[Option<String>]) -> Option<String> {
+pub(crate) fn joined(parts: &[Option<String>]) -> Option<String> {
     let parts: Vec<&str> = parts.iter().flatten().map(String::as_str).collect();
     if parts.is_empty() { None } else { Some(parts.join("-")) }
 }
@@ -182,7 +177,7 @@ impl<'e> Expansion<'e> {
     }
 
     /// Returns the rows of a section's sweep, unless there are too many.
-    fn rows<T>(&mut self, decl: &Decl<T>, kind: StepKind, sizes: &[usize]) -> Option<Vec<Vec<usize>>> {
+    pub(crate) fn rows<T>(&mut self, decl: &Decl<T>, kind: StepKind, sizes: &[usize]) -> Option<Vec<Vec<usize>>> {
         self.rows_at(&decl.name, &decl.place, kind, sizes)
     }
 
@@ -403,7 +398,7 @@ impl<'e> Expansion<'e> {
     }
 
     /// Returns the joins that a policy's data mean, each with its part of the variant's name.
-    fn data(&mut self, decl: &Decl<Policy>, decls: &Decls) -> Option<Vec<Choice<Option<StepId>>>> {
+    pub(crate) fn data(&mut self, decl: &Decl<Policy>, decls: &Decls) -> Option<Vec<Choice<Option<StepId>>>> {
         let model = &decl.body.model;
         let some = |part, value| Choice {
             part,
@@ -464,65 +459,6 @@ impl<'e> Expansion<'e> {
                     }
                 }
                 Some(found)
-            }
-        }
-    }
-
-    fn policy(&mut self, decl: &Decl<Policy>, decls: &Decls) {
-        let kind = StepKind::Policy;
-        let Some(data) = self.data(decl, decls) else { return };
-        let push = |this: &mut Self, join: &Choice<Option<StepId>>, parts: &[Option<String>], method| {
-            let parts = [std::slice::from_ref(&join.part), parts].concat();
-            let (model, keep) = (decl.body.model.clone(), decl.body.keep.clone());
-            let body = StepBody::Policy(PolicyStep {
-                model,
-                join: join.value.clone(),
-                method,
-                keep,
-            });
-            this.push(kind, &decl.name, joined(&parts), body, &decl.place);
-        };
-        match &decl.body.method {
-            Method::Mix {
-                mix,
-                pure,
-                output_type,
-                embedding_type,
-            } => {
-                let mixes = choices(mix, |mix| mix.as_str().to_owned());
-                let pures = choices(pure, flag("pure"));
-                let outputs = optional(output_type.as_ref(), |name| format!("output-{}", name.as_str()));
-                let embeddings = optional(embedding_type.as_ref(), |name| format!("embedding-{}", name.as_str()));
-                let sizes = [data.len(), mixes.len(), pures.len(), outputs.len(), embeddings.len()];
-                for row in self.rows(decl, kind, &sizes).into_iter().flatten() {
-                    let (mix, pure) = (&mixes[row[1]], &pures[row[2]]);
-                    let (output, embedding) = (&outputs[row[3]], &embeddings[row[4]]);
-                    let parts = [
-                        mix.part.clone(),
-                        pure.part.clone(),
-                        output.part.clone(),
-                        embedding.part.clone(),
-                    ];
-                    let method = PolicyMethod::Mix(MixPolicy {
-                        mix: mix.value,
-                        pure: pure.value,
-                        output_type: output.value,
-                        embedding_type: embedding.value,
-                    });
-                    push(self, &data[row[0]], &parts, method);
-                }
-            }
-            Method::Manual { rules, otherwise } => {
-                let others = optional(otherwise.as_ref(), |to| format!("otherwise-{}", to.as_str()));
-                for row in self.rows(decl, kind, &[data.len(), others.len()]).into_iter().flatten() {
-                    let other = &others[row[1]];
-                    let rules = rules.clone();
-                    let method = PolicyMethod::Manual(ManualPolicy {
-                        rules,
-                        otherwise: other.value,
-                    });
-                    push(self, &data[row[0]], std::slice::from_ref(&other.part), method);
-                }
             }
         }
     }

@@ -92,6 +92,18 @@ pub const TYPES: &[&str] = &[
     "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "TQ2_0", "TQ1_0", "MXFP4",
 ];
 
+/// The types that `ashq1` gives, lowest first.
+pub const ASHQ1_LADDER: &[&str] = &["Q3_K", "IQ4_XS", "IQ4_NL", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16"];
+
+/// The types for which `prior` has a loss, by size.
+pub const PRIOR_TYPES: &[&str] = &[
+    "IQ1_S", "IQ2_XXS", "IQ2_S", "Q2_K", "IQ3_XXS", "Q3_K", "IQ3_S", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K", "Q5_K",
+    "Q6_K", "Q8_0", "F16",
+];
+
+/// What `fuse` can name.
+pub const FUSES: &[&str] = &["attention", "feed-forward", "experts"];
+
 impl TypeName {
     /// Returns the type of this name, in exactly this spelling.
     pub fn from_name(name: &str) -> Option<Self> {

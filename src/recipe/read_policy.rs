@@ -13,34 +13,48 @@ use crate::recipe::model::RuleType;
 use crate::recipe::names::TYPES;
 use crate::recipe::names::TypeName;
 use crate::recipe::raw::RawValue;
+use crate::recipe::read_budget::ashq1;
+use crate::recipe::read_budget::needs_data;
+use crate::recipe::read_budget::prior;
 use crate::recipe::read_steps::Context;
 use crate::recipe::read_steps::model;
 use crate::recipe::read_steps::names_of;
 use crate::recipe::read_steps::text;
 
 /// Methods of later versions.
-const LATER_METHODS: &[&str] = &["measured", "error", "prior", "ashq1", "boost", "density"];
-
-const MIX_KEYS: &[&str] = &["mix", "pure", "output_type", "embedding_type"];
-const MANUAL_KEYS: &[&str] = &["rules", "otherwise"];
+const LATER_METHODS: &[&str] = &["measured", "error", "boost", "density"];
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Mix,
     Manual,
+    Ashq1,
+    Prior,
 }
+
+/// The methods, and the keys that are theirs.
+const METHODS: &[(&str, Kind, &[&str])] = &[
+    ("mix", Kind::Mix, &["mix", "pure", "output_type", "embedding_type"]),
+    ("manual", Kind::Manual, &["rules", "otherwise"]),
+    (
+        "ashq1",
+        Kind::Ashq1,
+        &["budget", "depth", "free", "qat", "floors", "ceilings"],
+    ),
+    ("prior", Kind::Prior, &["budget", "types", "fuse", "floors", "ceilings"]),
+];
 
 pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Policy> {
     let model = model(reader, "model", context.names);
     let data = data(reader, context);
     let keep = reader.list("keep", "a list of regular expressions", |field| field.pattern());
-    let methods = [("mix", Kind::Mix), ("manual", Kind::Manual)];
+    let methods: Vec<(&str, Kind)> = METHODS.iter().map(|(word, kind, _)| (*word, *kind)).collect();
     let kind = reader.required("method", "method = \"mix\"", |field| {
         field.word(&methods, LATER_METHODS)
     });
     let method_place = reader.entry("method").map(|entry| entry.value.place.clone());
     let Some(kind) = kind else {
-        for key in MIX_KEYS.iter().chain(MANUAL_KEYS) {
+        for key in METHODS.iter().flat_map(|(_, _, keys)| *keys) {
             reader.has(key);
         }
         // Keys of a method that does not exist (yet) are not the user's mistake.
@@ -56,16 +70,27 @@ pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Opti
         Some(Data::Join(names)) => reader.put("join", names.to_toml(text)),
         _ => {}
     }
-    reader.put("method", if kind == Kind::Mix { "mix" } else { "manual" });
+    let own = METHODS.iter().find(|(_, other, _)| *other == kind);
+    let (word, own) = own.map_or(("", &[][..]), |(word, _, keys)| (*word, *keys));
+    reader.put("method", word);
+    let mut seen: Vec<&str> = own.to_vec();
+    for key in METHODS.iter().flat_map(|(_, _, keys)| *keys) {
+        if !seen.contains(key) {
+            seen.push(key);
+            let theirs = METHODS.iter().filter(|(_, _, keys)| keys.contains(key));
+            let words: Vec<String> = theirs.map(|(word, ..)| format!("`method = \"{word}\"`")).collect();
+            reader.misplaced(&[key], &words.join(" or "), method_place.as_ref());
+        }
+    }
+    let no_data = matches!(data, Some(Data::None));
     let method = match kind {
-        Kind::Mix => {
-            reader.misplaced(MANUAL_KEYS, "`method = \"manual\"`", method_place.as_ref());
-            mix(reader, matches!(data, Some(Data::None)), context)
+        Kind::Mix => mix(reader, no_data, context),
+        Kind::Manual => manual(reader),
+        Kind::Ashq1 => {
+            needs_data(reader, no_data, method_place.as_ref());
+            ashq1(reader)
         }
-        Kind::Manual => {
-            reader.misplaced(MIX_KEYS, "`method = \"mix\"`", method_place.as_ref());
-            manual(reader)
-        }
+        Kind::Prior => prior(reader),
     };
     let keep: Vec<_> = keep.into_iter().flatten().map(|(pattern, _)| pattern).collect();
     if !keep.is_empty() {
@@ -164,7 +189,7 @@ fn manual(reader: &mut Reader<'_, '_>) -> Option<Method> {
         reader.need("rules", "rules = [{ match = \"ffn_down\", type = \"Q6_K\" }]");
     }
     let rules = if reader.has("rules") {
-        rules(reader)
+        rules(reader, "rules", rule_type)
     } else {
         Some(Vec::new())
     };
@@ -172,6 +197,15 @@ fn manual(reader: &mut Reader<'_, '_>) -> Option<Method> {
     let rules = rules?;
     unreachable_rules(&rules, reader.errors);
     let rules: Vec<Rule> = rules.into_iter().map(|(rule, _)| rule).collect();
+    put_rules(reader, "rules", &rules);
+    if let Some(otherwise) = &otherwise {
+        reader.put("otherwise", otherwise.to_toml(|to| toml::Value::from(to.as_str())));
+    }
+    Some(Method::Manual { rules, otherwise })
+}
+
+/// Notes rules of the resolved recipe.
+pub(crate) fn put_rules(reader: &mut Reader<'_, '_>, key: &'static str, rules: &[Rule]) {
     let list: Vec<_> = rules
         .iter()
         .map(|rule| {
@@ -182,16 +216,12 @@ fn manual(reader: &mut Reader<'_, '_>) -> Option<Method> {
         })
         .collect();
     if !list.is_empty() {
-        reader.put("rules", list);
+        reader.put(key, list);
     }
-    if let Some(otherwise) = &otherwise {
-        reader.put("otherwise", otherwise.to_toml(|to| toml::Value::from(to.as_str())));
-    }
-    Some(Method::Manual { rules, otherwise })
 }
 
 /// Reads a tensor type or `keep`.
-fn rule_type(field: Field<'_>) -> Result<RuleType, RecipeError> {
+pub(crate) fn rule_type(field: Field<'_>) -> Result<RuleType, RecipeError> {
     if field.raw.value.kind() == "a string" && field.string("")? == "keep" {
         return Ok(RuleType::Keep);
     }
@@ -210,12 +240,16 @@ fn rule_type(field: Field<'_>) -> Result<RuleType, RecipeError> {
     })
 }
 
-/// Reads the rules, with the place of each one's pattern.
-fn rules(reader: &mut Reader<'_, '_>) -> Option<Vec<(Rule, Place)>> {
+/// Reads rules, with the place of each one's pattern.
+pub(crate) fn rules(
+    reader: &mut Reader<'_, '_>,
+    key: &'static str,
+    read_type: fn(Field<'_>) -> Result<RuleType, RecipeError>,
+) -> Option<Vec<(Rule, Place)>> {
     // Rules are sections of their own: each may have several errors, so they are gathered apart.
     let mut errors = Vec::new();
     let tables = reader.list(
-        "rules",
+        key,
         "a list of `{ match = \"...\", type = \"...\" }`",
         |field| match &field.raw.value {
             RawValue::Table(entries) => Ok((field.place(), entries)),
@@ -228,7 +262,7 @@ fn rules(reader: &mut Reader<'_, '_>) -> Option<Vec<(Rule, Place)>> {
         let pattern = rule.required("match", "match = \"ffn_down\"", |field| {
             Ok((field.pattern()?, field.place()))
         });
-        let to = rule.required("type", "type = \"Q6_K\"", rule_type);
+        let to = rule.required("type", "type = \"Q6_K\"", read_type);
         if let (Some(_), Some((pattern, pattern_place)), Some(to)) = (rule.finish(), pattern, to) {
             rules.push((
                 Rule {
@@ -246,7 +280,7 @@ fn rules(reader: &mut Reader<'_, '_>) -> Option<Vec<(Rule, Place)>> {
 }
 
 /// Reports rules that another takes everything from, as far as that can be told from the expressions.
-fn unreachable_rules(rules: &[(Rule, Place)], errors: &mut Vec<RecipeError>) {
+pub(crate) fn unreachable_rules(rules: &[(Rule, Place)], errors: &mut Vec<RecipeError>) {
     const ALL: &[&str] = &["", ".", ".*", ".+", "^", "$", "^.*", ".*$", "^.*$", "^.+$"];
     for (at, (rule, place)) in rules.iter().enumerate() {
         let takes_all = |(earlier, _): &&(Rule, Place)| ALL.contains(&earlier.pattern.as_str());

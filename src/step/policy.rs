@@ -1,16 +1,23 @@
 //! `[policy.NAME]`: a table of tensor, type and why.
 
+mod budget;
+
 use crate::action;
 use crate::action::Action;
 use crate::action::Method;
+use crate::action::PolicyHeader;
 use crate::action::PolicyRule;
+use crate::allocation::DEFAULT_STATES;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::policy;
+use crate::policy::Fuse;
+use crate::policy::GroupOptions;
 use crate::policy::ManualOptions;
 use crate::policy::Mix;
 use crate::policy::MixOptions;
 use crate::policy::ModelFacts;
+use crate::policy::Question;
 use crate::policy::Reason;
 use crate::policy::Rule;
 use crate::policy::Table;
@@ -34,10 +41,16 @@ use crate::step::model::Shape;
 use crate::step::model::decode;
 use crate::step::model::encode;
 use crate::step::model::facts_of;
+use crate::step::output;
 use crate::tensor_type::TensorType;
+
+pub use budget::energies_of;
 
 /// The version of the built-in rules: raise it when a mix gives other types.
 const RULES: u32 = 1;
+
+/// The version of the solver and of guessed losses: raise it when either gives another answer.
+const SOLVER: u32 = 1;
 
 /// A policy.
 pub struct Policy;
@@ -52,9 +65,16 @@ fn policy_step(node: &Node) -> Result<&PolicyStep, StepError> {
     }
 }
 
-fn method_of(step: &PolicyStep) -> Method {
+fn method_of(step: &PolicyStep, inputs: &Inputs) -> Result<Method, StepError> {
     let keep: Vec<String> = step.keep.iter().map(|pattern| pattern.as_str().to_owned()).collect();
-    match &step.method {
+    let rules_of = |rules: &[model::Rule]| {
+        let rule = |rule: &model::Rule| PolicyRule {
+            pattern: rule.pattern.as_str().to_owned(),
+            target: rule.to.as_str().to_owned(),
+        };
+        rules.iter().map(rule).collect::<Vec<_>>()
+    };
+    Ok(match &step.method {
         model::Method::Mix(mix) => Method::Mix {
             mix: mix.mix.as_str().to_owned(),
             pure: mix.pure,
@@ -70,14 +90,47 @@ fn method_of(step: &PolicyStep) -> Method {
                     pattern,
                     target: "keep".to_owned(),
                 })
-                .chain(manual.rules.iter().map(|rule| PolicyRule {
-                    pattern: rule.pattern.as_str().to_owned(),
-                    target: rule.to.as_str().to_owned(),
-                }))
+                .chain(rules_of(&manual.rules))
                 .collect(),
             otherwise: manual.otherwise.map(|otherwise| otherwise.as_str().to_owned()),
         },
-    }
+        model::Method::Ashq1(ashq1) => {
+            let join = step.join.as_ref().map(|join| inputs.step(join)).transpose()?;
+            let join =
+                join.ok_or_else(|| StepError::input("`ashq1` works on an imatrix, and the policy names none"))?;
+            Method::Ashq1 {
+                imatrix: join.output("imatrix")?,
+                header: PolicyHeader {
+                    metadata: inputs.source(&step.model)?.output("metadata")?,
+                    dataset: Some(join.fact("dataset").to_owned()),
+                },
+                budget: budget::document_of(ashq1.budget),
+                depth: ashq1.depth,
+                free: ashq1.free,
+                qat: ashq1.qat,
+                floors: rules_of(&ashq1.floors),
+                ceilings: rules_of(&ashq1.ceilings),
+                keep,
+            }
+        }
+        model::Method::Prior(prior) => {
+            let join = step.join.as_ref().map(|join| inputs.step(join)).transpose()?;
+            Method::Prior {
+                header: PolicyHeader {
+                    metadata: inputs.source(&step.model)?.output("metadata")?,
+                    dataset: join.map(|join| join.fact("dataset").to_owned()),
+                },
+                budget: budget::document_of(prior.budget),
+                types: prior.types.iter().map(|name| name.as_str().to_owned()).collect(),
+                fuse: prior.fuse.iter().map(|rule| (*rule).to_owned()).collect(),
+                floors: rules_of(&prior.floors),
+                ceilings: rules_of(&prior.ceilings),
+                keep,
+                states: DEFAULT_STATES,
+                solver: SOLVER,
+            }
+        }
+    })
 }
 
 fn action_of(step: &PolicyStep, inputs: &Inputs) -> Result<Action, StepError> {
@@ -90,7 +143,7 @@ fn action_of(step: &PolicyStep, inputs: &Inputs) -> Result<Action, StepError> {
     Ok(Action::Policy(action::Policy {
         shape,
         coverage,
-        method: method_of(step),
+        method: method_of(step, inputs)?,
         rules: RULES,
     }))
 }
@@ -119,7 +172,11 @@ impl Kind for Policy {
                     .is_some_and(|coverage| coverage.tensors.binary_search_by(|t| t.as_str().cmp(name)).is_ok())
             };
             let has: policy::HasImatrix<'_> = if coverage.is_some() { Some(&covered) } else { None };
-            let (table, file_type) = choose(&facts, &inputs.method, has)?;
+            let Chosen {
+                table,
+                file_type,
+                solved,
+            } = choose(env, &facts, &inputs.method, has)?;
             table.warnings.iter().for_each(|warning| task.warn(sentence(warning)));
             if table.fallbacks() > 0 {
                 let fallbacks = words::count(table.fallbacks() as u64, "tensor");
@@ -138,23 +195,92 @@ impl Kind for Policy {
                 file_type.map_or_else(|| "keep".to_owned(), |number| number.to_string()),
             );
             made.output("policy", env.store.put(&encode(&table)?)?);
+            if let Some(solved) = solved {
+                made.output("certificate", env.store.put(solved.certificate.as_bytes())?);
+                made.fact("proved", if solved.optimal { "optimal" } else { "gap" });
+            }
             Ok(())
         })?;
-        Ok(Outcome::of(performed, Vec::new()))
+        let mut outcome = Outcome::of(performed, Vec::new());
+        if let Ok(digest) = outcome.output("certificate") {
+            let name = certificate_name(node)?;
+            outcome.files.push(output::place(task, &name, outcome.key, &digest)?);
+        }
+        outcome.ran |= task.counts().0 > 0;
+        Ok(outcome)
+    }
+
+    fn intact(&self, node: &Node, outcome: &mut Outcome, _inputs: &Inputs, env: &Env<'_>) -> Result<bool, StepError> {
+        let Ok(digest) = outcome.output("certificate") else {
+            return Ok(true);
+        };
+        let found = output::intact(env, &output::path(env, &certificate_name(node)?)?, &digest)?;
+        outcome.files.extend(found);
+        Ok(!outcome.files.is_empty())
     }
 
     fn summary(&self, outcome: &Outcome) -> String {
         let bytes = words::bytes(outcome.number("bytes").unwrap_or_default());
+        let proved = match outcome.fact("proved") {
+            "optimal" => ", proved optimal for its losses",
+            "gap" => ", not proved optimal",
+            _ => "",
+        };
         format!(
-            "{} of {} tensors change type, {bytes}",
+            "{} of {} tensors change type, {bytes}{proved}",
             outcome.fact("quantized"),
             outcome.fact("tensors")
         )
     }
 }
 
-fn choose(facts: &ModelFacts, method: &Method, has: policy::HasImatrix<'_>) -> Result<(Table, Option<u32>), StepError> {
-    let failed = |error: policy::PolicyError| StepError::input(error.to_string());
+/// What a method chose.
+struct Chosen {
+    table: Table,
+    file_type: Option<u32>,
+    solved: Option<budget::Solved>,
+}
+
+impl Chosen {
+    fn of(table: Table, file_type: Option<u32>) -> Self {
+        Self {
+            table,
+            file_type,
+            solved: None,
+        }
+    }
+}
+
+fn certificate_name(node: &Node) -> Result<String, StepError> {
+    match &node.work {
+        Work::Step(step) => Ok(format!("{}.certificate.json", step.id.label())),
+        _ => Err(misplaced(node)),
+    }
+}
+
+fn fuse_of(name: &str) -> Result<Fuse, StepError> {
+    match name {
+        "attention" => Ok(Fuse::Attention),
+        "feed-forward" => Ok(Fuse::FeedForward),
+        "experts" => Ok(Fuse::Experts),
+        other => Err(StepError::input(format!(
+            "there is no rule `{other}` that fuses tensors"
+        ))),
+    }
+}
+
+fn choose(
+    env: &Env<'_>,
+    facts: &ModelFacts,
+    method: &Method,
+    has: policy::HasImatrix<'_>,
+) -> Result<Chosen, StepError> {
+    let failed = |error: policy::PolicyError| match error {
+        policy::PolicyError::BelowMinimum { .. } => {
+            StepError::input_hint(error.to_string(), "raise the budget, or lower floors")
+        }
+        error => StepError::input(error.to_string()),
+    };
     // Whether quantized tensors may be quantized again is for promote to say, of the tensors that really change.
     match method {
         Method::Mix {
@@ -170,31 +296,15 @@ fn choose(facts: &ModelFacts, method: &Method, has: policy::HasImatrix<'_>) -> R
                 pure: *pure,
                 output_type: output_type.as_deref().map(type_of).transpose()?,
                 embedding_type: embedding_type.as_deref().map(type_of).transpose()?,
-                rules: keep
-                    .iter()
-                    .map(|pattern| {
-                        Ok(Rule {
-                            pattern: regex_of(pattern)?,
-                            to: Target::Keep,
-                        })
-                    })
-                    .collect::<Result<_, StepError>>()?,
+                rules: kept(keep)?,
                 allow_requantize: true,
             };
             let table = policy::mix(facts, mix, &options, has).map_err(failed)?;
             let file_type = mix.default_type().map(|_| mix.file_type(facts));
-            Ok((table, file_type))
+            Ok(Chosen::of(table, file_type))
         }
         Method::Manual { rules, otherwise } => {
-            let rules = rules
-                .iter()
-                .map(|rule| {
-                    Ok(Rule {
-                        pattern: regex_of(&rule.pattern)?,
-                        to: target_of(&rule.target)?,
-                    })
-                })
-                .collect::<Result<Vec<_>, StepError>>()?;
+            let rules = rules_of(rules)?;
             let otherwise = otherwise.as_deref().map(target_of).transpose()?;
             let options = ManualOptions {
                 otherwise,
@@ -202,9 +312,96 @@ fn choose(facts: &ModelFacts, method: &Method, has: policy::HasImatrix<'_>) -> R
             };
             let table = policy::manual(facts, &rules, options, has).map_err(failed)?;
             let file_type = table.file_type();
-            Ok((table, Some(file_type)))
+            Ok(Chosen::of(table, Some(file_type)))
+        }
+        Method::Ashq1 {
+            imatrix,
+            header,
+            budget,
+            depth,
+            free,
+            qat,
+            floors,
+            ceilings,
+            keep,
+        } => {
+            let (keep, floors, ceilings) = (kept(keep)?, rules_of(floors)?, rules_of(ceilings)?);
+            let options = policy::Ashq1 {
+                budget: budget::bytes_of(*budget, facts),
+                size: budget::file_size(env, header, facts)?,
+                depth: *depth,
+                free: *free,
+                qat: *qat,
+                keep: &keep,
+                floors: &floors,
+                ceilings: &ceilings,
+            };
+            let energies = budget::energies(env, *imatrix, has)?;
+            let table = policy::ashq1(facts, &energies, &options).map_err(failed)?;
+            let file_type = table.file_type();
+            Ok(Chosen::of(table, Some(file_type)))
+        }
+        Method::Prior {
+            header,
+            budget,
+            types,
+            fuse,
+            floors,
+            ceilings,
+            keep,
+            states,
+            solver: _,
+        } => {
+            let (keep, floors, ceilings) = (kept(keep)?, rules_of(floors)?, rules_of(ceilings)?);
+            let types = types.iter().map(|name| type_of(name)).collect::<Result<Vec<_>, _>>()?;
+            let options = GroupOptions {
+                tied: false,
+                fuse: fuse.iter().map(|rule| fuse_of(rule)).collect::<Result<_, _>>()?,
+            };
+            let groups = policy::groups(facts, &policy::Energies::new(), &options);
+            let losses = policy::prior(facts, &groups, &types);
+            let question = Question {
+                model: facts,
+                groups: &groups,
+                losses: &losses,
+                caution: 0.0,
+                size: budget::file_size(env, header, facts)?,
+                keep: &keep,
+                floors: &floors,
+                ceilings: &ceilings,
+                has_imatrix: has,
+                devices: &[],
+            };
+            let prepared = policy::prepare(&question).map_err(failed)?;
+            let limit = budget::bytes_of(*budget, facts);
+            let (table, solved) = budget::solve(env, &prepared, limit, *states, failed)?;
+            let file_type = table.file_type();
+            Ok(Chosen {
+                solved: Some(solved),
+                ..Chosen::of(table, Some(file_type))
+            })
         }
     }
+}
+
+fn kept(patterns: &[String]) -> Result<Vec<Rule>, StepError> {
+    let keep = |pattern: &String| {
+        Ok(Rule {
+            pattern: regex_of(pattern)?,
+            to: Target::Keep,
+        })
+    };
+    patterns.iter().map(keep).collect()
+}
+
+fn rules_of(rules: &[PolicyRule]) -> Result<Vec<Rule>, StepError> {
+    let rule = |rule: &PolicyRule| {
+        Ok(Rule {
+            pattern: regex_of(&rule.pattern)?,
+            to: target_of(&rule.target)?,
+        })
+    };
+    rules.iter().map(rule).collect()
 }
 
 fn type_of(name: &str) -> Result<TensorType, StepError> {

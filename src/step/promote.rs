@@ -2,7 +2,7 @@
 //! from the tensors in the store, and is not stored a second time.
 
 mod assembly;
-mod parts;
+pub(in crate::step) mod parts;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -55,6 +55,7 @@ pub use assembly::AssembledTensor;
 pub use assembly::Assembly;
 pub use assembly::From;
 
+use parts::Said;
 use parts::candidate_metadata;
 
 /// The version of what is written around the tensors: raise it when a candidate's header changes.
@@ -311,7 +312,8 @@ impl<'i> Draft<'i> {
             return Err(StepError::input("the policy was made for another model"));
         }
         let metadata = decode_metadata(&env.store.read(&parts.model.output("metadata")?, DOCUMENT_CAP)?)?;
-        let metadata = candidate_metadata(metadata, parts.policy, parts.join)?;
+        let said = parts.join.map(Said::of).transpose()?;
+        let metadata = candidate_metadata(metadata, parts.policy.fact("file_type").parse().ok(), said.as_ref())?;
         let specs: Vec<TensorSpec> = index
             .tensors
             .iter()

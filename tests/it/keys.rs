@@ -568,6 +568,34 @@ fn samples() -> Vec<Action> {
             rules: vec![rule("a", "Q4_K"), rule("b", "Q5_K")],
             otherwise: Some("Q6_K".to_owned()),
         })),
+        Action::Policy(policy(action::Method::Ashq1 {
+            imatrix: blob("imatrix"),
+            header: action::PolicyHeader {
+                metadata: blob("metadata"),
+                dataset: Some("calibration".to_owned()),
+            },
+            budget: action::PolicyBudget::Bytes { number: 1000 },
+            depth: false,
+            free: false,
+            qat: false,
+            floors: vec![rule("a", "Q4_K"), rule("b", "Q5_K")],
+            ceilings: vec![rule("a", "Q6_K"), rule("b", "Q8_0")],
+            keep: vec!["a".to_owned(), "b".to_owned()],
+        })),
+        Action::Policy(policy(action::Method::Prior {
+            header: action::PolicyHeader {
+                metadata: blob("metadata"),
+                dataset: Some("calibration".to_owned()),
+            },
+            budget: action::PolicyBudget::MillionthsOfBits { number: 4_500_000 },
+            types: vec!["Q4_K".to_owned(), "Q8_0".to_owned()],
+            fuse: vec!["attention".to_owned(), "experts".to_owned()],
+            floors: vec![rule("a", "Q4_K"), rule("b", "Q5_K")],
+            ceilings: vec![rule("a", "Q6_K"), rule("b", "Q8_0")],
+            keep: vec!["a".to_owned(), "b".to_owned()],
+            states: 1000,
+            solver: 1,
+        })),
         Action::Tensor(action::Tensor {
             source: blob("source"),
             from: "F16".to_owned(),
@@ -654,7 +682,19 @@ fn kind_number(action: &Action) -> usize {
 
 /// Other values that might stand in the place of one.
 fn others(value: &Json) -> Vec<Json> {
-    let words = ["per-file", "joined", "sum", "mean", "max", "warn", "fail", "other"].map(Json::from);
+    let words = [
+        "per-file",
+        "joined",
+        "sum",
+        "mean",
+        "max",
+        "warn",
+        "fail",
+        "other",
+        "bytes",
+        "millionths-of-bits",
+    ]
+    .map(Json::from);
     match value {
         Json::Bool(flag) => vec![Json::from(!flag)],
         Json::Number(number) => vec![Json::from(number.as_u64().unwrap() + 1), Json::Null],
@@ -708,7 +748,7 @@ fn every_field_of_every_action_is_part_of_its_key() {
         let mut changed = 0;
         for pointer in all {
             let here = value.pointer(&pointer).unwrap();
-            // The name of a method decides which fields there are; both have a sample.
+            // The name of a method decides which fields there are; each has a sample.
             if here.is_object() || pointer == "/inputs/method/name" {
                 continue;
             }

@@ -30,7 +30,10 @@ const HOUSE: &[(&str, Names)] = &[
         Names::Only(&["digest", "fs", "gguf", "imatrix", "tensor_type"]),
     ),
     ("figures", Names::Only(&[])),
-    ("policy", Names::Only(&["gguf", "tensor_type"])),
+    // The checker of certificates shares nothing with the solver that writes them.
+    ("allocation", Names::Only(&[])),
+    ("certificate", Names::Only(&[])),
+    ("policy", Names::Only(&["allocation", "gguf", "tensor_type"])),
     ("report", Names::Only(&["figures"])),
     ("action", Names::Only(&["digest"])),
     ("store", Names::Only(&["action", "digest", "fs"])),
@@ -39,6 +42,7 @@ const HOUSE: &[(&str, Names)] = &[
         "step",
         Names::Only(&[
             "action",
+            "allocation",
             "digest",
             "engine",
             "figures",

@@ -7,9 +7,11 @@
     reason = "a test that cannot go on panics, one that is skipped says so, and the environment configures it"
 )]
 
+mod allocation;
 mod broken_cli;
 mod broken_formats;
 mod build;
+mod certificate;
 mod concurrent;
 mod conformance;
 mod crash;
@@ -22,6 +24,7 @@ mod messages;
 mod peer_bytes;
 mod peer_engine;
 mod peer_quantize;
+mod policies;
 mod property;
 mod readme;
 mod recipes;

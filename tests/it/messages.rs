@@ -119,6 +119,39 @@ fn every_line_is_one_of_the_schema() {
     assert!(lines.iter().any(|line| line["status"] == "error"), "{lines:#?}");
     assert_eq!(judge.run(&forge, 1, &build)[0]["code"], "build::source");
 
+    // A certificate that is true, and one that is not.
+    let certificate = crate::certificate::sample().to_string();
+    forge.write("certificate.json", &certificate);
+    let lines = judge.run(&forge, 0, &["policy", "check", "certificate.json"]);
+    assert_eq!(
+        lines
+            .iter()
+            .map(|line| line["verdict"].as_str().unwrap())
+            .collect::<Vec<_>>(),
+        ["optimal", "below-minimum", "optimal", "gap"]
+    );
+    forge.write(
+        "certificate.json",
+        certificate.replacen("\"constant\":4096", "\"constant\":4097", 1),
+    );
+    let lines = judge.run(&forge, 1, &["policy", "check", "certificate.json"]);
+    assert_eq!(lines[0]["code"], "policy::certificate");
+
+    let lines = judge.run(&forge, 0, &["policy", "groups", "model.gguf"]);
+    assert!(
+        lines
+            .iter()
+            .all(|line| line["floors"].is_null() && line["bond"] == "alone")
+    );
+    let lines = judge.run(
+        &forge,
+        0,
+        &["policy", "groups", "--show-floors", "--fuse", "attention", "model.gguf"],
+    );
+    let fused = lines.iter().find(|line| line["bond"] == "fused").unwrap();
+    assert_eq!(fused["name"], "blk.0.{attn_k,attn_q,attn_v}.weight");
+    assert_eq!(fused["floors"]["blk.0.attn_k.weight"]["floor"], "Q4_K");
+
     // Recipes with errors: each has its place. One with a warning, too.
     forge.recipe(&edited(
         &edited(RECIPE, "chunks = 4", "chunk = 4"),
@@ -218,6 +251,7 @@ const HELP: &[(&[&str], &[&str])] = &[
             "plan",
             "build",
             "graph",
+            "policy",
             "engine",
             "--directory",
             "--cache-dir",
@@ -265,6 +299,15 @@ const HELP: &[(&[&str], &[&str])] = &[
     ),
     (&["check", "--help"], &["[RECIPE]..."]),
     (&["show", "--help"], &["--format", "toml", "json"]),
+    (&["policy", "--help"], &["check", "groups"]),
+    (
+        &["policy", "groups", "--help"],
+        &["<MODEL>", "--imatrix <FILE>", "--fuse <RULE>", "--show-floors", "--qat"],
+    ),
+    (
+        &["policy", "check", "--help"],
+        &["<CERTIFICATE>...", "--states <N>", "Exit status 1"],
+    ),
     (&["graph", "--help"], &["--format", "dot", "mermaid", "json"]),
 ];
 

@@ -107,6 +107,8 @@ fn the_schema_knows_the_same_words() {
         words("ruleType"),
         set(&mut names::TYPES.iter().copied().chain(["keep"]))
     );
+    assert_eq!(words("priorType"), set(&mut names::PRIOR_TYPES.iter().copied()));
+    assert_eq!(words("rung"), set(&mut names::ASHQ1_LADDER.iter().copied()));
     let pattern = schema["$defs"]["requirement"]["pattern"].as_str().unwrap();
     for figure in Figure::ALL {
         assert!(

@@ -76,6 +76,15 @@ rules = [
 ]
 otherwise = "Q5_0"
 
+[policy.importance]
+method = "ashq1"
+imatrix = "both"
+budget = "6 bpw"
+
+[policy.guess]
+method = "prior"
+budget = "6 bpw"
+
 [promote.mix]
 policy = "mix"
 
@@ -112,6 +121,7 @@ const DOCUMENTS: &[(&str, &str, &str)] = &[
     ("join", "join", "join.v1"),
     ("join", "slices", "slices.v1"),
     ("metrics", "json", "metrics.v1"),
+    ("policy", "certificate", "certificate.v1"),
     ("policy", "policy", "policy.v1"),
     ("promote", "assembly", "assembly.v1"),
     ("promote", "compute", "model-compute.v1"),
@@ -124,6 +134,11 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("action.v1", "/inputs", &[]),
     ("assembly.v1", "", &[]),
     ("assembly.v1", "/tensors/0", &[]),
+    ("certificate.v1", "", &[]),
+    ("certificate.v1", "/answers/0", &[]),
+    ("certificate.v1", "/answers/0/multipliers", &[]),
+    ("certificate.v1", "/problem", &[]),
+    ("certificate.v1", "/problem/groups/0/options/0", &[]),
     ("corpus.v1", "", &[]),
     ("coverage.v1", "", &[]),
     ("figures.v1", "", &[]),
@@ -568,6 +583,52 @@ fn samples() -> Vec<(&'static str, Action)> {
                         target: "Q6_K".to_owned(),
                     }],
                     otherwise: Some("keep".to_owned()),
+                },
+            ),
+        ),
+        (
+            "policy, ashq1",
+            policy(
+                Some(blob("coverage")),
+                Method::Ashq1 {
+                    imatrix: blob("an imatrix"),
+                    header: action::PolicyHeader {
+                        metadata: blob("metadata"),
+                        dataset: Some("prose".to_owned()),
+                    },
+                    budget: action::PolicyBudget::MillionthsOfBits { number: 4_500_000 },
+                    depth: false,
+                    free: true,
+                    qat: false,
+                    floors: vec![PolicyRule {
+                        pattern: "ffn_down".to_owned(),
+                        target: "Q5_K".to_owned(),
+                    }],
+                    ceilings: Vec::new(),
+                    keep: Vec::new(),
+                },
+            ),
+        ),
+        (
+            "policy, prior",
+            policy(
+                None,
+                Method::Prior {
+                    header: action::PolicyHeader {
+                        metadata: blob("metadata"),
+                        dataset: None,
+                    },
+                    budget: action::PolicyBudget::Bytes { number: 5_976_883_200 },
+                    types: vec!["Q4_K".to_owned(), "F16".to_owned()],
+                    fuse: vec!["attention".to_owned()],
+                    floors: Vec::new(),
+                    ceilings: vec![PolicyRule {
+                        pattern: "ffn_".to_owned(),
+                        target: "Q5_K".to_owned(),
+                    }],
+                    keep: Vec::new(),
+                    states: 20_000_000,
+                    solver: 1,
                 },
             ),
         ),

@@ -70,3 +70,12 @@ fn mixes_that_need_an_imatrix_are_told_apart_alike() {
         }
     }
 }
+
+#[test]
+fn the_types_of_methods_are_the_same_for_recipes() {
+    let rungs: Vec<&str> = forge::policy::LADDER.iter().map(|rung| rung.name()).collect();
+    assert_eq!(names::ASHQ1_LADDER, rungs);
+    let known: Vec<&str> = forge::policy::CURVE.iter().map(|(ty, _)| ty.name()).collect();
+    assert_eq!(names::PRIOR_TYPES, known);
+    assert!(rungs.iter().all(|rung| names::TYPES.contains(rung)));
+}

@@ -1,0 +1,137 @@
+//! `forge policy`: choices of tensor types, and the proofs that come with them.
+
+use serde_json::json;
+
+use crate::certificate;
+use crate::certificate::Checked;
+use crate::certificate::Verdict;
+use crate::cli::Exit;
+use crate::cli::Failure;
+use crate::cli::args;
+use crate::cli::diagnostic::Diagnostic;
+use crate::cli::files::Files;
+use crate::cli::terminal::Terminal;
+use crate::fs;
+use crate::report::words;
+
+/// No certificate is longer: some hundred bytes for each option of each group.
+const CERTIFICATE_CAP: u64 = 1 << 30;
+
+pub(super) fn run(args: &args::Policy, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    match args {
+        args::Policy::Check(args) => check(args, files, terminal),
+        args::Policy::Groups(args) => crate::cli::policy_groups::run(args, files, terminal),
+    }
+}
+
+/// Reads a file of the command line as text.
+pub(super) fn read(path: &str, cap: u64, files: &Files) -> Result<String, Diagnostic> {
+    let unreadable = |cause: String| {
+        Diagnostic::error(format!("can't read `{path}`"))
+            .code("policy::unreadable")
+            .caused_by(cause)
+    };
+    let bytes = fs::read_small(&files.place(path), cap).map_err(|error| {
+        unreadable(if error.is_not_found() {
+            "there is no such file".to_owned()
+        } else {
+            error.to_string()
+        })
+    })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        unreadable(format!("it is not UTF-8: byte {at} is wrong"))
+    })
+}
+
+fn check(args: &args::PolicyCheck, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    let mut diagnostics = Vec::new();
+    for path in &args.certificates {
+        let text = match read(path, CERTIFICATE_CAP, files) {
+            Ok(text) => text,
+            Err(diagnostic) => {
+                diagnostics.push(diagnostic);
+                continue;
+            }
+        };
+        match certificate::check(&text, args.states) {
+            Ok(answers) => {
+                for (at, answer) in answers.iter().enumerate() {
+                    terminal.data(&if terminal.is_json() {
+                        line(path, at + 1, answer)
+                    } else {
+                        sentence(path, at + 1, answer)
+                    });
+                }
+            }
+            Err(wrong) => {
+                let refused = Diagnostic::error(format!("`{path}` is refused"))
+                    .code("policy::certificate")
+                    .caused_by(wrong.to_string());
+                diagnostics.push(match wrong {
+                    certificate::Wrong::NotShown { .. } => {
+                        refused.hint("it may be true all the same: give the search more room, `--states N`")
+                    }
+                    _ => refused.hint("nothing in it can be relied on: make it anew"),
+                });
+            }
+        }
+    }
+    if diagnostics.is_empty() {
+        Ok(Exit::Done)
+    } else {
+        Err(Failure {
+            diagnostics,
+            exit: Exit::Recipe,
+        })
+    }
+}
+
+/// The loss that units stand for.
+fn loss_of(units: f64, exponent: i32) -> f64 {
+    units * 2_f64.powi(-exponent)
+}
+
+fn sentence(path: &str, number: usize, answer: &Checked) -> String {
+    let loss = loss_of(answer.loss as f64, answer.unit_exponent);
+    let bytes = |sizes: &[u64]| {
+        let sizes: Vec<String> = sizes.iter().map(|size| words::bytes(*size)).collect();
+        sizes.join(" and ")
+    };
+    let (uses, limits) = (bytes(&answer.uses), bytes(&answer.limits));
+    match answer.verdict {
+        Verdict::Optimal => {
+            format!("{path}: answer {number} is optimal: loss {loss:.6e} in {uses}, of at most {limits}\n")
+        }
+        Verdict::Gap { gap } => {
+            let gap = loss_of(gap as f64, answer.unit_exponent);
+            format!(
+                "{path}: answer {number} is at most {gap:.3e} above the least possible loss: {loss:.6e} in {uses}, of at most \
+                 {limits}\n"
+            )
+        }
+        Verdict::BelowMinimum => {
+            format!("{path}: answer {number} is the smallest there is: {uses}; {limits} can't be held\n")
+        }
+    }
+}
+
+fn line(path: &str, number: usize, answer: &Checked) -> String {
+    let (verdict, gap) = match answer.verdict {
+        Verdict::Optimal => ("optimal", Some(0)),
+        Verdict::Gap { gap } => ("gap", Some(gap)),
+        Verdict::BelowMinimum => ("below-minimum", None),
+    };
+    let line = json!({
+        "schema": crate::cli::json::SCHEMA,
+        "reason": "certificate",
+        "file": path,
+        "answer": number,
+        "verdict": verdict,
+        "limits": answer.limits,
+        "uses": answer.uses,
+        "loss": loss_of(answer.loss as f64, answer.unit_exponent),
+        "gap": gap.map(|gap| loss_of(gap as f64, answer.unit_exponent)),
+    });
+    format!("{line}\n")
+}

@@ -1,0 +1,150 @@
+//! `forge policy groups`: which tensors of a model get their types together.
+
+use serde_json::json;
+
+use crate::cli::Exit;
+use crate::cli::Failure;
+use crate::cli::args;
+use crate::cli::diagnostic::Diagnostic;
+use crate::cli::files::Files;
+use crate::cli::terminal::Terminal;
+use crate::fs;
+use crate::gguf::Model;
+use crate::imatrix::Imatrix;
+use crate::policy;
+use crate::policy::Bond;
+use crate::policy::Energies;
+use crate::policy::Fuse;
+use crate::policy::GroupOptions;
+use crate::policy::ModelFacts;
+use crate::policy::Span;
+use crate::policy::TensorFacts;
+use crate::policy::TensorGroup;
+use crate::step::policy::energies_of;
+
+/// No imatrix is longer.
+const IMATRIX_CAP: u64 = 4 << 30;
+
+pub(super) fn run(args: &args::PolicyGroups, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    let failed = |what: String, cause: String| {
+        let diagnostic = Diagnostic::error(what).code("policy::unreadable").caused_by(cause);
+        Failure::new(Exit::Recipe, diagnostic)
+    };
+    let unreadable = |path: &std::path::Path, cause: String| failed(format!("can't read `{}`", path.display()), cause);
+    let model = Model::open(&files.place(&args.model)).map_err(|error| unreadable(&args.model, error.to_string()))?;
+    let tensors = model.tensors().iter().map(|tensor| TensorFacts::from(&tensor.info));
+    let facts = ModelFacts::from_metadata(model.metadata(), tensors.collect())
+        .map_err(|error| unreadable(&args.model, error.to_string()))?;
+    let energies = match &args.imatrix {
+        None => Energies::new(),
+        Some(path) => {
+            let bytes =
+                fs::read_small(&files.place(path), IMATRIX_CAP).map_err(|error| unreadable(path, error.to_string()))?;
+            let imatrix = Imatrix::parse(&bytes).map_err(|error| unreadable(path, error.to_string()))?;
+            energies_of(&imatrix, |name| facts.tensors.iter().any(|tensor| tensor.name == name))
+        }
+    };
+    let options = GroupOptions {
+        tied: true,
+        fuse: args.fuse.iter().map(|fuse| rule_of(*fuse)).collect(),
+    };
+    let spans = if args.show_floors {
+        let options = policy::Ashq1 {
+            budget: 0,
+            size: policy::FileSize {
+                header: 0,
+                alignment: model.alignment(),
+            },
+            depth: false,
+            free: false,
+            qat: args.qat,
+            keep: &[],
+            floors: &[],
+            ceilings: &[],
+        };
+        let (spans, _) = policy::spans(&facts, &options).map_err(|error| unreadable(&args.model, error.to_string()))?;
+        Some(spans)
+    } else {
+        None
+    };
+    for group in policy::groups(&facts, &energies, &options) {
+        terminal.data(&if terminal.is_json() {
+            line(&facts, &group, spans.as_deref())
+        } else {
+            row(&facts, &group, spans.as_deref())
+        });
+    }
+    Ok(Exit::Done)
+}
+
+fn rule_of(fuse: args::Fuse) -> Fuse {
+    match fuse {
+        args::Fuse::Attention => Fuse::Attention,
+        args::Fuse::FeedForward => Fuse::FeedForward,
+        args::Fuse::Experts => Fuse::Experts,
+    }
+}
+
+fn word_of(bond: Bond) -> &'static str {
+    match bond {
+        Bond::Alone => "alone",
+        Bond::Tied => "tied",
+        Bond::Fused => "fused",
+    }
+}
+
+fn elements(facts: &ModelFacts, group: &TensorGroup) -> u64 {
+    let members = group.members.iter().map(|at| &facts.tensors[*at].dims);
+    members.map(|dims| dims.iter().product::<u64>()).sum()
+}
+
+/// Where each member may stand, if that was asked for.
+fn floors<'a>(group: &'a TensorGroup, spans: Option<&'a [Span]>) -> Option<impl Iterator<Item = (&'a Span, usize)>> {
+    spans.map(|spans| group.members.iter().map(|at| (&spans[*at], *at)))
+}
+
+fn row(facts: &ModelFacts, group: &TensorGroup, spans: Option<&[Span]>) -> String {
+    let mut text = format!(
+        "{:<5}  {:>12}  {}",
+        word_of(group.bond),
+        elements(facts, group),
+        group.name
+    );
+    for (span, _) in floors(group, spans).into_iter().flatten().take(1) {
+        text += &match span {
+            Span::Fixed { to, .. } => format!("  {to}"),
+            Span::Free { floor, ceiling } => format!("  {floor} to {ceiling}"),
+        };
+    }
+    text.push('\n');
+    text
+}
+
+fn line(facts: &ModelFacts, group: &TensorGroup, spans: Option<&[Span]>) -> String {
+    let names: Vec<&str> = group
+        .members
+        .iter()
+        .map(|at| facts.tensors[*at].name.as_str())
+        .collect();
+    let floors = floors(group, spans).map(|spans| {
+        let of = |(span, at): (&Span, usize)| {
+            let (floor, ceiling) = match span {
+                Span::Fixed { to, .. } => (to, to),
+                Span::Free { floor, ceiling } => (floor, ceiling),
+            };
+            let name = facts.tensors[at].name.clone();
+            (name, json!({ "floor": floor.name(), "ceiling": ceiling.name() }))
+        };
+        spans.map(of).collect::<serde_json::Map<_, _>>()
+    });
+    let line = json!({
+        "schema": crate::cli::json::SCHEMA,
+        "reason": "group",
+        "name": group.name,
+        "bond": word_of(group.bond),
+        "tensors": names,
+        "elements": elements(facts, group),
+        "floors": floors,
+    });
+    format!("{line}\n")
+}

@@ -1,0 +1,133 @@
+//! Policies: one step for each combination of what a section leaves open.
+
+use crate::recipe::decl::Decl;
+use crate::recipe::decl::Decls;
+use crate::recipe::decl::Method;
+use crate::recipe::decl::Policy;
+use crate::recipe::expand::Choice;
+use crate::recipe::expand::Expansion;
+use crate::recipe::expand::choices;
+use crate::recipe::expand::flag;
+use crate::recipe::expand::joined;
+use crate::recipe::expand::optional;
+use crate::recipe::model::Ashq1Policy;
+use crate::recipe::model::ManualPolicy;
+use crate::recipe::model::Method as PolicyMethod;
+use crate::recipe::model::MixPolicy;
+use crate::recipe::model::PolicyStep;
+use crate::recipe::model::PriorPolicy;
+use crate::recipe::model::StepBody;
+use crate::recipe::model::StepId;
+use crate::recipe::model::StepKind;
+
+impl Expansion<'_> {
+    /// Makes the steps of a policy's section.
+    pub(crate) fn policy(&mut self, decl: &Decl<Policy>, decls: &Decls) {
+        let kind = StepKind::Policy;
+        let Some(data) = self.data(decl, decls) else { return };
+        let push = |this: &mut Self, join: &Choice<Option<StepId>>, parts: &[Option<String>], method| {
+            let parts = [std::slice::from_ref(&join.part), parts].concat();
+            let (model, keep) = (decl.body.model.clone(), decl.body.keep.clone());
+            let body = StepBody::Policy(PolicyStep {
+                model,
+                join: join.value.clone(),
+                method,
+                keep,
+            });
+            this.push(kind, &decl.name, joined(&parts), body, &decl.place);
+        };
+        match &decl.body.method {
+            Method::Mix {
+                mix,
+                pure,
+                output_type,
+                embedding_type,
+            } => {
+                let mixes = choices(mix, |mix| mix.as_str().to_owned());
+                let pures = choices(pure, flag("pure"));
+                let outputs = optional(output_type.as_ref(), |name| format!("output-{}", name.as_str()));
+                let embeddings = optional(embedding_type.as_ref(), |name| format!("embedding-{}", name.as_str()));
+                let sizes = [data.len(), mixes.len(), pures.len(), outputs.len(), embeddings.len()];
+                for row in self.rows(decl, kind, &sizes).into_iter().flatten() {
+                    let (mix, pure) = (&mixes[row[1]], &pures[row[2]]);
+                    let (output, embedding) = (&outputs[row[3]], &embeddings[row[4]]);
+                    let parts = [
+                        mix.part.clone(),
+                        pure.part.clone(),
+                        output.part.clone(),
+                        embedding.part.clone(),
+                    ];
+                    let method = PolicyMethod::Mix(MixPolicy {
+                        mix: mix.value,
+                        pure: pure.value,
+                        output_type: output.value,
+                        embedding_type: embedding.value,
+                    });
+                    push(self, &data[row[0]], &parts, method);
+                }
+            }
+            Method::Manual { rules, otherwise } => {
+                let others = optional(otherwise.as_ref(), |to| format!("otherwise-{}", to.as_str()));
+                for row in self.rows(decl, kind, &[data.len(), others.len()]).into_iter().flatten() {
+                    let other = &others[row[1]];
+                    let rules = rules.clone();
+                    let method = PolicyMethod::Manual(ManualPolicy {
+                        rules,
+                        otherwise: other.value,
+                    });
+                    push(self, &data[row[0]], std::slice::from_ref(&other.part), method);
+                }
+            }
+            Method::Ashq1 {
+                budget,
+                depth,
+                free,
+                qat,
+                floors,
+                ceilings,
+            } => {
+                let budgets = choices(budget, |budget| budget.slug());
+                let depths = choices(depth, flag("depth"));
+                let frees = choices(free, flag("free"));
+                let sizes = [data.len(), budgets.len(), depths.len(), frees.len()];
+                for row in self.rows(decl, kind, &sizes).into_iter().flatten() {
+                    let (budget, depth, free) = (&budgets[row[1]], &depths[row[2]], &frees[row[3]]);
+                    let parts = [budget.part.clone(), depth.part.clone(), free.part.clone()];
+                    let method = PolicyMethod::Ashq1(Ashq1Policy {
+                        budget: budget.value,
+                        depth: depth.value,
+                        free: free.value,
+                        qat: *qat,
+                        floors: floors.clone(),
+                        ceilings: ceilings.clone(),
+                    });
+                    push(self, &data[row[0]], &parts, method);
+                }
+            }
+            Method::Prior {
+                budget,
+                types,
+                fuse,
+                floors,
+                ceilings,
+            } => {
+                let budgets = choices(budget, |budget| budget.slug());
+                for row in self
+                    .rows(decl, kind, &[data.len(), budgets.len()])
+                    .into_iter()
+                    .flatten()
+                {
+                    let budget = &budgets[row[1]];
+                    let method = PolicyMethod::Prior(PriorPolicy {
+                        budget: budget.value,
+                        types: types.clone(),
+                        fuse: fuse.clone(),
+                        floors: floors.clone(),
+                        ceilings: ceilings.clone(),
+                    });
+                    push(self, &data[row[0]], std::slice::from_ref(&budget.part), method);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Keys of the policies that keep to a budget.
+
+use crate::recipe::decl::Method;
+use crate::recipe::error::RecipeError;
+use crate::recipe::field::Field;
+use crate::recipe::field::Reader;
+use crate::recipe::field::Sweep;
+use crate::recipe::model::Place;
+use crate::recipe::model::Rule;
+use crate::recipe::model::RuleType;
+use crate::recipe::names::ASHQ1_LADDER;
+use crate::recipe::names::FUSES;
+use crate::recipe::names::PRIOR_TYPES;
+use crate::recipe::names::TypeName;
+use crate::recipe::quantity::Quantity;
+use crate::recipe::read_policy::put_rules;
+use crate::recipe::read_policy::rules;
+use crate::recipe::read_policy::unreachable_rules;
+
+const BUDGET: &str = "a size (`5700 MiB`) or bits per weight (`4.5 bpw`)";
+
+/// Reports that a method works on importances, where there are none.
+pub(crate) fn needs_data(reader: &mut Reader<'_, '_>, no_data: bool, method: Option<&Place>) {
+    if no_data {
+        reader.errors.push(RecipeError::MissingKey {
+            place: reader.head.clone(),
+            section: reader.words.clone(),
+            key: "imatrix",
+            example: "imatrix = \"NAME\"",
+            because: method.cloned(),
+        });
+    }
+}
+
+pub(crate) fn ashq1(reader: &mut Reader<'_, '_>) -> Option<Method> {
+    reader.need("budget", "budget = \"4.5 bpw\"");
+    let head = reader.head.clone();
+    let budget = reader.sweep("budget", Quantity::to_string, budget);
+    let mut flag = |key| {
+        let absent = !reader.has(key);
+        let value = reader.sweep(key, bool::to_string, |field| field.boolean());
+        if absent { Some(Sweep::one(false, &head)) } else { value }
+    };
+    let (depth, free) = (flag("depth"), flag("free"));
+    let qat = if reader.has("qat") {
+        reader.read("qat", |field| field.boolean())
+    } else {
+        Some(false)
+    };
+    let (floors, ceilings) = (spans(reader, "floors", rung), spans(reader, "ceilings", rung));
+    let (budget, depth, free, qat) = (budget?, depth?, free?, qat?);
+    reader.put("budget", budget.to_toml(|budget| toml::Value::from(budget.to_string())));
+    reader.put("depth", depth.to_toml(|value| toml::Value::from(*value)));
+    reader.put("free", free.to_toml(|value| toml::Value::from(*value)));
+    reader.put("qat", qat);
+    let (floors, ceilings) = (floors?, ceilings?);
+    put_rules(reader, "floors", &floors);
+    put_rules(reader, "ceilings", &ceilings);
+    Some(Method::Ashq1 {
+        budget,
+        depth,
+        free,
+        qat,
+        floors,
+        ceilings,
+    })
+}
+
+pub(crate) fn prior(reader: &mut Reader<'_, '_>) -> Option<Method> {
+    reader.need("budget", "budget = \"4.5 bpw\"");
+    let budget = reader.sweep("budget", Quantity::to_string, budget);
+    let types = if reader.has("types") {
+        let types = reader.list("types", "a list of tensor types", |field| {
+            word_of(&field, "a type that `prior` knows", PRIOR_TYPES)
+        });
+        types.map(|types| types.into_iter().map(|(name, _)| name).collect::<Vec<_>>())
+    } else {
+        Some(PRIOR_TYPES.to_vec())
+    };
+    let fuse = if reader.has("fuse") {
+        let fuse = reader.list("fuse", "a list of rules", |field| {
+            word_of(&field, "a rule that fuses", FUSES)
+        });
+        fuse.map(|fuse| fuse.into_iter().map(|(name, _)| name).collect::<Vec<_>>())
+    } else {
+        Some(Vec::new())
+    };
+    let plain = |field: Field<'_>| field.type_name().map(RuleType::Type);
+    let (floors, ceilings) = (spans(reader, "floors", plain), spans(reader, "ceilings", plain));
+    let (budget, types, fuse, floors, ceilings) = (budget?, types?, fuse?, floors?, ceilings?);
+    let list = |words: &[&'static str]| words.iter().map(|word| toml::Value::from(*word)).collect::<Vec<_>>();
+    reader.put("budget", budget.to_toml(|budget| toml::Value::from(budget.to_string())));
+    reader.put("types", list(&types));
+    if !fuse.is_empty() {
+        reader.put("fuse", list(&fuse));
+    }
+    put_rules(reader, "floors", &floors);
+    put_rules(reader, "ceilings", &ceilings);
+    Some(Method::Prior {
+        budget,
+        types: types.into_iter().filter_map(TypeName::from_name).collect(),
+        fuse,
+        floors,
+        ceilings,
+    })
+}
+
+/// Reads one of some words.
+fn word_of(field: &Field<'_>, what: &str, known: &[&'static str]) -> Result<&'static str, RecipeError> {
+    let found = field.string(what)?;
+    let word = known.iter().find(|word| **word == found).copied();
+    word.ok_or_else(|| RecipeError::UnknownWord {
+        place: field.place(),
+        key: field.key.to_owned(),
+        found: found.to_owned(),
+        what: what.to_owned(),
+        known: known.to_vec(),
+    })
+}
+
+/// Reads what a file may have at most.
+fn budget(field: Field<'_>) -> Result<Quantity, RecipeError> {
+    match field.quantity(BUDGET, "4.5 bpw")? {
+        Quantity::Percent(percent) => Err(RecipeError::OutOfRange {
+            place: field.place(),
+            key: field.key.to_owned(),
+            expected: BUDGET.to_owned(),
+            found: Quantity::Percent(percent).to_string(),
+        }),
+        budget => Ok(budget),
+    }
+}
+
+/// Reads floors or ceilings.
+fn spans(
+    reader: &mut Reader<'_, '_>,
+    key: &'static str,
+    read_type: fn(Field<'_>) -> Result<RuleType, RecipeError>,
+) -> Option<Vec<Rule>> {
+    if !reader.has(key) {
+        return Some(Vec::new());
+    }
+    let rules = rules(reader, key, read_type)?;
+    unreachable_rules(&rules, reader.errors);
+    Some(rules.into_iter().map(|(rule, _)| rule).collect())
+}
+
+/// Reads a rung of the ladder.
+fn rung(field: Field<'_>) -> Result<RuleType, RecipeError> {
+    let rung = word_of(&field, "a rung of the ladder", ASHQ1_LADDER)?;
+    TypeName::from_name(rung)
+        .map(RuleType::Type)
+        .ok_or_else(|| field.wrong_type("a tensor type"))
+}

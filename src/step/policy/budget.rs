@@ -1,0 +1,168 @@
+//! What the policies need that keep to a budget: the exact length of the file, and what the imatrix saw.
+
+use crate::action::PolicyBudget;
+use crate::action::PolicyHeader;
+use crate::allocation;
+use crate::allocation::Effort;
+use crate::allocation::Solver;
+use crate::allocation::Status;
+use crate::digest::BlobDigest;
+use crate::digest::Hash;
+use crate::gguf::DEFAULT_ALIGNMENT;
+use crate::gguf::Layout;
+use crate::gguf::TensorSpec;
+use crate::imatrix::Entry;
+use crate::policy::Budget;
+use crate::policy::Energies;
+use crate::policy::Energy;
+use crate::policy::FileSize;
+use crate::policy::HasImatrix;
+use crate::policy::ModelFacts;
+use crate::policy::PolicyError;
+use crate::policy::Prepared;
+use crate::policy::Table;
+use crate::recipe::Quantity;
+use crate::step::Env;
+use crate::step::StepError;
+use crate::step::imatrix;
+use crate::step::join::slice_bytes;
+use crate::step::model::DOCUMENT_CAP;
+use crate::step::model::decode_metadata;
+use crate::step::promote::parts::Said;
+use crate::step::promote::parts::candidate_metadata;
+
+/// Returns a budget of a recipe as actions hold it.
+pub(super) fn document_of(budget: Quantity) -> PolicyBudget {
+    match budget {
+        Quantity::Bytes(number) => PolicyBudget::Bytes { number },
+        // The recipe takes no percentages here.
+        Quantity::BitsPerWeight(rate) | Quantity::Percent(rate) => PolicyBudget::MillionthsOfBits {
+            number: rate.millionths(),
+        },
+    }
+}
+
+/// Returns the bytes of a budget.
+pub(super) fn bytes_of(budget: PolicyBudget, facts: &ModelFacts) -> u64 {
+    let elements = facts
+        .tensors
+        .iter()
+        .map(|tensor| tensor.dims.iter().product::<u64>())
+        .sum();
+    match budget {
+        PolicyBudget::Bytes { number } => Budget::Bytes(number),
+        PolicyBudget::MillionthsOfBits { number } => Budget::MillionthsOfBits(number),
+    }
+    .bytes(elements)
+}
+
+/// Returns how long a candidate's file is besides its tensors: types do not change the length of its header.
+pub(super) fn file_size(env: &Env<'_>, header: &PolicyHeader, facts: &ModelFacts) -> Result<FileSize, StepError> {
+    let metadata = decode_metadata(&env.store.read(&header.metadata, DOCUMENT_CAP)?)?;
+    let alignment = metadata
+        .get_u32("general.alignment")
+        .map_or(DEFAULT_ALIGNMENT, u64::from);
+    // Counts have the same length whatever they are.
+    let said = header.dataset.as_deref().map(|dataset| Said {
+        dataset,
+        entries: 0,
+        chunks: 0,
+    });
+    let metadata = candidate_metadata(metadata, Some(0), said.as_ref())?;
+    let specs: Vec<TensorSpec> = facts
+        .tensors
+        .iter()
+        .map(|tensor| TensorSpec {
+            name: tensor.name.clone(),
+            ty: tensor.ty,
+            dims: tensor.dims.clone(),
+        })
+        .collect();
+    let layout = Layout::new(&metadata, &specs, alignment)
+        .map_err(|error| StepError::input(format!("the candidate cannot be laid out: {error}")))?;
+    Ok(FileSize {
+        header: layout.data_offset(),
+        alignment,
+    })
+}
+
+/// Returns what an imatrix of the store saw of the tensors that it fits.
+pub(super) fn energies(env: &Env<'_>, digest: BlobDigest, has: HasImatrix<'_>) -> Result<Energies, StepError> {
+    let imatrix = imatrix::load(env, digest)?;
+    Ok(energies_of(&imatrix, |name| has.is_some_and(|has| has(name))))
+}
+
+/// Returns what an imatrix saw of some tensors.
+pub fn energies_of(imatrix: &crate::imatrix::Imatrix, of: impl Fn(&str) -> bool) -> Energies {
+    let entries = imatrix.entries.iter().filter(|(name, _)| of(name));
+    entries.map(|(name, entry)| (name.clone(), energy_of(entry))).collect()
+}
+
+/// What the solver proved.
+pub(super) struct Solved {
+    /// The certificate.
+    pub(super) certificate: String,
+    /// True if no other choice has a smaller loss.
+    pub(super) optimal: bool,
+}
+
+/// Solves a problem within a number of bytes.
+pub(super) fn solve(
+    env: &Env<'_>,
+    prepared: &Prepared,
+    limit: u64,
+    states: u64,
+    failed: impl Fn(PolicyError) -> StepError,
+) -> Result<(Table, Solved), StepError> {
+    let cancelled = || env.cancel.is_cancelled();
+    let effort = Effort {
+        states,
+        stop: Some(&cancelled),
+    };
+    let broken = |problem: String| StepError::Document {
+        what: "certificate",
+        problem,
+    };
+    let answer = Solver::new(prepared.problem())
+        .solve(&[limit], &effort)
+        .map_err(|error| broken(error.to_string()))?;
+    // An answer that was cut short is not what others would get.
+    if env.cancel.is_cancelled() {
+        return Err(StepError::Stopped);
+    }
+    if answer.status == Status::BelowMinimum {
+        return Err(failed(PolicyError::BelowMinimum {
+            budget: limit,
+            minimum: answer.uses.first().copied().unwrap_or_default(),
+        }));
+    }
+    let certificate = allocation::document(prepared.problem(), prepared.scale(), std::slice::from_ref(&answer))
+        .map_err(|error| broken(error.to_string()))?;
+    Ok((
+        prepared.table(&answer),
+        Solved {
+            certificate,
+            optimal: answer.status == Status::Optimal,
+        },
+    ))
+}
+
+fn energy_of(entry: &Entry) -> Energy {
+    let columns = entry.columns.max(1);
+    let sum = |sums: &[f32]| sums.iter().map(|sum| f64::from(*sum)).sum::<f64>();
+    let rows: f64 = entry.counts.iter().map(|count| f64::from(*count)).sum();
+    let seen = (rows * columns as f64).max(f64::MIN_POSITIVE);
+    let experts = entry.sums.chunks(columns).map(|sums| sum(sums) / seen).collect();
+    let hash = Hash::of(&slice_bytes(&entry.sums));
+    let tie = hash
+        .as_bytes()
+        .iter()
+        .take(16)
+        .fold(0_u128, |tie, byte| tie << 8 | u128::from(*byte));
+    Energy {
+        mean: if rows > 0.0 { sum(&entry.sums) / seen } else { 0.0 },
+        experts,
+        columns: columns as u64,
+        tie,
+    }
+}

@@ -1,0 +1,269 @@
+//! Policies that keep to a budget, from the recipe to the file.
+
+use std::collections::BTreeMap;
+
+use forge::gguf::Model;
+use forge::gguf::Value;
+use forge::policy::Table;
+use forge::policy::Why;
+use forge::tensor_type::TensorType;
+
+use crate::cut::Gguf;
+use crate::cut::build;
+use crate::cut::build_well;
+use crate::cut::edited;
+use crate::cut::manifest;
+use crate::cut::output_of;
+use crate::cut::project;
+use crate::support::Forge;
+
+/// A project whose only candidates are those of one policy.
+fn recipe(policy: &str) -> String {
+    format!(
+        r#"schema = 1
+name = "small"
+
+[source.model]
+path = "model.gguf"
+
+[corpus.calibration]
+files = ["prose.txt"]
+
+[imatrix.general]
+corpus = "calibration"
+chunks = 4
+context = 64
+block = 2
+
+[policy.p]
+imatrix = "general"
+{policy}
+
+[promote.p]
+policy = "p"
+"#
+    )
+}
+
+/// The bytes of a candidate's file, and the type of each of its tensors.
+fn candidate(forge: &Forge, name: &str) -> (u64, BTreeMap<String, TensorType>) {
+    let path = forge.path(&format!("out/small/{name}.gguf"));
+    let model = Model::open(&path).unwrap();
+    let types = model
+        .tensors()
+        .iter()
+        .map(|tensor| (tensor.info.name.clone(), tensor.info.ty));
+    (std::fs::metadata(&path).unwrap().len(), types.collect())
+}
+
+#[test]
+fn ashq1_keeps_to_its_budgets_to_the_byte() {
+    let forge = project();
+    let with = |budget: &str| {
+        forge.recipe(&recipe(&format!("method = \"ashq1\"\nbudget = {budget}")));
+    };
+
+    // Too little: the answer is the least there is.
+    with("\"10 KB\"");
+    let built = build(&forge, &[]);
+    assert_eq!(built.run.status, Some(1));
+    let told = built.diagnostics();
+    let words = "is below the least that this policy can make, ";
+    let least: u64 = told
+        .split_once(words)
+        .unwrap()
+        .1
+        .split(' ')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(told.contains("10000 bytes"), "{told}");
+    with(&format!("\"{} B\"", least - 1));
+    assert_eq!(build(&forge, &[]).run.status, Some(1));
+
+    with(&format!(
+        "[\"{least} B\", \"{} B\", \"7.5 bpw\", \"1 GiB\"]",
+        least + 40_000
+    ));
+    build_well(&forge, &[]);
+    let slug = |bytes: u64| forge::recipe::Quantity::Bytes(bytes).slug();
+    let (bytes, floors) = candidate(&forge, &format!("p-{}", slug(least)));
+    assert_eq!(bytes, least, "the file is as long as was said");
+    assert_eq!(floors["blk.0.ffn_down.weight"], TensorType::Q4_K);
+    let (more, _) = candidate(&forge, &format!("p-{}", slug(least + 40_000)));
+    assert!(more > least && more <= least + 40_000, "{least} {more}");
+    let (all, highest) = candidate(&forge, "p-1GiB");
+    assert!(all > more);
+    assert!(
+        highest
+            .iter()
+            .all(|(name, ty)| *ty == TensorType::Q8_0 || name.contains("norm")),
+        "{highest:?}"
+    );
+    let elements: u64 = Gguf::small()
+        .tensors
+        .iter()
+        .map(|(spec, _)| spec.dims.iter().product::<u64>())
+        .sum();
+    let (rate, _) = candidate(&forge, "p-7.5bpw");
+    assert!(rate <= elements * 15 / 16 && rate > more, "{rate}");
+
+    // What it was decided by.
+    let made = manifest(&forge.path("out/small/p-7.5bpw.gguf"));
+    let table: Table = serde_json::from_slice(&output_of(&forge, &made, "policy.p@7.5bpw", "policy")).unwrap();
+    let why = |name: &str| &table.get(name).unwrap().why;
+    let (q, k) = (why("blk.0.attn_q.weight"), why("blk.0.attn_k.weight"));
+    assert_eq!(q, k, "they have the same inputs");
+    assert!(
+        matches!(q, Why::Floor)
+            || matches!(q, Why::Ladder { group, .. } if group == "blk.0.{attn_k,attn_q,attn_v}.weight"),
+        "{q:?}"
+    );
+    build_well(&forge, &[]).assert_idle();
+
+    // A longer header leaves less for tensors; what is within the budget all the same is not quantized again.
+    let mut model = Gguf::small();
+    model.set("tokenizer.chat_template", Value::String(vec![b'x'; 1000]));
+    forge.write("model.gguf", model.bytes());
+    with("\"1 GiB\"");
+    let built = build_well(&forge, &[]);
+    assert_eq!((built.ran_of("policy"), built.ran_of("tensor")), (1, 0));
+    with(&format!("\"{least} B\""));
+    let told = build(&forge, &[]).diagnostics();
+    assert!(told.contains("is below the least"), "{told}");
+}
+
+#[test]
+fn ashq1_heeds_floors_ceilings_and_what_is_kept() {
+    let forge = project();
+    forge.recipe(&recipe(
+        "method = \"ashq1\"\nbudget = \"1 GiB\"\nfree = [false, true]\n\
+         floors = [{ match = \"ffn_(up|gate)\", type = \"IQ4_NL\" }, { match = \"nothing\", type = \"Q5_K\" }]\n\
+         ceilings = [{ match = \"ffn_(up|gate)\", type = \"Q4_K\" }, { match = \"attn\", type = \"Q6_K\" }]\n\
+         keep = [\"ffn_down\"]",
+    ));
+    let built = build_well(&forge, &[]);
+    let warned: Vec<&str> = built
+        .of("warning")
+        .map(|line| line["message"].as_str().unwrap())
+        .collect();
+    assert!(
+        warned.iter().any(|line| line.contains("`nothing`, matches no tensor")),
+        "{warned:?}"
+    );
+    let source = candidate_of_source();
+    for (name, up) in [("p-no-free", TensorType::IQ4_NL), ("p-free", TensorType::Q4_K)] {
+        let (_, types) = candidate(&forge, name);
+        assert_eq!(types["blk.0.ffn_up.weight"], up, "{name}");
+        assert_eq!(types["blk.0.attn_q.weight"], TensorType::Q6_K);
+        assert_eq!(types["blk.0.ffn_down.weight"], source["blk.0.ffn_down.weight"]);
+    }
+    let without = edited(
+        &recipe("method = \"ashq1\"\nbudget = \"1 GiB\""),
+        "imatrix = \"general\"\n",
+        "",
+    );
+    forge.recipe(&without);
+    let run = forge.run(&["check"]).status(1);
+    assert!(
+        run.stderr.contains("`policy.p` needs the key `imatrix`"),
+        "{}",
+        run.stderr
+    );
+}
+
+fn candidate_of_source() -> BTreeMap<String, TensorType> {
+    let tensors = Gguf::small().tensors.into_iter();
+    tensors.map(|(spec, _)| (spec.name, spec.ty)).collect()
+}
+
+#[test]
+fn groups_are_told_from_an_imatrix() {
+    let forge = project();
+    forge.recipe(&recipe("method = \"ashq1\"\nbudget = \"1 GiB\""));
+    build_well(&forge, &[]);
+    let made = manifest(&forge.path("out/small/p.gguf"));
+    forge.write("general.gguf", output_of(&forge, &made, "imatrix.general", "imatrix"));
+    let run = forge
+        .run(&[
+            "policy",
+            "groups",
+            "model.gguf",
+            "--imatrix",
+            "general.gguf",
+            "--show-floors",
+        ])
+        .success();
+    let tied: Vec<&str> = run.stdout.lines().filter(|line| line.starts_with("tied")).collect();
+    assert_eq!(tied.len(), 2, "{}", run.stdout);
+    assert!(
+        tied[0].ends_with("blk.0.{attn_k,attn_q,attn_v}.weight  Q4_K to Q8_0"),
+        "{}",
+        tied[0]
+    );
+    assert!(tied[1].contains("blk.0.{ffn_gate,ffn_up}.weight"), "{}", tied[1]);
+    assert!(!run.stdout.contains("norm"));
+    let run = forge.run(&["policy", "groups", "prose.txt"]).status(1);
+    assert!(run.stderr.contains("can't read `prose.txt`"), "{}", run.stderr);
+}
+
+#[test]
+fn prior_is_solved_to_a_proof_that_lies_beside_the_candidates() {
+    let forge = project();
+    let plain = |policy: &str| {
+        let text = recipe(policy);
+        let start = text.find("[corpus.calibration]").unwrap();
+        let end = text.find("[policy.p]").unwrap();
+        format!("{}{}", &text[..start], &text[end..]).replace("imatrix = \"general\"\n", "")
+    };
+    forge.recipe(&plain(
+        "method = \"prior\"\nbudget = [\"5 bpw\", \"6 bpw\", \"1 GiB\"]\nfuse = [\"attention\"]\nkeep = [\"ffn_down\"]",
+    ));
+    let built = build_well(&forge, &[]);
+    assert_eq!(built.ran_of("policy"), 3);
+    let certificates: Vec<String> = ["5bpw", "6bpw", "1GiB"]
+        .map(|budget| format!("out/small/p-{budget}.certificate.json"))
+        .into();
+    for path in &certificates {
+        let run = forge.run(&["policy", "check", path]).success();
+        assert!(run.stdout.contains("answer 1 is optimal"), "{}", run.stdout);
+        let text = std::fs::read_to_string(forge.path(path)).unwrap();
+        let certificate: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let name = path
+            .strip_prefix("out/small/")
+            .unwrap()
+            .strip_suffix(".certificate.json")
+            .unwrap();
+        let (bytes, types) = candidate(&forge, name);
+        assert_eq!(
+            certificate["answers"][0]["uses"][0], bytes,
+            "the file is as long as was proved"
+        );
+        assert!(bytes <= certificate["answers"][0]["limits"][0].as_u64().unwrap());
+        let attention: Vec<_> = ["q", "k", "v"]
+            .iter()
+            .map(|part| types[&format!("blk.0.attn_{part}.weight")])
+            .collect();
+        assert!(attention.windows(2).all(|pair| pair[0] == pair[1]), "{attention:?}");
+        assert_eq!(
+            types["blk.0.ffn_down.weight"],
+            candidate_of_source()["blk.0.ffn_down.weight"]
+        );
+    }
+    build_well(&forge, &[]).assert_idle();
+    // What lies beside the candidates is an output like others.
+    std::fs::remove_file(forge.path(&certificates[0])).unwrap();
+    let again = build_well(&forge, &[]);
+    assert_eq!(again.ran_of("policy") + again.ran_of("tensor"), 0);
+    assert!(forge.path(&certificates[0]).exists());
+
+    forge.recipe(&plain("method = \"prior\"\nbudget = \"1 KB\"\ntypes = [\"Q4_K\"]"));
+    let told = build(&forge, &[]).diagnostics();
+    assert!(told.contains("is below the least that this policy can make"), "{told}");
+    forge.recipe(&plain(
+        "method = \"prior\"\nbudget = \"1 GB\"\nfloors = [{ match = \"attn_q\", type = \"F32\" }]",
+    ));
+    let told = build(&forge, &[]).diagnostics();
+    assert!(told.contains("no type is left for `blk.0.attn_q.weight`"), "{told}");
+}
