@@ -14,6 +14,7 @@ use crate::recipe::names::TYPES;
 use crate::recipe::names::TypeName;
 use crate::recipe::raw::RawValue;
 use crate::recipe::read_budget::ashq1;
+use crate::recipe::read_budget::measured;
 use crate::recipe::read_budget::needs_data;
 use crate::recipe::read_budget::prior;
 use crate::recipe::read_steps::Context;
@@ -22,7 +23,7 @@ use crate::recipe::read_steps::names_of;
 use crate::recipe::read_steps::text;
 
 /// Methods of later versions.
-const LATER_METHODS: &[&str] = &["measured", "error", "boost", "density"];
+const LATER_METHODS: &[&str] = &["error", "boost", "density"];
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
@@ -30,6 +31,7 @@ enum Kind {
     Manual,
     Ashq1,
     Prior,
+    Measured,
 }
 
 /// The methods, and the keys that are theirs.
@@ -42,6 +44,13 @@ const METHODS: &[(&str, Kind, &[&str])] = &[
         &["budget", "depth", "free", "qat", "floors", "ceilings"],
     ),
     ("prior", Kind::Prior, &["budget", "types", "fuse", "floors", "ceilings"]),
+    (
+        "measured",
+        Kind::Measured,
+        &[
+            "budget", "corpus", "context", "chunks", "block", "types", "fuse", "floors", "ceilings",
+        ],
+    ),
 ];
 
 pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Policy> {
@@ -91,6 +100,7 @@ pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Opti
             ashq1(reader)
         }
         Kind::Prior => prior(reader),
+        Kind::Measured => measured(reader, context),
     };
     let keep: Vec<_> = keep.into_iter().flatten().map(|(pattern, _)| pattern).collect();
     if !keep.is_empty() {
