@@ -237,6 +237,45 @@ pub enum Method {
         /// The version of the solver and of the losses.
         solver: u32,
     },
+    /// By losses that are measured on the model itself, solved exactly.
+    Measured {
+        /// What decides on the length of the file's header.
+        header: PolicyHeader,
+        /// The most that the file may have.
+        budget: PolicyBudget,
+        /// The model as far as it computes.
+        model: BlobDigest,
+        /// The digest of each tensor's importances, where there is an imatrix.
+        slices: Option<BlobDigest>,
+        /// The texts that losses are measured on.
+        corpus: BlobDigest,
+        /// How the model reads them.
+        tokenizer: BlobDigest,
+        /// Tokens in a chunk.
+        context: u32,
+        /// At most so many chunks.
+        chunks: u64,
+        /// Chunks in one block.
+        block: u32,
+        /// The types to choose from, besides the source's own.
+        types: Vec<String>,
+        /// Which tensors an engine wants to have one type.
+        fuse: Vec<String>,
+        /// The least type of tensors.
+        floors: Vec<PolicyRule>,
+        /// The largest type of tensors.
+        ceilings: Vec<PolicyRule>,
+        /// Patterns of tensors that keep the source's type.
+        keep: Vec<String>,
+        /// How many states the solver may make.
+        states: u64,
+        /// The version of the solver and of what losses are made of.
+        solver: u32,
+        /// What quantizes.
+        quantizer: Fingerprint,
+        /// What measures.
+        evaluator: Fingerprint,
+    },
 }
 
 /// What decides on the length of a candidate's header.

@@ -43,7 +43,13 @@ impl StepBody {
             Self::Imatrix(ImatrixStep::Collect(collect)) => vec![&collect.corpus],
             Self::Imatrix(ImatrixStep::Merge { inputs, .. }) => inputs.iter().map(|input| &input.imatrix).collect(),
             Self::Join(join) => vec![&join.imatrix],
-            Self::Policy(policy) => policy.join.iter().collect(),
+            Self::Policy(policy) => {
+                let probed = match &policy.method {
+                    Method::Measured(measured) => Some(&measured.corpus),
+                    _ => None,
+                };
+                policy.join.iter().chain(probed).collect()
+            }
             Self::Promote(promote) => vec![&promote.policy],
             Self::Eval(eval) => eval.candidates.iter().chain([&eval.corpus]).collect(),
             Self::Metrics(metrics) => metrics.evals.iter().collect(),
@@ -210,6 +216,8 @@ pub enum Method {
     Density(DensityPolicy),
     /// By losses that are guessed from roles, depth and types, solved exactly.
     Prior(PriorPolicy),
+    /// By losses that are measured on the model itself, solved exactly.
+    Measured(MeasuredPolicy),
 }
 
 /// Settings of a mix.
@@ -270,6 +278,29 @@ pub struct PriorPolicy {
     /// The most that the file may have: bytes, or bits per weight.
     pub budget: Quantity,
     /// The types to choose from.
+    pub types: Vec<TypeName>,
+    /// Which tensors an engine wants to have one type.
+    pub fuse: Vec<&'static str>,
+    /// The least type of tensors; the first rule that matches counts.
+    pub floors: Vec<Rule>,
+    /// The largest type of tensors; the first rule that matches counts.
+    pub ceilings: Vec<Rule>,
+}
+
+/// Settings of `measured`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MeasuredPolicy {
+    /// The most that the file may have: bytes, or bits per weight.
+    pub budget: Quantity,
+    /// The texts that losses are measured on.
+    pub corpus: StepId,
+    /// Tokens in a chunk.
+    pub context: u32,
+    /// At most so many chunks.
+    pub chunks: u64,
+    /// Chunks in one action.
+    pub block: u32,
+    /// The types to choose from, besides the source's own.
     pub types: Vec<TypeName>,
     /// Which tensors an engine wants to have one type.
     pub fuse: Vec<&'static str>,

@@ -123,6 +123,17 @@ pub(crate) enum Method {
         floors: Vec<Rule>,
         ceilings: Vec<Rule>,
     },
+    Measured {
+        budget: Sweep<Quantity>,
+        corpus: Sweep<String>,
+        context: u32,
+        chunks: Sweep<u64>,
+        block: u32,
+        types: Vec<TypeName>,
+        fuse: Vec<&'static str>,
+        floors: Vec<Rule>,
+        ceilings: Vec<Rule>,
+    },
 }
 
 #[derive(Debug)]

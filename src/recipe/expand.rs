@@ -205,7 +205,7 @@ impl<'e> Expansion<'e> {
     }
 
     /// Returns the steps that names refer to, with all their variants.
-    fn references(&self, kind: StepKind, names: &Sweep<String>) -> Vec<Choice<StepId>> {
+    pub(crate) fn references(&self, kind: StepKind, names: &Sweep<String>) -> Vec<Choice<StepId>> {
         let mut found = Vec::new();
         for (name, _) in &names.values {
             for variant in self.variants.get(&(kind, name.clone())).into_iter().flatten() {

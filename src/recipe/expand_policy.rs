@@ -13,6 +13,7 @@ use crate::recipe::expand::optional;
 use crate::recipe::model::Ashq1Policy;
 use crate::recipe::model::DensityPolicy;
 use crate::recipe::model::ManualPolicy;
+use crate::recipe::model::MeasuredPolicy;
 use crate::recipe::model::Method as PolicyMethod;
 use crate::recipe::model::MixPolicy;
 use crate::recipe::model::PolicyStep;
@@ -149,6 +150,38 @@ impl Expansion<'_> {
                         ceilings: ceilings.clone(),
                     });
                     push(self, &data[row[0]], std::slice::from_ref(&budget.part), method);
+                }
+            }
+            Method::Measured {
+                budget,
+                corpus,
+                context,
+                chunks,
+                block,
+                types,
+                fuse,
+                floors,
+                ceilings,
+            } => {
+                let budgets = choices(budget, |budget| budget.slug());
+                let corpora = self.references(StepKind::Corpus, corpus);
+                let counts = choices(chunks, |value| format!("chunks{value}"));
+                let sizes = [data.len(), budgets.len(), corpora.len(), counts.len()];
+                for row in self.rows(decl, kind, &sizes).into_iter().flatten() {
+                    let (budget, corpus, chunks) = (&budgets[row[1]], &corpora[row[2]], &counts[row[3]]);
+                    let parts = [budget.part.clone(), corpus.part.clone(), chunks.part.clone()];
+                    let method = PolicyMethod::Measured(MeasuredPolicy {
+                        budget: budget.value,
+                        corpus: corpus.value.clone(),
+                        context: *context,
+                        chunks: chunks.value,
+                        block: *block,
+                        types: types.clone(),
+                        fuse: fuse.clone(),
+                        floors: floors.clone(),
+                        ceilings: ceilings.clone(),
+                    });
+                    push(self, &data[row[0]], &parts, method);
                 }
             }
         }

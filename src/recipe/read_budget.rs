@@ -10,12 +10,24 @@ use crate::recipe::model::Rule;
 use crate::recipe::model::RuleType;
 use crate::recipe::names::ASHQ1_LADDER;
 use crate::recipe::names::FUSES;
+use crate::recipe::names::MEASURED_TYPES;
 use crate::recipe::names::PRIOR_TYPES;
+use crate::recipe::names::TYPES;
 use crate::recipe::names::TypeName;
 use crate::recipe::quantity::Quantity;
 use crate::recipe::read_policy::put_rules;
 use crate::recipe::read_policy::rules;
 use crate::recipe::read_policy::unreachable_rules;
+use crate::recipe::read_steps::BLOCKS;
+use crate::recipe::read_steps::CONTEXTS;
+use crate::recipe::read_steps::COUNTS;
+use crate::recipe::read_steps::Context;
+use crate::recipe::read_steps::names_of;
+use crate::recipe::read_steps::number;
+use crate::recipe::read_steps::text;
+
+/// The chunks that `measured` probes with if the recipe does not say.
+const PROBE_CHUNKS: u64 = 16;
 
 const BUDGET: &str = "a size (`5700 MiB`) or bits per weight (`4.5 bpw`)";
 
@@ -89,16 +101,30 @@ pub(crate) fn density(reader: &mut Reader<'_, '_>) -> Option<Method> {
     })
 }
 
-pub(crate) fn prior(reader: &mut Reader<'_, '_>) -> Option<Method> {
+/// What all methods that solve for losses have.
+struct Solving {
+    budget: Sweep<Quantity>,
+    types: Vec<TypeName>,
+    fuse: Vec<&'static str>,
+    floors: Vec<Rule>,
+    ceilings: Vec<Rule>,
+}
+
+/// Reads what all methods that solve for losses have; `known` are the types that the method knows, `usual` those that it takes
+/// if none are named.
+fn solving(
+    reader: &mut Reader<'_, '_>,
+    what: &'static str,
+    known: &'static [&'static str],
+    usual: &'static [&'static str],
+) -> Option<Solving> {
     reader.need("budget", "budget = \"4.5 bpw\"");
     let budget = reader.sweep("budget", Quantity::to_string, budget);
     let types = if reader.has("types") {
-        let types = reader.list("types", "a list of tensor types", |field| {
-            word_of(&field, "a type that `prior` knows", PRIOR_TYPES)
-        });
+        let types = reader.list("types", "a list of tensor types", |field| word_of(&field, what, known));
         types.map(|types| types.into_iter().map(|(name, _)| name).collect::<Vec<_>>())
     } else {
-        Some(PRIOR_TYPES.to_vec())
+        Some(usual.to_vec())
     };
     let fuse = if reader.has("fuse") {
         let fuse = reader.list("fuse", "a list of rules", |field| {
@@ -119,12 +145,53 @@ pub(crate) fn prior(reader: &mut Reader<'_, '_>) -> Option<Method> {
     }
     put_rules(reader, "floors", &floors);
     put_rules(reader, "ceilings", &ceilings);
-    Some(Method::Prior {
+    Some(Solving {
         budget,
         types: types.into_iter().filter_map(TypeName::from_name).collect(),
         fuse,
         floors,
         ceilings,
+    })
+}
+
+pub(crate) fn prior(reader: &mut Reader<'_, '_>) -> Option<Method> {
+    let solving = solving(reader, "a type that `prior` knows", PRIOR_TYPES, PRIOR_TYPES)?;
+    Some(Method::Prior {
+        budget: solving.budget,
+        types: solving.types,
+        fuse: solving.fuse,
+        floors: solving.floors,
+        ceilings: solving.ceilings,
+    })
+}
+
+pub(crate) fn measured(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Method> {
+    reader.need("corpus", "corpus = \"calibration\"");
+    let corpus = names_of(reader, "corpus", context.names, "corpus", "a corpus");
+    let head = reader.head.clone();
+    let context = reader.read("context", |field| field.integer32(CONTEXTS)).unwrap_or(512);
+    let chunks = if reader.has("chunks") {
+        reader.sweep("chunks", u64::to_string, |field| field.integer(COUNTS))
+    } else {
+        Some(Sweep::one(PROBE_CHUNKS, &head))
+    };
+    let block = reader.read("block", |field| field.integer32(BLOCKS)).unwrap_or(8);
+    let solving = solving(reader, "a tensor type", TYPES, MEASURED_TYPES);
+    let (corpus, chunks, solving) = (corpus?, chunks?, solving?);
+    reader.put("corpus", corpus.to_toml(text));
+    reader.put("context", number(u64::from(context)));
+    reader.put("chunks", chunks.to_toml(|value| number(*value)));
+    reader.put("block", number(u64::from(block)));
+    Some(Method::Measured {
+        budget: solving.budget,
+        corpus,
+        context,
+        chunks,
+        block,
+        types: solving.types,
+        fuse: solving.fuse,
+        floors: solving.floors,
+        ceilings: solving.ceilings,
     })
 }
 

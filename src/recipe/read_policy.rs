@@ -15,6 +15,7 @@ use crate::recipe::names::TypeName;
 use crate::recipe::raw::RawValue;
 use crate::recipe::read_budget::ashq1;
 use crate::recipe::read_budget::density;
+use crate::recipe::read_budget::measured;
 use crate::recipe::read_budget::needs_data;
 use crate::recipe::read_budget::prior;
 use crate::recipe::read_steps::Context;
@@ -23,7 +24,7 @@ use crate::recipe::read_steps::names_of;
 use crate::recipe::read_steps::text;
 
 /// Methods of later versions.
-const LATER_METHODS: &[&str] = &["measured", "error", "boost"];
+const LATER_METHODS: &[&str] = &["error", "boost"];
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
@@ -32,6 +33,7 @@ enum Kind {
     Ashq1,
     Density,
     Prior,
+    Measured,
 }
 
 /// The methods, and the keys that are theirs.
@@ -45,6 +47,13 @@ const METHODS: &[(&str, Kind, &[&str])] = &[
     ),
     ("density", Kind::Density, &["budget", "base", "promotion", "anchors"]),
     ("prior", Kind::Prior, &["budget", "types", "fuse", "floors", "ceilings"]),
+    (
+        "measured",
+        Kind::Measured,
+        &[
+            "budget", "corpus", "context", "chunks", "block", "types", "fuse", "floors", "ceilings",
+        ],
+    ),
 ];
 
 pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Policy> {
@@ -98,6 +107,7 @@ pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Opti
             density(reader)
         }
         Kind::Prior => prior(reader),
+        Kind::Measured => measured(reader, context),
     };
     let keep: Vec<_> = keep.into_iter().flatten().map(|(pattern, _)| pattern).collect();
     if !keep.is_empty() {

@@ -1,6 +1,8 @@
 //! `[eval.NAME]`, for one candidate: perplexity and divergence from the reference, block by block. The reference's
 //! log-probabilities are computed once for all candidates, and only where a candidate's block is not known yet.
 
+mod blocks;
+
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
@@ -8,19 +10,13 @@ use serde::Serialize;
 
 use crate::action;
 use crate::action::Action;
-use crate::action::EvalBlock;
-use crate::action::ReferenceBlock;
-use crate::digest::BlobDigest;
-use crate::engine::EngineError;
-use crate::engine::LoadedModel;
+use crate::engine::EachLogits;
 use crate::figures;
 use crate::figures::ChunkMeans;
 use crate::figures::Expected;
-use crate::figures::FigureError;
 use crate::figures::Interval;
 use crate::figures::Resampling;
 use crate::figures::TokenBlock;
-use crate::figures::TokenFigures;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::observer::ActionOutcome;
@@ -43,6 +39,11 @@ use crate::step::model::DOCUMENT_CAP;
 use crate::step::model::encode;
 use crate::step::tokens;
 use crate::step::tokens::Block;
+
+pub use blocks::Compute;
+pub use blocks::Reference;
+
+pub(crate) use blocks::failed;
 
 /// The version of the figures' form: raise it when figures change.
 const CODEC: u32 = 1;
@@ -193,10 +194,13 @@ impl Kind for Eval {
             };
             let blocks = tokens::blocks(task, reference, inputs.step(&step.corpus)?, cut)?;
             let run = Run {
-                task,
+                reference: Reference {
+                    task,
+                    model: reference,
+                    context: step.context,
+                },
                 step,
                 candidate,
-                reference,
                 blocks: &blocks,
             };
             let document = run.figures()?;
@@ -222,42 +226,20 @@ impl Kind for Eval {
 
 /// One evaluation of one candidate.
 struct Run<'r, 't> {
-    task: &'r Task<'t>,
+    reference: Reference<'r, 't>,
     step: &'r EvalStep,
     candidate: &'r Outcome,
-    reference: &'r Outcome,
     blocks: &'r [Block],
 }
 
 impl Run<'_, '_> {
-    fn reference_action(&self, block: &Block) -> Result<Action, StepError> {
-        Ok(Action::ReferenceBlock(ReferenceBlock {
-            model: self.reference.output("compute")?,
-            tokens: block.digest,
-            context: self.step.context,
-            codec: CODEC,
-            engine: self.task.env.evaluator.fingerprint(),
-        }))
-    }
-
     fn block_action(&self, block: &Block) -> Result<Action, StepError> {
-        let reference = if self.step.kld {
-            Some(self.reference_action(block)?.digest())
-        } else {
-            None
-        };
-        Ok(Action::EvalBlock(EvalBlock {
-            candidate: self.candidate.output("compute")?,
-            reference,
-            tokens: block.digest,
-            context: self.step.context,
-            codec: CODEC,
-            engine: self.task.env.evaluator.fingerprint(),
-        }))
+        let candidate = self.candidate.output("compute")?;
+        self.reference.block_action(candidate, block, self.step.kld)
     }
 
     fn figures(&self) -> Result<Document, StepError> {
-        let (task, store) = (self.task, self.task.env.store);
+        let (task, store) = (self.reference.task, self.reference.task.env.store);
         let mut missing = Vec::new();
         for block in self.blocks {
             if task.env.is_twice(&task.step) || store.lookup(&self.block_action(block)?.digest())?.is_none() {
@@ -265,7 +247,7 @@ impl Run<'_, '_> {
             }
         }
         let references = if self.step.kld && !missing.is_empty() {
-            self.references(&missing)?
+            self.reference.compute(&missing)?
         } else {
             BTreeMap::new()
         };
@@ -281,7 +263,11 @@ impl Run<'_, '_> {
                     Some(model) => model,
                     none => none.insert(load_model(task.env, self.candidate, self.step.context)?),
                 };
-                let block = self.measure(model, block, references.get(&block.digest), total)?;
+                let mut compute = |chunk: &[i32], first: usize, each: &mut EachLogits<'_>| {
+                    model.logits(chunk, first, &task.env.cancel, each)
+                };
+                let known = references.get(&block.digest);
+                let block = self.reference.measure(&mut compute, block, known, total)?;
                 made.output("figures", store.put(&block.encode())?);
                 Ok(())
             })?;
@@ -297,132 +283,11 @@ impl Run<'_, '_> {
         self.document(&measured, first)
     }
 
-    /// Returns the reference's log-probabilities of blocks, computing those that are not there.
-    fn references(&self, blocks: &[&Block]) -> Result<BTreeMap<BlobDigest, BlobDigest>, StepError> {
-        let task = self.task;
-        let mut loaded: Option<LoadedModel> = None;
-        let mut found = BTreeMap::new();
-        let total = blocks.iter().map(|block| block.chunks.len() as u64).sum();
-        for (at, block) in blocks.iter().enumerate() {
-            let part = format!("block {at}");
-            let action = self.reference_action(block)?;
-            let performed = task.perform_part(&part, &action, &self.reference.files, |made| {
-                let model = match &mut loaded {
-                    Some(model) => model,
-                    none => {
-                        let model = none.insert(load_model(task.env, self.reference, self.step.context)?);
-                        self.check_room(model, blocks)?;
-                        model
-                    }
-                };
-                made.output("reference", self.reference_block(model, block, total)?);
-                Ok(())
-            })?;
-            found.insert(block.digest, Outcome::of(performed, Vec::new()).output("reference")?);
-        }
-        Ok(found)
-    }
-
-    /// Tells how large the reference's log-probabilities will be, and fails if there is no room for them.
-    fn check_room(&self, model: &LoadedModel, blocks: &[&Block]) -> Result<(), StepError> {
-        let positions = figures::scored_positions(self.step.context as usize)
-            .map_err(failed)?
-            .len() as u64;
-        let chunks: u64 = blocks.iter().map(|block| block.chunks.len() as u64).sum();
-        let needed = figures::size_of_reference(model.vocabulary_size() as u64, positions * chunks);
-        let env = self.task.env;
-        let found = env.store.free_space()?;
-        self.task.tell(crate::observer::Event::Note {
-            step: self.task.step.clone(),
-            message: format!(
-                "the reference's log-probabilities of {chunks} chunks take {} in the store",
-                crate::report::words::bytes(needed)
-            ),
-        });
-        if found < needed {
-            return Err(StepError::NoRoom {
-                path: env.store.root().to_owned(),
-                needed,
-                found,
-            });
-        }
-        Ok(())
-    }
-
-    fn reference_block(&self, model: &mut LoadedModel, block: &Block, total: u64) -> Result<BlobDigest, StepError> {
-        let (task, env) = (self.task, self.task.env);
-        let positions = figures::scored_positions(self.step.context as usize).map_err(failed)?;
-        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-        let broken = |error: std::io::Error| StepError::input(format!("the reference's log-probabilities: {error}"));
-        let writer = env.store.writer()?;
-        let vocabulary = count(model.vocabulary_size());
-        let mut rows =
-            figures::ReferenceWriter::new(writer, vocabulary, 0, count(block.chunks.len()), count(positions.len()))
-                .map_err(broken)?;
-        for chunk in &block.chunks {
-            model
-                .logits(chunk, positions.start, &env.cancel, &mut |position, logits| {
-                    if positions.contains(&position) {
-                        rows.row(logits)
-                            .map_err(|error| EngineError::Consumer(Box::new(error)))?;
-                    }
-                    Ok(())
-                })
-                .map_err(StepError::engine("computing the reference's log-probabilities"))?;
-            task.advance(Unit::ReferenceChunks, 1, total);
-        }
-        Ok(rows.finish().map_err(broken)?.commit()?)
-    }
-
-    fn measure(
-        &self,
-        model: &mut LoadedModel,
-        block: &Block,
-        reference: Option<&BlobDigest>,
-        total: u64,
-    ) -> Result<TokenBlock, StepError> {
-        let (task, env) = (self.task, self.task.env);
-        let positions = figures::scored_positions(self.step.context as usize).map_err(failed)?;
-        let mapped = reference.map(|digest| env.store.map(digest)).transpose()?;
-        let reference = mapped
-            .as_ref()
-            .map(|bytes| figures::ReferenceBlock::parse(bytes))
-            .transpose()
-            .map_err(failed)?;
-        let mut measured = Vec::with_capacity(block.chunks.len() * positions.len());
-        for (number, chunk) in block.chunks.iter().enumerate() {
-            model
-                .logits(chunk, positions.start, &env.cancel, &mut |position, logits| {
-                    if !positions.contains(&position) {
-                        return Ok(());
-                    }
-                    let token = chunk[position + 1];
-                    let scored = match &reference {
-                        Some(reference) => reference
-                            .row(number as u32, (position - positions.start) as u32)
-                            .and_then(|row| figures::score(&row, logits, token)),
-                        None => figures::negative_log_likelihood(logits, token).map(|nll| TokenFigures {
-                            nll: nll as f32,
-                            nll_ref: nll as f32,
-                            kld: 0.0,
-                            dp: 0.0,
-                            top1_same: true,
-                        }),
-                    };
-                    measured.push(scored.map_err(|error| EngineError::Consumer(Box::new(error)))?);
-                    Ok(())
-                })
-                .map_err(StepError::engine("measuring the candidate"))?;
-            task.advance(Unit::Chunks, 1, total);
-        }
-        TokenBlock::new(0, positions.len() as u32, measured).map_err(failed)
-    }
-
     fn document(&self, blocks: &[TokenBlock], chunks: u32) -> Result<Document, StepError> {
         let positions = figures::scored_positions(self.step.context as usize)
             .map_err(failed)?
             .len() as u32;
-        let same = self.candidate.output("compute")? == self.reference.output("compute")?;
+        let same = self.candidate.output("compute")? == self.reference.model.output("compute")?;
         let expected = Expected {
             chunks,
             positions,
@@ -457,8 +322,4 @@ impl Run<'_, '_> {
             chunks: means.into_iter().map(Chunk::from).collect(),
         })
     }
-}
-
-fn failed(error: FigureError) -> StepError {
-    StepError::input(format!("the evaluation failed: {error}"))
 }

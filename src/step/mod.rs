@@ -11,6 +11,7 @@ pub mod gate;
 mod hashed_file;
 pub mod imatrix;
 pub mod join;
+pub mod measure;
 pub mod metrics;
 pub mod model;
 pub mod output;
@@ -19,6 +20,7 @@ pub mod promote;
 pub mod source;
 pub mod source_file;
 mod task;
+pub mod tensor;
 pub mod tokens;
 mod twice;
 

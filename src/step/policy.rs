@@ -1,6 +1,7 @@
 //! `[policy.NAME]`: a table of tensor, type and why.
 
 mod budget;
+mod measured;
 
 use crate::action;
 use crate::action::Action;
@@ -33,6 +34,7 @@ use crate::step::Inputs;
 use crate::step::Key;
 use crate::step::Kind;
 use crate::step::Outcome;
+use crate::step::Pool;
 use crate::step::StepError;
 use crate::step::Task;
 use crate::step::join::Coverage;
@@ -101,11 +103,13 @@ fn by_rules(step: &PolicyStep) -> Option<Method> {
                 .collect(),
             otherwise: manual.otherwise.map(|otherwise| otherwise.as_str().to_owned()),
         }),
-        model::Method::Ashq1(_) | model::Method::Density(_) | model::Method::Prior(_) => None,
+        model::Method::Ashq1(_) | model::Method::Density(_) | model::Method::Prior(_) | model::Method::Measured(_) => {
+            None
+        }
     }
 }
 
-fn method_of(step: &PolicyStep, inputs: &Inputs) -> Result<Method, StepError> {
+fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method, StepError> {
     if let Some(method) = by_rules(step) {
         return Ok(method);
     }
@@ -164,10 +168,34 @@ fn method_of(step: &PolicyStep, inputs: &Inputs) -> Result<Method, StepError> {
             states: DEFAULT_STATES,
             solver: SOLVER,
         },
+        model::Method::Measured(measured) => {
+            let join = join_of()?;
+            let model = inputs.source(&step.model)?;
+            Method::Measured {
+                header: header_of(join)?,
+                budget: budget::document_of(measured.budget),
+                model: model.output("compute")?,
+                slices: join.map(|join| join.output("slices")).transpose()?,
+                corpus: inputs.step(&measured.corpus)?.output("corpus")?,
+                tokenizer: model.output("tokenizer")?,
+                context: measured.context,
+                chunks: measured.chunks,
+                block: measured.block,
+                types: measured.types.iter().map(|name| name.as_str().to_owned()).collect(),
+                fuse: measured.fuse.iter().map(|rule| (*rule).to_owned()).collect(),
+                floors: documents_of(&measured.floors),
+                ceilings: documents_of(&measured.ceilings),
+                keep,
+                states: DEFAULT_STATES,
+                solver: SOLVER,
+                quantizer: env.quantizer.fingerprint(),
+                evaluator: env.evaluator.fingerprint(),
+            }
+        }
     })
 }
 
-fn action_of(step: &PolicyStep, inputs: &Inputs) -> Result<Action, StepError> {
+fn action_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Action, StepError> {
     let coverage = step
         .join
         .as_ref()
@@ -177,25 +205,33 @@ fn action_of(step: &PolicyStep, inputs: &Inputs) -> Result<Action, StepError> {
     Ok(Action::Policy(action::Policy {
         shape,
         coverage,
-        method: method_of(step, inputs)?,
+        method: method_of(step, inputs, env)?,
         rules: RULES,
     }))
 }
 
 impl Kind for Policy {
-    fn key(&self, node: &Node, inputs: &Inputs, _env: &Env<'_>) -> Result<Key, StepError> {
-        Ok(key_of(action_of(policy_step(node)?, inputs)?))
+    fn key(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError> {
+        Ok(key_of(action_of(policy_step(node)?, inputs, env)?))
+    }
+
+    fn pool(&self, node: &Node) -> Pool {
+        match policy_step(node).map(|step| &step.method) {
+            Ok(model::Method::Measured(_)) => Pool::Model,
+            _ => Pool::Light,
+        }
     }
 
     fn run(&self, node: &Node, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
-        let action = action_of(policy_step(node)?, inputs)?;
-        let Action::Policy(inputs) = &action else {
+        let step = policy_step(node)?;
+        let action = action_of(step, inputs, task.env)?;
+        let Action::Policy(document) = &action else {
             return Err(misplaced(node));
         };
         let performed = task.perform(&action, &[], |made| {
             let env = task.env;
-            let shape: Shape = decode(env, "shape", inputs.shape)?;
-            let coverage: Option<Coverage> = inputs
+            let shape: Shape = decode(env, "shape", document.shape)?;
+            let coverage: Option<Coverage> = document
                 .coverage
                 .map(|coverage| decode(env, "coverage", coverage))
                 .transpose()?;
@@ -210,7 +246,13 @@ impl Kind for Policy {
                 table,
                 file_type,
                 solved,
-            } = choose(env, &facts, &inputs.method, has)?;
+            } = match &step.method {
+                model::Method::Measured(settings) => {
+                    let parts = measured::Parts::of(step, settings, inputs)?;
+                    measured::choose(task, &parts, &facts, &document.method, has)?
+                }
+                _ => choose(env, &facts, &document.method, has)?,
+            };
             table.warnings.iter().for_each(|warning| task.warn(sentence(warning)));
             if table.fallbacks() > 0 {
                 let fallbacks = words::count(table.fallbacks() as u64, "tensor");
@@ -312,18 +354,22 @@ pub fn foresee(step: &PolicyStep, facts: &ModelFacts) -> Option<u64> {
     table.bytes()
 }
 
+fn failed(error: policy::PolicyError) -> StepError {
+    match error {
+        policy::PolicyError::BelowMinimum { .. } => {
+            StepError::input_hint(error.to_string(), "raise the budget, or lower floors")
+        }
+        error => StepError::input(error.to_string()),
+    }
+}
+
 fn choose(
     env: &Env<'_>,
     facts: &ModelFacts,
     method: &Method,
     has: policy::HasImatrix<'_>,
 ) -> Result<Chosen, StepError> {
-    let failed = |error: policy::PolicyError| match error {
-        policy::PolicyError::BelowMinimum { .. } => {
-            StepError::input_hint(error.to_string(), "raise the budget, or lower floors")
-        }
-        error => StepError::input(error.to_string()),
-    };
+    // Whether quantized tensors may be quantized again is for promote to say, of the tensors that really change.
     match method {
         Method::Mix { .. } | Method::Manual { .. } => {
             let (table, file_type) = choose_by_rules(facts, method, has)?;
@@ -379,6 +425,8 @@ fn choose(
             let file_type = table.file_type();
             Ok(Chosen::of(table, Some(file_type)))
         }
+        // It needs the model itself: `measured::choose`.
+        Method::Measured { .. } => Err(StepError::input("`measured` cannot choose by documents alone")),
         Method::Prior {
             header,
             budget,
@@ -462,9 +510,9 @@ fn choose_by_rules(
             let file_type = table.file_type();
             Ok((table, Some(file_type)))
         }
-        Method::Ashq1 { .. } | Method::Density { .. } | Method::Prior { .. } => Err(StepError::input(
-            "this method keeps to a budget: rules alone do not decide",
-        )),
+        Method::Ashq1 { .. } | Method::Density { .. } | Method::Prior { .. } | Method::Measured { .. } => Err(
+            StepError::input("this method keeps to a budget: rules alone do not decide"),
+        ),
     }
 }
 

@@ -19,15 +19,12 @@ use crate::action::Action;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::digest::DigestWriter;
-use crate::engine;
-use crate::engine::QuantizeJob;
 use crate::fs;
 use crate::gguf::Layout;
 use crate::gguf::TensorSpec;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::observer::Unit;
-use crate::policy::Choice;
 use crate::policy::Table;
 use crate::recipe::model::PromoteStep;
 use crate::recipe::model::StepBody;
@@ -43,19 +40,18 @@ use crate::step::Pool;
 use crate::step::StepError;
 use crate::step::Task;
 use crate::step::hashed_file::write_hashed;
-use crate::step::join::Slices;
 use crate::step::key_of;
 use crate::step::misplaced;
 use crate::step::model::DOCUMENT_CAP;
 use crate::step::model::INDEX;
 use crate::step::model::IndexedTensor;
-use crate::step::model::ModelIndex;
 use crate::step::model::compute_of;
 use crate::step::model::decode;
 use crate::step::model::decode_metadata;
 use crate::step::model::encode;
 use crate::step::output;
 use crate::step::source_file::SourceFile;
+use crate::step::tensor::Tensors;
 
 pub use assembly::AssembledTensor;
 pub use assembly::Assembly;
@@ -64,7 +60,6 @@ pub use single::PlannedTensor;
 pub use single::planned_tensors;
 
 use parts::Said;
-use parts::Weights;
 use parts::candidate_metadata;
 
 /// The version of what is written around the tensors: raise it when a candidate's header changes.
@@ -171,7 +166,7 @@ impl Kind for Promote {
             outputs: draft.layout.file_len(),
             ..Estimate::default()
         };
-        for (tensor, choice) in draft.index.tensors.iter().zip(&draft.table.choices) {
+        for (tensor, choice) in draft.tensors.index.tensors.iter().zip(&draft.table.choices) {
             if choice.from == choice.to {
                 estimate.reads += tensor.bytes.len;
                 continue;
@@ -179,7 +174,7 @@ impl Kind for Promote {
             estimate.parts += 1;
             if env
                 .store
-                .lookup(&draft.tensor_action(tensor, choice).digest())?
+                .lookup(&draft.tensors.action(tensor, choice.to).digest())?
                 .is_none()
             {
                 estimate.missing += 1;
@@ -206,21 +201,21 @@ impl Kind for Promote {
         // Before the action's own lock: whoever waits here finds the file when it gets on.
         let _lock = output::lock(task, &path, action.digest())?;
         let mut pending = None;
-        let performed = task.perform(&action, &draft.model.files, |made| {
+        let performed = task.perform(&action, &draft.tensors.model.files, |made| {
             let written = draft.write(task)?;
             let store = env.store;
             made.output("header", store.put(draft.layout.header())?);
-            let hyperparameters = draft.model.output("hyperparameters")?;
+            let hyperparameters = draft.tensors.model.output("hyperparameters")?;
             made.output(
                 "compute",
                 store.put(&encode(&compute_of(hyperparameters, &written.tensors))?)?,
             );
             made.output("assembly", store.put(&encode(&written.assembly)?)?);
             made.output("hyperparameters", hyperparameters);
-            made.output("tokenizer", draft.model.output("tokenizer")?);
+            made.output("tokenizer", draft.tensors.model.output("tokenizer")?);
             made.fact("file", written.assembly.file);
             made.fact("sha256", &written.assembly.sha256);
-            made.fact("elements", draft.model.fact("elements"));
+            made.fact("elements", draft.tensors.model.fact("elements"));
             made.fact("tensors", draft.table.choices.len());
             made.fact(
                 "quantized",
@@ -252,7 +247,7 @@ impl Kind for Promote {
                         problem: format!("it says {expected}, but its tensors make {}", written.assembly.file),
                     });
                 }
-                for file in &draft.model.files {
+                for file in &draft.tensors.model.files {
                     file.check_unchanged()?;
                 }
                 let loans = written.assembly.loans();
@@ -294,13 +289,14 @@ pub fn tensor_actions(
 ) -> Result<BTreeMap<ActionDigest, Action>, StepError> {
     let draft = Draft::load(node, inputs, env)?;
     let changed = draft
+        .tensors
         .index
         .tensors
         .iter()
         .zip(&draft.table.choices)
         .filter(|(_, choice)| choice.from != choice.to);
     Ok(changed
-        .map(|(tensor, choice)| draft.tensor_action(tensor, choice))
+        .map(|(tensor, choice)| draft.tensors.action(tensor, choice.to))
         .map(|action| (action.digest(), action))
         .collect())
 }
@@ -324,13 +320,9 @@ pub fn file_digest(outcome: &Outcome) -> Result<BlobDigest, StepError> {
 
 /// A candidate before its tensors are there: its size is known to the byte.
 struct Draft<'i> {
-    model: &'i Outcome,
-    imatrix: Option<BlobDigest>,
-    index: ModelIndex,
+    tensors: Tensors<'i>,
     table: Table,
-    slices: Slices,
     layout: Layout,
-    quantizer: crate::digest::Fingerprint,
 }
 
 /// A candidate's file, complete but without its name.
@@ -343,15 +335,9 @@ struct Written {
 impl<'i> Draft<'i> {
     fn load(node: &Node, inputs: &'i Inputs, env: &Env<'_>) -> Result<Self, StepError> {
         let parts = Promote::parts(node, inputs)?;
-        let index: ModelIndex = decode(env, "model index", parts.model.output("model")?)?;
+        let tensors = Tensors::load(parts.model, parts.join, env)?;
+        let index = &tensors.index;
         let table: Table = decode(env, "policy", parts.policy.output("policy")?)?;
-        let slices = match parts.join {
-            Some(join) => decode(env, "slices", join.output("slices")?)?,
-            None => Slices {
-                schema: INDEX,
-                tensors: BTreeMap::new(),
-            },
-        };
         let same = index.tensors.len() == table.choices.len()
             && index
                 .tensors
@@ -376,15 +362,7 @@ impl<'i> Draft<'i> {
             .collect();
         let layout = Layout::new(&metadata, &specs, index.alignment)
             .map_err(|error| StepError::input(format!("the candidate cannot be laid out: {error}")))?;
-        Ok(Self {
-            model: parts.model,
-            imatrix: parts.join.map(|join| join.output("imatrix")).transpose()?,
-            index,
-            table,
-            slices,
-            layout,
-            quantizer: env.quantizer.fingerprint(),
-        })
+        Ok(Self { tensors, table, layout })
     }
 
     fn check_requantize(&self, step: &PromoteStep) -> Result<(), StepError> {
@@ -408,22 +386,6 @@ impl<'i> Draft<'i> {
         ))
     }
 
-    fn tensor_action(&self, tensor: &IndexedTensor, choice: &Choice) -> Action {
-        let weights = if choice.to.uses_imatrix() {
-            self.slices.tensors.get(&tensor.name).copied()
-        } else {
-            None
-        };
-        Action::Tensor(action::Tensor {
-            source: tensor.bytes,
-            from: choice.from.name().to_owned(),
-            dims: tensor.dims.clone(),
-            to: choice.to.name().to_owned(),
-            weights,
-            quantizer: self.quantizer,
-        })
-    }
-
     /// Quantizes what is not in the store, and writes the file under a temporary name in the output folder.
     fn write(&self, task: &Task<'_>) -> Result<Written, StepError> {
         let room = fs::free_space(&task.env.out)?;
@@ -440,21 +402,17 @@ impl<'i> Draft<'i> {
 
     /// Returns the digest of each tensor's bytes in the candidate.
     fn quantize(&self, task: &Task<'_>) -> Result<Vec<BlobDigest>, StepError> {
-        let count = self.index.tensors.len();
+        let count = self.tensors.index.tensors.len();
         let changes = |index: usize| self.table.choices[index].from != self.table.choices[index].to;
-        let bytes = |index: usize| self.index.tensors[index].bytes.len;
+        let bytes = |index: usize| self.tensors.index.tensors[index].bytes.len;
         let total: u64 = (0..count).filter(|&index| changes(index)).map(bytes).sum();
         // The largest first, so that the last ones to finish are small.
         let mut order: Vec<usize> = (0..count).filter(|&index| changes(index)).collect();
         order.sort_by_key(|&index| (std::cmp::Reverse(bytes(index)), index));
         let digests: Vec<OnceLock<BlobDigest>> = (0..count).map(|_| OnceLock::new()).collect();
         for index in (0..count).filter(|&index| !changes(index)) {
-            let _ = digests[index].set(self.index.tensors[index].bytes);
+            let _ = digests[index].set(self.tensors.index.tensors[index].bytes);
         }
-        let weights = Weights {
-            digest: self.imatrix,
-            loaded: Mutex::new(None),
-        };
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
         std::thread::scope(|scope| {
@@ -466,7 +424,8 @@ impl<'i> Draft<'i> {
                             done.fetch_add(bytes as usize, Ordering::Relaxed);
                             task.advance(Unit::BytesQuantized, bytes, total);
                         };
-                        match self.quantize_tensor(task, index, &weights, &progress) {
+                        let (tensor, choice) = (&self.tensors.index.tensors[index], &self.table.choices[index]);
+                        match self.tensors.quantize(task, tensor, choice.to, choice.bytes, &progress) {
                             Ok(digest) => {
                                 let left = bytes(index).saturating_sub(done.load(Ordering::Relaxed) as u64);
                                 task.advance(Unit::BytesQuantized, left, total);
@@ -490,60 +449,6 @@ impl<'i> Draft<'i> {
         Ok(digests.into_iter().filter_map(OnceLock::into_inner).collect())
     }
 
-    fn quantize_tensor(
-        &self,
-        task: &Task<'_>,
-        index: usize,
-        weights: &Weights,
-        progress: &dyn Fn(u64),
-    ) -> Result<BlobDigest, StepError> {
-        let (tensor, choice) = (&self.index.tensors[index], &self.table.choices[index]);
-        let action = self.tensor_action(tensor, choice);
-        let Action::Tensor(inputs) = &action else {
-            return Err(StepError::input("not a tensor"));
-        };
-        let shard = self.shard(tensor)?;
-        let reads = std::slice::from_ref(shard);
-        let performed = task.perform_part(&tensor.name, &action, reads, |made| {
-            let weights = inputs
-                .weights
-                .map(|digest| weights.of(task.env, &tensor.name, digest))
-                .transpose()?;
-            let dim = |index: usize| tensor.dims.get(index).copied().unwrap_or(1);
-            let job = QuantizeJob {
-                from: choice.from,
-                to: choice.to,
-                columns: dim(0),
-                rows_per_matrix: dim(1),
-                matrices: dim(2) * dim(3),
-                weights: weights.as_deref(),
-            };
-            let file = fs::open(&shard.path)?;
-            let read = |offset: u64, buffer: &mut [u8]| fs::read_exact_at(&file, buffer, tensor.start + offset);
-            let mut writer = task.env.store.writer()?;
-            engine::quantize(&job, &read, &mut writer, &task.env.cancel, progress).map_err(StepError::engine(
-                format!("quantizing `{}` to {}", tensor.name, choice.to),
-            ))?;
-            let digest = writer.commit()?;
-            if digest.len != choice.bytes {
-                return Err(StepError::input(format!(
-                    "`{}` became {} bytes of {}, not {}",
-                    tensor.name, digest.len, choice.to, choice.bytes
-                )));
-            }
-            made.output("tensor", digest);
-            Ok(())
-        })?;
-        Outcome::of(performed, Vec::new()).output("tensor")
-    }
-
-    fn shard(&self, tensor: &IndexedTensor) -> Result<&SourceFile, StepError> {
-        self.model
-            .files
-            .get(tensor.shard)
-            .ok_or_else(|| StepError::input("the model has lost a part"))
-    }
-
     fn assemble(&self, task: &Task<'_>, digests: &[BlobDigest]) -> Result<Written, StepError> {
         let env = task.env;
         let mut temp = fs::TempFile::new_in(&env.out)?;
@@ -552,7 +457,7 @@ impl<'i> Draft<'i> {
         let total = self.layout.file_len();
         let result = write_hashed(&mut temp, |mut out| {
             self.layout.write(&mut out, &mut |index, out| {
-                let tensor = &self.index.tensors[index];
+                let tensor = &self.tensors.index.tensors[index];
                 let copied = if self.table.choices[index].from == self.table.choices[index].to {
                     self.copy_from_source(tensor, out)
                 } else {
@@ -574,7 +479,7 @@ impl<'i> Draft<'i> {
         let mut tensors = Vec::with_capacity(digests.len());
         let mut assembled = Vec::with_capacity(digests.len());
         for (index, (place, &bytes)) in self.layout.tensors().iter().zip(digests).enumerate() {
-            let (source, choice) = (&self.index.tensors[index], &self.table.choices[index]);
+            let (source, choice) = (&self.tensors.index.tensors[index], &self.table.choices[index]);
             let start = self.layout.data_offset() + place.offset;
             tensors.push(IndexedTensor {
                 ty: choice.to,
@@ -594,7 +499,7 @@ impl<'i> Draft<'i> {
                 } else {
                     From::Store
                 },
-                action: (choice.from != choice.to).then(|| self.tensor_action(source, choice).digest()),
+                action: (choice.from != choice.to).then(|| self.tensors.action(source, choice.to).digest()),
             });
         }
         let header = BlobDigest::of(self.layout.header());
@@ -614,7 +519,7 @@ impl<'i> Draft<'i> {
 
     /// Copies a tensor that stays as it is, and checks that it is still what was hashed.
     fn copy_from_source(&self, tensor: &IndexedTensor, out: &mut dyn Write) -> Result<(), StepError> {
-        let shard = self.shard(tensor)?;
+        let shard = self.tensors.shard(tensor)?;
         let file = fs::open(&shard.path)?;
         let mut out = DigestWriter::new(out);
         let mut piece = vec![0; PIECE.min(tensor.bytes.len) as usize];

@@ -31,6 +31,7 @@ mod hostile;
 mod keys;
 mod layering;
 mod log;
+mod measured;
 mod messages;
 mod peer_bytes;
 mod peer_engine;

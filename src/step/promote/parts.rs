@@ -1,51 +1,9 @@
-//! What a candidate's file is put together with: its metadata, and the importances of its tensors.
+//! What a candidate says of itself in its metadata.
 
-use std::sync::Mutex;
-
-use crate::digest::BlobDigest;
 use crate::gguf::Metadata;
 use crate::gguf::Value;
-use crate::imatrix::Imatrix;
-use crate::step::Env;
 use crate::step::Outcome;
 use crate::step::StepError;
-use crate::step::imatrix;
-use crate::step::join::slice_bytes;
-
-/// The imatrix, read when the first tensor needs it.
-pub(super) struct Weights {
-    pub(super) digest: Option<BlobDigest>,
-    pub(super) loaded: Mutex<Option<std::sync::Arc<Imatrix>>>,
-}
-
-impl Weights {
-    pub(super) fn of(&self, env: &Env<'_>, tensor: &str, expected: BlobDigest) -> Result<Vec<f32>, StepError> {
-        let imatrix = {
-            let mut loaded = self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if let Some(imatrix) = &*loaded {
-                std::sync::Arc::clone(imatrix)
-            } else {
-                let digest = self.digest.ok_or_else(|| StepError::input("there is no imatrix"))?;
-                let imatrix = std::sync::Arc::new(imatrix::load(env, digest)?);
-                *loaded = Some(std::sync::Arc::clone(&imatrix));
-                imatrix
-            }
-        };
-        let weights = imatrix
-            .entries
-            .get(tensor)
-            .map(crate::imatrix::Entry::weights)
-            .unwrap_or_default();
-        if BlobDigest::of(&slice_bytes(&weights)) == expected {
-            Ok(weights)
-        } else {
-            Err(StepError::Document {
-                what: "imatrix",
-                problem: format!("its importances of `{tensor}` are not those of the join"),
-            })
-        }
-    }
-}
 
 /// What a candidate says of the imatrix that it was made with.
 pub(in crate::step) struct Said<'a> {

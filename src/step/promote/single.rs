@@ -20,10 +20,10 @@ pub struct PlannedTensor {
 /// Returns the tensors of a candidate, in the file's order.
 pub fn planned_tensors(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Vec<PlannedTensor>, StepError> {
     let draft = Draft::load(node, inputs, env)?;
-    let tensors = draft.index.tensors.iter().zip(&draft.table.choices);
+    let tensors = draft.tensors.index.tensors.iter().zip(&draft.table.choices);
     let planned = tensors.map(|(tensor, choice)| PlannedTensor {
         choice: choice.clone(),
-        action: (choice.from != choice.to).then(|| draft.tensor_action(tensor, choice)),
+        action: (choice.from != choice.to).then(|| draft.tensors.action(tensor, choice.to)),
     });
     Ok(planned.collect())
 }

@@ -1,0 +1,159 @@
+//! A model's tensors, each quantized by an action of its own: what `promote` makes candidates of and what `measured`
+//! policies try.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+
+use crate::action;
+use crate::action::Action;
+use crate::digest::BlobDigest;
+use crate::digest::Fingerprint;
+use crate::engine;
+use crate::engine::QuantizeJob;
+use crate::fs;
+use crate::imatrix::Imatrix;
+use crate::step::Env;
+use crate::step::Outcome;
+use crate::step::StepError;
+use crate::step::Task;
+use crate::step::imatrix;
+use crate::step::join::Slices;
+use crate::step::join::slice_bytes;
+use crate::step::model::INDEX;
+use crate::step::model::IndexedTensor;
+use crate::step::model::ModelIndex;
+use crate::step::model::decode;
+use crate::step::source_file::SourceFile;
+use crate::tensor_type::TensorType;
+
+/// A model's tensors with their importances.
+pub struct Tensors<'i> {
+    /// The model.
+    pub model: &'i Outcome,
+    /// Its tensors, in the file's order.
+    pub index: ModelIndex,
+    slices: Slices,
+    imatrix: Option<BlobDigest>,
+    /// Read when the first tensor needs it.
+    loaded: Mutex<Option<Arc<Imatrix>>>,
+    quantizer: Fingerprint,
+}
+
+impl<'i> Tensors<'i> {
+    /// Looks up a model's tensors, and their importances if it was joined with an imatrix.
+    pub fn load(model: &'i Outcome, join: Option<&Outcome>, env: &Env<'_>) -> Result<Self, StepError> {
+        let slices = match join {
+            Some(join) => decode(env, "slices", join.output("slices")?)?,
+            None => Slices {
+                schema: INDEX,
+                tensors: std::collections::BTreeMap::new(),
+            },
+        };
+        Ok(Self {
+            model,
+            index: decode(env, "model index", model.output("model")?)?,
+            slices,
+            imatrix: join.map(|join| join.output("imatrix")).transpose()?,
+            loaded: Mutex::new(None),
+            quantizer: env.quantizer.fingerprint(),
+        })
+    }
+
+    /// Returns the action that quantizes a tensor.
+    pub fn action(&self, tensor: &IndexedTensor, to: TensorType) -> Action {
+        Action::Tensor(self.inputs(tensor, to))
+    }
+
+    fn inputs(&self, tensor: &IndexedTensor, to: TensorType) -> action::Tensor {
+        let weights = self.slices.tensors.get(&tensor.name).copied();
+        action::Tensor {
+            source: tensor.bytes,
+            from: tensor.ty.name().to_owned(),
+            dims: tensor.dims.clone(),
+            to: to.name().to_owned(),
+            weights: weights.filter(|_| to.uses_imatrix()),
+            quantizer: self.quantizer,
+        }
+    }
+
+    /// Quantizes a tensor, unless that was done before; returns the digest of its bytes. `expected` is how many these must
+    /// be; `progress` is told of bytes of the source.
+    pub fn quantize(
+        &self,
+        task: &Task<'_>,
+        tensor: &IndexedTensor,
+        to: TensorType,
+        expected: u64,
+        progress: &dyn Fn(u64),
+    ) -> Result<BlobDigest, StepError> {
+        let inputs = self.inputs(tensor, to);
+        let weights = inputs.weights;
+        let shard = self.shard(tensor)?;
+        let action = Action::Tensor(inputs);
+        let reads = std::slice::from_ref(shard);
+        let performed = task.perform_part(&tensor.name, &action, reads, |made| {
+            let weights = weights
+                .map(|digest| self.weights(task.env, &tensor.name, digest))
+                .transpose()?;
+            let dim = |index: usize| tensor.dims.get(index).copied().unwrap_or(1);
+            let job = QuantizeJob {
+                from: tensor.ty,
+                to,
+                columns: dim(0),
+                rows_per_matrix: dim(1),
+                matrices: dim(2) * dim(3),
+                weights: weights.as_deref(),
+            };
+            let file = fs::open(&shard.path)?;
+            let read = |offset: u64, buffer: &mut [u8]| fs::read_exact_at(&file, buffer, tensor.start + offset);
+            let mut writer = task.env.store.writer()?;
+            engine::quantize(&job, &read, &mut writer, &task.env.cancel, progress)
+                .map_err(StepError::engine(format!("quantizing `{}` to {to}", tensor.name)))?;
+            let digest = writer.commit()?;
+            if digest.len != expected {
+                return Err(StepError::input(format!(
+                    "`{}` became {} bytes of {to}, not {expected}",
+                    tensor.name, digest.len
+                )));
+            }
+            made.output("tensor", digest);
+            Ok(())
+        })?;
+        Outcome::of(performed, Vec::new()).output("tensor")
+    }
+
+    /// Returns the file that holds a tensor.
+    pub fn shard(&self, tensor: &IndexedTensor) -> Result<&SourceFile, StepError> {
+        self.model
+            .files
+            .get(tensor.shard)
+            .ok_or_else(|| StepError::input("the model has lost a part"))
+    }
+
+    fn weights(&self, env: &Env<'_>, tensor: &str, expected: BlobDigest) -> Result<Vec<f32>, StepError> {
+        let imatrix = {
+            let mut loaded = self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if let Some(imatrix) = &*loaded {
+                Arc::clone(imatrix)
+            } else {
+                let digest = self.imatrix.ok_or_else(|| StepError::input("there is no imatrix"))?;
+                let imatrix = Arc::new(imatrix::load(env, digest)?);
+                *loaded = Some(Arc::clone(&imatrix));
+                imatrix
+            }
+        };
+        let weights = imatrix
+            .entries
+            .get(tensor)
+            .map(crate::imatrix::Entry::weights)
+            .unwrap_or_default();
+        if BlobDigest::of(&slice_bytes(&weights)) == expected {
+            Ok(weights)
+        } else {
+            Err(StepError::Document {
+                what: "imatrix",
+                problem: format!("its importances of `{tensor}` are not those of the join"),
+            })
+        }
+    }
+}
