@@ -238,44 +238,48 @@ pub enum Method {
         solver: u32,
     },
     /// By losses that are measured on the model itself, solved exactly.
-    Measured {
-        /// What decides on the length of the file's header.
-        header: PolicyHeader,
-        /// The most that the file may have.
-        budget: PolicyBudget,
-        /// The model as far as it computes.
-        model: BlobDigest,
-        /// The digest of each tensor's importances, where there is an imatrix.
-        slices: Option<BlobDigest>,
-        /// The texts that losses are measured on.
-        corpus: BlobDigest,
-        /// How the model reads them.
-        tokenizer: BlobDigest,
-        /// Tokens in a chunk.
-        context: u32,
-        /// At most so many chunks.
-        chunks: u64,
-        /// Chunks in one block.
-        block: u32,
-        /// The types to choose from, besides the source's own.
-        types: Vec<String>,
-        /// Which tensors an engine wants to have one type.
-        fuse: Vec<String>,
-        /// The least type of tensors.
-        floors: Vec<PolicyRule>,
-        /// The largest type of tensors.
-        ceilings: Vec<PolicyRule>,
-        /// Patterns of tensors that keep the source's type.
-        keep: Vec<String>,
-        /// How many states the solver may make.
-        states: u64,
-        /// The version of the solver and of what losses are made of.
-        solver: u32,
-        /// What quantizes.
-        quantizer: Fingerprint,
-        /// What measures.
-        evaluator: Fingerprint,
-    },
+    Measured(Box<Measured>),
+}
+
+/// What decides on a policy by measured losses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measured {
+    /// What decides on the length of the file's header.
+    pub header: PolicyHeader,
+    /// The most that the file may have.
+    pub budget: PolicyBudget,
+    /// The model as far as it computes.
+    pub model: BlobDigest,
+    /// The digest of each tensor's importances, where there is an imatrix.
+    pub slices: Option<BlobDigest>,
+    /// The texts that losses are measured on.
+    pub corpus: BlobDigest,
+    /// How the model reads them.
+    pub tokenizer: BlobDigest,
+    /// Tokens in a chunk.
+    pub context: u32,
+    /// At most so many chunks.
+    pub chunks: u64,
+    /// Chunks in one block.
+    pub block: u32,
+    /// The types to choose from, besides the source's own.
+    pub types: Vec<String>,
+    /// Which tensors an engine wants to have one type.
+    pub fuse: Vec<String>,
+    /// The least type of tensors.
+    pub floors: Vec<PolicyRule>,
+    /// The largest type of tensors.
+    pub ceilings: Vec<PolicyRule>,
+    /// Patterns of tensors that keep the source's type.
+    pub keep: Vec<String>,
+    /// How many states the solver may make.
+    pub states: u64,
+    /// The version of the solver and of what losses are made of.
+    pub solver: u32,
+    /// What quantizes.
+    pub quantizer: Fingerprint,
+    /// What measures.
+    pub evaluator: Fingerprint,
 }
 
 /// What decides on the length of a candidate's header.

@@ -217,7 +217,7 @@ pub enum Method {
     /// By losses that are guessed from roles, depth and types, solved exactly.
     Prior(PriorPolicy),
     /// By losses that are measured on the model itself, solved exactly.
-    Measured(MeasuredPolicy),
+    Measured(Box<MeasuredPolicy>),
 }
 
 /// Settings of a mix.

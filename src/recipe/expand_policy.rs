@@ -170,7 +170,7 @@ impl Expansion<'_> {
                 for row in self.rows(decl, kind, &sizes).into_iter().flatten() {
                     let (budget, corpus, chunks) = (&budgets[row[1]], &corpora[row[2]], &counts[row[3]]);
                     let parts = [budget.part.clone(), corpus.part.clone(), chunks.part.clone()];
-                    let method = PolicyMethod::Measured(MeasuredPolicy {
+                    let method = PolicyMethod::Measured(Box::new(MeasuredPolicy {
                         budget: budget.value,
                         corpus: corpus.value.clone(),
                         context: *context,
@@ -180,7 +180,7 @@ impl Expansion<'_> {
                         fuse: fuse.clone(),
                         floors: floors.clone(),
                         ceilings: ceilings.clone(),
-                    });
+                    }));
                     push(self, &data[row[0]], &parts, method);
                 }
             }

@@ -171,7 +171,7 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
         model::Method::Measured(measured) => {
             let join = join_of()?;
             let model = inputs.source(&step.model)?;
-            Method::Measured {
+            Method::Measured(Box::new(action::Measured {
                 header: header_of(join)?,
                 budget: budget::document_of(measured.budget),
                 model: model.output("compute")?,
@@ -190,7 +190,7 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
                 solver: SOLVER,
                 quantizer: env.quantizer.fingerprint(),
                 evaluator: env.evaluator.fingerprint(),
-            }
+            }))
         }
     })
 }
@@ -426,7 +426,7 @@ fn choose(
             Ok(Chosen::of(table, Some(file_type)))
         }
         // It needs the model itself: `measured::choose`.
-        Method::Measured { .. } => Err(StepError::input("`measured` cannot choose by documents alone")),
+        Method::Measured(_) => Err(StepError::input("`measured` cannot choose by documents alone")),
         Method::Prior {
             header,
             budget,
@@ -510,7 +510,7 @@ fn choose_by_rules(
             let file_type = table.file_type();
             Ok((table, Some(file_type)))
         }
-        Method::Ashq1 { .. } | Method::Density { .. } | Method::Prior { .. } | Method::Measured { .. } => Err(
+        Method::Ashq1 { .. } | Method::Density { .. } | Method::Prior { .. } | Method::Measured(_) => Err(
             StepError::input("this method keeps to a budget: rules alone do not decide"),
         ),
     }

@@ -608,7 +608,7 @@ fn samples() -> Vec<Action> {
             states: 1000,
             solver: 1,
         })),
-        Action::Policy(policy(action::Method::Measured {
+        Action::Policy(policy(action::Method::Measured(Box::new(action::Measured {
             header: action::PolicyHeader {
                 metadata: blob("metadata"),
                 dataset: Some("calibration".to_owned()),
@@ -630,7 +630,7 @@ fn samples() -> Vec<Action> {
             solver: 1,
             quantizer: engine,
             evaluator: engine,
-        })),
+        })))),
         Action::Tensor(action::Tensor {
             source: blob("source"),
             from: "F16".to_owned(),

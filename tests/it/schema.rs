@@ -762,7 +762,7 @@ fn samples() -> Vec<(&'static str, Action)> {
             "policy, measured",
             policy(
                 Some(blob("coverage")),
-                Method::Measured {
+                Method::Measured(Box::new(action::Measured {
                     header: action::PolicyHeader {
                         metadata: blob("metadata"),
                         dataset: Some("prose".to_owned()),
@@ -784,7 +784,7 @@ fn samples() -> Vec<(&'static str, Action)> {
                     solver: 1,
                     quantizer,
                     evaluator: engine,
-                },
+                })),
             ),
         ),
         ("tensor", tensor("Q4_K", Some(blob("importances")))),

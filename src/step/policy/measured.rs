@@ -1,6 +1,7 @@
 //! `method = "measured"`: what each group of tensors loses in each type is measured on the model itself, and the choice within
 //! the budget solved exactly.
 
+use crate::action;
 use crate::action::Method;
 use crate::observer::Event;
 use crate::policy;
@@ -68,7 +69,10 @@ pub(super) fn choose(
     method: &Method,
     has: HasImatrix<'_>,
 ) -> Result<Chosen, StepError> {
-    let Method::Measured {
+    let Method::Measured(measured) = method else {
+        return Err(StepError::input("not a measured policy"));
+    };
+    let action::Measured {
         header,
         budget,
         types,
@@ -78,10 +82,7 @@ pub(super) fn choose(
         keep,
         states,
         ..
-    } = method
-    else {
-        return Err(StepError::input("not a measured policy"));
-    };
+    } = &**measured;
     let (keep, floors, ceilings) = (kept(keep)?, rules_of(floors)?, rules_of(ceilings)?);
     let types = types.iter().map(|name| type_of(name)).collect::<Result<Vec<_>, _>>()?;
     let options = GroupOptions {
