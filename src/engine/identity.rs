@@ -83,6 +83,17 @@ pub fn evaluator() -> Identity {
     }
 }
 
+/// Says whether this build computes on devices of the machine besides its processor. If not, the program itself and the C
+/// library decide what it computes.
+pub fn has_devices() -> bool {
+    cfg!(any(
+        feature = "cuda",
+        feature = "vulkan",
+        feature = "rocm",
+        feature = "metal"
+    ))
+}
+
 /// Facts that matter to both: sources, compiler, flags, target and the C library, whose `qsort` breaks ties in the IQ1
 /// kernels and whose `expf`, `sinf` and `cosf` the model's operations call.
 fn common() -> BTreeMap<String, String> {

@@ -30,6 +30,7 @@ pub use self::error::EngineError;
 pub use self::identity::Identity;
 pub use self::identity::check_cpu;
 pub use self::identity::evaluator;
+pub use self::identity::has_devices;
 pub use self::identity::quantizer;
 
 /// How much of the machine to use. Never part of a key: results do not depend on it.

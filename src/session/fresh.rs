@@ -52,13 +52,14 @@ impl Question {
             None => None,
         };
         // What it runs on may have changed, too: another GPU is another engine.
-        let engines = [engine::quantizer(), engine::evaluator()].map(|identity| identity.fingerprint().to_string());
+        let quantizer = engine::quantizer().fingerprint().to_string();
+        let devices = engine::has_devices().then(|| engine::evaluator().fingerprint().to_string());
         let parts = (
             absolute(&self.recipe)?,
             out,
             &self.steps,
             absolute(&self.program)?,
-            engines,
+            (quantizer, devices),
         );
         Some(Hash::of(&serde_json::to_vec(&parts).ok()?))
     }
@@ -70,7 +71,7 @@ pub fn nothing_to_do(cache_dir: &Path, question: &Question) -> Option<usize> {
     if !fs::exists(cache_dir).ok()? {
         return None;
     }
-    let store = Store::open(cache_dir).ok()?;
+    let store = Store::look(cache_dir).ok()?;
     let name = question.name()?;
     let text = store.fresh(&name)?;
     let mut cached = None;

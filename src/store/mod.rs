@@ -107,8 +107,18 @@ impl Store {
         let root = std::path::absolute(root).map_err(fs::PathError::on(root, "resolve"))?;
         layout::prepare(&root)?;
         session::sweep(&root.join(layout::TMP))?;
+        Ok(Self::of(root))
+    }
+
+    /// Returns the store at `root` as it is, for looking at notes only: nothing is made, swept or checked.
+    pub fn look(root: &Path) -> Result<Self, StoreError> {
+        let root = std::path::absolute(root).map_err(fs::PathError::on(root, "resolve"))?;
+        Ok(Self::of(root))
+    }
+
+    fn of(root: PathBuf) -> Self {
         let session = session::Session::new(root.join(layout::TMP));
-        Ok(Self {
+        Self {
             inner: Arc::new(Inner {
                 root,
                 session,
@@ -117,7 +127,7 @@ impl Store {
                 loans: RwLock::default(),
                 lending: AtomicBool::new(true),
             }),
-        })
+        }
     }
 
     /// Returns the store's directory.
