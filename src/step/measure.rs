@@ -54,7 +54,7 @@ impl Bench<'_, '_> {
     ///
     /// # Errors
     ///
-    /// [`StepError::NoRoom`] if the model does not fit into the memory that is free, and all that quantizing and evaluating can
+    /// [`StepError::Input`] if the model does not fit into the memory that is free, and all that quantizing and evaluating can
     /// end with.
     pub fn divergences(&self, variants: &[Variant]) -> Result<Vec<Vec<f64>>, StepError> {
         let store = self.reference.task.env.store;

@@ -2,6 +2,7 @@
 
 mod budget;
 mod measured;
+mod solving;
 
 use crate::action;
 use crate::action::Action;
@@ -14,12 +15,10 @@ use crate::graph::Node;
 use crate::graph::Work;
 use crate::policy;
 use crate::policy::Fuse;
-use crate::policy::GroupOptions;
 use crate::policy::ManualOptions;
 use crate::policy::Mix;
 use crate::policy::MixOptions;
 use crate::policy::ModelFacts;
-use crate::policy::Question;
 use crate::policy::Reason;
 use crate::policy::Rule;
 use crate::policy::Table;
@@ -48,6 +47,8 @@ use crate::step::output;
 use crate::tensor_type::TensorType;
 
 pub use budget::energies_of;
+
+use solving::Solving;
 
 /// The version of the built-in rules: raise it when a mix gives other types.
 const RULES: u32 = 1;
@@ -438,34 +439,9 @@ fn choose(
             states,
             solver: _,
         } => {
-            let (keep, floors, ceilings) = (kept(keep)?, rules_of(floors)?, rules_of(ceilings)?);
-            let types = types.iter().map(|name| type_of(name)).collect::<Result<Vec<_>, _>>()?;
-            let options = GroupOptions {
-                tied: false,
-                fuse: fuse.iter().map(|rule| fuse_of(rule)).collect::<Result<_, _>>()?,
-            };
-            let groups = policy::groups(facts, &policy::Energies::new(), &options);
-            let losses = policy::prior(facts, &groups, &types);
-            let question = Question {
-                model: facts,
-                groups: &groups,
-                losses: &losses,
-                caution: 0.0,
-                size: budget::file_size(env, header, facts)?,
-                keep: &keep,
-                floors: &floors,
-                ceilings: &ceilings,
-                has_imatrix: has,
-                devices: &[],
-            };
-            let prepared = policy::prepare(&question).map_err(failed)?;
-            let limit = budget::bytes_of(*budget, facts);
-            let (table, solved) = budget::solve(env, &prepared, limit, *states, failed)?;
-            let file_type = table.file_type();
-            Ok(Chosen {
-                solved: Some(solved),
-                ..Chosen::of(table, Some(file_type))
-            })
+            let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
+            let losses = policy::prior(facts, &solving.groups, &solving.types);
+            solving.choose(env, &losses, header, *budget, *states)
         }
     }
 }

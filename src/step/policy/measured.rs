@@ -5,13 +5,10 @@ use crate::action;
 use crate::action::Method;
 use crate::observer::Event;
 use crate::policy;
-use crate::policy::Energies;
-use crate::policy::GroupOptions;
 use crate::policy::HasImatrix;
 use crate::policy::Loss;
 use crate::policy::Losses;
 use crate::policy::ModelFacts;
-use crate::policy::Question;
 use crate::policy::Rule;
 use crate::policy::Target;
 use crate::policy::TensorFacts;
@@ -31,12 +28,7 @@ use crate::step::tokens;
 use crate::tensor_type::TensorType;
 
 use super::Chosen;
-use super::budget;
-use super::failed;
-use super::fuse_of;
-use super::kept;
-use super::rules_of;
-use super::type_of;
+use super::solving::Solving;
 
 /// What is measured on what.
 pub(super) struct Parts<'i> {
@@ -83,41 +75,16 @@ pub(super) fn choose(
         states,
         ..
     } = &**measured;
-    let (keep, floors, ceilings) = (kept(keep)?, rules_of(floors)?, rules_of(ceilings)?);
-    let types = types.iter().map(|name| type_of(name)).collect::<Result<Vec<_>, _>>()?;
-    let options = GroupOptions {
-        tied: false,
-        fuse: fuse.iter().map(|rule| fuse_of(rule)).collect::<Result<_, _>>()?,
-    };
-    let groups = policy::groups(facts, &Energies::new(), &options);
+    let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
     let allowed = |tensor: &TensorFacts, ty: TensorType| {
         policy::legal(tensor, ty, has)
             && ty.bpw() < tensor.ty.bpw()
-            && bound(&keep, tensor).is_none()
-            && bound(&floors, tensor).is_none_or(|least| ty.bpw() >= least)
-            && bound(&ceilings, tensor).is_none_or(|most| ty.bpw() <= most)
+            && bound(&solving.keep, tensor).is_none()
+            && bound(&solving.floors, tensor).is_none_or(|least| ty.bpw() >= least)
+            && bound(&solving.ceilings, tensor).is_none_or(|most| ty.bpw() <= most)
     };
-    let losses = losses(task, parts, facts, &groups, &types, &allowed)?;
-    let question = Question {
-        model: facts,
-        groups: &groups,
-        losses: &losses,
-        caution: 0.0,
-        size: budget::file_size(task.env, header, facts)?,
-        keep: &keep,
-        floors: &floors,
-        ceilings: &ceilings,
-        has_imatrix: has,
-        devices: &[],
-    };
-    let prepared = policy::prepare(&question).map_err(failed)?;
-    let limit = budget::bytes_of(*budget, facts);
-    let (table, solved) = budget::solve(task.env, &prepared, limit, *states, failed)?;
-    let file_type = table.file_type();
-    Ok(Chosen {
-        solved: Some(solved),
-        ..Chosen::of(table, Some(file_type))
-    })
+    let losses = losses(task, parts, facts, &solving.groups, &solving.types, &allowed)?;
+    solving.choose(task.env, &losses, header, *budget, *states)
 }
 
 /// Returns the bits per weight that the first rule that matches a tensor speaks of; infinitely many for `keep`.

@@ -1,0 +1,96 @@
+//! What all methods have that solve for losses, wherever these come from: the groups and what bounds them, and the choice.
+
+use crate::action::PolicyBudget;
+use crate::action::PolicyHeader;
+use crate::action::PolicyRule;
+use crate::policy;
+use crate::policy::Energies;
+use crate::policy::GroupOptions;
+use crate::policy::HasImatrix;
+use crate::policy::Losses;
+use crate::policy::ModelFacts;
+use crate::policy::Question;
+use crate::policy::Rule;
+use crate::policy::TensorGroup;
+use crate::step::Env;
+use crate::step::StepError;
+use crate::tensor_type::TensorType;
+
+use super::Chosen;
+use super::budget;
+use super::failed;
+use super::fuse_of;
+use super::kept;
+use super::rules_of;
+use super::type_of;
+
+/// The groups of a model, the types to choose from, and what the recipe says of them.
+pub(super) struct Solving<'a> {
+    facts: &'a ModelFacts,
+    has: HasImatrix<'a>,
+    pub(super) groups: Vec<TensorGroup>,
+    pub(super) types: Vec<TensorType>,
+    pub(super) keep: Vec<Rule>,
+    pub(super) floors: Vec<Rule>,
+    pub(super) ceilings: Vec<Rule>,
+}
+
+impl<'a> Solving<'a> {
+    /// Reads what a method's document says.
+    pub(super) fn of(
+        facts: &'a ModelFacts,
+        has: HasImatrix<'a>,
+        types: &[String],
+        fuse: &[String],
+        keep: &[String],
+        floors: &[PolicyRule],
+        ceilings: &[PolicyRule],
+    ) -> Result<Self, StepError> {
+        let (keep, floors, ceilings) = (kept(keep)?, rules_of(floors)?, rules_of(ceilings)?);
+        let types = types.iter().map(|name| type_of(name)).collect::<Result<_, _>>()?;
+        let options = GroupOptions {
+            tied: false,
+            fuse: fuse.iter().map(|rule| fuse_of(rule)).collect::<Result<_, _>>()?,
+        };
+        Ok(Self {
+            facts,
+            has,
+            groups: policy::groups(facts, &Energies::new(), &options),
+            types,
+            keep,
+            floors,
+            ceilings,
+        })
+    }
+
+    /// Returns the choice of least loss within the budget, with its certificate.
+    pub(super) fn choose(
+        &self,
+        env: &Env<'_>,
+        losses: &Losses,
+        header: &PolicyHeader,
+        budget: PolicyBudget,
+        states: u64,
+    ) -> Result<Chosen, StepError> {
+        let question = Question {
+            model: self.facts,
+            groups: &self.groups,
+            losses,
+            caution: 0.0,
+            size: budget::file_size(env, header, self.facts)?,
+            keep: &self.keep,
+            floors: &self.floors,
+            ceilings: &self.ceilings,
+            has_imatrix: self.has,
+            devices: &[],
+        };
+        let prepared = policy::prepare(&question).map_err(failed)?;
+        let limit = budget::bytes_of(budget, self.facts);
+        let (table, solved) = budget::solve(env, &prepared, limit, states, failed)?;
+        let file_type = table.file_type();
+        Ok(Chosen {
+            solved: Some(solved),
+            ..Chosen::of(table, Some(file_type))
+        })
+    }
+}
