@@ -300,6 +300,12 @@ pub struct MeasuredPolicy {
     pub chunks: u64,
     /// Chunks in one action.
     pub block: u32,
+    /// How many chunks every probe is measured on before it is said which need all.
+    pub screen: u64,
+    /// At most so many groups in types are probed.
+    pub max_probes: Option<u64>,
+    /// How many times at most moves around the choice are measured.
+    pub refine: u32,
     /// The types to choose from, besides the source's own.
     pub types: Vec<TypeName>,
     /// Which tensors an engine wants to have one type.

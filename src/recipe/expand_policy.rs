@@ -22,6 +22,9 @@ use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::recipe::model::StepKind;
 
+/// Of the chunks of a probe, the first look takes one in so many, unless the recipe says how many.
+const SCREENED: u64 = 4;
+
 impl Expansion<'_> {
     /// Makes the steps of a policy's section.
     pub(crate) fn policy(&mut self, decl: &Decl<Policy>, decls: &Decls) {
@@ -158,6 +161,9 @@ impl Expansion<'_> {
                 context,
                 chunks,
                 block,
+                screen,
+                max_probes,
+                refine,
                 types,
                 fuse,
                 floors,
@@ -176,6 +182,9 @@ impl Expansion<'_> {
                         context: *context,
                         chunks: chunks.value,
                         block: *block,
+                        screen: screen.unwrap_or_else(|| chunks.value.div_ceil(SCREENED)),
+                        max_probes: *max_probes,
+                        refine: *refine,
                         types: types.clone(),
                         fuse: fuse.clone(),
                         floors: floors.clone(),

@@ -29,6 +29,15 @@ use crate::recipe::read_steps::text;
 /// The chunks that `measured` probes with if the recipe does not say.
 const PROBE_CHUNKS: u64 = 16;
 
+/// The chunks of one of its actions.
+const PROBE_BLOCK: u32 = 4;
+
+/// How often at most moves around the choice are measured, if the recipe does not say.
+const DEFAULT_ROUNDS: u32 = 3;
+
+/// How often a recipe may ask for that.
+const ROUNDS: std::ops::RangeInclusive<u32> = 0..=100;
+
 const BUDGET: &str = "a size (`5700 MiB`) or bits per weight (`4.5 bpw`)";
 
 /// Reports that a method works on importances, where there are none.
@@ -175,19 +184,31 @@ pub(crate) fn measured(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Op
     } else {
         Some(Sweep::one(PROBE_CHUNKS, &head))
     };
-    let block = reader.read("block", |field| field.integer32(BLOCKS)).unwrap_or(8);
+    let block = reader.read("block", |field| field.integer32(BLOCKS)).unwrap_or(PROBE_BLOCK);
+    let screen = reader.read("screen", |field| field.integer(COUNTS));
+    let max_probes = reader.read("max_probes", |field| field.integer(COUNTS));
+    let refine = reader.read("refine", |field| field.integer32(ROUNDS)).unwrap_or(DEFAULT_ROUNDS);
     let solving = solving(reader, "a tensor type", TYPES, MEASURED_TYPES);
     let (corpus, chunks, solving) = (corpus?, chunks?, solving?);
     reader.put("corpus", corpus.to_toml(text));
     reader.put("context", number(u64::from(context)));
     reader.put("chunks", chunks.to_toml(|value| number(*value)));
     reader.put("block", number(u64::from(block)));
+    for (key, value) in [("screen", screen), ("max_probes", max_probes)] {
+        if let Some(value) = value {
+            reader.put(key, number(value));
+        }
+    }
+    reader.put("refine", number(u64::from(refine)));
     Some(Method::Measured {
         budget: solving.budget,
         corpus,
         context,
         chunks,
         block,
+        screen,
+        max_probes,
+        refine,
         types: solving.types,
         fuse: solving.fuse,
         floors: solving.floors,

@@ -29,6 +29,7 @@ use crate::recipe::model::PolicyStep;
 use crate::recipe::model::StepBody;
 use crate::report::words;
 use crate::step::Env;
+use crate::step::Estimate;
 use crate::step::Inputs;
 use crate::step::Key;
 use crate::step::Kind;
@@ -182,6 +183,9 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
                 context: measured.context,
                 chunks: measured.chunks,
                 block: measured.block,
+                screen: measured.screen,
+                max_probes: measured.max_probes,
+                refine: measured.refine,
                 types: measured.types.iter().map(|name| name.as_str().to_owned()).collect(),
                 fuse: measured.fuse.iter().map(|rule| (*rule).to_owned()).collect(),
                 floors: documents_of(&measured.floors),
@@ -223,6 +227,20 @@ impl Kind for Policy {
         }
     }
 
+    fn estimate(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Estimate, StepError> {
+        let step = policy_step(node)?;
+        let model::Method::Measured(settings) = &step.method else {
+            return Ok(Estimate::default());
+        };
+        let Action::Policy(document) = action_of(step, inputs, env)? else {
+            return Err(misplaced(node));
+        };
+        let looked = Looked::at(&document, env)?;
+        let covered = |name: &str| looked.covers(name);
+        let parts = measured::Parts::of(step, settings, inputs)?;
+        measured::estimate(&parts, &looked.facts, &document.method, looked.has(&covered), env)
+    }
+
     fn run(&self, node: &Node, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
         let step = policy_step(node)?;
         let action = action_of(step, inputs, task.env)?;
@@ -231,18 +249,9 @@ impl Kind for Policy {
         };
         let performed = task.perform(&action, &[], |made| {
             let env = task.env;
-            let shape: Shape = decode(env, "shape", document.shape)?;
-            let coverage: Option<Coverage> = document
-                .coverage
-                .map(|coverage| decode(env, "coverage", coverage))
-                .transpose()?;
-            let facts = facts_of(env, &shape)?;
-            let covered = |name: &str| {
-                coverage
-                    .as_ref()
-                    .is_some_and(|coverage| coverage.tensors.binary_search_by(|t| t.as_str().cmp(name)).is_ok())
-            };
-            let has: policy::HasImatrix<'_> = if coverage.is_some() { Some(&covered) } else { None };
+            let looked = Looked::at(document, env)?;
+            let covered = |name: &str| looked.covers(name);
+            let (facts, has) = (&looked.facts, looked.has(&covered));
             let Chosen {
                 table,
                 file_type,
@@ -250,9 +259,9 @@ impl Kind for Policy {
             } = match &step.method {
                 model::Method::Measured(settings) => {
                     let parts = measured::Parts::of(step, settings, inputs)?;
-                    measured::choose(task, &parts, &facts, &document.method, has)?
+                    measured::choose(task, &parts, facts, &document.method, has)?
                 }
-                _ => choose(env, &facts, &document.method, has)?,
+                _ => choose(env, facts, &document.method, has)?,
             };
             table.warnings.iter().for_each(|warning| task.warn(sentence(warning)));
             if table.fallbacks() > 0 {
@@ -308,6 +317,33 @@ impl Kind for Policy {
             outcome.fact("quantized"),
             outcome.fact("tensors")
         )
+    }
+}
+
+/// What a policy looks at.
+struct Looked {
+    facts: ModelFacts,
+    coverage: Option<Coverage>,
+}
+
+impl Looked {
+    fn at(document: &action::Policy, env: &Env<'_>) -> Result<Self, StepError> {
+        let shape: Shape = decode(env, "shape", document.shape)?;
+        let coverage = document.coverage.map(|coverage| decode(env, "coverage", coverage));
+        Ok(Self {
+            facts: facts_of(env, &shape)?,
+            coverage: coverage.transpose()?,
+        })
+    }
+
+    /// Says whether the imatrix has data for a tensor.
+    fn covers(&self, name: &str) -> bool {
+        let coverage = self.coverage.as_ref();
+        coverage.is_some_and(|coverage| coverage.tensors.binary_search_by(|t| t.as_str().cmp(name)).is_ok())
+    }
+
+    fn has<'c>(&self, covered: &'c dyn Fn(&str) -> bool) -> policy::HasImatrix<'c> {
+        self.coverage.is_some().then_some(covered)
     }
 }
 

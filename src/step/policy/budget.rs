@@ -3,6 +3,7 @@
 use crate::action::PolicyBudget;
 use crate::action::PolicyHeader;
 use crate::allocation;
+use crate::allocation::Answer;
 use crate::allocation::Effort;
 use crate::allocation::Solver;
 use crate::allocation::Status;
@@ -20,7 +21,6 @@ use crate::policy::HasImatrix;
 use crate::policy::ModelFacts;
 use crate::policy::PolicyError;
 use crate::policy::Prepared;
-use crate::policy::Table;
 use crate::recipe::Quantity;
 use crate::step::Env;
 use crate::step::StepError;
@@ -107,25 +107,21 @@ pub(super) struct Solved {
 }
 
 /// Solves a problem within a number of bytes.
-pub(super) fn solve(
+pub(super) fn answer(
     env: &Env<'_>,
     prepared: &Prepared,
     limit: u64,
     states: u64,
     failed: impl Fn(PolicyError) -> StepError,
-) -> Result<(Table, Solved), StepError> {
+) -> Result<Answer, StepError> {
     let cancelled = || env.cancel.is_cancelled();
     let effort = Effort {
         states,
         stop: Some(&cancelled),
     };
-    let broken = |problem: String| StepError::Document {
-        what: "certificate",
-        problem,
-    };
     let answer = Solver::new(prepared.problem())
         .solve(&[limit], &effort)
-        .map_err(|error| broken(error.to_string()))?;
+        .map_err(|error| broken(&error))?;
     // An answer that was cut short is not what others would get.
     if env.cancel.is_cancelled() {
         return Err(StepError::Stopped);
@@ -136,15 +132,24 @@ pub(super) fn solve(
             minimum: answer.uses.first().copied().unwrap_or_default(),
         }));
     }
-    let certificate = allocation::document(prepared.problem(), prepared.scale(), std::slice::from_ref(&answer))
-        .map_err(|error| broken(error.to_string()))?;
-    Ok((
-        prepared.table(&answer),
-        Solved {
-            certificate,
-            optimal: answer.status == Status::Optimal,
-        },
-    ))
+    Ok(answer)
+}
+
+/// Returns what an answer proves.
+pub(super) fn certify(prepared: &Prepared, answer: &Answer) -> Result<Solved, StepError> {
+    let certificate = allocation::document(prepared.problem(), prepared.scale(), std::slice::from_ref(answer))
+        .map_err(|error| broken(&error))?;
+    Ok(Solved {
+        certificate,
+        optimal: answer.status == Status::Optimal,
+    })
+}
+
+fn broken(error: &dyn std::fmt::Display) -> StepError {
+    StepError::Document {
+        what: "certificate",
+        problem: error.to_string(),
+    }
 }
 
 fn energy_of(entry: &Entry) -> Energy {
