@@ -113,7 +113,10 @@ fn main() -> ExitCode {
         "ratio",
         "95 %",
         "predicted",
-        against.iter().map(|method| format!(" {method:>10}")).collect::<String>()
+        against
+            .iter()
+            .map(|method| format!(" {method:>10}"))
+            .collect::<String>()
     );
     let (mut logarithms, mut missed) = (Vec::new(), Vec::new());
     for mix in &mixes {
@@ -202,7 +205,11 @@ impl Bench {
     /// Returns the 95 % interval of how much less the second candidate diverges.
     fn paired(&self, a: &str, b: &str) -> [f64; 2] {
         let file = |name: &str| format!("out/{name}.gguf");
-        let output = self.forge().args(["diff", "--format", "json", &file(a), &file(b)]).output().unwrap();
+        let output = self
+            .forge()
+            .args(["diff", "--format", "json", &file(a), &file(b)])
+            .output()
+            .unwrap();
         let diff: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         let rows = diff["parts"].as_array().unwrap().iter();
         let rows = rows.flat_map(|part| part["rows"].as_array().unwrap());

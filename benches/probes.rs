@@ -78,7 +78,18 @@ fn main() {
     let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
     let (base, candidate, rules) = (path("base.kld"), path("candidate.gguf"), path("rules.txt"));
     let model_path = model.to_str().unwrap();
-    let common = ["-c", "512", "-b", "512", "-t", &threads, "--chunks", &chunks, "--kl-divergence-base", &base];
+    let common = [
+        "-c",
+        "512",
+        "-b",
+        "512",
+        "-t",
+        &threads,
+        "--chunks",
+        &chunks,
+        "--kl-divergence-base",
+        &base,
+    ];
     run(
         "llama-perplexity",
         &[&["-m", model_path, "-f", text.to_str().unwrap()], &common[..]].concat(),
@@ -93,10 +104,18 @@ fn main() {
     let mut times = Vec::new();
     for at in 0..theirs {
         let chosen = &tensors[at * tensors.len() / theirs];
-        let lines = source.tensors().iter().filter(|tensor| tensor.info.dims.len() > 1).map(|tensor| {
-            let ty = if tensor.info.name == *chosen { "q4_k".to_owned() } else { tensor.info.ty.name().to_lowercase() };
-            format!("^{}$={ty}\n", tensor.info.name.replace('.', "\\."))
-        });
+        let lines = source
+            .tensors()
+            .iter()
+            .filter(|tensor| tensor.info.dims.len() > 1)
+            .map(|tensor| {
+                let ty = if tensor.info.name == *chosen {
+                    "q4_k".to_owned()
+                } else {
+                    tensor.info.ty.name().to_lowercase()
+                };
+                format!("^{}$={ty}\n", tensor.info.name.replace('.', "\\."))
+            });
         fs::write(&rules, lines.collect::<String>()).unwrap();
         let started = Instant::now();
         run(

@@ -35,7 +35,10 @@ mod tests {
     fn the_interval_is_students() {
         // t of 15 degrees of freedom at 97.5 %: 2.131450 (any table).
         let found = prediction(1.0, 0.4, 16, 16).unwrap();
-        assert!((found.high - 1.0 - 2.131_449_5 * 0.4 / 8.0_f64.sqrt()).abs() < 1e-6, "{found:?}");
+        assert!(
+            (found.high - 1.0 - 2.131_449_5 * 0.4 / 8.0_f64.sqrt()).abs() < 1e-6,
+            "{found:?}"
+        );
         assert!((found.high + found.low - 2.0).abs() < 1e-12);
         assert_eq!(prediction(0.1, 0.4, 2, 1).unwrap().low, 0.0);
         assert!(prediction(1.0, 0.4, 1, 16).is_none());

@@ -318,7 +318,11 @@ impl Prepared {
         groups
             .map(|(group, chosen)| {
                 let cost = |option: &Candidate| {
-                    let bytes = option.uses.iter().zip(&prices).map(|(used, price)| *used as f64 * price);
+                    let bytes = option
+                        .uses
+                        .iter()
+                        .zip(&prices)
+                        .map(|(used, price)| *used as f64 * price);
                     option.loss as f64 + bytes.sum::<f64>()
                 };
                 let least = group.options.iter().map(cost).fold(f64::INFINITY, f64::min);

@@ -152,10 +152,7 @@ mod tests {
         evidence.insert(probe("a", TensorType::Q6_K), vec![1.0, 1.0, 1.0, 1.0]);
         evidence.insert(probe("b", TensorType::Q4_K), vec![5.0; 4]);
         evidence.insert(probe("b", TensorType::Q6_K), vec![3.0; 4]);
-        let choice = BTreeMap::from([
-            ("a".to_owned(), TensorType::Q4_K),
-            ("b".to_owned(), TensorType::Q4_K),
-        ]);
+        let choice = BTreeMap::from([("a".to_owned(), TensorType::Q4_K), ("b".to_owned(), TensorType::Q4_K)]);
         let mut around = Around::new(&evidence, choice);
         // Alone: 6 more on the first two chunks, 7 on all four. Beside the others: twice as much.
         around.insert(probe("a", TensorType::Q2_K), vec![12.0, 12.0]);
@@ -163,7 +160,15 @@ mod tests {
         let mean = |group: &str, ty| losses[&probe(group, ty)].mean;
         assert_eq!(mean("a", TensorType::Q2_K), 7.0 + 6.0 + 0.5);
         assert_eq!(mean("a", TensorType::Q4_K), 0.0, "what it has costs no penalty");
-        assert_eq!(mean("a", TensorType::Q6_K), -2.0 * 2.0 + 0.5, "twice, as its other move");
-        assert_eq!(mean("b", TensorType::Q6_K), -2.0 + 0.5, "nothing is known beside others");
+        assert_eq!(
+            mean("a", TensorType::Q6_K),
+            -2.0 * 2.0 + 0.5,
+            "twice, as its other move"
+        );
+        assert_eq!(
+            mean("b", TensorType::Q6_K),
+            -2.0 + 0.5,
+            "nothing is known beside others"
+        );
     }
 }

@@ -165,7 +165,11 @@ mod tests {
         let losses = evidence.losses();
         let of = |group: &str, ty| losses[&probe(group, ty)];
         assert_eq!(of("a", TensorType::Q4_K).mean, 2.0);
-        assert_eq!(of("a", TensorType::Q2_K).mean, 12.0, "the first chunks were half as hard as all");
+        assert_eq!(
+            of("a", TensorType::Q2_K).mean,
+            12.0,
+            "the first chunks were half as hard as all"
+        );
         assert_eq!(of("a", TensorType::Q2_K).variance, 4.0 * 2.0 / 2.0);
         assert_eq!(of("b", TensorType::Q2_K).mean, 20.0, "by the probes of other groups");
         assert_eq!(of("b", TensorType::Q2_K).chunks, 2);

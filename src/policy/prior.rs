@@ -78,7 +78,11 @@ fn usual_loss(ty: TensorType) -> f64 {
     let above = known.iter().position(|(bits, _)| *bits >= ty.bpw());
     let at = above.unwrap_or(known.len()).clamp(1, known.len() - 1);
     let ((low, a), (high, b)) = (known[at - 1], known[at]);
-    let share = if high > low { (ty.bpw() - low) / (high - low) } else { 0.0 };
+    let share = if high > low {
+        (ty.bpw() - low) / (high - low)
+    } else {
+        0.0
+    };
     (a + share * (b - a)).exp()
 }
 

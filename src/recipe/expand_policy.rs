@@ -91,7 +91,7 @@ impl Expansion<'_> {
                 floors,
                 ceilings,
             } => {
-                let budgets = choices(budget, |budget| budget.slug());
+                let budgets = self.budgets(budget);
                 let depths = choices(depth, flag("depth"));
                 let frees = choices(free, flag("free"));
                 let sizes = [data.len(), budgets.len(), depths.len(), frees.len()];
@@ -99,7 +99,7 @@ impl Expansion<'_> {
                     let (budget, depth, free) = (&budgets[row[1]], &depths[row[2]], &frees[row[3]]);
                     let parts = [budget.part.clone(), depth.part.clone(), free.part.clone()];
                     let method = PolicyMethod::Ashq1(Ashq1Policy {
-                        budget: budget.value,
+                        budget: budget.value.clone(),
                         depth: depth.value,
                         free: free.value,
                         qat: *qat,
@@ -115,7 +115,7 @@ impl Expansion<'_> {
                 promotion,
                 anchors,
             } => {
-                let budgets = choices(budget, |budget| budget.slug());
+                let budgets = self.budgets(budget);
                 for row in self
                     .rows(decl, kind, &[data.len(), budgets.len()])
                     .into_iter()
@@ -123,7 +123,7 @@ impl Expansion<'_> {
                 {
                     let budget = &budgets[row[1]];
                     let method = PolicyMethod::Density(DensityPolicy {
-                        budget: budget.value,
+                        budget: budget.value.clone(),
                         base: *base,
                         promotion: *promotion,
                         anchors: *anchors,
@@ -138,7 +138,7 @@ impl Expansion<'_> {
                 floors,
                 ceilings,
             } => {
-                let budgets = choices(budget, |budget| budget.slug());
+                let budgets = self.budgets(budget);
                 for row in self
                     .rows(decl, kind, &[data.len(), budgets.len()])
                     .into_iter()
@@ -146,7 +146,7 @@ impl Expansion<'_> {
                 {
                     let budget = &budgets[row[1]];
                     let method = PolicyMethod::Prior(PriorPolicy {
-                        budget: budget.value,
+                        budget: budget.value.clone(),
                         types: types.clone(),
                         fuse: fuse.clone(),
                         floors: floors.clone(),
@@ -169,7 +169,7 @@ impl Expansion<'_> {
                 floors,
                 ceilings,
             } => {
-                let budgets = choices(budget, |budget| budget.slug());
+                let budgets = self.budgets(budget);
                 let corpora = self.references(StepKind::Corpus, corpus);
                 let counts = choices(chunks, |value| format!("chunks{value}"));
                 let sizes = [data.len(), budgets.len(), corpora.len(), counts.len()];
@@ -177,7 +177,7 @@ impl Expansion<'_> {
                     let (budget, corpus, chunks) = (&budgets[row[1]], &corpora[row[2]], &counts[row[3]]);
                     let parts = [budget.part.clone(), corpus.part.clone(), chunks.part.clone()];
                     let method = PolicyMethod::Measured(Box::new(MeasuredPolicy {
-                        budget: budget.value,
+                        budget: budget.value.clone(),
                         corpus: corpus.value.clone(),
                         context: *context,
                         chunks: chunks.value,

@@ -98,12 +98,7 @@ impl<'r, 't> Bench<'r, 't> {
     ///
     /// [`StepError::Input`] if the model does not fit into the memory that is free, and all that quantizing and evaluating can
     /// end with.
-    pub fn divergences(
-        &mut self,
-        what: &str,
-        variants: &[Variant],
-        blocks: usize,
-    ) -> Result<Vec<Vec<f64>>, StepError> {
+    pub fn divergences(&mut self, what: &str, variants: &[Variant], blocks: usize) -> Result<Vec<Vec<f64>>, StepError> {
         let blocks = &self.blocks[..blocks.min(self.blocks.len())];
         let mut ready = Vec::with_capacity(variants.len());
         for variant in variants {

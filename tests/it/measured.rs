@@ -53,9 +53,9 @@ fn bits(forge: &Forge) -> f64 {
 
 /// Returns the keys of the blocks that a build measured.
 fn measured(events: &[serde_json::Value]) -> BTreeSet<String> {
-    let blocks = events
-        .iter()
-        .filter(|event| event["reason"] == "action-finished" && event["kind"] == "eval-block" && event["outcome"] == "ran");
+    let blocks = events.iter().filter(|event| {
+        event["reason"] == "action-finished" && event["kind"] == "eval-block" && event["outcome"] == "ran"
+    });
     let keys: Vec<String> = blocks.map(|event| event["key"].as_str().unwrap().to_owned()).collect();
     let set: BTreeSet<String> = keys.iter().cloned().collect();
     assert_eq!(set.len(), keys.len(), "no block is measured twice");
@@ -70,7 +70,11 @@ fn what_was_measured_once_serves_every_later_policy() {
     let probes = measured(&first.events);
     let tensors = ran(&first.events, "tensor");
     // Each type of each tensor on one of the two chunks at the least, the model itself on both, the choice on both.
-    assert!(probes.len() >= tensors + 4, "{} probes of {tensors} tensors in some type", probes.len());
+    assert!(
+        probes.len() >= tensors + 4,
+        "{} probes of {tensors} tensors in some type",
+        probes.len()
+    );
     assert_eq!(ran(&first.events, "reference-block"), 2);
     assert!(bits(&forge) <= 7.0, "{}", bits(&forge));
     let seven = std::fs::read(forge.path("out/small/p.gguf")).unwrap();
@@ -111,15 +115,26 @@ fn what_was_measured_once_serves_every_later_policy() {
         let of = |event: &&serde_json::Value| event["kind"] == "eval-block" && event["outcome"] == outcome;
         evaluated.events.iter().filter(of).count()
     };
-    assert!(blocks("ran") > 2, "the whole text has more chunks than the policy looked at");
-    assert!((1..=2).contains(&blocks("cached")), "{} were measured by the probe", blocks("cached"));
+    assert!(
+        blocks("ran") > 2,
+        "the whole text has more chunks than the policy looked at"
+    );
+    assert!(
+        (1..=2).contains(&blocks("cached")),
+        "{} were measured by the probe",
+        blocks("cached")
+    );
 }
 
 /// A budget so small that tensors lose much, and beside each other more.
 #[test]
 fn a_choice_is_only_left_for_one_that_loses_less_as_a_whole() {
     let lost = |refine: u32, forge: &Forge| -> f64 {
-        forge.recipe(&edited(RECIPE, "budget = \"7 bpw\"", &format!("budget = \"5.2 bpw\"\nrefine = {refine}")));
+        forge.recipe(&edited(
+            RECIPE,
+            "budget = \"7 bpw\"",
+            &format!("budget = \"5.2 bpw\"\nrefine = {refine}"),
+        ));
         let built = build_well(forge, &[]);
         assert!(bits(forge) <= 5.2, "{}", bits(forge));
         let _ = forge
@@ -141,7 +156,11 @@ fn a_choice_is_only_left_for_one_that_loses_less_as_a_whole() {
 #[test]
 fn fewer_probes_are_made_where_that_is_asked_for_and_the_budget_still_holds() {
     let forge = project();
-    forge.recipe(&edited(RECIPE, "block = 1\ntypes", "block = 1\nmax_probes = 12\nrefine = 0\ntypes"));
+    forge.recipe(&edited(
+        RECIPE,
+        "block = 1\ntypes",
+        "block = 1\nmax_probes = 12\nrefine = 0\ntypes",
+    ));
     let built = build_well(&forge, &[]);
     // The model itself and the choice are no probes of a type.
     let probes = measured(&built.events).len();
@@ -152,7 +171,10 @@ fn fewer_probes_are_made_where_that_is_asked_for_and_the_budget_still_holds() {
     let refused = build(&forge, &[]);
     assert_eq!(refused.run.status, Some(1));
     let told = refused.diagnostics();
-    assert!(told.contains("`max_probes` is 2, and a choice within the budget takes"), "{told}");
+    assert!(
+        told.contains("`max_probes` is 2, and a choice within the budget takes"),
+        "{told}"
+    );
 }
 
 #[test]

@@ -174,8 +174,14 @@ pub(super) fn estimate(
         let group = solving.groups.iter().find(|group| group.name == *name);
         let mut missing = false;
         for at in group.iter().flat_map(|group| &group.members) {
-            let Some(tensor) = tensors.index.tensors.get(*at) else { continue };
-            if env.store.lookup_shallow(&tensors.action(tensor, *ty).digest())?.is_none() {
+            let Some(tensor) = tensors.index.tensors.get(*at) else {
+                continue;
+            };
+            if env
+                .store
+                .lookup_shallow(&tensors.action(tensor, *ty).digest())?
+                .is_none()
+            {
                 missing = true;
                 estimate.reads += tensor.bytes.len;
                 estimate.writes += ty.tensor_bytes(&tensor.dims).unwrap_or_default();
@@ -213,7 +219,7 @@ fn worth_probing(
 ) -> Result<Vec<Probe>, StepError> {
     let guessed = policy::prior(facts, &solving.groups, &solving.types);
     let prepared = solving.prepare(&guessed, limits.size)?;
-    let answer = budget::answer(task.env, &prepared, limits.bytes, limits.states, super::failed)?;
+    let answer = budget::answer(task.env, &prepared, limits.bytes, limits.states, super::read::failed)?;
     let most = most.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
     if probes.len() <= most {
         return Ok(probes);

@@ -22,11 +22,11 @@ use crate::tensor_type::TensorType;
 
 use super::Chosen;
 use super::budget;
-use super::failed;
-use super::fuse_of;
-use super::kept;
-use super::rules_of;
-use super::type_of;
+use super::read::failed;
+use super::read::fuse_of;
+use super::read::kept;
+use super::read::rules_of;
+use super::read::type_of;
 
 /// The groups of a model, the types to choose from, and what the recipe says of them.
 pub(super) struct Solving<'a> {

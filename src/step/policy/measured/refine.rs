@@ -34,7 +34,10 @@ impl Scan<'_, '_> {
             let moves = self.moves(&incumbent);
             let evidence = self.evidence.clone();
             let mut around = Around::new(&evidence, incumbent.choice.clone());
-            let what = format!("round {round}: {} around the choice", words::count(moves.len() as u64, "move"));
+            let what = format!(
+                "round {round}: {} around the choice",
+                words::count(moves.len() as u64, "move")
+            );
             self.look_around(&what, &moves, self.screened, &incumbent, &mut around)?;
             let (better, done) = self.step(round, &mut around, incumbent)?;
             incumbent = better;
@@ -56,7 +59,11 @@ impl Scan<'_, '_> {
             if incumbent.choice.get(group) == Some(ty) {
                 continue;
             }
-            of_group = if of_group.0 == group { (group, of_group.1 + 1) } else { (group, 1) };
+            of_group = if of_group.0 == group {
+                (group, of_group.1 + 1)
+            } else {
+                (group, 1)
+            };
             if of_group.1 <= MOVES {
                 moves.push((group.clone(), *ty));
             }
@@ -81,7 +88,10 @@ impl Scan<'_, '_> {
         let variants: Vec<_> = moves.iter().map(moved).collect();
         let found = self.bench.divergences(what, &variants, blocks)?;
         for (probe, found) in moves.iter().zip(found) {
-            let change = found.iter().zip(&incumbent.together).map(|(with, without)| with - without);
+            let change = found
+                .iter()
+                .zip(&incumbent.together)
+                .map(|(with, without)| with - without);
             around.insert(probe.clone(), change.collect());
         }
         Ok(())

@@ -16,7 +16,7 @@ use crate::step::Task;
 use crate::step::measure::Bench;
 use crate::step::measure::Variant;
 use crate::step::policy::budget;
-use crate::step::policy::failed;
+use crate::step::policy::read::failed;
 use crate::step::policy::solving::Solving;
 use crate::tensor_type::TensorType;
 
@@ -89,7 +89,8 @@ impl<'r, 't> Scan<'r, 't> {
         // What stays as it is loses nothing.
         for group in &self.solving.groups {
             if let Some(own) = own_type(self.facts, group) {
-                self.evidence.insert((group.name.clone(), own), vec![0.0; self.null.len()]);
+                self.evidence
+                    .insert((group.name.clone(), own), vec![0.0; self.null.len()]);
             }
         }
         let what = format!(
