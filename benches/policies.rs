@@ -2,7 +2,7 @@
 //! choices of `measured` and of other methods, on text that none of them saw.
 //!
 //!     cargo bench --bench policies -- [--model FILE] [--mixes Q2_K,Q4_K_M] [--against ashq1,error] [--chunks 16]
-//!         [--target 0.60] [--folder DIR] [--threads N]
+//!         [--refine 6] [--target 0.60] [--folder DIR] [--threads N]
 //!
 //! The model is the example's unless another is named; the texts are the example's. With `--folder` the store and the
 //! candidates stay there, and a second run goes on where the first one was. Intervals of ratios are those of the paired
@@ -48,6 +48,7 @@ fn main() -> ExitCode {
     let mixes = list(option("--mixes").unwrap_or_else(|| MIXES.to_owned()));
     let against = option("--against").map(list).unwrap_or_default();
     let chunks = option("--chunks").unwrap_or_else(|| "16".to_owned());
+    let refine = option("--refine").unwrap_or_else(|| "6".to_owned());
     let target: f64 = option("--target").map_or(0.60, |target| target.parse().unwrap());
     let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let bench = Bench {
@@ -81,7 +82,7 @@ fn main() -> ExitCode {
             );
             sections.push((name, text));
         };
-        section("measured", &format!("corpus = \"calibration\"\nchunks = {chunks}\n"));
+        section("measured", &format!("corpus = \"calibration\"\nchunks = {chunks}\nrefine = {refine}\n"));
         for method in &against {
             let more = match method.as_str() {
                 "error" => "corpus = \"calibration\"\n",

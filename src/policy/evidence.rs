@@ -58,19 +58,12 @@ impl Evidence {
     /// estimated by the ratio of means over all and over those chunks of the group's whole probes, or of all whole probes
     /// (the ratio estimator of survey sampling: Cochran, Sampling Techniques, 1977, chapter 6).
     pub fn losses(&self) -> Losses {
-        let whole = |(_, lost): &(&Probe, &Vec<f64>)| lost.len() >= self.chunks;
-        let ratio = |group: Option<&str>, first: usize| {
-            let probes = self
-                .of
-                .iter()
-                .filter(|((name, _), _)| group.is_none_or(|group| group == name))
-                .filter(whole);
-            let (mut all, mut few) = (0.0, 0.0);
-            for (_, lost) in probes {
-                all += mean(lost);
-                few += mean(&lost[..first]);
-            }
-            (all > 0.0 && few > 0.0).then(|| all / few)
+        let mut known: BTreeMap<(Option<&str>, usize), Option<f64>> = BTreeMap::new();
+        let mut ratio = |group: Option<&'_ str>, first: usize| {
+            let group = group.and_then(|group| self.of.range(of_group(group)).next().map(|((name, _), _)| name.as_str()));
+            *known
+                .entry((group, first))
+                .or_insert_with(|| self.ratio(group, first))
         };
         let mut losses = Losses::new();
         for (probe, lost) in &self.of {
@@ -89,6 +82,22 @@ impl Evidence {
             losses.insert(probe.clone(), loss);
         }
         losses
+    }
+
+    /// Returns what whole probes lost over all chunks for what they lost on the first ones: those of a group, or all.
+    fn ratio(&self, group: Option<&str>, first: usize) -> Option<f64> {
+        let (mut all, mut few) = (0.0, 0.0);
+        let mut add = |lost: &Vec<f64>| {
+            if lost.len() >= self.chunks {
+                all += mean(lost);
+                few += mean(&lost[..first]);
+            }
+        };
+        match group {
+            Some(group) => self.of.range(of_group(group)).for_each(|(_, lost)| add(lost)),
+            None => self.of.values().for_each(add),
+        }
+        (all > 0.0 && few > 0.0).then(|| all / few)
     }
 
     /// Returns the probes that the choice of an answer may hang on, with the reduced cost of each: those chosen, and those
@@ -131,6 +140,13 @@ impl Evidence {
         noise.sort_by(f64::total_cmp);
         noise.get(noise.len() / 2).copied().unwrap_or(0.0)
     }
+}
+
+/// Returns the range of a group's probes: a name and what follows it directly.
+fn of_group(group: &str) -> impl std::ops::RangeBounds<Probe> {
+    let least = (group.to_owned(), TensorType::F32);
+    let above = (format!("{group}\0"), TensorType::F32);
+    least..above
 }
 
 /// Returns the mean; 0 of nothing.
