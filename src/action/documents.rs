@@ -239,6 +239,60 @@ pub enum Method {
     },
     /// By losses that are measured on the model itself, solved exactly.
     Measured(Box<Measured>),
+    /// By the squared errors of the quantized tensors, scaled by a few measurements, solved exactly.
+    Error(Box<Errors>),
+}
+
+/// What decides on a policy by squared errors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Errors {
+    /// What decides on the length of the file's header.
+    pub header: PolicyHeader,
+    /// The most that the file may have.
+    pub budget: PolicyBudget,
+    /// The model as far as it computes.
+    pub model: BlobDigest,
+    /// The importances, and how often experts were routed to.
+    pub imatrix: Option<BlobDigest>,
+    /// What the sensitivities are measured with; all count the same without.
+    pub probes: Option<Probes>,
+    /// The types to choose from, besides the source's own.
+    pub types: Vec<String>,
+    /// Which tensors an engine wants to have one type.
+    pub fuse: Vec<String>,
+    /// The least type of tensors.
+    pub floors: Vec<PolicyRule>,
+    /// The largest type of tensors.
+    pub ceilings: Vec<PolicyRule>,
+    /// Patterns of tensors that keep the source's type.
+    pub keep: Vec<String>,
+    /// How many states the solver may make.
+    pub states: u64,
+    /// The version of the solver and of what losses are made of.
+    pub solver: u32,
+    /// The version of a tensor's errors.
+    pub form: u32,
+    /// What quantizes.
+    pub quantizer: Fingerprint,
+}
+
+/// A few measurements of each group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probes {
+    /// How many types are measured of each group.
+    pub count: u32,
+    /// The texts that are measured on.
+    pub corpus: BlobDigest,
+    /// How the model reads them.
+    pub tokenizer: BlobDigest,
+    /// Tokens in a chunk.
+    pub context: u32,
+    /// At most so many chunks.
+    pub chunks: u64,
+    /// Chunks in one block.
+    pub block: u32,
+    /// What measures.
+    pub evaluator: Fingerprint,
 }
 
 /// What decides on a policy by measured losses.
@@ -335,6 +389,20 @@ pub struct Tensor {
     pub weights: Option<BlobDigest>,
     /// The quantizer.
     pub quantizer: Fingerprint,
+}
+
+/// Compares a quantized tensor with its source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorError {
+    /// The action that quantizes the tensor: source, types and dimensions stand there. Not the digest of what it made, so that
+    /// the errors stay known after the quantized bytes were collected.
+    pub tensor: ActionDigest,
+    /// The importances that squares are weighted with, whether or not the type uses them.
+    pub weights: Option<BlobDigest>,
+    /// What turns quantized bytes into numbers.
+    pub quantizer: Fingerprint,
+    /// The version of the errors.
+    pub form: u32,
 }
 
 /// Assembles a candidate of its tensors.

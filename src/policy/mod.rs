@@ -13,6 +13,7 @@
 //! - [`prepare()`]: groups, losses and sizes as a problem for the solver ([`crate::allocation`]), and its answer as a table.
 //! - [`density()`]: two types, the larger one where it gains most for its bytes.
 //! - [`prior()`]: losses guessed from roles, depth and types.
+//! - [`squared_error`], [`Sensitivity`]: losses from squared errors and a few measurements.
 //! - [`lines_of_tensors`], [`lines_of_rules`], [`rules_of_lines`]: types in the forms of other programs.
 //! - [`groups()`]: tensors that get their types together.
 //! - [`Table`]: the answer, in the order of the source file; the artifact `policy.v1`.
@@ -33,6 +34,7 @@ mod quantizable;
 mod role;
 mod rules;
 mod size;
+mod squared;
 mod table;
 
 pub use self::allocate::Device;
@@ -81,6 +83,10 @@ pub use self::quantizable::quantizable;
 pub use self::role::Role;
 pub use self::size::Budget;
 pub use self::size::FileSize;
+pub use self::squared::Sensitivity;
+pub use self::squared::lift_sensitivities;
+pub use self::squared::probed_types;
+pub use self::squared::squared_error;
 pub use self::table::Choice;
 pub use self::table::Fixed;
 pub use self::table::SCHEMA;

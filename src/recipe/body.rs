@@ -46,6 +46,7 @@ impl StepBody {
             Self::Policy(policy) => {
                 let probed = match &policy.method {
                     Method::Measured(measured) => Some(&measured.corpus),
+                    Method::Error(error) => error.probes.as_ref().map(|probes| &probes.corpus),
                     _ => None,
                 };
                 let sized = policy.size_of().into_iter();
@@ -223,6 +224,8 @@ pub enum Method {
     Prior(PriorPolicy),
     /// By losses that are measured on the model itself, solved exactly.
     Measured(Box<MeasuredPolicy>),
+    /// By the squared errors of the quantized tensors, scaled by a few measurements, solved exactly.
+    Error(Box<ErrorPolicy>),
 }
 
 impl PolicyStep {
@@ -234,6 +237,7 @@ impl PolicyStep {
             Method::Density(density) => Some(&density.budget),
             Method::Prior(prior) => Some(&prior.budget),
             Method::Measured(measured) => Some(&measured.budget),
+            Method::Error(error) => Some(&error.budget),
         }
     }
 
@@ -361,6 +365,38 @@ pub struct MeasuredPolicy {
     pub floors: Vec<Rule>,
     /// The largest type of tensors; the first rule that matches counts.
     pub ceilings: Vec<Rule>,
+}
+
+/// Settings of `error`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ErrorPolicy {
+    /// The most that the file may have.
+    pub budget: Budget,
+    /// What sensitivities are measured with; without, a squared error counts the same everywhere.
+    pub probes: Option<Probes>,
+    /// The types to choose from, besides the source's own.
+    pub types: Vec<TypeName>,
+    /// Which tensors an engine wants to have one type.
+    pub fuse: Vec<&'static str>,
+    /// The least type of tensors; the first rule that matches counts.
+    pub floors: Vec<Rule>,
+    /// The largest type of tensors; the first rule that matches counts.
+    pub ceilings: Vec<Rule>,
+}
+
+/// A few measurements of each group of tensors.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Probes {
+    /// How many types of each group.
+    pub count: u32,
+    /// The texts that are measured on.
+    pub corpus: StepId,
+    /// Tokens in a chunk.
+    pub context: u32,
+    /// At most so many chunks.
+    pub chunks: u64,
+    /// Chunks in one action.
+    pub block: u32,
 }
 
 /// One rule.

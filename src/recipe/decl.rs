@@ -129,7 +129,8 @@ impl Policy {
             Method::Ashq1 { budget, .. }
             | Method::Density { budget, .. }
             | Method::Prior { budget, .. }
-            | Method::Measured { budget, .. } => Some(budget),
+            | Method::Measured { budget, .. }
+            | Method::Error { budget, .. } => Some(budget),
         }
     }
 }
@@ -178,6 +179,23 @@ pub(crate) enum Method {
         floors: Vec<Rule>,
         ceilings: Vec<Rule>,
     },
+    Error {
+        budget: Sweep<Budget>,
+        probes: Option<Probes>,
+        types: Vec<TypeName>,
+        fuse: Vec<&'static str>,
+        floors: Vec<Rule>,
+        ceilings: Vec<Rule>,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct Probes {
+    pub(crate) count: u32,
+    pub(crate) corpus: Sweep<String>,
+    pub(crate) context: u32,
+    pub(crate) chunks: Sweep<u64>,
+    pub(crate) block: u32,
 }
 
 #[derive(Debug)]

@@ -10,14 +10,17 @@ use crate::recipe::expand::choices;
 use crate::recipe::expand::flag;
 use crate::recipe::expand::joined;
 use crate::recipe::expand::optional;
+use crate::recipe::expand::optional_choices;
 use crate::recipe::model::Ashq1Policy;
 use crate::recipe::model::DensityPolicy;
+use crate::recipe::model::ErrorPolicy;
 use crate::recipe::model::ManualPolicy;
 use crate::recipe::model::MeasuredPolicy;
 use crate::recipe::model::Method as PolicyMethod;
 use crate::recipe::model::MixPolicy;
 use crate::recipe::model::PolicyStep;
 use crate::recipe::model::PriorPolicy;
+use crate::recipe::model::Probes;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::recipe::model::StepKind;
@@ -176,6 +179,45 @@ impl Expansion<'_> {
                         context: *context,
                         chunks: chunks.value,
                         block: *block,
+                        types: types.clone(),
+                        fuse: fuse.clone(),
+                        floors: floors.clone(),
+                        ceilings: ceilings.clone(),
+                    }));
+                    push(self, &data[row[0]], &parts, method);
+                }
+            }
+            Method::Error {
+                budget,
+                probes,
+                types,
+                fuse,
+                floors,
+                ceilings,
+            } => {
+                let budgets = self.budgets(budget);
+                let corpora = probes
+                    .as_ref()
+                    .map(|probes| self.references(StepKind::Corpus, &probes.corpus));
+                let corpora = optional_choices(corpora);
+                let counts = optional(probes.as_ref().map(|probes| &probes.chunks), |value| {
+                    format!("chunks{value}")
+                });
+                let sizes = [data.len(), budgets.len(), corpora.len(), counts.len()];
+                for row in self.rows(decl, kind, &sizes).into_iter().flatten() {
+                    let (budget, corpus, chunks) = (&budgets[row[1]], &corpora[row[2]], &counts[row[3]]);
+                    let parts = [budget.part.clone(), corpus.part.clone(), chunks.part.clone()];
+                    let measured = corpus.value.clone().zip(chunks.value);
+                    let probes = probes.as_ref().zip(measured).map(|(probes, (corpus, chunks))| Probes {
+                        count: probes.count,
+                        corpus,
+                        context: probes.context,
+                        chunks,
+                        block: probes.block,
+                    });
+                    let method = PolicyMethod::Error(Box::new(ErrorPolicy {
+                        budget: budget.value.clone(),
+                        probes,
                         types: types.clone(),
                         fuse: fuse.clone(),
                         floors: floors.clone(),

@@ -2,6 +2,7 @@
 
 use crate::recipe::decl::Budget;
 use crate::recipe::decl::Method;
+use crate::recipe::decl::Probes;
 use crate::recipe::error::RecipeError;
 use crate::recipe::field::Field;
 use crate::recipe::field::Reader;
@@ -168,22 +169,10 @@ pub(crate) fn prior(reader: &mut Reader<'_, '_>) -> Option<Method> {
 }
 
 pub(crate) fn measured(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Method> {
-    reader.need("corpus", "corpus = \"calibration\"");
-    let corpus = names_of(reader, "corpus", context.names, "corpus", "a corpus");
-    let head = reader.head.clone();
-    let context = reader.read("context", |field| field.integer32(CONTEXTS)).unwrap_or(512);
-    let chunks = if reader.has("chunks") {
-        reader.sweep("chunks", u64::to_string, |field| field.integer(COUNTS))
-    } else {
-        Some(Sweep::one(PROBE_CHUNKS, &head))
-    };
-    let block = reader.read("block", |field| field.integer32(BLOCKS)).unwrap_or(8);
+    let measured = chunks_of(reader, context);
     let solving = solving(reader, "a tensor type", TYPES, MEASURED_TYPES);
-    let (corpus, chunks, solving) = (corpus?, chunks?, solving?);
-    reader.put("corpus", corpus.to_toml(text));
-    reader.put("context", number(u64::from(context)));
-    reader.put("chunks", chunks.to_toml(|value| number(*value)));
-    reader.put("block", number(u64::from(block)));
+    let ((corpus, context, chunks, block), solving) = (measured?, solving?);
+    put_chunks(reader, &corpus, context, &chunks, block);
     Some(Method::Measured {
         budget: solving.budget,
         corpus,
@@ -195,6 +184,77 @@ pub(crate) fn measured(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Op
         floors: solving.floors,
         ceilings: solving.ceilings,
     })
+}
+
+/// What `probes` may be: of each group at least none, and no more types than there are.
+const PROBES: std::ops::RangeInclusive<u32> = 0..=64;
+
+pub(crate) fn error(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Method> {
+    let absent = !reader.has("probes");
+    let count = reader.read("probes", |field| field.integer32(PROBES));
+    let place = reader.entry("probes").map(|entry| entry.value.place.clone());
+    let probes = if count == Some(0) {
+        reader.misplaced(
+            &["corpus", "context", "chunks", "block"],
+            "`probes` above 0",
+            place.as_ref(),
+        );
+        Some(None)
+    } else {
+        let measured = chunks_of(reader, context);
+        let count = if absent { Some(1) } else { count };
+        measured.zip(count).map(|((corpus, context, chunks, block), count)| {
+            Some(Probes {
+                count,
+                corpus,
+                context,
+                chunks,
+                block,
+            })
+        })
+    };
+    let solving = solving(reader, "a tensor type", TYPES, MEASURED_TYPES);
+    let (probes, solving) = (probes?, solving?);
+    reader.put(
+        "probes",
+        number(probes.as_ref().map_or(0, |probes| u64::from(probes.count))),
+    );
+    if let Some(probes) = &probes {
+        put_chunks(reader, &probes.corpus, probes.context, &probes.chunks, probes.block);
+    }
+    Some(Method::Error {
+        budget: solving.budget,
+        probes,
+        types: solving.types,
+        fuse: solving.fuse,
+        floors: solving.floors,
+        ceilings: solving.ceilings,
+    })
+}
+
+/// What is measured on: texts, tokens in a chunk, chunks, chunks in one action.
+type Chunks = (Sweep<String>, u32, Sweep<u64>, u32);
+
+/// Reads what losses are measured on.
+fn chunks_of(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Chunks> {
+    reader.need("corpus", "corpus = \"calibration\"");
+    let corpus = names_of(reader, "corpus", context.names, "corpus", "a corpus");
+    let head = reader.head.clone();
+    let context = reader.read("context", |field| field.integer32(CONTEXTS)).unwrap_or(512);
+    let chunks = if reader.has("chunks") {
+        reader.sweep("chunks", u64::to_string, |field| field.integer(COUNTS))
+    } else {
+        Some(Sweep::one(PROBE_CHUNKS, &head))
+    };
+    let block = reader.read("block", |field| field.integer32(BLOCKS)).unwrap_or(8);
+    Some((corpus?, context, chunks?, block))
+}
+
+fn put_chunks(reader: &mut Reader<'_, '_>, corpus: &Sweep<String>, context: u32, chunks: &Sweep<u64>, block: u32) {
+    reader.put("corpus", corpus.to_toml(text));
+    reader.put("context", number(u64::from(context)));
+    reader.put("chunks", chunks.to_toml(|value| number(*value)));
+    reader.put("block", number(u64::from(block)));
 }
 
 /// Reads one of some words.

@@ -15,6 +15,7 @@ use crate::recipe::names::TypeName;
 use crate::recipe::raw::RawValue;
 use crate::recipe::read_budget::ashq1;
 use crate::recipe::read_budget::density;
+use crate::recipe::read_budget::error;
 use crate::recipe::read_budget::measured;
 use crate::recipe::read_budget::needs_data;
 use crate::recipe::read_budget::prior;
@@ -24,7 +25,7 @@ use crate::recipe::read_steps::names_of;
 use crate::recipe::read_steps::text;
 
 /// Methods of later versions.
-const LATER_METHODS: &[&str] = &["error", "boost"];
+const LATER_METHODS: &[&str] = &["boost"];
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
@@ -34,6 +35,7 @@ enum Kind {
     Density,
     Prior,
     Measured,
+    Error,
 }
 
 /// The methods, and the keys that are theirs.
@@ -52,6 +54,13 @@ const METHODS: &[(&str, Kind, &[&str])] = &[
         Kind::Measured,
         &[
             "budget", "corpus", "context", "chunks", "block", "types", "fuse", "floors", "ceilings",
+        ],
+    ),
+    (
+        "error",
+        Kind::Error,
+        &[
+            "budget", "probes", "corpus", "context", "chunks", "block", "types", "fuse", "floors", "ceilings",
         ],
     ),
 ];
@@ -108,6 +117,7 @@ pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Opti
         }
         Kind::Prior => prior(reader),
         Kind::Measured => measured(reader, context),
+        Kind::Error => error(reader, context),
     };
     let keep: Vec<_> = keep.into_iter().flatten().map(|(pattern, _)| pattern).collect();
     if !keep.is_empty() {

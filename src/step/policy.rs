@@ -2,6 +2,7 @@
 
 mod budget;
 mod choose;
+mod error;
 mod measured;
 mod method;
 mod read;
@@ -61,7 +62,7 @@ impl Kind for Policy {
 
     fn pool(&self, node: &Node) -> Pool {
         match policy_step(node).map(|step| &step.method) {
-            Ok(model::Method::Measured(_)) => Pool::Model,
+            Ok(model::Method::Measured(_) | model::Method::Error(_)) => Pool::Model,
             _ => Pool::Light,
         }
     }
@@ -94,6 +95,10 @@ impl Kind for Policy {
                 model::Method::Measured(settings) => {
                     let parts = measured::Parts::of(step, settings, inputs)?;
                     measured::choose(task, &parts, &facts, &document.method, has)?
+                }
+                model::Method::Error(settings) => {
+                    let parts = error::Parts::of(step, settings, inputs)?;
+                    error::choose(task, &parts, &facts, &document.method, has)?
                 }
                 _ => choose(env, &facts, &document.method, has)?,
             };

@@ -631,6 +631,39 @@ fn samples() -> Vec<Action> {
             quantizer: engine,
             evaluator: engine,
         })))),
+        Action::Policy(policy(action::Method::Error(Box::new(action::Errors {
+            header: action::PolicyHeader {
+                metadata: blob("metadata"),
+                dataset: Some("calibration".to_owned()),
+            },
+            budget: action::PolicyBudget::Bytes { number: 1000 },
+            model: blob("compute"),
+            imatrix: Some(blob("imatrix")),
+            probes: Some(action::Probes {
+                count: 1,
+                corpus: blob("corpus"),
+                tokenizer: blob("tokenizer"),
+                context: 64,
+                chunks: 4,
+                block: 2,
+                evaluator: engine,
+            }),
+            types: vec!["Q4_K".to_owned(), "Q8_0".to_owned()],
+            fuse: vec!["attention".to_owned(), "experts".to_owned()],
+            floors: vec![rule("a", "Q4_K"), rule("b", "Q5_K")],
+            ceilings: vec![rule("a", "Q6_K"), rule("b", "Q8_0")],
+            keep: vec!["a".to_owned(), "b".to_owned()],
+            states: 1000,
+            solver: 1,
+            form: 1,
+            quantizer: engine,
+        })))),
+        Action::TensorError(action::TensorError {
+            tensor: ActionDigest::of(b"tensor"),
+            weights: Some(blob("weights")),
+            quantizer: engine,
+            form: 1,
+        }),
         Action::Tensor(action::Tensor {
             source: blob("source"),
             from: "F16".to_owned(),
@@ -712,6 +745,7 @@ fn kind_number(action: &Action) -> usize {
         Action::Eval(_) => 13,
         Action::Metrics(_) => 14,
         Action::Gate(_) => 15,
+        Action::TensorError(_) => 16,
     }
 }
 
@@ -771,7 +805,7 @@ fn pointers(value: &Json, at: &str, found: &mut Vec<String>) {
 fn every_field_of_every_action_is_part_of_its_key() {
     let samples = samples();
     let kinds: BTreeSet<usize> = samples.iter().map(kind_number).collect();
-    assert_eq!(kinds, (0..16).collect());
+    assert_eq!(kinds, (0..17).collect());
     let mut digests = BTreeSet::new();
     for sample in &samples {
         let document = sample.document();

@@ -92,6 +92,13 @@ budget = "6 bpw"
 method = "prior"
 budget = "6 bpw"
 
+[policy.squares]
+method = "error"
+imatrix = "both"
+types = ["Q4_K", "Q8_0"]
+probes = 0
+budget = "6 bpw"
+
 [promote.mix]
 policy = "mix"
 
@@ -132,6 +139,7 @@ const DOCUMENTS: &[(&str, &str, &str)] = &[
     ("policy", "policy", "policy.v1"),
     ("promote", "assembly", "assembly.v1"),
     ("promote", "compute", "model-compute.v1"),
+    ("tensor-error", "errors", "tensor-errors.v1"),
 ];
 
 /// Places of documents at which a field that is missing, or one too many, must be refused, and the fields that may miss.
@@ -190,6 +198,7 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("policy.v1", "/choices/0", &["instead_of"]),
     ("policy.v1", "/choices/0/why", &[]),
     ("slices.v1", "", &[]),
+    ("tensor-errors.v1", "", &[]),
     ("tombstone.v1", "", &[]),
     ("why.v1", "", &[]),
 ];
@@ -786,6 +795,48 @@ fn samples() -> Vec<(&'static str, Action)> {
                     evaluator: engine,
                 })),
             ),
+        ),
+        (
+            "policy, error",
+            policy(
+                Some(blob("coverage")),
+                Method::Error(Box::new(action::Errors {
+                    header: action::PolicyHeader {
+                        metadata: blob("metadata"),
+                        dataset: Some("prose".to_owned()),
+                    },
+                    budget: action::PolicyBudget::MillionthsOfBits { number: 4_500_000 },
+                    model: blob("a model"),
+                    imatrix: Some(blob("an imatrix")),
+                    probes: Some(action::Probes {
+                        count: 1,
+                        corpus: blob("a corpus"),
+                        tokenizer: blob("a tokenizer"),
+                        context: 512,
+                        chunks: 16,
+                        block: 8,
+                        evaluator: engine,
+                    }),
+                    types: vec!["IQ3_XXS".to_owned(), "Q4_K".to_owned()],
+                    fuse: Vec::new(),
+                    floors: Vec::new(),
+                    ceilings: Vec::new(),
+                    keep: Vec::new(),
+                    states: 20_000_000,
+                    solver: 1,
+                    form: 1,
+                    quantizer,
+                })),
+            ),
+        ),
+        (
+            "tensor-error",
+            Action::TensorError(action::TensorError {
+                tensor: tensor("Q4_K", Some(blob("importances"))).digest(),
+                weights: Some(blob("importances")),
+                quantizer,
+                form: 1,
+            }),
         ),
         ("tensor", tensor("Q4_K", Some(blob("importances")))),
         ("tensor, without importances", tensor("Q8_0", None)),

@@ -83,8 +83,8 @@ pub(super) fn choose(
             let file_type = table.file_type();
             Ok(Chosen::of(table, Some(file_type)))
         }
-        // It needs the model itself: `measured::choose`.
-        Method::Measured(_) => Err(StepError::input("`measured` cannot choose by documents alone")),
+        // They need the model itself: `measured::choose`, `error::choose`.
+        Method::Measured(_) | Method::Error(_) => Err(StepError::input("this method cannot choose by documents alone")),
         Method::Prior {
             header,
             budget,
@@ -143,9 +143,13 @@ fn choose_by_rules(
             let file_type = table.file_type();
             Ok((table, Some(file_type)))
         }
-        Method::Ashq1 { .. } | Method::Density { .. } | Method::Prior { .. } | Method::Measured(_) => Err(
-            StepError::input("this method keeps to a budget: rules alone do not decide"),
-        ),
+        Method::Ashq1 { .. }
+        | Method::Density { .. }
+        | Method::Prior { .. }
+        | Method::Measured(_)
+        | Method::Error(_) => Err(StepError::input(
+            "this method keeps to a budget: rules alone do not decide",
+        )),
     }
 }
 

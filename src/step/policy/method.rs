@@ -13,6 +13,7 @@ use crate::step::Env;
 use crate::step::Inputs;
 use crate::step::Outcome;
 use crate::step::StepError;
+use crate::step::tensor::ERRORS;
 
 use super::budget;
 
@@ -57,9 +58,11 @@ pub(super) fn by_rules(step: &PolicyStep) -> Option<Method> {
                 .collect(),
             otherwise: manual.otherwise.map(|otherwise| otherwise.as_str().to_owned()),
         }),
-        model::Method::Ashq1(_) | model::Method::Density(_) | model::Method::Prior(_) | model::Method::Measured(_) => {
-            None
-        }
+        model::Method::Ashq1(_)
+        | model::Method::Density(_)
+        | model::Method::Prior(_)
+        | model::Method::Measured(_)
+        | model::Method::Error(_) => None,
     }
 }
 
@@ -122,6 +125,37 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
             states: DEFAULT_STATES,
             solver: SOLVER,
         },
+        model::Method::Error(error) => {
+            let join = join_of()?;
+            let model = inputs.source(&step.model)?;
+            let probes = error.probes.as_ref().map(|probes| {
+                Ok::<_, StepError>(action::Probes {
+                    count: probes.count,
+                    corpus: inputs.step(&probes.corpus)?.output("corpus")?,
+                    tokenizer: model.output("tokenizer")?,
+                    context: probes.context,
+                    chunks: probes.chunks,
+                    block: probes.block,
+                    evaluator: env.evaluator.fingerprint(),
+                })
+            });
+            Method::Error(Box::new(action::Errors {
+                header: header_of(join)?,
+                budget: budget::document_of(&error.budget, inputs, env)?,
+                model: model.output("compute")?,
+                imatrix: join.map(|join| join.output("imatrix")).transpose()?,
+                probes: probes.transpose()?,
+                types: error.types.iter().map(|name| name.as_str().to_owned()).collect(),
+                fuse: error.fuse.iter().map(|rule| (*rule).to_owned()).collect(),
+                floors: documents_of(&error.floors),
+                ceilings: documents_of(&error.ceilings),
+                keep,
+                states: DEFAULT_STATES,
+                solver: SOLVER,
+                form: ERRORS,
+                quantizer: env.quantizer.fingerprint(),
+            }))
+        }
         model::Method::Measured(measured) => {
             let join = join_of()?;
             let model = inputs.source(&step.model)?;

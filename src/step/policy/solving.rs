@@ -11,6 +11,8 @@ use crate::policy::Losses;
 use crate::policy::ModelFacts;
 use crate::policy::Question;
 use crate::policy::Rule;
+use crate::policy::Target;
+use crate::policy::TensorFacts;
 use crate::policy::TensorGroup;
 use crate::step::Env;
 use crate::step::StepError;
@@ -61,6 +63,22 @@ impl<'a> Solving<'a> {
             floors,
             ceilings,
         })
+    }
+
+    /// Says whether a tensor may have a type that is not its own: it is smaller, and nothing that the recipe says is against it.
+    pub(super) fn allows(&self, tensor: &TensorFacts, ty: TensorType) -> bool {
+        let bound = |rules: &[Rule]| {
+            let rule = rules.iter().find(|rule| rule.pattern.is_match(&tensor.name))?;
+            Some(match rule.to {
+                Target::Type(ty) => ty.bpw(),
+                Target::Keep => f64::INFINITY,
+            })
+        };
+        policy::legal(tensor, ty, self.has)
+            && ty.bpw() < tensor.ty.bpw()
+            && bound(&self.keep).is_none()
+            && bound(&self.floors).is_none_or(|least| ty.bpw() >= least)
+            && bound(&self.ceilings).is_none_or(|most| ty.bpw() <= most)
     }
 
     /// Returns the choice of least loss within the budget, with its certificate.
