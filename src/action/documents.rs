@@ -216,6 +216,19 @@ pub enum Method {
         /// Patterns of tensors that keep the source's type.
         keep: Vec<String>,
     },
+    /// A mix, or one type, and a better type for families of tensors in a few layers.
+    Boost {
+        /// What every tensor gets first.
+        base: BoostBase,
+        /// Which layers.
+        layers: BoostLayers,
+        /// Families of tensors.
+        families: Vec<String>,
+        /// The better type.
+        promotion: String,
+        /// Patterns of tensors that keep the source's type.
+        keep: Vec<String>,
+    },
     /// By losses that are guessed from roles, depth and types, solved exactly.
     Prior {
         /// What decides on the length of the file's header.
@@ -293,6 +306,44 @@ pub struct Probes {
     pub block: u32,
     /// What measures.
     pub evaluator: Fingerprint,
+}
+
+/// What every tensor gets before some are boosted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum BoostBase {
+    /// One of llama.cpp's mixes.
+    Mix {
+        /// Its name, as llama.cpp spells it.
+        mix: String,
+    },
+    /// One type.
+    Type {
+        /// Its name.
+        to: String,
+    },
+}
+
+/// Which layers are boosted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum BoostLayers {
+    /// These.
+    Listed {
+        /// Their numbers, ascending.
+        layers: Vec<u32>,
+    },
+    /// Those that an imatrix ranks highest.
+    Ranked {
+        /// How many.
+        count: u32,
+        /// How they are ranked.
+        ranking: String,
+        /// The importances.
+        imatrix: BlobDigest,
+        /// Those of other texts, where layers are ranked by what differs.
+        baseline: Option<BlobDigest>,
+    },
 }
 
 /// What decides on a policy by measured losses.

@@ -137,6 +137,12 @@ pub enum PolicyError {
         /// The tensor that the rule is for.
         tensor: String,
     },
+    /// Layers that cannot be ranked, or boosted.
+    #[error("layers to boost: {message}")]
+    Layers {
+        /// Why not.
+        message: String,
+    },
     /// A budget that not even the smallest allowed types hold.
     #[error("the budget of {budget} bytes is below the least that this policy can make, {minimum} bytes")]
     BelowMinimum {

@@ -11,6 +11,7 @@
 //! - [`manual()`]: the user's own rules, first match wins.
 //! - [`ashq1()`]: floors, and then the upgrades that gain most for their bytes, by the imatrix alone.
 //! - [`prepare()`]: groups, losses and sizes as a problem for the solver ([`crate::allocation`]), and its answer as a table.
+//! - [`boost()`]: a mix with a better type for families of tensors in a few layers.
 //! - [`density()`]: two types, the larger one where it gains most for its bytes.
 //! - [`prior()`]: losses guessed from roles, depth and types.
 //! - [`squared_error`], [`Sensitivity`]: losses from squared errors and a few measurements.
@@ -20,6 +21,7 @@
 
 mod allocate;
 mod ashq1;
+mod boost;
 mod check;
 mod density;
 mod energy;
@@ -49,6 +51,11 @@ pub use self::ashq1::LADDER;
 pub use self::ashq1::Span;
 pub use self::ashq1::ashq1;
 pub use self::ashq1::spans;
+pub use self::boost::Boost;
+pub use self::boost::Family;
+pub use self::boost::Ranking;
+pub use self::boost::boost;
+pub use self::boost::rank_layers;
 pub use self::density::Density;
 pub use self::density::density;
 pub use self::energy::Energies;

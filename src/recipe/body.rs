@@ -47,6 +47,7 @@ impl StepBody {
                 let probed = match &policy.method {
                     Method::Measured(measured) => Some(&measured.corpus),
                     Method::Error(error) => error.probes.as_ref().map(|probes| &probes.corpus),
+                    Method::Boost(boost) => boost.layers.baseline(),
                     _ => None,
                 };
                 let sized = policy.size_of().into_iter();
@@ -220,6 +221,8 @@ pub enum Method {
     Ashq1(Ashq1Policy),
     /// Two types: the larger one where it gains most for its bytes.
     Density(DensityPolicy),
+    /// A mix, or one type, and a better type for families of tensors in a few layers.
+    Boost(BoostPolicy),
     /// By losses that are guessed from roles, depth and types, solved exactly.
     Prior(PriorPolicy),
     /// By losses that are measured on the model itself, solved exactly.
@@ -232,7 +235,7 @@ impl PolicyStep {
     /// Returns the most that the file may have, if the method keeps to a budget.
     pub fn budget(&self) -> Option<&Budget> {
         match &self.method {
-            Method::Mix(_) | Method::Manual(_) => None,
+            Method::Mix(_) | Method::Manual(_) | Method::Boost(_) => None,
             Method::Ashq1(ashq1) => Some(&ashq1.budget),
             Method::Density(density) => Some(&density.budget),
             Method::Prior(prior) => Some(&prior.budget),
@@ -327,6 +330,56 @@ pub struct DensityPolicy {
     pub promotion: TypeName,
     /// Whether tensors are promoted only together with the one whose type a runtime takes for them, too.
     pub anchors: bool,
+}
+
+/// Settings of `boost`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BoostPolicy {
+    /// What every tensor gets first.
+    pub base: BoostBase,
+    /// Which layers are boosted.
+    pub layers: BoostLayers,
+    /// Families of tensors.
+    pub families: Vec<&'static str>,
+    /// Their better type.
+    pub promotion: TypeName,
+}
+
+/// What every tensor gets before some are boosted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BoostBase {
+    /// What a mix gives it.
+    Mix(Mix),
+    /// One type.
+    Type(TypeName),
+}
+
+/// Which layers are boosted.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BoostLayers {
+    /// These, ascending.
+    Listed(Vec<u32>),
+    /// Those that the policy's importance data rank highest.
+    Ranked {
+        /// How many.
+        count: u32,
+        /// How they are ranked: `energy`, `contrast` or `sensitivity`.
+        ranking: &'static str,
+        /// Importances of other texts, for `contrast`.
+        baseline: Option<StepId>,
+    },
+}
+
+impl BoostLayers {
+    /// Returns the imatrix that layers are held against.
+    pub fn baseline(&self) -> Option<&StepId> {
+        match self {
+            Self::Listed(_) => None,
+            Self::Ranked { baseline, .. } => baseline.as_ref(),
+        }
+    }
 }
 
 /// Settings of `prior`.

@@ -125,7 +125,7 @@ impl Policy {
     /// Returns the budgets, if the method keeps to one.
     pub(crate) fn budget(&self) -> Option<&Sweep<Budget>> {
         match &self.method {
-            Method::Mix { .. } | Method::Manual { .. } => None,
+            Method::Mix { .. } | Method::Manual { .. } | Method::Boost { .. } => None,
             Method::Ashq1 { budget, .. }
             | Method::Density { budget, .. }
             | Method::Prior { budget, .. }
@@ -161,6 +161,12 @@ pub(crate) enum Method {
         promotion: TypeName,
         anchors: bool,
     },
+    Boost {
+        base: BoostBases,
+        layers: BoostLayers,
+        families: Vec<&'static str>,
+        promotion: Sweep<TypeName>,
+    },
     Prior {
         budget: Sweep<Budget>,
         types: Vec<TypeName>,
@@ -186,6 +192,23 @@ pub(crate) enum Method {
         fuse: Vec<&'static str>,
         floors: Vec<Rule>,
         ceilings: Vec<Rule>,
+    },
+}
+
+/// What every tensor gets before some are boosted.
+#[derive(Debug)]
+pub(crate) enum BoostBases {
+    Mix(Sweep<Mix>),
+    Type(Sweep<TypeName>),
+}
+
+#[derive(Debug)]
+pub(crate) enum BoostLayers {
+    Listed(Vec<u32>),
+    Ranked {
+        count: u32,
+        ranking: &'static str,
+        baseline: Option<String>,
     },
 }
 

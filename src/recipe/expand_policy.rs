@@ -1,5 +1,7 @@
 //! Policies: one step for each combination of what a section leaves open.
 
+use crate::recipe::decl::BoostBases;
+use crate::recipe::decl::BoostLayers;
 use crate::recipe::decl::Decl;
 use crate::recipe::decl::Decls;
 use crate::recipe::decl::Method;
@@ -11,7 +13,11 @@ use crate::recipe::expand::flag;
 use crate::recipe::expand::joined;
 use crate::recipe::expand::optional;
 use crate::recipe::expand::optional_choices;
+use crate::recipe::field::Sweep;
 use crate::recipe::model::Ashq1Policy;
+use crate::recipe::model::BoostBase;
+use crate::recipe::model::BoostLayers as StepLayers;
+use crate::recipe::model::BoostPolicy;
 use crate::recipe::model::DensityPolicy;
 use crate::recipe::model::ErrorPolicy;
 use crate::recipe::model::ManualPolicy;
@@ -129,6 +135,51 @@ impl Expansion<'_> {
                         anchors: *anchors,
                     });
                     push(self, &data[row[0]], std::slice::from_ref(&budget.part), method);
+                }
+            }
+            Method::Boost {
+                base,
+                layers,
+                families,
+                promotion,
+            } => {
+                let bases = match base {
+                    BoostBases::Mix(mix) => choices(mix, |mix| mix.as_str().to_owned())
+                        .into_iter()
+                        .map(|choice| (choice.part, BoostBase::Mix(choice.value)))
+                        .collect::<Vec<_>>(),
+                    BoostBases::Type(ty) => choices(ty, |ty| ty.as_str().to_owned())
+                        .into_iter()
+                        .map(|choice| (choice.part, BoostBase::Type(choice.value)))
+                        .collect(),
+                };
+                let promotions = choices(promotion, |ty| ty.as_str().to_owned());
+                let baselines = match layers {
+                    BoostLayers::Ranked {
+                        baseline: Some(name), ..
+                    } => Some(self.references(StepKind::Imatrix, &Sweep::one(name.clone(), &decl.place))),
+                    _ => None,
+                };
+                let baselines = optional_choices(baselines);
+                let sizes = [data.len(), bases.len(), promotions.len(), baselines.len()];
+                for row in self.rows(decl, kind, &sizes).into_iter().flatten() {
+                    let (base, promotion, baseline) = (&bases[row[1]], &promotions[row[2]], &baselines[row[3]]);
+                    let parts = [base.0.clone(), promotion.part.clone(), baseline.part.clone()];
+                    let layers = match layers {
+                        BoostLayers::Listed(layers) => StepLayers::Listed(layers.clone()),
+                        BoostLayers::Ranked { count, ranking, .. } => StepLayers::Ranked {
+                            count: *count,
+                            ranking,
+                            baseline: baseline.value.clone(),
+                        },
+                    };
+                    let method = PolicyMethod::Boost(BoostPolicy {
+                        base: base.1,
+                        layers,
+                        families: families.clone(),
+                        promotion: promotion.value,
+                    });
+                    push(self, &data[row[0]], &parts, method);
                 }
             }
             Method::Prior {

@@ -26,6 +26,7 @@ mod expand_policy;
 mod field;
 mod raw;
 mod read;
+mod read_boost;
 mod read_budget;
 mod read_judge;
 mod read_policy;

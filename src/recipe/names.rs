@@ -107,6 +107,12 @@ pub const MEASURED_TYPES: &[&str] = &[
     "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0",
 ];
 
+/// What `families` of `boost` can name.
+pub const FAMILIES: &[&str] = &["gate", "up", "down", "shared", "attention"];
+
+/// How `boost` can rank layers.
+pub const RANKINGS: &[&str] = &["energy", "contrast", "sensitivity"];
+
 /// What `fuse` can name.
 pub const FUSES: &[&str] = &["attention", "feed-forward", "experts"];
 

@@ -258,7 +258,7 @@ fn put_chunks(reader: &mut Reader<'_, '_>, corpus: &Sweep<String>, context: u32,
 }
 
 /// Reads one of some words.
-fn word_of(field: &Field<'_>, what: &str, known: &[&'static str]) -> Result<&'static str, RecipeError> {
+pub(crate) fn word_of(field: &Field<'_>, what: &str, known: &[&'static str]) -> Result<&'static str, RecipeError> {
     let found = field.string(what)?;
     let word = known.iter().find(|word| **word == found).copied();
     word.ok_or_else(|| RecipeError::UnknownWord {

@@ -10,9 +10,11 @@ use crate::recipe::field::Sweep;
 use crate::recipe::model::Place;
 use crate::recipe::model::Rule;
 use crate::recipe::model::RuleType;
+use crate::recipe::names::Mix;
 use crate::recipe::names::TYPES;
 use crate::recipe::names::TypeName;
 use crate::recipe::raw::RawValue;
+use crate::recipe::read_boost::boost;
 use crate::recipe::read_budget::ashq1;
 use crate::recipe::read_budget::density;
 use crate::recipe::read_budget::error;
@@ -24,9 +26,6 @@ use crate::recipe::read_steps::model;
 use crate::recipe::read_steps::names_of;
 use crate::recipe::read_steps::text;
 
-/// Methods of later versions.
-const LATER_METHODS: &[&str] = &["boost"];
-
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Mix,
@@ -36,6 +35,7 @@ enum Kind {
     Prior,
     Measured,
     Error,
+    Boost,
 }
 
 /// The methods, and the keys that are theirs.
@@ -57,6 +57,11 @@ const METHODS: &[(&str, Kind, &[&str])] = &[
         ],
     ),
     (
+        "boost",
+        Kind::Boost,
+        &["mix", "base", "promotion", "layers", "ranking", "baseline", "families"],
+    ),
+    (
         "error",
         Kind::Error,
         &[
@@ -70,9 +75,7 @@ pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Opti
     let data = data(reader, context);
     let keep = reader.list("keep", "a list of regular expressions", |field| field.pattern());
     let methods: Vec<(&str, Kind)> = METHODS.iter().map(|(word, kind, _)| (*word, *kind)).collect();
-    let kind = reader.required("method", "method = \"mix\"", |field| {
-        field.word(&methods, LATER_METHODS)
-    });
+    let kind = reader.required("method", "method = \"mix\"", |field| field.word(&methods, &[]));
     let method_place = reader.entry("method").map(|entry| entry.value.place.clone());
     let Some(kind) = kind else {
         for key in METHODS.iter().flat_map(|(_, _, keys)| *keys) {
@@ -118,6 +121,7 @@ pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Opti
         Kind::Prior => prior(reader),
         Kind::Measured => measured(reader, context),
         Kind::Error => error(reader, context),
+        Kind::Boost => boost(reader, no_data, context),
     };
     let keep: Vec<_> = keep.into_iter().flatten().map(|(pattern, _)| pattern).collect();
     if !keep.is_empty() {
@@ -169,11 +173,7 @@ fn type_toml(name: &TypeName) -> toml::Value {
 fn mix(reader: &mut Reader<'_, '_>, no_data: bool, context: &Context<'_>) -> Option<Method> {
     reader.need("mix", "mix = \"Q4_K_M\"");
     let head = reader.head.clone();
-    let mix = reader.sweep(
-        "mix",
-        |mix: &crate::recipe::names::Mix| mix.as_str().to_owned(),
-        |field| field.mix(),
-    );
+    let mix = reader.sweep("mix", |mix: &Mix| mix.as_str().to_owned(), |field| field.mix());
     let pure = reader.sweep("pure", bool::to_string, |field| field.boolean());
     let pure = pure.unwrap_or_else(|| Sweep::one(false, &head));
     let types = |reader: &mut Reader<'_, '_>, key| {
@@ -187,14 +187,7 @@ fn mix(reader: &mut Reader<'_, '_>, no_data: bool, context: &Context<'_>) -> Opt
     let embedding_type = types(reader, "embedding_type");
     let mix = mix?;
     if no_data {
-        let declared: Vec<String> = context.names.of("imatrix").map(|(name, _)| name.to_owned()).collect();
-        for (mix, place) in mix.values.iter().filter(|(mix, _)| mix.needs_imatrix()) {
-            reader.errors.push(RecipeError::NeedsImatrix {
-                place: place.clone(),
-                mix: mix.as_str(),
-                declared: declared.clone(),
-            });
-        }
+        mixes_need_data(reader, &mix, context);
     }
     reader.put("mix", mix.to_toml(|mix| toml::Value::from(mix.as_str())));
     reader.put("pure", pure.to_toml(|value| toml::Value::from(*value)));
@@ -209,6 +202,18 @@ fn mix(reader: &mut Reader<'_, '_>, no_data: bool, context: &Context<'_>) -> Opt
         output_type,
         embedding_type,
     })
+}
+
+/// Reports mixes that are not made without an imatrix, where there is none.
+pub(crate) fn mixes_need_data(reader: &mut Reader<'_, '_>, mixes: &Sweep<Mix>, context: &Context<'_>) {
+    let declared: Vec<String> = context.names.of("imatrix").map(|(name, _)| name.to_owned()).collect();
+    for (mix, place) in mixes.values.iter().filter(|(mix, _)| mix.needs_imatrix()) {
+        reader.errors.push(RecipeError::NeedsImatrix {
+            place: place.clone(),
+            mix: mix.as_str(),
+            declared: declared.clone(),
+        });
+    }
 }
 
 fn manual(reader: &mut Reader<'_, '_>) -> Option<Method> {

@@ -1,5 +1,6 @@
 //! `[policy.NAME]`: a table of tensor, type and why.
 
+mod boosting;
 mod budget;
 mod choose;
 mod error;

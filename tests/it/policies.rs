@@ -367,6 +367,50 @@ fn exported_types_make_the_same_file_again() {
 }
 
 #[test]
+fn boost_gives_layers_a_better_type() {
+    let forge = project();
+    let other = "\n[imatrix.other]\ncorpus = \"calibration\"\nchunks = 1\ncontext = 64\nblock = 1\n\
+                 \n[policy.plain]\nimatrix = \"general\"\nmethod = \"mix\"\nmix = \"Q4_K_M\"\n[promote.plain]\npolicy = \"plain\"\n";
+    let with = |rest: &str| {
+        let text = recipe(&format!(
+            "method = \"boost\"\nmix = \"Q4_K_M\"\npromotion = \"Q8_0\"\n{rest}"
+        ));
+        forge.recipe(&format!("{text}{other}"));
+    };
+    with("layers = [0]\nfamilies = [\"down\", \"attention\"]\nkeep = [\"attn_k\\\\.\"]");
+    build_well(&forge, &[]);
+    let (_, plain) = candidate(&forge, "plain");
+    let (_, boosted) = candidate(&forge, "p");
+    let source = candidate_of_source();
+    for (name, ty) in &boosted {
+        let family = name.contains("ffn_down")
+            || ["attn_q.", "attn_v.", "attn_output."]
+                .iter()
+                .any(|part| name.contains(part));
+        let expected = match name.as_str() {
+            kept if kept.contains("attn_k.") => source[name],
+            _ if family => TensorType::Q8_0,
+            _ => plain[name],
+        };
+        assert_eq!(*ty, expected, "{name}");
+    }
+    for ranking in ["energy\"", "sensitivity\"", "contrast\"\nbaseline = \"other\""] {
+        with(&format!("layers = \"auto:2\"\nranking = \"{ranking}"));
+        build_well(&forge, &[]);
+        let (_, ranked) = candidate(&forge, "p");
+        assert_eq!(ranked["blk.0.ffn_gate.weight"], TensorType::Q8_0, "{ranking}");
+        assert_eq!(ranked["blk.0.attn_output.weight"], plain["blk.0.attn_output.weight"]);
+    }
+    build_well(&forge, &[]).assert_idle();
+    with("layers = \"1\"");
+    let told = build(&forge, &[]).diagnostics();
+    assert!(
+        told.contains("the last layer is 0, counted from 0: there is no [1]"),
+        "{told}"
+    );
+}
+
+#[test]
 fn density_promotes_what_the_budget_holds() {
     let forge = project();
     forge.recipe(&recipe(

@@ -92,6 +92,15 @@ budget = "6 bpw"
 method = "prior"
 budget = "6 bpw"
 
+[policy.boosted]
+method = "boost"
+imatrix = "prose"
+base = "Q4_K"
+promotion = "Q6_K"
+layers = "auto:1"
+ranking = "contrast"
+baseline = "both"
+
 [policy.squares]
 method = "error"
 imatrix = "both"
@@ -794,6 +803,39 @@ fn samples() -> Vec<(&'static str, Action)> {
                     quantizer,
                     evaluator: engine,
                 })),
+            ),
+        ),
+        (
+            "policy, boost of listed layers",
+            policy(
+                None,
+                Method::Boost {
+                    base: action::BoostBase::Mix {
+                        mix: "Q4_K_M".to_owned(),
+                    },
+                    layers: action::BoostLayers::Listed { layers: vec![0, 7] },
+                    families: vec!["down".to_owned()],
+                    promotion: "Q6_K".to_owned(),
+                    keep: vec!["^output".to_owned()],
+                },
+            ),
+        ),
+        (
+            "policy, boost of ranked layers",
+            policy(
+                Some(blob("coverage")),
+                Method::Boost {
+                    base: action::BoostBase::Type { to: "Q4_K".to_owned() },
+                    layers: action::BoostLayers::Ranked {
+                        count: 6,
+                        ranking: "contrast".to_owned(),
+                        imatrix: blob("an imatrix"),
+                        baseline: Some(blob("an imatrix of other texts")),
+                    },
+                    families: vec!["gate".to_owned(), "up".to_owned(), "down".to_owned()],
+                    promotion: "Q6_K".to_owned(),
+                    keep: Vec::new(),
+                },
             ),
         ),
         (

@@ -12,6 +12,7 @@ use crate::step::Env;
 use crate::step::StepError;
 
 use super::Chosen;
+use super::boosting;
 use super::budget;
 use super::method::by_rules;
 use super::read::failed;
@@ -83,6 +84,13 @@ pub(super) fn choose(
             let file_type = table.file_type();
             Ok(Chosen::of(table, Some(file_type)))
         }
+        Method::Boost {
+            base,
+            layers,
+            families,
+            promotion,
+            keep,
+        } => boosting::choose(env, facts, base, layers, families, promotion, keep, has),
         // They need the model itself: `measured::choose`, `error::choose`.
         Method::Measured(_) | Method::Error(_) => Err(StepError::input("this method cannot choose by documents alone")),
         Method::Prior {
@@ -104,7 +112,7 @@ pub(super) fn choose(
 }
 
 /// Chooses by the rules of a mix, or by those of the user: what needs the model's header only.
-fn choose_by_rules(
+pub(super) fn choose_by_rules(
     facts: &ModelFacts,
     method: &Method,
     has: policy::HasImatrix<'_>,
@@ -147,9 +155,8 @@ fn choose_by_rules(
         | Method::Density { .. }
         | Method::Prior { .. }
         | Method::Measured(_)
-        | Method::Error(_) => Err(StepError::input(
-            "this method keeps to a budget: rules alone do not decide",
-        )),
+        | Method::Error(_)
+        | Method::Boost { .. } => Err(StepError::input("rules alone do not decide on this method")),
     }
 }
 

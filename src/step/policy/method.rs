@@ -2,6 +2,8 @@
 
 use crate::action;
 use crate::action::Action;
+use crate::action::BoostBase;
+use crate::action::BoostLayers;
 use crate::action::Method;
 use crate::action::PolicyHeader;
 use crate::action::PolicyRule;
@@ -62,7 +64,8 @@ pub(super) fn by_rules(step: &PolicyStep) -> Option<Method> {
         | model::Method::Density(_)
         | model::Method::Prior(_)
         | model::Method::Measured(_)
-        | model::Method::Error(_) => None,
+        | model::Method::Error(_)
+        | model::Method::Boost(_) => None,
     }
 }
 
@@ -114,6 +117,35 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
                 keep,
             }
         }
+        model::Method::Boost(boost) => Method::Boost {
+            base: match boost.base {
+                model::BoostBase::Mix(mix) => BoostBase::Mix {
+                    mix: mix.as_str().to_owned(),
+                },
+                model::BoostBase::Type(ty) => BoostBase::Type {
+                    to: ty.as_str().to_owned(),
+                },
+            },
+            layers: match &boost.layers {
+                model::BoostLayers::Listed(layers) => BoostLayers::Listed { layers: layers.clone() },
+                model::BoostLayers::Ranked {
+                    count,
+                    ranking,
+                    baseline,
+                } => BoostLayers::Ranked {
+                    count: *count,
+                    ranking: (*ranking).to_owned(),
+                    imatrix: importances("boost")?.0,
+                    baseline: baseline
+                        .as_ref()
+                        .map(|baseline| inputs.step(baseline)?.output("imatrix"))
+                        .transpose()?,
+                },
+            },
+            families: boost.families.iter().map(|family| (*family).to_owned()).collect(),
+            promotion: boost.promotion.as_str().to_owned(),
+            keep,
+        },
         model::Method::Prior(prior) => Method::Prior {
             header: header_of(join_of()?)?,
             budget: budget::document_of(&prior.budget, inputs, env)?,
