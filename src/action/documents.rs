@@ -245,6 +245,8 @@ pub enum Method {
         ceilings: Vec<PolicyRule>,
         /// Patterns of tensors that keep the source's type.
         keep: Vec<String>,
+        /// Memory besides the file.
+        devices: Vec<PolicyDevice>,
         /// How many states the solver may make.
         states: u64,
         /// The version of the solver and of the losses.
@@ -279,6 +281,8 @@ pub struct Errors {
     pub ceilings: Vec<PolicyRule>,
     /// Patterns of tensors that keep the source's type.
     pub keep: Vec<String>,
+    /// Memory besides the file.
+    pub devices: Vec<PolicyDevice>,
     /// How many states the solver may make.
     pub states: u64,
     /// The version of the solver and of what losses are made of.
@@ -377,6 +381,8 @@ pub struct Measured {
     pub ceilings: Vec<PolicyRule>,
     /// Patterns of tensors that keep the source's type.
     pub keep: Vec<String>,
+    /// Memory besides the file.
+    pub devices: Vec<PolicyDevice>,
     /// How many states the solver may make.
     pub states: u64,
     /// The version of the solver and of what losses are made of.
@@ -385,6 +391,31 @@ pub struct Measured {
     pub quantizer: Fingerprint,
     /// What measures.
     pub evaluator: Fingerprint,
+}
+
+/// Memory that some tensors lie in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyDevice {
+    /// Its name.
+    pub name: String,
+    /// Patterns of tensors that lie in it.
+    pub tensors: Vec<String>,
+    /// Its bytes.
+    pub memory: u64,
+    /// Bytes of it that are for other things.
+    pub reserve: u64,
+    /// The cache of keys and values of the layers whose attention lies in it.
+    pub cache: Option<PolicyCache>,
+}
+
+/// A cache of keys and values.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyCache {
+    /// Tokens that it has room for.
+    pub context: u32,
+    /// The type of keys and values.
+    #[serde(rename = "type")]
+    pub ty: String,
 }
 
 /// What decides on the length of a candidate's header.

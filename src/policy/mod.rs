@@ -16,12 +16,14 @@
 //! - [`prior()`]: losses guessed from roles, depth and types.
 //! - [`squared_error`], [`Sensitivity`]: losses from squared errors and a few measurements.
 //! - [`lines_of_tensors`], [`lines_of_rules`], [`rules_of_lines`]: types in the forms of other programs.
+//! - [`CacheShape`]: how much memory the cache of keys and values takes.
 //! - [`groups()`]: tensors that get their types together.
 //! - [`Table`]: the answer, in the order of the source file; the artifact `policy.v1`.
 
 mod allocate;
 mod ashq1;
 mod boost;
+mod cache;
 mod check;
 mod density;
 mod energy;
@@ -56,6 +58,8 @@ pub use self::boost::Family;
 pub use self::boost::Ranking;
 pub use self::boost::boost;
 pub use self::boost::rank_layers;
+pub use self::cache::CacheShape;
+pub use self::cache::cached_layer;
 pub use self::density::Density;
 pub use self::density::density;
 pub use self::energy::Energies;

@@ -395,6 +395,8 @@ pub struct PriorPolicy {
     pub floors: Vec<Rule>,
     /// The largest type of tensors; the first rule that matches counts.
     pub ceilings: Vec<Rule>,
+    /// Memory besides the file.
+    pub devices: Vec<Device>,
 }
 
 /// Settings of `measured`.
@@ -418,6 +420,8 @@ pub struct MeasuredPolicy {
     pub floors: Vec<Rule>,
     /// The largest type of tensors; the first rule that matches counts.
     pub ceilings: Vec<Rule>,
+    /// Memory besides the file.
+    pub devices: Vec<Device>,
 }
 
 /// Settings of `error`.
@@ -435,6 +439,33 @@ pub struct ErrorPolicy {
     pub floors: Vec<Rule>,
     /// The largest type of tensors; the first rule that matches counts.
     pub ceilings: Vec<Rule>,
+    /// Memory besides the file.
+    pub devices: Vec<Device>,
+}
+
+/// Memory that some tensors lie in.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// Which tensors lie in it: those that one of these matches.
+    pub tensors: Vec<Pattern>,
+    /// Its bytes.
+    pub memory: u64,
+    /// Bytes of it that are for other things.
+    pub reserve: u64,
+    /// The cache of keys and values of the layers whose attention lies in it.
+    pub cache: Option<Cache>,
+}
+
+/// A cache of keys and values.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Cache {
+    /// Tokens that it has room for.
+    pub context: u32,
+    /// The type of keys and values, as llama.cpp's options spell it.
+    #[serde(rename = "type")]
+    pub ty: &'static str,
 }
 
 /// A few measurements of each group of tensors.

@@ -1,6 +1,7 @@
 //! Sections of steps as declared: typed and with defaults, sweeps not yet expanded.
 
 use crate::recipe::model::Chunking;
+use crate::recipe::model::Device;
 use crate::recipe::model::MergeMode;
 use crate::recipe::model::OnProblem;
 use crate::recipe::model::Pattern;
@@ -173,6 +174,7 @@ pub(crate) enum Method {
         fuse: Vec<&'static str>,
         floors: Vec<Rule>,
         ceilings: Vec<Rule>,
+        devices: Vec<Device>,
     },
     Measured {
         budget: Sweep<Budget>,
@@ -184,6 +186,7 @@ pub(crate) enum Method {
         fuse: Vec<&'static str>,
         floors: Vec<Rule>,
         ceilings: Vec<Rule>,
+        devices: Vec<Device>,
     },
     Error {
         budget: Sweep<Budget>,
@@ -192,6 +195,7 @@ pub(crate) enum Method {
         fuse: Vec<&'static str>,
         floors: Vec<Rule>,
         ceilings: Vec<Rule>,
+        devices: Vec<Device>,
     },
 }
 

@@ -188,6 +188,7 @@ impl Expansion<'_> {
                 fuse,
                 floors,
                 ceilings,
+                devices,
             } => {
                 let budgets = self.budgets(budget);
                 for row in self
@@ -202,6 +203,7 @@ impl Expansion<'_> {
                         fuse: fuse.clone(),
                         floors: floors.clone(),
                         ceilings: ceilings.clone(),
+                        devices: devices.clone(),
                     });
                     push(self, &data[row[0]], std::slice::from_ref(&budget.part), method);
                 }
@@ -216,6 +218,7 @@ impl Expansion<'_> {
                 fuse,
                 floors,
                 ceilings,
+                devices,
             } => {
                 let budgets = self.budgets(budget);
                 let corpora = self.references(StepKind::Corpus, corpus);
@@ -234,6 +237,7 @@ impl Expansion<'_> {
                         fuse: fuse.clone(),
                         floors: floors.clone(),
                         ceilings: ceilings.clone(),
+                        devices: devices.clone(),
                     }));
                     push(self, &data[row[0]], &parts, method);
                 }
@@ -245,6 +249,7 @@ impl Expansion<'_> {
                 fuse,
                 floors,
                 ceilings,
+                devices,
             } => {
                 let budgets = self.budgets(budget);
                 let corpora = probes
@@ -273,6 +278,7 @@ impl Expansion<'_> {
                         fuse: fuse.clone(),
                         floors: floors.clone(),
                         ceilings: ceilings.clone(),
+                        devices: devices.clone(),
                     }));
                     push(self, &data[row[0]], &parts, method);
                 }

@@ -28,6 +28,7 @@ mod raw;
 mod read;
 mod read_boost;
 mod read_budget;
+mod read_devices;
 mod read_judge;
 mod read_policy;
 mod read_steps;

@@ -7,6 +7,7 @@ use crate::recipe::error::RecipeError;
 use crate::recipe::field::Field;
 use crate::recipe::field::Reader;
 use crate::recipe::field::Sweep;
+use crate::recipe::model::Device;
 use crate::recipe::model::Place;
 use crate::recipe::model::Rule;
 use crate::recipe::model::RuleType;
@@ -18,6 +19,8 @@ use crate::recipe::names::TYPES;
 use crate::recipe::names::TypeName;
 use crate::recipe::quantity::Quantity;
 use crate::recipe::raw::RawValue;
+use crate::recipe::read_devices::devices;
+use crate::recipe::read_devices::put_devices;
 use crate::recipe::read_policy::put_rules;
 use crate::recipe::read_policy::rules;
 use crate::recipe::read_policy::unreachable_rules;
@@ -111,6 +114,7 @@ struct Solving {
     fuse: Vec<&'static str>,
     floors: Vec<Rule>,
     ceilings: Vec<Rule>,
+    devices: Vec<Device>,
 }
 
 /// Reads what all methods that solve for losses have; `known` are the types that the method knows, `usual` those that it takes
@@ -139,7 +143,9 @@ fn solving(
     };
     let plain = |field: Field<'_>| field.type_name().map(RuleType::Type);
     let (floors, ceilings) = (spans(reader, "floors", plain), spans(reader, "ceilings", plain));
+    let devices = devices(reader);
     let (budget, types, fuse, floors, ceilings) = (budget?, types?, fuse?, floors?, ceilings?);
+    let devices = devices?;
     let list = |words: &[&'static str]| words.iter().map(|word| toml::Value::from(*word)).collect::<Vec<_>>();
     reader.put("budget", budget.to_toml(Budget::to_toml));
     reader.put("types", list(&types));
@@ -148,12 +154,14 @@ fn solving(
     }
     put_rules(reader, "floors", &floors);
     put_rules(reader, "ceilings", &ceilings);
+    put_devices(reader, &devices);
     Some(Solving {
         budget,
         types: types.into_iter().filter_map(TypeName::from_name).collect(),
         fuse,
         floors,
         ceilings,
+        devices,
     })
 }
 
@@ -165,6 +173,7 @@ pub(crate) fn prior(reader: &mut Reader<'_, '_>) -> Option<Method> {
         fuse: solving.fuse,
         floors: solving.floors,
         ceilings: solving.ceilings,
+        devices: solving.devices,
     })
 }
 
@@ -183,6 +192,7 @@ pub(crate) fn measured(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Op
         fuse: solving.fuse,
         floors: solving.floors,
         ceilings: solving.ceilings,
+        devices: solving.devices,
     })
 }
 
@@ -229,6 +239,7 @@ pub(crate) fn error(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Optio
         fuse: solving.fuse,
         floors: solving.floors,
         ceilings: solving.ceilings,
+        devices: solving.devices,
     })
 }
 

@@ -48,12 +48,16 @@ const METHODS: &[(&str, Kind, &[&str])] = &[
         &["budget", "depth", "free", "qat", "floors", "ceilings"],
     ),
     ("density", Kind::Density, &["budget", "base", "promotion", "anchors"]),
-    ("prior", Kind::Prior, &["budget", "types", "fuse", "floors", "ceilings"]),
+    (
+        "prior",
+        Kind::Prior,
+        &["budget", "types", "fuse", "floors", "ceilings", "device"],
+    ),
     (
         "measured",
         Kind::Measured,
         &[
-            "budget", "corpus", "context", "chunks", "block", "types", "fuse", "floors", "ceilings",
+            "budget", "corpus", "context", "chunks", "block", "types", "fuse", "floors", "ceilings", "device",
         ],
     ),
     (
@@ -65,7 +69,7 @@ const METHODS: &[(&str, Kind, &[&str])] = &[
         "error",
         Kind::Error,
         &[
-            "budget", "probes", "corpus", "context", "chunks", "block", "types", "fuse", "floors", "ceilings",
+            "budget", "probes", "corpus", "context", "chunks", "block", "types", "fuse", "floors", "ceilings", "device",
         ],
     ),
 ];

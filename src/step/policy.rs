@@ -3,6 +3,7 @@
 mod boosting;
 mod budget;
 mod choose;
+mod devices;
 mod error;
 mod measured;
 mod method;

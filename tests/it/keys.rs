@@ -497,6 +497,19 @@ fn row(eval: &str) -> action::MetricsRow {
     }
 }
 
+fn device(name: &str) -> action::PolicyDevice {
+    action::PolicyDevice {
+        name: name.to_owned(),
+        tensors: vec!["a".to_owned(), "b".to_owned()],
+        memory: 5000,
+        reserve: 10,
+        cache: Some(action::PolicyCache {
+            context: 256,
+            ty: "F16".to_owned(),
+        }),
+    }
+}
+
 /// One action of every kind, of every variant, with every field that may be absent there.
 fn samples() -> Vec<Action> {
     let engine = Fingerprint::of(b"engine");
@@ -605,6 +618,7 @@ fn samples() -> Vec<Action> {
             floors: vec![rule("a", "Q4_K"), rule("b", "Q5_K")],
             ceilings: vec![rule("a", "Q6_K"), rule("b", "Q8_0")],
             keep: vec!["a".to_owned(), "b".to_owned()],
+            devices: vec![device("x"), device("y")],
             states: 1000,
             solver: 1,
         })),
@@ -626,6 +640,7 @@ fn samples() -> Vec<Action> {
             floors: vec![rule("a", "Q4_K"), rule("b", "Q5_K")],
             ceilings: vec![rule("a", "Q6_K"), rule("b", "Q8_0")],
             keep: vec!["a".to_owned(), "b".to_owned()],
+            devices: vec![device("x"), device("y")],
             states: 1000,
             solver: 1,
             quantizer: engine,
@@ -674,6 +689,7 @@ fn samples() -> Vec<Action> {
             floors: vec![rule("a", "Q4_K"), rule("b", "Q5_K")],
             ceilings: vec![rule("a", "Q6_K"), rule("b", "Q8_0")],
             keep: vec!["a".to_owned(), "b".to_owned()],
+            devices: vec![device("x"), device("y")],
             states: 1000,
             solver: 1,
             form: 1,

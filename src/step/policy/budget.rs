@@ -142,11 +142,11 @@ pub(super) struct Solved {
     pub(super) optimal: bool,
 }
 
-/// Solves a problem within a number of bytes.
+/// Solves a problem within a limit for each of its capacities: the bytes of the file, then those of devices.
 pub(super) fn solve(
     env: &Env<'_>,
     prepared: &Prepared,
-    limit: u64,
+    limits: &[u64],
     states: u64,
     failed: impl Fn(PolicyError) -> StepError,
 ) -> Result<(Table, Solved), StepError> {
@@ -160,17 +160,14 @@ pub(super) fn solve(
         problem,
     };
     let answer = Solver::new(prepared.problem())
-        .solve(&[limit], &effort)
+        .solve(limits, &effort)
         .map_err(|error| broken(error.to_string()))?;
     // An answer that was cut short is not what others would get.
     if env.cancel.is_cancelled() {
         return Err(StepError::Stopped);
     }
     if answer.status == Status::BelowMinimum {
-        return Err(failed(PolicyError::BelowMinimum {
-            budget: limit,
-            minimum: answer.uses.first().copied().unwrap_or_default(),
-        }));
+        return Err(failed(below_minimum(prepared, limits, &answer.uses)));
     }
     let certificate = allocation::document(prepared.problem(), prepared.scale(), std::slice::from_ref(&answer))
         .map_err(|error| broken(error.to_string()))?;
@@ -181,6 +178,27 @@ pub(super) fn solve(
             optimal: answer.status == Status::Optimal,
         },
     ))
+}
+
+/// Says which limit is below what the smallest options use. These are the smallest in every capacity, since a type that is smaller for
+/// one tensor is so for all.
+fn below_minimum(prepared: &Prepared, limits: &[u64], uses: &[u64]) -> PolicyError {
+    let capacities = prepared.problem().capacities().iter();
+    let all = capacities.zip(limits.iter().zip(uses)).enumerate();
+    for (at, (capacity, (limit, minimum))) in all {
+        if at > 0 && minimum > limit {
+            return PolicyError::DeviceBelowMinimum {
+                device: capacity.name.clone(),
+                memory: *limit,
+                minimum: *minimum,
+                constant: capacity.constant,
+            };
+        }
+    }
+    PolicyError::BelowMinimum {
+        budget: limits.first().copied().unwrap_or_default(),
+        minimum: uses.first().copied().unwrap_or_default(),
+    }
 }
 
 fn energy_of(entry: &Entry) -> Energy {

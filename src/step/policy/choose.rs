@@ -101,12 +101,13 @@ pub(super) fn choose(
             floors,
             ceilings,
             keep,
+            devices,
             states,
             solver: _,
         } => {
             let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
             let losses = policy::prior(facts, &solving.groups, &solving.types);
-            solving.choose(env, &losses, header, *budget, *states)
+            solving.choose(env, &losses, header, *budget, devices, *states)
         }
     }
 }

@@ -94,6 +94,7 @@ pub(super) fn choose(
         floors,
         ceilings,
         keep,
+        devices,
         states,
         ..
     } = &**errors;
@@ -117,7 +118,7 @@ pub(super) fn choose(
             losses.insert((group.name.clone(), own), Sensitivity::ONE.loss(0.0));
         }
     }
-    let mut chosen = solving.choose(task.env, &losses, header, *budget, *states)?;
+    let mut chosen = solving.choose(task.env, &losses, header, *budget, devices, *states)?;
     // Sums of squared errors are no divergence: nobody shall take them for one.
     if parts.probing.is_none() {
         chosen.table.predicted_loss = None;

@@ -72,6 +72,7 @@ pub(super) fn choose(
         floors,
         ceilings,
         keep,
+        devices,
         states,
         ..
     } = &**measured;
@@ -84,7 +85,7 @@ pub(super) fn choose(
             && bound(&solving.ceilings, tensor).is_none_or(|most| ty.bpw() <= most)
     };
     let losses = losses(task, parts, facts, &solving.groups, &solving.types, &allowed)?;
-    solving.choose(task.env, &losses, header, *budget, *states)
+    solving.choose(task.env, &losses, header, *budget, devices, *states)
 }
 
 /// Returns the bits per weight that the first rule that matches a tensor speaks of; infinitely many for `keep`.

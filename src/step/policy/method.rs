@@ -5,6 +5,8 @@ use crate::action::Action;
 use crate::action::BoostBase;
 use crate::action::BoostLayers;
 use crate::action::Method;
+use crate::action::PolicyCache;
+use crate::action::PolicyDevice;
 use crate::action::PolicyHeader;
 use crate::action::PolicyRule;
 use crate::allocation::DEFAULT_STATES;
@@ -35,6 +37,24 @@ fn documents_of(rules: &[model::Rule]) -> Vec<PolicyRule> {
         target: rule.to.as_str().to_owned(),
     };
     rules.iter().map(rule).collect()
+}
+
+fn devices_of(devices: &[model::Device]) -> Vec<PolicyDevice> {
+    let device = |device: &model::Device| PolicyDevice {
+        name: device.name.clone(),
+        tensors: device
+            .tensors
+            .iter()
+            .map(|pattern| pattern.as_str().to_owned())
+            .collect(),
+        memory: device.memory,
+        reserve: device.reserve,
+        cache: device.cache.as_ref().map(|cache| PolicyCache {
+            context: cache.context,
+            ty: cache.ty.to_ascii_uppercase(),
+        }),
+    };
+    devices.iter().map(device).collect()
 }
 
 /// Returns the method of a policy that rules alone decide; nothing for one that keeps to a budget.
@@ -154,6 +174,7 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
             floors: documents_of(&prior.floors),
             ceilings: documents_of(&prior.ceilings),
             keep,
+            devices: devices_of(&prior.devices),
             states: DEFAULT_STATES,
             solver: SOLVER,
         },
@@ -182,6 +203,7 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
                 floors: documents_of(&error.floors),
                 ceilings: documents_of(&error.ceilings),
                 keep,
+                devices: devices_of(&error.devices),
                 states: DEFAULT_STATES,
                 solver: SOLVER,
                 form: ERRORS,
@@ -206,6 +228,7 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
                 floors: documents_of(&measured.floors),
                 ceilings: documents_of(&measured.ceilings),
                 keep,
+                devices: devices_of(&measured.devices),
                 states: DEFAULT_STATES,
                 solver: SOLVER,
                 quantizer: env.quantizer.fingerprint(),

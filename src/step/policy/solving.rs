@@ -1,6 +1,7 @@
 //! What all methods have that solve for losses, wherever these come from: the groups and what bounds them, and the choice.
 
 use crate::action::PolicyBudget;
+use crate::action::PolicyDevice;
 use crate::action::PolicyHeader;
 use crate::action::PolicyRule;
 use crate::policy;
@@ -20,6 +21,7 @@ use crate::tensor_type::TensorType;
 
 use super::Chosen;
 use super::budget;
+use super::devices;
 use super::read::failed;
 use super::read::fuse_of;
 use super::read::kept;
@@ -81,15 +83,20 @@ impl<'a> Solving<'a> {
             && bound(&self.ceilings).is_none_or(|most| ty.bpw() <= most)
     }
 
-    /// Returns the choice of least loss within the budget, with its certificate.
+    /// Returns the choice of least loss within the budget and the memory of devices, with its certificate.
     pub(super) fn choose(
         &self,
         env: &Env<'_>,
         losses: &Losses,
         header: &PolicyHeader,
         budget: PolicyBudget,
+        devices: &[PolicyDevice],
         states: u64,
     ) -> Result<Chosen, StepError> {
+        let limits =
+            std::iter::once(budget::bytes_of(budget, self.facts)).chain(devices.iter().map(|device| device.memory));
+        let limits: Vec<u64> = limits.collect();
+        let devices = devices::of(env, devices, header, self.facts)?;
         let question = Question {
             model: self.facts,
             groups: &self.groups,
@@ -100,11 +107,10 @@ impl<'a> Solving<'a> {
             floors: &self.floors,
             ceilings: &self.ceilings,
             has_imatrix: self.has,
-            devices: &[],
+            devices: &devices,
         };
         let prepared = policy::prepare(&question).map_err(failed)?;
-        let limit = budget::bytes_of(budget, self.facts);
-        let (table, solved) = budget::solve(env, &prepared, limit, states, failed)?;
+        let (table, solved) = budget::solve(env, &prepared, &limits, states, failed)?;
         let file_type = table.file_type();
         Ok(Chosen {
             solved: Some(solved),
