@@ -82,7 +82,10 @@ fn main() -> ExitCode {
             );
             sections.push((name, text));
         };
-        section("measured", &format!("corpus = \"calibration\"\nchunks = {chunks}\nrefine = {refine}\n"));
+        section(
+            "measured",
+            &format!("corpus = \"calibration\"\nchunks = {chunks}\nrefine = {refine}\n"),
+        );
         for method in &against {
             let more = match method.as_str() {
                 "error" => "corpus = \"calibration\"\n",

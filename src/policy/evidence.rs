@@ -60,10 +60,13 @@ impl Evidence {
     pub fn losses(&self) -> Losses {
         let mut known: BTreeMap<(Option<&str>, usize), Option<f64>> = BTreeMap::new();
         let mut ratio = |group: Option<&'_ str>, first: usize| {
-            let group = group.and_then(|group| self.of.range(of_group(group)).next().map(|((name, _), _)| name.as_str()));
-            *known
-                .entry((group, first))
-                .or_insert_with(|| self.ratio(group, first))
+            let group = group.and_then(|group| {
+                self.of
+                    .range(of_group(group))
+                    .next()
+                    .map(|((name, _), _)| name.as_str())
+            });
+            *known.entry((group, first)).or_insert_with(|| self.ratio(group, first))
         };
         let mut losses = Losses::new();
         for (probe, lost) in &self.of {

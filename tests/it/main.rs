@@ -43,6 +43,7 @@ mod recipes;
 mod reproduce;
 mod schema;
 mod small;
+mod squared;
 mod store;
 mod support;
 mod twice;
