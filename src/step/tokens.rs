@@ -9,6 +9,7 @@ use crate::action::Chunking;
 use crate::action::Tokens;
 use crate::digest::BlobDigest;
 use crate::engine::Vocabulary;
+use crate::step::Env;
 use crate::step::Outcome;
 use crate::step::StepError;
 use crate::step::Task;
@@ -45,20 +46,9 @@ pub fn blocks(task: &Task<'_>, model: &Outcome, corpus: &Outcome, cut: Cut) -> R
     let document: Document = decode(env, "corpus", corpus.output("corpus")?)?;
     let path = model.files.first().map(|file| file.path.clone()).unwrap_or_default();
     let mut vocabulary = None;
-    let groups: Vec<&[SourceFile]> = match document.chunking {
-        Chunking::PerFile => corpus.files.chunks(1).collect(),
-        Chunking::Joined => vec![&corpus.files],
-    };
-    let mut left = cut.chunks.unwrap_or(u64::MAX);
-    let mut blocks = Vec::new();
-    let mut tokens_seen = 0;
-    for (at, group) in groups.into_iter().enumerate() {
-        let action = Action::Tokens(Tokens {
-            texts: group.iter().map(|file| file.digest).collect(),
-            tokenizer: model.output("tokenizer")?,
-            parse_special: document.parse_special,
-            engine: env.evaluator.fingerprint(),
-        });
+    let mut cutter = Cutter::new(cut);
+    for (at, group) in groups(&document, corpus).into_iter().enumerate() {
+        let action = action_of(group, model, &document, env)?;
         let reads: Vec<SourceFile> = group.iter().chain(&model.files).cloned().collect();
         let part = format!("text {at}");
         let performed = task.perform_part(&part, &action, &reads, |made| {
@@ -74,13 +64,89 @@ pub fn blocks(task: &Task<'_>, model: &Outcome, corpus: &Outcome, cut: Cut) -> R
             made.fact("bos", if vocabulary.add_bos() { vocabulary.bos() } else { -1 });
             Ok(())
         })?;
-        let outcome = Outcome::of(performed, Vec::new());
-        let bytes = env.store.read(&outcome.output("tokens")?, TEXT_CAP * 4)?;
-        let bos: i32 = outcome.fact("bos").parse().unwrap_or(-1);
-        tokens_seen += bytes.len() / 4;
+        cutter.add(&Outcome::of(performed, Vec::new()), env)?;
+    }
+    if cutter.blocks.is_empty() {
+        return Err(StepError::input_hint(
+            format!(
+                "the corpus has {} tokens, less than one chunk of {}",
+                cutter.tokens, cut.context
+            ),
+            "give it more text, or lower `context`",
+        ));
+    }
+    Ok(cutter.blocks)
+}
+
+/// Returns the blocks of a corpus if all of its texts were read as tokens before: nothing is read as tokens now.
+pub fn known_blocks(
+    env: &Env<'_>,
+    model: &Outcome,
+    corpus: &Outcome,
+    cut: Cut,
+) -> Result<Option<Vec<Block>>, StepError> {
+    let document: Document = decode(env, "corpus", corpus.output("corpus")?)?;
+    let mut cutter = Cutter::new(cut);
+    for group in groups(&document, corpus) {
+        let key = action_of(group, model, &document, env)?.digest();
+        let Some(result) = env.store.lookup(&key)? else {
+            return Ok(None);
+        };
+        let outcome = Outcome {
+            key,
+            result,
+            ran: false,
+            files: Vec::new(),
+        };
+        cutter.add(&outcome, env)?;
+    }
+    Ok(Some(cutter.blocks))
+}
+
+/// Returns the texts that are each read as tokens in one piece.
+fn groups<'c>(document: &Document, corpus: &'c Outcome) -> Vec<&'c [SourceFile]> {
+    match document.chunking {
+        Chunking::PerFile => corpus.files.chunks(1).collect(),
+        Chunking::Joined => vec![&corpus.files],
+    }
+}
+
+fn action_of(group: &[SourceFile], model: &Outcome, document: &Document, env: &Env<'_>) -> Result<Action, StepError> {
+    Ok(Action::Tokens(Tokens {
+        texts: group.iter().map(|file| file.digest).collect(),
+        tokenizer: model.output("tokenizer")?,
+        parse_special: document.parse_special,
+        engine: env.evaluator.fingerprint(),
+    }))
+}
+
+/// Cuts tokens into blocks, text by text.
+struct Cutter {
+    cut: Cut,
+    /// How many chunks more there may be.
+    left: u64,
+    /// The tokens of all texts.
+    tokens: usize,
+    blocks: Vec<Block>,
+}
+
+impl Cutter {
+    fn new(cut: Cut) -> Self {
+        Self {
+            cut,
+            left: cut.chunks.unwrap_or(u64::MAX),
+            tokens: 0,
+            blocks: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, text: &Outcome, env: &Env<'_>) -> Result<(), StepError> {
+        let bytes = env.store.read(&text.output("tokens")?, TEXT_CAP * 4)?;
+        let bos: i32 = text.fact("bos").parse().unwrap_or(-1);
+        self.tokens += bytes.len() / 4;
         let mut chunks: Vec<Vec<i32>> = Vec::new();
-        for chunk in bytes.chunks_exact(cut.context as usize * 4) {
-            if left == 0 {
+        for chunk in bytes.chunks_exact(self.cut.context as usize * 4) {
+            if self.left == 0 {
                 break;
             }
             let mut chunk = decode_tokens(chunk);
@@ -89,26 +155,17 @@ pub fn blocks(task: &Task<'_>, model: &Outcome, corpus: &Outcome, cut: Cut) -> R
                 chunk[0] = bos;
             }
             chunks.push(chunk);
-            left -= 1;
+            self.left -= 1;
         }
-        for chunks in chunks.chunks(cut.block.max(1) as usize) {
+        for chunks in chunks.chunks(self.cut.block.max(1) as usize) {
             let digest = BlobDigest::of(&chunks.iter().flat_map(|chunk| encode(chunk)).collect::<Vec<u8>>());
-            blocks.push(Block {
+            self.blocks.push(Block {
                 digest,
                 chunks: chunks.to_vec(),
             });
         }
+        Ok(())
     }
-    if blocks.is_empty() {
-        return Err(StepError::input_hint(
-            format!(
-                "the corpus has {tokens_seen} tokens, less than one chunk of {}",
-                cut.context
-            ),
-            "give it more text, or lower `context`",
-        ));
-    }
-    Ok(blocks)
 }
 
 fn open(path: &Path) -> Result<Vocabulary, StepError> {
