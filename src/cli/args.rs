@@ -309,7 +309,8 @@ pub(super) struct Build {
     /// Go on with what does not need a step that failed
     #[arg(short, long)]
     pub(super) keep_going: bool,
-    /// Build nothing if a source or engine differs from the lock file, or else from the manifests in the output folder
+    /// Build nothing if a source or engine differs from the lock file, or else from the manifests in the output folder and
+    /// from the last build on record
     #[arg(long)]
     pub(super) frozen: bool,
     /// The lock file for `--frozen` [default: the recipe's name with `.lock` for `.toml`]

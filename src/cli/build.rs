@@ -150,9 +150,9 @@ fn carry_out(
 pub(super) fn options(pools: &PoolSettings) -> scheduler::Options {
     let defaults = scheduler::Options::default();
     scheduler::Options {
-        keep_going: false,
         models: pools.model.map_or(defaults.models, |models| models as usize),
         disk: pools.disk.map_or(defaults.disk, |disk| disk as usize),
+        ..defaults
     }
 }
 

@@ -1,10 +1,15 @@
 //! What the file system knows about a file without reading it.
 
+use std::ffi::CStr;
+use std::ffi::OsStr;
 use std::fs;
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::path::PathBuf;
+
+use rustix::fs::FileType;
 
 use crate::fs::PathError;
 
@@ -79,14 +84,27 @@ impl Folder {
     }
 
     /// Looks at a path in it; `None` if nothing is there or it is not a plain file.
-    pub fn stamp(&self, name: &Path) -> Result<Option<Stamp>, PathError> {
+    pub fn stamp(&self, name: &CStr) -> Result<Option<Stamp>, PathError> {
+        self.look(name, FileType::RegularFile)
+    }
+
+    /// Looks at a folder in it; `None` if nothing is there or it is no folder. Its stamp changes whenever a name in it is
+    /// made, removed or replaced.
+    pub fn stamp_of_folder(&self, name: &CStr) -> Result<Option<Stamp>, PathError> {
+        self.look(name, FileType::Directory)
+    }
+
+    fn look(&self, name: &CStr, wanted: FileType) -> Result<Option<Stamp>, PathError> {
         match rustix::fs::statat(&self.directory, name, rustix::fs::AtFlags::empty()) {
             Ok(facts) => {
-                let is_file = rustix::fs::FileType::from_raw_mode(facts.st_mode).is_file();
-                Ok(is_file.then(|| Stamp::from(&facts)))
+                let found = FileType::from_raw_mode(facts.st_mode);
+                Ok((found == wanted).then(|| Stamp::from(&facts)))
             }
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
-            Err(error) => Err(PathError::new(&self.path.join(name), "look at", error.into())),
+            Err(error) => {
+                let path = self.path.join(OsStr::from_bytes(name.to_bytes()));
+                Err(PathError::new(&path, "look at", error.into()))
+            }
         }
     }
 }
@@ -120,14 +138,41 @@ mod tests {
         fs::write(dir.path().join("sub/file"), b"four").unwrap();
         std::os::unix::fs::symlink("sub/file", dir.path().join("link")).unwrap();
         let folder = Folder::open(dir.path()).unwrap();
-        for name in ["sub/file", "link"] {
-            let stamp = Stamp::of(&dir.path().join(name)).unwrap();
-            assert_eq!(folder.stamp(Path::new(name)).unwrap(), Some(stamp), "{name}");
+        for name in [c"sub/file", c"link"] {
+            let stamp = Stamp::of(&dir.path().join(name.to_str().unwrap())).unwrap();
+            assert_eq!(folder.stamp(name).unwrap(), Some(stamp), "{name:?}");
             assert_eq!(stamp.size, 4);
         }
-        for name in ["sub", "none", "sub/none", "sub/file/none"] {
-            assert_eq!(folder.stamp(Path::new(name)).unwrap(), None, "{name}");
+        for name in [c"sub", c"none", c"sub/none", c"sub/file/none"] {
+            assert_eq!(folder.stamp(name).unwrap(), None, "{name:?}");
         }
         assert!(Folder::open(&dir.path().join("none")).is_err());
+        let stamp = Stamp::of(&dir.path().join("sub")).unwrap();
+        assert_eq!(folder.stamp_of_folder(c"sub").unwrap(), Some(stamp));
+        for name in [c"sub/file", c"link", c"none", c"sub/file/none"] {
+            assert_eq!(folder.stamp_of_folder(name).unwrap(), None, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn the_stamp_of_a_folder_shows_names_that_come_go_or_are_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let sub = dir.path().join("sub");
+        fs::create_dir(&sub).unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let mut before = folder.stamp_of_folder(c"sub").unwrap().unwrap();
+        let mut is_shown = |change: &dyn Fn()| {
+            // Until the clock that stamps come from has gone on.
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            change();
+            let now = folder.stamp_of_folder(c"sub").unwrap().unwrap();
+            std::mem::replace(&mut before, now) != now
+        };
+        assert!(is_shown(&|| fs::write(sub.join("a"), b"1").unwrap()));
+        assert!(is_shown(&|| fs::write(dir.path().join("b"), b"2")
+            .and_then(|()| fs::rename(dir.path().join("b"), sub.join("a")))
+            .unwrap()));
+        assert!(is_shown(&|| fs::remove_file(sub.join("a")).unwrap()));
+        assert!(!is_shown(&|| ()));
     }
 }

@@ -225,6 +225,11 @@ pub fn document_of(store: &Store, last: &Last) -> Option<Action> {
 
 /// Plans a build without reading a source or writing anything.
 pub fn plan(graph: &Graph, env: &Env<'_>) -> Plan {
+    survey(graph, env).0
+}
+
+/// Plans a build, and returns what the nodes have made that are done, too.
+pub fn survey(graph: &Graph, env: &Env<'_>) -> (Plan, Inputs) {
     let mut known = Inputs::default();
     let mut plan = Plan::default();
     for node in graph.nodes() {
@@ -252,7 +257,7 @@ pub fn plan(graph: &Graph, env: &Env<'_>) -> Plan {
             status,
         });
     }
-    plan
+    (plan, known)
 }
 
 fn miss(node: &Node, known: &Inputs, env: &Env<'_>, reason: Reason) -> Status {

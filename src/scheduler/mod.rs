@@ -50,6 +50,9 @@ pub struct Options {
     pub models: usize,
     /// How many steps that mostly read and write files may run at once.
     pub disk: usize,
+    /// Whether what each step did is noted as what it did last. Not where only the sources are looked at: what the last build
+    /// made of them is to be told from what they are now.
+    pub note: bool,
 }
 
 impl Default for Options {
@@ -58,6 +61,7 @@ impl Default for Options {
             keep_going: false,
             models: 1,
             disk: 2,
+            note: true,
         }
     }
 }
@@ -298,6 +302,14 @@ impl Scheduler<'_> {
     }
 
     fn done(&mut self, node: &Node, outcome: Outcome) {
+        if self.options.note {
+            self.note_last(node, &outcome);
+        }
+        self.report.outcomes.insert(node.id.clone(), Arc::new(outcome));
+        self.set(&node.id, State::Done);
+    }
+
+    fn note_last(&self, node: &Node, outcome: &Outcome) {
         let last = Last {
             recipe: self.env.recipe.clone(),
             step: node.id.to_string(),
@@ -313,8 +325,6 @@ impl Scheduler<'_> {
         };
         // The record only serves explanations: that it could not be written is no failure of the step.
         let _ = self.env.store.note_last(&last);
-        self.report.outcomes.insert(node.id.clone(), Arc::new(outcome));
-        self.set(&node.id, State::Done);
     }
 
     /// Sends a node that failed for a lost blob back to be tried again, and those with it whose results name the blob.

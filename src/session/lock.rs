@@ -18,9 +18,6 @@ use crate::fs;
 use crate::graph::Graph;
 use crate::graph::Node;
 use crate::graph::NodeId;
-use crate::graph::Work;
-use crate::manifest;
-use crate::manifest::Manifest;
 use crate::observer::Event;
 use crate::observer::Observer;
 use crate::observer::StepOutcome;
@@ -155,6 +152,12 @@ pub enum LockDifference {
         /// The candidate.
         candidate: String,
     },
+    /// Something that only evaluations read, and no build on record has read.
+    #[error("no build on record says what `{node}` was: only evaluations read it, so no manifest does")]
+    NoRecord {
+        /// The node.
+        node: String,
+    },
 }
 
 /// Lets through what is news of a look at the sources before a build, which then finds them cached.
@@ -176,7 +179,7 @@ impl Observer for OnlyNews<'_> {
 }
 
 /// Files by node and name.
-type Files = BTreeMap<(String, String), BlobDigest>;
+pub(super) type Files = BTreeMap<(String, String), BlobDigest>;
 
 impl Lock {
     /// Reads a lock file.
@@ -271,7 +274,7 @@ fn quoted(text: &str) -> String {
     toml::Value::from(text).to_string()
 }
 
-fn engine_differences(
+pub(super) fn engine_differences(
     locked: &BTreeMap<String, LockedEngine>,
     found: &BTreeMap<String, LockedEngine>,
 ) -> Vec<LockDifference> {
@@ -317,7 +320,7 @@ pub(super) fn facts_that_differ(
         .collect()
 }
 
-fn file_differences(locked: &Files, found: &Files, counts: &dyn Fn(&str) -> bool) -> Vec<LockDifference> {
+pub(super) fn file_differences(locked: &Files, found: &Files, counts: &dyn Fn(&str) -> bool) -> Vec<LockDifference> {
     let mut differences = Vec::new();
     let names: BTreeSet<&(String, String)> = locked.keys().chain(found.keys()).collect();
     for name in names {
@@ -340,7 +343,7 @@ fn file_differences(locked: &Files, found: &Files, counts: &dyn Fn(&str) -> bool
     differences
 }
 
-fn locked_engine(identity: &Identity) -> (String, LockedEngine) {
+pub(super) fn locked_engine(identity: &Identity) -> (String, LockedEngine) {
     let engine = LockedEngine {
         fingerprint: identity.fingerprint().to_string(),
         facts: identity.facts.clone(),
@@ -378,13 +381,18 @@ impl Session {
         })
     }
 
-    fn read_sources(&self, options: scheduler::Options, observer: &dyn Observer) -> Result<Report, LockError> {
+    pub(super) fn read_sources(
+        &self,
+        options: scheduler::Options,
+        observer: &dyn Observer,
+    ) -> Result<Report, LockError> {
         let _lease = self.store.lease().map_err(SessionError::from)?;
         let news = OnlyNews(observer);
         let env = self.env(&news);
         self.check_sources(&env)?;
         let readers: Vec<NodeId> = readers(&self.graph).map(|node| node.id.clone()).collect();
         let graph = self.graph.only(&readers);
+        let options = scheduler::Options { note: false, ..options };
         let report = scheduler::build(&graph, &env, options, &|| true, &mut |_| Vec::new());
         if report.failures.is_empty() && !report.stopped {
             Ok(report)
@@ -392,131 +400,11 @@ impl Session {
             Err(LockError::Failed(Box::new(report)))
         }
     }
-
-    /// Returns in what the sources and engines differ from a lock file. Files of steps that this session leaves out do not
-    /// count.
-    pub fn differs_from_lock(
-        &self,
-        lock: &Lock,
-        options: scheduler::Options,
-        observer: &dyn Observer,
-    ) -> Result<Vec<LockDifference>, LockError> {
-        let found = self.lock(options, observer)?;
-        let whole = Graph::of(&self.recipe).map_err(SessionError::from)?;
-        let here: BTreeSet<String> = readers(&self.graph).map(|node| node.id.to_string()).collect();
-        let all: BTreeSet<String> = readers(&whole).map(|node| node.id.to_string()).collect();
-        // What the lock names and the recipe has no more counts; what this session was not asked for does not.
-        let mut nodes: BTreeSet<String> = lock.source.iter().map(|source| source.node.clone()).collect();
-        nodes.retain(|node| !all.contains(node));
-        nodes.extend(here);
-        Ok(lock.differences(&found, Some(&nodes)))
-    }
-
-    /// Returns in what the sources and engines differ from those of the manifests in the output folder, each with the
-    /// name of the manifest.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::Nothing`] if there is no manifest at all.
-    pub fn differs_from_manifests(
-        &self,
-        options: scheduler::Options,
-        observer: &dyn Observer,
-    ) -> Result<Vec<(String, LockDifference)>, LockError> {
-        let mut manifests = BTreeMap::new();
-        let candidates: Vec<&Node> = self.candidates().collect();
-        for node in &candidates {
-            let NodeId::Step(id) = &node.id else { continue };
-            let name = format!("{}.gguf{}", id.label(), manifest::SUFFIX);
-            match fs::read_foreign(&self.settings.out.join(&name), manifest::CAP) {
-                Ok(bytes) => {
-                    let manifest =
-                        Manifest::parse(&bytes).map_err(|error| LockError::Malformed(format!("`{name}`: {error}")))?;
-                    manifests.insert(node.id.clone(), (name, manifest));
-                }
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        if manifests.is_empty() {
-            return Err(LockError::Nothing);
-        }
-        let report = self.read_sources(options, observer)?;
-        let mut differences = Vec::new();
-        for node in candidates {
-            let Some((name, manifest)) = manifests.get(&node.id) else {
-                let candidate = node.id.to_string();
-                differences.push((String::new(), LockDifference::NoManifest { candidate }));
-                continue;
-            };
-            let found = Self::files_read(&self.graph.only(std::slice::from_ref(&node.id)), &report);
-            let told = engine_differences(&engines_of(manifest), &self.engines_used(manifest))
-                .into_iter()
-                .chain(file_differences(&files_of(manifest), &found, &|_| true));
-            differences.extend(told.map(|difference| (name.clone(), difference)));
-        }
-        Ok(differences)
-    }
-
-    fn candidates(&self) -> impl Iterator<Item = &Node> {
-        self.graph
-            .nodes()
-            .filter(|node| matches!(node.work, Work::Promote { .. }))
-    }
-
-    /// Returns this program's engines, as far as a manifest's actions name one for the same use.
-    fn engines_used(&self, manifest: &Manifest) -> BTreeMap<String, LockedEngine> {
-        let used = engines_of(manifest);
-        let engines = [&self.quantizer, &self.evaluator].into_iter().map(locked_engine);
-        engines.filter(|(role, _)| used.contains_key(role)).collect()
-    }
-
-    fn files_read(graph: &Graph, report: &Report) -> Files {
-        let mut files = Files::new();
-        for node in readers(graph) {
-            let read = report.outcomes.get(&node.id).map(|outcome| &outcome.files);
-            for file in read.into_iter().flatten() {
-                let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                insert(&mut files, node.id.to_string(), &name, file.digest);
-            }
-        }
-        files
-    }
 }
 
 /// Returns the nodes that read files.
-fn readers(graph: &Graph) -> impl Iterator<Item = &Node> {
+pub(super) fn readers(graph: &Graph) -> impl Iterator<Item = &Node> {
     graph.nodes().filter(|node| node.reads_files())
-}
-
-/// Adds a file by its name; a second one of the name gets a number.
-fn insert(files: &mut Files, node: String, name: &str, digest: BlobDigest) {
-    let mut key = (node, name.to_owned());
-    let mut count = 1;
-    while files.contains_key(&key) {
-        count += 1;
-        key.1 = format!("{name} ({count})");
-    }
-    files.insert(key, digest);
-}
-
-fn files_of(manifest: &Manifest) -> Files {
-    let mut files = Files::new();
-    for source in &manifest.predicate.build_definition.resolved_dependencies {
-        let hash = source.digest.get("blake3").and_then(|hash| hash.parse().ok());
-        let len = source.annotations.get("bytes").and_then(|len| len.parse().ok());
-        if let (Some(hash), Some(len)) = (hash, len) {
-            let node = source.annotations.get("node").cloned().unwrap_or_default();
-            insert(&mut files, node, &source.name, BlobDigest { hash, len });
-        }
-    }
-    files
-}
-
-/// Returns the engines that a manifest's actions name, by what they are used for.
-fn engines_of(manifest: &Manifest) -> BTreeMap<String, LockedEngine> {
-    let used = super::reproduce::engines_used(manifest);
-    used.iter().map(locked_engine).collect()
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! writes what stands beside outputs.
 
 mod fresh;
+mod frozen;
 mod lock;
 pub mod names;
 mod record;
@@ -244,7 +245,8 @@ impl Session {
         if let Some(no_room) = room.refused() {
             return Err(SessionError::NoRoom(no_room));
         }
-        report.kept = run.keep_failed(&self.settings, &report.failures);
+        let document = |id: &NodeId| record::document_of(self, &env, &report, id);
+        report.kept = run.keep_failed(&self.settings, &report.failures, &document);
         for (node, path) in &report.kept {
             observer.event(&Event::StepKept {
                 step: node.to_string(),

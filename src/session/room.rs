@@ -2,6 +2,7 @@
 //! to run first, and again whenever more of the plan is known.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 use std::path::PathBuf;
@@ -19,9 +20,14 @@ use crate::graph::Work;
 use crate::plan;
 use crate::plan::Status;
 use crate::policy::ModelFacts;
+use crate::recipe::SourceName;
+use crate::recipe::Step;
+use crate::recipe::StepBody;
+use crate::recipe::StepId;
 use crate::report::words;
 use crate::step;
 use crate::step::Env;
+use crate::step::Inputs;
 use crate::step::output;
 
 /// What must stay free besides: results, records and manifests are small, and a disk that is full to the last byte serves
@@ -126,10 +132,11 @@ impl<'s> Check<'s> {
 impl Session {
     /// Returns what every step would write, as far as it can be told, and how many steps cannot be told yet.
     fn needs(&self, env: &Env<'_>) -> (Vec<Need>, usize) {
-        let plan = plan::plan(&self.graph, env);
+        let (plan, known) = plan::survey(&self.graph, env);
         let mut needs = Vec::new();
         let mut unknown = 0;
         let mut headers = Headers::default();
+        let mut references = BTreeSet::new();
         for (node, entry) in self.graph.nodes().zip(plan.entries) {
             match entry.status {
                 Status::Hit { .. } => {}
@@ -146,10 +153,12 @@ impl Session {
                     if need.store + need.out + need.passing > 0 {
                         needs.push(need);
                     }
+                    needs.extend(self.reference(node, &known, env, &mut headers, &mut references));
                 }
                 Status::Unknown { .. } => {
                     unknown += 1;
                     needs.extend(self.foreseen(node, env, &mut headers));
+                    needs.extend(self.reference(node, &known, env, &mut headers, &mut references));
                 }
                 Status::Failed { .. } => unknown += 1,
             }
@@ -158,38 +167,94 @@ impl Session {
     }
 }
 
-/// What the headers of source models say, by path: each is read once.
-type Headers = BTreeMap<PathBuf, Option<ModelFacts>>;
+/// What the header of a source model says.
+struct Header {
+    facts: Option<ModelFacts>,
+    /// How many tokens it knows.
+    vocabulary: Option<u64>,
+}
+
+/// What the headers of source models say, by path: each is read once. Nothing of one that cannot be read.
+type Headers = BTreeMap<PathBuf, Option<Header>>;
 
 impl Session {
+    fn header<'h>(&self, model: &SourceName, env: &Env<'_>, headers: &'h mut Headers) -> Option<&'h Header> {
+        let source = self.graph.node(&NodeId::Source(model.as_str().to_owned()))?;
+        let Work::Source(source) = &source.work else {
+            return None;
+        };
+        let path = env.source_path(source);
+        let read = |path: &Path| {
+            let model = gguf::Model::open(path).ok()?;
+            let tensors = model.tensors().iter().map(|tensor| (&tensor.info).into());
+            Some(Header {
+                facts: ModelFacts::from_metadata(model.metadata(), tensors.collect()).ok(),
+                vocabulary: model.metadata().get_array_len("tokenizer.ggml.tokens"),
+            })
+        };
+        headers.entry(path).or_insert_with_key(|path| read(path)).as_ref()
+    }
+
     /// Returns what a candidate would write at the least that waits for other steps: told from the header of its source and
     /// its policy. Nothing where its file is there already, for it may well turn out to be the right one.
     fn foreseen(&self, node: &Node, env: &Env<'_>, headers: &mut Headers) -> Option<Need> {
         let Work::Promote { step, policy } = &node.work else {
             return None;
         };
-        let path = output::path(env, &format!("{}.gguf", step.id.label())).ok()?;
-        if fs::exists(&path).unwrap_or(true) {
+        if is_there(&step.id, env) {
             return None;
         }
-        let source = self.graph.node(&NodeId::Source(policy.model.as_str().to_owned()))?;
-        let Work::Source(source) = &source.work else {
-            return None;
-        };
-        let path = env.path(&source.path.resolved);
-        let facts = headers.entry(path.clone()).or_insert_with(|| {
-            let model = gguf::Model::open(&path).ok()?;
-            let tensors = model.tensors().iter().map(|tensor| (&tensor.info).into());
-            ModelFacts::from_metadata(model.metadata(), tensors.collect()).ok()
-        });
-        let bytes = step::policy::foresee(policy, facts.as_ref()?)?;
+        let facts = self.header(&policy.model, env, headers)?.facts.as_ref()?;
         Some(Need {
             step: node.id.to_string(),
             store: 0,
-            out: bytes,
+            out: step::policy::foresee(policy, facts)?,
             passing: 0,
         })
     }
+
+    /// Returns what an evaluation would add to the reference's log-probabilities; `counted` are those that others before it
+    /// add. Nothing where the candidate is yet to be told and its file is there: it may be the one that was measured.
+    fn reference(
+        &self,
+        node: &Node,
+        known: &Inputs,
+        env: &Env<'_>,
+        headers: &mut Headers,
+        counted: &mut BTreeSet<String>,
+    ) -> Option<Need> {
+        let Work::Eval { step, candidate } = &node.work else {
+            return None;
+        };
+        let StepBody::Eval(eval) = &step.body else { return None };
+        if known.step(candidate).is_err() && is_there(candidate, env) {
+            return None;
+        }
+        let vocabulary = self.header(&eval.reference, env, headers)?.vocabulary?;
+        let corpus = self.graph.node(&NodeId::Step(eval.corpus.clone()))?;
+        let Work::Step(Step {
+            body: StepBody::Corpus(texts),
+            ..
+        }) = &corpus.work
+        else {
+            return None;
+        };
+        let blocks = step::eval::foresee(node, known, env, vocabulary, (corpus, texts)).ok()?;
+        let new = blocks.into_iter().filter(|(name, _)| counted.insert(name.clone()));
+        let bytes: u64 = new.map(|(_, bytes)| bytes).sum();
+        (bytes > 0).then(|| Need {
+            step: node.id.to_string(),
+            store: bytes,
+            out: 0,
+            passing: 0,
+        })
+    }
+}
+
+/// Says whether a candidate's file is there, as far as can be told.
+fn is_there(candidate: &StepId, env: &Env<'_>) -> bool {
+    let path = output::path(env, &format!("{}.gguf", candidate.label()));
+    path.is_ok_and(|path| fs::exists(&path).unwrap_or(true))
 }
 
 /// Returns the first file system that has too little room for the needs.
@@ -215,7 +280,13 @@ fn no_room(needs: &[Need], unknown: usize, env: &Env<'_>) -> Option<NoRoom> {
     }
     disks.into_values().find_map(|(path, steps)| {
         let needed: u64 = steps.values().sum();
-        let found = fs::free_space(&path).ok()?;
+        // What is being written now is part of what its step needs, and takes its room already.
+        let unfinished = if device(&path) == device(store) {
+            env.store.unfinished()
+        } else {
+            0
+        };
+        let found = fs::free_space(&path).ok()?.saturating_add(unfinished);
         let mut steps: Vec<(String, u64)> = steps.into_iter().filter(|(_, bytes)| *bytes > 0).collect();
         steps.sort_by(|a, b| (b.1, &a.0).cmp(&(a.1, &b.0)));
         (needed > 0 && found < needed.saturating_add(RESERVE)).then_some(NoRoom {

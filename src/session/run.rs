@@ -171,22 +171,37 @@ impl<'a> Run<'a> {
     }
 
     /// Keeps what each failed step left behind, with a script that repeats just that step; returns the scripts. A gate
-    /// that judged is no step that failed to run.
-    pub(super) fn keep_failed(&self, settings: &Settings, failures: &[Failure]) -> BTreeMap<NodeId, PathBuf> {
+    /// that judged is no step that failed to run. `document` returns a step's action, if that could be told.
+    ///
+    /// Half-written files are not kept: a step commits its parts (a tensor, a block of chunks, a text's tokens) one by one, so
+    /// whoever repeats it goes on where it failed, and what it was writing then is made of those parts in moments.
+    pub(super) fn keep_failed(
+        &self,
+        settings: &Settings,
+        failures: &[Failure],
+        document: &dyn Fn(&NodeId) -> Option<Vec<u8>>,
+    ) -> BTreeMap<NodeId, PathBuf> {
         let mut kept = BTreeMap::new();
         for failure in failures {
             if matches!(failure.error, StepError::Gate { .. }) {
                 continue;
             }
             let step = failure.node.to_string();
-            if let Ok(folder) = self.keep(settings, &step, &failure.error) {
+            let action = document(&failure.node);
+            if let Ok(folder) = self.keep(settings, &step, &failure.error, action.as_deref()) {
                 kept.insert(failure.node.clone(), folder);
             }
         }
         kept
     }
 
-    fn keep(&self, settings: &Settings, step: &str, error: &StepError) -> Result<PathBuf, crate::store::StoreError> {
+    fn keep(
+        &self,
+        settings: &Settings,
+        step: &str,
+        error: &StepError,
+        action: Option<&[u8]>,
+    ) -> Result<PathBuf, crate::store::StoreError> {
         let folder = self.store.failed_folder(&self.id(), step)?;
         let leave = |name: &str, bytes: &[u8]| self.store.leave(&folder, name, bytes);
         leave(AGAIN, again(&settings.again, step).as_bytes())?;
@@ -197,6 +212,9 @@ impl<'a> Run<'a> {
             source = cause.source();
         }
         leave("error.txt", text.as_bytes())?;
+        if let Some(action) = action {
+            leave("action.json", action)?;
+        }
         let log = self.state().logs.get(step).copied();
         if let Some(log) = log {
             leave("log.txt", &self.store.read(&log, 64 << 20)?)?;

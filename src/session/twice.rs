@@ -51,6 +51,8 @@ impl Session {
         env.twice = Some(Arc::clone(&twice));
         self.check_sources(&env)?;
         observer.event(&self.started());
+        // What the last build did stays on record.
+        let options = scheduler::Options { note: false, ..options };
         let report = scheduler::build(&self.graph, &env, options, &|| true, &mut |_| Vec::new());
         observer.event(&super::finished(&report));
         Ok(Compared {

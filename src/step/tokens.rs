@@ -1,5 +1,5 @@
-//! Texts as tokens, and tokens as blocks of chunks. A chunk is a window of `context` tokens; a block is some chunks that
-//! follow each other, the unit in which imatrices and figures are cached. What is left over after the last whole chunk of
+//! Texts as tokens, and tokens as blocks of chunks. A chunk is a window of `context` tokens; a block is some chunks,
+//! the unit in which imatrices and figures are cached. What is left over after the last whole chunk of
 //! a text is not used, as in `llama-imatrix` and `llama-perplexity`.
 
 use std::path::Path;
@@ -67,24 +67,9 @@ pub fn blocks(task: &Task<'_>, model: &Outcome, corpus: &Outcome, cut: Cut) -> R
     let document: Document = decode(env, "corpus", corpus.output("corpus")?)?;
     let path = model.files.first().map(|file| file.path.clone()).unwrap_or_default();
     let mut vocabulary = None;
-    let groups: Vec<&[SourceFile]> = match document.chunking {
-        Chunking::PerFile => corpus.files.chunks(1).collect(),
-        Chunking::Joined => vec![&corpus.files],
-    };
-    let most = usize::try_from(cut.chunks.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-    let mut pieces: Vec<Vec<Vec<i32>>> = Vec::new();
-    let mut left = match cut.take {
-        Take::First => most,
-        Take::Spread => usize::MAX,
-    };
-    let mut tokens_seen = 0;
-    for (at, group) in groups.into_iter().enumerate() {
-        let action = Action::Tokens(Tokens {
-            texts: group.iter().map(|file| file.digest).collect(),
-            tokenizer: model.output("tokenizer")?,
-            parse_special: document.parse_special,
-            engine: env.evaluator.fingerprint(),
-        });
+    let mut cutter = Cutter::new(cut);
+    for (at, group) in groups(&document, corpus).into_iter().enumerate() {
+        let action = action_of(group, model, &document, env)?;
         let reads: Vec<SourceFile> = group.iter().chain(&model.files).cloned().collect();
         let part = format!("text {at}");
         let performed = task.perform_part(&part, &action, &reads, |made| {
@@ -100,13 +85,97 @@ pub fn blocks(task: &Task<'_>, model: &Outcome, corpus: &Outcome, cut: Cut) -> R
             made.fact("bos", if vocabulary.add_bos() { vocabulary.bos() } else { -1 });
             Ok(())
         })?;
-        let outcome = Outcome::of(performed, Vec::new());
-        let bytes = env.store.read(&outcome.output("tokens")?, TEXT_CAP * 4)?;
-        let bos: i32 = outcome.fact("bos").parse().unwrap_or(-1);
-        tokens_seen += bytes.len() / 4;
+        cutter.add(&Outcome::of(performed, Vec::new()), env)?;
+    }
+    let tokens = cutter.tokens;
+    let blocks = cutter.blocks();
+    if blocks.is_empty() {
+        return Err(StepError::input_hint(
+            format!("the corpus has {tokens} tokens, less than one chunk of {}", cut.context),
+            "give it more text, or lower `context`",
+        ));
+    }
+    Ok(blocks)
+}
+
+/// Returns the blocks of a corpus if all of its texts were read as tokens before: nothing is read as tokens now.
+pub fn known_blocks(
+    env: &Env<'_>,
+    model: &Outcome,
+    corpus: &Outcome,
+    cut: Cut,
+) -> Result<Option<Vec<Block>>, StepError> {
+    let document: Document = decode(env, "corpus", corpus.output("corpus")?)?;
+    let mut cutter = Cutter::new(cut);
+    for group in groups(&document, corpus) {
+        let key = action_of(group, model, &document, env)?.digest();
+        let Some(result) = env.store.lookup(&key)? else {
+            return Ok(None);
+        };
+        let outcome = Outcome {
+            key,
+            result,
+            ran: false,
+            files: Vec::new(),
+        };
+        cutter.add(&outcome, env)?;
+    }
+    Ok(Some(cutter.blocks()))
+}
+
+/// Returns the texts that are each read as tokens in one piece.
+fn groups<'c>(document: &Document, corpus: &'c Outcome) -> Vec<&'c [SourceFile]> {
+    match document.chunking {
+        Chunking::PerFile => corpus.files.chunks(1).collect(),
+        Chunking::Joined => vec![&corpus.files],
+    }
+}
+
+fn action_of(group: &[SourceFile], model: &Outcome, document: &Document, env: &Env<'_>) -> Result<Action, StepError> {
+    Ok(Action::Tokens(Tokens {
+        texts: group.iter().map(|file| file.digest).collect(),
+        tokenizer: model.output("tokenizer")?,
+        parse_special: document.parse_special,
+        engine: env.evaluator.fingerprint(),
+    }))
+}
+
+/// Cuts tokens into blocks, text by text.
+struct Cutter {
+    cut: Cut,
+    /// How many chunks more there may be.
+    left: usize,
+    /// The tokens of all texts.
+    tokens: usize,
+    /// The chunks of each text.
+    texts: Vec<Vec<Vec<i32>>>,
+}
+
+impl Cutter {
+    fn new(cut: Cut) -> Self {
+        Self {
+            cut,
+            left: match cut.take {
+                Take::First => Self::most(cut),
+                // Which of them are taken depends on how many there are.
+                Take::Spread => usize::MAX,
+            },
+            tokens: 0,
+            texts: Vec::new(),
+        }
+    }
+
+    fn most(cut: Cut) -> usize {
+        usize::try_from(cut.chunks.unwrap_or(u64::MAX)).unwrap_or(usize::MAX)
+    }
+
+    fn add(&mut self, text: &Outcome, env: &Env<'_>) -> Result<(), StepError> {
+        let bytes = env.store.read(&text.output("tokens")?, TEXT_CAP * 4)?;
+        let bos: i32 = text.fact("bos").parse().unwrap_or(-1);
+        self.tokens += bytes.len() / 4;
         let mut chunks = Vec::new();
-        for chunk in bytes.chunks_exact(cut.context as usize * 4) {
-            if left == 0 {
+        for chunk in bytes.chunks_exact(self.cut.context as usize * 4) {
+            if self.left == 0 {
                 break;
             }
             let mut chunk = decode_tokens(chunk);
@@ -115,35 +184,30 @@ pub fn blocks(task: &Task<'_>, model: &Outcome, corpus: &Outcome, cut: Cut) -> R
                 chunk[0] = bos;
             }
             chunks.push(chunk);
-            left -= 1;
+            self.left -= 1;
         }
-        pieces.push(chunks);
+        self.texts.push(chunks);
+        Ok(())
     }
-    let block = cut.block.max(1) as usize;
-    let blocks: Vec<Block> = match cut.take {
-        Take::First => pieces
-            .iter()
-            .flat_map(|chunks| chunks.chunks(block))
-            .map(|chunks| Block::of(chunks.to_vec()))
-            .collect(),
-        Take::Spread => {
-            let all: Vec<Vec<i32>> = pieces.into_iter().flatten().collect();
-            let taken: Vec<usize> = spread(all.len(), most).collect();
-            deal(&taken, block)
-                .map(|dealt| Block::of(dealt.map(|at| all[at].clone()).collect()))
-                .collect()
+
+    fn blocks(self) -> Vec<Block> {
+        let block = self.cut.block.max(1) as usize;
+        match self.cut.take {
+            Take::First => self
+                .texts
+                .iter()
+                .flat_map(|chunks| chunks.chunks(block))
+                .map(|chunks| Block::of(chunks.to_vec()))
+                .collect(),
+            Take::Spread => {
+                let all: Vec<Vec<i32>> = self.texts.into_iter().flatten().collect();
+                let taken: Vec<usize> = spread(all.len(), Self::most(self.cut)).collect();
+                deal(&taken, block)
+                    .map(|dealt| Block::of(dealt.map(|at| all[at].clone()).collect()))
+                    .collect()
+            }
         }
-    };
-    if blocks.is_empty() {
-        return Err(StepError::input_hint(
-            format!(
-                "the corpus has {tokens_seen} tokens, less than one chunk of {}",
-                cut.context
-            ),
-            "give it more text, or lower `context`",
-        ));
     }
-    Ok(blocks)
 }
 
 /// Returns `most` of so many places, as far from each other as they can be.

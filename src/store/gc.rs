@@ -2,6 +2,8 @@
 //! everything again in the moment it removes it. `docs/design-notes.md`, "Collecting while builds live", says why neither a
 //! live build nor a pinned manifest loses anything.
 
+mod run;
+
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::collections::HashSet;
@@ -11,22 +13,17 @@ use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use crate::action::ActionResult;
-use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::digest::Hash;
-use crate::fs;
 use crate::fs::FileKind;
 use crate::fs::FileLock;
 use crate::store::Lease;
-use crate::store::Removal;
 use crate::store::Store;
 use crate::store::StoreError;
 use crate::store::layout;
 use crate::store::survey::FoundResult;
 use crate::store::survey::room;
 
-/// How many things are removed between two looks of others.
-const BATCH: usize = 128;
 /// How long what was found damaged is kept for a look.
 const QUARANTINE: Duration = Duration::from_hours(7 * 24);
 /// How long the note of a removed result is kept.
@@ -424,116 +421,6 @@ impl Store {
             total += files.iter().map(|file| room(file.stamp.size)).sum::<u64>();
         }
         Ok(total)
-    }
-
-    /// Carries a plan out. `progress` is told how many things are done, and of how many.
-    pub fn gc_run(&self, plan: GcPlan, progress: &dyn Fn(u64, u64)) -> Result<GcDone, StoreError> {
-        let all =
-            (plan.results.len() + plan.blobs.len() + plan.lent.len() + plan.files.len() + plan.books.len()) as u64;
-        let mut done = GcDone::default();
-        let tell = |done: &GcDone| progress(done.results + done.files + done.spared, all);
-        for batch in plan.results.chunks(BATCH) {
-            self.collect_results(batch, plan.horizon, &mut done)?;
-            tell(&done);
-        }
-        // Looked at after the results went: a build may have committed one since that names a blob of the plan.
-        let mut named: HashSet<Hash> = HashSet::new();
-        for found in self.all_results()? {
-            named.extend(distinct(&found.result));
-        }
-        let none = Wish::default();
-        named.extend(self.roots(&none, &[])?.blobs);
-        let blobs: Vec<Hash> = plan.blobs.into_iter().filter(|hash| !named.contains(hash)).collect();
-        for batch in blobs.chunks(BATCH) {
-            self.collect_blobs(batch, plan.horizon, false, &mut done)?;
-            tell(&done);
-        }
-        for batch in plan.lent.chunks(BATCH) {
-            self.collect_blobs(batch, plan.horizon, true, &mut done)?;
-            tell(&done);
-        }
-        for path in &plan.files {
-            if let Some(facts) = fs::facts(path)?.filter(|facts| facts.kind != FileKind::Directory)
-                && fs::remove_file(path)?
-            {
-                done.files += 1;
-                done.room += room(facts.stamp.size);
-            }
-        }
-        for name in &plan.books {
-            if self.book(name)?.is_some_and(|(_, book)| !book.holds()) {
-                self.remove_book(name)?;
-                done.files += 1;
-            }
-        }
-        tell(&done);
-        Ok(done)
-    }
-
-    fn collect_results(
-        &self,
-        batch: &[(FoundResult, Cause)],
-        horizon: i64,
-        done: &mut GcDone,
-    ) -> Result<(), StoreError> {
-        let trash = self.scratch()?;
-        let mut spared: Vec<ActionDigest> = Vec::new();
-        for (found, cause) in batch {
-            let why = match cause {
-                Cause::Incomplete => Removal::Incomplete,
-                Cause::Age => Removal::Age,
-                _ => Removal::Room,
-            };
-            self.bury(&found.key, &found.result, since(found.last_used()), why)?;
-        }
-        {
-            let _sweeping = self.sweeping()?;
-            let used_now = self.used_by_leases()?;
-            for (number, (found, _)) in batch.iter().enumerate() {
-                let path = self.shard(layout::ACTIONS, found.key.hash());
-                let now = fs::facts(&path)?;
-                // Only the very result that was looked at, and only if nobody has used it since.
-                let idle = now.is_some_and(|now| now.stamp.mtime_ns == found.used && found.used < horizon);
-                let idle = idle && !used_now.contains(found.key.hash());
-                if idle {
-                    fs::rename(&path, &trash.path().join(number.to_string()))?;
-                    done.results += 1;
-                } else {
-                    spared.push(found.key);
-                }
-            }
-        }
-        for key in spared {
-            self.unbury(&key)?;
-            done.spared += 1;
-        }
-        Ok(())
-    }
-
-    /// Removes blobs that nobody has used since the horizon; with `lent`, only those that a file lends.
-    fn collect_blobs(&self, batch: &[Hash], horizon: i64, lent: bool, done: &mut GcDone) -> Result<(), StoreError> {
-        let trash = self.scratch()?;
-        let _sweeping = self.sweeping()?;
-        for hash in batch {
-            let path = self.shard(layout::CAS, hash);
-            let Some(facts) = fs::facts(&path)?.filter(|facts| facts.kind != FileKind::Directory) else {
-                continue;
-            };
-            let digest = BlobDigest {
-                hash: *hash,
-                len: facts.stamp.size,
-            };
-            // What is being taken back from a file that is about to be replaced is marked, too.
-            if facts.stamp.mtime_ns < horizon && (!lent || self.is_lent(&digest)?) {
-                // A rename takes a moment however large it is; what it takes to free it is done when nobody waits.
-                fs::rename(&path, &trash.path().join(hash.to_string()))?;
-                done.files += 1;
-                done.room += room(facts.stamp.size);
-            } else {
-                done.spared += 1;
-            }
-        }
-        Ok(())
     }
 }
 

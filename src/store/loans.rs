@@ -267,6 +267,13 @@ impl Store {
         Ok(self.lenders(digest)?.iter().any(|(book, _)| book.holds()))
     }
 
+    /// Returns a file outside the store that holds the blob, as far as can be told without reading.
+    pub(super) fn lender(&self, digest: &BlobDigest) -> Result<Option<PathBuf>, StoreError> {
+        let lenders = self.lenders(digest)?;
+        let holding = lenders.iter().find(|(book, _)| book.holds());
+        Ok(holding.map(|(book, _)| PathBuf::from(&book.path)))
+    }
+
     /// Opens a blob in a file outside the store, if one holds it.
     pub(super) fn open_lent(&self, digest: &BlobDigest) -> Result<Option<Lent>, StoreError> {
         for (book, start) in self.lenders(digest)? {

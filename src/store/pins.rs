@@ -1,7 +1,11 @@
 //! Pins: `manifests-v1/<BLAKE3 of a manifest>`. While a manifest is pinned, every action that it names, and every blob, is
-//! kept whatever is collected.
+//! kept whatever is collected. Tensors that an output lends stay where they are: a second copy of them would double what a
+//! candidate takes, and a pin is to be cheap. So it says how much that is, and of which file.
 
+use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::path::Path;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use serde::Deserialize;
@@ -54,6 +58,8 @@ pub struct Pinned {
     pub kept: usize,
     /// Actions of the manifest whose result is not there (any more), or has lost a blob.
     pub gone: usize,
+    /// How many bytes of what is kept only files outside the store hold, by file: a pin does not keep those files.
+    pub borrowed: BTreeMap<PathBuf, u64>,
 }
 
 /// The part of a manifest that says what it is of.
@@ -119,10 +125,19 @@ impl Store {
             again,
             kept: 0,
             gone: 0,
+            borrowed: BTreeMap::new(),
         };
+        let mut seen = HashSet::new();
         for key in actions_of(manifest) {
             match self.find(&key)? {
-                Lookup::Hit(_) => {
+                Lookup::Hit(result) => {
+                    for digest in result.outputs.values().filter(|digest| seen.insert(**digest)) {
+                        if self.own_blob(digest)?.is_none()
+                            && let Some(lender) = self.lender(digest)?
+                        {
+                            *pinned.borrowed.entry(lender).or_default() += digest.len;
+                        }
+                    }
                     // The lease ends before a collector does that made its plan before there was a pin.
                     fs::set_modified(&self.shard(layout::ACTIONS, key.hash()), Self::mark_time(start))?;
                     pinned.kept += 1;

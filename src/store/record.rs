@@ -27,7 +27,7 @@ const LAST: &str = "last";
 const EARLIER: &str = "earlier";
 const VERSION: u64 = 1;
 const FRESH: &str = "fresh";
-const FRESH_VERSION: u64 = 1;
+const FRESH_VERSION: u64 = 2;
 const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
 /// A table of a thousand candidates needs two thousand nodes.
 const CAP: u64 = 16 << 20;
@@ -151,17 +151,17 @@ impl Store {
         publish(temp, &path, Durability::Fast)
     }
 
-    /// Returns the note of a build that found everything done; nothing where that cannot be read.
-    pub fn fresh(&self, name: &Hash) -> Option<String> {
+    /// Reads the note of a build that found everything done; nothing where that cannot be read.
+    pub fn fresh<T>(&self, name: &Hash, read: impl FnOnce(&str) -> Option<T>) -> Option<T> {
         let name = name.to_string();
         let path = self.root().join(layout::RUNS).join(FRESH).join(&name);
         let (bytes, _) = fs::read_plain(&path, sealed::CAP).ok()?;
-        Some(sealed::unseal(FRESH, FRESH_VERSION, &name, &bytes).ok()?.to_owned())
+        read(sealed::unseal(FRESH, FRESH_VERSION, &name, &bytes).ok()?)
     }
 
     /// Notes that a build found everything done, unless the same is noted already. `text` is one line.
     pub fn note_fresh(&self, name: &Hash, text: &str) -> Result<(), StoreError> {
-        if self.fresh(name).as_deref() == Some(text) {
+        if self.fresh(name, |noted| Some(noted == text)) == Some(true) {
             return Ok(());
         }
         let name = name.to_string();

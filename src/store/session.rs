@@ -71,6 +71,19 @@ impl Session {
     }
 }
 
+impl Store {
+    /// Returns how many bytes of blobs this process has written that are not finished yet, as far as can be told.
+    pub fn unfinished(&self) -> u64 {
+        let Some(live) = self.inner.session.live.get() else {
+            return 0;
+        };
+        let entries = fs::list(&live.dir).unwrap_or_default();
+        let files = entries.iter().filter(|entry| !entry.is_dir);
+        let facts = files.filter_map(|file| fs::facts(&live.dir.join(&file.name)).ok().flatten());
+        facts.map(|facts| facts.allocated).sum()
+    }
+}
+
 /// Removes what dead processes left.
 pub(super) fn sweep(tmp: &Path) -> Result<(), StoreError> {
     for entry in fs::list(tmp)? {

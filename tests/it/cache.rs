@@ -294,6 +294,36 @@ fn nothing_that_a_live_build_uses_is_collected() {
 }
 
 #[test]
+fn a_pin_says_what_lies_in_an_output_only() {
+    let forge = project();
+    build_well(&forge, "out");
+    let borrowed = |line: &serde_json::Value| line["borrowed"].as_u64().unwrap();
+    let pinned = json(&forge, &["cache", "pin", "out/c0.gguf"]);
+    let size = std::fs::metadata(forge.path("out/c0.gguf")).unwrap().len();
+    let before = borrowed(&pinned[0]);
+    assert!((1..size).contains(&before), "{pinned:?}");
+    let said = forge.run(&["cache", "pin", "out/c0.gguf"]).success().stderr;
+    let place = forge.path("out/c0.gguf");
+    assert!(
+        said.contains(&format!("are tensors in `{}`", place.display())),
+        "{said}"
+    );
+    // With the file goes what it alone lent.
+    std::fs::remove_file(&place).unwrap();
+    let pinned = json(&forge, &["cache", "pin", "out/c0.gguf.manifest.json"]);
+    assert!(borrowed(&pinned[0]) < before, "{pinned:?}");
+    assert!(pinned[0]["gone"].as_u64().unwrap() > 0, "{pinned:?}");
+    // A store that borrows nothing keeps all.
+    let own = project();
+    own.write("forge.toml", "[cache]\nborrow = false\n");
+    build_well(&own, "out");
+    assert_eq!(borrowed(&json(&own, &["cache", "pin", "out/c0.gguf"])[0]), 0);
+    std::fs::remove_file(own.path("out/c0.gguf")).unwrap();
+    let pinned = json(&own, &["cache", "pin", "out/c0.gguf.manifest.json"]);
+    assert_eq!(pinned[0]["gone"], 0, "{pinned:?}");
+}
+
+#[test]
 fn pins_are_listed_and_let_go() {
     let forge = project();
     build_well(&forge, "out");

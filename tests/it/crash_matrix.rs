@@ -14,6 +14,7 @@ use crate::cache_small::candidates;
 use crate::cache_small::ran;
 use crate::small;
 use crate::small::Random;
+use crate::small::SmallDisk;
 use crate::small::committed;
 use crate::small::number_from;
 use crate::support::Forge;
@@ -323,23 +324,10 @@ fn a_collection_killed_at_any_call_removes_nothing_by_halves() {
 fn a_disk_that_is_really_full_is_told_before_and_leaves_nothing() {
     let forge = cache_small::project();
     let mount = forge.path("small-disk");
-    std::fs::create_dir(&mount).unwrap();
     // As large as a store without anything in it, and a bit.
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=3m", "tmpfs"])
-        .arg(&mount)
-        .output();
-    if !mounted.is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIPPED: no file system can be mounted here");
+    let Some(_disk) = SmallDisk::mount(&mount, "3m") else {
         return;
-    }
-    struct Unmount<'p>(&'p Path);
-    impl Drop for Unmount<'_> {
-        fn drop(&mut self) {
-            let _ = Command::new("umount").arg(self.0).status();
-        }
-    }
-    let _unmount = Unmount(&mount);
+    };
     cache_small::write_model(&forge, 16_384);
     let project = forge.with_store(&mount.join("store"));
     let run = project

@@ -1,5 +1,6 @@
 //! The note of a build that found everything done: believed while nothing has changed, and never after anything has.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -39,6 +40,22 @@ fn answer(forge: &Forge) -> Option<usize> {
 
 type Change = fn(&Forge);
 
+/// Returns where the store keeps what the record of some step has a hash of in this field.
+fn of_a_step(forge: &Forge, field: &str, directory: &str) -> PathBuf {
+    let mut records = std::fs::read_dir(forge.store().join("runs-v1/last")).unwrap();
+    let record = std::fs::read_to_string(records.next().unwrap().unwrap().path()).unwrap();
+    let hash = record.split(&format!("\"{field}\":\"")).nth(1).unwrap();
+    forge.store().join(directory).join(&hash[..2]).join(&hash[2..64])
+}
+
+fn blob_of_a_step(forge: &Forge) -> PathBuf {
+    of_a_step(forge, "document", "cas-v1")
+}
+
+fn result_of_a_step(forge: &Forge) -> PathBuf {
+    of_a_step(forge, "action", "actions-v1")
+}
+
 /// What a build must look into, each by itself.
 const CHANGES: &[(&str, Change)] = &[
     ("a source edited in place, size and time put back", |forge| {
@@ -71,11 +88,28 @@ const CHANGES: &[(&str, Change)] = &[
         forge.write("out/small/metrics.md", "nothing");
     }),
     ("a blob of a step gone", |forge| {
-        let last = std::fs::read_dir(forge.store().join("runs-v1/last")).unwrap();
-        let last = std::fs::read_to_string(last.map(|entry| entry.unwrap().path()).next().unwrap()).unwrap();
-        let digest = last.split("\"document\":\"").nth(1).unwrap();
-        std::fs::remove_file(forge.store().join("cas-v1").join(&digest[..2]).join(&digest[2..64])).unwrap();
+        std::fs::remove_file(blob_of_a_step(forge)).unwrap();
     }),
+    ("a result replaced by another file with the same bytes", |forge| {
+        let result = result_of_a_step(forge);
+        let copy = forge.path("copy");
+        std::fs::copy(&result, &copy).unwrap();
+        std::fs::rename(copy, result).unwrap();
+    }),
+    (
+        "a file of the store cut short in a folder that changed meanwhile",
+        |forge| {
+            let blob = blob_of_a_step(forge);
+            std::fs::set_permissions(&blob, PermissionsExt::from_mode(0o644)).unwrap();
+            std::fs::OpenOptions::new()
+                .write(true)
+                .open(&blob)
+                .unwrap()
+                .set_len(1)
+                .unwrap();
+            std::fs::write(blob.with_file_name("new"), b"").unwrap();
+        },
+    ),
     ("a source gone", |forge| {
         std::fs::remove_file(forge.path("model.gguf")).unwrap();
     }),
@@ -114,6 +148,26 @@ fn a_note_is_believed_while_nothing_has_changed_and_never_after() {
         change(forge);
         assert_eq!(answer(forge), None, "{what}");
     });
+}
+
+#[test]
+fn what_others_add_to_the_store_leaves_a_note_as_it_is() {
+    let forge = project();
+    build_well(&forge, &[]);
+    std::thread::sleep(forge::store::GRAIN + Duration::from_millis(100));
+    build_well(&forge, &[]);
+    let steps = answer(&forge);
+    assert!(steps.is_some());
+    for directory in ["cas-v1", "actions-v1"] {
+        for shard in std::fs::read_dir(forge.store().join(directory)).unwrap() {
+            std::fs::write(shard.unwrap().path().join("new"), b"").unwrap();
+        }
+    }
+    assert_eq!(answer(&forge), steps);
+    // Then every file is looked at.
+    let blob = blob_of_a_step(&forge);
+    std::fs::set_permissions(&blob, PermissionsExt::from_mode(0o644)).unwrap();
+    assert_eq!(answer(&forge), None, "its ctime");
 }
 
 #[test]

@@ -159,3 +159,31 @@ fn without_a_lock_the_manifests_in_the_output_folder_are_asked() {
     let run = forge.run(&["build", "--frozen", "-j", "1"]).status(1);
     assert!(run.stderr.contains("`promote.a` has no manifest"), "{}", run.stderr);
 }
+
+#[test]
+fn without_a_lock_what_only_evaluations_read_is_held_against_the_last_build() {
+    let forge = globbed();
+    build_well(&forge, &[]);
+    let right = std::fs::read(forge.path("held-out.txt")).unwrap();
+    forge.write("held-out.txt", text("calibration-code.txt"));
+    let before = times(&forge.path("out/small"));
+    // Looking does not make the file that is there now the one of the last build.
+    let _ = forge.run(&["check", "--twice", "corpus.held-out", "-j", "1"]).success();
+    for _ in 0..2 {
+        let run = forge.run(&["build", "--frozen", "-j", "1"]).status(1);
+        let told = "the last build: `held-out.txt` of `corpus.held-out` is ";
+        assert!(run.stderr.contains(told), "{}", run.stderr);
+        assert_eq!(run.stderr.matches("error[").count(), 1, "{}", run.stderr);
+    }
+    assert_eq!(times(&forge.path("out/small")), before, "nothing was built");
+    // Candidates alone do not read it.
+    let candidate = ["build", "--frozen", "-j", "1", "recipe.toml", "promote.a"];
+    let _ = forge.run(&candidate).success();
+    forge.write("held-out.txt", right);
+    let _ = forge.run(&["build", "--frozen", "-j", "1"]).success();
+    // Nothing can be said where nothing is on record.
+    std::fs::remove_dir_all(forge.store().join("runs-v1")).unwrap();
+    let run = forge.run(&["build", "--frozen", "-j", "1"]).status(1);
+    let told = "no build on record says what `corpus.held-out` was";
+    assert!(run.stderr.contains(told), "{}", run.stderr);
+}

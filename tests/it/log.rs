@@ -132,6 +132,9 @@ fn a_failed_step_leaves_a_script_that_repeats_it() {
     assert!(error.starts_with("step `eval.quality/small-Q4_0` failed: "), "{error}");
     assert!(error.contains("at least 2 chunks"), "{error}");
     assert!(folder.join("log.txt").exists());
+    let action = std::fs::read(folder.join("action.json")).unwrap();
+    let action = forge::action::Action::parse(&action).unwrap();
+    assert_eq!(action.kind(), "eval");
     let again = |expected: i32| {
         let mut command = std::process::Command::new("sh");
         let output = command.arg(script).current_dir("/").env_clear().output().unwrap();

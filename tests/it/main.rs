@@ -41,6 +41,7 @@ mod property;
 mod readme;
 mod recipes;
 mod reproduce;
+mod room;
 mod schema;
 mod small;
 mod squared;

@@ -135,6 +135,33 @@ pub(crate) fn fill(forge: &Forge) {
     forge.recipe(RECIPE);
 }
 
+/// A disk with little room, while it lives.
+pub(crate) struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Makes a folder of that name and mounts a disk of that size (`3m`) there; `None`, and a word about it, where that is not
+    /// allowed.
+    pub(crate) fn mount(path: &Path, size: &str) -> Option<Self> {
+        std::fs::create_dir(path).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(path)
+            .output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            Some(Self(path.to_owned()))
+        } else {
+            eprintln!("SKIPPED: no file system can be mounted here");
+            None
+        }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
 /// The command of a build in one thread (the engine's threads spin where processors are few) that tells its events.
 pub(crate) fn build(forge: &Forge, args: &[&str]) -> Command {
     let mut all = vec!["build", "-j", "1", "--message-format", "json"];

@@ -115,6 +115,13 @@ pub(in crate::cli) struct Gc {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+A pin keeps what lies in the store. Tensors that the store borrows from an output are kept as long as that file stands
+unchanged: delete it, and they are quantized again when a build needs them. Where the store is to hold all of it by itself,
+forge.toml says so before the build:
+
+  [cache]
+  borrow = false")]
 pub(in crate::cli) struct Pin {
     /// A manifest, an output with its manifest beside it, or a run (its name in the store) with all its outputs
     #[arg(value_name = "MANIFEST|GGUF|RUN")]

@@ -41,6 +41,7 @@ pub(super) fn pin(args: &args::Pin, files: &Files, terminal: &Terminal) -> Resul
                 let mut told = facts(&pinned.pin);
                 told["kept"] = json!(pinned.kept);
                 told["gone"] = json!(pinned.gone);
+                told["borrowed"] = json!(pinned.borrowed.values().sum::<u64>());
                 line(terminal, "cache-pin", told);
                 continue;
             }
@@ -50,6 +51,13 @@ pub(super) fn pin(args: &args::Pin, files: &Files, terminal: &Terminal) -> Resul
                 pinned.pin.output,
                 words::count(pinned.kept as u64, "result")
             ));
+            for (lender, bytes) in &pinned.borrowed {
+                terminal.line(&format!(
+                    "forge: {} of that are tensors in `{}`: kept as long as it stands unchanged",
+                    words::bytes(*bytes),
+                    lender.display()
+                ));
+            }
             if pinned.gone > 0 {
                 let gone = words::count(pinned.gone as u64, "result");
                 let warning = Diagnostic::warning(format!("{gone} of it are not in the store (any more)"));

@@ -1,0 +1,220 @@
+//! What `--frozen` refuses: sources and engines that are not those of the lock file, or else of the manifests in the output
+//! folder and of the last build on record.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use super::Session;
+use super::SessionError;
+use super::lock::Files;
+use super::lock::Lock;
+use super::lock::LockDifference;
+use super::lock::LockError;
+use super::lock::LockedEngine;
+use super::lock::engine_differences;
+use super::lock::file_differences;
+use super::lock::locked_engine;
+use super::lock::readers;
+use crate::action::Action;
+use crate::digest::BlobDigest;
+use crate::digest::Fingerprint;
+use crate::engine::Identity;
+use crate::fs;
+use crate::graph::Graph;
+use crate::graph::Node;
+use crate::graph::NodeId;
+use crate::graph::Work;
+use crate::manifest;
+use crate::manifest::Manifest;
+use crate::observer::Observer;
+use crate::observer::Silent;
+use crate::scheduler;
+use crate::scheduler::Report;
+use crate::store::ReadFile;
+
+/// No action's document is longer.
+const ACTION_CAP: u64 = 16 << 20;
+
+/// What stands for the name of a manifest where none tells.
+const LAST_BUILD: &str = "the last build";
+
+impl Session {
+    /// Returns in what the sources and engines differ from a lock file. Files of steps that this session leaves out do not
+    /// count.
+    pub fn differs_from_lock(
+        &self,
+        lock: &Lock,
+        options: scheduler::Options,
+        observer: &dyn Observer,
+    ) -> Result<Vec<LockDifference>, LockError> {
+        let found = self.lock(options, observer)?;
+        let whole = Graph::of(&self.recipe).map_err(SessionError::from)?;
+        let here: BTreeSet<String> = readers(&self.graph).map(|node| node.id.to_string()).collect();
+        let all: BTreeSet<String> = readers(&whole).map(|node| node.id.to_string()).collect();
+        // What the lock names and the recipe has no more counts; what this session was not asked for does not.
+        let mut nodes: BTreeSet<String> = lock.source.iter().map(|source| source.node.clone()).collect();
+        nodes.retain(|node| !all.contains(node));
+        nodes.extend(here);
+        Ok(lock.differences(&found, Some(&nodes)))
+    }
+
+    /// Returns in what the sources and engines differ from those of the manifests in the output folder, each with the
+    /// name of the manifest. What only evaluations read no manifest tells of: it is held against the store's record of what
+    /// each step did last, and named `the last build`.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Nothing`] if there is no manifest at all.
+    pub fn differs_from_manifests(
+        &self,
+        options: scheduler::Options,
+        observer: &dyn Observer,
+    ) -> Result<Vec<(String, LockDifference)>, LockError> {
+        let mut manifests = BTreeMap::new();
+        let candidates: Vec<&Node> = self.candidates().collect();
+        for node in &candidates {
+            let NodeId::Step(id) = &node.id else { continue };
+            let name = format!("{}.gguf{}", id.label(), manifest::SUFFIX);
+            match fs::read_foreign(&self.settings.out.join(&name), manifest::CAP) {
+                Ok(bytes) => {
+                    let manifest =
+                        Manifest::parse(&bytes).map_err(|error| LockError::Malformed(format!("`{name}`: {error}")))?;
+                    manifests.insert(node.id.clone(), (name, manifest));
+                }
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if manifests.is_empty() {
+            return Err(LockError::Nothing);
+        }
+        let report = self.read_sources(options, observer)?;
+        let mut differences = Vec::new();
+        for node in candidates {
+            let Some((name, manifest)) = manifests.get(&node.id) else {
+                let candidate = node.id.to_string();
+                differences.push((String::new(), LockDifference::NoManifest { candidate }));
+                continue;
+            };
+            let found = Self::files_read(&self.graph.only(std::slice::from_ref(&node.id)), &report);
+            let told = engine_differences(&engines_of(manifest), &self.engines_used(manifest))
+                .into_iter()
+                .chain(file_differences(&files_of(manifest), &found, &|_| true));
+            differences.extend(told.map(|difference| (name.clone(), difference)));
+        }
+        let told = self.differs_from_record(&report).into_iter();
+        differences.extend(told.map(|difference| (LAST_BUILD.to_owned(), difference)));
+        Ok(differences)
+    }
+
+    /// Returns in what files that no candidate is made of, and the engine that evaluates, differ from what the store has on
+    /// record of the last build.
+    fn differs_from_record(&self, report: &Report) -> Vec<LockDifference> {
+        let candidates: Vec<NodeId> = self.candidates().map(|node| node.id.clone()).collect();
+        let told = self.graph.only(&candidates);
+        let silent = Silent;
+        let env = self.env(&silent);
+        let (mut before, mut now) = (Files::new(), Files::new());
+        let mut differences = Vec::new();
+        for node in readers(&self.graph).filter(|node| told.node(&node.id).is_none()) {
+            let name = node.id.to_string();
+            let Some(last) = self.store.last(&self.recipe.name, &name) else {
+                differences.push(LockDifference::NoRecord { node: name });
+                continue;
+            };
+            let files = |read: Vec<ReadFile>| {
+                let named = read.into_iter().map(|file| ((name.clone(), file.path), file.digest));
+                named.collect::<Files>()
+            };
+            before.extend(files(last.files));
+            let read = report.outcomes.get(&node.id).map(|outcome| env.named(&outcome.files));
+            now.extend(files(read.unwrap_or_default()));
+        }
+        differences.extend(file_differences(&before, &now, &|_| true));
+        differences.extend(self.evaluated_by_another());
+        differences
+    }
+
+    /// Returns in what the engine differs that made the figures on record. Manifests tell of an engine that calibrated, not of
+    /// one that only evaluated.
+    fn evaluated_by_another(&self) -> Vec<LockDifference> {
+        let now = BTreeMap::from([locked_engine(&self.evaluator)]);
+        let evaluations = self.graph.nodes().filter(|node| matches!(node.work, Work::Eval { .. }));
+        let others: BTreeSet<Fingerprint> = evaluations
+            .filter_map(|node| {
+                let last = self.store.last(&self.recipe.name, &node.id.to_string())?;
+                let document = self.store.read(&last.document, ACTION_CAP).ok()?;
+                match Action::parse(&document).ok()? {
+                    Action::Eval(eval) => Some(eval.engine),
+                    _ => None,
+                }
+            })
+            .filter(|engine| *engine != self.evaluator.fingerprint())
+            .collect();
+        let identity_of = |engine: &Fingerprint| serde_json::from_slice::<Identity>(&self.store.engine(engine)?).ok();
+        let told = others.iter().flat_map(|engine| {
+            let facts = identity_of(engine).map(|identity| identity.facts).unwrap_or_default();
+            let before = LockedEngine {
+                fingerprint: engine.to_string(),
+                facts,
+            };
+            engine_differences(&BTreeMap::from([(self.evaluator.role.clone(), before)]), &now)
+        });
+        told.collect()
+    }
+
+    fn candidates(&self) -> impl Iterator<Item = &Node> {
+        self.graph
+            .nodes()
+            .filter(|node| matches!(node.work, Work::Promote { .. }))
+    }
+
+    /// Returns this program's engines, as far as a manifest's actions name one for the same use.
+    fn engines_used(&self, manifest: &Manifest) -> BTreeMap<String, LockedEngine> {
+        let used = engines_of(manifest);
+        let engines = [&self.quantizer, &self.evaluator].into_iter().map(locked_engine);
+        engines.filter(|(role, _)| used.contains_key(role)).collect()
+    }
+
+    fn files_read(graph: &Graph, report: &Report) -> Files {
+        let mut files = Files::new();
+        for node in readers(graph) {
+            let read = report.outcomes.get(&node.id).map(|outcome| &outcome.files);
+            for file in read.into_iter().flatten() {
+                let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                insert(&mut files, node.id.to_string(), &name, file.digest);
+            }
+        }
+        files
+    }
+}
+
+/// Adds a file by its name; a second one of the name gets a number.
+fn insert(files: &mut Files, node: String, name: &str, digest: BlobDigest) {
+    let mut key = (node, name.to_owned());
+    let mut count = 1;
+    while files.contains_key(&key) {
+        count += 1;
+        key.1 = format!("{name} ({count})");
+    }
+    files.insert(key, digest);
+}
+
+fn files_of(manifest: &Manifest) -> Files {
+    let mut files = Files::new();
+    for source in &manifest.predicate.build_definition.resolved_dependencies {
+        let hash = source.digest.get("blake3").and_then(|hash| hash.parse().ok());
+        let len = source.annotations.get("bytes").and_then(|len| len.parse().ok());
+        if let (Some(hash), Some(len)) = (hash, len) {
+            let node = source.annotations.get("node").cloned().unwrap_or_default();
+            insert(&mut files, node, &source.name, BlobDigest { hash, len });
+        }
+    }
+    files
+}
+
+/// Returns the engines that a manifest's actions name, by what they are used for.
+fn engines_of(manifest: &Manifest) -> BTreeMap<String, LockedEngine> {
+    let used = super::reproduce::engines_used(manifest);
+    used.iter().map(locked_engine).collect()
+}

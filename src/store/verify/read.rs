@@ -1,0 +1,211 @@
+//! Reading through what a store holds and what it borrows.
+
+use std::io;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+
+use super::Flaw;
+use super::Watch;
+use crate::digest::Hash;
+use crate::fs;
+use crate::fs::FileKind;
+use crate::store::Amount;
+use crate::store::Store;
+use crate::store::StoreError;
+use crate::store::stat;
+use crate::store::survey::FoundBook;
+use crate::store::survey::FoundFile;
+
+/// Something that is read through.
+pub(super) enum Item {
+    Blob(Hash, FoundFile),
+    Lender(FoundBook),
+}
+
+impl Item {
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Self::Blob(_, file) => file.stamp.size,
+            Self::Lender(found) => found.book.file.len,
+        }
+    }
+}
+
+/// What reading an item showed.
+#[derive(Default)]
+pub(super) struct Seen {
+    pub(super) blobs: Amount,
+    pub(super) lenders: Amount,
+    pub(super) flaws: Vec<Flaw>,
+}
+
+impl Store {
+    pub(super) fn read_items(&self, items: &[Item], threads: usize, watch: Watch<'_>) -> Result<Seen, StoreError> {
+        let total = items.iter().map(Item::bytes).sum();
+        let (next, read) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let seen = Mutex::new(Seen::default());
+        let failure: Mutex<Option<StoreError>> = Mutex::new(None);
+        let work = || {
+            while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if (watch.stop)() {
+                    return;
+                }
+                let before = AtomicU64::new(0);
+                let progress = |now: u64| {
+                    let more = now.saturating_sub(before.swap(now, Ordering::Relaxed));
+                    (watch.progress)(read.fetch_add(more, Ordering::Relaxed) + more, total);
+                };
+                let outcome = match item {
+                    Item::Blob(hash, file) => self.read_blob(hash, file, &progress),
+                    Item::Lender(found) => self.read_lender(found, &progress),
+                };
+                match outcome {
+                    Ok(found) => {
+                        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                        seen.flaws.extend(found.flaws);
+                        seen.blobs.join(found.blobs);
+                        seen.lenders.join(found.lenders);
+                    }
+                    Err(error) => {
+                        next.store(usize::MAX / 2, Ordering::Relaxed);
+                        let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+                        failure.get_or_insert(error);
+                    }
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..threads.max(1) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(seen.into_inner().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+
+    fn read_blob(&self, hash: &Hash, found: &FoundFile, progress: &dyn Fn(u64)) -> Result<Seen, StoreError> {
+        let mut seen = Seen::default();
+        let (file, stamp) = match fs::open_plain(&found.path) {
+            Ok(opened) => opened,
+            // Collected, or lent, meanwhile.
+            Err(error) if error.is_not_found() => return Ok(seen),
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                seen.flaws.push(self.move_odd_aside(hash, &found.path)?);
+                return Ok(seen);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let digest = match stat::digest_open(&file, &found.path, progress) {
+            Ok(digest) => Some(digest),
+            // The disk cannot give it back: that is damage, too.
+            Err(StoreError::Path(error)) if error.operation == "read" => None,
+            Err(error) => return Err(error),
+        };
+        seen.blobs.add(stamp.size);
+        if digest.is_none_or(|digest| digest.hash != *hash) {
+            seen.flaws.push(Flaw::Blob {
+                hash: *hash,
+                bytes: stamp.size,
+                moved_to: self.quarantine(hash, &found.path, &stamp, "")?,
+                owners: Vec::new(),
+            });
+        }
+        Ok(seen)
+    }
+
+    pub(super) fn move_odd_aside(&self, hash: &Hash, path: &Path) -> Result<Flaw, StoreError> {
+        let _lock = self.replacing(hash)?;
+        let moved_to = self.free_quarantine_name(hash, ".odd")?;
+        // The thing itself is renamed, never what it leads to.
+        if fs::facts(path)?.is_some_and(|facts| facts.kind == FileKind::Other) {
+            fs::rename(path, &moved_to)?;
+        }
+        Ok(Flaw::NotAFile {
+            path: path.to_owned(),
+            moved_to,
+        })
+    }
+
+    /// Reads a file that lends blobs, once, and digests it whole and each blob in it.
+    fn read_lender(&self, found: &FoundBook, progress: &dyn Fn(u64)) -> Result<Seen, StoreError> {
+        let mut seen = Seen::default();
+        let path = Path::new(&found.book.path);
+        let Ok((file, stamp)) = fs::open_plain(path) else {
+            return Ok(seen);
+        };
+        if !found.book.is_of(&stamp) {
+            return Ok(seen);
+        }
+        let mut loans = found.book.loans.clone();
+        loans.sort_by_key(|loan| loan.start);
+        let mut whole = blake3::Hasher::new();
+        let mut block = vec![0; 1 << 20];
+        let mut at = 0_u64;
+        // Reads up to a place and digests what it reads, whole and as a part.
+        let mut read_to = |end: u64| -> io::Result<Hash> {
+            let mut part = blake3::Hasher::new();
+            while at < end {
+                let most = usize::try_from(end - at).unwrap_or(usize::MAX).min(block.len());
+                match fs::read_at(&file, &mut block[..most], at)? {
+                    0 => break,
+                    read => {
+                        whole.update(&block[..read]);
+                        part.update(&block[..read]);
+                        at += read as u64;
+                        progress(at);
+                    }
+                }
+            }
+            Ok(Hash::from_bytes(*part.finalize().as_bytes()))
+        };
+        let mut wrong = Vec::new();
+        let mut read_all = || -> io::Result<()> {
+            let mut end = 0;
+            for loan in &loans {
+                if loan.start < end {
+                    // Blobs do not overlap in a file that forge wrote.
+                    wrong.push(loan.bytes);
+                    continue;
+                }
+                read_to(loan.start)?;
+                end = loan.start.saturating_add(loan.bytes.len);
+                if read_to(end)? != loan.bytes.hash {
+                    wrong.push(loan.bytes);
+                }
+            }
+            read_to(stamp.size)?;
+            Ok(())
+        };
+        let unreadable = read_all().is_err();
+        seen.lenders.add(stamp.size);
+        let is_whole = Hash::from_bytes(*whole.finalize().as_bytes()) == found.book.file.hash;
+        if is_whole && wrong.is_empty() && !unreadable {
+            return Ok(seen);
+        }
+        let now = fs::Stamp::of_file(&file, path)?;
+        if now != stamp || !found.book.holds() {
+            // Somebody changed it meanwhile: it lends nothing any more.
+            return Ok(seen);
+        }
+        if unreadable {
+            wrong = loans.iter().map(|loan| loan.bytes).collect();
+        }
+        self.strike_out(&found.name, &wrong, &stamp)?;
+        if wrong.is_empty() {
+            seen.flaws.push(Flaw::Lender { path: path.to_owned() });
+        }
+        seen.flaws.extend(wrong.into_iter().map(|digest| Flaw::Loan {
+            digest,
+            path: path.to_owned(),
+            owners: Vec::new(),
+        }));
+        Ok(seen)
+    }
+}

@@ -1,0 +1,69 @@
+//! Whether the disk has room for the reference's log-probabilities is told before the build begins.
+
+use std::collections::BTreeSet;
+
+use forge::figures::size_of_reference;
+use forge::report::words;
+
+use crate::small;
+use crate::small::RECIPE;
+use crate::small::SmallDisk;
+use crate::small::committed;
+use crate::support::quickstart;
+
+/// Tokens that the small model knows.
+const VOCABULARY: u64 = 4096;
+/// Positions that are scored in a chunk of 64 tokens.
+const POSITIONS: u64 = 31;
+
+fn with_chunks(chunks: Option<u64>) -> String {
+    let chunks = chunks.map_or_else(String::new, |chunks| format!("chunks = {chunks}\n"));
+    let text = RECIPE.replace("chunks = 2\nblock = 1", &format!("{chunks}block = 1"));
+    assert_ne!(text, RECIPE);
+    text
+}
+
+#[test]
+fn references_are_counted_before_the_first_step_and_exactly_once_the_tokens_are_known() {
+    let forge = small::project();
+    let text = std::fs::read(quickstart().join("held-out.txt")).unwrap();
+    forge.write("held-out.txt", &text);
+    let mount = forge.path("small-disk");
+    let Some(_disk) = SmallDisk::mount(&mount, "40m") else {
+        return;
+    };
+    let project = forge.with_store(&mount.join("store"));
+    // All of the text: its length tells that it cannot fit.
+    project.recipe(&with_chunks(None));
+    let run = project.run(&["build", "-j", "1"]).status(3);
+    assert!(run.stderr.contains("does not fit"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("`eval.quality/small-Q4_0` would write"),
+        "{}",
+        run.stderr
+    );
+    assert!(
+        !run.stderr.contains("`eval.quality/small-Q8_0` would write"),
+        "they share it: {}",
+        run.stderr
+    );
+    let least = text.len() as u64 / 8 / 64;
+    let told = words::bytes(size_of_reference(VOCABULARY, POSITIONS * least));
+    assert!(run.stderr.contains(&told), "{told}: {}", run.stderr);
+    assert_eq!(committed(project.store()), BTreeSet::new());
+    // A part of it does.
+    project.recipe(&with_chunks(Some(60)));
+    let _ = project.run(&["build", "-j", "1"]).success();
+    // More than that: now it is known what is there and what is not.
+    project.recipe(&with_chunks(Some(260)));
+    let before = committed(project.store());
+    let run = project.run(&["build", "-j", "1"]).status(3);
+    let told = words::bytes(200 * size_of_reference(VOCABULARY, POSITIONS));
+    // Of the table nobody can say.
+    let sentence = format!("it would write {told} or more to the file system of");
+    assert!(run.stderr.contains(&sentence), "{sentence}: {}", run.stderr);
+    assert_eq!(committed(project.store()), before, "nothing ran");
+    // What was measured needs none.
+    project.recipe(&format!("{}bootstrap = 300\n", with_chunks(Some(60)).trim_start()));
+    let _ = project.run(&["build", "-j", "1"]).success();
+}
