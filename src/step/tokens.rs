@@ -9,6 +9,7 @@ use crate::action::Chunking;
 use crate::action::Tokens;
 use crate::digest::BlobDigest;
 use crate::engine::Vocabulary;
+use crate::step::Env;
 use crate::step::Outcome;
 use crate::step::StepError;
 use crate::step::Task;
