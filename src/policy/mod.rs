@@ -14,7 +14,9 @@
 //! - [`density()`]: two types, the larger one where it gains most for its bytes.
 //! - [`prior()`]: losses guessed from roles, depth and types.
 //! - [`lines_of_tensors`], [`lines_of_rules`], [`rules_of_lines`]: types in the forms of other programs.
+//! - [`forgequant_of`], [`rules_of_forgequant`]: the same as a recipe of forgequant.
 //! - [`groups()`]: tensors that get their types together.
+//! - [`Listing`]: types to be looked at, tensor by tensor, by layer and by class.
 //! - [`Table`]: the answer, in the order of the source file; the artifact `policy.v1`.
 
 mod allocate;
@@ -24,7 +26,9 @@ mod density;
 mod energy;
 mod error;
 mod exchange;
+mod forgequant;
 mod groups;
+mod listing;
 mod manual;
 mod mix;
 mod model;
@@ -59,11 +63,19 @@ pub use self::exchange::Typed;
 pub use self::exchange::lines_of_rules;
 pub use self::exchange::lines_of_tensors;
 pub use self::exchange::rules_of_lines;
+pub use self::forgequant::ForgequantError;
+pub use self::forgequant::PRODUCIBLE;
+pub use self::forgequant::Unproducible;
+pub use self::forgequant::forgequant_of;
+pub use self::forgequant::rules_of_forgequant;
 pub use self::groups::Bond;
 pub use self::groups::Fuse;
 pub use self::groups::GroupOptions;
 pub use self::groups::TensorGroup;
 pub use self::groups::groups;
+pub use self::listing::Listed;
+pub use self::listing::Listing;
+pub use self::listing::Sum;
 pub use self::manual::ManualOptions;
 pub use self::manual::Rule;
 pub use self::manual::Target;

@@ -195,7 +195,7 @@ fn table(rows: &[&Row], style: TableStyle) -> Table {
 }
 
 /// What the figures rest on, a line for each distinct ground.
-fn evidence(rows: &[&Row]) -> Vec<String> {
+pub(super) fn evidence(rows: &[&Row]) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for row in rows {
         let reference = row
