@@ -11,6 +11,7 @@ use crate::cli::args;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
 use crate::cli::json::SCHEMA;
+use crate::cli::policy_source::store;
 use crate::cli::terminal::Terminal;
 use crate::fs;
 use crate::report::chart::Chart;
@@ -23,7 +24,8 @@ pub(super) fn run(args: &args::PolicyChart, files: &Files, terminal: &Terminal) 
     for file in &args.files {
         paths.extend(tables(file, args.out.as_deref(), files, terminal)?);
     }
-    let chart = session::chart(&paths, args.eval.as_deref()).map_err(|error| failure(&error))?;
+    let store = store(files, terminal);
+    let chart = session::chart(&paths, args.eval.as_deref(), store.as_ref()).map_err(|error| failure(&error))?;
     if let Some(svg) = &args.svg {
         let path = files.place(svg);
         fs::write_atomic(&path, chart.svg().as_bytes(), fs::Durability::Synced).map_err(|error| {

@@ -25,6 +25,8 @@ use crate::tensor_type::TensorType;
 
 /// So many columns are used at the most, whatever the terminal has: what is read in a pipe is read at this width, too.
 const WIDTH: usize = 80;
+/// Blanks between columns.
+const APART: usize = 2;
 
 pub(super) fn run(args: &args::PolicyShow, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let listing = listing(&args.of, &args.recipe, files, terminal)?;
@@ -103,8 +105,8 @@ fn faint(cell: Cell) -> Cell {
     }
 }
 
-/// Writes rows in columns as wide as they must be, two blanks apart.
-fn columns(rows: &[Vec<Cell>]) -> String {
+/// Writes rows in columns as wide as they must be, so many blanks apart.
+fn columns(rows: &[Vec<Cell>], apart: usize) -> String {
     let mut widths: Vec<usize> = Vec::new();
     for row in rows {
         widths.resize(widths.len().max(row.len()), 0);
@@ -119,13 +121,15 @@ fn columns(rows: &[Vec<Cell>]) -> String {
             if last.is_none_or(|last| at > last) {
                 break;
             }
-            let gap = if at == 0 { 0 } else { 2 };
+            let gap = if at == 0 { 0 } else { apart };
             let free = width - cell.text.chars().count();
             let (before, after) = if cell.right { (free, 0) } else { (0, free) };
             // Nothing stands behind the last word of a line.
             let after = if last == Some(at) { 0 } else { after };
-            let (on, off) = (cell.style.render(), cell.style.render_reset());
-            let _ = write!(text, "{:1$}{on}{2}{off}{:3$}", "", gap + before, cell.text, after);
+            let style = cell.style;
+            text.push_str(&" ".repeat(gap + before));
+            let _ = write!(text, "{style}{}{style:#}", cell.text);
+            text.push_str(&" ".repeat(after));
         }
         text.push('\n');
     }
@@ -247,7 +251,7 @@ fn by_class(listing: &Listing) -> String {
                 .collect(),
         );
     }
-    columns(&rows)
+    columns(&rows, APART)
 }
 
 fn by_tensor(listing: &Listing) -> String {
@@ -278,7 +282,7 @@ fn by_tensor(listing: &Listing) -> String {
             row.into_iter().map(faint).collect()
         });
     }
-    columns(&rows)
+    columns(&rows, APART)
 }
 
 /// A class' name over two lines: `attn` and `output` of `attn_output`.
@@ -306,7 +310,7 @@ fn by_layer(listing: &Listing) -> String {
                 vec![left(tensor.class()), of_type(tensor.to), size, loss(tensor.loss)]
             })
             .collect();
-        text.push_str(&columns(&rows));
+        text.push_str(&columns(&rows, APART));
         text.push('\n');
     }
     let layers: Vec<(u32, Sum)> = listing
@@ -320,13 +324,12 @@ fn by_layer(listing: &Listing) -> String {
             .find(|tensor| tensor.layer() == Some(layer) && tensor.class() == class)
             .map(|tensor| tensor.to)
     };
-    // What every block begins and the last one ends with.
-    let (begin, end) = ("layer".len(), 2 + 9 + 2 + 6 + if predicted(listing) { 10 } else { 0 });
+    let begin = "layer".len();
     let width = |class: &str| {
         let (above, below) = halves(class);
         let cells = layers.iter().filter_map(|(layer, _)| types(*layer, class));
         let widest = cells.map(|ty| ty.name().len()).max().unwrap_or(0);
-        widest.max(above.chars().count()).max(below.chars().count()) + 2
+        widest.max(above.chars().count()).max(below.chars().count()) + 1
     };
     let mut blocks: Vec<Vec<&str>> = vec![Vec::new()];
     let mut used = begin;
@@ -341,9 +344,13 @@ fn by_layer(listing: &Listing) -> String {
             block.push(class);
         }
     }
-    if used + end > WIDTH {
+    // The last block ends with what of the sums has room: a bpw has six columns with its blank, a loss nine, a size ten.
+    if used + 6 > WIDTH {
         blocks.push(Vec::new());
+        used = begin;
     }
+    let with_loss = predicted(listing) && used + 6 + 9 <= WIDTH;
+    let with_size = used + 6 + if with_loss { 9 } else { 0 } + 10 <= WIDTH;
     let count = blocks.len();
     for (at, block) in blocks.iter().enumerate() {
         let sums = at + 1 == count;
@@ -355,11 +362,12 @@ fn by_layer(listing: &Listing) -> String {
             below.push(left(second));
         }
         if sums {
-            above.extend([left(""), left("")]);
-            below.extend([right("size"), right("bpw")]);
-            if predicted(listing) {
-                above.push(left(""));
+            below.push(right("bpw"));
+            if with_loss {
                 below.push(right("loss"));
+            }
+            if with_size {
+                below.push(right("size"));
             }
         }
         let mut rows = vec![above, below];
@@ -371,10 +379,12 @@ fn by_layer(listing: &Listing) -> String {
                     .map(|class| types(*layer, class).map_or_else(|| left("-"), of_type)),
             );
             if sums {
-                row.push(right(words::bytes(sum.bytes)));
                 row.push(right(format!("{:.3}", sum.bpw())));
-                if predicted(listing) {
+                if with_loss {
                     row.push(loss(sum.loss));
+                }
+                if with_size {
+                    row.push(right(words::bytes(sum.bytes)));
                 }
             }
             rows.push(row);
@@ -382,7 +392,7 @@ fn by_layer(listing: &Listing) -> String {
         if at > 0 {
             text.push('\n');
         }
-        text.push_str(&columns(&rows));
+        text.push_str(&columns(&rows, 1));
     }
     text
 }

@@ -75,7 +75,7 @@ fn chosen(store: &Store, recipe: &str, policy: &StepId) -> Option<Table> {
 }
 
 /// Opens the store, if there is one. None is made for this.
-fn store(files: &Files, terminal: &Terminal) -> Option<Store> {
+pub(super) fn store(files: &Files, terminal: &Terminal) -> Option<Store> {
     let place = files.store_place(terminal).ok()?;
     fs::exists(&place)
         .unwrap_or(false)

@@ -51,7 +51,7 @@ fn open_listed(path: &Path) -> Result<Opened, DiffError> {
 }
 
 /// Returns the table of the policy that made a manifest's candidate, if the store still has it.
-fn table_of(manifest: &Manifest, store: Option<&Store>) -> Option<Table> {
+pub fn table_of(manifest: &Manifest, store: Option<&Store>) -> Option<Table> {
     let actions = manifest.predicate.forge.actions.values();
     // A candidate is made by one policy.
     let policy = actions

@@ -25,6 +25,7 @@ pub use detect::Opened;
 pub use detect::detect;
 pub use detect::open;
 pub use listing::listing;
+pub use listing::table_of;
 
 /// The version of the document.
 const SCHEMA: &str = "forge.diff.v1";

@@ -161,21 +161,24 @@ fn why(why: &Why) -> String {
     }
     let mut words = Vec::new();
     flat(&document, &mut words);
-    words.join(" ").replace('_', " ")
+    words.join(" ")
 }
 
+/// Names of tensors stay as they are; all other words are those of people.
 fn flat(value: &Value, words: &mut Vec<String>) {
     match value {
         Value::Object(fields) => {
-            let kind = fields.get("kind").into_iter();
-            let rest = fields
-                .iter()
-                .filter(|(name, _)| *name != "kind")
-                .map(|(_, value)| value);
-            kind.chain(rest).for_each(|value| flat(value, words));
+            let kind = fields.get_key_value("kind").into_iter();
+            let rest = fields.iter().filter(|(name, _)| *name != "kind");
+            for (name, value) in kind.chain(rest) {
+                match value {
+                    Value::String(text) if matches!(name.as_str(), "group" | "anchor_of") => words.push(text.clone()),
+                    value => flat(value, words),
+                }
+            }
         }
         Value::Array(values) => values.iter().for_each(|value| flat(value, words)),
-        Value::String(text) => words.push(text.clone()),
+        Value::String(text) => words.push(text.replace('_', " ")),
         Value::Null => {}
         value => words.push(value.to_string()),
     }

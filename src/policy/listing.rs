@@ -171,7 +171,8 @@ impl Listing {
         }
     }
 
-    /// A group's loss stands at each of its tensors. So that sums are right, each gets its share by weights.
+    /// A group's loss stands at each of its tensors. So that sums are right, each gets its share by weights. Where the groups' losses
+    /// are not what the whole is predicted to lose (as where they were only looked at around a choice), they are left out.
     fn share_losses(&mut self) {
         let mut groups: BTreeMap<String, (u64, f64)> = BTreeMap::new();
         for tensor in &self.tensors {
@@ -179,6 +180,11 @@ impl Listing {
                 let entry = groups.entry(group.to_owned()).or_insert((0, loss));
                 entry.0 = entry.0.saturating_add(tensor.elements());
             }
+        }
+        let whole = self.predicted_loss.as_deref().and_then(|loss| loss.parse::<f64>().ok());
+        let sum: f64 = groups.values().map(|(_, loss)| loss).sum();
+        if whole.is_none_or(|whole| (whole - sum).abs() > 1e-6 * whole.abs()) {
+            return;
         }
         for tensor in &mut self.tensors {
             let share = loss_of(tensor).and_then(|(group, _)| groups.get(group));
@@ -294,7 +300,7 @@ mod tests {
     #[test]
     fn a_groups_loss_is_shared_by_weights_and_sums_stay_right() {
         let pair = "blk.0.{attn_k,attn_q}.weight";
-        let table = Table::new(
+        let mut table = Table::new(
             vec![
                 choice("token_embd.weight", T::Q8_0, 340, solved("token_embd.weight", "2e-3")),
                 choice("blk.0.attn_k.weight", T::Q4_K, 144, solved(pair, "4e-3")),
@@ -309,9 +315,12 @@ mod tests {
             ],
             Vec::new(),
         );
+        table.predicted_loss = Some("9e-3".to_owned());
+        assert!(Listing::of(&table).tensors.iter().all(|tensor| tensor.loss.is_none()));
+        table.predicted_loss = Some("6e-3".to_owned());
         let listing = Listing::of(&table);
         let losses: Vec<_> = listing.tensors.iter().map(|tensor| tensor.loss).collect();
-        assert_eq!(losses, [Some(2e-3), Some(1e-3), Some(3e-3), None, None]);
+        assert_eq!(losses, [Some(2e-3), Some(1e-3), Some(3e-3), None, None], "6e-3 in all");
         let classes = listing.classes();
         let names: Vec<_> = classes.iter().map(|(class, _)| *class).collect();
         assert_eq!(names, ["token_embd", "attn_k", "attn_q", "attn_norm"]);

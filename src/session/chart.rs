@@ -4,8 +4,7 @@
 use std::path::Path;
 use std::path::PathBuf;
 
-use serde_json::Value;
-
+use crate::diff;
 use crate::fs;
 use crate::manifest;
 use crate::manifest::Manifest;
@@ -16,11 +15,10 @@ use crate::report::chart::Measured;
 use crate::report::chart::Told;
 use crate::report::metrics;
 use crate::report::metrics::Metrics;
+use crate::store::Store;
 
 /// No table of metrics is longer: a row has some 800 bytes.
 const METRICS_CAP: u64 = 64 << 20;
-/// No certificate is longer: some hundred bytes for each option of each group.
-const CERTIFICATE_CAP: u64 = 1 << 30;
 
 /// Why a chart cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -57,12 +55,13 @@ fn no_eval(wanted: &Option<String>, known: &[String]) -> String {
     }
 }
 
-/// Makes a chart of tables of metrics. Beside each, manifests of its candidates (`NAME.gguf.manifest.json`) tell how they were made, and
-/// certificates of their policies what these predicted; without a manifest, names that end in one of llama.cpp's mixes are taken for such.
+/// Makes a chart of tables of metrics. Beside each, manifests of its candidates (`NAME.gguf.manifest.json`) tell how they were made; what
+/// their policies predicted stands in the policies' tables, in the store. Without a manifest, names that end in one of llama.cpp's mixes are
+/// taken for such.
 ///
 /// # Errors
 /// [`ChartError`]
-pub fn chart(paths: &[PathBuf], eval: Option<&str>) -> Result<Chart, ChartError> {
+pub fn chart(paths: &[PathBuf], eval: Option<&str>, store: Option<&Store>) -> Result<Chart, ChartError> {
     let mut tables: Vec<(&Path, Metrics)> = Vec::new();
     for path in paths {
         tables.push((path, read(path)?));
@@ -93,7 +92,7 @@ pub fn chart(paths: &[PathBuf], eval: Option<&str>) -> Result<Chart, ChartError>
         for row in table.rows.iter().filter(|row| row.eval == eval) {
             measured.push(Measured {
                 row: row.clone(),
-                told: told(folder, row),
+                told: told(folder, row, store),
             });
         }
     }
@@ -124,12 +123,12 @@ fn read(path: &Path) -> Result<Metrics, ChartError> {
     }
 }
 
-fn told(folder: &Path, row: &metrics::Row) -> Told {
-    by_manifest(folder, row).unwrap_or_else(|| by_name(&row.candidate))
+fn told(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> Told {
+    by_manifest(folder, row, store).unwrap_or_else(|| by_name(&row.candidate))
 }
 
 /// What the manifest of a candidate tells, if it is of the very file that was measured.
-fn by_manifest(folder: &Path, row: &metrics::Row) -> Option<Told> {
+fn by_manifest(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> Option<Told> {
     let path = folder.join(format!("{}.gguf{}", row.candidate, manifest::SUFFIX));
     let manifest = Manifest::parse(&fs::read_small(&path, manifest::CAP).ok()?).ok()?;
     let digest = manifest.subject.first()?.digest.get("blake3")?;
@@ -138,9 +137,9 @@ fn by_manifest(folder: &Path, row: &metrics::Row) -> Option<Told> {
     }
     let made_by = &manifest.predicate.build_definition.external_parameters.step;
     let candidate: StepId = made_by.parse().ok()?;
-    let (step, record) = manifest.predicate.forge.actions.values().find_map(|record| {
-        let step = record.step.as_deref().filter(|step| step.starts_with("policy."))?;
-        Some((step.parse::<StepId>().ok()?, record))
+    let record = manifest.predicate.forge.actions.values().find(|record| {
+        let step = record.step.as_deref();
+        step.is_some_and(|step| step.starts_with("policy."))
     })?;
     let method = &record.document["inputs"]["method"];
     let mix = method["name"] == "mix";
@@ -153,7 +152,7 @@ fn by_manifest(folder: &Path, row: &metrics::Row) -> Option<Told> {
         series: series_of(&candidate.name, method["name"].as_str()),
         label,
         mix,
-        predicted: predicted(&folder.join(format!("{}.certificate.json", step.label()))),
+        predicted: diff::table_of(&manifest, store).and_then(|table| table.predicted_loss?.parse().ok()),
     })
 }
 
@@ -162,17 +161,6 @@ fn series_of(name: &str, method: Option<&str>) -> String {
         Some(method) if method != name => format!("{name} ({method})"),
         _ => name.to_owned(),
     }
-}
-
-/// The loss of a certificate's choice: units of a power of two.
-fn predicted(path: &Path) -> Option<f64> {
-    let bytes = fs::read_small(path, CERTIFICATE_CAP).ok()?;
-    let certificate: Value = serde_json::from_slice(&bytes).ok()?;
-    let exponent = i32::try_from(certificate["problem"]["unit_exponent"].as_i64()?).ok()?;
-    let [answer] = certificate["answers"].as_array()?.as_slice() else {
-        return None;
-    };
-    Some(answer["loss"].as_i64()? as f64 * 2_f64.powi(-exponent))
 }
 
 /// What a name alone tells: `tiny-Q4_K_M` is a mix.

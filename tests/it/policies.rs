@@ -349,7 +349,9 @@ fn a_recipe_of_forgequant_goes_out_and_comes_back() {
     }
 
     // Its quantizer has no Q6_K.
-    forge.recipe(&recipe("method = \"manual\"\notherwise = \"Q6_K\"\nrules = []"));
+    forge.recipe(&recipe(
+        "method = \"manual\"\notherwise = \"Q6_K\"\nrules = [{ match = \"attn_v\", type = \"keep\" }]",
+    ));
     build_well(&forge, &[]);
     let run = forge
         .run(&["policy", "export", "--format", "forgequant", "out/small/p.gguf"])

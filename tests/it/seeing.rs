@@ -295,11 +295,11 @@ fn the_chart_has_mixes_as_marks_and_policies_as_lines() {
         );
         assert_eq!((&point["bytes"], &point["front"]), (&row["bytes"], &row["pareto"]));
     }
-    // What was predicted is what the policy's table says, to the unit of the solver's integers.
+    // What was predicted is what the policy's table says.
     let predicted = series[1]["points"][0]["predicted"].as_f64().unwrap();
     let shown = json(&forge, &["policy", "show", "best-6bpw"]);
     let of_table: f64 = shown["predicted_loss"].as_str().unwrap().parse().unwrap();
-    assert!((predicted - of_table).abs() < 1e-6 * of_table, "{predicted} {of_table}");
+    assert!(near(predicted, of_table), "{predicted} {of_table}");
     assert!(series[0]["points"][0]["predicted"].is_null());
 
     // The terminal, by itself in Unicode, and in ASCII where the locale has nothing else.

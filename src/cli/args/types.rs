@@ -76,8 +76,8 @@ pub(in crate::cli) struct PolicyDiff {
   forge policy chart --svg front.svg recipe.toml other/metrics.json
 
 The axis of losses is logarithmic. Bars are 95 % intervals; crosses are what a policy predicted,
-where its certificate lies beside the candidate. Figures of other engines or texts than the first
-file's are marked as historical.")]
+where the store still has it. Figures of other engines or texts than the first file's are marked as
+historical.")]
 pub(in crate::cli) struct PolicyChart {
     /// Recipes that were built, or their `metrics.json`
     #[arg(default_value = "recipe.toml", value_name = "RECIPE|METRICS")]

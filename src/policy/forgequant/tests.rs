@@ -59,7 +59,7 @@ fn what_is_written_reads_back_tensor_by_tensor() {
         json!({ "attn_proj": "q8_0", "embedding": "q8_0", "output": "q8_0", "routed_w1": "iq2_xxs" })
     );
     let tensors = recipe["tensor_types"].as_object().unwrap();
-    assert_eq!(tensors.len(), 6, "{text}");
+    assert_eq!(tensors.len(), 7, "{text}");
     let rules = rules_of_forgequant(&text).unwrap();
     for tensor in &model.tensors {
         let expected = quantizable(&model, &tensor.name, &tensor.dims)

@@ -146,7 +146,7 @@ mod tests {
         );
         assert_eq!(
             figures(Axis::log(0.011, 0.0125), 6),
-            ["0.0105", "0.011", "0.0115", "0.012", "0.0125", "0.013"]
+            ["0.011", "0.0115", "0.012", "0.0125", "0.013"]
         );
         assert_eq!(figures(Axis::log(3e-7, 4e-6), 6).first().unwrap(), "3e-7");
         assert_eq!(figures(Axis::linear(2.4, 5.7), 6), ["3", "4", "5"]);

@@ -134,7 +134,7 @@ impl Chart {
         let level: String = std::iter::repeat_n(signs.level, field.width).collect();
         let _ = writeln!(text, "{:margin$} {}{level}", "", signs.corner);
         let _ = writeln!(text, "{:margin$}  {}", "", below(&sizes, &field, name));
-        let _ = writeln!(text, "\n{}", self.key(signs));
+        let _ = writeln!(text, "\n{}", self.key(signs, style.width.max(40)));
         let _ = writeln!(text, "{}", self.table(signs));
         for note in &self.notes {
             let _ = writeln!(text, "{note}");
@@ -229,8 +229,8 @@ impl Chart {
         of_series.map(|sign| sign.unwrap_or(signs.mixes)).collect()
     }
 
-    /// What the signs mean.
-    fn key(&self, signs: &Signs) -> String {
+    /// What the signs mean, on as many lines as that takes.
+    fn key(&self, signs: &Signs, width: usize) -> String {
         let series = self.series.iter().zip(self.signs(signs));
         let mut said: Vec<String> = series
             .map(|(series, (front, other))| format!("{front} {other} {}", series.name))
@@ -241,8 +241,25 @@ impl Chart {
         if self.has(|point| point.interval.is_some()) {
             said.push(format!("{} 95 % interval", signs.bar));
         }
-        said.push("the first of two signs: on the front".to_owned());
-        said.join("   ")
+        said.push("(the first of two: on the front)".to_owned());
+        let mut text = String::new();
+        let mut used = 0;
+        for word in said {
+            let length = word.chars().count();
+            let gap = match used {
+                0 => "",
+                used if used + 3 + length > width => {
+                    text.push('\n');
+                    used = 0;
+                    ""
+                }
+                _ => "   ",
+            };
+            text.push_str(gap);
+            text.push_str(&word);
+            used += gap.len() + length;
+        }
+        text
     }
 
     fn table(&self, signs: &Signs) -> Table {
