@@ -19,13 +19,23 @@ use crate::step::source_file::SourceFile;
 /// The longest text that is tokenized in one piece, in bytes: what llama.cpp takes.
 const TEXT_CAP: u64 = (1 << 31) - 128;
 
-/// Some chunks that follow each other.
+/// Some chunks.
 #[derive(Debug, Clone)]
 pub struct Block {
     /// The digest of the tokens, 32-bit little-endian.
     pub digest: BlobDigest,
     /// The tokens of each chunk.
     pub chunks: Vec<Vec<i32>>,
+}
+
+impl Block {
+    fn of(chunks: Vec<Vec<i32>>) -> Self {
+        let tokens: Vec<u8> = chunks.iter().flat_map(|chunk| encode(chunk)).collect();
+        Self {
+            digest: BlobDigest::of(&tokens),
+            chunks,
+        }
+    }
 }
 
 /// How a corpus is cut.
@@ -37,6 +47,18 @@ pub struct Cut {
     pub chunks: Option<u64>,
     /// Chunks per block.
     pub block: u32,
+    /// Which chunks, if there are more.
+    pub take: Take,
+}
+
+/// Which of a corpus's chunks are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Take {
+    /// The first, in blocks of chunks that follow each other, as `llama-imatrix` and `llama-perplexity` do.
+    First,
+    /// As many from every part of the corpus, and each block again from all of it: what a few chunks show is then not the
+    /// first file's alone.
+    Spread,
 }
 
 /// Returns the blocks of a corpus as a model reads it.
@@ -49,8 +71,12 @@ pub fn blocks(task: &Task<'_>, model: &Outcome, corpus: &Outcome, cut: Cut) -> R
         Chunking::PerFile => corpus.files.chunks(1).collect(),
         Chunking::Joined => vec![&corpus.files],
     };
-    let mut left = cut.chunks.unwrap_or(u64::MAX);
-    let mut blocks = Vec::new();
+    let most = usize::try_from(cut.chunks.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+    let mut pieces: Vec<Vec<Vec<i32>>> = Vec::new();
+    let mut left = match cut.take {
+        Take::First => most,
+        Take::Spread => usize::MAX,
+    };
     let mut tokens_seen = 0;
     for (at, group) in groups.into_iter().enumerate() {
         let action = Action::Tokens(Tokens {
@@ -78,7 +104,7 @@ pub fn blocks(task: &Task<'_>, model: &Outcome, corpus: &Outcome, cut: Cut) -> R
         let bytes = env.store.read(&outcome.output("tokens")?, TEXT_CAP * 4)?;
         let bos: i32 = outcome.fact("bos").parse().unwrap_or(-1);
         tokens_seen += bytes.len() / 4;
-        let mut chunks: Vec<Vec<i32>> = Vec::new();
+        let mut chunks = Vec::new();
         for chunk in bytes.chunks_exact(cut.context as usize * 4) {
             if left == 0 {
                 break;
@@ -91,14 +117,23 @@ pub fn blocks(task: &Task<'_>, model: &Outcome, corpus: &Outcome, cut: Cut) -> R
             chunks.push(chunk);
             left -= 1;
         }
-        for chunks in chunks.chunks(cut.block.max(1) as usize) {
-            let digest = BlobDigest::of(&chunks.iter().flat_map(|chunk| encode(chunk)).collect::<Vec<u8>>());
-            blocks.push(Block {
-                digest,
-                chunks: chunks.to_vec(),
-            });
-        }
+        pieces.push(chunks);
     }
+    let block = cut.block.max(1) as usize;
+    let blocks: Vec<Block> = match cut.take {
+        Take::First => pieces
+            .iter()
+            .flat_map(|chunks| chunks.chunks(block))
+            .map(|chunks| Block::of(chunks.to_vec()))
+            .collect(),
+        Take::Spread => {
+            let all: Vec<Vec<i32>> = pieces.into_iter().flatten().collect();
+            let taken: Vec<usize> = spread(all.len(), most).collect();
+            deal(&taken, block)
+                .map(|dealt| Block::of(dealt.map(|at| all[at].clone()).collect()))
+                .collect()
+        }
+    };
     if blocks.is_empty() {
         return Err(StepError::input_hint(
             format!(
@@ -109,6 +144,19 @@ pub fn blocks(task: &Task<'_>, model: &Outcome, corpus: &Outcome, cut: Cut) -> R
         ));
     }
     Ok(blocks)
+}
+
+/// Returns `most` of so many places, as far from each other as they can be.
+fn spread(all: usize, most: usize) -> impl Iterator<Item = usize> {
+    let taken = most.min(all);
+    // The middle of each of `taken` equal parts.
+    (0..taken).map(move |at| ((2 * at as u128 + 1) * all as u128 / (2 * taken as u128)) as usize)
+}
+
+/// Returns places in blocks of at most `block`, dealt like cards: each block has some from everywhere.
+fn deal(taken: &[usize], block: usize) -> impl Iterator<Item = impl Iterator<Item = usize>> {
+    let blocks = taken.len().div_ceil(block);
+    (0..blocks).map(move |first| taken.iter().copied().skip(first).step_by(blocks))
 }
 
 fn open(path: &Path) -> Result<Vocabulary, StepError> {
@@ -138,4 +186,20 @@ fn decode_tokens(bytes: &[u8]) -> Vec<i32> {
         .iter()
         .map(|bytes| i32::from_le_bytes(*bytes))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_come_from_everywhere_and_so_do_those_of_a_block() {
+        assert_eq!(spread(10, 2).collect::<Vec<_>>(), [2, 7]);
+        assert_eq!(spread(3, 9).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(spread(0, 9).count(), 0);
+        let taken: Vec<usize> = spread(160, 8).collect();
+        assert_eq!(taken, [10, 30, 50, 70, 90, 110, 130, 150]);
+        let blocks: Vec<Vec<usize>> = deal(&taken, 3).map(Iterator::collect).collect();
+        assert_eq!(blocks, [vec![10, 70, 130], vec![30, 90, 150], vec![50, 110]]);
+    }
 }
