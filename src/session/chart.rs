@@ -35,7 +35,7 @@ pub enum ChartError {
         problem: String,
     },
     /// There are several evaluations, and none is named, or one that is not there.
-    #[error("{}", no_eval(.wanted, .known))]
+    #[error("{}", no_eval(.wanted.as_ref(), .known))]
     Eval {
         /// The one that was wanted.
         wanted: Option<String>,
@@ -47,7 +47,7 @@ pub enum ChartError {
     Nothing,
 }
 
-fn no_eval(wanted: &Option<String>, known: &[String]) -> String {
+fn no_eval(wanted: Option<&String>, known: &[String]) -> String {
     let known = crate::report::words::names(known, 8);
     match wanted {
         Some(wanted) => format!("there is no evaluation `{wanted}`, but {known}"),

@@ -23,7 +23,7 @@ pub struct Told {
     pub label: String,
     /// Whether a named mix of llama.cpp decided.
     pub mix: bool,
-    /// What the policy predicted of the loss.
+    /// What the policy predicted of the loss, where the table of metrics does not tell it.
     pub predicted: Option<f64>,
 }
 
@@ -150,7 +150,7 @@ impl Chart {
                 loss: value,
                 interval,
                 // A perplexity is not what policies predict.
-                predicted: told.predicted.filter(|loss| kld && *loss > 0.0 && loss.is_finite()),
+                predicted: (row.kld_predicted.or(told.predicted)).filter(|loss| kld && *loss > 0.0 && loss.is_finite()),
                 front: false,
                 historical: ground(row) != ground(first),
             };

@@ -222,9 +222,12 @@ impl Chart {
     /// The signs of each series.
     fn signs(&self, signs: &Signs) -> Vec<(char, char)> {
         let mut turn = signs.marks.iter().cycle();
-        let of_series = self.series.iter().map(|series| match series.mixes {
-            true => Some(signs.mixes),
-            false => turn.next().copied(),
+        let of_series = self.series.iter().map(|series| {
+            if series.mixes {
+                Some(signs.mixes)
+            } else {
+                turn.next().copied()
+            }
         });
         of_series.map(|sign| sign.unwrap_or(signs.mixes)).collect()
     }
@@ -246,15 +249,11 @@ impl Chart {
         let mut used = 0;
         for word in said {
             let length = word.chars().count();
-            let gap = match used {
-                0 => "",
-                used if used + 3 + length > width => {
-                    text.push('\n');
-                    used = 0;
-                    ""
-                }
-                _ => "   ",
-            };
+            if used > 0 && used + 3 + length > width {
+                text.push('\n');
+                used = 0;
+            }
+            let gap = if used > 0 { "   " } else { "" };
             text.push_str(gap);
             text.push_str(&word);
             used += gap.len() + length;
