@@ -1,6 +1,7 @@
 //! What can be typed.
 
 mod proof;
+mod types;
 
 use std::path::PathBuf;
 
@@ -10,6 +11,7 @@ use clap::Subcommand;
 use clap::ValueEnum;
 
 pub(super) use proof::*;
+pub(super) use types::*;
 
 /// Build quantized language models from a recipe, and only what changed.
 ///
@@ -157,13 +159,19 @@ pub(super) enum Policy {
     /// Tensors of a layer that have the same inputs are tied; that is told from an imatrix. Others are fused by rule, where an
     /// engine wants one type. What is never quantized is in no group.
     Groups(PolicyGroups),
-    /// Print the types of a candidate as rules that `llama-quantize --tensor-type-file` reads
+    /// Print the types of a candidate as rules that `llama-quantize --tensor-type-file` reads, or as a recipe of forgequant
     ///
-    /// Every tensor that can be quantized is named, so that the tool's mix decides on none. Given the same source and imatrix, the
-    /// tool then makes the same tensors.
+    /// Every tensor that can be quantized is named, so that the tool's mix decides on none; tell it any mix but a plain float. Given
+    /// the same source and imatrix, it then makes the same tensors.
     Export(PolicyExport),
-    /// Print a file of rules (`pattern=type` a line) as a section of a recipe
+    /// Print a file of rules (`pattern=type` a line), or a recipe of forgequant, as a section of a recipe
     Import(PolicyImport),
+    /// Show the types of a candidate: by class, by layer, or tensor by tensor
+    Show(PolicyShow),
+    /// Compare the types of two candidates: what changes by class, by layer and tensor by tensor, in bytes and in predicted loss
+    Diff(PolicyDiff),
+    /// Draw loss against bytes: candidates of policies as lines, llama.cpp's mixes as marks, the front told apart
+    Chart(PolicyChart),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -171,7 +179,7 @@ pub(super) struct PolicyExport {
     /// The candidate, or any other quantized model (GGUF)
     #[arg(value_name = "CANDIDATE")]
     pub(super) candidate: PathBuf,
-    /// A line for every tensor, or one for all layers that have the same type
+    /// A line for every tensor, one for all layers that have the same type, or a recipe of forgequant (JSON)
     #[arg(long, value_enum, default_value = "tensors")]
     pub(super) format: ExportFormat,
 }
@@ -180,16 +188,26 @@ pub(super) struct PolicyExport {
 pub(super) enum ExportFormat {
     Tensors,
     Rules,
+    Forgequant,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct PolicyImport {
-    /// The file of rules
+    /// The file
     #[arg(value_name = "FILE")]
     pub(super) rules: String,
+    /// What it is [default: a recipe of forgequant if it begins with a brace, else rules]
+    #[arg(long, value_enum)]
+    pub(super) format: Option<ImportFormat>,
     /// The name of the section
     #[arg(long, value_name = "NAME", default_value = "imported")]
     pub(super) name: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ImportFormat {
+    Rules,
+    Forgequant,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -43,7 +43,7 @@ pub(super) fn run(args: &args::Diff, files: &Files, terminal: &Terminal) -> Resu
     let [of_a, of_b] = &opened;
     let store = store(files, terminal, of_a);
     let found = diff::compare(of_a, of_b, [a, b], store.as_ref()).map_err(|error| failure(&error))?;
-    show(&found, args, terminal);
+    show(&found, args.format, args.rows, terminal);
     Ok(if args.exit_code && found.differ {
         Exit::Recipe
     } else {
@@ -76,7 +76,7 @@ fn open(files: &Files, terminal: &Terminal, name: &str, path: &Path, folder: Opt
     diff::open(path, kind).map_err(|error| failure(&error))
 }
 
-fn failure(error: &DiffError) -> Failure {
+pub(super) fn failure(error: &DiffError) -> Failure {
     match error {
         DiffError::Kinds { .. } => {
             let kinds = Diagnostic::error(format!("two of different kinds cannot be compared: {error}"));
@@ -86,6 +86,12 @@ fn failure(error: &DiffError) -> Failure {
             Exit::Usage,
             Diagnostic::from_error(error).code("usage::diff-unknown").hint(
                 "what can be compared: recipes (TOML), manifests, policies (JSON), candidates and imatrices (GGUF)",
+            ),
+        ),
+        DiffError::Unlisted { .. } => Failure::new(
+            Exit::Usage,
+            Diagnostic::from_error(error).code("usage::no-types").hint(
+                "what has types: a candidate or another model (GGUF), a manifest, a policy (`policy.v1`), or the name of a candidate",
             ),
         ),
         DiffError::Path(path) if path.is_not_found() => {
@@ -126,7 +132,7 @@ fn git(args: &args::Diff, files: &Files, terminal: &Terminal) -> Result<Exit, Fa
         Ok((a, b)) => {
             let store = store(files, terminal, &a);
             match diff::compare(&a, &b, [&names[0], &names[1]], store.as_ref()) {
-                Ok(found) => show(&found, args, terminal),
+                Ok(found) => show(&found, args.format, args.rows, terminal),
                 Err(error) => terminal.data(&format!("{} and {}: {error}\n", names[0], names[1])),
             }
         }
@@ -140,14 +146,15 @@ fn git(args: &args::Diff, files: &Files, terminal: &Terminal) -> Result<Exit, Fa
     Ok(Exit::Done)
 }
 
-fn show(found: &Diff, args: &args::Diff, terminal: &Terminal) {
-    let most = if args.rows == 0 { usize::MAX } else { args.rows };
+/// Prints a difference, at most so many rows of each part; 0 for all.
+pub(super) fn show(found: &Diff, format: DiffFormat, rows: usize, terminal: &Terminal) {
+    let most = if rows == 0 { usize::MAX } else { rows };
     if terminal.is_json() {
         let line = json!({ "schema": json::SCHEMA, "reason": "diff", "diff": found });
         terminal.data(&format!("{line}\n"));
         return;
     }
-    match args.format {
+    match format {
         DiffFormat::Json => {
             let text = serde_json::to_string_pretty(found).unwrap_or_default();
             terminal.data(&format!("{text}\n"));

@@ -25,6 +25,9 @@ pub(super) fn run(args: &args::Policy, files: &Files, terminal: &Terminal) -> Re
         args::Policy::Export(args) => crate::cli::policy_exchange::export(args, files, terminal),
         args::Policy::Import(args) => crate::cli::policy_exchange::import(args, files, terminal),
         args::Policy::Groups(args) => crate::cli::policy_groups::run(args, files, terminal),
+        args::Policy::Show(args) => crate::cli::policy_show::run(args, files, terminal),
+        args::Policy::Diff(args) => crate::cli::policy_show::diff(args, files, terminal),
+        args::Policy::Chart(args) => crate::cli::policy_chart::run(args, files, terminal),
     }
 }
 

@@ -1,9 +1,10 @@
-//! `forge policy export` and `import`: types in forms that other programs read, and back.
+//! `forge policy export` and `import`: types in forms that other programs read, and back. What is read is always a `manual` policy.
 
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::args::ExportFormat;
+use crate::cli::args::ImportFormat;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
 use crate::cli::policy::read;
@@ -39,6 +40,14 @@ pub(super) fn export(args: &args::PolicyExport, files: &Files, terminal: &Termin
     let text = match args.format {
         ExportFormat::Tensors => policy::lines_of_tensors(&typed),
         ExportFormat::Rules => policy::lines_of_rules(&typed),
+        ExportFormat::Forgequant => {
+            let name = args.candidate.file_stem().unwrap_or_default().to_string_lossy();
+            policy::forgequant_of(&facts, &name).map_err(|error| {
+                let diagnostic = Diagnostic::error(error.to_string()).code("policy::forgequant");
+                let hint = "choose among its types (`types = [...]` of a policy), or export with `--format tensors`";
+                Failure::new(Exit::Recipe, diagnostic.hint(hint))
+            })?
+        }
     };
     terminal.data(&text);
     Ok(Exit::Done)
@@ -51,8 +60,16 @@ pub(super) fn import(args: &args::PolicyImport, files: &Files, terminal: &Termin
     };
     let text = read(&args.rules, RULES_CAP, files).map_err(|diagnostic| failed(vec![*diagnostic]))?;
     let of = |message: String| Diagnostic::error(format!("`{}`: {message}", args.rules)).code("policy::rules");
-    let rules = policy::rules_of_lines(&text)
-        .map_err(|errors| failed(errors.iter().map(|error| of(error.to_string())).collect()))?;
+    let format = args.format.unwrap_or(if text.trim_start().starts_with('{') {
+        ImportFormat::Forgequant
+    } else {
+        ImportFormat::Rules
+    });
+    let all = |errors: Vec<String>| failed(errors.into_iter().map(of).collect());
+    let rules = match format {
+        ImportFormat::Rules => policy::rules_of_lines(&text).map_err(|errors| all(sentences(&errors)))?,
+        ImportFormat::Forgequant => policy::rules_of_forgequant(&text).map_err(|errors| all(sentences(&errors)))?,
+    };
     if rules.is_empty() {
         return Err(failed(vec![of("it holds no rules".to_owned())]));
     }
@@ -61,8 +78,15 @@ pub(super) fn import(args: &args::PolicyImport, files: &Files, terminal: &Termin
         section += &line_of(rule).map_err(|message| failed(vec![of(message)]))?;
     }
     section += "]\n";
+    if format == ImportFormat::Forgequant {
+        section += "# What a recipe of forgequant does not name stays as it is.\notherwise = \"keep\"\n";
+    }
     terminal.data(&section);
     Ok(Exit::Done)
+}
+
+fn sentences(errors: &[impl std::fmt::Display]) -> Vec<String> {
+    errors.iter().map(ToString::to_string).collect()
 }
 
 fn line_of(rule: &Rule) -> Result<String, String> {

@@ -5,6 +5,7 @@ mod candidates;
 mod detect;
 mod imatrices;
 mod known;
+mod listing;
 mod manifests;
 mod policies;
 mod recipes;
@@ -16,12 +17,15 @@ use serde::Serialize;
 
 use crate::fs;
 use crate::gguf;
+use crate::policy::Listing;
 use crate::store::Store;
 
 pub use detect::Kind;
 pub use detect::Opened;
 pub use detect::detect;
 pub use detect::open;
+pub use listing::listing;
+pub use listing::table_of;
 
 /// The version of the document.
 const SCHEMA: &str = "forge.diff.v1";
@@ -125,6 +129,14 @@ pub enum DiffError {
         /// What was found.
         problem: String,
     },
+    /// A file has no types to be listed.
+    #[error("`{}` is {}, which has no tensors of its own", path.display(), kind.words())]
+    Unlisted {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        kind: Kind,
+    },
     /// A file cannot be read.
     #[error(transparent)]
     Path(#[from] fs::PathError),
@@ -156,7 +168,7 @@ pub fn compare(a: &Opened, b: &Opened, names: [&str; 2], store: Option<&Store>) 
     let (kind, parts) = match (a, b) {
         (Opened::Recipe(a), Opened::Recipe(b)) => (Kind::Recipe, recipes::compare(a, b)),
         (Opened::Manifest(a), Opened::Manifest(b)) => (Kind::Manifest, manifests::compare(a, b)),
-        (Opened::Policy(a), Opened::Policy(b)) => (Kind::Policy, policies::compare(a, b)),
+        (Opened::Policy(a), Opened::Policy(b)) => (Kind::Policy, policies::compare(&Listing::of(a), &Listing::of(b))),
         (Opened::Imatrix(a), Opened::Imatrix(b)) => (Kind::Imatrix, imatrices::compare(a, b)),
         (Opened::Candidate(a), Opened::Candidate(b)) => {
             (Kind::Candidate, candidates::compare(a, b, store, &mut notes)?)
@@ -170,15 +182,26 @@ pub fn compare(a: &Opened, b: &Opened, names: [&str; 2], store: Option<&Store>) 
             });
         }
     };
-    Ok(Diff {
-        schema: SCHEMA,
-        kind,
-        a: names[0].to_owned(),
-        b: names[1].to_owned(),
-        differ: parts.iter().any(Part::differs),
-        parts,
-        notes,
-    })
+    Ok(Diff::of(kind, names, parts, notes))
+}
+
+/// Compares the types of two candidates, wherever they are known from.
+pub fn compare_listings(a: &Listing, b: &Listing, names: [&str; 2]) -> Diff {
+    Diff::of(Kind::Policy, names, policies::compare(a, b), Vec::new())
+}
+
+impl Diff {
+    fn of(kind: Kind, names: [&str; 2], parts: Vec<Part>, notes: Vec<String>) -> Self {
+        Self {
+            schema: SCHEMA,
+            kind,
+            a: names[0].to_owned(),
+            b: names[1].to_owned(),
+            differ: parts.iter().any(Part::differs),
+            parts,
+            notes,
+        }
+    }
 }
 
 impl Part {

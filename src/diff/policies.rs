@@ -1,4 +1,4 @@
-//! Two policies: tensor by tensor, from type to type, and why.
+//! Two policies: by class, by layer, and tensor by tensor, from type to type, and why.
 
 use std::collections::BTreeMap;
 
@@ -8,79 +8,177 @@ use super::Part;
 use super::Row;
 use super::candidates::types;
 use super::delta;
-use crate::policy::Choice;
-use crate::policy::Table;
+use crate::policy::Listed;
+use crate::policy::Listing;
+use crate::policy::Sum;
 use crate::policy::Why;
 use crate::report::words;
 
-pub(super) fn compare(a: &Table, b: &Table) -> Vec<Part> {
-    let choices = |table: &Table| -> BTreeMap<String, Choice> {
-        let choices = table.choices.iter();
-        choices.map(|choice| (choice.tensor.clone(), choice.clone())).collect()
+pub(super) fn compare(a: &Listing, b: &Listing) -> Vec<Part> {
+    let tensors = |listing: &Listing| -> BTreeMap<String, Listed> {
+        let tensors = listing.tensors.iter();
+        tensors.map(|tensor| (tensor.name.clone(), tensor.clone())).collect()
     };
-    let (of_a, of_b) = (choices(a), choices(b));
-    let size = |table: &Table| table.bytes().unwrap_or(u64::MAX);
+    let (of_a, of_b) = (tensors(a), tensors(b));
+    let (sum_a, sum_b) = (Sum::of(&a.tensors), Sum::of(&b.tensors));
     let mut about = Part::new("policy");
-    let row = Row::of(Some(words::bytes(size(a))), Some(words::bytes(size(b))));
-    match row.or_else(|| Row::of(Some(size(a).to_string()), Some(size(b).to_string()))) {
+    let row = Row::of(Some(words::bytes(sum_a.bytes)), Some(words::bytes(sum_b.bytes)));
+    match row.or_else(|| Row::of(Some(sum_a.bytes.to_string()), Some(sum_b.bytes.to_string()))) {
         Some(row) => about.push(Row {
             what: "bytes of all tensors".to_owned(),
-            note: Some(delta(i128::from(size(b)) - i128::from(size(a)))),
+            note: Some(delta(i128::from(sum_b.bytes) - i128::from(sum_a.bytes))),
             ..row
         }),
         None => about.same += 1,
     }
-    let loss = |table: &Table| table.predicted_loss.clone();
-    match Row::of(loss(a), loss(b)) {
+    match Row::of(a.predicted_loss.clone(), b.predicted_loss.clone()) {
         Some(row) => about.push(Row {
             what: "predicted loss".to_owned(),
             ..row
         }),
         None => about.same += 1,
     }
-    let by_type = |table: &Table| {
-        table
-            .choices
-            .iter()
-            .map(|choice| (choice.tensor.clone(), (choice.to.name().to_owned(), choice.bytes)))
+    let by_type = |listing: &Listing| {
+        let tensors = listing.tensors.iter();
+        tensors
+            .map(|tensor| (tensor.name.clone(), (tensor.to.name().to_owned(), tensor.bytes)))
             .collect()
+    };
+    let layer = |listed: &Listed| match listed.layer() {
+        // Numbers of one width stand in their order where effects are equal.
+        Some(layer) => format!("layer {layer:>3}"),
+        None => "outside of layers".to_owned(),
     };
     vec![
         about,
         types(&by_type(a), &by_type(b)),
+        grouped("classes", [&of_a, &of_b], |listed| listed.class().to_owned()),
+        grouped("layers", [&of_a, &of_b], layer),
         Part::of("tensors", &of_a, &of_b, |a, b| {
-            let bytes = |choice: Option<&Choice>| choice.map_or(0, |choice| i128::from(choice.bytes));
+            let whys = a.is_none_or(|a| a.why.is_some()) && b.is_none_or(|b| b.why.is_some());
+            let shown = |listed: &Listed| match (&listed.why, whys) {
+                (Some(reason), true) => format!("{} ({})", listed.to, why(reason)),
+                _ => listed.to.to_string(),
+            };
             let by = bytes(b) - bytes(a);
             let row = Row::of(a.map(shown), b.map(shown))?.effect(by as f64);
-            Some(if by == 0 { row } else { row.note(delta(by)) })
+            Some(
+                match change(by, loss_change(a.and_then(|a| a.loss), b.and_then(|b| b.loss))) {
+                    note if note.is_empty() => row,
+                    note => row.note(note),
+                },
+            )
         }),
     ]
 }
 
-fn shown(choice: &Choice) -> String {
-    format!("{} ({})", choice.to, why(&choice.why))
+fn bytes(listed: Option<&Listed>) -> i128 {
+    listed.map_or(0, |listed| i128::from(listed.bytes))
+}
+
+/// Second less first, if anything was predicted of either; what is not there loses nothing.
+fn loss_change(a: Option<f64>, b: Option<f64>) -> Option<f64> {
+    (a.is_some() && b.is_some()).then(|| b.unwrap_or(0.0) - a.unwrap_or(0.0))
+}
+
+/// `+1.2 MiB, predicted loss -1.2e-3`.
+fn change(by: i128, loss: Option<f64>) -> String {
+    let mut said = Vec::new();
+    if by != 0 {
+        said.push(delta(by));
+    }
+    if let Some(loss) = loss.filter(|loss| *loss != 0.0) {
+        said.push(format!("predicted loss {loss:+.2e}"));
+    }
+    said.join(", ")
+}
+
+/// Compares tensors that are taken together. Only what differs in some tensor's type is a difference.
+fn grouped(name: &'static str, both: [&BTreeMap<String, Listed>; 2], key: impl Fn(&Listed) -> String) -> Part {
+    let by_key = |tensors: &BTreeMap<String, Listed>| {
+        let mut groups: BTreeMap<String, Group> = BTreeMap::new();
+        for (name, listed) in tensors {
+            let group = groups.entry(key(listed)).or_default();
+            group.sum.add(listed);
+            group.types.insert(name.clone(), listed.to.name());
+        }
+        groups
+    };
+    let [a, b] = both.map(by_key);
+    Part::of(name, &a, &b, |a, b| {
+        if let (Some(a), Some(b)) = (a, b)
+            && a.types == b.types
+        {
+            return None;
+        }
+        let size = |group: Option<&Group>| group.map_or(0, |group| i128::from(group.sum.bytes));
+        let by = size(b) - size(a);
+        let loss = |group: Option<&Group>| group.and_then(|group| group.sum.loss);
+        // Two groups of the same types by bytes can still differ in which tensor has which.
+        let (before, after) = (a.map(Group::shown), b.map(Group::shown));
+        let differing = differing(a, b);
+        let row = Row::of(before.clone(), after.clone()).or_else(|| {
+            let after = after.map(|after| format!("{after}, in other tensors"));
+            Row::of(before, after)
+        })?;
+        let note = match change(by, loss_change(loss(a), loss(b))) {
+            text if text.is_empty() => differing,
+            text => format!("{text}, {differing}"),
+        };
+        Some(row.effect(by as f64).note(note))
+    })
+}
+
+#[derive(Default)]
+struct Group {
+    sum: Sum,
+    types: BTreeMap<String, &'static str>,
+}
+
+impl Group {
+    /// `1.2 MiB, 4.50 bpw`.
+    fn shown(&self) -> String {
+        format!("{}, {:.2} bpw", words::bytes(self.sum.bytes), self.sum.bpw())
+    }
+}
+
+/// How many tensors of two groups have another type, or are in one of them only.
+fn differing(a: Option<&Group>, b: Option<&Group>) -> String {
+    let none = BTreeMap::new();
+    let types = |group: Option<&Group>| group.map_or(&none, |group| &group.types).clone();
+    let (a, b) = (types(a), types(b));
+    let names = a.keys().chain(b.keys().filter(|name| !a.contains_key(*name)));
+    let count = names.filter(|name| a.get(*name) != b.get(*name)).count();
+    words::count(count as u64, "tensor")
 }
 
 /// The reason in a few words, as its document has them.
 fn why(why: &Why) -> String {
-    let document = serde_json::to_value(why).unwrap_or_default();
+    let mut document = serde_json::to_value(why).unwrap_or_default();
+    if let (Why::Solved { .. }, Value::Object(fields)) = (why, &mut document) {
+        // What is predicted is compared as a number.
+        fields.remove("loss");
+    }
     let mut words = Vec::new();
     flat(&document, &mut words);
-    words.join(" ").replace('_', " ")
+    words.join(" ")
 }
 
+/// Names of tensors stay as they are; all other words are those of people.
 fn flat(value: &Value, words: &mut Vec<String>) {
     match value {
         Value::Object(fields) => {
-            let kind = fields.get("kind").into_iter();
-            let rest = fields
-                .iter()
-                .filter(|(name, _)| *name != "kind")
-                .map(|(_, value)| value);
-            kind.chain(rest).for_each(|value| flat(value, words));
+            let kind = fields.get_key_value("kind").into_iter();
+            let rest = fields.iter().filter(|(name, _)| *name != "kind");
+            for (name, value) in kind.chain(rest) {
+                match value {
+                    Value::String(text) if matches!(name.as_str(), "group" | "anchor_of") => words.push(text.clone()),
+                    value => flat(value, words),
+                }
+            }
         }
         Value::Array(values) => values.iter().for_each(|value| flat(value, words)),
-        Value::String(text) => words.push(text.clone()),
+        Value::String(text) => words.push(text.replace('_', " ")),
         Value::Null => {}
         value => words.push(value.to_string()),
     }

@@ -259,6 +259,7 @@ fn options_of<'a>(
                 to: *ty,
                 why: Why::Solved {
                     group: group.name.clone(),
+                    loss: Some(format!("{:e}", loss.mean)),
                 },
                 may_fall_back: false,
             };

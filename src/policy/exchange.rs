@@ -19,9 +19,24 @@ pub type Typed<'a> = (&'a str, TensorType);
 pub fn lines_of_tensors(tensors: &[Typed<'_>]) -> String {
     let mut text = String::new();
     for (name, ty) in tensors {
-        let _ = writeln!(text, "^{}$={}", regex::escape(name), ty.name().to_ascii_lowercase());
+        let _ = writeln!(text, "^{}$={}", literal(name), ty.name().to_ascii_lowercase());
     }
     text
+}
+
+/// Returns a pattern for a name. `llama-quantize` reads a pattern up to the first `=` or white space and in lower case, so these
+/// and capital letters stand as classes.
+fn literal(name: &str) -> String {
+    let mut pattern = String::with_capacity(name.len() + 8);
+    for c in name.chars() {
+        match c {
+            'A'..='Z' => pattern.push_str("[[:upper:]]"),
+            '=' => pattern.push_str("[[:punct:]]"),
+            c if c.is_ascii_whitespace() => pattern.push_str("[[:space:]]"),
+            c => pattern.push_str(&regex::escape(c.encode_utf8(&mut [0; 4]))),
+        }
+    }
+    pattern
 }
 
 /// Returns a line for all layers in which a tensor of the same name has the same type, and one for each tensor outside of
@@ -36,7 +51,7 @@ pub fn lines_of_rules(tensors: &[Typed<'_>]) -> String {
             (Some(layer), Some((number, rest))) if number == layer.to_string() => {
                 layers.entry((rest, ty.name())).or_default().push(layer);
             }
-            _ => alone.push((*ty, format!("^{}$", regex::escape(name)))),
+            _ => alone.push((*ty, format!("^{}$", literal(name)))),
         }
     }
     let mut rules: Vec<(TensorType, String)> = layers
@@ -44,7 +59,7 @@ pub fn lines_of_rules(tensors: &[Typed<'_>]) -> String {
         .filter_map(|((rest, ty), mut layers)| {
             layers.sort_unstable();
             let numbers: Vec<String> = layers.iter().map(i64::to_string).collect();
-            let pattern = format!(r"^blk\.(?:{})\.{}$", numbers.join("|"), regex::escape(rest));
+            let pattern = format!(r"^blk\.(?:{})\.{}$", numbers.join("|"), literal(rest));
             TensorType::from_name(ty).map(|ty| (ty, pattern))
         })
         .collect();
@@ -67,7 +82,8 @@ pub struct LineError {
     pub message: String,
 }
 
-/// Reads lines of `pattern=type`. Empty lines and those that begin with `#` say nothing; types may be in any case.
+/// Reads lines of `pattern=type`, or several such on a line. Empty lines and those that begin with `#` say nothing; types may be in
+/// any case. Patterns are read in lower case, as `llama-quantize` reads them.
 ///
 /// # Errors
 /// All lines that are no rules.
@@ -78,9 +94,20 @@ pub fn rules_of_lines(text: &str) -> Result<Vec<Rule>, Vec<LineError>> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        match rule_of(line) {
-            Ok(rule) => rules.push(rule),
-            Err(message) => errors.push(LineError { line: at + 1, message }),
+        let whole = |word: &str| {
+            word.split_once('=')
+                .is_some_and(|(pattern, ty)| !pattern.is_empty() && !ty.is_empty())
+        };
+        let words: Vec<&str> = if line.split_whitespace().all(whole) {
+            line.split_whitespace().collect()
+        } else {
+            vec![line]
+        };
+        for word in words {
+            match rule_of(word) {
+                Ok(rule) => rules.push(rule),
+                Err(message) => errors.push(LineError { line: at + 1, message }),
+            }
         }
     }
     if errors.is_empty() { Ok(rules) } else { Err(errors) }
@@ -98,7 +125,7 @@ fn rule_of(line: &str) -> Result<Rule, String> {
     if !ty.quantizable_target() {
         return Err(format!("nothing can be quantized to {ty}"));
     }
-    let pattern = Regex::new(pattern.trim()).map_err(|error| {
+    let pattern = Regex::new(&pattern.trim().to_ascii_lowercase()).map_err(|error| {
         format!(
             "`{pattern}` is not a regular expression: {}",
             last_line(&error.to_string())
@@ -151,6 +178,25 @@ mod tests {
     }
 
     #[test]
+    fn what_the_tool_reads_otherwise_stands_as_a_class() {
+        let odd = "blk.0.Attn=K x-y.weight";
+        for text in [lines_of_tensors(&[(odd, T::Q4_K)]), lines_of_rules(&[(odd, T::Q4_K)])] {
+            let (pattern, ty) = text.trim_end().split_once('=').unwrap();
+            assert_eq!(ty, "q4_k", "the first `=` ends the pattern");
+            assert!(
+                !pattern.contains(char::is_whitespace) && pattern == pattern.to_lowercase(),
+                "{pattern}"
+            );
+            assert!(Regex::new(pattern).unwrap().is_match(odd), "{pattern}");
+            assert!(
+                !Regex::new(pattern).unwrap().is_match("blk.0.attn=K x-y.weight"),
+                "{pattern}"
+            );
+            assert_eq!(rules_of_lines(&text).unwrap().len(), 1);
+        }
+    }
+
+    #[test]
     fn layers_of_one_type_share_a_line() {
         let text = lines_of_rules(TENSORS);
         assert_eq!(
@@ -170,6 +216,9 @@ mod tests {
         let rules = rules_of_lines("# types\n\n  attn_k = Q4_K  \na=b=q8_0\n").unwrap();
         assert_eq!(rules.len(), 2);
         assert_eq!(rules[1].pattern.as_str(), "a=b");
+        let rules = rules_of_lines(r"(blk|BLK)\.(3|7|11)\.attn_k=Q8_0 .*ffn_up.*=IQ4_XS").unwrap();
+        let patterns: Vec<&str> = rules.iter().map(|rule| rule.pattern.as_str()).collect();
+        assert_eq!(patterns, [r"(blk|blk)\.(3|7|11)\.attn_k", ".*ffn_up.*"]);
         let errors = rules_of_lines("attn_k\n(=q4_k\na=q4k\nb=q8_k\nc=q6_k").unwrap_err();
         let lines: Vec<usize> = errors.iter().map(|error| error.line).collect();
         assert_eq!(lines, [1, 2, 3, 4], "{errors:?}");

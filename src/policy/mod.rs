@@ -18,7 +18,9 @@
 //! - [`squared_error`], [`Sensitivity`]: losses from squared errors and a few measurements.
 //! - [`lines_of_tensors`], [`lines_of_rules`], [`rules_of_lines`]: types in the forms of other programs.
 //! - [`CacheShape`]: how much memory the cache of keys and values takes.
+//! - [`forgequant_of`], [`rules_of_forgequant`]: the same as a recipe of forgequant.
 //! - [`groups()`]: tensors that get their types together.
+//! - [`Listing`]: types to be looked at, tensor by tensor, by layer and by class.
 //! - [`Table`]: the answer, in the order of the source file; the artifact `policy.v1`.
 
 mod allocate;
@@ -32,7 +34,9 @@ mod energy;
 mod error;
 mod evidence;
 mod exchange;
+mod forgequant;
 mod groups;
+mod listing;
 mod manual;
 mod mix;
 mod model;
@@ -81,11 +85,19 @@ pub use self::exchange::Typed;
 pub use self::exchange::lines_of_rules;
 pub use self::exchange::lines_of_tensors;
 pub use self::exchange::rules_of_lines;
+pub use self::forgequant::ForgequantError;
+pub use self::forgequant::PRODUCIBLE;
+pub use self::forgequant::Unproducible;
+pub use self::forgequant::forgequant_of;
+pub use self::forgequant::rules_of_forgequant;
 pub use self::groups::Bond;
 pub use self::groups::Fuse;
 pub use self::groups::GroupOptions;
 pub use self::groups::TensorGroup;
 pub use self::groups::groups;
+pub use self::listing::Listed;
+pub use self::listing::Listing;
+pub use self::listing::Sum;
 pub use self::manual::ManualOptions;
 pub use self::manual::Rule;
 pub use self::manual::Target;

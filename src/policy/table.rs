@@ -54,6 +54,9 @@ pub enum Why {
     Solved {
         /// The group that it was chosen for; its own name if it stands alone.
         group: String,
+        /// The loss that is predicted of the whole group in this type, as a decimal number. Tables of earlier versions have none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        loss: Option<String>,
     },
     /// The least that such tensors get; the budget allowed no more.
     Floor,

@@ -215,7 +215,7 @@ fn table(rows: &[&Row], style: TableStyle) -> Table {
 }
 
 /// What the figures rest on, a line for each distinct ground.
-fn evidence(rows: &[&Row]) -> Vec<String> {
+pub(super) fn evidence(rows: &[&Row]) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     let missed: Vec<&str> = rows
         .iter()

@@ -1,6 +1,7 @@
 //! The façade: what the command line, a test or another program calls. Opens a recipe with a store, plans, builds, and
 //! writes what stands beside outputs.
 
+mod chart;
 mod fresh;
 mod frozen;
 mod lock;
@@ -49,6 +50,8 @@ use crate::why::Reading;
 use crate::why::TensorError;
 use crate::why::Why;
 
+pub use chart::ChartError;
+pub use chart::chart;
 pub use fresh::Question;
 pub use fresh::nothing_to_do;
 pub use lock::Lock;

@@ -152,6 +152,22 @@ fn every_line_is_one_of_the_schema() {
     assert_eq!(fused["name"], "blk.0.{attn_k,attn_q,attn_v}.weight");
     assert_eq!(fused["floors"]["blk.0.attn_k.weight"]["floor"], "Q4_K");
 
+    // Types of any model, and the figures of the build above.
+    let lines = judge.run(&forge, 0, &["policy", "show", "model.gguf"]);
+    assert_eq!(lines[0]["classes"][0]["class"], "token_embd");
+    let lines = judge.run(&forge, 0, &["policy", "show", "out/small/b.gguf"]);
+    assert_eq!(lines[0]["tensors"][0]["why"]["kind"], "mix");
+    let lines = judge.run(&forge, 0, &["policy", "diff", "model.gguf", "out/small/b.gguf"]);
+    assert_eq!(lines[0]["diff"]["kind"], "policy");
+    let lines = judge.run(
+        &forge,
+        0,
+        &["policy", "chart", "--svg", "chart.svg", "out/small/metrics.json"],
+    );
+    assert_eq!(lines[0]["series"].as_array().unwrap().len(), 2);
+    let lines = judge.run(&forge, 2, &["policy", "show", "nothing"]);
+    assert_eq!(lines[0]["code"], "usage::no-such-candidate");
+
     // Recipes with errors: each has its place. One with a warning, too.
     forge.recipe(&edited(
         &edited(RECIPE, "chunks = 4", "chunk = 4"),
@@ -459,12 +475,52 @@ const HELP: &[(&[&str], &[&str])] = &[
         &["-o, --output <FILE>", "--format", "sigstore", "in-toto"],
     ),
     (&["show", "--help"], &["--format", "toml", "json"]),
-    (&["policy", "--help"], &["check", "groups", "export", "import"]),
+    (
+        &["policy", "--help"],
+        &["check", "groups", "export", "import", "show", "diff", "chart"],
+    ),
     (
         &["policy", "export", "--help"],
-        &["<CANDIDATE>", "--format", "tensors", "rules", "--tensor-type-file"],
+        &[
+            "<CANDIDATE>",
+            "--format",
+            "tensors",
+            "rules",
+            "forgequant",
+            "--tensor-type-file",
+        ],
     ),
-    (&["policy", "import", "--help"], &["<FILE>", "--name <NAME>"]),
+    (
+        &["policy", "import", "--help"],
+        &["<FILE>", "--name <NAME>", "--format", "forgequant"],
+    ),
+    (
+        &["policy", "show", "--help"],
+        &[
+            "<CANDIDATE|POLICY|GGUF>",
+            "--by",
+            "class",
+            "layer",
+            "tensor",
+            "-f, --recipe <RECIPE>",
+            "--out <DIR>",
+        ],
+    ),
+    (
+        &["policy", "diff", "--help"],
+        &["<A>", "<B>", "--exit-code", "--format", "--rows <N>", "markdown"],
+    ),
+    (
+        &["policy", "chart", "--help"],
+        &[
+            "[RECIPE|METRICS]...",
+            "--eval <NAME>",
+            "--svg <FILE>",
+            "--ascii",
+            "--width <N>",
+            "--height <N>",
+        ],
+    ),
     (
         &["policy", "groups", "--help"],
         &["<MODEL>", "--imatrix <FILE>", "--fuse <RULE>", "--show-floors", "--qat"],

@@ -63,17 +63,22 @@ fn build(forge: &Forge, mixes: &[&str]) -> (Vec<PathBuf>, PathBuf) {
             forge.path(path.unwrap_or_else(|| panic!("no {end} in {}", run.stdout)))
         })
         .collect();
-    // The imatrix of a build lives in its store.
+    (candidates, imatrix_of(forge, &events))
+}
+
+/// Writes the imatrix that a build collected, which lives in its store, beside the recipe.
+pub(crate) fn imatrix_of(forge: &Forge, events: &[serde_json::Value]) -> PathBuf {
     let store = Store::open(forge.store()).unwrap();
-    let collected: Vec<_> = reason("action-finished")
-        .filter(|event| event["kind"] == "imatrix-collect")
+    let collected: Vec<_> = events
+        .iter()
+        .filter(|event| event["reason"] == "action-finished" && event["kind"] == "imatrix-collect")
         .collect();
-    assert_eq!(collected.len(), 1, "{}", run.stdout);
+    assert_eq!(collected.len(), 1, "{events:#?}");
     let key = collected[0]["key"].as_str().unwrap().parse().unwrap();
     let result = store.lookup(&key).unwrap().unwrap();
     let imatrix = forge.path("imatrix.gguf");
     store.materialize(&result.output("imatrix").unwrap(), &imatrix).unwrap();
-    (candidates, imatrix)
+    imatrix
 }
 
 /// Returns the metadata that both programs must agree on, in order, and what either says of the imatrix apart.
@@ -87,15 +92,14 @@ fn metadata(metadata: &Metadata) -> (Vec<(String, String)>, [Option<u64>; 2]) {
     (others, said)
 }
 
-/// Asserts that two files hold the same tensors and say the same of them.
-fn compare(ours: &Path, theirs: &Path, mix: &str) {
-    let (ours, theirs) = (Model::open(ours).unwrap(), Model::open(theirs).unwrap());
+/// Asserts that two files hold the same tensors.
+pub(crate) fn compare_tensors(ours: &Model, theirs: &Model, what: &str) {
     let names = |model: &Model| {
         let mut names: Vec<String> = model.tensors().iter().map(|tensor| tensor.info.name.clone()).collect();
         names.sort();
         names
     };
-    assert_eq!(names(&ours), names(&theirs), "{mix}");
+    assert_eq!(names(ours), names(theirs), "{what}");
     let mut differing = Vec::new();
     for tensor in ours.tensors() {
         let other = theirs.tensor(&tensor.info.name).unwrap();
@@ -117,7 +121,13 @@ fn compare(ours: &Path, theirs: &Path, mix: &str) {
             differing.push(format!("{} ({}): {count} bytes", tensor.info.name, tensor.info.ty));
         }
     }
-    assert!(differing.is_empty(), "{mix}:\n{}", differing.join("\n"));
+    assert!(differing.is_empty(), "{what}:\n{}", differing.join("\n"));
+}
+
+/// Asserts that two files hold the same tensors and say the same of them.
+fn compare(ours: &Path, theirs: &Path, mix: &str) {
+    let (ours, theirs) = (Model::open(ours).unwrap(), Model::open(theirs).unwrap());
+    compare_tensors(&ours, &theirs, mix);
     let file_type = ours.metadata().get_u32("general.file_type");
     assert!(file_type.is_some(), "{mix}");
     assert_eq!(file_type, theirs.metadata().get_u32("general.file_type"), "{mix}");

@@ -513,3 +513,57 @@ fn density_promotes_what_the_budget_holds() {
     assert_eq!(all["token_embd.weight"], TensorType::Q4_K, "there are no data for it");
     build_well(&forge, &[]).assert_idle();
 }
+
+#[test]
+fn a_recipe_of_forgequant_goes_out_and_comes_back() {
+    let forge = project();
+    forge.recipe(&recipe(
+        "method = \"manual\"\notherwise = \"Q8_0\"\n\
+         rules = [{ match = \"ffn_down\", type = \"Q4_K\" }, { match = \"attn_v\", type = \"keep\" }]",
+    ));
+    build_well(&forge, &[]);
+    let first = std::fs::read(forge.path("out/small/p.gguf")).unwrap();
+    let run = forge
+        .run(&["policy", "export", "--format", "forgequant", "out/small/p.gguf"])
+        .success();
+    let exported: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(exported["name"], "p");
+    assert_eq!(exported["quant"]["embedding"], "q8_0");
+    assert_eq!(exported["tensor_types"]["blk.0.attn_v.weight"], "f16");
+    forge.write("types.json", &run.stdout);
+    // What it is is seen from how it begins.
+    for args in [&["types.json"][..], &["--format", "forgequant", "types.json"]] {
+        let mut all = vec!["policy", "import", "--name", "p"];
+        all.extend(args);
+        let imported = forge.run(&all).success();
+        let body = imported.stdout.strip_prefix("[policy.p]\n").unwrap();
+        assert!(body.starts_with("method = \"manual\"\n"), "{body}");
+        forge.recipe(&recipe(body));
+        std::fs::remove_file(forge.path("out/small/p.gguf")).unwrap();
+        build_well(&forge, &[]);
+        assert!(std::fs::read(forge.path("out/small/p.gguf")).unwrap() == first);
+    }
+
+    // Its quantizer has no Q6_K.
+    forge.recipe(&recipe(
+        "method = \"manual\"\notherwise = \"Q6_K\"\nrules = [{ match = \"attn_v\", type = \"keep\" }]",
+    ));
+    build_well(&forge, &[]);
+    let run = forge
+        .run(&["policy", "export", "--format", "forgequant", "out/small/p.gguf"])
+        .status(1);
+    assert_eq!(run.stdout, "");
+    assert!(
+        run.stderr.contains("Q6_K) and") && run.stderr.contains("--format tensors"),
+        "{}",
+        run.stderr
+    );
+    forge.write("auto.json", r#"{ "boost": { "layers": "auto:6", "type": "q4_k" } }"#);
+    let run = forge.run(&["policy", "import", "auto.json"]).status(1);
+    assert!(
+        run.stderr
+            .contains("`auto.json`: `boost`, `layers`: `auto:6` is told from an imatrix"),
+        "{}",
+        run.stderr
+    );
+}

@@ -205,7 +205,7 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("pin.v1", "", &[]),
     ("policy.v1", "", &["warnings", "predicted_loss"]),
     ("policy.v1", "/choices/0", &["instead_of"]),
-    ("policy.v1", "/choices/0/why", &[]),
+    ("policy.v1", "/choices/0/why", &["loss"]),
     ("slices.v1", "", &[]),
     ("tensor-errors.v1", "", &[]),
     ("tombstone.v1", "", &[]),

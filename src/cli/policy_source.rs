@@ -1,0 +1,119 @@
+//! What the verbs of `forge policy` are given: a file, or the name of a candidate or policy of a recipe.
+
+use std::path::Path;
+
+use crate::cli::Exit;
+use crate::cli::Failure;
+use crate::cli::args::OfRecipe;
+use crate::cli::diagnostic::Diagnostic;
+use crate::cli::diff::failure;
+use crate::cli::files::Files;
+use crate::cli::terminal::Terminal;
+use crate::diff;
+use crate::fs;
+use crate::policy::Listing;
+use crate::policy::Table;
+use crate::recipe::Recipe;
+use crate::recipe::Step;
+use crate::recipe::StepBody;
+use crate::recipe::StepId;
+use crate::recipe::StepKind;
+use crate::report::words;
+use crate::store::Store;
+
+/// No table of types is longer.
+const TABLE_CAP: u64 = 64 << 20;
+
+/// Lists the types of what a word of the command line means: a file if there is one of that name, else a candidate or a policy
+/// of the recipe.
+pub(super) fn listing(word: &str, of: &OfRecipe, files: &Files, terminal: &Terminal) -> Result<Listing, Failure> {
+    let path = files.path(Path::new(word));
+    let store = store(files, terminal);
+    if fs::exists(&path).unwrap_or(false) || is_path(word) {
+        return diff::listing(&path, store.as_ref()).map_err(|error| failure(&error));
+    }
+    let recipe = files.recipe(&of.recipe, terminal)?.recipe;
+    let step = step_of(word, &recipe, &of.recipe)?;
+    let policy = match &step.body {
+        StepBody::Promote(promote) => {
+            let out = match &of.out {
+                Some(out) => files.path(out),
+                None => files.folder(&of.recipe).join("out").join(&recipe.name),
+            };
+            let file = out.join(format!("{}.gguf", step.id.label()));
+            if fs::exists(&file).unwrap_or(false) {
+                return diff::listing(&file, store.as_ref()).map_err(|error| failure(&error));
+            }
+            &promote.policy
+        }
+        _ => &step.id,
+    };
+    // A policy is chosen before its candidate is written.
+    let table = store.and_then(|store| chosen(&store, &recipe.name, policy));
+    table.map(|table| Listing::of(&table)).ok_or_else(|| {
+        let missing = Diagnostic::error(format!("`{}` is not built yet", step.id)).code("policy::not-built");
+        Failure::new(
+            Exit::Recipe,
+            missing.hint(format!("build it: `forge build {} {}`", of.recipe, step.id)),
+        )
+    })
+}
+
+/// A word that cannot be a name.
+fn is_path(word: &str) -> bool {
+    let extension = Path::new(word).extension();
+    word.contains(std::path::is_separator)
+        || extension.is_some_and(|extension| ["gguf", "json", "toml"].iter().any(|known| extension == *known))
+}
+
+/// Returns what a policy chose when it ran last.
+fn chosen(store: &Store, recipe: &str, policy: &StepId) -> Option<Table> {
+    let last = store.last(recipe, &policy.to_string())?;
+    let result = store.lookup_shallow(&last.action).ok()??;
+    let bytes = store.read(&result.output("policy")?, TABLE_CAP).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+/// Opens the store, if there is one. None is made for this.
+pub(super) fn store(files: &Files, terminal: &Terminal) -> Option<Store> {
+    let place = files.store_place(terminal).ok()?;
+    fs::exists(&place)
+        .unwrap_or(false)
+        .then(|| Store::open(&place).ok())
+        .flatten()
+}
+
+fn step_of<'r>(word: &str, recipe: &'r Recipe, path: &str) -> Result<&'r Step, Failure> {
+    let of_kind = |kind: StepKind| -> Vec<&Step> {
+        let found = recipe.find(word).into_iter();
+        found.filter(|step| step.id.kind == kind).collect()
+    };
+    // A candidate goes before a policy of the same name.
+    let found = match of_kind(StepKind::Promote) {
+        candidates if candidates.is_empty() => of_kind(StepKind::Policy),
+        candidates => candidates,
+    };
+    let usage = |diagnostic: Diagnostic| Failure::new(Exit::Usage, diagnostic.code("usage::no-such-candidate"));
+    match found.as_slice() {
+        [step] => Ok(step),
+        [] => {
+            let known: Vec<String> = recipe.candidates().map(|step| step.id.label()).collect();
+            let near = known.iter().min_by_key(|name| strsim::damerau_levenshtein(name, word));
+            let none = Diagnostic::error(format!(
+                "there is no file `{word}`, and `{path}` has no candidate or policy of that name"
+            ));
+            Err(usage(
+                near.into_iter()
+                    .fold(none, |none, near| none.hint(format!("did you mean `{near}`?"))),
+            ))
+        }
+        several => {
+            let names: Vec<String> = several.iter().map(|step| step.id.label()).collect();
+            let many = Diagnostic::error(format!(
+                "`{word}` are {}",
+                words::count(several.len() as u64, "candidate")
+            ));
+            Err(usage(many.hint(format!("name one of {}", words::names(&names, 12)))))
+        }
+    }
+}
