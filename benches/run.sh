@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the figures of docs/benchmarks.md. Options go to both: --mib, --rounds, --runs, --steps.
+# Makes the figures of docs/benchmarks.md. Options go to all: --mib, --rounds, --runs, --steps, --model, --chunks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,3 +15,6 @@ fi
 [ -z "${FORGE_INCUMBENTS_BIN:-}" ] || export FORGE_INCUMBENTS_BIN
 cargo bench --bench null_build -- "$@"
 cargo bench --bench quantize -- "$@"
+cargo bench --bench probes -- "$@"
+# Some hours: every type of every tensor is measured.
+cargo bench --bench policies -- "$@"

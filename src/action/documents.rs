@@ -262,6 +262,12 @@ pub struct Measured {
     pub chunks: u64,
     /// Chunks in one block.
     pub block: u32,
+    /// How many chunks every probe is measured on.
+    pub screen: u64,
+    /// At most so many groups in types are probed.
+    pub max_probes: Option<u64>,
+    /// How many times at most moves around the choice are measured.
+    pub refine: u32,
     /// The types to choose from, besides the source's own.
     pub types: Vec<String>,
     /// Which tensors an engine wants to have one type.
@@ -431,6 +437,9 @@ pub struct MetricsRow {
     pub elements: u64,
     /// Its figures.
     pub figures: BlobDigest,
+    /// What its policy measured of it on other text: mean and deviation of a chunk's divergence, chunks, tokens in a chunk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probed: Option<String>,
     /// The engine that measured.
     pub engine: Fingerprint,
 }

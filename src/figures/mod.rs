@@ -10,6 +10,7 @@
 //!   rounding. So a mean of exactly 0 between different files is known to be a mistake, and is an error.
 
 mod bootstrap;
+mod prediction;
 mod reference;
 mod summary;
 mod tokens;
@@ -19,6 +20,7 @@ use std::ops::Range;
 pub use self::bootstrap::Interval;
 pub use self::bootstrap::Resampling;
 pub use self::bootstrap::paired_difference;
+pub use self::prediction::prediction;
 pub use self::reference::ReferenceBlock;
 pub use self::reference::ReferenceRow;
 pub use self::reference::ReferenceWriter;

@@ -279,6 +279,17 @@ fn options_of<'a>(
     Ok((group, options))
 }
 
+/// An option of a group, as the solver's prices see it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Priced {
+    /// The type.
+    pub ty: TensorType,
+    /// Its reduced cost: by how much its loss, with its bytes charged, is above the least of its group.
+    pub cost: f64,
+    /// Whether the answer chose it.
+    pub chosen: bool,
+}
+
 impl Prepared {
     /// Returns the problem: its groups are those that have a choice, its options are named after types.
     pub fn problem(&self) -> &Problem {
@@ -297,6 +308,40 @@ impl Prepared {
         losses.fold((0.0, 0.0), |(mean, variance), loss| {
             (mean + loss.mean, variance + loss.variance)
         })
+    }
+
+    /// Returns the options of each group with their bytes charged at an answer's prices, the cheapest first.
+    pub fn priced(&self, answer: &Answer) -> Vec<(String, Vec<Priced>)> {
+        let of = |multiplier: &u64| *multiplier as f64 / answer.multipliers.denominator as f64;
+        let prices: Vec<f64> = answer.multipliers.numerators.iter().map(of).collect();
+        let groups = self.problem.groups().iter().zip(&answer.choice);
+        groups
+            .map(|(group, chosen)| {
+                let cost = |option: &Candidate| {
+                    let bytes = option
+                        .uses
+                        .iter()
+                        .zip(&prices)
+                        .map(|(used, price)| *used as f64 * price);
+                    option.loss as f64 + bytes.sum::<f64>()
+                };
+                let least = group.options.iter().map(cost).fold(f64::INFINITY, f64::min);
+                let mut options: Vec<Priced> = group
+                    .options
+                    .iter()
+                    .enumerate()
+                    .filter_map(|(at, option)| {
+                        Some(Priced {
+                            ty: TensorType::from_name(&option.name)?,
+                            cost: (cost(option) - least) * self.scale.loss(1),
+                            chosen: at == *chosen,
+                        })
+                    })
+                    .collect();
+                options.sort_by(|a, b| a.cost.total_cmp(&b.cost));
+                (group.name.clone(), options)
+            })
+            .collect()
     }
 
     /// Returns an answer as a table, in the order of the model's tensors.

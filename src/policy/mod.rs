@@ -11,6 +11,7 @@
 //! - [`manual()`]: the user's own rules, first match wins.
 //! - [`ashq1()`]: floors, and then the upgrades that gain most for their bytes, by the imatrix alone.
 //! - [`prepare()`]: groups, losses and sizes as a problem for the solver ([`crate::allocation`]), and its answer as a table.
+//! - [`Evidence`], [`Around`]: losses from what was measured, and which measurements are worth making next.
 //! - [`density()`]: two types, the larger one where it gains most for its bytes.
 //! - [`prior()`]: losses guessed from roles, depth and types.
 //! - [`lines_of_tensors`], [`lines_of_rules`], [`rules_of_lines`]: types in the forms of other programs.
@@ -18,11 +19,13 @@
 //! - [`Table`]: the answer, in the order of the source file; the artifact `policy.v1`.
 
 mod allocate;
+mod around;
 mod ashq1;
 mod check;
 mod density;
 mod energy;
 mod error;
+mod evidence;
 mod exchange;
 mod groups;
 mod manual;
@@ -39,9 +42,11 @@ pub use self::allocate::Device;
 pub use self::allocate::Loss;
 pub use self::allocate::Losses;
 pub use self::allocate::Prepared;
+pub use self::allocate::Priced;
 pub use self::allocate::Question;
 pub use self::allocate::legal;
 pub use self::allocate::prepare;
+pub use self::around::Around;
 pub use self::ashq1::Ashq1;
 pub use self::ashq1::LADDER;
 pub use self::ashq1::Span;
@@ -54,6 +59,10 @@ pub use self::energy::Energy;
 pub use self::error::NoFallback;
 pub use self::error::PolicyError;
 pub use self::error::Retyped;
+pub use self::evidence::Evidence;
+pub use self::evidence::Probe;
+pub use self::evidence::mean;
+pub use self::evidence::variance;
 pub use self::exchange::LineError;
 pub use self::exchange::Typed;
 pub use self::exchange::lines_of_rules;
@@ -83,6 +92,7 @@ pub use self::size::Budget;
 pub use self::size::FileSize;
 pub use self::table::Choice;
 pub use self::table::Fixed;
+pub use self::table::Probed;
 pub use self::table::SCHEMA;
 pub use self::table::Table;
 pub use self::table::Warning;

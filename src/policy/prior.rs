@@ -35,8 +35,8 @@ pub const CURVE: &[(TensorType, f64)] = &[
     (TensorType::F16, 0.0),
 ];
 
-/// Returns guessed losses of groups in some types of [`CURVE`], and in the source's own type, which loses nothing. If all
-/// tensors had one type, they would add up to that type's value.
+/// Returns guessed losses of groups in some types, and in the source's own type, which loses nothing. If all tensors had one
+/// type, they would add up to that type's value: of [`CURVE`], or between its values by bits per weight.
 pub fn prior(model: &ModelFacts, groups: &[TensorGroup], types: &[TensorType]) -> Losses {
     let layers = model.tensors.iter().filter_map(|tensor| block_index(&tensor.name));
     let last = layers.max().unwrap_or(0).max(1) as f64;
@@ -53,8 +53,8 @@ pub fn prior(model: &ModelFacts, groups: &[TensorGroup], types: &[TensorType]) -
             };
             losses.insert((group.name.clone(), ty), loss);
         };
-        for (ty, lost) in CURVE.iter().filter(|(ty, _)| types.contains(ty)) {
-            insert(*ty, *lost);
+        for ty in types {
+            insert(*ty, usual_loss(*ty));
         }
         let own = group.members.first().map(|at| model.tensors[*at].ty);
         let same = |ty: &TensorType| group.members.iter().all(|at| model.tensors[*at].ty == *ty);
@@ -63,6 +63,27 @@ pub fn prior(model: &ModelFacts, groups: &[TensorGroup], types: &[TensorType]) -
         }
     }
     losses
+}
+
+/// What a whole model loses in a type: as published, or read off the line through the published neighbours' logarithms.
+fn usual_loss(ty: TensorType) -> f64 {
+    if let Some((_, lost)) = CURVE.iter().find(|(known, _)| *known == ty) {
+        return *lost;
+    }
+    let known: Vec<(f64, f64)> = CURVE
+        .iter()
+        .filter(|(_, lost)| *lost > 0.0)
+        .map(|(ty, lost)| (ty.bpw(), lost.ln()))
+        .collect();
+    let above = known.iter().position(|(bits, _)| *bits >= ty.bpw());
+    let at = above.unwrap_or(known.len()).clamp(1, known.len() - 1);
+    let ((low, a), (high, b)) = (known[at - 1], known[at]);
+    let share = if high > low {
+        (ty.bpw() - low) / (high - low)
+    } else {
+        0.0
+    };
+    (a + share * (b - a)).exp()
 }
 
 /// What a tensor counts for: its elements, times its role, times its depth.

@@ -131,6 +131,19 @@ pub enum Warning {
     },
 }
 
+/// The mean KL divergence from the source over the chunks of a text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probed {
+    /// The mean, in nats per token, as a decimal number.
+    pub mean: String,
+    /// The standard deviation of a chunk's mean, as a decimal number.
+    pub deviation: String,
+    /// How many chunks.
+    pub chunks: u32,
+    /// Tokens in a chunk.
+    pub context: u32,
+}
+
 /// The types of all tensors of a candidate: the artifact of a policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
@@ -142,6 +155,9 @@ pub struct Table {
     /// The loss that the policy predicts, as a decimal number; none where a method predicts nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predicted_loss: Option<String>,
+    /// What all choices together lose, as measured on the text that the policy was chosen by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probed_loss: Option<Probed>,
     /// What the user should know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<Warning>,
@@ -164,6 +180,7 @@ impl Table {
             schema: SCHEMA.to_owned(),
             choices,
             predicted_loss: None,
+            probed_loss: None,
             warnings,
         }
     }

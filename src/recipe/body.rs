@@ -48,7 +48,9 @@ impl StepBody {
                     Method::Measured(measured) => Some(&measured.corpus),
                     _ => None,
                 };
-                policy.join.iter().chain(probed).collect()
+                let sized = policy.size_of().into_iter();
+                let sized = sized.flat_map(|size| std::iter::once(&size.policy).chain(&size.join));
+                policy.join.iter().chain(probed).chain(sized).collect()
             }
             Self::Promote(promote) => vec![&promote.policy],
             Self::Eval(eval) => eval.candidates.iter().chain([&eval.corpus]).collect(),
@@ -67,7 +69,10 @@ impl StepBody {
             Self::Imatrix(ImatrixStep::Collect(collect)) => vec![&collect.model],
             Self::Imatrix(ImatrixStep::Import { source }) => vec![source],
             Self::Join(join) => vec![&join.model],
-            Self::Policy(policy) => vec![&policy.model],
+            Self::Policy(policy) => {
+                let sized = policy.size_of().map(|size| &size.model);
+                std::iter::once(&policy.model).chain(sized).collect()
+            }
             Self::Eval(eval) => vec![&eval.reference],
             _ => Vec::new(),
         }
@@ -220,6 +225,54 @@ pub enum Method {
     Measured(Box<MeasuredPolicy>),
 }
 
+impl PolicyStep {
+    /// Returns the most that the file may have, if the method keeps to a budget.
+    pub fn budget(&self) -> Option<&Budget> {
+        match &self.method {
+            Method::Mix(_) | Method::Manual(_) => None,
+            Method::Ashq1(ashq1) => Some(&ashq1.budget),
+            Method::Density(density) => Some(&density.budget),
+            Method::Prior(prior) => Some(&prior.budget),
+            Method::Measured(measured) => Some(&measured.budget),
+        }
+    }
+
+    /// Returns the candidate that the file may be as long as, if the budget names one.
+    pub fn size_of(&self) -> Option<&SizeOf> {
+        match self.budget()? {
+            Budget::Quantity(_) => None,
+            Budget::Candidate(size) => Some(size),
+        }
+    }
+}
+
+/// The most that a candidate's file may have.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Budget {
+    /// Bytes, or bits per weight of the whole file.
+    Quantity(Quantity),
+    /// The bytes of another candidate.
+    Candidate(Box<SizeOf>),
+}
+
+/// A candidate whose length another one keeps to: it follows from its types and its header, so that it is known before it is
+/// quantized.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SizeOf {
+    /// The candidate, a `promote` step.
+    pub candidate: StepId,
+    /// Its policy.
+    #[serde(skip)]
+    pub policy: StepId,
+    /// The model that it is made from.
+    #[serde(skip)]
+    pub model: SourceName,
+    /// The importance data that its header speaks of.
+    #[serde(skip)]
+    pub join: Option<StepId>,
+}
+
 /// Settings of a mix.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MixPolicy {
@@ -245,8 +298,8 @@ pub struct ManualPolicy {
 /// Settings of `ashq1`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Ashq1Policy {
-    /// The most that the file may have: bytes, or bits per weight.
-    pub budget: Quantity,
+    /// The most that the file may have.
+    pub budget: Budget,
     /// Whether the first layer and the last ones count for more.
     pub depth: bool,
     /// Whether upgrades are taken that cost no bytes.
@@ -262,8 +315,8 @@ pub struct Ashq1Policy {
 /// Settings of `density`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DensityPolicy {
-    /// The most that the file may have: bytes, or bits per weight.
-    pub budget: Quantity,
+    /// The most that the file may have.
+    pub budget: Budget,
     /// The type of every tensor that can be quantized.
     pub base: TypeName,
     /// The larger type.
@@ -275,8 +328,8 @@ pub struct DensityPolicy {
 /// Settings of `prior`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PriorPolicy {
-    /// The most that the file may have: bytes, or bits per weight.
-    pub budget: Quantity,
+    /// The most that the file may have.
+    pub budget: Budget,
     /// The types to choose from.
     pub types: Vec<TypeName>,
     /// Which tensors an engine wants to have one type.
@@ -290,8 +343,8 @@ pub struct PriorPolicy {
 /// Settings of `measured`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MeasuredPolicy {
-    /// The most that the file may have: bytes, or bits per weight.
-    pub budget: Quantity,
+    /// The most that the file may have.
+    pub budget: Budget,
     /// The texts that losses are measured on.
     pub corpus: StepId,
     /// Tokens in a chunk.
@@ -300,6 +353,12 @@ pub struct MeasuredPolicy {
     pub chunks: u64,
     /// Chunks in one action.
     pub block: u32,
+    /// How many chunks every probe is measured on before it is said which need all.
+    pub screen: u64,
+    /// At most so many groups in types are probed.
+    pub max_probes: Option<u64>,
+    /// How many times at most moves around the choice are measured.
+    pub refine: u32,
     /// The types to choose from, besides the source's own.
     pub types: Vec<TypeName>,
     /// Which tensors an engine wants to have one type.

@@ -17,6 +17,37 @@ use crate::recipe::requirement::Requirement;
 
 use crate::recipe::field::Sweep;
 
+/// The most that a candidate's file may have.
+#[derive(Debug, Clone)]
+pub(crate) enum Budget {
+    Quantity(Quantity),
+    /// As much as another candidate has: all those of a `promote` section, or the one of this name, which stands there.
+    Candidate(String, Place),
+}
+
+impl PartialEq for Budget {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Quantity(quantity), Self::Quantity(other)) => quantity == other,
+            (Self::Candidate(name, _), Self::Candidate(other, _)) => name == other,
+            _ => false,
+        }
+    }
+}
+
+impl Budget {
+    /// Returns it as the resolved recipe has it.
+    pub(crate) fn to_toml(&self) -> toml::Value {
+        match self {
+            Self::Quantity(quantity) => toml::Value::from(quantity.to_string()),
+            Self::Candidate(name, _) => {
+                let candidate = ("candidate".to_owned(), toml::Value::from(name.as_str()));
+                toml::Value::Table(toml::Table::from_iter([candidate]))
+            }
+        }
+    }
+}
+
 /// A section: its name, where that stands, and what the section says.
 #[derive(Debug)]
 pub(crate) struct Decl<T> {
@@ -90,6 +121,19 @@ pub(crate) struct Policy {
     pub(crate) keep: Vec<Pattern>,
 }
 
+impl Policy {
+    /// Returns the budgets, if the method keeps to one.
+    pub(crate) fn budget(&self) -> Option<&Sweep<Budget>> {
+        match &self.method {
+            Method::Mix { .. } | Method::Manual { .. } => None,
+            Method::Ashq1 { budget, .. }
+            | Method::Density { budget, .. }
+            | Method::Prior { budget, .. }
+            | Method::Measured { budget, .. } => Some(budget),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum Method {
     Mix {
@@ -103,7 +147,7 @@ pub(crate) enum Method {
         otherwise: Option<Sweep<RuleType>>,
     },
     Ashq1 {
-        budget: Sweep<Quantity>,
+        budget: Sweep<Budget>,
         depth: Sweep<bool>,
         free: Sweep<bool>,
         qat: bool,
@@ -111,24 +155,27 @@ pub(crate) enum Method {
         ceilings: Vec<Rule>,
     },
     Density {
-        budget: Sweep<Quantity>,
+        budget: Sweep<Budget>,
         base: TypeName,
         promotion: TypeName,
         anchors: bool,
     },
     Prior {
-        budget: Sweep<Quantity>,
+        budget: Sweep<Budget>,
         types: Vec<TypeName>,
         fuse: Vec<&'static str>,
         floors: Vec<Rule>,
         ceilings: Vec<Rule>,
     },
     Measured {
-        budget: Sweep<Quantity>,
+        budget: Sweep<Budget>,
         corpus: Sweep<String>,
         context: u32,
         chunks: Sweep<u64>,
         block: u32,
+        screen: Option<u64>,
+        max_probes: Option<u64>,
+        refine: u32,
         types: Vec<TypeName>,
         fuse: Vec<&'static str>,
         floors: Vec<Rule>,

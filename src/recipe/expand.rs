@@ -17,7 +17,6 @@ use crate::recipe::model::ImatrixStep;
 use crate::recipe::model::JoinStep;
 use crate::recipe::model::OnProblem;
 use crate::recipe::model::Place;
-use crate::recipe::model::PromoteStep;
 use crate::recipe::model::ResolvedSection;
 use crate::recipe::model::SourceName;
 use crate::recipe::model::Step;
@@ -119,29 +118,8 @@ impl<'e> Expansion<'e> {
         for join in &decls.joins {
             this.join(&join.name, &join.place, &join.body);
         }
-        for policy in &decls.policies {
-            this.policy(policy, decls);
-        }
-        for promote in &decls.promotes {
-            let policies = this.references(StepKind::Policy, &promote.body.policy);
-            let Some(rows) = this.rows(promote, StepKind::Promote, &[policies.len()]) else {
-                continue;
-            };
-            for row in rows {
-                let choice = &policies[row[0]];
-                let body = StepBody::Promote(PromoteStep {
-                    policy: choice.value.clone(),
-                    allow_requantize: promote.body.allow_requantize,
-                });
-                this.push(
-                    StepKind::Promote,
-                    &promote.name,
-                    joined(std::slice::from_ref(&choice.part)),
-                    body,
-                    &promote.place,
-                );
-            }
-        }
+        this.policies_and_candidates(decls);
+        this.sort();
         this.check_names();
         if this.errors.is_empty() {
             this.evals(decls);
@@ -149,18 +127,18 @@ impl<'e> Expansion<'e> {
                 this.gate(gate, decls);
             }
         }
-        // By kind; joins by name too, for those that nobody wrote come last. Matrices stay as they can be merged.
-        this.steps.sort_by(|a, b| {
-            let name = |step: &'_ Step| {
-                if step.id.kind == StepKind::Join {
-                    step.id.name.clone()
-                } else {
-                    String::new()
-                }
-            };
-            (a.id.kind, name(a)).cmp(&(b.id.kind, name(b)))
-        });
+        this.sort();
         this
+    }
+
+    /// Orders steps by kind; joins by name too, for those that nobody wrote come last, and candidates, which may have waited
+    /// for each other. Matrices and policies stay as they can be made.
+    fn sort(&mut self) {
+        let name = |step: &Step| match step.id.kind {
+            StepKind::Join | StepKind::Promote => step.id.name.clone(),
+            _ => String::new(),
+        };
+        self.steps.sort_by_key(|step| (step.id.kind, name(step)));
     }
 
     pub(crate) fn push(&mut self, kind: StepKind, name: &str, variant: Option<String>, body: StepBody, origin: &Place) {

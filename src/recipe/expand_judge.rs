@@ -16,7 +16,7 @@ use crate::recipe::model::StepKind;
 
 impl Expansion<'_> {
     /// Returns the candidates that a name means: all variants of a `promote` section, or the one with this label.
-    fn candidate(&self, name: &str) -> Vec<StepId> {
+    pub(crate) fn candidate(&self, name: &str) -> Vec<StepId> {
         let promotes = || {
             self.steps
                 .iter()
@@ -52,7 +52,7 @@ impl Expansion<'_> {
         found
     }
 
-    fn unknown_candidate(&mut self, user: &str, name: &str, place: &Place) {
+    pub(crate) fn unknown_candidate(&mut self, user: &str, name: &str, place: &Place) {
         let promotes = self.steps.iter().filter(|step| step.id.kind == StepKind::Promote);
         let declared = promotes.map(|step| (step.id.label(), step.origin.clone())).collect();
         self.errors.push(RecipeError::UnknownReference {

@@ -22,6 +22,9 @@ use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::recipe::model::StepKind;
 
+/// Of the chunks of a probe, the first look takes one in so many, unless the recipe says how many.
+const SCREENED: u64 = 4;
+
 impl Expansion<'_> {
     /// Makes the steps of a policy's section.
     pub(crate) fn policy(&mut self, decl: &Decl<Policy>, decls: &Decls) {
@@ -88,7 +91,7 @@ impl Expansion<'_> {
                 floors,
                 ceilings,
             } => {
-                let budgets = choices(budget, |budget| budget.slug());
+                let budgets = self.budgets(budget);
                 let depths = choices(depth, flag("depth"));
                 let frees = choices(free, flag("free"));
                 let sizes = [data.len(), budgets.len(), depths.len(), frees.len()];
@@ -96,7 +99,7 @@ impl Expansion<'_> {
                     let (budget, depth, free) = (&budgets[row[1]], &depths[row[2]], &frees[row[3]]);
                     let parts = [budget.part.clone(), depth.part.clone(), free.part.clone()];
                     let method = PolicyMethod::Ashq1(Ashq1Policy {
-                        budget: budget.value,
+                        budget: budget.value.clone(),
                         depth: depth.value,
                         free: free.value,
                         qat: *qat,
@@ -112,7 +115,7 @@ impl Expansion<'_> {
                 promotion,
                 anchors,
             } => {
-                let budgets = choices(budget, |budget| budget.slug());
+                let budgets = self.budgets(budget);
                 for row in self
                     .rows(decl, kind, &[data.len(), budgets.len()])
                     .into_iter()
@@ -120,7 +123,7 @@ impl Expansion<'_> {
                 {
                     let budget = &budgets[row[1]];
                     let method = PolicyMethod::Density(DensityPolicy {
-                        budget: budget.value,
+                        budget: budget.value.clone(),
                         base: *base,
                         promotion: *promotion,
                         anchors: *anchors,
@@ -135,7 +138,7 @@ impl Expansion<'_> {
                 floors,
                 ceilings,
             } => {
-                let budgets = choices(budget, |budget| budget.slug());
+                let budgets = self.budgets(budget);
                 for row in self
                     .rows(decl, kind, &[data.len(), budgets.len()])
                     .into_iter()
@@ -143,7 +146,7 @@ impl Expansion<'_> {
                 {
                     let budget = &budgets[row[1]];
                     let method = PolicyMethod::Prior(PriorPolicy {
-                        budget: budget.value,
+                        budget: budget.value.clone(),
                         types: types.clone(),
                         fuse: fuse.clone(),
                         floors: floors.clone(),
@@ -158,12 +161,15 @@ impl Expansion<'_> {
                 context,
                 chunks,
                 block,
+                screen,
+                max_probes,
+                refine,
                 types,
                 fuse,
                 floors,
                 ceilings,
             } => {
-                let budgets = choices(budget, |budget| budget.slug());
+                let budgets = self.budgets(budget);
                 let corpora = self.references(StepKind::Corpus, corpus);
                 let counts = choices(chunks, |value| format!("chunks{value}"));
                 let sizes = [data.len(), budgets.len(), corpora.len(), counts.len()];
@@ -171,11 +177,14 @@ impl Expansion<'_> {
                     let (budget, corpus, chunks) = (&budgets[row[1]], &corpora[row[2]], &counts[row[3]]);
                     let parts = [budget.part.clone(), corpus.part.clone(), chunks.part.clone()];
                     let method = PolicyMethod::Measured(Box::new(MeasuredPolicy {
-                        budget: budget.value,
+                        budget: budget.value.clone(),
                         corpus: corpus.value.clone(),
                         context: *context,
                         chunks: chunks.value,
                         block: *block,
+                        screen: screen.unwrap_or_else(|| chunks.value.div_ceil(SCREENED)),
+                        max_probes: *max_probes,
+                        refine: *refine,
                         types: types.clone(),
                         fuse: fuse.clone(),
                         floors: floors.clone(),

@@ -20,6 +20,7 @@ pub mod settings;
 mod body;
 mod decl;
 mod expand;
+mod expand_candidates;
 mod expand_judge;
 mod expand_policy;
 mod field;

@@ -103,8 +103,8 @@ pub const PRIOR_TYPES: &[&str] = &[
 
 /// The types that `measured` tries if the recipe names none, by size.
 pub const MEASURED_TYPES: &[&str] = &[
-    "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_1", "Q4_K",
-    "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0",
+    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_0",
+    "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0",
 ];
 
 /// What `fuse` can name.

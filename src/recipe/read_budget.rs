@@ -1,5 +1,6 @@
 //! Keys of the policies that keep to a budget.
 
+use crate::recipe::decl::Budget;
 use crate::recipe::decl::Method;
 use crate::recipe::error::RecipeError;
 use crate::recipe::field::Field;
@@ -15,6 +16,7 @@ use crate::recipe::names::PRIOR_TYPES;
 use crate::recipe::names::TYPES;
 use crate::recipe::names::TypeName;
 use crate::recipe::quantity::Quantity;
+use crate::recipe::raw::RawValue;
 use crate::recipe::read_policy::put_rules;
 use crate::recipe::read_policy::rules;
 use crate::recipe::read_policy::unreachable_rules;
@@ -29,7 +31,16 @@ use crate::recipe::read_steps::text;
 /// The chunks that `measured` probes with if the recipe does not say.
 const PROBE_CHUNKS: u64 = 16;
 
-const BUDGET: &str = "a size (`5700 MiB`) or bits per weight (`4.5 bpw`)";
+/// The chunks of one of its actions.
+const PROBE_BLOCK: u32 = 4;
+
+/// How often at most moves around the choice are measured, if the recipe does not say.
+const DEFAULT_ROUNDS: u32 = 3;
+
+/// How often a recipe may ask for that.
+const ROUNDS: std::ops::RangeInclusive<u32> = 0..=100;
+
+const BUDGET: &str = "a size (`5700 MiB`), bits per weight (`4.5 bpw`) or `{ candidate = \"NAME\" }`";
 
 /// Reports that a method works on importances, where there are none.
 pub(crate) fn needs_data(reader: &mut Reader<'_, '_>, no_data: bool, method: Option<&Place>) {
@@ -47,7 +58,7 @@ pub(crate) fn needs_data(reader: &mut Reader<'_, '_>, no_data: bool, method: Opt
 pub(crate) fn ashq1(reader: &mut Reader<'_, '_>) -> Option<Method> {
     reader.need("budget", "budget = \"4.5 bpw\"");
     let head = reader.head.clone();
-    let budget = reader.sweep("budget", Quantity::to_string, budget);
+    let budget = budgets(reader);
     let mut flag = |key| {
         let absent = !reader.has(key);
         let value = reader.sweep(key, bool::to_string, |field| field.boolean());
@@ -61,7 +72,7 @@ pub(crate) fn ashq1(reader: &mut Reader<'_, '_>) -> Option<Method> {
     };
     let (floors, ceilings) = (spans(reader, "floors", rung), spans(reader, "ceilings", rung));
     let (budget, depth, free, qat) = (budget?, depth?, free?, qat?);
-    reader.put("budget", budget.to_toml(|budget| toml::Value::from(budget.to_string())));
+    reader.put("budget", budget.to_toml(Budget::to_toml));
     reader.put("depth", depth.to_toml(|value| toml::Value::from(*value)));
     reader.put("free", free.to_toml(|value| toml::Value::from(*value)));
     reader.put("qat", qat);
@@ -80,7 +91,7 @@ pub(crate) fn ashq1(reader: &mut Reader<'_, '_>) -> Option<Method> {
 
 pub(crate) fn density(reader: &mut Reader<'_, '_>) -> Option<Method> {
     reader.need("budget", "budget = \"5.5 bpw\"");
-    let budget = reader.sweep("budget", Quantity::to_string, budget);
+    let budget = budgets(reader);
     let base = reader.required("base", "base = \"Q4_K\"", |field| field.type_name());
     let promotion = reader.required("promotion", "promotion = \"Q8_0\"", |field| field.type_name());
     let anchors = if reader.has("anchors") {
@@ -89,7 +100,7 @@ pub(crate) fn density(reader: &mut Reader<'_, '_>) -> Option<Method> {
         Some(false)
     };
     let (budget, base, promotion, anchors) = (budget?, base?, promotion?, anchors?);
-    reader.put("budget", budget.to_toml(|budget| toml::Value::from(budget.to_string())));
+    reader.put("budget", budget.to_toml(Budget::to_toml));
     reader.put("base", base.as_str());
     reader.put("promotion", promotion.as_str());
     reader.put("anchors", anchors);
@@ -103,7 +114,7 @@ pub(crate) fn density(reader: &mut Reader<'_, '_>) -> Option<Method> {
 
 /// What all methods that solve for losses have.
 struct Solving {
-    budget: Sweep<Quantity>,
+    budget: Sweep<Budget>,
     types: Vec<TypeName>,
     fuse: Vec<&'static str>,
     floors: Vec<Rule>,
@@ -119,7 +130,7 @@ fn solving(
     usual: &'static [&'static str],
 ) -> Option<Solving> {
     reader.need("budget", "budget = \"4.5 bpw\"");
-    let budget = reader.sweep("budget", Quantity::to_string, budget);
+    let budget = budgets(reader);
     let types = if reader.has("types") {
         let types = reader.list("types", "a list of tensor types", |field| word_of(&field, what, known));
         types.map(|types| types.into_iter().map(|(name, _)| name).collect::<Vec<_>>())
@@ -138,7 +149,7 @@ fn solving(
     let (floors, ceilings) = (spans(reader, "floors", plain), spans(reader, "ceilings", plain));
     let (budget, types, fuse, floors, ceilings) = (budget?, types?, fuse?, floors?, ceilings?);
     let list = |words: &[&'static str]| words.iter().map(|word| toml::Value::from(*word)).collect::<Vec<_>>();
-    reader.put("budget", budget.to_toml(|budget| toml::Value::from(budget.to_string())));
+    reader.put("budget", budget.to_toml(Budget::to_toml));
     reader.put("types", list(&types));
     if !fuse.is_empty() {
         reader.put("fuse", list(&fuse));
@@ -175,19 +186,35 @@ pub(crate) fn measured(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Op
     } else {
         Some(Sweep::one(PROBE_CHUNKS, &head))
     };
-    let block = reader.read("block", |field| field.integer32(BLOCKS)).unwrap_or(8);
+    let block = reader
+        .read("block", |field| field.integer32(BLOCKS))
+        .unwrap_or(PROBE_BLOCK);
+    let screen = reader.read("screen", |field| field.integer(COUNTS));
+    let max_probes = reader.read("max_probes", |field| field.integer(COUNTS));
+    let refine = reader
+        .read("refine", |field| field.integer32(ROUNDS))
+        .unwrap_or(DEFAULT_ROUNDS);
     let solving = solving(reader, "a tensor type", TYPES, MEASURED_TYPES);
     let (corpus, chunks, solving) = (corpus?, chunks?, solving?);
     reader.put("corpus", corpus.to_toml(text));
     reader.put("context", number(u64::from(context)));
     reader.put("chunks", chunks.to_toml(|value| number(*value)));
     reader.put("block", number(u64::from(block)));
+    for (key, value) in [("screen", screen), ("max_probes", max_probes)] {
+        if let Some(value) = value {
+            reader.put(key, number(value));
+        }
+    }
+    reader.put("refine", number(u64::from(refine)));
     Some(Method::Measured {
         budget: solving.budget,
         corpus,
         context,
         chunks,
         block,
+        screen,
+        max_probes,
+        refine,
         types: solving.types,
         fuse: solving.fuse,
         floors: solving.floors,
@@ -208,16 +235,49 @@ fn word_of(field: &Field<'_>, what: &str, known: &[&'static str]) -> Result<&'st
     })
 }
 
-/// Reads what a file may have at most.
-fn budget(field: Field<'_>) -> Result<Quantity, RecipeError> {
-    match field.quantity(BUDGET, "4.5 bpw")? {
+/// Reads what a file may have at most: one budget, or several that make a sweep.
+fn budgets(reader: &mut Reader<'_, '_>) -> Option<Sweep<Budget>> {
+    // A table may have several errors, and a value of a sweep gives one: the others are gathered apart.
+    let mut more = Vec::new();
+    let budgets = reader.sweep(
+        "budget",
+        |budget: &Budget| budget.to_toml().to_string(),
+        |field| match &field.raw.value {
+            RawValue::Table(entries) => {
+                let mut errors = Vec::new();
+                let mut table = Reader::new("a budget".to_owned(), field.place(), ("", ""), entries, &mut errors);
+                let name = table.required("candidate", "candidate = \"small-Q4_K_M\"", |field| {
+                    Ok((field.string("the name of a candidate")?.to_owned(), field.place()))
+                });
+                let fine = table.finish().is_some();
+                match (name.filter(|_| fine), errors.is_empty()) {
+                    (Some((name, place)), _) => Ok(Budget::Candidate(name, place)),
+                    (None, true) => Err(field.wrong_type(BUDGET)),
+                    (None, false) => {
+                        let first = errors.remove(0);
+                        more.append(&mut errors);
+                        Err(first)
+                    }
+                }
+            }
+            RawValue::String(_) => quantity(field).map(Budget::Quantity),
+            _ => Err(field.wrong_type(BUDGET)),
+        },
+    );
+    reader.errors.append(&mut more);
+    budgets
+}
+
+fn quantity(field: Field<'_>) -> Result<Quantity, RecipeError> {
+    const QUANTITY: &str = "a size (`5700 MiB`) or bits per weight (`4.5 bpw`)";
+    match field.quantity(QUANTITY, "4.5 bpw")? {
         Quantity::Percent(percent) => Err(RecipeError::OutOfRange {
             place: field.place(),
             key: field.key.to_owned(),
-            expected: BUDGET.to_owned(),
+            expected: QUANTITY.to_owned(),
             found: Quantity::Percent(percent).to_string(),
         }),
-        budget => Ok(budget),
+        quantity => Ok(quantity),
     }
 }
 

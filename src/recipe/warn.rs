@@ -87,7 +87,11 @@ fn corpora<'r>(recipe: &'r Recipe, id: &'r StepId) -> BTreeSet<&'r StepId> {
         if let StepBody::Imatrix(ImatrixStep::Collect(collect)) = &step.body {
             found.insert(&collect.corpus);
         }
-        todo.extend(step.body.inputs());
+        match &step.body {
+            // Whose size a budget is has no part in the choice.
+            StepBody::Policy(policy) => todo.extend(&policy.join),
+            body => todo.extend(body.inputs()),
+        }
     }
     found
 }

@@ -9,6 +9,8 @@ use comfy_table::presets;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::report::words;
+
 /// The name of the form of `metrics.json`.
 pub const SCHEMA: &str = "forge.metrics.v1";
 
@@ -51,6 +53,15 @@ pub struct Row {
     pub top1_agreement_ci95: Option<[f64; 2]>,
     /// Root of the mean square of the difference in the true token's probability, 0 to 1.
     pub rms_dp: Option<f64>,
+    /// The mean KL divergence that the candidate's policy measured on the text that it chose by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kld_predicted: Option<f64>,
+    /// Where the mean of this evaluation lies with a probability of 95 % if its chunks are like those of that text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kld_predicted_pi95: Option<[f64; 2]>,
+    /// Whether it lies there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction_holds: Option<bool>,
     /// Chunks measured.
     pub chunks: u64,
     /// Tokens scored.
@@ -165,6 +176,10 @@ fn table(rows: &[&Row], style: TableStyle) -> Table {
     if kld {
         header.extend(["KLD", "KLD 95 %", "KLD p99", "KLD max", "same top", "RMS dp"]);
     }
+    let predicted = rows.iter().any(|row| row.kld_predicted.is_some());
+    if predicted {
+        header.extend(["predicted", "predicted 95 %"]);
+    }
     header.push("front");
     table.set_header(header);
     for row in rows {
@@ -185,6 +200,11 @@ fn table(rows: &[&Row], style: TableStyle) -> Table {
                 percent(row.rms_dp),
             ]);
         }
+        if predicted {
+            let misses = row.prediction_holds == Some(false);
+            cells.push(number(row.kld_predicted, 5));
+            cells.push(interval(row.kld_predicted_pi95, 5) + if misses { " !" } else { "" });
+        }
         cells.push(if row.pareto { "*" } else { "" }.to_owned());
         table.add_row(cells);
     }
@@ -197,6 +217,17 @@ fn table(rows: &[&Row], style: TableStyle) -> Table {
 /// What the figures rest on, a line for each distinct ground.
 fn evidence(rows: &[&Row]) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
+    let missed: Vec<&str> = rows
+        .iter()
+        .filter(|row| row.prediction_holds == Some(false))
+        .map(|row| row.candidate.as_str())
+        .collect();
+    if !missed.is_empty() {
+        lines.push(format!(
+            "! what the policy measured of {} does not hold here: this text is not like the one it chose by",
+            words::names(&missed, 3)
+        ));
+    }
     for row in rows {
         let reference = row
             .ppl_reference
@@ -254,6 +285,9 @@ mod tests {
             top1_agreement: Some(0.9),
             top1_agreement_ci95: Some([0.89, 0.91]),
             rms_dp: Some(0.01),
+            kld_predicted: None,
+            kld_predicted_pi95: None,
+            prediction_holds: None,
             chunks: 8,
             tokens: 2040,
             context: 512,

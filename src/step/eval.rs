@@ -193,6 +193,7 @@ impl Kind for Eval {
                 context: step.context,
                 chunks: step.chunks,
                 block: step.block,
+                take: tokens::Take::First,
             };
             let blocks = tokens::blocks(task, reference, inputs.step(&step.corpus)?, cut)?;
             let run = Run {

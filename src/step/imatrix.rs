@@ -178,6 +178,7 @@ fn run_collect(collect: &CollectImatrix, inputs: &Inputs, task: &Task<'_>) -> Re
             context: collect.context,
             chunks: collect.chunks,
             block: collect.block,
+            take: tokens::Take::First,
         };
         let blocks = tokens::blocks(task, model, corpus, cut)?;
         let total: u64 = blocks.iter().map(|block| block.chunks.len() as u64).sum();

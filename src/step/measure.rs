@@ -13,7 +13,9 @@ use crate::engine::Options;
 use crate::engine::Workbench;
 use crate::figures::TokenBlock;
 use crate::fs;
+use crate::observer::Event;
 use crate::report::words;
+use crate::step::Outcome;
 use crate::step::StepError;
 use crate::step::eval::Reference;
 use crate::step::eval::failed;
@@ -29,14 +31,28 @@ use crate::tensor_type::TensorType;
 /// itself, whose measure is the floor of all others: what rounding the reference costs.
 pub type Variant = BTreeMap<usize, TensorType>;
 
-/// A model that variants of itself are measured against.
+/// A model that variants of itself are measured against. It is loaded when the first one is computed, and stays.
 pub struct Bench<'r, 't> {
     /// The model and how it is compared.
-    pub reference: Reference<'r, 't>,
+    reference: Reference<'r, 't>,
     /// Its tensors.
-    pub tensors: &'r Tensors<'r>,
+    tensors: &'r Tensors<'r>,
     /// The chunks.
-    pub blocks: &'r [Block],
+    blocks: &'r [Block],
+    loaded: Option<Loaded>,
+    /// Chunks that were to be computed so far, for the progress.
+    planned: u64,
+}
+
+/// The model in memory.
+struct Loaded {
+    bench: Workbench,
+    /// What differs from the model as it was loaded.
+    changed: BTreeSet<usize>,
+    /// The bytes of those.
+    on: BTreeMap<usize, BlobDigest>,
+    /// The digest of all that decides what it computes now.
+    compute: Option<BlobDigest>,
 }
 
 /// A variant with the bytes of its tensors.
@@ -45,58 +61,62 @@ struct Ready<'v> {
     bytes: BTreeMap<usize, BlobDigest>,
     /// The digest of all that decides what it computes.
     compute: BlobDigest,
+    /// Its blocks that were measured.
+    known: BTreeMap<usize, BlobDigest>,
 }
 
-impl Bench<'_, '_> {
-    /// Returns the mean KL divergence of each chunk, in nats, for each variant. What is not in the store is computed: the model
-    /// is loaded at most once, and every block of every variant is an action of its own, so that whatever stops this, it
-    /// goes on where it was.
+impl<'r, 't> Bench<'r, 't> {
+    /// Makes ready to measure on some blocks.
+    pub fn new(reference: Reference<'r, 't>, tensors: &'r Tensors<'r>, blocks: &'r [Block]) -> Self {
+        Self {
+            reference,
+            tensors,
+            blocks,
+            loaded: None,
+            planned: 0,
+        }
+    }
+
+    /// Returns the least number of blocks that have so many chunks together, and the chunks of those; all if there are not
+    /// so many.
+    pub fn first_blocks(&self, chunks: u64) -> (usize, usize) {
+        let mut sum = 0;
+        for (at, block) in self.blocks.iter().enumerate() {
+            sum += block.chunks.len();
+            if sum as u64 >= chunks {
+                return (at + 1, sum);
+            }
+        }
+        (self.blocks.len(), sum)
+    }
+
+    /// Returns the mean KL divergence of each chunk of the first `blocks` blocks, in nats, for each variant. What is not in the
+    /// store is computed: every block of every variant is an action of its own, so that whatever stops this, it goes on
+    /// where it was. `what` says for people what is measured.
     ///
     /// # Errors
     ///
     /// [`StepError::Input`] if the model does not fit into the memory that is free, and all that quantizing and evaluating can
     /// end with.
-    pub fn divergences(&self, variants: &[Variant]) -> Result<Vec<Vec<f64>>, StepError> {
-        let store = self.reference.task.env.store;
-        let ready = variants
-            .iter()
-            .map(|variant| self.ready(variant))
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut missing: Vec<(usize, &Block)> = Vec::new();
-        for (at, ready) in ready.iter().enumerate() {
-            for block in self.blocks {
-                let action = self.reference.block_action(ready.compute, block, true)?;
-                if store.lookup(&action.digest())?.is_none() {
-                    missing.push((at, block));
-                }
-            }
-        }
-        if !missing.is_empty() {
-            self.compute(&ready, &missing)?;
-        }
-        ready.iter().map(|ready| self.read(ready)).collect()
-    }
-
-    /// Returns how many blocks of these variants were not measured yet. Types whose tensors were not quantized count whole.
-    pub fn missing(&self, variants: &[Variant]) -> Result<u64, StepError> {
-        let store = self.reference.task.env.store;
-        let mut missing = 0;
+    pub fn divergences(&mut self, what: &str, variants: &[Variant], blocks: usize) -> Result<Vec<Vec<f64>>, StepError> {
+        let blocks = &self.blocks[..blocks.min(self.blocks.len())];
+        let mut ready = Vec::with_capacity(variants.len());
         for variant in variants {
-            let known = variant
-                .iter()
-                .map(|(&at, &ty)| Ok(self.known_bytes(at, ty)?.map(|bytes| (at, bytes))))
-                .collect::<Result<Option<BTreeMap<_, _>>, StepError>>()?;
-            let Some(bytes) = known else {
-                missing += self.blocks.len() as u64;
-                continue;
-            };
-            let compute = self.compute_digest(variant, &bytes)?;
-            for block in self.blocks {
-                let action = self.reference.block_action(compute, block, true)?;
-                missing += u64::from(store.lookup(&action.digest())?.is_none());
-            }
+            ready.push(self.ready(variant, blocks)?);
         }
-        Ok(missing)
+        let missing = ready
+            .iter()
+            .flat_map(|ready| blocks.iter().zip(0..).filter(|(_, at)| !ready.known.contains_key(at)));
+        let chunks: u64 = missing.map(|(block, _)| block.chunks.len() as u64).sum();
+        if chunks > 0 {
+            self.reference.task.tell(Event::Note {
+                step: self.reference.task.step.clone(),
+                message: format!("{what}: {} to compute", words::count(chunks, "chunk")),
+            });
+            self.planned += chunks;
+            self.compute(&mut ready, blocks)?;
+        }
+        ready.iter().map(|ready| self.read(ready, blocks.len())).collect()
     }
 
     /// Says for people what a variant is.
@@ -160,7 +180,8 @@ impl Bench<'_, '_> {
         Ok(BlobDigest::of(&encode(&compute_of(hyperparameters, &tensors))?))
     }
 
-    fn ready<'v>(&self, variant: &'v Variant) -> Result<Ready<'v>, StepError> {
+    fn ready<'v>(&self, variant: &'v Variant, blocks: &[Block]) -> Result<Ready<'v>, StepError> {
+        let store = self.reference.task.env.store;
         let mut bytes = BTreeMap::new();
         for (&at, &ty) in variant {
             let digest = match self.known_bytes(at, ty)? {
@@ -169,47 +190,67 @@ impl Bench<'_, '_> {
             };
             bytes.insert(at, digest);
         }
+        let compute = self.compute_digest(variant, &bytes)?;
+        let mut known = BTreeMap::new();
+        for (at, block) in blocks.iter().enumerate() {
+            let action = self.reference.block_action(compute, block, true)?;
+            if let Some(result) = store.lookup(&action.digest())? {
+                known.extend(result.outputs.get("figures").map(|figures| (at, *figures)));
+            }
+        }
         Ok(Ready {
             variant,
-            compute: self.compute_digest(variant, &bytes)?,
             bytes,
+            compute,
+            known,
         })
     }
 
-    fn compute(&self, ready: &[Ready<'_>], missing: &[(usize, &Block)]) -> Result<(), StepError> {
+    fn compute(&mut self, ready: &mut [Ready<'_>], blocks: &[Block]) -> Result<(), StepError> {
         let (task, store) = (self.reference.task, self.reference.task.env.store);
-        let mut blocks: Vec<&Block> = Vec::new();
-        for (_, block) in missing {
-            if !blocks.iter().any(|known| known.digest == block.digest) {
-                blocks.push(block);
+        let wanted: Vec<&Block> = blocks
+            .iter()
+            .zip(0..)
+            .filter(|(_, at)| ready.iter().any(|ready| !ready.known.contains_key(at)))
+            .map(|(block, _)| block)
+            .collect();
+        let references = self.reference.compute(&wanted)?;
+        let mut loaded = match self.loaded.take() {
+            Some(loaded) => loaded,
+            None => Loaded {
+                bench: self.open()?,
+                changed: BTreeSet::new(),
+                on: BTreeMap::new(),
+                compute: None,
+            },
+        };
+        for ready in ready {
+            for (at, block) in blocks.iter().enumerate() {
+                if ready.known.contains_key(&at) {
+                    continue;
+                }
+                let action = self.reference.block_action(ready.compute, block, true)?;
+                let part = self.name(ready.variant);
+                let performed = task.perform_part(&part, &action, &self.reference.model.files, |made| {
+                    if loaded.compute != Some(ready.compute) {
+                        loaded.compute = None;
+                        self.put_back(&mut loaded, ready)?;
+                        self.put_on(&mut loaded, ready)?;
+                        loaded.compute = Some(ready.compute);
+                    }
+                    let mut compute = |chunk: &[i32], first: usize, each: &mut EachLogits<'_>| {
+                        loaded.bench.logits(chunk, first, &task.env.cancel, each)
+                    };
+                    let known = references.get(&block.digest);
+                    let measured = self.reference.measure(&mut compute, block, known, self.planned)?;
+                    made.output("figures", store.put(&measured.encode())?);
+                    Ok(())
+                })?;
+                let figures = Outcome::of(performed, Vec::new()).output("figures")?;
+                ready.known.insert(at, figures);
             }
         }
-        let references = self.reference.compute(&blocks)?;
-        let mut bench = self.open()?;
-        let total: u64 = missing.iter().map(|(_, block)| block.chunks.len() as u64).sum();
-        // What differs on the bench from the model as it was loaded.
-        let mut changed: BTreeSet<usize> = BTreeSet::new();
-        let mut on_bench = None;
-        for &(at, block) in missing {
-            let ready = &ready[at];
-            let action = self.reference.block_action(ready.compute, block, true)?;
-            let part = self.name(ready.variant);
-            task.perform_part(&part, &action, &self.reference.model.files, |made| {
-                if on_bench != Some(at) {
-                    on_bench = None;
-                    self.put_back(&mut bench, &mut changed, ready)?;
-                    self.put_on(&mut bench, &mut changed, ready)?;
-                    on_bench = Some(at);
-                }
-                let mut compute = |chunk: &[i32], first: usize, each: &mut EachLogits<'_>| {
-                    bench.logits(chunk, first, &task.env.cancel, each)
-                };
-                let known = references.get(&block.digest);
-                let measured = self.reference.measure(&mut compute, block, known, total)?;
-                made.output("figures", store.put(&measured.encode())?);
-                Ok(())
-            })?;
-        }
+        self.loaded = Some(loaded);
         Ok(())
     }
 
@@ -237,64 +278,73 @@ impl Bench<'_, '_> {
     }
 
     /// Puts back the model's own tensors, but for those that are replaced next anyway.
-    fn put_back(
-        &self,
-        bench: &mut Workbench,
-        changed: &mut BTreeSet<usize>,
-        next: &Ready<'_>,
-    ) -> Result<(), StepError> {
-        let back: Vec<usize> = changed
+    fn put_back(&self, loaded: &mut Loaded, next: &Ready<'_>) -> Result<(), StepError> {
+        let back: Vec<usize> = loaded
+            .changed
             .iter()
             .copied()
             .filter(|at| !next.variant.contains_key(at))
             .collect();
         for at in back {
-            let tensor = self.tensor(at)?;
-            let shard = self.tensors.shard(tensor)?;
-            let file = fs::open(&shard.path)?;
-            let mut bytes = vec![0; usize::try_from(tensor.bytes.len).unwrap_or(usize::MAX)];
-            fs::read_exact_at(&file, &mut bytes, tensor.start).map_err(fs::PathError::on(&shard.path, "read"))?;
-            if BlobDigest::of(&bytes) != tensor.bytes {
-                return Err(StepError::SourceChanged {
-                    path: shard.path.clone(),
-                });
-            }
-            replace(bench, tensor, tensor.ty, &bytes)?;
-            changed.remove(&at);
+            self.put_own(loaded, at)?;
         }
         Ok(())
     }
 
-    fn put_on(&self, bench: &mut Workbench, changed: &mut BTreeSet<usize>, ready: &Ready<'_>) -> Result<(), StepError> {
+    fn put_own(&self, loaded: &mut Loaded, at: usize) -> Result<(), StepError> {
+        let tensor = self.tensor(at)?;
+        let shard = self.tensors.shard(tensor)?;
+        let file = fs::open(&shard.path)?;
+        let mut bytes = vec![0; usize::try_from(tensor.bytes.len).unwrap_or(usize::MAX)];
+        fs::read_exact_at(&file, &mut bytes, tensor.start).map_err(fs::PathError::on(&shard.path, "read"))?;
+        if BlobDigest::of(&bytes) != tensor.bytes {
+            return Err(StepError::SourceChanged {
+                path: shard.path.clone(),
+            });
+        }
+        replace(&mut loaded.bench, tensor, tensor.ty, &bytes)?;
+        loaded.changed.remove(&at);
+        loaded.on.remove(&at);
+        Ok(())
+    }
+
+    fn put_on(&self, loaded: &mut Loaded, ready: &Ready<'_>) -> Result<(), StepError> {
         for (&at, &ty) in ready.variant {
             let tensor = self.tensor(at)?;
             if tensor.ty == ty {
+                if loaded.changed.contains(&at) {
+                    self.put_own(loaded, at)?;
+                }
+                continue;
+            }
+            let expected = ready.bytes.get(&at);
+            if expected.is_some() && loaded.on.get(&at) == expected {
                 continue;
             }
             // Made again if it was collected; the same bytes, or the probe is another one.
             let digest = self.quantized(at, ty)?;
-            if ready.bytes.get(&at) != Some(&digest) {
+            if expected != Some(&digest) {
                 return Err(StepError::input(format!(
                     "`{}` in {ty} was quantized to other bytes before: `forge check --twice` finds out why",
                     tensor.name
                 )));
             }
             let bytes = self.reference.task.env.store.map(&digest)?;
-            changed.insert(at);
-            replace(bench, tensor, ty, &bytes)?;
+            loaded.changed.insert(at);
+            loaded.on.remove(&at);
+            replace(&mut loaded.bench, tensor, ty, &bytes)?;
+            loaded.on.insert(at, digest);
         }
         Ok(())
     }
 
-    fn read(&self, ready: &Ready<'_>) -> Result<Vec<f64>, StepError> {
+    fn read(&self, ready: &Ready<'_>, blocks: usize) -> Result<Vec<f64>, StepError> {
         let store = self.reference.task.env.store;
         let mut divergences = Vec::new();
-        for block in self.blocks {
-            let action = self.reference.block_action(ready.compute, block, true)?;
-            let result = store.lookup(&action.digest())?;
-            let figures = result.and_then(|result| result.outputs.get("figures").copied());
+        for at in 0..blocks {
+            let figures = ready.known.get(&at);
             let figures = figures.ok_or_else(|| StepError::input("a measured block went missing: build again"))?;
-            let bytes = store.read(&figures, DOCUMENT_CAP)?;
+            let bytes = store.read(figures, DOCUMENT_CAP)?;
             let part = TokenBlock::decode(&bytes).map_err(failed)?;
             divergences.extend(part.means().iter().map(|means| means.kld));
         }

@@ -3,6 +3,8 @@
 use crate::action;
 use crate::action::Action;
 use crate::action::MetricsRow;
+use crate::figures;
+use crate::figures::Interval;
 use crate::graph::FiguresOf;
 use crate::graph::Node;
 use crate::graph::Work;
@@ -45,6 +47,7 @@ pub fn row_of(of: &FiguresOf, inputs: &Inputs, env: &Env<'_>) -> Result<MetricsR
         file: promote::file_digest(candidate)?,
         elements: candidate.number("elements")?,
         figures: inputs.of(&of.node())?.output("figures")?,
+        probed: Some(candidate.fact("probed").to_owned()).filter(|probed| !probed.is_empty()),
         engine: env.evaluator.fingerprint(),
     })
 }
@@ -54,6 +57,7 @@ pub fn load(env: &Env<'_>, row: &MetricsRow) -> Result<(Row, eval::Document), St
     let figures: eval::Document = decode(env, "figures", row.figures)?;
     let of = |get: fn(&eval::Divergence) -> f64| figures.divergence.as_ref().map(get);
     let ci = |get: fn(&eval::Divergence) -> [f64; 2]| figures.divergence.as_ref().map(get);
+    let prediction = row.probed.as_deref().and_then(|probed| predict(probed, &figures));
     let loaded = Row {
         candidate: row.candidate.clone(),
         eval: row.eval.clone(),
@@ -73,6 +77,11 @@ pub fn load(env: &Env<'_>, row: &MetricsRow) -> Result<(Row, eval::Document), St
         top1_agreement: of(|d| d.top1_agreement.value),
         top1_agreement_ci95: ci(|d| d.top1_agreement.ci95),
         rms_dp: of(|d| d.rms_dp.value),
+        kld_predicted: prediction.map(|prediction| prediction.value),
+        kld_predicted_pi95: prediction.map(|prediction| [prediction.low, prediction.high]),
+        prediction_holds: prediction
+            .zip(of(|d| d.kld_mean.value))
+            .map(|(prediction, found)| prediction.low <= found && found <= prediction.high),
         chunks: figures.chunks.len() as u64,
         tokens: figures.tokens,
         context: figures.context,
@@ -81,6 +90,20 @@ pub fn load(env: &Env<'_>, row: &MetricsRow) -> Result<(Row, eval::Document), St
         fingerprint: row.engine.to_string(),
     };
     Ok((loaded, figures))
+}
+
+/// Returns what the policy's own measurement says of the mean divergence on the chunks of an evaluation; nothing if their
+/// chunks are not of one length.
+fn predict(probed: &str, figures: &eval::Document) -> Option<Interval> {
+    let mut parts = probed.split(' ');
+    let mean: f64 = parts.next()?.parse().ok()?;
+    let deviation: f64 = parts.next()?.parse().ok()?;
+    let chunks: u32 = parts.next()?.parse().ok()?;
+    let context: u32 = parts.next()?.parse().ok()?;
+    if context != figures.context || figures.divergence.is_none() {
+        return None;
+    }
+    figures::prediction(mean, deviation, chunks, figures.chunks.len())
 }
 
 fn action_of(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Action, StepError> {

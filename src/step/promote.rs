@@ -25,6 +25,7 @@ use crate::gguf::TensorSpec;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::observer::Unit;
+use crate::policy;
 use crate::policy::Table;
 use crate::recipe::model::PromoteStep;
 use crate::recipe::model::StepBody;
@@ -217,6 +218,15 @@ impl Kind for Promote {
             made.fact("sha256", &written.assembly.sha256);
             made.fact("elements", draft.tensors.model.fact("elements"));
             made.fact("tensors", draft.table.choices.len());
+            if let Some(probed) = &draft.table.probed_loss {
+                let policy::Probed {
+                    mean,
+                    deviation,
+                    chunks,
+                    context,
+                } = probed;
+                made.fact("probed", format!("{mean} {deviation} {chunks} {context}"));
+            }
             made.fact(
                 "quantized",
                 draft

@@ -20,13 +20,23 @@ use crate::step::source_file::SourceFile;
 /// The longest text that is tokenized in one piece, in bytes: what llama.cpp takes.
 const TEXT_CAP: u64 = (1 << 31) - 128;
 
-/// Some chunks that follow each other.
+/// Some chunks.
 #[derive(Debug, Clone)]
 pub struct Block {
     /// The digest of the tokens, 32-bit little-endian.
     pub digest: BlobDigest,
     /// The tokens of each chunk.
     pub chunks: Vec<Vec<i32>>,
+}
+
+impl Block {
+    fn of(chunks: Vec<Vec<i32>>) -> Self {
+        let tokens: Vec<u8> = chunks.iter().flat_map(|chunk| encode(chunk)).collect();
+        Self {
+            digest: BlobDigest::of(&tokens),
+            chunks,
+        }
+    }
 }
 
 /// How a corpus is cut.
@@ -38,6 +48,18 @@ pub struct Cut {
     pub chunks: Option<u64>,
     /// Chunks per block.
     pub block: u32,
+    /// Which chunks, if there are more.
+    pub take: Take,
+}
+
+/// Which of a corpus's chunks are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Take {
+    /// The first, in blocks of chunks that follow each other, as `llama-imatrix` and `llama-perplexity` do.
+    First,
+    /// As many from every part of the corpus, and each block again from all of it: what a few chunks show is then not the
+    /// first file's alone.
+    Spread,
 }
 
 /// Returns the blocks of a corpus as a model reads it.
@@ -66,16 +88,15 @@ pub fn blocks(task: &Task<'_>, model: &Outcome, corpus: &Outcome, cut: Cut) -> R
         })?;
         cutter.add(&Outcome::of(performed, Vec::new()), env)?;
     }
-    if cutter.blocks.is_empty() {
+    let tokens = cutter.tokens;
+    let blocks = cutter.finish();
+    if blocks.is_empty() {
         return Err(StepError::input_hint(
-            format!(
-                "the corpus has {} tokens, less than one chunk of {}",
-                cutter.tokens, cut.context
-            ),
+            format!("the corpus has {tokens} tokens, less than one chunk of {}", cut.context),
             "give it more text, or lower `context`",
         ));
     }
-    Ok(cutter.blocks)
+    Ok(blocks)
 }
 
 /// Returns the blocks of a corpus if all of its texts were read as tokens before: nothing is read as tokens now.
@@ -100,7 +121,7 @@ pub fn known_blocks(
         };
         cutter.add(&outcome, env)?;
     }
-    Ok(Some(cutter.blocks))
+    Ok(Some(cutter.finish()))
 }
 
 /// Returns the texts that are each read as tokens in one piece.
@@ -120,23 +141,31 @@ fn action_of(group: &[SourceFile], model: &Outcome, document: &Document, env: &E
     }))
 }
 
-/// Cuts tokens into blocks, text by text.
+/// Cuts tokens into chunks, text by text, and the chunks into blocks.
 struct Cutter {
     cut: Cut,
-    /// How many chunks more there may be.
-    left: u64,
+    /// How many chunks are taken at most.
+    most: usize,
+    /// How many more are of use.
+    left: usize,
     /// The tokens of all texts.
     tokens: usize,
-    blocks: Vec<Block>,
+    /// The chunks of each text.
+    pieces: Vec<Vec<Vec<i32>>>,
 }
 
 impl Cutter {
     fn new(cut: Cut) -> Self {
+        let most = usize::try_from(cut.chunks.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
         Self {
             cut,
-            left: cut.chunks.unwrap_or(u64::MAX),
+            most,
+            left: match cut.take {
+                Take::First => most,
+                Take::Spread => usize::MAX,
+            },
             tokens: 0,
-            blocks: Vec::new(),
+            pieces: Vec::new(),
         }
     }
 
@@ -144,7 +173,7 @@ impl Cutter {
         let bytes = env.store.read(&text.output("tokens")?, TEXT_CAP * 4)?;
         let bos: i32 = text.fact("bos").parse().unwrap_or(-1);
         self.tokens += bytes.len() / 4;
-        let mut chunks: Vec<Vec<i32>> = Vec::new();
+        let mut chunks = Vec::new();
         for chunk in bytes.chunks_exact(self.cut.context as usize * 4) {
             if self.left == 0 {
                 break;
@@ -157,15 +186,41 @@ impl Cutter {
             chunks.push(chunk);
             self.left -= 1;
         }
-        for chunks in chunks.chunks(self.cut.block.max(1) as usize) {
-            let digest = BlobDigest::of(&chunks.iter().flat_map(|chunk| encode(chunk)).collect::<Vec<u8>>());
-            self.blocks.push(Block {
-                digest,
-                chunks: chunks.to_vec(),
-            });
-        }
+        self.pieces.push(chunks);
         Ok(())
     }
+
+    fn finish(self) -> Vec<Block> {
+        let block = self.cut.block.max(1) as usize;
+        match self.cut.take {
+            Take::First => self
+                .pieces
+                .iter()
+                .flat_map(|chunks| chunks.chunks(block))
+                .map(|chunks| Block::of(chunks.to_vec()))
+                .collect(),
+            Take::Spread => {
+                let all: Vec<Vec<i32>> = self.pieces.into_iter().flatten().collect();
+                let taken: Vec<usize> = spread(all.len(), self.most).collect();
+                deal(&taken, block)
+                    .map(|dealt| Block::of(dealt.map(|at| all[at].clone()).collect()))
+                    .collect()
+            }
+        }
+    }
+}
+
+/// Returns `most` of so many places, as far from each other as they can be.
+fn spread(all: usize, most: usize) -> impl Iterator<Item = usize> {
+    let taken = most.min(all);
+    // The middle of each of `taken` equal parts.
+    (0..taken).map(move |at| ((2 * at as u128 + 1) * all as u128 / (2 * taken as u128)) as usize)
+}
+
+/// Returns places in blocks of at most `block`, dealt like cards: each block has some from everywhere.
+fn deal(taken: &[usize], block: usize) -> impl Iterator<Item = impl Iterator<Item = usize>> {
+    let blocks = taken.len().div_ceil(block);
+    (0..blocks).map(move |first| taken.iter().copied().skip(first).step_by(blocks))
 }
 
 fn open(path: &Path) -> Result<Vocabulary, StepError> {
@@ -195,4 +250,20 @@ fn decode_tokens(bytes: &[u8]) -> Vec<i32> {
         .iter()
         .map(|bytes| i32::from_le_bytes(*bytes))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_come_from_everywhere_and_so_do_those_of_a_block() {
+        assert_eq!(spread(10, 2).collect::<Vec<_>>(), [2, 7]);
+        assert_eq!(spread(3, 9).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(spread(0, 9).count(), 0);
+        let taken: Vec<usize> = spread(160, 8).collect();
+        assert_eq!(taken, [10, 30, 50, 70, 90, 110, 130, 150]);
+        let blocks: Vec<Vec<usize>> = deal(&taken, 3).map(Iterator::collect).collect();
+        assert_eq!(blocks, [vec![10, 70, 130], vec![30, 90, 150], vec![50, 110]]);
+    }
 }

@@ -493,6 +493,7 @@ fn row(eval: &str) -> action::MetricsRow {
         file: blob("file"),
         elements: 7,
         figures: blob("figures"),
+        probed: Some("1e-2 1e-3 16 512".to_owned()),
         engine: Fingerprint::of(b"engine"),
     }
 }
@@ -621,6 +622,9 @@ fn samples() -> Vec<Action> {
             context: 64,
             chunks: 4,
             block: 2,
+            screen: 1,
+            max_probes: Some(100),
+            refine: 3,
             types: vec!["Q4_K".to_owned(), "Q8_0".to_owned()],
             fuse: vec!["attention".to_owned(), "experts".to_owned()],
             floors: vec![rule("a", "Q4_K"), rule("b", "Q5_K")],

@@ -1,5 +1,7 @@
 //! Policies by losses that are measured on the model itself.
 
+use std::collections::BTreeSet;
+
 use forge::gguf::Model;
 
 use crate::cut::build;
@@ -49,15 +51,30 @@ fn bits(forge: &Forge) -> f64 {
     std::fs::metadata(path).unwrap().len() as f64 * 8.0 / elements as f64
 }
 
+/// Returns the keys of the blocks that a build measured.
+fn measured(events: &[serde_json::Value]) -> BTreeSet<String> {
+    let blocks = events.iter().filter(|event| {
+        event["reason"] == "action-finished" && event["kind"] == "eval-block" && event["outcome"] == "ran"
+    });
+    let keys: Vec<String> = blocks.map(|event| event["key"].as_str().unwrap().to_owned()).collect();
+    let set: BTreeSet<String> = keys.iter().cloned().collect();
+    assert_eq!(set.len(), keys.len(), "no block is measured twice");
+    set
+}
+
 #[test]
 fn what_was_measured_once_serves_every_later_policy() {
     let forge = project();
     forge.recipe(RECIPE);
     let first = build_well(&forge, &[]);
-    let probes = ran(&first.events, "eval-block");
-    // Two chunks for each tensor in each type, and for the model itself.
+    let probes = measured(&first.events);
     let tensors = ran(&first.events, "tensor");
-    assert_eq!(probes, 2 * (tensors + 1), "{tensors} tensors in some type");
+    // Each type of each tensor on one of the two chunks at the least, the model itself on both, the choice on both.
+    assert!(
+        probes.len() >= tensors + 4,
+        "{} probes of {tensors} tensors in some type",
+        probes.len()
+    );
     assert_eq!(ran(&first.events, "reference-block"), 2);
     assert!(bits(&forge) <= 7.0, "{}", bits(&forge));
     let seven = std::fs::read(forge.path("out/small/p.gguf")).unwrap();
@@ -65,16 +82,20 @@ fn what_was_measured_once_serves_every_later_policy() {
         .run(&["policy", "check", "out/small/p.certificate.json"])
         .success();
 
-    // Another budget, and the first one again.
-    for (budget, larger) in [("8 bpw", true), ("7 bpw", false)] {
-        forge.recipe(&edited(RECIPE, "7 bpw", budget));
-        let again = build_well(&forge, &[]);
-        for kind in ["eval-block", "reference-block", "imatrix-block"] {
-            assert_eq!(ran(&again.events, kind), 0, "{kind} for {budget}");
-        }
-        let bytes = std::fs::read(forge.path("out/small/p.gguf")).unwrap();
-        assert_eq!(bytes == seven, !larger, "{budget}");
+    // Another budget asks only for what was not measured before, and the first one again for nothing.
+    forge.recipe(&edited(RECIPE, "7 bpw", "8 bpw"));
+    let second = build_well(&forge, &[]);
+    let more = measured(&second.events);
+    assert!(more.is_disjoint(&probes), "no probe is repeated");
+    assert!(more.len() < probes.len() / 2, "{} after {}", more.len(), probes.len());
+    for kind in ["reference-block", "imatrix-block", "tensor"] {
+        assert_eq!(ran(&second.events, kind), 0, "{kind}");
     }
+    assert_ne!(std::fs::read(forge.path("out/small/p.gguf")).unwrap(), seven);
+    forge.recipe(RECIPE);
+    let again = build_well(&forge, &[]);
+    assert_eq!(measured(&again.events).len(), 0);
+    assert_eq!(std::fs::read(forge.path("out/small/p.gguf")).unwrap(), seven);
     let unchanged = build_well(&forge, &[]);
     assert_eq!(unchanged.events.last().unwrap()["ran"], 0);
 
@@ -87,11 +108,73 @@ fn what_was_measured_once_serves_every_later_policy() {
          otherwise = \"keep\"\n",
     );
     forge.recipe(&format!(
-        "{one}[eval.quality]\ncorpus = \"calibration\"\ncontext = 64\nchunks = 2\nblock = 1\n"
+        "{one}[eval.quality]\ncorpus = \"calibration\"\ncontext = 64\nblock = 1\n"
     ));
     let evaluated = build_well(&forge, &[]);
-    assert_eq!(ran(&evaluated.events, "eval"), 1);
-    assert_eq!(ran(&evaluated.events, "eval-block"), 0, "the probe has measured it");
+    let blocks = |outcome: &str| {
+        let of = |event: &&serde_json::Value| event["kind"] == "eval-block" && event["outcome"] == outcome;
+        evaluated.events.iter().filter(of).count()
+    };
+    assert!(
+        blocks("ran") > 2,
+        "the whole text has more chunks than the policy looked at"
+    );
+    assert!(
+        (1..=2).contains(&blocks("cached")),
+        "{} were measured by the probe",
+        blocks("cached")
+    );
+}
+
+/// A budget so small that tensors lose much, and beside each other more.
+#[test]
+fn a_choice_is_only_left_for_one_that_loses_less_as_a_whole() {
+    let lost = |refine: u32, forge: &Forge| -> f64 {
+        forge.recipe(&edited(
+            RECIPE,
+            "budget = \"7 bpw\"",
+            &format!("budget = \"5.2 bpw\"\nrefine = {refine}"),
+        ));
+        let built = build_well(forge, &[]);
+        assert!(bits(forge) <= 5.2, "{}", bits(forge));
+        let _ = forge
+            .run(&["policy", "check", "out/small/p.certificate.json"])
+            .success();
+        let note = built
+            .events
+            .iter()
+            .filter_map(|event| event["message"].as_str())
+            .find_map(|message| message.split("all choices together lose ").nth(1))
+            .unwrap_or_else(|| panic!("no word of the choice as a whole"));
+        note.split(' ').next().unwrap().parse().unwrap()
+    };
+    let forge = project();
+    let (plain, refined) = (lost(0, &forge), lost(20, &forge));
+    assert!(refined <= plain, "{refined} after {plain}");
+}
+
+#[test]
+fn fewer_probes_are_made_where_that_is_asked_for_and_the_budget_still_holds() {
+    let forge = project();
+    forge.recipe(&edited(
+        RECIPE,
+        "block = 1\ntypes",
+        "block = 1\nmax_probes = 12\nrefine = 0\ntypes",
+    ));
+    let built = build_well(&forge, &[]);
+    // The model itself and the choice are no probes of a type.
+    let probes = measured(&built.events).len();
+    assert!((12..=2 * (12 + 2)).contains(&probes), "{probes}");
+    assert!(bits(&forge) <= 7.0, "{}", bits(&forge));
+
+    forge.recipe(&edited(RECIPE, "block = 1\ntypes", "block = 1\nmax_probes = 2\ntypes"));
+    let refused = build(&forge, &[]);
+    assert_eq!(refused.run.status, Some(1));
+    let told = refused.diagnostics();
+    assert!(
+        told.contains("`max_probes` is 2, and a choice within the budget takes"),
+        "{told}"
+    );
 }
 
 #[test]

@@ -135,6 +135,54 @@ fn ashq1_keeps_to_its_budgets_to_the_byte() {
 }
 
 #[test]
+fn a_budget_may_be_the_bytes_of_another_candidate() {
+    let forge = project();
+    let mixes = "\n[policy.mixes]\nimatrix = \"general\"\nmethod = \"mix\"\nmix = [\"Q4_K_M\", \"Q8_0\", \"COPY\"]\n\
+                 [promote.mixes]\npolicy = \"mixes\"\n";
+    let with = |method: &str, budget: &str| format!("{}{mixes}", recipe(&format!("{method}\nbudget = {budget}")));
+    let methods = [
+        "method = \"prior\"",
+        "method = \"ashq1\"\nfloors = [{ match = '.', type = \"Q3_K\" }]",
+        "method = \"density\"\nbase = \"Q2_K\"\npromotion = \"Q6_K\"",
+    ];
+    for method in methods {
+        forge.recipe(&with(method, "{ candidate = \"mixes\" }"));
+        build_well(&forge, &[]);
+        for mix in ["Q4_K_M", "Q8_0", "COPY"] {
+            let (limit, _) = candidate(&forge, &format!("mixes-{mix}"));
+            let (bytes, types) = candidate(&forge, &format!("p-{mix}"));
+            assert!(bytes <= limit && bytes > 0, "{method}, {mix}: {bytes} of {limit}");
+            // The very bytes of the file: what asks for as many is the same policy, with the same types.
+            forge.recipe(&with(method, &format!("\"{limit} B\"")));
+            let same = build_well(&forge, &[]);
+            assert_eq!(same.ran_of("policy"), 0, "{method}, {mix}");
+            assert_eq!(candidate(&forge, "p").1, types);
+            forge.recipe(&with(method, &format!("\"{} B\"", limit - 1)));
+            assert_eq!(build_well(&forge, &[]).ran_of("policy"), 1, "{method}, {mix}");
+        }
+    }
+
+    // The size of one candidate is enough to be known: it is not quantized for that, nor measured.
+    let other = project();
+    other.recipe(&with(methods[0], "[{ candidate = \"mixes-Q4_K_M\" }]"));
+    let built = build_well(&other, &["recipe.toml", "p-mixes-Q4_K_M"]);
+    assert_eq!(built.ran_of("policy"), 2);
+    assert_eq!(built.ran_of("promote"), 1);
+    assert!(!other.path("out/small/mixes-Q4_K_M.gguf").exists());
+    let bytes = candidate(&other, "p-mixes-Q4_K_M").0;
+    assert!(bytes <= candidate(&forge, "mixes-Q4_K_M").0);
+    let unchanged = build_well(&other, &["recipe.toml", "p-mixes-Q4_K_M"]);
+    assert_eq!((unchanged.ran_of("policy"), unchanged.ran_of("promote")), (0, 0));
+    // A candidate that grows by its header leaves as much more to those that keep to its size.
+    let mut model = Gguf::small();
+    model.set("tokenizer.chat_template", Value::String(vec![b'x'; 1000]));
+    other.write("model.gguf", model.bytes());
+    let built = build_well(&other, &["recipe.toml", "p-mixes-Q4_K_M"]);
+    assert_eq!((built.ran_of("policy"), built.ran_of("tensor")), (1, 0));
+    assert!(candidate(&other, "p-mixes-Q4_K_M").0 > bytes);
+}
+
+#[test]
 fn ashq1_heeds_floors_ceilings_and_what_is_kept() {
     let forge = project();
     forge.recipe(&recipe(

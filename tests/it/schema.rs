@@ -547,6 +547,7 @@ fn samples() -> Vec<(&'static str, Action)> {
         file: blob(candidate),
         elements: 5_771_264,
         figures: blob("figures"),
+        probed: (candidate == "a").then(|| "1e-2 1e-3 16 512".to_owned()),
         engine,
     };
     let reference = Action::ReferenceBlock(action::ReferenceBlock {
@@ -775,6 +776,9 @@ fn samples() -> Vec<(&'static str, Action)> {
                     context: 512,
                     chunks: 16,
                     block: 8,
+                    screen: 4,
+                    max_probes: None,
+                    refine: 3,
                     types: vec!["IQ3_XXS".to_owned(), "Q4_K".to_owned()],
                     fuse: Vec::new(),
                     floors: Vec::new(),

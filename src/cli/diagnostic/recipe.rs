@@ -319,6 +319,10 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
         }
         RecipeError::ModelMismatch { model, .. } => vec![text(format!("declare a join for the model `{model}`"))],
         RecipeError::NotSingle { labels, .. } => vec![text(format!("name one of {}", listed(labels)))],
+        RecipeError::Cycle { path, .. } if path.iter().any(|(name, _)| name.starts_with("policy.")) => {
+            let who = if path.len() == 1 { "it" } else { "one of them" };
+            vec![text(format!("give {who} a budget in bytes or bits per weight"))]
+        }
         RecipeError::Cycle { .. } => vec![text("take one of them out of the other's `merge`")],
         RecipeError::Extends {
             problem: ExtendsProblem::Load(_),

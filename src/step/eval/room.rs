@@ -12,6 +12,7 @@ use crate::step::eval::eval;
 use crate::step::eval::failed;
 use crate::step::tokens;
 use crate::step::tokens::Cut;
+use crate::step::tokens::Take;
 
 /// More bytes than a token of a text has on average, in any language and with any vocabulary: before a corpus is read as
 /// tokens, its length divided by this tells how many there are at the least.
@@ -44,6 +45,7 @@ pub fn foresee(
         context: step.context,
         chunks: step.chunks,
         block: step.block,
+        take: Take::First,
     };
     let blocks = match (known.source(&step.reference), known.step(&step.corpus)) {
         (Ok(model), Ok(corpus)) => tokens::known_blocks(env, model, corpus, cut)?.map(|blocks| (model, blocks)),

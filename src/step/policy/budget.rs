@@ -3,6 +3,7 @@
 use crate::action::PolicyBudget;
 use crate::action::PolicyHeader;
 use crate::allocation;
+use crate::allocation::Answer;
 use crate::allocation::Effort;
 use crate::allocation::Solver;
 use crate::allocation::Status;
@@ -22,24 +23,53 @@ use crate::policy::PolicyError;
 use crate::policy::Prepared;
 use crate::policy::Table;
 use crate::recipe::Quantity;
+use crate::recipe::model;
+use crate::recipe::model::SizeOf;
 use crate::step::Env;
+use crate::step::Inputs;
 use crate::step::StepError;
 use crate::step::imatrix;
 use crate::step::join::slice_bytes;
 use crate::step::model::DOCUMENT_CAP;
+use crate::step::model::Shape;
+use crate::step::model::decode;
 use crate::step::model::decode_metadata;
 use crate::step::promote::parts::Said;
 use crate::step::promote::parts::candidate_metadata;
 
-/// Returns a budget of a recipe as actions hold it.
-pub(super) fn document_of(budget: Quantity) -> PolicyBudget {
-    match budget {
-        Quantity::Bytes(number) => PolicyBudget::Bytes { number },
+/// Returns a budget of a recipe as actions hold it: of another candidate its bytes, so that what keeps to the same number of
+/// bytes is the same action, wherever the number comes from.
+pub(super) fn document_of(budget: &model::Budget, inputs: &Inputs, env: &Env<'_>) -> Result<PolicyBudget, StepError> {
+    Ok(match budget {
+        model::Budget::Quantity(Quantity::Bytes(number)) => PolicyBudget::Bytes { number: *number },
         // The recipe takes no percentages here.
-        Quantity::BitsPerWeight(rate) | Quantity::Percent(rate) => PolicyBudget::MillionthsOfBits {
-            number: rate.millionths(),
+        model::Budget::Quantity(Quantity::BitsPerWeight(rate) | Quantity::Percent(rate)) => {
+            PolicyBudget::MillionthsOfBits {
+                number: rate.millionths(),
+            }
+        }
+        model::Budget::Candidate(size) => PolicyBudget::Bytes {
+            number: length_of(size, inputs, env)?,
         },
-    }
+    })
+}
+
+/// Returns how long a candidate's file is, or will be: that follows from its types and its header.
+fn length_of(size: &SizeOf, inputs: &Inputs, env: &Env<'_>) -> Result<u64, StepError> {
+    let (model, policy) = (inputs.source(&size.model)?, inputs.step(&size.policy)?);
+    let join = size.join.as_ref().map(|join| inputs.step(join)).transpose()?;
+    let shape: Shape = decode(env, "shape", model.output("shape")?)?;
+    let table: Table = decode(env, "policy", policy.output("policy")?)?;
+    let specs = shape.tensors.into_iter().map(|tensor| TensorSpec {
+        name: tensor.name,
+        ty: tensor.ty,
+        dims: tensor.dims,
+    });
+    let metadata = model.output("metadata")?;
+    let said = join.map(Said::of).transpose()?;
+    let file_type = policy.fact("file_type").parse().ok();
+    let around = around(env, metadata, specs.collect(), file_type, said.as_ref())?;
+    Ok(around.of(&table.choices))
 }
 
 /// Returns the bytes of a budget.
@@ -58,26 +88,33 @@ pub(super) fn bytes_of(budget: PolicyBudget, facts: &ModelFacts) -> u64 {
 
 /// Returns how long a candidate's file is besides its tensors: types do not change the length of its header.
 pub(super) fn file_size(env: &Env<'_>, header: &PolicyHeader, facts: &ModelFacts) -> Result<FileSize, StepError> {
-    let metadata = decode_metadata(&env.store.read(&header.metadata, DOCUMENT_CAP)?)?;
-    let alignment = metadata
-        .get_u32("general.alignment")
-        .map_or(DEFAULT_ALIGNMENT, u64::from);
     // Counts have the same length whatever they are.
     let said = header.dataset.as_deref().map(|dataset| Said {
         dataset,
         entries: 0,
         chunks: 0,
     });
-    let metadata = candidate_metadata(metadata, Some(0), said.as_ref())?;
-    let specs: Vec<TensorSpec> = facts
-        .tensors
-        .iter()
-        .map(|tensor| TensorSpec {
-            name: tensor.name.clone(),
-            ty: tensor.ty,
-            dims: tensor.dims.clone(),
-        })
-        .collect();
+    let specs = facts.tensors.iter().map(|tensor| TensorSpec {
+        name: tensor.name.clone(),
+        ty: tensor.ty,
+        dims: tensor.dims.clone(),
+    });
+    around(env, header.metadata, specs.collect(), Some(0), said.as_ref())
+}
+
+/// Returns what a file of these tensors has around their data, whatever their types are.
+fn around(
+    env: &Env<'_>,
+    metadata: BlobDigest,
+    specs: Vec<TensorSpec>,
+    file_type: Option<u32>,
+    said: Option<&Said<'_>>,
+) -> Result<FileSize, StepError> {
+    let metadata = decode_metadata(&env.store.read(&metadata, DOCUMENT_CAP)?)?;
+    let alignment = metadata
+        .get_u32("general.alignment")
+        .map_or(DEFAULT_ALIGNMENT, u64::from);
+    let metadata = candidate_metadata(metadata, file_type, said)?;
     let layout = Layout::new(&metadata, &specs, alignment)
         .map_err(|error| StepError::input(format!("the candidate cannot be laid out: {error}")))?;
     Ok(FileSize {
@@ -107,25 +144,21 @@ pub(super) struct Solved {
 }
 
 /// Solves a problem within a number of bytes.
-pub(super) fn solve(
+pub(super) fn answer(
     env: &Env<'_>,
     prepared: &Prepared,
     limit: u64,
     states: u64,
     failed: impl Fn(PolicyError) -> StepError,
-) -> Result<(Table, Solved), StepError> {
+) -> Result<Answer, StepError> {
     let cancelled = || env.cancel.is_cancelled();
     let effort = Effort {
         states,
         stop: Some(&cancelled),
     };
-    let broken = |problem: String| StepError::Document {
-        what: "certificate",
-        problem,
-    };
     let answer = Solver::new(prepared.problem())
         .solve(&[limit], &effort)
-        .map_err(|error| broken(error.to_string()))?;
+        .map_err(|error| broken(&error))?;
     // An answer that was cut short is not what others would get.
     if env.cancel.is_cancelled() {
         return Err(StepError::Stopped);
@@ -136,15 +169,24 @@ pub(super) fn solve(
             minimum: answer.uses.first().copied().unwrap_or_default(),
         }));
     }
-    let certificate = allocation::document(prepared.problem(), prepared.scale(), std::slice::from_ref(&answer))
-        .map_err(|error| broken(error.to_string()))?;
-    Ok((
-        prepared.table(&answer),
-        Solved {
-            certificate,
-            optimal: answer.status == Status::Optimal,
-        },
-    ))
+    Ok(answer)
+}
+
+/// Returns what an answer proves.
+pub(super) fn certify(prepared: &Prepared, answer: &Answer) -> Result<Solved, StepError> {
+    let certificate = allocation::document(prepared.problem(), prepared.scale(), std::slice::from_ref(answer))
+        .map_err(|error| broken(&error))?;
+    Ok(Solved {
+        certificate,
+        optimal: answer.status == Status::Optimal,
+    })
+}
+
+fn broken(error: &dyn std::fmt::Display) -> StepError {
+    StepError::Document {
+        what: "certificate",
+        problem: error.to_string(),
+    }
 }
 
 fn energy_of(entry: &Entry) -> Energy {

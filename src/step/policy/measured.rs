@@ -1,34 +1,43 @@
 //! `method = "measured"`: what each group of tensors loses in each type is measured on the model itself, and the choice within
 //! the budget solved exactly.
+//!
+//! All options are measured on a few chunks; those that the choice hangs on, on all; then single moves around the choice, with
+//! all else as the choice has it, and another choice is taken only if it loses less when all of it is measured together.
+
+mod refine;
+mod scan;
 
 use crate::action;
 use crate::action::Method;
 use crate::observer::Event;
 use crate::policy;
 use crate::policy::HasImatrix;
-use crate::policy::Loss;
-use crate::policy::Losses;
 use crate::policy::ModelFacts;
+use crate::policy::Probe;
 use crate::policy::Rule;
 use crate::policy::Target;
 use crate::policy::TensorFacts;
-use crate::policy::TensorGroup;
 use crate::recipe::model::MeasuredPolicy;
 use crate::recipe::model::PolicyStep;
 use crate::report::words;
+use crate::step::Env;
+use crate::step::Estimate;
 use crate::step::Inputs;
 use crate::step::Outcome;
 use crate::step::StepError;
 use crate::step::Task;
 use crate::step::eval::Reference;
 use crate::step::measure::Bench;
-use crate::step::measure::Variant;
 use crate::step::tensor::Tensors;
 use crate::step::tokens;
 use crate::tensor_type::TensorType;
 
 use super::Chosen;
+use super::budget;
 use super::solving::Solving;
+use super::solving::chosen;
+
+use scan::Scan;
 
 /// What is measured on what.
 pub(super) struct Parts<'i> {
@@ -48,6 +57,7 @@ impl<'i> Parts<'i> {
                 context: settings.context,
                 chunks: Some(settings.chunks),
                 block: settings.block,
+                take: tokens::Take::Spread,
             },
         })
     }
@@ -67,6 +77,9 @@ pub(super) fn choose(
     let action::Measured {
         header,
         budget,
+        screen,
+        max_probes,
+        refine,
         types,
         fuse,
         floors,
@@ -76,6 +89,39 @@ pub(super) fn choose(
         ..
     } = &**measured;
     let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
+    let probes = possible(facts, &solving, has);
+    let limits = Limits {
+        size: budget::file_size(task.env, header, facts)?,
+        bytes: budget::bytes_of(*budget, facts),
+        states: *states,
+    };
+    let probes = worth_probing(task, facts, &solving, &limits, probes, *max_probes)?;
+    let tensors = Tensors::load(parts.model, parts.join, task.env)?;
+    let blocks = tokens::blocks(task, parts.model, parts.corpus, parts.cut)?;
+    let reference = Reference {
+        task,
+        model: parts.model,
+        context: parts.cut.context,
+    };
+    let bench = Bench::new(reference, &tensors, &blocks);
+    let mut scan = Scan::new(task, facts, &solving, limits, bench, *screen)?;
+    let mut incumbent = scan.screen(&probes)?;
+    let predicted = incumbent.predicted;
+    incumbent = scan.refine(incumbent, *refine)?;
+    tell(task, &scan, &incumbent, predicted);
+    let mut table = incumbent.prepared.table(&incumbent.answer);
+    table.predicted_loss = Some(format!("{:e}", incumbent.predicted));
+    table.probed_loss = Some(policy::Probed {
+        mean: format!("{:e}", policy::mean(&incumbent.together)),
+        deviation: format!("{:e}", policy::variance(&incumbent.together).sqrt()),
+        chunks: u32::try_from(incumbent.together.len()).unwrap_or(u32::MAX),
+        context: parts.cut.context,
+    });
+    chosen(&incumbent.prepared, &incumbent.answer, table)
+}
+
+/// Returns the groups in types that are options, but for the source's own.
+fn possible(facts: &ModelFacts, solving: &Solving<'_>, has: HasImatrix<'_>) -> Vec<Probe> {
     let allowed = |tensor: &TensorFacts, ty: TensorType| {
         policy::legal(tensor, ty, has)
             && ty.bpw() < tensor.ty.bpw()
@@ -83,8 +129,151 @@ pub(super) fn choose(
             && bound(&solving.floors, tensor).is_none_or(|least| ty.bpw() >= least)
             && bound(&solving.ceilings, tensor).is_none_or(|most| ty.bpw() <= most)
     };
-    let losses = losses(task, parts, facts, &solving.groups, &solving.types, &allowed)?;
-    solving.choose(task.env, &losses, header, *budget, *states)
+    let mut probes: Vec<Probe> = Vec::new();
+    for group in &solving.groups {
+        for &ty in &solving.types {
+            if group.members.iter().all(|at| allowed(&facts.tensors[*at], ty)) {
+                probes.push((group.name.clone(), ty));
+            }
+        }
+    }
+    probes
+}
+
+/// Returns what measuring takes: probes, of which those are surely missing whose tensors were not quantized yet, and the bytes of
+/// these, which the store keeps.
+pub(super) fn estimate(
+    parts: &Parts<'_>,
+    facts: &ModelFacts,
+    method: &Method,
+    has: HasImatrix<'_>,
+    env: &Env<'_>,
+) -> Result<Estimate, StepError> {
+    let Method::Measured(measured) = method else {
+        return Ok(Estimate::default());
+    };
+    let action::Measured {
+        types,
+        fuse,
+        floors,
+        ceilings,
+        keep,
+        max_probes,
+        ..
+    } = &**measured;
+    let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
+    let probes = possible(facts, &solving, has);
+    let tensors = Tensors::load(parts.model, parts.join, env)?;
+    let most = max_probes.unwrap_or(u64::MAX);
+    let mut estimate = Estimate {
+        unit: "probe",
+        parts: most.min(probes.len() as u64),
+        ..Estimate::default()
+    };
+    for (name, ty) in &probes {
+        let group = solving.groups.iter().find(|group| group.name == *name);
+        let mut missing = false;
+        for at in group.iter().flat_map(|group| &group.members) {
+            let Some(tensor) = tensors.index.tensors.get(*at) else {
+                continue;
+            };
+            if env
+                .store
+                .lookup_shallow(&tensors.action(tensor, *ty).digest())?
+                .is_none()
+            {
+                missing = true;
+                estimate.reads += tensor.bytes.len;
+                estimate.writes += ty.tensor_bytes(&tensor.dims).unwrap_or_default();
+            }
+        }
+        estimate.missing += u64::from(missing);
+    }
+    // Which of them a bound leaves out is not known here; what they take, in proportion, is.
+    if probes.len() as u64 > most {
+        let share = |amount: u64| (u128::from(amount) * u128::from(most) / probes.len() as u128) as u64;
+        estimate.reads = share(estimate.reads);
+        estimate.writes = share(estimate.writes);
+        estimate.missing = estimate.missing.min(most);
+    }
+    Ok(estimate)
+}
+
+/// What the choice has to keep to.
+#[derive(Clone, Copy)]
+struct Limits {
+    size: policy::FileSize,
+    bytes: u64,
+    states: u64,
+}
+
+/// Returns the probes that are worth making within a number of them, by guessed losses; all without one. What the budget cannot
+/// hold fails here, before anything is measured.
+fn worth_probing(
+    task: &Task<'_>,
+    facts: &ModelFacts,
+    solving: &Solving<'_>,
+    limits: &Limits,
+    probes: Vec<Probe>,
+    most: Option<u64>,
+) -> Result<Vec<Probe>, StepError> {
+    let guessed = policy::prior(facts, &solving.groups, &solving.types);
+    let prepared = solving.prepare(&guessed, limits.size)?;
+    let answer = budget::answer(task.env, &prepared, limits.bytes, limits.states, super::read::failed)?;
+    let most = most.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
+    if probes.len() <= most {
+        return Ok(probes);
+    }
+    let mut ranked: Vec<(bool, f64, Probe)> = Vec::new();
+    for (group, options) in prepared.priced(&answer) {
+        for option in options {
+            let probe = (group.clone(), option.ty);
+            if probes.contains(&probe) {
+                ranked.push((!option.chosen, option.cost, probe));
+            }
+        }
+    }
+    // What the guess chose comes first, so that the budget can be kept to.
+    ranked.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
+    let least = ranked.iter().filter(|(not_chosen, ..)| !not_chosen).count();
+    if most < least {
+        return Err(StepError::input_hint(
+            format!("`max_probes` is {most}, and a choice within the budget takes {least} at the least"),
+            "raise `max_probes`, or fuse tensors into fewer groups",
+        ));
+    }
+    task.tell(Event::Note {
+        step: task.step.clone(),
+        message: format!(
+            "{most} of {} that are possible are made: those that guessed losses make likeliest to be chosen",
+            words::count(probes.len() as u64, "probe")
+        ),
+    });
+    ranked.truncate(most);
+    let mut worth: Vec<Probe> = ranked.into_iter().map(|(_, _, probe)| probe).collect();
+    worth.sort();
+    Ok(worth)
+}
+
+/// Says how the choice was found and how far the sum of losses can be trusted.
+fn tell(task: &Task<'_>, scan: &Scan<'_, '_>, incumbent: &scan::Incumbent, alone: f64) {
+    let together = incumbent.lost;
+    let first = if incumbent.round > 0 {
+        format!(
+            "; before {} of moves around it, it was {:.6}",
+            words::count(u64::from(incumbent.round), "round"),
+            scan.first_loss()
+        )
+    } else {
+        String::new()
+    };
+    task.tell(Event::Note {
+        step: task.step.clone(),
+        message: format!(
+            "all choices together lose {together:.6} on the text they were chosen by{first}; the first choice's tensors, each alone, add up to \
+             {alone:.6}"
+        ),
+    });
 }
 
 /// Returns the bits per weight that the first rule that matches a tensor speaks of; infinitely many for `keep`.
@@ -94,101 +283,4 @@ fn bound(rules: &[Rule], tensor: &TensorFacts) -> Option<f64> {
         Target::Type(ty) => ty.bpw(),
         Target::Keep => f64::INFINITY,
     })
-}
-
-/// Returns the mean KL divergence that each group alone causes in each type, less what the model itself shows against the
-/// coded reference.
-fn losses(
-    task: &Task<'_>,
-    parts: &Parts<'_>,
-    facts: &ModelFacts,
-    groups: &[TensorGroup],
-    types: &[TensorType],
-    allowed: &dyn Fn(&TensorFacts, TensorType) -> bool,
-) -> Result<Losses, StepError> {
-    let mut asked: Vec<(&TensorGroup, TensorType)> = Vec::new();
-    // The last one is the model itself.
-    let mut variants: Vec<Variant> = Vec::new();
-    for group in groups {
-        for &ty in types {
-            if group.members.iter().all(|at| allowed(&facts.tensors[*at], ty)) {
-                asked.push((group, ty));
-                variants.push(group.members.iter().map(|at| (*at, ty)).collect());
-            }
-        }
-    }
-    variants.push(Variant::new());
-    let tensors = Tensors::load(parts.model, parts.join, task.env)?;
-    let blocks = tokens::blocks(task, parts.model, parts.corpus, parts.cut)?;
-    let bench = Bench {
-        reference: Reference {
-            task,
-            model: parts.model,
-            context: parts.cut.context,
-        },
-        tensors: &tensors,
-        blocks: &blocks,
-    };
-    let chunks: usize = blocks.iter().map(|block| block.chunks.len()).sum();
-    let missing = bench.missing(&variants)?;
-    if missing > 0 {
-        task.tell(Event::Note {
-            step: task.step.clone(),
-            message: format!(
-                "{} of {} in {} and {}: {missing} of {} blocks of chunks are to be measured",
-                words::count(variants.len() as u64, "probe"),
-                words::count(groups.len() as u64, "group"),
-                words::count(types.len() as u64, "type"),
-                words::count(chunks as u64, "chunk"),
-                variants.len() * blocks.len()
-            ),
-        });
-    }
-    let divergences = bench.divergences(&variants)?;
-    let Some((null, measured)) = divergences.split_last() else {
-        return Err(StepError::input("nothing was measured"));
-    };
-    let mut losses = Losses::new();
-    for ((group, ty), found) in asked.into_iter().zip(measured) {
-        let lost: Vec<f64> = found.iter().zip(null).map(|(with, without)| with - without).collect();
-        losses.insert((group.name.clone(), ty), loss_of(&lost));
-    }
-    // What stays as it is loses nothing.
-    for group in groups {
-        if let Some(own) = group.members.first().map(|at| facts.tensors[*at].ty)
-            && group.members.iter().all(|at| facts.tensors[*at].ty == own)
-        {
-            losses.insert((group.name.clone(), own), loss_of(&[]));
-        }
-    }
-    Ok(losses)
-}
-
-/// Returns the mean over chunks and its variance.
-fn loss_of(chunks: &[f64]) -> Loss {
-    let count = chunks.len() as f64;
-    let mean = chunks.iter().sum::<f64>() / count.max(1.0);
-    let squares: f64 = chunks.iter().map(|lost| (lost - mean).powi(2)).sum();
-    Loss {
-        mean,
-        variance: if count > 1.0 {
-            squares / (count - 1.0) / count
-        } else {
-            0.0
-        },
-        chunks: chunks.len() as u32,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_variance_is_that_of_the_mean() {
-        let loss = loss_of(&[1.0, 2.0, 3.0, 6.0]);
-        assert_eq!((loss.mean, loss.chunks), (3.0, 4));
-        assert!((loss.variance - 14.0 / 3.0 / 4.0).abs() < 1e-12);
-        assert_eq!((loss_of(&[2.0]).variance, loss_of(&[]).mean), (0.0, 0.0));
-    }
 }

@@ -3,14 +3,18 @@
 use crate::action::PolicyBudget;
 use crate::action::PolicyHeader;
 use crate::action::PolicyRule;
+use crate::allocation::Answer;
 use crate::policy;
 use crate::policy::Energies;
+use crate::policy::FileSize;
 use crate::policy::GroupOptions;
 use crate::policy::HasImatrix;
 use crate::policy::Losses;
 use crate::policy::ModelFacts;
+use crate::policy::Prepared;
 use crate::policy::Question;
 use crate::policy::Rule;
+use crate::policy::Table;
 use crate::policy::TensorGroup;
 use crate::step::Env;
 use crate::step::StepError;
@@ -18,11 +22,11 @@ use crate::tensor_type::TensorType;
 
 use super::Chosen;
 use super::budget;
-use super::failed;
-use super::fuse_of;
-use super::kept;
-use super::rules_of;
-use super::type_of;
+use super::read::failed;
+use super::read::fuse_of;
+use super::read::kept;
+use super::read::rules_of;
+use super::read::type_of;
 
 /// The groups of a model, the types to choose from, and what the recipe says of them.
 pub(super) struct Solving<'a> {
@@ -63,6 +67,23 @@ impl<'a> Solving<'a> {
         })
     }
 
+    /// Returns the problem that losses make.
+    pub(super) fn prepare(&self, losses: &Losses, size: FileSize) -> Result<Prepared, StepError> {
+        let question = Question {
+            model: self.facts,
+            groups: &self.groups,
+            losses,
+            caution: 0.0,
+            size,
+            keep: &self.keep,
+            floors: &self.floors,
+            ceilings: &self.ceilings,
+            has_imatrix: self.has,
+            devices: &[],
+        };
+        policy::prepare(&question).map_err(failed)
+    }
+
     /// Returns the choice of least loss within the budget, with its certificate.
     pub(super) fn choose(
         &self,
@@ -72,25 +93,18 @@ impl<'a> Solving<'a> {
         budget: PolicyBudget,
         states: u64,
     ) -> Result<Chosen, StepError> {
-        let question = Question {
-            model: self.facts,
-            groups: &self.groups,
-            losses,
-            caution: 0.0,
-            size: budget::file_size(env, header, self.facts)?,
-            keep: &self.keep,
-            floors: &self.floors,
-            ceilings: &self.ceilings,
-            has_imatrix: self.has,
-            devices: &[],
-        };
-        let prepared = policy::prepare(&question).map_err(failed)?;
+        let prepared = self.prepare(losses, budget::file_size(env, header, self.facts)?)?;
         let limit = budget::bytes_of(budget, self.facts);
-        let (table, solved) = budget::solve(env, &prepared, limit, states, failed)?;
-        let file_type = table.file_type();
-        Ok(Chosen {
-            solved: Some(solved),
-            ..Chosen::of(table, Some(file_type))
-        })
+        let answer = budget::answer(env, &prepared, limit, states, failed)?;
+        chosen(&prepared, &answer, prepared.table(&answer))
     }
+}
+
+/// Returns an answer as a choice, with its certificate.
+pub(super) fn chosen(prepared: &Prepared, answer: &Answer, table: Table) -> Result<Chosen, StepError> {
+    let file_type = table.file_type();
+    Ok(Chosen {
+        solved: Some(budget::certify(prepared, answer)?),
+        ..Chosen::of(table, Some(file_type))
+    })
 }

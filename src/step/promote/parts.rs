@@ -17,7 +17,7 @@ pub(in crate::step) struct Said<'a> {
 
 impl<'a> Said<'a> {
     /// Returns what a join tells of its imatrix.
-    pub(super) fn of(join: &'a Outcome) -> Result<Self, StepError> {
+    pub(in crate::step) fn of(join: &'a Outcome) -> Result<Self, StepError> {
         Ok(Self {
             dataset: join.fact("dataset"),
             entries: join.number("entries")?,

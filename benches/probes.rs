@@ -1,0 +1,139 @@
+//! How many probes a second are made: types of single tensors tried in the loaded model, beside a file written by
+//! `llama-quantize` and measured by `llama-perplexity` for each.
+//!
+//!     FORGE_PEER_BIN=$(sh tests/peers/build-llama-cpp.sh) cargo bench --bench probes -- [--model FILE] [--chunks 4]
+//!         [--theirs 8] [--threads 2]
+//!
+//! Both measure the same number of chunks of 512 tokens against the model's own log-probabilities, which were computed before;
+//! both have the imatrix and find the model in the page cache. A probe of theirs is one tensor in Q4_K and all others as they
+//! are. Forge's are all tensors in Q4_K, one at a time, by a build of a policy that has them to measure: from the start of
+//! the process to its end, with hashing, quantizing and recording each in the store.
+#![allow(missing_docs, clippy::disallowed_methods, clippy::print_stdout, clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let option = |name: &str, otherwise: &str| {
+        let at = arguments.iter().position(|argument| argument == name);
+        at.map_or_else(|| otherwise.to_owned(), |at| arguments[at + 1].clone())
+    };
+    let Some(peer) = std::env::var_os("FORGE_PEER_BIN").map(PathBuf::from) else {
+        println!("SKIPPED: FORGE_PEER_BIN names no folder of llama.cpp's tools (tests/peers/build-llama-cpp.sh)");
+        return;
+    };
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/quickstart");
+    let model = option("--model", example.join("tiny.gguf").to_str().unwrap());
+    let model = fs::canonicalize(model).unwrap();
+    let (chunks, threads) = (option("--chunks", "4"), option("--threads", "2"));
+    let theirs: usize = option("--theirs", "8").parse().unwrap();
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let folder = folder.path();
+
+    // The text, the imatrix and the reference's log-probabilities are there before anything is timed.
+    let text = example.join("calibration-prose.txt");
+    let recipe = |types: &str, more: &str| {
+        format!(
+            "schema = 1\nname = \"probes\"\n[source.model]\npath = \"{}\"\n[corpus.text]\nfiles = [\"{}\"]\n\
+             [imatrix.general]\ncorpus = \"text\"\nchunks = 8\n\
+             [policy.p]\nmethod = \"measured\"\nimatrix = \"general\"\ncorpus = \"text\"\nbudget = \"32 bpw\"\n\
+             chunks = {chunks}\nscreen = {chunks}\nblock = {chunks}\nrefine = 0\ntypes = [{types}]\n{more}",
+            model.display(),
+            text.display(),
+        )
+    };
+    let build = |recipe: &str, steps: &[&str]| -> (f64, usize) {
+        fs::write(folder.join("recipe.toml"), recipe).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_forge"));
+        command
+            .args(["build", "recipe.toml", "-j", &threads, "--message-format", "json"])
+            .args(steps)
+            .current_dir(folder)
+            .env("FORGE_CACHE_DIR", folder.join("store"));
+        let started = Instant::now();
+        let output = command.output().unwrap();
+        let seconds = started.elapsed().as_secs_f64();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let probes = text
+            .lines()
+            .filter(|line| line.contains("\"kind\":\"eval-block\"") && line.contains("\"outcome\":\"ran\""))
+            .count();
+        (seconds, probes)
+    };
+    build(&recipe("\"Q8_0\"", "max_probes = 100000\n"), &[]);
+    let (seconds, probes) = build(&recipe("\"Q8_0\", \"Q4_K\"", ""), &[]);
+    let ours = probes as f64 / seconds;
+    println!("forge: {probes} probes of {chunks} chunks in {seconds:.2} s, {ours:.2} a second");
+
+    let run = |program: &str, arguments: &[&str]| {
+        let output = Command::new(peer.join(program)).args(arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{program} {arguments:?}: {said}");
+    };
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (base, candidate, rules) = (path("base.kld"), path("candidate.gguf"), path("rules.txt"));
+    let model_path = model.to_str().unwrap();
+    let common = [
+        "-c",
+        "512",
+        "-b",
+        "512",
+        "-t",
+        &threads,
+        "--chunks",
+        &chunks,
+        "--kl-divergence-base",
+        &base,
+    ];
+    run(
+        "llama-perplexity",
+        &[&["-m", model_path, "-f", text.to_str().unwrap()], &common[..]].concat(),
+    );
+    let source = forge::gguf::Model::open(&model).unwrap();
+    let tensors: Vec<String> = source
+        .tensors()
+        .iter()
+        .filter(|tensor| tensor.info.dims.len() > 1 && tensor.info.name.starts_with("blk."))
+        .map(|tensor| tensor.info.name.clone())
+        .collect();
+    let mut times = Vec::new();
+    for at in 0..theirs {
+        let chosen = &tensors[at * tensors.len() / theirs];
+        let lines = source
+            .tensors()
+            .iter()
+            .filter(|tensor| tensor.info.dims.len() > 1)
+            .map(|tensor| {
+                let ty = if tensor.info.name == *chosen {
+                    "q4_k".to_owned()
+                } else {
+                    tensor.info.ty.name().to_lowercase()
+                };
+                format!("^{}$={ty}\n", tensor.info.name.replace('.', "\\."))
+            });
+        fs::write(&rules, lines.collect::<String>()).unwrap();
+        let started = Instant::now();
+        run(
+            "llama-quantize",
+            &["--tensor-type-file", &rules, model_path, &candidate, "Q8_0", &threads],
+        );
+        let written = started.elapsed().as_secs_f64();
+        run(
+            "llama-perplexity",
+            &[&["-m", &candidate, "--kl-divergence"], &common[..]].concat(),
+        );
+        times.push((started.elapsed().as_secs_f64(), written));
+    }
+    times.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (median, written) = times[times.len() / 2];
+    println!(
+        "llama.cpp's tools: {theirs} probes of {chunks} chunks, median {median:.2} s, of which {written:.2} s write the file: {:.2} a second",
+        1.0 / median
+    );
+    println!("ratio {:.1} (target: at least 20)", ours * median);
+}

@@ -1,0 +1,174 @@
+//! Losses around a choice. Where tensors lose much, what one loses depends on what the others have: so single moves away from
+//! a choice are measured with all else as the choice has it.
+
+use std::collections::BTreeMap;
+
+use crate::policy::Evidence;
+use crate::policy::Loss;
+use crate::policy::Losses;
+use crate::policy::Probe;
+use crate::policy::evidence::mean;
+use crate::policy::evidence::variance;
+use crate::tensor_type::TensorType;
+
+/// How much more or less than alone a group may lose beside others, where that is not measured but taken from its other moves.
+const RATIOS: (f64, f64) = (0.25, 4.0);
+
+/// A choice, with what single moves away from it change.
+#[derive(Debug, Clone)]
+pub struct Around<'a> {
+    evidence: &'a Evidence,
+    /// The type of each group.
+    choice: BTreeMap<String, TensorType>,
+    /// By how much the loss of the first chunks changes when one group alone moves.
+    moves: BTreeMap<Probe, Vec<f64>>,
+}
+
+impl<'a> Around<'a> {
+    /// Looks around a choice, of which no move was measured yet.
+    pub fn new(evidence: &'a Evidence, choice: BTreeMap<String, TensorType>) -> Self {
+        Self {
+            evidence,
+            choice,
+            moves: BTreeMap::new(),
+        }
+    }
+
+    /// Returns the type of each group.
+    pub fn choice(&self) -> &BTreeMap<String, TensorType> {
+        &self.choice
+    }
+
+    /// Notes by how much the loss of the first chunks changes when a group moves to a type.
+    pub fn insert(&mut self, probe: Probe, change: Vec<f64>) {
+        self.moves.insert(probe, change);
+    }
+
+    /// Returns on how many chunks a move was measured.
+    pub fn measured_on(&self, probe: &Probe) -> usize {
+        self.moves.get(probe).map_or(0, Vec::len)
+    }
+
+    /// Returns by how much the mean loss would change with another choice, if moves did not influence each other.
+    pub fn change(&self, choice: &BTreeMap<String, TensorType>) -> f64 {
+        let losses = self.losses(0.0);
+        let of = |(group, ty): (&String, &TensorType)| losses.get(&(group.clone(), *ty)).map(|loss| loss.mean);
+        choice.iter().filter_map(of).sum()
+    }
+
+    /// Returns the change of the mean loss that every move would bring, with `penalty` for each that is one; 0 for what the choice
+    /// has. A measured move counts as what it loses alone over all chunks, corrected by what it loses more or less than alone
+    /// on the chunks that it was measured on. Others count as what they lose alone, times what their group's measured moves lose
+    /// beside the others for what they lose alone.
+    pub fn losses(&self, penalty: f64) -> Losses {
+        let alone = self.evidence.losses();
+        let ratios = self.ratios();
+        let mut losses = Losses::new();
+        for (probe, loss) in &alone {
+            let (group, ty) = probe;
+            let Some(own) = self.choice.get(group) else { continue };
+            let Some(stays) = alone.get(&(group.clone(), *own)) else {
+                continue;
+            };
+            if ty == own {
+                losses.insert(
+                    probe.clone(),
+                    Loss {
+                        mean: 0.0,
+                        variance: 0.0,
+                        chunks: stays.chunks,
+                    },
+                );
+                continue;
+            }
+            let change = loss.mean - stays.mean;
+            let around = match self.measured(probe, *own) {
+                Some((more, variance, chunks)) => Loss {
+                    mean: change + more,
+                    variance,
+                    chunks,
+                },
+                None => Loss {
+                    mean: change * ratios.get(group).copied().unwrap_or(1.0),
+                    variance: 0.0,
+                    chunks: 0,
+                },
+            };
+            losses.insert(
+                probe.clone(),
+                Loss {
+                    mean: around.mean + penalty,
+                    ..around
+                },
+            );
+        }
+        losses
+    }
+
+    /// Returns what a measured move loses more than it would alone: the mean, its variance, and of how many chunks.
+    fn measured(&self, probe: &Probe, own: TensorType) -> Option<(f64, f64, u32)> {
+        let change = self.moves.get(probe)?;
+        let alone = self.alone(probe, own)?;
+        let more: Vec<f64> = change.iter().zip(&alone).map(|(with, alone)| with - alone).collect();
+        let chunks = more.len();
+        (chunks > 0).then(|| (mean(&more), variance(&more) / chunks as f64, chunks as u32))
+    }
+
+    /// Returns what a move changes alone, by chunk.
+    fn alone(&self, (group, ty): &Probe, own: TensorType) -> Option<Vec<f64>> {
+        let (to, from) = (self.evidence.get(group, *ty)?, self.evidence.get(group, own)?);
+        Some(to.iter().zip(from).map(|(to, from)| to - from).collect())
+    }
+
+    /// Returns for each group how much its measured moves change for what they change alone.
+    fn ratios(&self) -> BTreeMap<String, f64> {
+        let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+        for (probe, change) in &self.moves {
+            let Some(own) = self.choice.get(&probe.0) else { continue };
+            let Some(alone) = self.alone(probe, *own) else { continue };
+            let alone = mean(&alone[..alone.len().min(change.len())]);
+            // Signs are taken out, or moves up and down would cancel.
+            let sum = sums.entry(probe.0.clone()).or_default();
+            sum.0 += mean(change) * alone.signum();
+            sum.1 += alone.abs();
+        }
+        sums.into_iter()
+            .filter(|(_, (_, alone))| *alone > 0.0)
+            .map(|(group, (with, alone))| (group, (with / alone).clamp(RATIOS.0, RATIOS.1)))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_measured_move_corrects_what_it_loses_alone_and_its_group_learns_from_it() {
+        let mut evidence = Evidence::new(4);
+        let probe = |group: &str, ty| (group.to_owned(), ty);
+        evidence.insert(probe("a", TensorType::Q2_K), vec![8.0, 8.0, 12.0, 12.0]);
+        evidence.insert(probe("a", TensorType::Q4_K), vec![2.0, 2.0, 4.0, 4.0]);
+        evidence.insert(probe("a", TensorType::Q6_K), vec![1.0, 1.0, 1.0, 1.0]);
+        evidence.insert(probe("b", TensorType::Q4_K), vec![5.0; 4]);
+        evidence.insert(probe("b", TensorType::Q6_K), vec![3.0; 4]);
+        let choice = BTreeMap::from([("a".to_owned(), TensorType::Q4_K), ("b".to_owned(), TensorType::Q4_K)]);
+        let mut around = Around::new(&evidence, choice);
+        // Alone: 6 more on the first two chunks, 7 on all four. Beside the others: twice as much.
+        around.insert(probe("a", TensorType::Q2_K), vec![12.0, 12.0]);
+        let losses = around.losses(0.5);
+        let mean = |group: &str, ty| losses[&probe(group, ty)].mean;
+        assert_eq!(mean("a", TensorType::Q2_K), 7.0 + 6.0 + 0.5);
+        assert_eq!(mean("a", TensorType::Q4_K), 0.0, "what it has costs no penalty");
+        assert_eq!(
+            mean("a", TensorType::Q6_K),
+            -2.0 * 2.0 + 0.5,
+            "twice, as its other move"
+        );
+        assert_eq!(
+            mean("b", TensorType::Q6_K),
+            -2.0 + 0.5,
+            "nothing is known beside others"
+        );
+    }
+}

@@ -1,0 +1,208 @@
+//! What probes measured, chunk by chunk, and which of them the decision hangs on.
+//!
+//! Most options of a group are far from ever being chosen, and a few chunks show that. So all are measured on a few chunks,
+//! and only those on more that a better measurement could still bring into the choice. That is told from reduced costs: by how
+//! much an option's loss, with its bytes charged at the price that the solver found for the budget, is above the best of its
+//! group. Chunks are the same for all options, so differences are paired, and noise that a chunk gives to all cancels out.
+
+use std::collections::BTreeMap;
+
+use crate::allocation::Answer;
+use crate::policy::Loss;
+use crate::policy::Losses;
+use crate::policy::Prepared;
+use crate::tensor_type::TensorType;
+
+/// How many standard errors a measured difference may be wrong by.
+const DOUBT: f64 = 3.0;
+
+/// A group in a type.
+pub type Probe = (String, TensorType);
+
+/// The loss of each chunk, in the chunks' order, for each group and type; for some of the first chunks only.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Evidence {
+    of: BTreeMap<Probe, Vec<f64>>,
+    chunks: usize,
+}
+
+impl Evidence {
+    /// Makes evidence of nothing, to be measured on at most so many chunks.
+    pub fn new(chunks: usize) -> Self {
+        Self {
+            of: BTreeMap::new(),
+            chunks,
+        }
+    }
+
+    /// Notes what a probe lost on the first chunks; more of them replace fewer.
+    pub fn insert(&mut self, probe: Probe, mut lost: Vec<f64>) {
+        lost.truncate(self.chunks);
+        let known = self.of.get(&probe).map_or(0, Vec::len);
+        if lost.len() >= known {
+            self.of.insert(probe, lost);
+        }
+    }
+
+    /// Returns what a probe lost on the chunks that it was measured on.
+    pub fn get(&self, group: &str, ty: TensorType) -> Option<&[f64]> {
+        self.of.get(&(group.to_owned(), ty)).map(Vec::as_slice)
+    }
+
+    /// Says whether a probe was measured on all chunks.
+    pub fn is_whole(&self, probe: &Probe) -> bool {
+        self.of.get(probe).is_some_and(|lost| lost.len() >= self.chunks)
+    }
+
+    /// Returns the mean loss of every probe over all chunks. Of those that were measured on the first chunks only, it is
+    /// estimated by the ratio of means over all and over those chunks of the group's whole probes, or of all whole probes
+    /// (the ratio estimator of survey sampling: Cochran, Sampling Techniques, 1977, chapter 6).
+    pub fn losses(&self) -> Losses {
+        let mut known: BTreeMap<(Option<&str>, usize), Option<f64>> = BTreeMap::new();
+        let mut ratio = |group: Option<&'_ str>, first: usize| {
+            let group = group.and_then(|group| {
+                self.of
+                    .range(of_group(group))
+                    .next()
+                    .map(|((name, _), _)| name.as_str())
+            });
+            *known.entry((group, first)).or_insert_with(|| self.ratio(group, first))
+        };
+        let mut losses = Losses::new();
+        for (probe, lost) in &self.of {
+            let scale = if lost.is_empty() || lost.len() >= self.chunks {
+                1.0
+            } else {
+                ratio(Some(&probe.0), lost.len())
+                    .or_else(|| ratio(None, lost.len()))
+                    .unwrap_or(1.0)
+            };
+            let loss = Loss {
+                mean: scale * mean(lost),
+                variance: scale * scale * variance_of_mean(lost),
+                chunks: u32::try_from(lost.len()).unwrap_or(u32::MAX),
+            };
+            losses.insert(probe.clone(), loss);
+        }
+        losses
+    }
+
+    /// Returns what whole probes lost over all chunks for what they lost on the first ones: those of a group, or all.
+    fn ratio(&self, group: Option<&str>, first: usize) -> Option<f64> {
+        let (mut all, mut few) = (0.0, 0.0);
+        let mut add = |lost: &Vec<f64>| {
+            if lost.len() >= self.chunks {
+                all += mean(lost);
+                few += mean(&lost[..first]);
+            }
+        };
+        match group {
+            Some(group) => self.of.range(of_group(group)).for_each(|(_, lost)| add(lost)),
+            None => self.of.values().for_each(add),
+        }
+        (all > 0.0 && few > 0.0).then(|| all / few)
+    }
+
+    /// Returns the probes that the choice of an answer may hang on, with the reduced cost of each: those chosen, and those
+    /// that a difference within the noise, and what the answer is above its bound, could make part of a better choice.
+    /// By group, the least reduced cost first. A difference may be wrong by a `least` part of itself, however sure it looks.
+    pub fn undecided(&self, prepared: &Prepared, answer: &Answer, least: f64) -> Vec<Probe> {
+        let rest = prepared.scale().loss(answer.loss.saturating_sub(answer.least()));
+        let relative = self.usual_noise();
+        let mut found = Vec::new();
+        for (group, options) in prepared.priced(answer) {
+            let Some(best) = options.first() else { continue };
+            for option in &options {
+                let difference = self.difference(&group, option.ty, best.ty);
+                let doubt = difference.map_or(0.0, |(mean, error)| {
+                    (DOUBT * error.max(relative * mean.abs())).max(least * mean.abs())
+                });
+                if option.chosen || option.cost <= rest + doubt {
+                    found.push((group.clone(), option.ty));
+                }
+            }
+        }
+        found
+    }
+
+    /// Returns by how much one option of a group loses more than another, and the standard error of that.
+    fn difference(&self, group: &str, a: TensorType, b: TensorType) -> Option<(f64, f64)> {
+        let (a, b) = (self.get(group, a)?, self.get(group, b)?);
+        let lost: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
+        (!lost.is_empty()).then(|| (mean(&lost), variance_of_mean(&lost).sqrt()))
+    }
+
+    /// Returns the median over probes of the standard error relative to the loss: a few chunks that happen to agree look
+    /// surer than they are.
+    fn usual_noise(&self) -> f64 {
+        let of = |lost: &Vec<f64>| {
+            let mean = mean(lost);
+            (lost.len() > 1 && mean > 0.0).then(|| variance_of_mean(lost).sqrt() / mean)
+        };
+        let mut noise: Vec<f64> = self.of.values().filter_map(of).collect();
+        noise.sort_by(f64::total_cmp);
+        noise.get(noise.len() / 2).copied().unwrap_or(0.0)
+    }
+}
+
+/// Returns the range of a group's probes: a name and what follows it directly.
+fn of_group(group: &str) -> impl std::ops::RangeBounds<Probe> {
+    let least = (group.to_owned(), TensorType::F32);
+    let above = (format!("{group}\0"), TensorType::F32);
+    least..above
+}
+
+/// Returns the mean; 0 of nothing.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / (values.len() as f64).max(1.0)
+}
+
+/// Returns the variance of values; 0 of fewer than two.
+pub fn variance(values: &[f64]) -> f64 {
+    if values.len() < 2 {
+        return 0.0;
+    }
+    let mean = mean(values);
+    values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (values.len() - 1) as f64
+}
+
+fn variance_of_mean(values: &[f64]) -> f64 {
+    variance(values) / (values.len() as f64).max(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_of_few_chunks_is_scaled_by_what_the_others_lost_there() {
+        let mut evidence = Evidence::new(4);
+        let probe = |group: &str, ty| (group.to_owned(), ty);
+        evidence.insert(probe("a", TensorType::Q4_K), vec![1.0, 1.0, 3.0, 3.0]);
+        evidence.insert(probe("a", TensorType::Q2_K), vec![5.0, 7.0]);
+        evidence.insert(probe("b", TensorType::Q2_K), vec![10.0, 10.0]);
+        let losses = evidence.losses();
+        let of = |group: &str, ty| losses[&probe(group, ty)];
+        assert_eq!(of("a", TensorType::Q4_K).mean, 2.0);
+        assert_eq!(
+            of("a", TensorType::Q2_K).mean,
+            12.0,
+            "the first chunks were half as hard as all"
+        );
+        assert_eq!(of("a", TensorType::Q2_K).variance, 4.0 * 2.0 / 2.0);
+        assert_eq!(of("b", TensorType::Q2_K).mean, 20.0, "by the probes of other groups");
+        assert_eq!(of("b", TensorType::Q2_K).chunks, 2);
+        assert!(evidence.is_whole(&probe("a", TensorType::Q4_K)));
+        assert!(!evidence.is_whole(&probe("a", TensorType::Q2_K)));
+    }
+
+    #[test]
+    fn more_chunks_replace_fewer_and_never_the_other_way() {
+        let mut evidence = Evidence::new(2);
+        let probe = ("a".to_owned(), TensorType::Q4_K);
+        evidence.insert(probe.clone(), vec![1.0, 2.0, 9.0]);
+        assert_eq!(evidence.get("a", TensorType::Q4_K), Some(&[1.0, 2.0][..]));
+        evidence.insert(probe, vec![7.0]);
+        assert_eq!(evidence.get("a", TensorType::Q4_K), Some(&[1.0, 2.0][..]));
+    }
+}

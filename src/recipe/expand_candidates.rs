@@ -1,0 +1,187 @@
+//! Policies and candidates in the order in which they can be made: a budget may be the size of another candidate.
+
+use crate::recipe::decl::Budget;
+use crate::recipe::decl::Decl;
+use crate::recipe::decl::Decls;
+use crate::recipe::decl::Policy;
+use crate::recipe::decl::Promote;
+use crate::recipe::error::RecipeError;
+use crate::recipe::error::section_words;
+use crate::recipe::expand::Choice;
+use crate::recipe::expand::Expansion;
+use crate::recipe::expand::joined;
+use crate::recipe::field::Sweep;
+use crate::recipe::model::Budget as PolicyBudget;
+use crate::recipe::model::Place;
+use crate::recipe::model::PromoteStep;
+use crate::recipe::model::SizeOf;
+use crate::recipe::model::StepBody;
+use crate::recipe::model::StepId;
+use crate::recipe::model::StepKind;
+
+/// Returns the candidates whose size a policy's budgets are, by the names that the recipe uses.
+fn sizes(policy: &Policy) -> impl Iterator<Item = (&str, &Place)> {
+    let budgets = policy.budget().into_iter().flat_map(|budget| &budget.values);
+    budgets.filter_map(|(budget, _)| match budget {
+        Budget::Candidate(name, place) => Some((name.as_str(), place)),
+        Budget::Quantity(_) => None,
+    })
+}
+
+/// Returns whether a candidate of this name may be one of a section: itself, or one of its variants.
+fn may_make(promote: &Decl<Promote>, candidate: &str) -> bool {
+    let variant = candidate.strip_prefix(promote.name.as_str());
+    variant.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+}
+
+impl Expansion<'_> {
+    /// Makes the steps of all policies and all candidates. Each round makes what waits for nothing any more.
+    pub(crate) fn policies_and_candidates(&mut self, decls: &Decls) {
+        let mut policies: Vec<&Decl<Policy>> = decls.policies.iter().collect();
+        let mut promotes: Vec<&Decl<Promote>> = decls.promotes.iter().collect();
+        while !(policies.is_empty() && promotes.is_empty()) {
+            let before = policies.len() + promotes.len();
+            let (ready, waiting): (Vec<_>, Vec<_>) = policies
+                .iter()
+                .partition(|policy| sizes(&policy.body).all(|(name, _)| self.is_made(name, decls, &promotes)));
+            for policy in ready {
+                self.policy(policy, decls);
+            }
+            policies = waiting;
+            let waits = |promote: &Decl<Promote>| {
+                let mut named = promote.body.policy.values.iter();
+                named.any(|(name, _)| policies.iter().any(|policy| policy.name == *name))
+            };
+            let (waiting, ready): (Vec<_>, Vec<_>) = promotes.iter().partition(|promote| waits(promote));
+            for promote in ready {
+                self.promote(promote);
+            }
+            promotes = waiting;
+            if policies.len() + promotes.len() == before {
+                self.stuck(&policies, &promotes, decls);
+                return;
+            }
+        }
+    }
+
+    /// Returns whether the candidates that a name means are there. A section's name goes before the name of a variant.
+    fn is_made(&self, name: &str, decls: &Decls, waiting: &[&Decl<Promote>]) -> bool {
+        if decls.promotes.iter().any(|promote| promote.name == name) {
+            !waiting.iter().any(|promote| promote.name == name)
+        } else {
+            !self.candidate(name).is_empty()
+        }
+    }
+
+    fn promote(&mut self, promote: &Decl<Promote>) {
+        let policies = self.references(StepKind::Policy, &promote.body.policy);
+        for row in self
+            .rows(promote, StepKind::Promote, &[policies.len()])
+            .into_iter()
+            .flatten()
+        {
+            let choice = &policies[row[0]];
+            let body = StepBody::Promote(PromoteStep {
+                policy: choice.value.clone(),
+                allow_requantize: promote.body.allow_requantize,
+            });
+            let variant = joined(std::slice::from_ref(&choice.part));
+            self.push(StepKind::Promote, &promote.name, variant, body, &promote.place);
+        }
+    }
+
+    /// Reports why policies wait for ever: for a candidate that nothing makes, or for each other.
+    fn stuck(&mut self, policies: &[&Decl<Policy>], promotes: &[&Decl<Promote>], decls: &Decls) {
+        // Which policy each one waits for first, and where it says so.
+        let mut links: Vec<Option<(usize, &Place)>> = Vec::new();
+        for policy in policies {
+            let mut link = None;
+            for (name, place) in sizes(&policy.body) {
+                if self.is_made(name, decls, promotes) {
+                    continue;
+                }
+                let exact = promotes.iter().find(|promote| promote.name == name);
+                let maker = exact.or_else(|| promotes.iter().find(|promote| may_make(promote, name)));
+                let next = maker.and_then(|maker| {
+                    let mut named = maker.body.policy.values.iter();
+                    named.find_map(|(name, _)| policies.iter().position(|policy| policy.name == *name))
+                });
+                match next {
+                    Some(next) => {
+                        link.get_or_insert((next, place));
+                    }
+                    None => self.unknown_candidate(&section_words("policy", &policy.name), name, place),
+                }
+            }
+            links.push(link);
+        }
+        // From every policy along the links: whoever comes back to where it was stands in a circle.
+        let mut reported = vec![false; policies.len()];
+        for start in 0..policies.len() {
+            let mut path = vec![start];
+            while let Some((next, _)) = path.last().and_then(|at| links[*at]) {
+                let Some(from) = path.iter().position(|at| *at == next) else {
+                    path.push(next);
+                    continue;
+                };
+                let circle = &path[from..];
+                if !circle.iter().any(|at| reported[*at]) {
+                    for at in circle {
+                        reported[*at] = true;
+                    }
+                    let named = circle.iter().filter_map(|at| {
+                        let (_, place) = links[*at]?;
+                        Some((format!("policy.{}", policies[*at].name), place.clone()))
+                    });
+                    let path: Vec<(String, Place)> = named.collect();
+                    let first = path.iter().map(|(_, place)| place).min_by_key(|place| place.span);
+                    let place = first.unwrap_or(&policies[start].place).clone();
+                    self.errors.push(RecipeError::Cycle { place, path });
+                }
+                break;
+            }
+        }
+    }
+
+    /// Returns the budgets of a policy: one for each candidate where a budget is the size of several.
+    pub(crate) fn budgets(&self, budget: &Sweep<Budget>) -> Vec<Choice<PolicyBudget>> {
+        let mut choices = Vec::new();
+        for (value, _) in &budget.values {
+            match value {
+                Budget::Quantity(quantity) => choices.push(Choice {
+                    part: budget.list.then(|| quantity.slug()),
+                    value: PolicyBudget::Quantity(*quantity),
+                }),
+                Budget::Candidate(name, _) => {
+                    for id in self.candidate(name) {
+                        let part = if budget.list {
+                            Some(id.label())
+                        } else {
+                            id.variant.clone().filter(|_| id.name == *name)
+                        };
+                        let size = self.size_of(id).map(|size| PolicyBudget::Candidate(Box::new(size)));
+                        choices.extend(size.map(|value| Choice { part, value }));
+                    }
+                }
+            }
+        }
+        choices
+    }
+
+    /// Returns what a candidate's size follows from.
+    fn size_of(&self, candidate: StepId) -> Option<SizeOf> {
+        let body = |id: &StepId| self.steps.iter().find(|step| step.id == *id).map(|step| &step.body);
+        let StepBody::Promote(promote) = body(&candidate)? else {
+            return None;
+        };
+        let StepBody::Policy(policy) = body(&promote.policy)? else {
+            return None;
+        };
+        Some(SizeOf {
+            policy: promote.policy.clone(),
+            model: policy.model.clone(),
+            join: policy.join.clone(),
+            candidate,
+        })
+    }
+}

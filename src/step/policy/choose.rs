@@ -1,0 +1,159 @@
+//! Choosing by documents alone: every method but those that need the model itself.
+
+use crate::action::Method;
+use crate::policy;
+use crate::policy::ManualOptions;
+use crate::policy::Mix;
+use crate::policy::MixOptions;
+use crate::policy::ModelFacts;
+use crate::policy::Table;
+use crate::recipe::model::PolicyStep;
+use crate::step::Env;
+use crate::step::StepError;
+
+use super::Chosen;
+use super::budget;
+use super::method::by_rules;
+use super::read::failed;
+use super::read::kept;
+use super::read::rules_of;
+use super::read::target_of;
+use super::read::type_of;
+use super::solving::Solving;
+
+pub(super) fn choose(
+    env: &Env<'_>,
+    facts: &ModelFacts,
+    method: &Method,
+    has: policy::HasImatrix<'_>,
+) -> Result<Chosen, StepError> {
+    // Whether quantized tensors may be quantized again is for promote to say, of the tensors that really change.
+    match method {
+        Method::Mix { .. } | Method::Manual { .. } => {
+            let (table, file_type) = choose_by_rules(facts, method, has)?;
+            Ok(Chosen::of(table, file_type))
+        }
+        Method::Ashq1 {
+            imatrix,
+            header,
+            budget,
+            depth,
+            free,
+            qat,
+            floors,
+            ceilings,
+            keep,
+        } => {
+            let (keep, floors, ceilings) = (kept(keep)?, rules_of(floors)?, rules_of(ceilings)?);
+            let options = policy::Ashq1 {
+                budget: budget::bytes_of(*budget, facts),
+                size: budget::file_size(env, header, facts)?,
+                depth: *depth,
+                free: *free,
+                qat: *qat,
+                keep: &keep,
+                floors: &floors,
+                ceilings: &ceilings,
+            };
+            let energies = budget::energies(env, *imatrix, has)?;
+            let table = policy::ashq1(facts, &energies, &options).map_err(failed)?;
+            let file_type = table.file_type();
+            Ok(Chosen::of(table, Some(file_type)))
+        }
+        Method::Density {
+            imatrix,
+            header,
+            budget,
+            base,
+            promotion,
+            anchors,
+            keep,
+        } => {
+            let keep = kept(keep)?;
+            let options = policy::Density {
+                base: type_of(base)?,
+                promotion: type_of(promotion)?,
+                budget: budget::bytes_of(*budget, facts),
+                size: budget::file_size(env, header, facts)?,
+                anchors: *anchors,
+                keep: &keep,
+            };
+            let energies = budget::energies(env, *imatrix, has)?;
+            let table = policy::density(facts, &energies, &options).map_err(failed)?;
+            let file_type = table.file_type();
+            Ok(Chosen::of(table, Some(file_type)))
+        }
+        // It needs the model itself: `measured::choose`.
+        Method::Measured(_) => Err(StepError::input("`measured` cannot choose by documents alone")),
+        Method::Prior {
+            header,
+            budget,
+            types,
+            fuse,
+            floors,
+            ceilings,
+            keep,
+            states,
+            solver: _,
+        } => {
+            let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
+            let losses = policy::prior(facts, &solving.groups, &solving.types);
+            solving.choose(env, &losses, header, *budget, *states)
+        }
+    }
+}
+
+/// Chooses by the rules of a mix, or by those of the user: what needs the model's header only.
+fn choose_by_rules(
+    facts: &ModelFacts,
+    method: &Method,
+    has: policy::HasImatrix<'_>,
+) -> Result<(Table, Option<u32>), StepError> {
+    let failed = |error: policy::PolicyError| StepError::input(error.to_string());
+    // Whether quantized tensors may be quantized again is for promote to say, of the tensors that really change.
+    match method {
+        Method::Mix {
+            mix,
+            pure,
+            output_type,
+            embedding_type,
+            keep,
+        } => {
+            let name = mix;
+            let mix = Mix::from_name(name).ok_or_else(|| StepError::input(format!("llama.cpp has no mix `{name}`")))?;
+            let options = MixOptions {
+                pure: *pure,
+                output_type: output_type.as_deref().map(type_of).transpose()?,
+                embedding_type: embedding_type.as_deref().map(type_of).transpose()?,
+                rules: kept(keep)?,
+                allow_requantize: true,
+            };
+            let table = policy::mix(facts, mix, &options, has).map_err(failed)?;
+            let file_type = mix.default_type().map(|_| mix.file_type(facts));
+            Ok((table, file_type))
+        }
+        Method::Manual { rules, otherwise } => {
+            let rules = rules_of(rules)?;
+            let otherwise = otherwise.as_deref().map(target_of).transpose()?;
+            let options = ManualOptions {
+                otherwise,
+                allow_requantize: true,
+            };
+            let table = policy::manual(facts, &rules, options, has).map_err(failed)?;
+            let file_type = table.file_type();
+            Ok((table, Some(file_type)))
+        }
+        Method::Ashq1 { .. } | Method::Density { .. } | Method::Prior { .. } | Method::Measured(_) => Err(
+            StepError::input("this method keeps to a budget: rules alone do not decide"),
+        ),
+    }
+}
+
+/// Returns how many bytes of tensors a candidate of this policy would have at the least, told from the model's header alone:
+/// as if the imatrix covered every tensor. Nothing where the policy would fail, or where more than the header decides.
+pub fn foresee(step: &PolicyStep, facts: &ModelFacts) -> Option<u64> {
+    let all = |_: &str| true;
+    let has: policy::HasImatrix<'_> = if step.join.is_some() { Some(&all) } else { None };
+    let (table, _) = choose_by_rules(facts, &by_rules(step)?, has).ok()?;
+    table.bytes()
+}

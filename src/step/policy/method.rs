@@ -1,0 +1,168 @@
+//! The document of a policy: all that decides on its table, and nothing else.
+
+use crate::action;
+use crate::action::Action;
+use crate::action::Method;
+use crate::action::PolicyHeader;
+use crate::action::PolicyRule;
+use crate::allocation::DEFAULT_STATES;
+use crate::digest::BlobDigest;
+use crate::recipe::model;
+use crate::recipe::model::PolicyStep;
+use crate::step::Env;
+use crate::step::Inputs;
+use crate::step::Outcome;
+use crate::step::StepError;
+
+use super::budget;
+
+/// The version of the built-in rules: raise it when a mix gives other types.
+const RULES: u32 = 1;
+
+/// The version of the solver and of guessed losses: raise it when either gives another answer.
+const SOLVER: u32 = 1;
+
+fn keep_of(step: &PolicyStep) -> Vec<String> {
+    step.keep.iter().map(|pattern| pattern.as_str().to_owned()).collect()
+}
+
+fn documents_of(rules: &[model::Rule]) -> Vec<PolicyRule> {
+    let rule = |rule: &model::Rule| PolicyRule {
+        pattern: rule.pattern.as_str().to_owned(),
+        target: rule.to.as_str().to_owned(),
+    };
+    rules.iter().map(rule).collect()
+}
+
+/// Returns the method of a policy that rules alone decide; nothing for one that keeps to a budget.
+pub(super) fn by_rules(step: &PolicyStep) -> Option<Method> {
+    let keep = keep_of(step);
+    match &step.method {
+        model::Method::Mix(mix) => Some(Method::Mix {
+            mix: mix.mix.as_str().to_owned(),
+            pure: mix.pure,
+            output_type: mix.output_type.map(|ty| ty.as_str().to_owned()),
+            embedding_type: mix.embedding_type.map(|ty| ty.as_str().to_owned()),
+            keep,
+        }),
+        // What is kept comes before every rule: it is a rule itself.
+        model::Method::Manual(manual) => Some(Method::Manual {
+            rules: keep
+                .into_iter()
+                .map(|pattern| PolicyRule {
+                    pattern,
+                    target: "keep".to_owned(),
+                })
+                .chain(documents_of(&manual.rules))
+                .collect(),
+            otherwise: manual.otherwise.map(|otherwise| otherwise.as_str().to_owned()),
+        }),
+        model::Method::Ashq1(_) | model::Method::Density(_) | model::Method::Prior(_) | model::Method::Measured(_) => {
+            None
+        }
+    }
+}
+
+fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method, StepError> {
+    if let Some(method) = by_rules(step) {
+        return Ok(method);
+    }
+    let keep = keep_of(step);
+    let join_of = || step.join.as_ref().map(|join| inputs.step(join)).transpose();
+    let header_of = |join: Option<&Outcome>| -> Result<PolicyHeader, StepError> {
+        Ok(PolicyHeader {
+            metadata: inputs.source(&step.model)?.output("metadata")?,
+            dataset: join.map(|join| join.fact("dataset").to_owned()),
+        })
+    };
+    let importances = |method: &str| -> Result<(BlobDigest, PolicyHeader), StepError> {
+        let join = join_of()?;
+        let imatrix = join.map(|join| join.output("imatrix")).transpose()?;
+        let missing = || StepError::input(format!("`{method}` works on an imatrix, and the policy names none"));
+        Ok((imatrix.ok_or_else(missing)?, header_of(join)?))
+    };
+    Ok(match &step.method {
+        model::Method::Mix(_) | model::Method::Manual(_) => {
+            return Err(StepError::input("rules decide on this policy"));
+        }
+        model::Method::Ashq1(ashq1) => {
+            let (imatrix, header) = importances("ashq1")?;
+            Method::Ashq1 {
+                imatrix,
+                header,
+                budget: budget::document_of(&ashq1.budget, inputs, env)?,
+                depth: ashq1.depth,
+                free: ashq1.free,
+                qat: ashq1.qat,
+                floors: documents_of(&ashq1.floors),
+                ceilings: documents_of(&ashq1.ceilings),
+                keep,
+            }
+        }
+        model::Method::Density(density) => {
+            let (imatrix, header) = importances("density")?;
+            Method::Density {
+                imatrix,
+                header,
+                budget: budget::document_of(&density.budget, inputs, env)?,
+                base: density.base.as_str().to_owned(),
+                promotion: density.promotion.as_str().to_owned(),
+                anchors: density.anchors,
+                keep,
+            }
+        }
+        model::Method::Prior(prior) => Method::Prior {
+            header: header_of(join_of()?)?,
+            budget: budget::document_of(&prior.budget, inputs, env)?,
+            types: prior.types.iter().map(|name| name.as_str().to_owned()).collect(),
+            fuse: prior.fuse.iter().map(|rule| (*rule).to_owned()).collect(),
+            floors: documents_of(&prior.floors),
+            ceilings: documents_of(&prior.ceilings),
+            keep,
+            states: DEFAULT_STATES,
+            solver: SOLVER,
+        },
+        model::Method::Measured(measured) => {
+            let join = join_of()?;
+            let model = inputs.source(&step.model)?;
+            Method::Measured(Box::new(action::Measured {
+                header: header_of(join)?,
+                budget: budget::document_of(&measured.budget, inputs, env)?,
+                model: model.output("compute")?,
+                slices: join.map(|join| join.output("slices")).transpose()?,
+                corpus: inputs.step(&measured.corpus)?.output("corpus")?,
+                tokenizer: model.output("tokenizer")?,
+                context: measured.context,
+                chunks: measured.chunks,
+                block: measured.block,
+                screen: measured.screen,
+                max_probes: measured.max_probes,
+                refine: measured.refine,
+                types: measured.types.iter().map(|name| name.as_str().to_owned()).collect(),
+                fuse: measured.fuse.iter().map(|rule| (*rule).to_owned()).collect(),
+                floors: documents_of(&measured.floors),
+                ceilings: documents_of(&measured.ceilings),
+                keep,
+                states: DEFAULT_STATES,
+                solver: SOLVER,
+                quantizer: env.quantizer.fingerprint(),
+                evaluator: env.evaluator.fingerprint(),
+            }))
+        }
+    })
+}
+
+pub(super) fn action_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Action, StepError> {
+    let coverage = step
+        .join
+        .as_ref()
+        .map(|join| inputs.step(join)?.output("coverage"))
+        .transpose()?;
+    let shape = inputs.source(&step.model)?.output("shape")?;
+    Ok(Action::Policy(action::Policy {
+        shape,
+        coverage,
+        method: method_of(step, inputs, env)?,
+        rules: RULES,
+    }))
+}

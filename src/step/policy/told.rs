@@ -1,0 +1,41 @@
+//! What a policy has to tell, in words.
+
+use crate::policy::Reason;
+use crate::policy::Warning;
+
+/// Returns a warning in words.
+pub(super) fn sentence(warning: &Warning) -> String {
+    match warning {
+        Warning::RuleMatchesNothing { index, pattern } => format!("rule {}, `{pattern}`, matches no tensor", index + 1),
+        Warning::RuleShadowed { index, pattern } => {
+            format!(
+                "rule {}, `{pattern}`, only matches tensors that earlier rules took",
+                index + 1
+            )
+        }
+        Warning::RuleHasNoEffect {
+            index,
+            pattern,
+            tensor,
+            reason,
+        } => {
+            format!(
+                "rule {}, `{pattern}`, has no effect: `{tensor}` is never quantized ({})",
+                index + 1,
+                words_for(*reason)
+            )
+        }
+    }
+}
+
+fn words_for(reason: Reason) -> &'static str {
+    match reason {
+        Reason::OneDimension => "it has one dimension",
+        Reason::NotAWeight => "its name does not end in `weight`",
+        Reason::Norm => "it is a norm",
+        Reason::ExpertRouter => "it routes to experts",
+        Reason::Small => "it is small and precious",
+        Reason::Position => "it holds positions or token types",
+        Reason::Encoder => "it belongs to an image or sound encoder",
+    }
+}
