@@ -42,6 +42,8 @@ pub enum Action {
     Policy(Policy),
     /// Quantizes one tensor.
     Tensor(Tensor),
+    /// Compares a quantized tensor with its source.
+    TensorError(TensorError),
     /// Assembles a candidate of its tensors.
     Promote(Promote),
     /// Computes the reference's log-probabilities of a block of chunks.
@@ -124,6 +126,7 @@ impl Action {
             Self::Join(_) => "join",
             Self::Policy(_) => "policy",
             Self::Tensor(_) => "tensor",
+            Self::TensorError(_) => "tensor-error",
             Self::Promote(_) => "promote",
             Self::ReferenceBlock(_) => "reference-block",
             Self::EvalBlock(_) => "eval-block",

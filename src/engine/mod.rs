@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
+pub use self::embedded::compare::MatrixError;
+pub use self::embedded::compare::compare;
 pub use self::embedded::log::Transcript;
 pub use self::embedded::model::CollectOptions;
 pub use self::embedded::model::EachLogits;

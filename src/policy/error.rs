@@ -137,6 +137,12 @@ pub enum PolicyError {
         /// The tensor that the rule is for.
         tensor: String,
     },
+    /// Layers that cannot be ranked, or boosted.
+    #[error("layers to boost: {message}")]
+    Layers {
+        /// Why not.
+        message: String,
+    },
     /// A budget that not even the smallest allowed types hold.
     #[error("the budget of {budget} bytes is below the least that this policy can make, {minimum} bytes")]
     BelowMinimum {
@@ -144,6 +150,36 @@ pub enum PolicyError {
         budget: u64,
         /// The length of the smallest file.
         minimum: u64,
+    },
+    /// A device that not even the smallest allowed types fit into.
+    #[error(
+        "the {memory} bytes of `{device}` are below the least that its tensors, its cache and its reserve can take, {minimum} bytes, of which {constant} do not depend on types"
+    )]
+    DeviceBelowMinimum {
+        /// The device.
+        device: String,
+        /// Its memory.
+        memory: u64,
+        /// The least that must fit.
+        minimum: u64,
+        /// What of that no choice of types makes smaller: the cache, the reserve, tensors that are never quantized.
+        constant: u64,
+    },
+    /// A device that holds nothing.
+    #[error("no tensor of the model lies on `{device}`: none matches its patterns")]
+    EmptyDevice {
+        /// The device.
+        device: String,
+    },
+    /// A cache whose rows are no whole blocks.
+    #[error("the cache cannot be {ty}: layer {layer} has {values} values for a token, which are no whole blocks of {}", .ty.block_elements())]
+    BadCache {
+        /// The cache's type.
+        ty: TensorType,
+        /// The layer.
+        layer: u32,
+        /// Its keys or its values.
+        values: u64,
     },
     /// A group of tensors for which no type is left.
     #[error("no type is left for `{group}`: of {} none has a measured loss, is legal for it, and is within its floor and ceiling", listed(.tried.iter().map(ToString::to_string)))]

@@ -12,15 +12,20 @@
 //! - [`ashq1()`]: floors, and then the upgrades that gain most for their bytes, by the imatrix alone.
 //! - [`prepare()`]: groups, losses and sizes as a problem for the solver ([`crate::allocation`]), and its answer as a table.
 //! - [`Evidence`], [`Around`]: losses from what was measured, and which measurements are worth making next.
+//! - [`boost()`]: a mix with a better type for families of tensors in a few layers.
 //! - [`density()`]: two types, the larger one where it gains most for its bytes.
 //! - [`prior()`]: losses guessed from roles, depth and types.
+//! - [`squared_error`], [`Sensitivity`]: losses from squared errors and a few measurements.
 //! - [`lines_of_tensors`], [`lines_of_rules`], [`rules_of_lines`]: types in the forms of other programs.
+//! - [`CacheShape`]: how much memory the cache of keys and values takes.
 //! - [`groups()`]: tensors that get their types together.
 //! - [`Table`]: the answer, in the order of the source file; the artifact `policy.v1`.
 
 mod allocate;
 mod around;
 mod ashq1;
+mod boost;
+mod cache;
 mod check;
 mod density;
 mod energy;
@@ -36,6 +41,7 @@ mod quantizable;
 mod role;
 mod rules;
 mod size;
+mod squared;
 mod table;
 
 pub use self::allocate::Device;
@@ -52,6 +58,13 @@ pub use self::ashq1::LADDER;
 pub use self::ashq1::Span;
 pub use self::ashq1::ashq1;
 pub use self::ashq1::spans;
+pub use self::boost::Boost;
+pub use self::boost::Family;
+pub use self::boost::Ranking;
+pub use self::boost::boost;
+pub use self::boost::rank_layers;
+pub use self::cache::CacheShape;
+pub use self::cache::cached_layer;
 pub use self::density::Density;
 pub use self::density::density;
 pub use self::energy::Energies;
@@ -90,6 +103,10 @@ pub use self::quantizable::quantizable;
 pub use self::role::Role;
 pub use self::size::Budget;
 pub use self::size::FileSize;
+pub use self::squared::Sensitivity;
+pub use self::squared::lift_sensitivities;
+pub use self::squared::probed_types;
+pub use self::squared::squared_error;
 pub use self::table::Choice;
 pub use self::table::Fixed;
 pub use self::table::Probed;

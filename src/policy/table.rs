@@ -63,6 +63,8 @@ pub enum Why {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         anchor_of: Option<String>,
     },
+    /// Its layer and its family were chosen to get a better type.
+    Boosted,
     /// It was raised from its floor, since that gained most for its bytes.
     Ladder {
         /// The group that it rose with; its own name if it rose alone.

@@ -46,6 +46,8 @@ impl StepBody {
             Self::Policy(policy) => {
                 let probed = match &policy.method {
                     Method::Measured(measured) => Some(&measured.corpus),
+                    Method::Error(error) => error.probes.as_ref().map(|probes| &probes.corpus),
+                    Method::Boost(boost) => boost.layers.baseline(),
                     _ => None,
                 };
                 let sized = policy.size_of().into_iter();
@@ -219,21 +221,26 @@ pub enum Method {
     Ashq1(Ashq1Policy),
     /// Two types: the larger one where it gains most for its bytes.
     Density(DensityPolicy),
+    /// A mix, or one type, and a better type for families of tensors in a few layers.
+    Boost(BoostPolicy),
     /// By losses that are guessed from roles, depth and types, solved exactly.
     Prior(PriorPolicy),
     /// By losses that are measured on the model itself, solved exactly.
     Measured(Box<MeasuredPolicy>),
+    /// By the squared errors of the quantized tensors, scaled by a few measurements, solved exactly.
+    Error(Box<ErrorPolicy>),
 }
 
 impl PolicyStep {
     /// Returns the most that the file may have, if the method keeps to a budget.
     pub fn budget(&self) -> Option<&Budget> {
         match &self.method {
-            Method::Mix(_) | Method::Manual(_) => None,
+            Method::Mix(_) | Method::Manual(_) | Method::Boost(_) => None,
             Method::Ashq1(ashq1) => Some(&ashq1.budget),
             Method::Density(density) => Some(&density.budget),
             Method::Prior(prior) => Some(&prior.budget),
             Method::Measured(measured) => Some(&measured.budget),
+            Method::Error(error) => Some(&error.budget),
         }
     }
 
@@ -325,6 +332,56 @@ pub struct DensityPolicy {
     pub anchors: bool,
 }
 
+/// Settings of `boost`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BoostPolicy {
+    /// What every tensor gets first.
+    pub base: BoostBase,
+    /// Which layers are boosted.
+    pub layers: BoostLayers,
+    /// Families of tensors.
+    pub families: Vec<&'static str>,
+    /// Their better type.
+    pub promotion: TypeName,
+}
+
+/// What every tensor gets before some are boosted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BoostBase {
+    /// What a mix gives it.
+    Mix(Mix),
+    /// One type.
+    Type(TypeName),
+}
+
+/// Which layers are boosted.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BoostLayers {
+    /// These, ascending.
+    Listed(Vec<u32>),
+    /// Those that the policy's importance data rank highest.
+    Ranked {
+        /// How many.
+        count: u32,
+        /// How they are ranked: `energy`, `contrast` or `sensitivity`.
+        ranking: &'static str,
+        /// Importances of other texts, for `contrast`.
+        baseline: Option<StepId>,
+    },
+}
+
+impl BoostLayers {
+    /// Returns the imatrix that layers are held against.
+    pub fn baseline(&self) -> Option<&StepId> {
+        match self {
+            Self::Listed(_) => None,
+            Self::Ranked { baseline, .. } => baseline.as_ref(),
+        }
+    }
+}
+
 /// Settings of `prior`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PriorPolicy {
@@ -338,6 +395,8 @@ pub struct PriorPolicy {
     pub floors: Vec<Rule>,
     /// The largest type of tensors; the first rule that matches counts.
     pub ceilings: Vec<Rule>,
+    /// Memory besides the file.
+    pub devices: Vec<Device>,
 }
 
 /// Settings of `measured`.
@@ -367,6 +426,67 @@ pub struct MeasuredPolicy {
     pub floors: Vec<Rule>,
     /// The largest type of tensors; the first rule that matches counts.
     pub ceilings: Vec<Rule>,
+    /// Memory besides the file.
+    pub devices: Vec<Device>,
+}
+
+/// Settings of `error`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ErrorPolicy {
+    /// The most that the file may have.
+    pub budget: Budget,
+    /// What sensitivities are measured with; without, a squared error counts the same everywhere.
+    pub probes: Option<Probes>,
+    /// The types to choose from, besides the source's own.
+    pub types: Vec<TypeName>,
+    /// Which tensors an engine wants to have one type.
+    pub fuse: Vec<&'static str>,
+    /// The least type of tensors; the first rule that matches counts.
+    pub floors: Vec<Rule>,
+    /// The largest type of tensors; the first rule that matches counts.
+    pub ceilings: Vec<Rule>,
+    /// Memory besides the file.
+    pub devices: Vec<Device>,
+}
+
+/// Memory that some tensors lie in.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// Which tensors lie in it: those that one of these matches.
+    pub tensors: Vec<Pattern>,
+    /// Its bytes.
+    pub memory: u64,
+    /// Bytes of it that are for other things.
+    pub reserve: u64,
+    /// The cache of keys and values of the layers whose attention lies in it.
+    pub cache: Option<Cache>,
+}
+
+/// A cache of keys and values.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Cache {
+    /// Tokens that it has room for.
+    pub context: u32,
+    /// The type of keys and values, as llama.cpp's options spell it.
+    #[serde(rename = "type")]
+    pub ty: &'static str,
+}
+
+/// A few measurements of each group of tensors.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Probes {
+    /// How many types of each group.
+    pub count: u32,
+    /// The texts that are measured on.
+    pub corpus: StepId,
+    /// Tokens in a chunk.
+    pub context: u32,
+    /// At most so many chunks.
+    pub chunks: u64,
+    /// Chunks in one action.
+    pub block: u32,
 }
 
 /// One rule.

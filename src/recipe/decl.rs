@@ -1,6 +1,7 @@
 //! Sections of steps as declared: typed and with defaults, sweeps not yet expanded.
 
 use crate::recipe::model::Chunking;
+use crate::recipe::model::Device;
 use crate::recipe::model::MergeMode;
 use crate::recipe::model::OnProblem;
 use crate::recipe::model::Pattern;
@@ -125,11 +126,12 @@ impl Policy {
     /// Returns the budgets, if the method keeps to one.
     pub(crate) fn budget(&self) -> Option<&Sweep<Budget>> {
         match &self.method {
-            Method::Mix { .. } | Method::Manual { .. } => None,
+            Method::Mix { .. } | Method::Manual { .. } | Method::Boost { .. } => None,
             Method::Ashq1 { budget, .. }
             | Method::Density { budget, .. }
             | Method::Prior { budget, .. }
-            | Method::Measured { budget, .. } => Some(budget),
+            | Method::Measured { budget, .. }
+            | Method::Error { budget, .. } => Some(budget),
         }
     }
 }
@@ -160,12 +162,19 @@ pub(crate) enum Method {
         promotion: TypeName,
         anchors: bool,
     },
+    Boost {
+        base: BoostBases,
+        layers: BoostLayers,
+        families: Vec<&'static str>,
+        promotion: Sweep<TypeName>,
+    },
     Prior {
         budget: Sweep<Budget>,
         types: Vec<TypeName>,
         fuse: Vec<&'static str>,
         floors: Vec<Rule>,
         ceilings: Vec<Rule>,
+        devices: Vec<Device>,
     },
     Measured {
         budget: Sweep<Budget>,
@@ -180,7 +189,43 @@ pub(crate) enum Method {
         fuse: Vec<&'static str>,
         floors: Vec<Rule>,
         ceilings: Vec<Rule>,
+        devices: Vec<Device>,
     },
+    Error {
+        budget: Sweep<Budget>,
+        probes: Option<Probes>,
+        types: Vec<TypeName>,
+        fuse: Vec<&'static str>,
+        floors: Vec<Rule>,
+        ceilings: Vec<Rule>,
+        devices: Vec<Device>,
+    },
+}
+
+/// What every tensor gets before some are boosted.
+#[derive(Debug)]
+pub(crate) enum BoostBases {
+    Mix(Sweep<Mix>),
+    Type(Sweep<TypeName>),
+}
+
+#[derive(Debug)]
+pub(crate) enum BoostLayers {
+    Listed(Vec<u32>),
+    Ranked {
+        count: u32,
+        ranking: &'static str,
+        baseline: Option<String>,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct Probes {
+    pub(crate) count: u32,
+    pub(crate) corpus: Sweep<String>,
+    pub(crate) context: u32,
+    pub(crate) chunks: Sweep<u64>,
+    pub(crate) block: u32,
 }
 
 #[derive(Debug)]

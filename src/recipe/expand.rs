@@ -63,19 +63,22 @@ pub(crate) fn choices<T: Clone>(sweep: &Sweep<T>, part: impl Fn(&T) -> String) -
 
 /// Returns the choices of a key that may be absent.
 pub(crate) fn optional<T: Clone>(sweep: Option<&Sweep<T>>, part: impl Fn(&T) -> String) -> Vec<Choice<Option<T>>> {
-    match sweep {
-        None => vec![Choice {
+    optional_choices(sweep.map(|sweep| choices(sweep, part)))
+}
+
+/// Returns choices that may be absent: then there is one, of nothing.
+pub(crate) fn optional_choices<T>(choices: Option<Vec<Choice<T>>>) -> Vec<Choice<Option<T>>> {
+    let Some(choices) = choices else {
+        return vec![Choice {
             part: None,
             value: None,
-        }],
-        Some(sweep) => {
-            let some = |choice: Choice<T>| Choice {
-                part: choice.part,
-                value: Some(choice.value),
-            };
-            choices(sweep, part).into_iter().map(some).collect()
-        }
-    }
+        }];
+    };
+    let some = |choice: Choice<T>| Choice {
+        part: choice.part,
+        value: Some(choice.value),
+    };
+    choices.into_iter().map(some).collect()
 }
 
 /// Names a boolean choice: `pure`, `no-pure`.

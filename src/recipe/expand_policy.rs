@@ -1,5 +1,7 @@
 //! Policies: one step for each combination of what a section leaves open.
 
+use crate::recipe::decl::BoostBases;
+use crate::recipe::decl::BoostLayers;
 use crate::recipe::decl::Decl;
 use crate::recipe::decl::Decls;
 use crate::recipe::decl::Method;
@@ -10,14 +12,21 @@ use crate::recipe::expand::choices;
 use crate::recipe::expand::flag;
 use crate::recipe::expand::joined;
 use crate::recipe::expand::optional;
+use crate::recipe::expand::optional_choices;
+use crate::recipe::field::Sweep;
 use crate::recipe::model::Ashq1Policy;
+use crate::recipe::model::BoostBase;
+use crate::recipe::model::BoostLayers as StepLayers;
+use crate::recipe::model::BoostPolicy;
 use crate::recipe::model::DensityPolicy;
+use crate::recipe::model::ErrorPolicy;
 use crate::recipe::model::ManualPolicy;
 use crate::recipe::model::MeasuredPolicy;
 use crate::recipe::model::Method as PolicyMethod;
 use crate::recipe::model::MixPolicy;
 use crate::recipe::model::PolicyStep;
 use crate::recipe::model::PriorPolicy;
+use crate::recipe::model::Probes;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::recipe::model::StepKind;
@@ -131,12 +140,58 @@ impl Expansion<'_> {
                     push(self, &data[row[0]], std::slice::from_ref(&budget.part), method);
                 }
             }
+            Method::Boost {
+                base,
+                layers,
+                families,
+                promotion,
+            } => {
+                let bases = match base {
+                    BoostBases::Mix(mix) => choices(mix, |mix| mix.as_str().to_owned())
+                        .into_iter()
+                        .map(|choice| (choice.part, BoostBase::Mix(choice.value)))
+                        .collect::<Vec<_>>(),
+                    BoostBases::Type(ty) => choices(ty, |ty| ty.as_str().to_owned())
+                        .into_iter()
+                        .map(|choice| (choice.part, BoostBase::Type(choice.value)))
+                        .collect(),
+                };
+                let promotions = choices(promotion, |ty| ty.as_str().to_owned());
+                let baselines = match layers {
+                    BoostLayers::Ranked {
+                        baseline: Some(name), ..
+                    } => Some(self.references(StepKind::Imatrix, &Sweep::one(name.clone(), &decl.place))),
+                    _ => None,
+                };
+                let baselines = optional_choices(baselines);
+                let sizes = [data.len(), bases.len(), promotions.len(), baselines.len()];
+                for row in self.rows(decl, kind, &sizes).into_iter().flatten() {
+                    let (base, promotion, baseline) = (&bases[row[1]], &promotions[row[2]], &baselines[row[3]]);
+                    let parts = [base.0.clone(), promotion.part.clone(), baseline.part.clone()];
+                    let layers = match layers {
+                        BoostLayers::Listed(layers) => StepLayers::Listed(layers.clone()),
+                        BoostLayers::Ranked { count, ranking, .. } => StepLayers::Ranked {
+                            count: *count,
+                            ranking,
+                            baseline: baseline.value.clone(),
+                        },
+                    };
+                    let method = PolicyMethod::Boost(BoostPolicy {
+                        base: base.1,
+                        layers,
+                        families: families.clone(),
+                        promotion: promotion.value,
+                    });
+                    push(self, &data[row[0]], &parts, method);
+                }
+            }
             Method::Prior {
                 budget,
                 types,
                 fuse,
                 floors,
                 ceilings,
+                devices,
             } => {
                 let budgets = self.budgets(budget);
                 for row in self
@@ -151,6 +206,7 @@ impl Expansion<'_> {
                         fuse: fuse.clone(),
                         floors: floors.clone(),
                         ceilings: ceilings.clone(),
+                        devices: devices.clone(),
                     });
                     push(self, &data[row[0]], std::slice::from_ref(&budget.part), method);
                 }
@@ -168,6 +224,7 @@ impl Expansion<'_> {
                 fuse,
                 floors,
                 ceilings,
+                devices,
             } => {
                 let budgets = self.budgets(budget);
                 let corpora = self.references(StepKind::Corpus, corpus);
@@ -189,6 +246,48 @@ impl Expansion<'_> {
                         fuse: fuse.clone(),
                         floors: floors.clone(),
                         ceilings: ceilings.clone(),
+                        devices: devices.clone(),
+                    }));
+                    push(self, &data[row[0]], &parts, method);
+                }
+            }
+            Method::Error {
+                budget,
+                probes,
+                types,
+                fuse,
+                floors,
+                ceilings,
+                devices,
+            } => {
+                let budgets = self.budgets(budget);
+                let corpora = probes
+                    .as_ref()
+                    .map(|probes| self.references(StepKind::Corpus, &probes.corpus));
+                let corpora = optional_choices(corpora);
+                let counts = optional(probes.as_ref().map(|probes| &probes.chunks), |value| {
+                    format!("chunks{value}")
+                });
+                let sizes = [data.len(), budgets.len(), corpora.len(), counts.len()];
+                for row in self.rows(decl, kind, &sizes).into_iter().flatten() {
+                    let (budget, corpus, chunks) = (&budgets[row[1]], &corpora[row[2]], &counts[row[3]]);
+                    let parts = [budget.part.clone(), corpus.part.clone(), chunks.part.clone()];
+                    let measured = corpus.value.clone().zip(chunks.value);
+                    let probes = probes.as_ref().zip(measured).map(|(probes, (corpus, chunks))| Probes {
+                        count: probes.count,
+                        corpus,
+                        context: probes.context,
+                        chunks,
+                        block: probes.block,
+                    });
+                    let method = PolicyMethod::Error(Box::new(ErrorPolicy {
+                        budget: budget.value.clone(),
+                        probes,
+                        types: types.clone(),
+                        fuse: fuse.clone(),
+                        floors: floors.clone(),
+                        ceilings: ceilings.clone(),
+                        devices: devices.clone(),
                     }));
                     push(self, &data[row[0]], &parts, method);
                 }

@@ -107,6 +107,15 @@ pub const MEASURED_TYPES: &[&str] = &[
     "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0",
 ];
 
+/// The types that a cache of keys and values can have, as llama.cpp's options spell them.
+pub const CACHE_TYPES: &[&str] = &["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"];
+
+/// What `families` of `boost` can name.
+pub const FAMILIES: &[&str] = &["gate", "up", "down", "shared", "attention"];
+
+/// How `boost` can rank layers.
+pub const RANKINGS: &[&str] = &["energy", "contrast", "sensitivity"];
+
 /// What `fuse` can name.
 pub const FUSES: &[&str] = &["attention", "feed-forward", "experts"];
 

@@ -2,10 +2,12 @@
 
 use crate::recipe::decl::Budget;
 use crate::recipe::decl::Method;
+use crate::recipe::decl::Probes;
 use crate::recipe::error::RecipeError;
 use crate::recipe::field::Field;
 use crate::recipe::field::Reader;
 use crate::recipe::field::Sweep;
+use crate::recipe::model::Device;
 use crate::recipe::model::Place;
 use crate::recipe::model::Rule;
 use crate::recipe::model::RuleType;
@@ -17,6 +19,8 @@ use crate::recipe::names::TYPES;
 use crate::recipe::names::TypeName;
 use crate::recipe::quantity::Quantity;
 use crate::recipe::raw::RawValue;
+use crate::recipe::read_devices::devices;
+use crate::recipe::read_devices::put_devices;
 use crate::recipe::read_policy::put_rules;
 use crate::recipe::read_policy::rules;
 use crate::recipe::read_policy::unreachable_rules;
@@ -119,6 +123,7 @@ struct Solving {
     fuse: Vec<&'static str>,
     floors: Vec<Rule>,
     ceilings: Vec<Rule>,
+    devices: Vec<Device>,
 }
 
 /// Reads what all methods that solve for losses have; `known` are the types that the method knows, `usual` those that it takes
@@ -147,7 +152,9 @@ fn solving(
     };
     let plain = |field: Field<'_>| field.type_name().map(RuleType::Type);
     let (floors, ceilings) = (spans(reader, "floors", plain), spans(reader, "ceilings", plain));
+    let devices = devices(reader);
     let (budget, types, fuse, floors, ceilings) = (budget?, types?, fuse?, floors?, ceilings?);
+    let devices = devices?;
     let list = |words: &[&'static str]| words.iter().map(|word| toml::Value::from(*word)).collect::<Vec<_>>();
     reader.put("budget", budget.to_toml(Budget::to_toml));
     reader.put("types", list(&types));
@@ -156,12 +163,14 @@ fn solving(
     }
     put_rules(reader, "floors", &floors);
     put_rules(reader, "ceilings", &ceilings);
+    put_devices(reader, &devices);
     Some(Solving {
         budget,
         types: types.into_iter().filter_map(TypeName::from_name).collect(),
         fuse,
         floors,
         ceilings,
+        devices,
     })
 }
 
@@ -173,33 +182,20 @@ pub(crate) fn prior(reader: &mut Reader<'_, '_>) -> Option<Method> {
         fuse: solving.fuse,
         floors: solving.floors,
         ceilings: solving.ceilings,
+        devices: solving.devices,
     })
 }
 
 pub(crate) fn measured(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Method> {
-    reader.need("corpus", "corpus = \"calibration\"");
-    let corpus = names_of(reader, "corpus", context.names, "corpus", "a corpus");
-    let head = reader.head.clone();
-    let context = reader.read("context", |field| field.integer32(CONTEXTS)).unwrap_or(512);
-    let chunks = if reader.has("chunks") {
-        reader.sweep("chunks", u64::to_string, |field| field.integer(COUNTS))
-    } else {
-        Some(Sweep::one(PROBE_CHUNKS, &head))
-    };
-    let block = reader
-        .read("block", |field| field.integer32(BLOCKS))
-        .unwrap_or(PROBE_BLOCK);
+    let measured = chunks_of(reader, context);
     let screen = reader.read("screen", |field| field.integer(COUNTS));
     let max_probes = reader.read("max_probes", |field| field.integer(COUNTS));
     let refine = reader
         .read("refine", |field| field.integer32(ROUNDS))
         .unwrap_or(DEFAULT_ROUNDS);
     let solving = solving(reader, "a tensor type", TYPES, MEASURED_TYPES);
-    let (corpus, chunks, solving) = (corpus?, chunks?, solving?);
-    reader.put("corpus", corpus.to_toml(text));
-    reader.put("context", number(u64::from(context)));
-    reader.put("chunks", chunks.to_toml(|value| number(*value)));
-    reader.put("block", number(u64::from(block)));
+    let ((corpus, context, chunks, block), solving) = (measured?, solving?);
+    put_chunks(reader, &corpus, context, &chunks, block);
     for (key, value) in [("screen", screen), ("max_probes", max_probes)] {
         if let Some(value) = value {
             reader.put(key, number(value));
@@ -219,11 +215,86 @@ pub(crate) fn measured(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Op
         fuse: solving.fuse,
         floors: solving.floors,
         ceilings: solving.ceilings,
+        devices: solving.devices,
     })
 }
 
+/// What `probes` may be: of each group at least none, and no more types than there are.
+const PROBES: std::ops::RangeInclusive<u32> = 0..=64;
+
+pub(crate) fn error(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Method> {
+    let absent = !reader.has("probes");
+    let count = reader.read("probes", |field| field.integer32(PROBES));
+    let place = reader.entry("probes").map(|entry| entry.value.place.clone());
+    let probes = if count == Some(0) {
+        reader.misplaced(
+            &["corpus", "context", "chunks", "block"],
+            "`probes` above 0",
+            place.as_ref(),
+        );
+        Some(None)
+    } else {
+        let measured = chunks_of(reader, context);
+        let count = if absent { Some(1) } else { count };
+        measured.zip(count).map(|((corpus, context, chunks, block), count)| {
+            Some(Probes {
+                count,
+                corpus,
+                context,
+                chunks,
+                block,
+            })
+        })
+    };
+    let solving = solving(reader, "a tensor type", TYPES, MEASURED_TYPES);
+    let (probes, solving) = (probes?, solving?);
+    reader.put(
+        "probes",
+        number(probes.as_ref().map_or(0, |probes| u64::from(probes.count))),
+    );
+    if let Some(probes) = &probes {
+        put_chunks(reader, &probes.corpus, probes.context, &probes.chunks, probes.block);
+    }
+    Some(Method::Error {
+        budget: solving.budget,
+        probes,
+        types: solving.types,
+        fuse: solving.fuse,
+        floors: solving.floors,
+        ceilings: solving.ceilings,
+        devices: solving.devices,
+    })
+}
+
+/// What is measured on: texts, tokens in a chunk, chunks, chunks in one action.
+type Chunks = (Sweep<String>, u32, Sweep<u64>, u32);
+
+/// Reads what losses are measured on.
+fn chunks_of(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Chunks> {
+    reader.need("corpus", "corpus = \"calibration\"");
+    let corpus = names_of(reader, "corpus", context.names, "corpus", "a corpus");
+    let head = reader.head.clone();
+    let context = reader.read("context", |field| field.integer32(CONTEXTS)).unwrap_or(512);
+    let chunks = if reader.has("chunks") {
+        reader.sweep("chunks", u64::to_string, |field| field.integer(COUNTS))
+    } else {
+        Some(Sweep::one(PROBE_CHUNKS, &head))
+    };
+    let block = reader
+        .read("block", |field| field.integer32(BLOCKS))
+        .unwrap_or(PROBE_BLOCK);
+    Some((corpus?, context, chunks?, block))
+}
+
+fn put_chunks(reader: &mut Reader<'_, '_>, corpus: &Sweep<String>, context: u32, chunks: &Sweep<u64>, block: u32) {
+    reader.put("corpus", corpus.to_toml(text));
+    reader.put("context", number(u64::from(context)));
+    reader.put("chunks", chunks.to_toml(|value| number(*value)));
+    reader.put("block", number(u64::from(block)));
+}
+
 /// Reads one of some words.
-fn word_of(field: &Field<'_>, what: &str, known: &[&'static str]) -> Result<&'static str, RecipeError> {
+pub(crate) fn word_of(field: &Field<'_>, what: &str, known: &[&'static str]) -> Result<&'static str, RecipeError> {
     let found = field.string(what)?;
     let word = known.iter().find(|word| **word == found).copied();
     word.ok_or_else(|| RecipeError::UnknownWord {

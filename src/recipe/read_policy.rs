@@ -10,11 +10,14 @@ use crate::recipe::field::Sweep;
 use crate::recipe::model::Place;
 use crate::recipe::model::Rule;
 use crate::recipe::model::RuleType;
+use crate::recipe::names::Mix;
 use crate::recipe::names::TYPES;
 use crate::recipe::names::TypeName;
 use crate::recipe::raw::RawValue;
+use crate::recipe::read_boost::boost;
 use crate::recipe::read_budget::ashq1;
 use crate::recipe::read_budget::density;
+use crate::recipe::read_budget::error;
 use crate::recipe::read_budget::measured;
 use crate::recipe::read_budget::needs_data;
 use crate::recipe::read_budget::prior;
@@ -22,9 +25,6 @@ use crate::recipe::read_steps::Context;
 use crate::recipe::read_steps::model;
 use crate::recipe::read_steps::names_of;
 use crate::recipe::read_steps::text;
-
-/// Methods of later versions.
-const LATER_METHODS: &[&str] = &["error", "boost"];
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
@@ -34,6 +34,8 @@ enum Kind {
     Density,
     Prior,
     Measured,
+    Error,
+    Boost,
 }
 
 /// The methods, and the keys that are theirs.
@@ -46,12 +48,28 @@ const METHODS: &[(&str, Kind, &[&str])] = &[
         &["budget", "depth", "free", "qat", "floors", "ceilings"],
     ),
     ("density", Kind::Density, &["budget", "base", "promotion", "anchors"]),
-    ("prior", Kind::Prior, &["budget", "types", "fuse", "floors", "ceilings"]),
+    (
+        "prior",
+        Kind::Prior,
+        &["budget", "types", "fuse", "floors", "ceilings", "device"],
+    ),
     (
         "measured",
         Kind::Measured,
         &[
-            "budget", "corpus", "context", "chunks", "block", "types", "fuse", "floors", "ceilings",
+            "budget", "corpus", "context", "chunks", "block", "types", "fuse", "floors", "ceilings", "device",
+        ],
+    ),
+    (
+        "boost",
+        Kind::Boost,
+        &["mix", "base", "promotion", "layers", "ranking", "baseline", "families"],
+    ),
+    (
+        "error",
+        Kind::Error,
+        &[
+            "budget", "probes", "corpus", "context", "chunks", "block", "types", "fuse", "floors", "ceilings", "device",
         ],
     ),
 ];
@@ -61,9 +79,7 @@ pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Opti
     let data = data(reader, context);
     let keep = reader.list("keep", "a list of regular expressions", |field| field.pattern());
     let methods: Vec<(&str, Kind)> = METHODS.iter().map(|(word, kind, _)| (*word, *kind)).collect();
-    let kind = reader.required("method", "method = \"mix\"", |field| {
-        field.word(&methods, LATER_METHODS)
-    });
+    let kind = reader.required("method", "method = \"mix\"", |field| field.word(&methods, &[]));
     let method_place = reader.entry("method").map(|entry| entry.value.place.clone());
     let Some(kind) = kind else {
         for key in METHODS.iter().flat_map(|(_, _, keys)| *keys) {
@@ -108,6 +124,8 @@ pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Opti
         }
         Kind::Prior => prior(reader),
         Kind::Measured => measured(reader, context),
+        Kind::Error => error(reader, context),
+        Kind::Boost => boost(reader, no_data, context),
     };
     let keep: Vec<_> = keep.into_iter().flatten().map(|(pattern, _)| pattern).collect();
     if !keep.is_empty() {
@@ -159,11 +177,7 @@ fn type_toml(name: &TypeName) -> toml::Value {
 fn mix(reader: &mut Reader<'_, '_>, no_data: bool, context: &Context<'_>) -> Option<Method> {
     reader.need("mix", "mix = \"Q4_K_M\"");
     let head = reader.head.clone();
-    let mix = reader.sweep(
-        "mix",
-        |mix: &crate::recipe::names::Mix| mix.as_str().to_owned(),
-        |field| field.mix(),
-    );
+    let mix = reader.sweep("mix", |mix: &Mix| mix.as_str().to_owned(), |field| field.mix());
     let pure = reader.sweep("pure", bool::to_string, |field| field.boolean());
     let pure = pure.unwrap_or_else(|| Sweep::one(false, &head));
     let types = |reader: &mut Reader<'_, '_>, key| {
@@ -177,14 +191,7 @@ fn mix(reader: &mut Reader<'_, '_>, no_data: bool, context: &Context<'_>) -> Opt
     let embedding_type = types(reader, "embedding_type");
     let mix = mix?;
     if no_data {
-        let declared: Vec<String> = context.names.of("imatrix").map(|(name, _)| name.to_owned()).collect();
-        for (mix, place) in mix.values.iter().filter(|(mix, _)| mix.needs_imatrix()) {
-            reader.errors.push(RecipeError::NeedsImatrix {
-                place: place.clone(),
-                mix: mix.as_str(),
-                declared: declared.clone(),
-            });
-        }
+        mixes_need_data(reader, &mix, context);
     }
     reader.put("mix", mix.to_toml(|mix| toml::Value::from(mix.as_str())));
     reader.put("pure", pure.to_toml(|value| toml::Value::from(*value)));
@@ -199,6 +206,18 @@ fn mix(reader: &mut Reader<'_, '_>, no_data: bool, context: &Context<'_>) -> Opt
         output_type,
         embedding_type,
     })
+}
+
+/// Reports mixes that are not made without an imatrix, where there is none.
+pub(crate) fn mixes_need_data(reader: &mut Reader<'_, '_>, mixes: &Sweep<Mix>, context: &Context<'_>) {
+    let declared: Vec<String> = context.names.of("imatrix").map(|(name, _)| name.to_owned()).collect();
+    for (mix, place) in mixes.values.iter().filter(|(mix, _)| mix.needs_imatrix()) {
+        reader.errors.push(RecipeError::NeedsImatrix {
+            place: place.clone(),
+            mix: mix.as_str(),
+            declared: declared.clone(),
+        });
+    }
 }
 
 fn manual(reader: &mut Reader<'_, '_>) -> Option<Method> {

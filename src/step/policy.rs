@@ -1,7 +1,10 @@
 //! `[policy.NAME]`: a table of tensor, type and why.
 
+mod boosting;
 mod budget;
 mod choose;
+mod devices;
+mod error;
 mod measured;
 mod method;
 mod read;
@@ -64,7 +67,7 @@ impl Kind for Policy {
 
     fn pool(&self, node: &Node) -> Pool {
         match policy_step(node).map(|step| &step.method) {
-            Ok(model::Method::Measured(_)) => Pool::Model,
+            Ok(model::Method::Measured(_) | model::Method::Error(_)) => Pool::Model,
             _ => Pool::Light,
         }
     }
@@ -102,6 +105,10 @@ impl Kind for Policy {
                 model::Method::Measured(settings) => {
                     let parts = measured::Parts::of(step, settings, inputs)?;
                     measured::choose(task, &parts, facts, &document.method, has)?
+                }
+                model::Method::Error(settings) => {
+                    let parts = error::Parts::of(step, settings, inputs)?;
+                    error::choose(task, &parts, facts, &document.method, has)?
                 }
                 _ => choose(env, facts, &document.method, has)?,
             };

@@ -1,8 +1,11 @@
-//! A model's tensors, each quantized by an action of its own: what `promote` makes candidates of and what `measured`
-//! policies try.
+//! A model's tensors, each quantized by an action of its own: what `promote` makes candidates of, what `measured`
+//! policies try, and what `error` policies compare with the source.
 
 use std::sync::Arc;
 use std::sync::Mutex;
+
+use serde::Deserialize;
+use serde::Serialize;
 
 use crate::action;
 use crate::action::Action;
@@ -23,8 +26,35 @@ use crate::step::model::INDEX;
 use crate::step::model::IndexedTensor;
 use crate::step::model::ModelIndex;
 use crate::step::model::decode;
+use crate::step::model::encode;
 use crate::step::source_file::SourceFile;
 use crate::tensor_type::TensorType;
+
+/// The version of [`TensorErrors`], and of how they are summed up.
+pub const ERRORS: u32 = 1;
+
+/// What a tensor lost in a type: output `errors`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TensorErrors {
+    /// [`ERRORS`].
+    pub schema: u32,
+    /// For each matrix (an expert, or the tensor itself) the sum of squared differences, weighted by column.
+    pub errors: Vec<f64>,
+    /// For each matrix the sum of squared values, weighted by column.
+    pub norms: Vec<f64>,
+}
+
+fn job_of<'w>(tensor: &IndexedTensor, to: TensorType, weights: Option<&'w [f32]>) -> QuantizeJob<'w> {
+    let dim = |index: usize| tensor.dims.get(index).copied().unwrap_or(1);
+    QuantizeJob {
+        from: tensor.ty,
+        to,
+        columns: dim(0),
+        rows_per_matrix: dim(1),
+        matrices: dim(2) * dim(3),
+        weights,
+    }
+}
 
 /// A model's tensors with their importances.
 pub struct Tensors<'i> {
@@ -95,15 +125,7 @@ impl<'i> Tensors<'i> {
             let weights = weights
                 .map(|digest| self.weights(task.env, &tensor.name, digest))
                 .transpose()?;
-            let dim = |index: usize| tensor.dims.get(index).copied().unwrap_or(1);
-            let job = QuantizeJob {
-                from: tensor.ty,
-                to,
-                columns: dim(0),
-                rows_per_matrix: dim(1),
-                matrices: dim(2) * dim(3),
-                weights: weights.as_deref(),
-            };
+            let job = job_of(tensor, to, weights.as_deref());
             let file = fs::open(&shard.path)?;
             let read = |offset: u64, buffer: &mut [u8]| fs::read_exact_at(&file, buffer, tensor.start + offset);
             let mut writer = task.env.store.writer()?;
@@ -130,18 +152,91 @@ impl<'i> Tensors<'i> {
             .ok_or_else(|| StepError::input("the model has lost a part"))
     }
 
+    /// Returns what a tensor lost in a type, matrix by matrix, unless that was told before: of the bytes that a candidate
+    /// would have, weighted by the mean squared activation of each column where the imatrix has data. `progress` is told of
+    /// bytes of the source.
+    ///
+    /// # Errors
+    ///
+    /// As quantizing the tensor ends with.
+    pub fn errors(
+        &self,
+        task: &Task<'_>,
+        tensor: &IndexedTensor,
+        to: TensorType,
+        expected: u64,
+        progress: &dyn Fn(u64),
+    ) -> Result<TensorErrors, StepError> {
+        let store = task.env.store;
+        let action = self.error_action(tensor, to);
+        let shard = self.shard(tensor)?;
+        let performed = task.perform_part(&tensor.name, &action, std::slice::from_ref(shard), |made| {
+            let quantized = self.quantize(task, tensor, to, expected, &|_| {})?;
+            let quantized = store.map(&quantized)?;
+            let weights = self.slices.tensors.get(&tensor.name);
+            let weights = weights
+                .map(|digest| self.weights(task.env, &tensor.name, *digest))
+                .transpose()?;
+            let job = job_of(tensor, to, weights.as_deref());
+            let file = fs::open(&shard.path)?;
+            let read = |offset: u64, buffer: &mut [u8]| fs::read_exact_at(&file, buffer, tensor.start + offset);
+            let lost = engine::compare(&job, &read, &quantized, &task.env.cancel, progress)
+                .map_err(StepError::engine(format!("comparing `{}` with its {to}", tensor.name)))?;
+            let document = TensorErrors {
+                schema: ERRORS,
+                errors: lost.iter().map(|matrix| matrix.error).collect(),
+                norms: lost.iter().map(|matrix| matrix.norm).collect(),
+            };
+            made.output("errors", store.put(&encode(&document)?)?);
+            Ok(())
+        })?;
+        let errors = Outcome::of(performed, Vec::new()).output("errors")?;
+        decode(task.env, "tensor's errors", errors)
+    }
+
+    /// Returns the action that compares a tensor with itself in a type.
+    pub fn error_action(&self, tensor: &IndexedTensor, to: TensorType) -> Action {
+        Action::TensorError(action::TensorError {
+            tensor: self.action(tensor, to).digest(),
+            weights: self.slices.tensors.get(&tensor.name).copied(),
+            quantizer: self.quantizer,
+            form: ERRORS,
+        })
+    }
+
+    /// Returns how many rows each matrix of a tensor has seen; nothing without data.
+    pub fn counts(&self, env: &Env<'_>, tensor: &str) -> Result<Vec<f32>, StepError> {
+        if !self.slices.tensors.contains_key(tensor) {
+            return Ok(Vec::new());
+        }
+        let imatrix = self.imatrix(env)?;
+        let entry = imatrix.entries.get(tensor);
+        Ok(entry.map(|entry| entry.counts.clone()).unwrap_or_default())
+    }
+
+    /// Returns how many tokens the imatrix has seen: as many rows as the matrix that saw the most. Experts see fewer.
+    pub fn tokens(&self, env: &Env<'_>) -> Result<f64, StepError> {
+        if self.imatrix.is_none() {
+            return Ok(0.0);
+        }
+        let imatrix = self.imatrix(env)?;
+        let counts = imatrix.entries.values().flat_map(|entry| &entry.counts);
+        Ok(counts.fold(0.0, |most, count| f64::max(most, f64::from(*count))))
+    }
+
+    fn imatrix(&self, env: &Env<'_>) -> Result<Arc<Imatrix>, StepError> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(imatrix) = &*loaded {
+            return Ok(Arc::clone(imatrix));
+        }
+        let digest = self.imatrix.ok_or_else(|| StepError::input("there is no imatrix"))?;
+        let imatrix = Arc::new(imatrix::load(env, digest)?);
+        *loaded = Some(Arc::clone(&imatrix));
+        Ok(imatrix)
+    }
+
     fn weights(&self, env: &Env<'_>, tensor: &str, expected: BlobDigest) -> Result<Vec<f32>, StepError> {
-        let imatrix = {
-            let mut loaded = self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if let Some(imatrix) = &*loaded {
-                Arc::clone(imatrix)
-            } else {
-                let digest = self.imatrix.ok_or_else(|| StepError::input("there is no imatrix"))?;
-                let imatrix = Arc::new(imatrix::load(env, digest)?);
-                *loaded = Some(Arc::clone(&imatrix));
-                imatrix
-            }
-        };
+        let imatrix = self.imatrix(env)?;
         let weights = imatrix
             .entries
             .get(tensor)

@@ -44,6 +44,7 @@ mod reproduce;
 mod room;
 mod schema;
 mod small;
+mod squared;
 mod store;
 mod support;
 mod twice;

@@ -317,6 +317,77 @@ fn prior_is_solved_to_a_proof_that_lies_beside_the_candidates() {
 }
 
 #[test]
+fn devices_hold_their_tensors_and_their_cache() {
+    let forge = project();
+    let with = |device: &str| {
+        let text = recipe("method = \"prior\"\nbudget = \"1 GiB\"\ntypes = [\"Q4_K\", \"Q6_K\", \"Q8_0\"]");
+        let section = format!("\n[policy.p.device.gpu0]\ntensors = ['attn_', 'ffn_down']\n{device}\n\n[promote.p]");
+        forge.recipe(&edited(&text, "\n[promote.p]", &section));
+    };
+    let inside = |name: &str| name.contains("attn_") || name.contains("ffn_down");
+    let least = |told: &str| -> u64 {
+        let rest = told.split_once("can take, ").unwrap_or_else(|| panic!("{told}")).1;
+        rest.split(' ').next().unwrap().parse().unwrap()
+    };
+    with("memory = \"1 KiB\"");
+    let told = build(&forge, &[]).diagnostics();
+    assert!(told.contains("the 1024 bytes of `gpu0` are below the least"), "{told}");
+    let bare = least(&told);
+    // What lies there at the least: the tensors of four and a half bits, and norms as they are.
+    let aligned = |bytes: u64| bytes.next_multiple_of(32);
+    let expected: u64 = Gguf::small()
+        .tensors
+        .iter()
+        .filter(|(spec, _)| inside(&spec.name))
+        .map(|(spec, bytes)| match spec.dims.as_slice() {
+            [columns, rows] => aligned(TensorType::Q4_K.row_bytes(*columns).unwrap() * rows),
+            _ => aligned(bytes.len() as u64),
+        })
+        .sum();
+    assert_eq!(bare, expected);
+    // The cache and the reserve are added to it.
+    with("memory = \"1 KiB\"\nreserve = \"5 B\"\ncontext = 300\ncache = \"q8_0\"");
+    let metadata = Gguf::small().metadata;
+    let number = |name: &str| u64::from(metadata.get_u32(&format!("qwen3.attention.{name}")).unwrap());
+    let row = |length| {
+        TensorType::Q8_0
+            .row_bytes(number("head_count_kv") * number(length))
+            .unwrap()
+    };
+    let cache = 512 * (row("key_length") + row("value_length"));
+    let told = build(&forge, &[]).diagnostics();
+    assert_eq!(least(&told), bare + cache + 5, "{told}");
+
+    // Just so much fits, to the byte, while nothing else is held to anything.
+    with(&format!(
+        "memory = \"{} B\"\ncontext = 300\ncache = \"q8_0\"",
+        bare + cache
+    ));
+    build_well(&forge, &[]);
+    let (_, types) = candidate(&forge, "p");
+    let source = candidate_of_source();
+    for (name, ty) in types.iter().filter(|(name, _)| !name.contains("norm")) {
+        let expected = if inside(name) { TensorType::Q4_K } else { source[name] };
+        assert_eq!(*ty, expected, "{name}");
+    }
+    let run = forge
+        .run(&["policy", "check", "out/small/p.certificate.json"])
+        .success();
+    assert!(run.stdout.contains("is optimal"), "{}", run.stdout);
+    let certificate = std::fs::read_to_string(forge.path("out/small/p.certificate.json")).unwrap();
+    let certificate: serde_json::Value = serde_json::from_str(&certificate).unwrap();
+    assert_eq!(certificate["answers"][0]["uses"][1], bare + cache);
+    with("memory = \"1 GiB\"\ncontext = 300");
+    build_well(&forge, &[]);
+    assert_eq!(candidate(&forge, "p").1, source, "all the room that there can be");
+    with("memory = \"1 GiB\"");
+    let text = std::fs::read_to_string(forge.path("recipe.toml")).unwrap();
+    forge.recipe(&edited(&text, "'attn_', 'ffn_down'", "'no such'"));
+    let told = build(&forge, &[]).diagnostics();
+    assert!(told.contains("no tensor of the model lies on `gpu0`"), "{told}");
+}
+
+#[test]
 fn exported_types_make_the_same_file_again() {
     let forge = project();
     forge.recipe(&recipe(
@@ -364,6 +435,50 @@ fn exported_types_make_the_same_file_again() {
     assert!(run.stderr.contains("it holds no rules"), "{}", run.stderr);
     let run = forge.run(&["policy", "export", "types.txt"]).status(1);
     assert!(run.stderr.contains("can't read `types.txt`"), "{}", run.stderr);
+}
+
+#[test]
+fn boost_gives_layers_a_better_type() {
+    let forge = project();
+    let other = "\n[imatrix.other]\ncorpus = \"calibration\"\nchunks = 1\ncontext = 64\nblock = 1\n\
+                 \n[policy.plain]\nimatrix = \"general\"\nmethod = \"mix\"\nmix = \"Q4_K_M\"\n[promote.plain]\npolicy = \"plain\"\n";
+    let with = |rest: &str| {
+        let text = recipe(&format!(
+            "method = \"boost\"\nmix = \"Q4_K_M\"\npromotion = \"Q8_0\"\n{rest}"
+        ));
+        forge.recipe(&format!("{text}{other}"));
+    };
+    with("layers = [0]\nfamilies = [\"down\", \"attention\"]\nkeep = [\"attn_k\\\\.\"]");
+    build_well(&forge, &[]);
+    let (_, plain) = candidate(&forge, "plain");
+    let (_, boosted) = candidate(&forge, "p");
+    let source = candidate_of_source();
+    for (name, ty) in &boosted {
+        let family = name.contains("ffn_down")
+            || ["attn_q.", "attn_v.", "attn_output."]
+                .iter()
+                .any(|part| name.contains(part));
+        let expected = match name.as_str() {
+            kept if kept.contains("attn_k.") => source[name],
+            _ if family => TensorType::Q8_0,
+            _ => plain[name],
+        };
+        assert_eq!(*ty, expected, "{name}");
+    }
+    for ranking in ["energy\"", "sensitivity\"", "contrast\"\nbaseline = \"other\""] {
+        with(&format!("layers = \"auto:2\"\nranking = \"{ranking}"));
+        build_well(&forge, &[]);
+        let (_, ranked) = candidate(&forge, "p");
+        assert_eq!(ranked["blk.0.ffn_gate.weight"], TensorType::Q8_0, "{ranking}");
+        assert_eq!(ranked["blk.0.attn_output.weight"], plain["blk.0.attn_output.weight"]);
+    }
+    build_well(&forge, &[]).assert_idle();
+    with("layers = \"1\"");
+    let told = build(&forge, &[]).diagnostics();
+    assert!(
+        told.contains("the last layer is 0, counted from 0: there is no [1]"),
+        "{told}"
+    );
 }
 
 #[test]

@@ -92,6 +92,22 @@ budget = "6 bpw"
 method = "prior"
 budget = "6 bpw"
 
+[policy.boosted]
+method = "boost"
+imatrix = "prose"
+base = "Q4_K"
+promotion = "Q6_K"
+layers = "auto:1"
+ranking = "contrast"
+baseline = "both"
+
+[policy.squares]
+method = "error"
+imatrix = "both"
+types = ["Q4_K", "Q8_0"]
+probes = 0
+budget = "6 bpw"
+
 [promote.mix]
 policy = "mix"
 
@@ -132,6 +148,7 @@ const DOCUMENTS: &[(&str, &str, &str)] = &[
     ("policy", "policy", "policy.v1"),
     ("promote", "assembly", "assembly.v1"),
     ("promote", "compute", "model-compute.v1"),
+    ("tensor-error", "errors", "tensor-errors.v1"),
 ];
 
 /// Places of documents at which a field that is missing, or one too many, must be refused, and the fields that may miss.
@@ -190,6 +207,7 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("policy.v1", "/choices/0", &["instead_of"]),
     ("policy.v1", "/choices/0/why", &[]),
     ("slices.v1", "", &[]),
+    ("tensor-errors.v1", "", &[]),
     ("tombstone.v1", "", &[]),
     ("why.v1", "", &[]),
 ];
@@ -754,6 +772,16 @@ fn samples() -> Vec<(&'static str, Action)> {
                         target: "Q5_K".to_owned(),
                     }],
                     keep: Vec::new(),
+                    devices: vec![action::PolicyDevice {
+                        name: "gpu0".to_owned(),
+                        tensors: vec![r"blk\.[0-3]\.".to_owned()],
+                        memory: 25_769_803_776,
+                        reserve: 0,
+                        cache: Some(action::PolicyCache {
+                            context: 8192,
+                            ty: "F16".to_owned(),
+                        }),
+                    }],
                     states: 20_000_000,
                     solver: 1,
                 },
@@ -784,12 +812,89 @@ fn samples() -> Vec<(&'static str, Action)> {
                     floors: Vec::new(),
                     ceilings: Vec::new(),
                     keep: Vec::new(),
+                    devices: Vec::new(),
                     states: 20_000_000,
                     solver: 1,
                     quantizer,
                     evaluator: engine,
                 })),
             ),
+        ),
+        (
+            "policy, boost of listed layers",
+            policy(
+                None,
+                Method::Boost {
+                    base: action::BoostBase::Mix {
+                        mix: "Q4_K_M".to_owned(),
+                    },
+                    layers: action::BoostLayers::Listed { layers: vec![0, 7] },
+                    families: vec!["down".to_owned()],
+                    promotion: "Q6_K".to_owned(),
+                    keep: vec!["^output".to_owned()],
+                },
+            ),
+        ),
+        (
+            "policy, boost of ranked layers",
+            policy(
+                Some(blob("coverage")),
+                Method::Boost {
+                    base: action::BoostBase::Type { to: "Q4_K".to_owned() },
+                    layers: action::BoostLayers::Ranked {
+                        count: 6,
+                        ranking: "contrast".to_owned(),
+                        imatrix: blob("an imatrix"),
+                        baseline: Some(blob("an imatrix of other texts")),
+                    },
+                    families: vec!["gate".to_owned(), "up".to_owned(), "down".to_owned()],
+                    promotion: "Q6_K".to_owned(),
+                    keep: Vec::new(),
+                },
+            ),
+        ),
+        (
+            "policy, error",
+            policy(
+                Some(blob("coverage")),
+                Method::Error(Box::new(action::Errors {
+                    header: action::PolicyHeader {
+                        metadata: blob("metadata"),
+                        dataset: Some("prose".to_owned()),
+                    },
+                    budget: action::PolicyBudget::MillionthsOfBits { number: 4_500_000 },
+                    model: blob("a model"),
+                    imatrix: Some(blob("an imatrix")),
+                    probes: Some(action::Probes {
+                        count: 1,
+                        corpus: blob("a corpus"),
+                        tokenizer: blob("a tokenizer"),
+                        context: 512,
+                        chunks: 16,
+                        block: 8,
+                        evaluator: engine,
+                    }),
+                    types: vec!["IQ3_XXS".to_owned(), "Q4_K".to_owned()],
+                    fuse: Vec::new(),
+                    floors: Vec::new(),
+                    ceilings: Vec::new(),
+                    keep: Vec::new(),
+                    devices: Vec::new(),
+                    states: 20_000_000,
+                    solver: 1,
+                    form: 1,
+                    quantizer,
+                })),
+            ),
+        ),
+        (
+            "tensor-error",
+            Action::TensorError(action::TensorError {
+                tensor: tensor("Q4_K", Some(blob("importances"))).digest(),
+                weights: Some(blob("importances")),
+                quantizer,
+                form: 1,
+            }),
         ),
         ("tensor", tensor("Q4_K", Some(blob("importances")))),
         ("tensor, without importances", tensor("Q8_0", None)),

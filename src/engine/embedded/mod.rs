@@ -1,6 +1,7 @@
 //! llama.cpp and ggml behind safe functions: the only place of the crate, beside the memory map, with `unsafe`.
 
 pub(super) mod collect;
+pub(super) mod compare;
 pub(super) mod cpu;
 pub(super) mod log;
 pub(super) mod model;

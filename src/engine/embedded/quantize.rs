@@ -47,13 +47,13 @@ pub struct QuantizeJob<'a> {
 
 /// A job whose sizes were all checked.
 #[derive(Clone, Copy)]
-struct Plan<'a> {
-    job: QuantizeJob<'a>,
-    rows: u64,
-    source_row: u64,
-    result_row: u64,
+pub(super) struct Plan<'a> {
+    pub(super) job: QuantizeJob<'a>,
+    pub(super) rows: u64,
+    pub(super) source_row: u64,
+    pub(super) result_row: u64,
     piece_rows: u64,
-    window_rows: u64,
+    pub(super) window_rows: u64,
 }
 
 /// Returns true if the engine has a kernel that writes `to`.
@@ -78,7 +78,7 @@ pub fn requires_weights(to: TensorType) -> bool {
 }
 
 impl<'a> Plan<'a> {
-    fn new(job: &QuantizeJob<'a>) -> Result<Self, EngineError> {
+    pub(super) fn new(job: &QuantizeJob<'a>) -> Result<Self, EngineError> {
         let QuantizeJob {
             from,
             to,
@@ -128,7 +128,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Cuts the rows from `start` to `end` into pieces that stay within a matrix: (first row, rows).
-    fn pieces(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
+    pub(super) fn pieces(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
         let mut pieces = Vec::new();
         let mut row = start;
         while row < end {
@@ -141,7 +141,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Returns the importances of a matrix.
-    fn weights(&self, matrix: u64) -> Option<&'a [f32]> {
+    pub(super) fn weights(&self, matrix: u64) -> Option<&'a [f32]> {
         let columns = self.job.columns as usize;
         self.job.weights.map(|weights| {
             let start = if weights.len() == columns {

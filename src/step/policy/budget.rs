@@ -143,11 +143,11 @@ pub(super) struct Solved {
     pub(super) optimal: bool,
 }
 
-/// Solves a problem within a number of bytes.
+/// Solves a problem within a limit for each of its capacities: the bytes of the file, then those of devices.
 pub(super) fn answer(
     env: &Env<'_>,
     prepared: &Prepared,
-    limit: u64,
+    limits: &[u64],
     states: u64,
     failed: impl Fn(PolicyError) -> StepError,
 ) -> Result<Answer, StepError> {
@@ -157,17 +157,14 @@ pub(super) fn answer(
         stop: Some(&cancelled),
     };
     let answer = Solver::new(prepared.problem())
-        .solve(&[limit], &effort)
+        .solve(limits, &effort)
         .map_err(|error| broken(&error))?;
     // An answer that was cut short is not what others would get.
     if env.cancel.is_cancelled() {
         return Err(StepError::Stopped);
     }
     if answer.status == Status::BelowMinimum {
-        return Err(failed(PolicyError::BelowMinimum {
-            budget: limit,
-            minimum: answer.uses.first().copied().unwrap_or_default(),
-        }));
+        return Err(failed(below_minimum(prepared, limits, &answer.uses)));
     }
     Ok(answer)
 }
@@ -186,6 +183,27 @@ fn broken(error: &dyn std::fmt::Display) -> StepError {
     StepError::Document {
         what: "certificate",
         problem: error.to_string(),
+    }
+}
+
+/// Says which limit is below what the smallest options use. These are the smallest in every capacity, since a type that is smaller for
+/// one tensor is so for all.
+fn below_minimum(prepared: &Prepared, limits: &[u64], uses: &[u64]) -> PolicyError {
+    let capacities = prepared.problem().capacities().iter();
+    let all = capacities.zip(limits.iter().zip(uses)).enumerate();
+    for (at, (capacity, (limit, minimum))) in all {
+        if at > 0 && minimum > limit {
+            return PolicyError::DeviceBelowMinimum {
+                device: capacity.name.clone(),
+                memory: *limit,
+                minimum: *minimum,
+                constant: capacity.constant,
+            };
+        }
+    }
+    PolicyError::BelowMinimum {
+        budget: limits.first().copied().unwrap_or_default(),
+        minimum: uses.first().copied().unwrap_or_default(),
     }
 }
 

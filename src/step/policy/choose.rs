@@ -12,6 +12,7 @@ use crate::step::Env;
 use crate::step::StepError;
 
 use super::Chosen;
+use super::boosting;
 use super::budget;
 use super::method::by_rules;
 use super::read::failed;
@@ -83,8 +84,15 @@ pub(super) fn choose(
             let file_type = table.file_type();
             Ok(Chosen::of(table, Some(file_type)))
         }
-        // It needs the model itself: `measured::choose`.
-        Method::Measured(_) => Err(StepError::input("`measured` cannot choose by documents alone")),
+        Method::Boost {
+            base,
+            layers,
+            families,
+            promotion,
+            keep,
+        } => boosting::choose(env, facts, base, layers, families, promotion, keep, has),
+        // They need the model itself: `measured::choose`, `error::choose`.
+        Method::Measured(_) | Method::Error(_) => Err(StepError::input("this method cannot choose by documents alone")),
         Method::Prior {
             header,
             budget,
@@ -93,18 +101,20 @@ pub(super) fn choose(
             floors,
             ceilings,
             keep,
+            devices,
             states,
             solver: _,
         } => {
             let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
             let losses = policy::prior(facts, &solving.groups, &solving.types);
-            solving.choose(env, &losses, header, *budget, *states)
+            let limits = solving.limits(env, header, *budget, devices, *states)?;
+            solving.choose(env, &losses, &limits)
         }
     }
 }
 
 /// Chooses by the rules of a mix, or by those of the user: what needs the model's header only.
-fn choose_by_rules(
+pub(super) fn choose_by_rules(
     facts: &ModelFacts,
     method: &Method,
     has: policy::HasImatrix<'_>,
@@ -143,9 +153,12 @@ fn choose_by_rules(
             let file_type = table.file_type();
             Ok((table, Some(file_type)))
         }
-        Method::Ashq1 { .. } | Method::Density { .. } | Method::Prior { .. } | Method::Measured(_) => Err(
-            StepError::input("this method keeps to a budget: rules alone do not decide"),
-        ),
+        Method::Ashq1 { .. }
+        | Method::Density { .. }
+        | Method::Prior { .. }
+        | Method::Measured(_)
+        | Method::Error(_)
+        | Method::Boost { .. } => Err(StepError::input("rules alone do not decide on this method")),
     }
 }
 

@@ -14,9 +14,6 @@ use crate::policy;
 use crate::policy::HasImatrix;
 use crate::policy::ModelFacts;
 use crate::policy::Probe;
-use crate::policy::Rule;
-use crate::policy::Target;
-use crate::policy::TensorFacts;
 use crate::recipe::model::MeasuredPolicy;
 use crate::recipe::model::PolicyStep;
 use crate::report::words;
@@ -30,10 +27,9 @@ use crate::step::eval::Reference;
 use crate::step::measure::Bench;
 use crate::step::tensor::Tensors;
 use crate::step::tokens;
-use crate::tensor_type::TensorType;
 
 use super::Chosen;
-use super::budget;
+use super::solving::Limits;
 use super::solving::Solving;
 use super::solving::chosen;
 
@@ -85,16 +81,13 @@ pub(super) fn choose(
         floors,
         ceilings,
         keep,
+        devices,
         states,
         ..
     } = &**measured;
     let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
-    let probes = possible(facts, &solving, has);
-    let limits = Limits {
-        size: budget::file_size(task.env, header, facts)?,
-        bytes: budget::bytes_of(*budget, facts),
-        states: *states,
-    };
+    let probes = possible(facts, &solving);
+    let limits = solving.limits(task.env, header, *budget, devices, *states)?;
     let probes = worth_probing(task, facts, &solving, &limits, probes, *max_probes)?;
     let tensors = Tensors::load(parts.model, parts.join, task.env)?;
     let blocks = tokens::blocks(task, parts.model, parts.corpus, parts.cut)?;
@@ -121,18 +114,11 @@ pub(super) fn choose(
 }
 
 /// Returns the groups in types that are options, but for the source's own.
-fn possible(facts: &ModelFacts, solving: &Solving<'_>, has: HasImatrix<'_>) -> Vec<Probe> {
-    let allowed = |tensor: &TensorFacts, ty: TensorType| {
-        policy::legal(tensor, ty, has)
-            && ty.bpw() < tensor.ty.bpw()
-            && bound(&solving.keep, tensor).is_none()
-            && bound(&solving.floors, tensor).is_none_or(|least| ty.bpw() >= least)
-            && bound(&solving.ceilings, tensor).is_none_or(|most| ty.bpw() <= most)
-    };
+fn possible(facts: &ModelFacts, solving: &Solving<'_>) -> Vec<Probe> {
     let mut probes: Vec<Probe> = Vec::new();
     for group in &solving.groups {
         for &ty in &solving.types {
-            if group.members.iter().all(|at| allowed(&facts.tensors[*at], ty)) {
+            if group.members.iter().all(|at| solving.allows(&facts.tensors[*at], ty)) {
                 probes.push((group.name.clone(), ty));
             }
         }
@@ -162,7 +148,7 @@ pub(super) fn estimate(
         ..
     } = &**measured;
     let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
-    let probes = possible(facts, &solving, has);
+    let probes = possible(facts, &solving);
     let tensors = Tensors::load(parts.model, parts.join, env)?;
     let most = max_probes.unwrap_or(u64::MAX);
     let mut estimate = Estimate {
@@ -199,14 +185,6 @@ pub(super) fn estimate(
     Ok(estimate)
 }
 
-/// What the choice has to keep to.
-#[derive(Clone, Copy)]
-struct Limits {
-    size: policy::FileSize,
-    bytes: u64,
-    states: u64,
-}
-
 /// Returns the probes that are worth making within a number of them, by guessed losses; all without one. What the budget cannot
 /// hold fails here, before anything is measured.
 fn worth_probing(
@@ -218,8 +196,7 @@ fn worth_probing(
     most: Option<u64>,
 ) -> Result<Vec<Probe>, StepError> {
     let guessed = policy::prior(facts, &solving.groups, &solving.types);
-    let prepared = solving.prepare(&guessed, limits.size)?;
-    let answer = budget::answer(task.env, &prepared, limits.bytes, limits.states, super::read::failed)?;
+    let (prepared, answer) = solving.solve(task.env, &guessed, limits)?;
     let most = most.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
     if probes.len() <= most {
         return Ok(probes);
@@ -274,13 +251,4 @@ fn tell(task: &Task<'_>, scan: &Scan<'_, '_>, incumbent: &scan::Incumbent, alone
              {alone:.6}"
         ),
     });
-}
-
-/// Returns the bits per weight that the first rule that matches a tensor speaks of; infinitely many for `keep`.
-fn bound(rules: &[Rule], tensor: &TensorFacts) -> Option<f64> {
-    let rule = rules.iter().find(|rule| rule.pattern.is_match(&tensor.name))?;
-    Some(match rule.to {
-        Target::Type(ty) => ty.bpw(),
-        Target::Keep => f64::INFINITY,
-    })
 }

@@ -2,7 +2,11 @@
 
 use crate::action;
 use crate::action::Action;
+use crate::action::BoostBase;
+use crate::action::BoostLayers;
 use crate::action::Method;
+use crate::action::PolicyCache;
+use crate::action::PolicyDevice;
 use crate::action::PolicyHeader;
 use crate::action::PolicyRule;
 use crate::allocation::DEFAULT_STATES;
@@ -13,6 +17,7 @@ use crate::step::Env;
 use crate::step::Inputs;
 use crate::step::Outcome;
 use crate::step::StepError;
+use crate::step::tensor::ERRORS;
 
 use super::budget;
 
@@ -32,6 +37,24 @@ fn documents_of(rules: &[model::Rule]) -> Vec<PolicyRule> {
         target: rule.to.as_str().to_owned(),
     };
     rules.iter().map(rule).collect()
+}
+
+fn devices_of(devices: &[model::Device]) -> Vec<PolicyDevice> {
+    let device = |device: &model::Device| PolicyDevice {
+        name: device.name.clone(),
+        tensors: device
+            .tensors
+            .iter()
+            .map(|pattern| pattern.as_str().to_owned())
+            .collect(),
+        memory: device.memory,
+        reserve: device.reserve,
+        cache: device.cache.as_ref().map(|cache| PolicyCache {
+            context: cache.context,
+            ty: cache.ty.to_ascii_uppercase(),
+        }),
+    };
+    devices.iter().map(device).collect()
 }
 
 /// Returns the method of a policy that rules alone decide; nothing for one that keeps to a budget.
@@ -57,9 +80,12 @@ pub(super) fn by_rules(step: &PolicyStep) -> Option<Method> {
                 .collect(),
             otherwise: manual.otherwise.map(|otherwise| otherwise.as_str().to_owned()),
         }),
-        model::Method::Ashq1(_) | model::Method::Density(_) | model::Method::Prior(_) | model::Method::Measured(_) => {
-            None
-        }
+        model::Method::Ashq1(_)
+        | model::Method::Density(_)
+        | model::Method::Prior(_)
+        | model::Method::Measured(_)
+        | model::Method::Error(_)
+        | model::Method::Boost(_) => None,
     }
 }
 
@@ -111,6 +137,35 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
                 keep,
             }
         }
+        model::Method::Boost(boost) => Method::Boost {
+            base: match boost.base {
+                model::BoostBase::Mix(mix) => BoostBase::Mix {
+                    mix: mix.as_str().to_owned(),
+                },
+                model::BoostBase::Type(ty) => BoostBase::Type {
+                    to: ty.as_str().to_owned(),
+                },
+            },
+            layers: match &boost.layers {
+                model::BoostLayers::Listed(layers) => BoostLayers::Listed { layers: layers.clone() },
+                model::BoostLayers::Ranked {
+                    count,
+                    ranking,
+                    baseline,
+                } => BoostLayers::Ranked {
+                    count: *count,
+                    ranking: (*ranking).to_owned(),
+                    imatrix: importances("boost")?.0,
+                    baseline: baseline
+                        .as_ref()
+                        .map(|baseline| inputs.step(baseline)?.output("imatrix"))
+                        .transpose()?,
+                },
+            },
+            families: boost.families.iter().map(|family| (*family).to_owned()).collect(),
+            promotion: boost.promotion.as_str().to_owned(),
+            keep,
+        },
         model::Method::Prior(prior) => Method::Prior {
             header: header_of(join_of()?)?,
             budget: budget::document_of(&prior.budget, inputs, env)?,
@@ -119,9 +174,42 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
             floors: documents_of(&prior.floors),
             ceilings: documents_of(&prior.ceilings),
             keep,
+            devices: devices_of(&prior.devices),
             states: DEFAULT_STATES,
             solver: SOLVER,
         },
+        model::Method::Error(error) => {
+            let join = join_of()?;
+            let model = inputs.source(&step.model)?;
+            let probes = error.probes.as_ref().map(|probes| {
+                Ok::<_, StepError>(action::Probes {
+                    count: probes.count,
+                    corpus: inputs.step(&probes.corpus)?.output("corpus")?,
+                    tokenizer: model.output("tokenizer")?,
+                    context: probes.context,
+                    chunks: probes.chunks,
+                    block: probes.block,
+                    evaluator: env.evaluator.fingerprint(),
+                })
+            });
+            Method::Error(Box::new(action::Errors {
+                header: header_of(join)?,
+                budget: budget::document_of(&error.budget, inputs, env)?,
+                model: model.output("compute")?,
+                imatrix: join.map(|join| join.output("imatrix")).transpose()?,
+                probes: probes.transpose()?,
+                types: error.types.iter().map(|name| name.as_str().to_owned()).collect(),
+                fuse: error.fuse.iter().map(|rule| (*rule).to_owned()).collect(),
+                floors: documents_of(&error.floors),
+                ceilings: documents_of(&error.ceilings),
+                keep,
+                devices: devices_of(&error.devices),
+                states: DEFAULT_STATES,
+                solver: SOLVER,
+                form: ERRORS,
+                quantizer: env.quantizer.fingerprint(),
+            }))
+        }
         model::Method::Measured(measured) => {
             let join = join_of()?;
             let model = inputs.source(&step.model)?;
@@ -143,6 +231,7 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
                 floors: documents_of(&measured.floors),
                 ceilings: documents_of(&measured.ceilings),
                 keep,
+                devices: devices_of(&measured.devices),
                 states: DEFAULT_STATES,
                 solver: SOLVER,
                 quantizer: env.quantizer.fingerprint(),

@@ -51,7 +51,7 @@ pub(super) fn target_of(name: &str) -> Result<Target, StepError> {
     }
 }
 
-fn regex_of(pattern: &str) -> Result<regex::Regex, StepError> {
+pub(super) fn regex_of(pattern: &str) -> Result<regex::Regex, StepError> {
     regex::Regex::new(pattern).map_err(|error| StepError::input(format!("`{pattern}`: {error}")))
 }
 
@@ -60,6 +60,10 @@ pub(super) fn failed(error: policy::PolicyError) -> StepError {
         policy::PolicyError::BelowMinimum { .. } => {
             StepError::input_hint(error.to_string(), "raise the budget, or lower floors")
         }
+        policy::PolicyError::DeviceBelowMinimum { .. } => StepError::input_hint(
+            error.to_string(),
+            "let fewer tensors lie there, shorten the context, take a smaller type for the cache, or lower floors",
+        ),
         error => StepError::input(error.to_string()),
     }
 }

@@ -1,10 +1,12 @@
 //! What all methods have that solve for losses, wherever these come from: the groups and what bounds them, and the choice.
 
 use crate::action::PolicyBudget;
+use crate::action::PolicyDevice;
 use crate::action::PolicyHeader;
 use crate::action::PolicyRule;
 use crate::allocation::Answer;
 use crate::policy;
+use crate::policy::Device;
 use crate::policy::Energies;
 use crate::policy::FileSize;
 use crate::policy::GroupOptions;
@@ -15,6 +17,8 @@ use crate::policy::Prepared;
 use crate::policy::Question;
 use crate::policy::Rule;
 use crate::policy::Table;
+use crate::policy::Target;
+use crate::policy::TensorFacts;
 use crate::policy::TensorGroup;
 use crate::step::Env;
 use crate::step::StepError;
@@ -22,6 +26,7 @@ use crate::tensor_type::TensorType;
 
 use super::Chosen;
 use super::budget;
+use super::devices;
 use super::read::failed;
 use super::read::fuse_of;
 use super::read::kept;
@@ -67,37 +72,80 @@ impl<'a> Solving<'a> {
         })
     }
 
-    /// Returns the problem that losses make.
-    pub(super) fn prepare(&self, losses: &Losses, size: FileSize) -> Result<Prepared, StepError> {
+    /// Says whether a tensor may have a type that is not its own: it is smaller, and nothing that the recipe says is against it.
+    pub(super) fn allows(&self, tensor: &TensorFacts, ty: TensorType) -> bool {
+        let bound = |rules: &[Rule]| {
+            let rule = rules.iter().find(|rule| rule.pattern.is_match(&tensor.name))?;
+            Some(match rule.to {
+                Target::Type(ty) => ty.bpw(),
+                Target::Keep => f64::INFINITY,
+            })
+        };
+        policy::legal(tensor, ty, self.has)
+            && ty.bpw() < tensor.ty.bpw()
+            && bound(&self.keep).is_none()
+            && bound(&self.floors).is_none_or(|least| ty.bpw() >= least)
+            && bound(&self.ceilings).is_none_or(|most| ty.bpw() <= most)
+    }
+
+    /// Returns what a choice has to keep to: the bytes of the file, then the memory of devices.
+    pub(super) fn limits(
+        &self,
+        env: &Env<'_>,
+        header: &PolicyHeader,
+        budget: PolicyBudget,
+        devices: &[PolicyDevice],
+        states: u64,
+    ) -> Result<Limits, StepError> {
+        let file = budget::bytes_of(budget, self.facts);
+        Ok(Limits {
+            size: budget::file_size(env, header, self.facts)?,
+            most: std::iter::once(file)
+                .chain(devices.iter().map(|device| device.memory))
+                .collect(),
+            devices: devices::of(env, devices, header, self.facts)?,
+            states,
+        })
+    }
+
+    /// Returns the problem that losses make, and the choice of least loss within the limits.
+    pub(super) fn solve(
+        &self,
+        env: &Env<'_>,
+        losses: &Losses,
+        limits: &Limits,
+    ) -> Result<(Prepared, Answer), StepError> {
         let question = Question {
             model: self.facts,
             groups: &self.groups,
             losses,
             caution: 0.0,
-            size,
+            size: limits.size,
             keep: &self.keep,
             floors: &self.floors,
             ceilings: &self.ceilings,
             has_imatrix: self.has,
-            devices: &[],
+            devices: &limits.devices,
         };
-        policy::prepare(&question).map_err(failed)
+        let prepared = policy::prepare(&question).map_err(failed)?;
+        let answer = budget::answer(env, &prepared, &limits.most, limits.states, failed)?;
+        Ok((prepared, answer))
     }
 
-    /// Returns the choice of least loss within the budget, with its certificate.
-    pub(super) fn choose(
-        &self,
-        env: &Env<'_>,
-        losses: &Losses,
-        header: &PolicyHeader,
-        budget: PolicyBudget,
-        states: u64,
-    ) -> Result<Chosen, StepError> {
-        let prepared = self.prepare(losses, budget::file_size(env, header, self.facts)?)?;
-        let limit = budget::bytes_of(budget, self.facts);
-        let answer = budget::answer(env, &prepared, limit, states, failed)?;
+    /// Returns the choice of least loss within the budget and the memory of devices, with its certificate.
+    pub(super) fn choose(&self, env: &Env<'_>, losses: &Losses, limits: &Limits) -> Result<Chosen, StepError> {
+        let (prepared, answer) = self.solve(env, losses, limits)?;
         chosen(&prepared, &answer, prepared.table(&answer))
     }
+}
+
+/// What a choice has to keep to.
+pub(super) struct Limits {
+    size: FileSize,
+    /// The bytes of the file, then those of each device.
+    most: Vec<u64>,
+    devices: Vec<Device>,
+    states: u64,
 }
 
 /// Returns an answer as a choice, with its certificate.

@@ -15,12 +15,9 @@ use crate::step::StepError;
 use crate::step::Task;
 use crate::step::measure::Bench;
 use crate::step::measure::Variant;
-use crate::step::policy::budget;
-use crate::step::policy::read::failed;
+use crate::step::policy::solving::Limits;
 use crate::step::policy::solving::Solving;
 use crate::tensor_type::TensorType;
-
-use super::Limits;
 
 /// Measures options and solves for choices.
 pub(super) struct Scan<'r, 't> {
@@ -130,10 +127,7 @@ impl<'r, 't> Scan<'r, 't> {
 
     /// Returns the best choice by losses.
     pub(super) fn solve(&self, losses: &Losses) -> Result<(Prepared, Answer), StepError> {
-        let prepared = self.solving.prepare(losses, self.limits.size)?;
-        let (bytes, states) = (self.limits.bytes, self.limits.states);
-        let answer = budget::answer(self.task.env, &prepared, bytes, states, failed)?;
-        Ok((prepared, answer))
+        self.solving.solve(self.task.env, losses, &self.limits)
     }
 
     /// Returns the divergence of a choice by chunk, measured as a whole on all chunks.

@@ -1,0 +1,120 @@
+//! What quantizing costs a tensor: its values against those that its quantized bytes stand for, streamed as they were quantized,
+//! so that memory does not grow with the tensor.
+
+use rayon::prelude::*;
+
+use super::quantize::Plan;
+use super::quantize::QuantizeJob;
+use super::quantize::ReadAt;
+use super::quantize::dequantize_rows;
+use crate::engine::Cancel;
+use crate::engine::error::EngineError;
+
+/// What a matrix of a tensor lost.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct MatrixError {
+    /// The sum over all values of the weight of the column times the squared difference.
+    pub error: f64,
+    /// The sum over all values of the weight of the column times the squared value: what it would lose if all became zero.
+    pub norm: f64,
+}
+
+impl MatrixError {
+    fn add(&mut self, other: Self) {
+        self.error += other.error;
+        self.norm += other.norm;
+    }
+}
+
+/// Returns what each matrix of a tensor lost. `quantized` are the bytes that [`quantize`](crate::engine::quantize) made of the
+/// job; its weights are those of the columns, 1 without any, whether or not the type used them.
+///
+/// `progress` is told how many source bytes are done since it was last told, from the calling thread. Works on rayon's threads of
+/// the caller's pool. The sums are taken in an order that depends on the tensor's shape alone, so the figures are the same to the
+/// bit for any number of threads.
+///
+/// # Errors
+///
+/// As for quantizing, and [`EngineError::Length`] if the quantized bytes are not as many as the job makes.
+pub fn compare(
+    job: &QuantizeJob<'_>,
+    read: &ReadAt<'_>,
+    quantized: &[u8],
+    cancel: &Cancel,
+    progress: &dyn Fn(u64),
+) -> Result<Vec<MatrixError>, EngineError> {
+    let plan = Plan::new(job)?;
+    let expected = plan.rows.saturating_mul(plan.result_row);
+    if quantized.len() as u64 != expected {
+        return Err(EngineError::Length {
+            what: "quantized bytes",
+            found: quantized.len() as u64,
+            expected,
+        });
+    }
+    let mut matrices = vec![MatrixError::default(); usize::try_from(job.matrices).unwrap_or(usize::MAX)];
+    let mut row = 0;
+    while row < plan.rows {
+        let end = plan.rows.min(row + plan.window_rows);
+        let pieces = plan.pieces(row, end);
+        let lost: Vec<MatrixError> = pieces
+            .par_iter()
+            .map_init(Buffers::default, |buffers, &(row, count)| {
+                cancel.check()?;
+                compare_piece(&plan, row, count, read, quantized, buffers)
+            })
+            .collect::<Result<_, EngineError>>()?;
+        for ((first, _), lost) in pieces.into_iter().zip(lost) {
+            matrices[(first / job.rows_per_matrix) as usize].add(lost);
+        }
+        progress((end - row) * plan.source_row);
+        row = end;
+    }
+    Ok(matrices)
+}
+
+/// What a thread works in.
+#[derive(Default)]
+struct Buffers {
+    source: Vec<u8>,
+    values: Vec<f32>,
+    restored: Vec<f32>,
+}
+
+/// Compares `count` rows from `row`, all of one matrix.
+fn compare_piece(
+    plan: &Plan<'_>,
+    row: u64,
+    count: u64,
+    read: &ReadAt<'_>,
+    quantized: &[u8],
+    buffers: &mut Buffers,
+) -> Result<MatrixError, EngineError> {
+    let job = &plan.job;
+    let values = (count * job.columns) as usize;
+    buffers.source.resize((count * plan.source_row) as usize, 0);
+    let offset = row * plan.source_row;
+    read(offset, &mut buffers.source).map_err(|source| EngineError::Read { offset, source })?;
+    buffers.values.resize(values, 0.0);
+    buffers.restored.resize(values, 0.0);
+    dequantize_rows(job.from, &buffers.source, job.columns, &mut buffers.values)?;
+    let (from, to) = (row * plan.result_row, (row + count) * plan.result_row);
+    let bytes = &quantized[from as usize..to as usize];
+    dequantize_rows(job.to, bytes, job.columns, &mut buffers.restored)?;
+    let weights = plan.weights(row / job.rows_per_matrix);
+    let mut lost = MatrixError::default();
+    let columns = job.columns as usize;
+    for (values, restored) in buffers
+        .values
+        .chunks_exact(columns)
+        .zip(buffers.restored.chunks_exact(columns))
+    {
+        for (at, (value, restored)) in values.iter().zip(restored).enumerate() {
+            let weight = weights.map_or(1.0, |weights| f64::from(weights[at]));
+            let (value, restored) = (f64::from(*value), f64::from(*restored));
+            lost.error += weight * (value - restored) * (value - restored);
+            lost.norm += weight * value * value;
+        }
+    }
+    Ok(lost)
+}

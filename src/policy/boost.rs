@@ -1,0 +1,387 @@
+//! `boost`: a mix, or one type, and a better type for families of tensors in a few layers.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::policy::Choice;
+use crate::policy::Energies;
+use crate::policy::HasImatrix;
+use crate::policy::ModelFacts;
+use crate::policy::PolicyError;
+use crate::policy::Role;
+use crate::policy::Table;
+use crate::policy::Target;
+use crate::policy::Why;
+use crate::policy::check::check;
+use crate::policy::manual::Wish;
+use crate::policy::manual::choice;
+use crate::policy::role::block_index;
+use crate::tensor_type::TensorType;
+
+/// Tensors of a layer that are boosted together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Family {
+    /// Feed-forward gates: in a mixture those of the routed experts.
+    Gate,
+    /// Feed-forward in, likewise.
+    Up,
+    /// Feed-forward out, likewise.
+    Down,
+    /// All three of the experts that every token goes through.
+    Shared,
+    /// Queries, keys, values, and the matrix behind attention.
+    Attention,
+}
+
+impl Family {
+    /// Returns the family of a tensor; nothing for one that belongs to none.
+    pub fn of(name: &str) -> Option<Self> {
+        match Role::of(name) {
+            Role::Gate | Role::Up | Role::Down if name.contains("_shexp.") => Some(Self::Shared),
+            Role::Gate => Some(Self::Gate),
+            Role::Up => Some(Self::Up),
+            Role::Down => Some(Self::Down),
+            Role::Query | Role::Key | Role::Value | Role::QueryKeyValue | Role::KeyValue | Role::AttentionOutput => {
+                Some(Self::Attention)
+            }
+            Role::Other if name.contains(".attn_") => Some(Self::Attention),
+            Role::Other | Role::Output | Role::Embedding => None,
+        }
+    }
+}
+
+/// How layers are ranked, all by the importances of the families' tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ranking {
+    /// By their energy: the mean squared activation, summed over tensors.
+    Energy,
+    /// By how far the share of energy that their experts have exceeds what it is in other texts.
+    Contrast,
+    /// By the trace of the second moments of their inputs: the mean squared activation times the columns, summed over tensors.
+    Sensitivity,
+}
+
+/// What [`boost()`] is to do with the table of a mix, or of one type.
+#[derive(Debug, Clone, Copy)]
+pub struct Boost<'a> {
+    /// The layers.
+    pub layers: &'a BTreeSet<u32>,
+    /// The families.
+    pub families: &'a [Family],
+    /// Their type.
+    pub promotion: TensorType,
+}
+
+/// Returns layers by what their families' tensors show in an imatrix, the highest first; between equals the first. `baseline` is
+/// what other texts show, for [`Ranking::Contrast`]. Layers without data of these families are left out.
+///
+/// # Errors
+/// [`PolicyError::Layers`] where there are no data at all, or where the two do not have the same experts.
+pub fn rank_layers(
+    model: &ModelFacts,
+    families: &[Family],
+    ranking: Ranking,
+    energies: &Energies,
+    baseline: &Energies,
+) -> Result<Vec<(u32, f64)>, PolicyError> {
+    let layers = layers_of(model, families, energies)?;
+    let mut ranked: Vec<(u32, f64)> = match ranking {
+        Ranking::Energy => scores(&layers, |layer| layer.energy),
+        Ranking::Sensitivity => scores(&layers, |layer| layer.trace),
+        Ranking::Contrast => contrast(&layers, &layers_of(model, families, baseline)?)?,
+    };
+    ranked.sort_by(|a, b| match b.1.total_cmp(&a.1) {
+        Ordering::Equal => a.0.cmp(&b.0),
+        other => other,
+    });
+    Ok(ranked)
+}
+
+/// What an imatrix says of the families' tensors of a layer.
+#[derive(Default)]
+struct Layer {
+    energy: f64,
+    trace: f64,
+    /// For each expert the sum over tensors of its energy, as a part of that of the tensor's hottest expert.
+    experts: Vec<f64>,
+}
+
+fn scores(layers: &BTreeMap<u32, Layer>, of: impl Fn(&Layer) -> f64) -> Vec<(u32, f64)> {
+    layers.iter().map(|(at, layer)| (*at, of(layer))).collect()
+}
+
+fn layers_of(
+    model: &ModelFacts,
+    families: &[Family],
+    energies: &Energies,
+) -> Result<BTreeMap<u32, Layer>, PolicyError> {
+    let mut layers: BTreeMap<u32, Layer> = BTreeMap::new();
+    for tensor in &model.tensors {
+        let Some(at) = layer_in(&tensor.name, families) else {
+            continue;
+        };
+        let Some(energy) = energies.get(&tensor.name) else {
+            continue;
+        };
+        let layer = layers.entry(at).or_default();
+        layer.energy += energy.mean;
+        layer.trace += energy.mean * energy.columns as f64;
+        let hottest = energy.experts.iter().copied().fold(0.0, f64::max);
+        if layer.experts.len() < energy.experts.len() {
+            layer.experts.resize(energy.experts.len(), 0.0);
+        }
+        for (sum, expert) in layer.experts.iter_mut().zip(&energy.experts) {
+            *sum += if hottest > 0.0 { expert / hottest } else { 0.0 };
+        }
+    }
+    if layers.is_empty() {
+        return Err(PolicyError::Layers {
+            message: "the imatrix has no data for any tensor of these families, so layers cannot be ranked".to_owned(),
+        });
+    }
+    Ok(layers)
+}
+
+/// Returns by how much the shares of a layer's experts exceed those in other texts, summed over the experts of which they do.
+fn contrast(domain: &BTreeMap<u32, Layer>, base: &BTreeMap<u32, Layer>) -> Result<Vec<(u32, f64)>, PolicyError> {
+    let total = |layers: &BTreeMap<u32, Layer>| layers.values().map(|layer| layer.energy).sum::<f64>();
+    let (domain_total, base_total) = (total(domain), total(base));
+    let mut found = Vec::new();
+    for (at, layer) in domain {
+        let Some(other) = base.get(at) else { continue };
+        if layer.experts.len() != other.experts.len() {
+            return Err(PolicyError::Layers {
+                message: format!(
+                    "layer {at} has {} experts in the imatrix and {} in the baseline",
+                    layer.experts.len(),
+                    other.experts.len()
+                ),
+            });
+        }
+        let (here, there) = (shares(layer, domain_total), shares(other, base_total));
+        let exceeds = here.iter().zip(there).map(|(here, there)| (here - there).max(0.0));
+        found.push((*at, exceeds.sum()));
+    }
+    Ok(found)
+}
+
+/// Returns what part of all energy each expert of a layer has.
+fn shares(layer: &Layer, total: f64) -> Vec<f64> {
+    let sum: f64 = layer.experts.iter().sum();
+    let share = if total > 0.0 { layer.energy / total } else { 0.0 };
+    let part = |expert: &f64| if sum > 0.0 { expert / sum * share } else { 0.0 };
+    layer.experts.iter().map(part).collect()
+}
+
+/// Returns the layer of a tensor that belongs to one of these families.
+fn layer_in(name: &str, families: &[Family]) -> Option<u32> {
+    let family = Family::of(name)?;
+    let layer = u32::try_from(block_index(name)?).ok()?;
+    families.contains(&family).then_some(layer)
+}
+
+/// Gives tensors of some layers a better type than a table has for them. None gets a worse one; what the engine never quantizes
+/// and what a rule of the user decided on stays as it is.
+///
+/// # Errors
+/// [`PolicyError::Layers`] if no tensor is boosted at all, and what stands for what the engine can't do.
+pub fn boost(
+    model: &ModelFacts,
+    base: Table,
+    options: &Boost<'_>,
+    has_imatrix: HasImatrix<'_>,
+) -> Result<Table, PolicyError> {
+    let beyond: Vec<u32> = options
+        .layers
+        .iter()
+        .copied()
+        .filter(|at| *at >= model.layers)
+        .collect();
+    if !beyond.is_empty() {
+        return Err(PolicyError::Layers {
+            message: format!(
+                "the last layer is {}, counted from 0: there is no {beyond:?}",
+                model.layers.saturating_sub(1)
+            ),
+        });
+    }
+    let mut boosted = 0;
+    let mut choices: Vec<Choice> = Vec::with_capacity(base.choices.len());
+    for (tensor, before) in model.tensors.iter().zip(base.choices) {
+        let wanted = layer_in(&tensor.name, options.families).is_some_and(|layer| options.layers.contains(&layer));
+        let fixed = matches!(before.why, Why::Rule { .. } | Why::NeverQuantized { .. } | Why::Copy);
+        // Better than the table's, and no larger than the source's own.
+        let better = options.promotion.bpw() > before.to.bpw() && options.promotion.bpw() <= tensor.ty.bpw();
+        if fixed || !wanted || !better {
+            choices.push(before);
+            continue;
+        }
+        let wish = Wish::of(tensor, Target::Type(options.promotion), Why::Boosted);
+        choices.push(choice(tensor, wish)?);
+        boosted += 1;
+    }
+    if boosted == 0 {
+        return Err(PolicyError::Layers {
+            message: format!(
+                "no tensor of these layers and families would get a better type by {}",
+                options.promotion
+            ),
+        });
+    }
+    check(model, &choices, None, true, has_imatrix)?;
+    Ok(Table::new(choices, base.warnings))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Energy;
+    use crate::policy::Mix;
+    use crate::policy::MixOptions;
+    use crate::policy::TensorFacts;
+    use crate::policy::mix;
+
+    const NAMES: [&str; 4] = ["ffn_gate_exps", "ffn_down_exps", "ffn_up_shexp", "attn_k"];
+
+    fn model(layers: u32) -> ModelFacts {
+        let names = (0..layers).flat_map(|layer| NAMES.map(|name| format!("blk.{layer}.{name}.weight")));
+        ModelFacts {
+            architecture: "llama".to_owned(),
+            layers,
+            heads: 8,
+            heads_kv: 8,
+            experts: 2,
+            is_70b: false,
+            file_type: None,
+            tensors: names
+                .map(|name| TensorFacts {
+                    name,
+                    ty: TensorType::F16,
+                    dims: vec![256, 2, 2],
+                })
+                .collect(),
+        }
+    }
+
+    /// For each layer the energy of the two experts of its gate and of its down matrix.
+    fn energies(layers: &[[[f64; 2]; 2]]) -> Energies {
+        let energy = |experts: [f64; 2], columns| Energy {
+            mean: experts.iter().sum(),
+            experts: experts.to_vec(),
+            columns,
+            tie: 0,
+        };
+        let of = layers.iter().enumerate().flat_map(|(layer, [gate, down])| {
+            [
+                (format!("blk.{layer}.ffn_gate_exps.weight"), energy(*gate, 4)),
+                (format!("blk.{layer}.ffn_down_exps.weight"), energy(*down, 1)),
+                (format!("blk.{layer}.attn_k.weight"), energy([1e6, 0.0], 1)),
+            ]
+        });
+        of.collect()
+    }
+
+    const FAMILIES: &[Family] = &[Family::Gate, Family::Up, Family::Down];
+
+    fn ranked(ranking: Ranking, here: &[[[f64; 2]; 2]], there: &[[[f64; 2]; 2]]) -> Vec<(u32, f64)> {
+        let model = model(here.len() as u32);
+        rank_layers(&model, FAMILIES, ranking, &energies(here), &energies(there)).unwrap()
+    }
+
+    #[test]
+    fn families_are_told_from_names() {
+        let of = |name: &str| Family::of(&format!("blk.3.{name}.weight"));
+        assert_eq!(of("ffn_gate"), Some(Family::Gate));
+        assert_eq!(of("ffn_up_exps"), Some(Family::Up));
+        assert_eq!(of("ffn_down_exps"), Some(Family::Down));
+        assert_eq!(of("ffn_down_shexp"), Some(Family::Shared));
+        assert_eq!(of("attn_output"), Some(Family::Attention));
+        assert_eq!(of("attn_q_a"), Some(Family::Attention));
+        assert_eq!(of("ssm_in"), None);
+        assert_eq!(Family::of("token_embd.weight"), None);
+    }
+
+    #[test]
+    fn layers_are_ranked_by_energy_and_by_trace() {
+        let layers = [
+            [[1.0, 1.0], [0.0, 8.0]],
+            [[4.0, 0.0], [3.0, 0.0]],
+            [[5.0, 0.0], [1.0, 4.0]],
+        ];
+        assert_eq!(
+            ranked(Ranking::Energy, &layers, &layers),
+            [(0, 10.0), (2, 10.0), (1, 7.0)]
+        );
+        assert_eq!(
+            ranked(Ranking::Sensitivity, &layers, &layers),
+            [(2, 25.0), (1, 19.0), (0, 16.0)]
+        );
+    }
+
+    #[test]
+    fn layers_contrast_where_other_experts_are_hot() {
+        // Of 8 in all: layer 0 has half, its experts as 2 to 2 here and as 0 to 4 there.
+        let here = [[[2.0, 2.0], [0.0, 0.0]], [[4.0, 0.0], [0.0, 0.0]]];
+        let there = [[[0.0, 4.0], [0.0, 0.0]], [[4.0, 0.0], [0.0, 0.0]]];
+        assert_eq!(ranked(Ranking::Contrast, &here, &there), [(0, 0.25), (1, 0.0)]);
+        assert_eq!(ranked(Ranking::Contrast, &here, &here), [(0, 0.0), (1, 0.0)]);
+        let none = Energies::new();
+        let found = rank_layers(&model(2), FAMILIES, Ranking::Contrast, &energies(&here), &none);
+        assert!(found.unwrap_err().to_string().contains("no data"));
+    }
+
+    #[test]
+    fn what_is_chosen_gets_better_and_nothing_gets_worse() {
+        let model = model(3);
+        let rules = vec![crate::policy::Rule {
+            pattern: regex::Regex::new(r"blk\.2\.ffn_down").unwrap(),
+            to: Target::Type(TensorType::Q4_0),
+        }];
+        let base = || {
+            let options = MixOptions {
+                pure: true,
+                rules: rules.clone(),
+                ..MixOptions::default()
+            };
+            mix(&model, Mix::Q4_K_M, &options, None).unwrap()
+        };
+        let types = |layers: &[u32], families, promotion| {
+            let layers = layers.iter().copied().collect();
+            let options = Boost {
+                layers: &layers,
+                families,
+                promotion,
+            };
+            boost(&model, base(), &options, None)
+        };
+        let table = types(&[0, 2], &[Family::Gate, Family::Down], TensorType::Q6_K).unwrap();
+        for (choice, before) in table.choices.iter().zip(base().choices) {
+            let gets = [
+                "blk.0.ffn_gate_exps.weight",
+                "blk.0.ffn_down_exps.weight",
+                "blk.2.ffn_gate_exps.weight",
+            ];
+            if gets.contains(&choice.tensor.as_str()) {
+                assert_eq!((choice.to, &choice.why), (TensorType::Q6_K, &Why::Boosted));
+            } else {
+                assert_eq!(*choice, before);
+            }
+        }
+        let whole = types(&[1], &[Family::Shared], TensorType::F16).unwrap();
+        assert_eq!(whole.get("blk.1.ffn_up_shexp.weight").unwrap().to, TensorType::F16);
+        for (layers, promotion) in [
+            (&[0][..], TensorType::Q3_K),
+            (&[], TensorType::Q6_K),
+            (&[3], TensorType::Q6_K),
+        ] {
+            let error = types(layers, &[Family::Gate], promotion).unwrap_err();
+            assert!(matches!(error, PolicyError::Layers { .. }), "{error}");
+        }
+    }
+}
