@@ -18,7 +18,7 @@ pub fn prediction(mean: f64, deviation: f64, chunks: u32, to_come: usize) -> Opt
         return None;
     }
     let student = StudentsT::new(0.0, 1.0, f64::from(chunks - 1)).ok()?;
-    let t = student.inverse_cdf((1.0 + CONFIDENCE) / 2.0);
+    let t = student.inverse_cdf(f64::midpoint(1.0, CONFIDENCE));
     let reach = t * deviation * (1.0 / f64::from(chunks) + 1.0 / to_come as f64).sqrt();
     Some(Interval {
         value: mean,
