@@ -49,7 +49,10 @@ pub(super) fn run(args: &args::PolicyChart, files: &Files, terminal: &Terminal) 
 }
 
 /// Whether the locale names a character set that has more than ASCII. One that says nothing is no reason to do without.
-#[expect(clippy::disallowed_methods, reason = "the locale is the terminal's business, which is cli's")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the locale is the terminal's business, which is cli's"
+)]
 fn knows_unicode() -> bool {
     let named = ["LC_ALL", "LC_CTYPE", "LANG"]
         .into_iter()
