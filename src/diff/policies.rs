@@ -31,7 +31,9 @@ pub(super) fn compare(a: &Listing, b: &Listing) -> Vec<Part> {
         }),
         None => about.same += 1,
     }
-    match Row::of(a.predicted_loss.clone(), b.predicted_loss.clone()) {
+    // Where only one predicts, nothing is known to differ.
+    let losses = a.predicted_loss.clone().zip(b.predicted_loss.clone());
+    match losses.and_then(|(a, b)| Row::of(Some(a), Some(b))) {
         Some(row) => about.push(Row {
             what: "predicted loss".to_owned(),
             ..row

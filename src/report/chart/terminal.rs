@@ -135,7 +135,9 @@ impl Chart {
         let _ = writeln!(text, "{:margin$} {}{level}", "", signs.corner);
         let _ = writeln!(text, "{:margin$}  {}", "", below(&sizes, &field, name));
         let _ = writeln!(text, "\n{}", self.key(signs, style.width.max(40)));
-        let _ = writeln!(text, "{}", self.table(signs));
+        for line in self.table(signs).lines() {
+            let _ = writeln!(text, "{}", line.trim_end());
+        }
         for note in &self.notes {
             let _ = writeln!(text, "{note}");
         }
