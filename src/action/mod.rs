@@ -4,6 +4,7 @@
 
 pub mod difference;
 pub mod documents;
+pub mod policies;
 pub mod result;
 
 use serde::Deserialize;
@@ -13,6 +14,7 @@ use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 
 pub use documents::*;
+pub use policies::*;
 pub use result::ActionResult;
 
 /// The version of the form of action documents. It stands in every document, so that raising it changes every key.

@@ -18,6 +18,7 @@ pub mod requirement;
 pub mod settings;
 
 mod body;
+mod body_policy;
 mod decl;
 mod expand;
 mod expand_candidates;

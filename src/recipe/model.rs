@@ -8,6 +8,7 @@ use std::str::FromStr;
 use serde::{Serialize, Serializer};
 
 pub use crate::recipe::body::*;
+pub use crate::recipe::body_policy::*;
 use crate::text::Source;
 use crate::text::Span;
 
