@@ -475,7 +475,6 @@ pub struct MetricsRow {
     /// Its figures.
     pub figures: BlobDigest,
     /// What its policy measured of it on other text: mean and deviation of a chunk's divergence, chunks, tokens in a chunk.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probed: Option<String>,
     /// The engine that measured.
     pub engine: Fingerprint,
