@@ -108,20 +108,14 @@ fn main() -> ExitCode {
     bench.build(&format!("{start}{made}{eval}"), true);
     let figures = bench.figures();
 
-    println!(
-        "{:>10} {:>10} {:>10} {:>10} {:>8} {:>17} {:>9}{}",
-        "mix",
-        "bytes",
-        "KLD",
-        "measured",
-        "ratio",
-        "95 %",
-        "predicted",
-        against
-            .iter()
-            .map(|method| format!(" {method:>10}"))
-            .collect::<String>()
+    print!(
+        "{:>10} {:>10} {:>10} {:>10} {:>8} {:>17} {:>9}",
+        "mix", "bytes", "KLD", "measured", "ratio", "95 %", "predicted"
     );
+    for method in &against {
+        print!(" {method:>10}");
+    }
+    println!();
     let (mut logarithms, mut missed) = (Vec::new(), Vec::new());
     for mix in &mixes {
         let (theirs, ours) = (&figures[&format!("mix-{mix}")], &figures[&format!("measured-{mix}")]);
