@@ -474,7 +474,8 @@ pub struct MetricsRow {
     pub elements: u64,
     /// Its figures.
     pub figures: BlobDigest,
-    /// What its policy measured of it on other text: mean and deviation of a chunk's divergence, chunks, tokens in a chunk.
+    /// What its policy measured of it on other text: mean and deviation of a chunk's divergence in trillionths of a nat, chunks,
+    /// tokens in a chunk.
     pub probed: Option<String>,
     /// The engine that measured.
     pub engine: Fingerprint,

@@ -8,6 +8,7 @@ use crate::figures::Interval;
 use crate::graph::FiguresOf;
 use crate::graph::Node;
 use crate::graph::Work;
+use crate::policy;
 use crate::report::metrics::Metrics as Table;
 use crate::report::metrics::Row;
 use crate::report::words;
@@ -92,18 +93,36 @@ pub fn load(env: &Env<'_>, row: &MetricsRow) -> Result<(Row, eval::Document), St
     Ok((loaded, figures))
 }
 
+/// Parts of a nat in what is said of a candidate's probing: keys hold whole numbers only.
+const PARTS: f64 = 1e12;
+
+/// Returns what a policy measured of its choice as keys hold it: mean and deviation of a chunk's divergence in parts of a nat,
+/// chunks, tokens in a chunk.
+pub fn probed(probed: &policy::Probed) -> Option<String> {
+    let parts = |number: &str| {
+        let number: f64 = number.parse().ok()?;
+        number.is_finite().then(|| (number.max(0.0) * PARTS).round() as u64)
+    };
+    let (mean, deviation) = (parts(&probed.mean)?, parts(&probed.deviation)?);
+    Some(format!("{mean},{deviation},{},{}", probed.chunks, probed.context))
+}
+
 /// Returns what the policy's own measurement says of the mean divergence on the chunks of an evaluation; nothing if their
 /// chunks are not of one length.
 fn predict(probed: &str, figures: &eval::Document) -> Option<Interval> {
-    let mut parts = probed.split(' ');
-    let mean: f64 = parts.next()?.parse().ok()?;
-    let deviation: f64 = parts.next()?.parse().ok()?;
-    let chunks: u32 = parts.next()?.parse().ok()?;
-    let context: u32 = parts.next()?.parse().ok()?;
-    if context != figures.context || figures.divergence.is_none() {
+    let mut numbers = probed.split(',').map(|number| number.parse::<u64>().ok());
+    let mut next = || numbers.next().flatten();
+    let (mean, deviation, chunks, context) = (next()?, next()?, next()?, next()?);
+    if context != u64::from(figures.context) || figures.divergence.is_none() {
         return None;
     }
-    figures::prediction(mean, deviation, chunks, figures.chunks.len())
+    let chunks = u32::try_from(chunks).ok()?;
+    figures::prediction(
+        mean as f64 / PARTS,
+        deviation as f64 / PARTS,
+        chunks,
+        figures.chunks.len(),
+    )
 }
 
 fn action_of(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Action, StepError> {

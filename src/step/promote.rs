@@ -25,7 +25,6 @@ use crate::gguf::TensorSpec;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::observer::Unit;
-use crate::policy;
 use crate::policy::Table;
 use crate::recipe::model::PromoteStep;
 use crate::recipe::model::StepBody;
@@ -42,6 +41,7 @@ use crate::step::StepError;
 use crate::step::Task;
 use crate::step::hashed_file::write_hashed;
 use crate::step::key_of;
+use crate::step::metrics;
 use crate::step::misplaced;
 use crate::step::model::DOCUMENT_CAP;
 use crate::step::model::INDEX;
@@ -218,14 +218,8 @@ impl Kind for Promote {
             made.fact("sha256", &written.assembly.sha256);
             made.fact("elements", draft.tensors.model.fact("elements"));
             made.fact("tensors", draft.table.choices.len());
-            if let Some(probed) = &draft.table.probed_loss {
-                let policy::Probed {
-                    mean,
-                    deviation,
-                    chunks,
-                    context,
-                } = probed;
-                made.fact("probed", format!("{mean} {deviation} {chunks} {context}"));
+            if let Some(probed) = draft.table.probed_loss.as_ref().and_then(metrics::probed) {
+                made.fact("probed", probed);
             }
             made.fact(
                 "quantized",

@@ -493,7 +493,7 @@ fn row(eval: &str) -> action::MetricsRow {
         file: blob("file"),
         elements: 7,
         figures: blob("figures"),
-        probed: Some("1e-2 1e-3 16 512".to_owned()),
+        probed: Some("10000000000,1000000000,16,512".to_owned()),
         engine: Fingerprint::of(b"engine"),
     }
 }

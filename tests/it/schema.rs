@@ -565,7 +565,7 @@ fn samples() -> Vec<(&'static str, Action)> {
         file: blob(candidate),
         elements: 5_771_264,
         figures: blob("figures"),
-        probed: (candidate == "a").then(|| "1e-2 1e-3 16 512".to_owned()),
+        probed: (candidate == "a").then(|| "10000000000,1000000000,16,512".to_owned()),
         engine,
     };
     let reference = Action::ReferenceBlock(action::ReferenceBlock {
