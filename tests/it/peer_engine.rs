@@ -325,10 +325,10 @@ fn figures_are_llama_perplexitys() {
     // It now and then ends before its last lines are printed, with status 0.
     let complete = |arguments: &[&str], last: &str| {
         let contains = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(last);
-        (0..8)
+        (0..32)
             .map(|_| run(&perplexity, &[arguments, &common].concat()))
             .find(|output| contains(&output.stdout) || contains(&output.stderr))
-            .unwrap_or_else(|| panic!("llama-perplexity printed no `{last}` in eight runs"))
+            .unwrap_or_else(|| panic!("llama-perplexity printed no `{last}` in so many runs"))
     };
     let reference = complete(&arguments, "Final estimate: PPL = ");
     let arguments = ["-m", &candidate, "--kl-divergence-base", &base, "--kl-divergence"];
