@@ -18,6 +18,8 @@ const RATIOS: (f64, f64) = (0.25, 4.0);
 #[derive(Debug, Clone)]
 pub struct Around<'a> {
     evidence: &'a Evidence,
+    /// What each group loses in each type alone.
+    alone: Losses,
     /// The type of each group.
     choice: BTreeMap<String, TensorType>,
     /// By how much the loss of the first chunks changes when one group alone moves.
@@ -29,6 +31,7 @@ impl<'a> Around<'a> {
     pub fn new(evidence: &'a Evidence, choice: BTreeMap<String, TensorType>) -> Self {
         Self {
             evidence,
+            alone: evidence.losses(),
             choice,
             moves: BTreeMap::new(),
         }
@@ -61,10 +64,10 @@ impl<'a> Around<'a> {
     /// on the chunks that it was measured on. Others count as what they lose alone, times what their group's measured moves lose
     /// beside the others for what they lose alone.
     pub fn losses(&self, penalty: f64) -> Losses {
-        let alone = self.evidence.losses();
+        let alone = &self.alone;
         let ratios = self.ratios();
         let mut losses = Losses::new();
-        for (probe, loss) in &alone {
+        for (probe, loss) in alone {
             let (group, ty) = probe;
             let Some(own) = self.choice.get(group) else { continue };
             let Some(stays) = alone.get(&(group.clone(), *own)) else {

@@ -10,6 +10,7 @@ use crate::policy::ModelFacts;
 use crate::policy::Role;
 use crate::policy::quantizable::quantizable;
 use crate::policy::role::block_index;
+use crate::tensor_type::TensorType;
 
 /// Tensors that an engine wants to have one type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -44,6 +45,15 @@ pub struct TensorGroup {
     pub members: Vec<usize>,
     /// What holds it together.
     pub bond: Bond,
+}
+
+impl TensorGroup {
+    /// Returns the type that all its tensors have in the model, if it is one.
+    pub fn own_type(&self, model: &ModelFacts) -> Option<TensorType> {
+        let mut types = self.members.iter().map(|at| model.tensors[*at].ty);
+        let own = types.next()?;
+        types.all(|ty| ty == own).then_some(own)
+    }
 }
 
 /// Which tensors belong together.

@@ -56,9 +56,7 @@ pub fn prior(model: &ModelFacts, groups: &[TensorGroup], types: &[TensorType]) -
         for ty in types {
             insert(*ty, usual_loss(*ty));
         }
-        let own = group.members.first().map(|at| model.tensors[*at].ty);
-        let same = |ty: &TensorType| group.members.iter().all(|at| model.tensors[*at].ty == *ty);
-        if let Some(own) = own.filter(same) {
+        if let Some(own) = group.own_type(model) {
             insert(own, 0.0);
         }
     }

@@ -133,14 +133,9 @@ impl<'r, 't> Bench<'r, 't> {
         }
     }
 
-    fn tensor(&self, at: usize) -> Result<&IndexedTensor, StepError> {
-        let tensor = self.tensors.index.tensors.get(at);
-        tensor.ok_or_else(|| StepError::input(format!("the model has no tensor {at}")))
-    }
-
     /// Returns the digest of a tensor's bytes in a type, if it was quantized before; the bytes need not be there any more.
     fn known_bytes(&self, at: usize, ty: TensorType) -> Result<Option<BlobDigest>, StepError> {
-        let tensor = self.tensor(at)?;
+        let tensor = self.tensors.get(at)?;
         if tensor.ty == ty {
             return Ok(Some(tensor.bytes));
         }
@@ -151,10 +146,8 @@ impl<'r, 't> Bench<'r, 't> {
 
     /// Returns the bytes of a tensor in a type, in the store or in the source.
     fn quantized(&self, at: usize, ty: TensorType) -> Result<BlobDigest, StepError> {
-        let tensor = self.tensor(at)?;
-        let row = tensor.dims.first().copied().unwrap_or(0);
-        let rows: u64 = tensor.dims.iter().skip(1).product();
-        let expected = ty.row_bytes(row).and_then(|bytes| bytes.checked_mul(rows));
+        let tensor = self.tensors.get(at)?;
+        let expected = ty.tensor_bytes(&tensor.dims);
         let expected = expected.ok_or_else(|| StepError::input(format!("`{}` cannot be {ty}", tensor.name)))?;
         self.tensors
             .quantize(self.reference.task, tensor, ty, expected, &|_| {})
@@ -292,7 +285,7 @@ impl<'r, 't> Bench<'r, 't> {
     }
 
     fn put_own(&self, loaded: &mut Loaded, at: usize) -> Result<(), StepError> {
-        let tensor = self.tensor(at)?;
+        let tensor = self.tensors.get(at)?;
         let shard = self.tensors.shard(tensor)?;
         let file = fs::open(&shard.path)?;
         let mut bytes = vec![0; usize::try_from(tensor.bytes.len).unwrap_or(usize::MAX)];
@@ -310,7 +303,7 @@ impl<'r, 't> Bench<'r, 't> {
 
     fn put_on(&self, loaded: &mut Loaded, ready: &Ready<'_>) -> Result<(), StepError> {
         for (&at, &ty) in ready.variant {
-            let tensor = self.tensor(at)?;
+            let tensor = self.tensors.get(at)?;
             if tensor.ty == ty {
                 if loaded.changed.contains(&at) {
                     self.put_own(loaded, at)?;

@@ -89,6 +89,12 @@ impl<'i> Tensors<'i> {
         })
     }
 
+    /// Returns a tensor by its place in the index.
+    pub fn get(&self, at: usize) -> Result<&IndexedTensor, StepError> {
+        let tensor = self.index.tensors.get(at);
+        tensor.ok_or_else(|| StepError::input(format!("the model has no tensor {at}")))
+    }
+
     /// Returns the action that quantizes a tensor.
     pub fn action(&self, tensor: &IndexedTensor, to: TensorType) -> Action {
         Action::Tensor(self.inputs(tensor, to))

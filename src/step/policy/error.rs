@@ -101,7 +101,7 @@ pub(super) fn choose(
     } = &**errors;
     let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
     let tensors = Tensors::load(parts.model, parts.join, task.env)?;
-    let known = compare(task, facts, &solving, &tensors)?;
+    let known = compare(task, &solving, &tensors)?;
     let sensitivities = match &parts.probing {
         Some(probing) => measure(task, parts, probing, &tensors, &known)?,
         None => BTreeMap::new(),
@@ -113,9 +113,7 @@ pub(super) fn choose(
     }
     // What stays as it is loses nothing.
     for group in &solving.groups {
-        if let Some(own) = group.members.first().map(|at| facts.tensors[*at].ty)
-            && group.members.iter().all(|at| facts.tensors[*at].ty == own)
-        {
+        if let Some(own) = group.own_type(facts) {
             losses.insert((group.name.clone(), own), Sensitivity::ONE.loss(0.0));
         }
     }
@@ -129,32 +127,16 @@ pub(super) fn choose(
 }
 
 /// Returns the squared error of every group in every type that it may have.
-fn compare<'g>(
-    task: &Task<'_>,
-    facts: &ModelFacts,
-    solving: &'g Solving<'_>,
-    tensors: &Tensors<'_>,
-) -> Result<Vec<Known<'g>>, StepError> {
-    let mut asked: Vec<(&TensorGroup, TensorType)> = Vec::new();
-    for group in &solving.groups {
-        for &ty in &solving.types {
-            if group.members.iter().all(|at| solving.allows(&facts.tensors[*at], ty)) {
-                asked.push((group, ty));
-            }
-        }
-    }
+fn compare<'g>(task: &Task<'_>, solving: &'g Solving<'_>, tensors: &Tensors<'_>) -> Result<Vec<Known<'g>>, StepError> {
+    let asked = solving.options();
     let parts = || {
         asked
             .iter()
             .flat_map(|(group, ty)| group.members.iter().map(|at| (*at, *ty)))
     };
-    let tensor = |at: usize| {
-        let tensor = tensors.index.tensors.get(at);
-        tensor.ok_or_else(|| StepError::input(format!("the model has no tensor {at}")))
-    };
     let (mut missing, mut total) = (0_u64, 0_u64);
     for (at, ty) in parts() {
-        let tensor = tensor(at)?;
+        let tensor = tensors.get(at)?;
         if task
             .env
             .store
@@ -185,11 +167,9 @@ fn compare<'g>(
         let mut error = 0.0;
         for &at in &group.members {
             task.check_cancel()?;
-            let tensor = tensor(at)?;
-            let facts = &facts.tensors[at];
-            let rows = facts.dims.iter().skip(1).product::<u64>();
-            let expected = ty.row_bytes(facts.columns()).and_then(|row| row.checked_mul(rows));
-            let expected = expected.ok_or_else(|| StepError::input(format!("`{}` cannot be {ty}", facts.name)))?;
+            let tensor = tensors.get(at)?;
+            let expected = ty.tensor_bytes(&tensor.dims);
+            let expected = expected.ok_or_else(|| StepError::input(format!("`{}` cannot be {ty}", tensor.name)))?;
             let lost = tensors.errors(task, tensor, ty, expected, &progress)?;
             error += policy::squared_error(&lost.errors, &tensors.counts(task.env, &tensor.name)?, seen);
         }

@@ -7,6 +7,8 @@
 mod refine;
 mod scan;
 
+use std::collections::BTreeSet;
+
 use crate::action;
 use crate::action::Method;
 use crate::observer::Event;
@@ -86,9 +88,8 @@ pub(super) fn choose(
         ..
     } = &**measured;
     let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
-    let probes = possible(facts, &solving);
     let limits = solving.limits(task.env, header, *budget, devices, *states)?;
-    let probes = worth_probing(task, facts, &solving, &limits, probes, *max_probes)?;
+    let probes = worth_probing(task, facts, &solving, &limits, *max_probes)?;
     let tensors = Tensors::load(parts.model, parts.join, task.env)?;
     let blocks = tokens::blocks(task, parts.model, parts.corpus, parts.cut)?;
     let reference = Reference {
@@ -113,19 +114,6 @@ pub(super) fn choose(
     chosen(&incumbent.prepared, &incumbent.answer, table)
 }
 
-/// Returns the groups in types that are options, but for the source's own.
-fn possible(facts: &ModelFacts, solving: &Solving<'_>) -> Vec<Probe> {
-    let mut probes: Vec<Probe> = Vec::new();
-    for group in &solving.groups {
-        for &ty in &solving.types {
-            if group.members.iter().all(|at| solving.allows(&facts.tensors[*at], ty)) {
-                probes.push((group.name.clone(), ty));
-            }
-        }
-    }
-    probes
-}
-
 /// Returns what measuring takes: probes, of which those are surely missing whose tensors were not quantized yet, and the bytes of
 /// these, which the store keeps.
 pub(super) fn estimate(
@@ -148,21 +136,18 @@ pub(super) fn estimate(
         ..
     } = &**measured;
     let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
-    let probes = possible(facts, &solving);
+    let options = solving.options();
     let tensors = Tensors::load(parts.model, parts.join, env)?;
     let most = max_probes.unwrap_or(u64::MAX);
     let mut estimate = Estimate {
         unit: "probe",
-        parts: most.min(probes.len() as u64),
+        parts: most.min(options.len() as u64),
         ..Estimate::default()
     };
-    for (name, ty) in &probes {
-        let group = solving.groups.iter().find(|group| group.name == *name);
+    for (group, ty) in &options {
         let mut missing = false;
-        for at in group.iter().flat_map(|group| &group.members) {
-            let Some(tensor) = tensors.index.tensors.get(*at) else {
-                continue;
-            };
+        for at in &group.members {
+            let tensor = tensors.get(*at)?;
             if env
                 .store
                 .lookup_shallow(&tensors.action(tensor, *ty).digest())?
@@ -176,8 +161,8 @@ pub(super) fn estimate(
         estimate.missing += u64::from(missing);
     }
     // Which of them a bound leaves out is not known here; what they take, in proportion, is.
-    if probes.len() as u64 > most {
-        let share = |amount: u64| (u128::from(amount) * u128::from(most) / probes.len() as u128) as u64;
+    if options.len() as u64 > most {
+        let share = |amount: u64| (u128::from(amount) * u128::from(most) / options.len() as u128) as u64;
         estimate.reads = share(estimate.reads);
         estimate.writes = share(estimate.writes);
         estimate.missing = estimate.missing.min(most);
@@ -192,15 +177,17 @@ fn worth_probing(
     facts: &ModelFacts,
     solving: &Solving<'_>,
     limits: &Limits,
-    probes: Vec<Probe>,
     most: Option<u64>,
 ) -> Result<Vec<Probe>, StepError> {
     let guessed = policy::prior(facts, &solving.groups, &solving.types);
     let (prepared, answer) = solving.solve(task.env, &guessed, limits)?;
     let most = most.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
-    if probes.len() <= most {
-        return Ok(probes);
+    let options = solving.options();
+    let probes = options.iter().map(|(group, ty)| (group.name.clone(), *ty));
+    if options.len() <= most {
+        return Ok(probes.collect());
     }
+    let probes: BTreeSet<Probe> = probes.collect();
     let mut ranked: Vec<(bool, f64, Probe)> = Vec::new();
     for (group, options) in prepared.priced(&answer) {
         for option in options {

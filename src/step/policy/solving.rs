@@ -73,7 +73,7 @@ impl<'a> Solving<'a> {
     }
 
     /// Says whether a tensor may have a type that is not its own: it is smaller, and nothing that the recipe says is against it.
-    pub(super) fn allows(&self, tensor: &TensorFacts, ty: TensorType) -> bool {
+    fn allows(&self, tensor: &TensorFacts, ty: TensorType) -> bool {
         let bound = |rules: &[Rule]| {
             let rule = rules.iter().find(|rule| rule.pattern.is_match(&tensor.name))?;
             Some(match rule.to {
@@ -86,6 +86,19 @@ impl<'a> Solving<'a> {
             && bound(&self.keep).is_none()
             && bound(&self.floors).is_none_or(|least| ty.bpw() >= least)
             && bound(&self.ceilings).is_none_or(|most| ty.bpw() <= most)
+    }
+
+    /// Returns the groups in the types that they may have, but for the source's own.
+    pub(super) fn options(&self) -> Vec<(&TensorGroup, TensorType)> {
+        let all = self
+            .groups
+            .iter()
+            .flat_map(|group| self.types.iter().map(move |ty| (group, *ty)));
+        let allowed = |(group, ty): &(&TensorGroup, TensorType)| {
+            let mut members = group.members.iter();
+            members.all(|at| self.allows(&self.facts.tensors[*at], *ty))
+        };
+        all.filter(allowed).collect()
     }
 
     /// Returns what a choice has to keep to: the bytes of the file, then the memory of devices.

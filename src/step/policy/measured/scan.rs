@@ -8,7 +8,6 @@ use crate::policy::Losses;
 use crate::policy::ModelFacts;
 use crate::policy::Prepared;
 use crate::policy::Probe;
-use crate::policy::TensorGroup;
 use crate::policy::mean;
 use crate::report::words;
 use crate::step::StepError;
@@ -85,7 +84,7 @@ impl<'r, 't> Scan<'r, 't> {
     pub(super) fn screen(&mut self, probes: &[Probe]) -> Result<Incumbent, StepError> {
         // What stays as it is loses nothing.
         for group in &self.solving.groups {
-            if let Some(own) = own_type(self.facts, group) {
+            if let Some(own) = group.own_type(self.facts) {
                 self.evidence
                     .insert((group.name.clone(), own), vec![0.0; self.null.len()]);
             }
@@ -167,13 +166,6 @@ impl<'r, 't> Scan<'r, 't> {
         }
         Ok(())
     }
-}
-
-/// Returns the type that all tensors of a group have in the source, if it is one.
-fn own_type(facts: &ModelFacts, group: &TensorGroup) -> Option<TensorType> {
-    let own = group.members.first().map(|at| facts.tensors[*at].ty)?;
-    let same = group.members.iter().all(|at| facts.tensors[*at].ty == own);
-    same.then_some(own)
 }
 
 /// Returns the type that an answer gives each group.
