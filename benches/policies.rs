@@ -1,8 +1,8 @@
 //! What measured policies are worth: at the bytes of each of llama.cpp's mixes, the divergence of the mix, and those of the
 //! choices of `measured` and of other methods, on text that none of them saw.
 //!
-//!     cargo bench --bench policies -- [--model FILE] [--mixes Q2_K,Q4_K_M] [--against ashq1,error] [--chunks 16]
-//!         [--refine 6] [--target 0.60] [--folder DIR] [--threads N]
+//!     cargo bench --bench policies -- [--model FILE] [--mixes Q2_K,Q4_K_M] [--against ashq1,error] [--chunks 64]
+//!         [--screen 8] [--refine 4] [--target 0.60] [--folder DIR] [--threads N]
 //!
 //! The model is the example's unless another is named; the texts are the example's. With `--folder` the store and the
 //! candidates stay there, and a second run goes on where the first one was. Intervals of ratios are those of the paired
@@ -47,8 +47,9 @@ fn main() -> ExitCode {
     let list = |text: String| text.split(',').map(str::to_owned).collect::<Vec<_>>();
     let mixes = list(option("--mixes").unwrap_or_else(|| MIXES.to_owned()));
     let against = option("--against").map(list).unwrap_or_default();
-    let chunks = option("--chunks").unwrap_or_else(|| "16".to_owned());
-    let refine = option("--refine").unwrap_or_else(|| "6".to_owned());
+    let chunks = option("--chunks").unwrap_or_else(|| "64".to_owned());
+    let screen = option("--screen").unwrap_or_else(|| "8".to_owned());
+    let refine = option("--refine").unwrap_or_else(|| "4".to_owned());
     let target: f64 = option("--target").map_or(0.60, |target| target.parse().unwrap());
     let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let bench = Bench {
@@ -71,6 +72,8 @@ fn main() -> ExitCode {
         quoted(&mixes)
     );
     bench.build(&start, true);
+    // As many chunks as `measured` has.
+    let sensitivities = format!("corpus = \"calibration\"\nchunks = {chunks}\nblock = {screen}\n");
     let mut sections = Vec::new();
     for mix in &mixes {
         let bytes = fs::metadata(bench.candidate(&format!("mix-{mix}"))).unwrap().len();
@@ -84,11 +87,13 @@ fn main() -> ExitCode {
         };
         section(
             "measured",
-            &format!("corpus = \"calibration\"\nchunks = {chunks}\nrefine = {refine}\n"),
+            &format!(
+                "corpus = \"calibration\"\nchunks = {chunks}\nscreen = {screen}\nblock = {screen}\nrefine = {refine}\n"
+            ),
         );
         for method in &against {
             let more = match method.as_str() {
-                "error" => "corpus = \"calibration\"\n",
+                "error" => &sensitivities,
                 // Its own floors are above most of these sizes.
                 "ashq1" => "floors = [{ match = \".\", type = \"Q3_K\" }]\n",
                 _ => "",

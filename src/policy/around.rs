@@ -61,11 +61,12 @@ impl<'a> Around<'a> {
 
     /// Returns the change of the mean loss that every move would bring, with `penalty` for each that is one; 0 for what the choice
     /// has. A measured move counts as what it loses alone over all chunks, corrected by what it loses more or less than alone
-    /// on the chunks that it was measured on. Others count as what they lose alone, times what their group's measured moves lose
-    /// beside the others for what they lose alone.
+    /// on the chunks that it was measured on, as far as that stands out of the noise. Others count as what they lose alone, times
+    /// what their group's measured moves lose beside the others for what they lose alone.
     pub fn losses(&self, penalty: f64) -> Losses {
         let alone = &self.alone;
-        let ratios = self.ratios();
+        let interplay = self.interplay();
+        let ratios = self.ratios(&interplay);
         let mut losses = Losses::new();
         for (probe, loss) in alone {
             let (group, ty) = probe;
@@ -86,11 +87,14 @@ impl<'a> Around<'a> {
             }
             let change = loss.mean - stays.mean;
             let around = match self.measured(probe, *own) {
-                Some((more, variance, chunks)) => Loss {
-                    mean: change + more,
-                    variance,
-                    chunks,
-                },
+                Some(more) => {
+                    let believed = interplay.believed(more.len());
+                    Loss {
+                        mean: change + believed * mean(&more),
+                        variance: believed * variance(&more) / more.len() as f64,
+                        chunks: u32::try_from(more.len()).unwrap_or(u32::MAX),
+                    }
+                }
                 None => Loss {
                     mean: change * ratios.get(group).copied().unwrap_or(1.0),
                     variance: 0.0,
@@ -108,13 +112,12 @@ impl<'a> Around<'a> {
         losses
     }
 
-    /// Returns what a measured move loses more than it would alone: the mean, its variance, and of how many chunks.
-    fn measured(&self, probe: &Probe, own: TensorType) -> Option<(f64, f64, u32)> {
+    /// Returns what a measured move loses more than it would alone, by chunk.
+    fn measured(&self, probe: &Probe, own: TensorType) -> Option<Vec<f64>> {
         let change = self.moves.get(probe)?;
         let alone = self.alone(probe, own)?;
         let more: Vec<f64> = change.iter().zip(&alone).map(|(with, alone)| with - alone).collect();
-        let chunks = more.len();
-        (chunks > 0).then(|| (mean(&more), variance(&more) / chunks as f64, chunks as u32))
+        (!more.is_empty()).then_some(more)
     }
 
     /// Returns what a move changes alone, by chunk.
@@ -123,22 +126,82 @@ impl<'a> Around<'a> {
         Some(to.iter().zip(from).map(|(to, from)| to - from).collect())
     }
 
-    /// Returns for each group how much its measured moves change for what they change alone.
-    fn ratios(&self) -> BTreeMap<String, f64> {
-        let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
-        for (probe, change) in &self.moves {
+    /// Returns how much of what measured moves lose more or less than alone is more than noise.
+    ///
+    /// A divergence is about the square of an error, so two errors beside each other lose more than alone by twice their product:
+    /// moves are compared in units of the square root of what they lose alone, before and after. Their mean square is
+    /// that of the interplay itself and that of the noise, which the chunks tell (empirical Bayes: Efron and Morris, Stein's
+    /// estimation rule and its competitors, JASA 68, 1973).
+    fn interplay(&self) -> Interplay {
+        let (mut squares, mut noise, mut count) = (0.0, 0.0, 0.0);
+        for probe in self.moves.keys() {
             let Some(own) = self.choice.get(&probe.0) else { continue };
+            let Some(more) = self.measured(probe, *own) else {
+                continue;
+            };
+            let lost = |ty| {
+                self.alone
+                    .get(&(probe.0.clone(), ty))
+                    .map_or(0.0, |loss| loss.mean.max(0.0))
+            };
+            let unit = lost(*own) + lost(probe.1);
+            if unit > 0.0 && more.len() > 1 {
+                let of_chunk = variance(&more);
+                squares += (mean(&more).powi(2) - of_chunk / more.len() as f64) / unit;
+                noise += of_chunk / unit;
+                count += 1.0;
+            }
+        }
+        if count == 0.0 {
+            return Interplay::default();
+        }
+        Interplay {
+            spread: (squares / count).max(0.0),
+            noise: noise / count,
+        }
+    }
+
+    /// Returns for each group how much its measured moves change for what they change alone.
+    fn ratios(&self, interplay: &Interplay) -> BTreeMap<String, f64> {
+        let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+        for probe in self.moves.keys() {
+            let Some(own) = self.choice.get(&probe.0) else { continue };
+            let Some(more) = self.measured(probe, *own) else {
+                continue;
+            };
             let Some(alone) = self.alone(probe, *own) else { continue };
-            let alone = mean(&alone[..alone.len().min(change.len())]);
+            let alone = mean(&alone[..alone.len().min(more.len())]);
+            let with = alone + interplay.believed(more.len()) * mean(&more);
             // Signs are taken out, or moves up and down would cancel.
             let sum = sums.entry(probe.0.clone()).or_default();
-            sum.0 += mean(change) * alone.signum();
+            sum.0 += with * alone.signum();
             sum.1 += alone.abs();
         }
         sums.into_iter()
             .filter(|(_, (_, alone))| *alone > 0.0)
             .map(|(group, (with, alone))| (group, (with / alone).clamp(RATIOS.0, RATIOS.1)))
             .collect()
+    }
+}
+
+/// How much moves lose more or less than alone: variances, in units of what they lose alone.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+struct Interplay {
+    /// Of what they really do.
+    spread: f64,
+    /// Of what a chunk shows of it.
+    noise: f64,
+}
+
+impl Interplay {
+    /// Returns the part of a mean over chunks that is to be believed; all of it where nothing is known of the noise.
+    fn believed(&self, chunks: usize) -> f64 {
+        let noise = self.noise / (chunks as f64).max(1.0);
+        if noise > 0.0 {
+            self.spread / (self.spread + noise)
+        } else {
+            1.0
+        }
     }
 }
 
@@ -173,5 +236,34 @@ mod tests {
             -2.0 + 0.5,
             "nothing is known beside others"
         );
+    }
+    #[test]
+    fn what_moves_lose_beside_the_others_is_believed_as_far_as_it_stands_out_of_the_noise() {
+        let types = [TensorType::Q2_K, TensorType::Q3_K, TensorType::Q5_K, TensorType::Q6_K];
+        let around = |more: &dyn Fn(usize, usize) -> f64| {
+            let mut evidence = Evidence::new(4);
+            evidence.insert(("a".to_owned(), TensorType::Q4_K), vec![1.0; 4]);
+            for ty in types {
+                evidence.insert(("a".to_owned(), ty), vec![3.0; 4]);
+            }
+            let mut around = Around::new(&evidence, BTreeMap::from([("a".to_owned(), TensorType::Q4_K)]));
+            for (which, ty) in types.into_iter().enumerate() {
+                let change = (0..4).map(|chunk| 2.0 + more(which, chunk)).collect();
+                around.insert(("a".to_owned(), ty), change);
+            }
+            let losses = around.losses(0.0);
+            types.map(|ty| losses[&("a".to_owned(), ty)].mean - 2.0)
+        };
+        let sign = |at: usize| if at.is_multiple_of(2) { 1.0 } else { -1.0 };
+        // Chunks that contradict each other about a move that does nothing in the mean.
+        let noise = around(&|which, chunk| sign(which) * if chunk == 0 { 1.0 } else { -0.2 });
+        assert_eq!(noise, [0.0; 4]);
+        let sure = around(&|which, _| sign(which));
+        assert_eq!(sure, [1.0, -1.0, 1.0, -1.0]);
+        let both = around(&|which, chunk| sign(which) + sign(chunk));
+        // A mean square of 1, of which a variance of 4/3 by chunk makes 1/3.
+        for (which, more) in both.into_iter().enumerate() {
+            assert!((more - sign(which) * 2.0 / 3.0).abs() < 1e-12, "{both:?}");
+        }
     }
 }

@@ -6,6 +6,7 @@
 //! group. Chunks are the same for all options, so differences are paired, and noise that a chunk gives to all cancels out.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use crate::allocation::Answer;
 use crate::policy::Loss;
@@ -54,29 +55,22 @@ impl Evidence {
         self.of.get(probe).is_some_and(|lost| lost.len() >= self.chunks)
     }
 
-    /// Returns the mean loss of every probe over all chunks. Of those that were measured on the first chunks only, it is
-    /// estimated by the ratio of means over all and over those chunks of the group's whole probes, or of all whole probes
-    /// (the ratio estimator of survey sampling: Cochran, Sampling Techniques, 1977, chapter 6).
+    /// Returns on how many chunks a probe was measured.
+    pub fn measured_on(&self, probe: &Probe) -> usize {
+        self.of.get(probe).map_or(0, Vec::len)
+    }
+
+    /// Returns the mean loss of every probe over the most chunks that any was measured on. Of those that were measured on fewer, it
+    /// is estimated by the ratio of means over more and over fewer chunks of the group's probes that were measured on more, or of
+    /// all such probes (the ratio estimator of survey sampling: Cochran, Sampling Techniques, 1977, chapter 6).
     pub fn losses(&self) -> Losses {
-        let mut known: BTreeMap<(Option<&str>, usize), Option<f64>> = BTreeMap::new();
-        let mut ratio = |group: Option<&'_ str>, first: usize| {
-            let group = group.and_then(|group| {
-                self.of
-                    .range(of_group(group))
-                    .next()
-                    .map(|((name, _), _)| name.as_str())
-            });
-            *known.entry((group, first)).or_insert_with(|| self.ratio(group, first))
-        };
+        let lengths: BTreeSet<usize> = self.of.values().map(Vec::len).filter(|length| *length > 0).collect();
+        let mut known: BTreeMap<(&str, usize), f64> = BTreeMap::new();
         let mut losses = Losses::new();
         for (probe, lost) in &self.of {
-            let scale = if lost.is_empty() || lost.len() >= self.chunks {
-                1.0
-            } else {
-                ratio(Some(&probe.0), lost.len())
-                    .or_else(|| ratio(None, lost.len()))
-                    .unwrap_or(1.0)
-            };
+            let scale = *known
+                .entry((&probe.0, lost.len()))
+                .or_insert_with(|| self.scale(&probe.0, lost.len(), &lengths));
             let loss = Loss {
                 mean: scale * mean(lost),
                 variance: scale * scale * variance_of_mean(lost),
@@ -87,20 +81,35 @@ impl Evidence {
         losses
     }
 
-    /// Returns what whole probes lost over all chunks for what they lost on the first ones: those of a group, or all.
-    fn ratio(&self, group: Option<&str>, first: usize) -> Option<f64> {
-        let (mut all, mut few) = (0.0, 0.0);
+    /// Returns what a group loses on average over the most chunks for what it loses over the `first` ones: from each length to the
+    /// next by the probes that have it.
+    fn scale(&self, group: &str, first: usize, lengths: &BTreeSet<usize>) -> f64 {
+        let mut scale = 1.0;
+        let mut from = first;
+        for &to in lengths.range(first + 1..) {
+            if from > 0 {
+                let ratio = self.ratio(Some(group), from, to).or_else(|| self.ratio(None, from, to));
+                scale *= ratio.unwrap_or(1.0);
+            }
+            from = to;
+        }
+        scale
+    }
+
+    /// Returns what probes of a group, or of all, lost on so many chunks for what they lost on fewer.
+    fn ratio(&self, group: Option<&str>, few: usize, more: usize) -> Option<f64> {
+        let (mut over, mut under) = (0.0, 0.0);
         let mut add = |lost: &Vec<f64>| {
-            if lost.len() >= self.chunks {
-                all += mean(lost);
-                few += mean(&lost[..first]);
+            if lost.len() >= more {
+                over += mean(&lost[..more]);
+                under += mean(&lost[..few]);
             }
         };
         match group {
             Some(group) => self.of.range(of_group(group)).for_each(|(_, lost)| add(lost)),
             None => self.of.values().for_each(add),
         }
-        (all > 0.0 && few > 0.0).then(|| all / few)
+        (over > 0.0 && under > 0.0).then(|| over / under)
     }
 
     /// Returns the probes that the choice of an answer may hang on, with the reduced cost of each: those chosen, and those
@@ -194,6 +203,22 @@ mod tests {
         assert_eq!(of("b", TensorType::Q2_K).chunks, 2);
         assert!(evidence.is_whole(&probe("a", TensorType::Q4_K)));
         assert!(!evidence.is_whole(&probe("a", TensorType::Q2_K)));
+    }
+
+    #[test]
+    fn probes_of_many_lengths_are_brought_to_the_longest_step_by_step() {
+        let mut evidence = Evidence::new(8);
+        let probe = |group: &str, ty| (group.to_owned(), ty);
+        evidence.insert(probe("a", TensorType::Q2_K), vec![4.0]);
+        evidence.insert(probe("a", TensorType::Q3_K), vec![2.0, 6.0]);
+        evidence.insert(probe("b", TensorType::Q3_K), vec![1.0, 1.0, 3.0, 3.0]);
+        let losses = evidence.losses();
+        // Twice by its own group's probe, twice by the other's: all chunks were measured for none.
+        assert_eq!(losses[&probe("a", TensorType::Q2_K)].mean, 16.0);
+        assert_eq!(losses[&probe("a", TensorType::Q3_K)].mean, 8.0);
+        assert_eq!(losses[&probe("b", TensorType::Q3_K)].mean, 2.0);
+        assert_eq!(evidence.measured_on(&probe("a", TensorType::Q3_K)), 2);
+        assert_eq!(evidence.measured_on(&probe("c", TensorType::Q3_K)), 0);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Killed at every call: `strace` kills the program, or lets a call fail, at each file-system call of a build, of a build
 //! that replaces outputs, and of a collection. After each: the next build succeeds, `forge cache verify` is clean, nothing
 //! committed is lost, nothing broken is believed. `FORGE_TEST_KILLS` (0: a sample) says at how many calls for each kind of
-//! them, `FORGE_TEST_SEED` (1) which ones are in the sample.
+//! them, `FORGE_TEST_SEED` (1) which ones are in the sample. `TMPDIR=/dev/shm FORGE_TEST_KILLS=100000` tries every call, in minutes.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;

@@ -27,6 +27,9 @@ const RULES: u32 = 1;
 /// The version of the solver and of guessed losses: raise it when either gives another answer.
 const SOLVER: u32 = 1;
 
+/// The version of how `measured` searches, and of the solver: raise it when either comes to another choice.
+const SEARCH: u32 = 2;
+
 fn keep_of(step: &PolicyStep) -> Vec<String> {
     step.keep.iter().map(|pattern| pattern.as_str().to_owned()).collect()
 }
@@ -233,7 +236,7 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
                 keep,
                 devices: devices_of(&measured.devices),
                 states: DEFAULT_STATES,
-                solver: SOLVER,
+                solver: SEARCH,
                 quantizer: env.quantizer.fingerprint(),
                 evaluator: env.evaluator.fingerprint(),
             }))

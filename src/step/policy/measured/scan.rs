@@ -80,7 +80,8 @@ impl<'r, 't> Scan<'r, 't> {
         self.first_loss
     }
 
-    /// Measures all probes on the first chunks and those that the choice hangs on, on all; returns the best choice by them.
+    /// Measures all probes on the first chunks and those that the choice hangs on, on more and in the end on all; returns the best
+    /// choice by them.
     pub(super) fn screen(&mut self, probes: &[Probe]) -> Result<Incumbent, StepError> {
         // What stays as it is loses nothing.
         for group in &self.solving.groups {
@@ -116,11 +117,22 @@ impl<'r, 't> Scan<'r, 't> {
                     round: 0,
                 });
             }
-            let what = format!(
-                "a closer look at {}, on which the choice hangs",
-                words::count(open.len() as u64, "type")
-            );
-            self.probe(&what, &open, usize::MAX)?;
+            // Twice as many chunks each time: most of what looks open on few is not on some more.
+            let mut of_length: BTreeMap<usize, Vec<Probe>> = BTreeMap::new();
+            for probe in open {
+                of_length
+                    .entry(self.evidence.measured_on(&probe))
+                    .or_default()
+                    .push(probe);
+            }
+            for (chunks, open) in of_length {
+                let (blocks, _) = self.bench.first_blocks(2 * chunks as u64);
+                let what = format!(
+                    "a closer look at {}, on which the choice hangs",
+                    words::count(open.len() as u64, "type")
+                );
+                self.probe(&what, &open, blocks)?;
+            }
         }
     }
 
