@@ -213,8 +213,9 @@ impl Session {
         })
     }
 
-    /// Returns what an evaluation would add to the reference's log-probabilities; `counted` are those that others before it
-    /// add. Nothing where the candidate is yet to be told and its file is there: it may be the one that was measured.
+    /// Returns what an evaluation or a policy that measures would add to the reference's log-probabilities; `counted` are those
+    /// that others before it add. Nothing where the candidate is yet to be told and its file is there: it may be the one that was
+    /// measured.
     fn reference(
         &self,
         node: &Node,
@@ -223,15 +224,15 @@ impl Session {
         headers: &mut Headers,
         counted: &mut BTreeSet<String>,
     ) -> Option<Need> {
-        let Work::Eval { step, candidate } = &node.work else {
-            return None;
-        };
-        let StepBody::Eval(eval) = &step.body else { return None };
-        if known.step(candidate).is_err() && is_there(candidate, env) {
+        if let Work::Eval { candidate, .. } = &node.work
+            && known.step(candidate).is_err()
+            && is_there(candidate, env)
+        {
             return None;
         }
-        let vocabulary = self.header(&eval.reference, env, headers)?.vocabulary?;
-        let corpus = self.graph.node(&NodeId::Step(eval.corpus.clone()))?;
+        let comparison = step::room::Comparison::of(node, known)?;
+        let vocabulary = self.header(comparison.reference, env, headers)?.vocabulary?;
+        let corpus = self.graph.node(&NodeId::Step(comparison.corpus.clone()))?;
         let Work::Step(Step {
             body: StepBody::Corpus(texts),
             ..
@@ -239,7 +240,7 @@ impl Session {
         else {
             return None;
         };
-        let blocks = step::eval::foresee(node, known, env, vocabulary, (corpus, texts)).ok()?;
+        let blocks = step::room::foresee(&comparison, known, env, vocabulary, (corpus, texts)).ok()?;
         let new = blocks.into_iter().filter(|(name, _)| counted.insert(name.clone()));
         let bytes: u64 = new.map(|(_, bytes)| bytes).sum();
         (bytes > 0).then(|| Need {

@@ -2,7 +2,6 @@
 //! log-probabilities are computed once for all candidates, and only where a candidate's block is not known yet.
 
 mod blocks;
-mod room;
 
 use std::collections::BTreeMap;
 
@@ -43,7 +42,6 @@ use crate::step::tokens::Block;
 
 pub use blocks::Compute;
 pub use blocks::Reference;
-pub use room::foresee;
 
 pub(crate) use blocks::failed;
 

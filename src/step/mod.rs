@@ -17,6 +17,7 @@ pub mod model;
 pub mod output;
 pub mod policy;
 pub mod promote;
+pub mod room;
 pub mod source;
 pub mod source_file;
 mod task;

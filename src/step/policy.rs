@@ -39,6 +39,7 @@ use crate::step::model::decode;
 use crate::step::model::encode;
 use crate::step::model::facts_of;
 use crate::step::output;
+use crate::step::tokens;
 
 pub use budget::energies_of;
 pub use choose::foresee;
@@ -57,6 +58,18 @@ fn policy_step(node: &Node) -> Result<&PolicyStep, StepError> {
             _ => Err(misplaced(node)),
         },
         _ => Err(misplaced(node)),
+    }
+}
+
+/// Returns the texts that a policy measures the model on, and what it takes of them; nothing of one that measures nothing.
+pub(super) fn measures_on(step: &PolicyStep) -> Option<(&model::StepId, tokens::Cut)> {
+    match &step.method {
+        model::Method::Measured(measured) => Some((&measured.corpus, measured::cut_of(measured))),
+        model::Method::Error(error) => {
+            let probes = error.probes.as_ref()?;
+            Some((&probes.corpus, error::cut_of(probes)))
+        }
+        _ => None,
     }
 }
 

@@ -67,3 +67,33 @@ fn references_are_counted_before_the_first_step_and_exactly_once_the_tokens_are_
     project.recipe(&format!("{}bootstrap = 300\n", with_chunks(Some(60)).trim_start()));
     let _ = project.run(&["build", "-j", "1"]).success();
 }
+
+#[test]
+fn a_policy_that_measures_counts_its_references_too() {
+    let forge = small::project();
+    let text = std::fs::read(quickstart().join("held-out.txt")).unwrap();
+    forge.write("held-out.txt", &text);
+    let mount = forge.path("small-disk");
+    let Some(_disk) = SmallDisk::mount(&mount, "40m") else {
+        return;
+    };
+    let project = forge.with_store(&mount.join("store"));
+    let (before, after) = RECIPE.split_once("[policy.mix]").unwrap();
+    let (_, promote) = after.split_once("[promote.small]").unwrap();
+    let promote = promote.split_once("[eval.quality]").unwrap().0;
+    let with = |chunks: u64| {
+        format!(
+            "{before}[policy.mix]\nmethod = \"measured\"\nimatrix = \"general\"\ncorpus = \"held-out\"\ncontext = 64\nchunks = {chunks}\n\
+             screen = 1\nblock = 1\nrefine = 0\ntypes = [\"Q8_0\"]\nbudget = \"12 bpw\"\n[promote.small]{promote}"
+        )
+    };
+    let least = text.len() as u64 / 8 / 64;
+    let told = words::bytes(size_of_reference(VOCABULARY, POSITIONS * least));
+    project.recipe(&with(1_000_000));
+    let run = project.run(&["build", "-j", "1"]).status(3);
+    let sentence = format!("`policy.mix` would write {told}");
+    assert!(run.stderr.contains(&sentence), "{sentence}: {}", run.stderr);
+    assert_eq!(committed(project.store()), BTreeSet::new());
+    project.recipe(&with(2));
+    let _ = project.run(&["build", "-j", "1"]).success();
+}

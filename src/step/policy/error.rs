@@ -17,6 +17,7 @@ use crate::policy::Sensitivity;
 use crate::policy::TensorGroup;
 use crate::recipe::model::ErrorPolicy;
 use crate::recipe::model::PolicyStep;
+use crate::recipe::model::Probes;
 use crate::report::words;
 use crate::step::Inputs;
 use crate::step::Outcome;
@@ -52,12 +53,7 @@ impl<'i> Parts<'i> {
         let probing = settings.probes.as_ref().map(|probes| {
             Ok::<_, StepError>(Probing {
                 corpus: inputs.step(&probes.corpus)?,
-                cut: tokens::Cut {
-                    context: probes.context,
-                    chunks: Some(probes.chunks),
-                    block: probes.block,
-                    take: tokens::Take::Spread,
-                },
+                cut: cut_of(probes),
                 count: probes.count,
             })
         });
@@ -66,6 +62,16 @@ impl<'i> Parts<'i> {
             join: step.join.as_ref().map(|join| inputs.step(join)).transpose()?,
             probing: probing.transpose()?,
         })
+    }
+}
+
+/// Returns what probes take of the texts.
+pub(super) fn cut_of(probes: &Probes) -> tokens::Cut {
+    tokens::Cut {
+        context: probes.context,
+        chunks: Some(probes.chunks),
+        block: probes.block,
+        take: tokens::Take::Spread,
     }
 }
 

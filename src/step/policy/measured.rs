@@ -51,13 +51,18 @@ impl<'i> Parts<'i> {
             model: inputs.source(&step.model)?,
             join: step.join.as_ref().map(|join| inputs.step(join)).transpose()?,
             corpus: inputs.step(&settings.corpus)?,
-            cut: tokens::Cut {
-                context: settings.context,
-                chunks: Some(settings.chunks),
-                block: settings.block,
-                take: tokens::Take::Spread,
-            },
+            cut: cut_of(settings),
         })
+    }
+}
+
+/// Returns what probes take of the texts.
+pub(super) fn cut_of(settings: &MeasuredPolicy) -> tokens::Cut {
+    tokens::Cut {
+        context: settings.context,
+        chunks: Some(settings.chunks),
+        block: settings.block,
+        take: tokens::Take::Spread,
     }
 }
 

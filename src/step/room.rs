@@ -1,0 +1,144 @@
+//! What the reference's log-probabilities will take in the store, told before the first of them is computed.
+
+use crate::digest::BlobDigest;
+use crate::figures;
+use crate::graph::Node;
+use crate::graph::Work;
+use crate::recipe::model::CorpusStep;
+use crate::recipe::model::SourceName;
+use crate::recipe::model::Step;
+use crate::recipe::model::StepBody;
+use crate::recipe::model::StepId;
+use crate::step::Env;
+use crate::step::Inputs;
+use crate::step::Outcome;
+use crate::step::StepError;
+use crate::step::Task;
+use crate::step::eval::Reference;
+use crate::step::eval::failed;
+use crate::step::policy;
+use crate::step::tokens;
+use crate::step::tokens::Cut;
+use crate::step::tokens::Take;
+
+/// More bytes than a token of a text has on average, in any language and with any vocabulary: before a corpus is read as
+/// tokens, its length divided by this tells how many there are at the least.
+const BYTES_PER_TOKEN: u64 = 8;
+
+/// What is compared with a reference's log-probabilities.
+pub struct Comparison<'n> {
+    /// The reference.
+    pub reference: &'n SourceName,
+    /// The texts.
+    pub corpus: &'n StepId,
+    /// What is taken of them.
+    cut: Cut,
+    /// The digest of all that decides what the measured model computes; nothing where that is not known yet.
+    compute: Option<BlobDigest>,
+}
+
+impl<'n> Comparison<'n> {
+    /// Returns what a step compares first, if it compares anything: an evaluation its candidate, a policy that measures the model
+    /// itself, on all chunks that anything else is measured on. `known` is what the nodes before it have made, as far as that
+    /// can be told.
+    pub fn of(node: &'n Node, known: &Inputs) -> Option<Self> {
+        let compute = |outcome: Result<&Outcome, StepError>| outcome.and_then(|outcome| outcome.output("compute")).ok();
+        match &node.work {
+            Work::Eval { step, candidate } => match &step.body {
+                StepBody::Eval(eval) if eval.kld => Some(Self {
+                    reference: &eval.reference,
+                    corpus: &eval.corpus,
+                    cut: Cut {
+                        context: eval.context,
+                        chunks: eval.chunks,
+                        block: eval.block,
+                        take: Take::First,
+                    },
+                    compute: compute(known.step(candidate)),
+                }),
+                _ => None,
+            },
+            Work::Step(Step {
+                body: StepBody::Policy(policy),
+                ..
+            }) => {
+                let (corpus, cut) = policy::measures_on(policy)?;
+                Some(Self {
+                    reference: &policy.model,
+                    corpus,
+                    cut,
+                    compute: compute(known.source(&policy.model)),
+                })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Returns how many bytes of the reference's log-probabilities a comparison still has to compute: for each block that it needs
+/// and that is not in the store, by a name that is the same for all comparisons that share the block. Of a model that is yet
+/// to be made, every block counts. Where the corpus was not yet read as tokens, one entry stands for all blocks of it in chunks of
+/// that length, with the least that these can take.
+/// `vocabulary` is how many tokens the model knows, `texts` is the corpus.
+///
+/// # Errors
+///
+/// What would fail the step, too.
+pub fn foresee(
+    comparison: &Comparison<'_>,
+    known: &Inputs,
+    env: &Env<'_>,
+    vocabulary: u64,
+    texts: (&Node, &CorpusStep),
+) -> Result<Vec<(String, u64)>, StepError> {
+    let Comparison {
+        reference: model,
+        corpus,
+        cut,
+        compute,
+    } = *comparison;
+    let positions = figures::scored_positions(cut.context as usize).map_err(failed)?.len() as u64;
+    let size = |chunks: u64| figures::size_of_reference(vocabulary, positions.saturating_mul(chunks));
+    let blocks = match (known.source(model), known.step(corpus)) {
+        (Ok(model), Ok(corpus)) => tokens::known_blocks(env, model, corpus, cut)?.map(|blocks| (model, blocks)),
+        _ => None,
+    };
+    let (corpus_node, corpus_step) = texts;
+    let Some((outcome, blocks)) = blocks else {
+        let files = env.corpus_files(&corpus_node.id, corpus_step)?;
+        let bytes: u64 = files
+            .iter()
+            .filter_map(|path| crate::fs::Stamp::of(path).ok())
+            .map(|stamp| stamp.size)
+            .sum();
+        let chunks = bytes / BYTES_PER_TOKEN / u64::from(cut.context.max(1));
+        let chunks = cut.chunks.map_or(chunks, |most| most.min(chunks));
+        let name = format!("{model} {corpus} {} {:?}", cut.context, cut.take);
+        return Ok(if chunks == 0 {
+            Vec::new()
+        } else {
+            vec![(name, size(chunks))]
+        });
+    };
+    let task = Task::new(corpus_node.id.to_string(), env);
+    let reference = Reference {
+        task: &task,
+        model: outcome,
+        context: cut.context,
+    };
+    let mut needed = Vec::new();
+    for block in &blocks {
+        let is_known = match compute {
+            Some(compute) => {
+                let action = reference.block_action(compute, block, true)?;
+                env.store.lookup(&action.digest())?.is_some()
+            }
+            None => false,
+        };
+        let key = reference.action(block)?.digest();
+        if !is_known && env.store.lookup(&key)?.is_none() {
+            needed.push((key.to_string(), size(block.chunks.len() as u64)));
+        }
+    }
+    Ok(needed)
+}
