@@ -228,6 +228,7 @@ pub(super) fn evidence(rows: &[&Row]) -> Vec<String> {
             words::names(&missed, 3)
         ));
     }
+    lines.extend(unranked(rows));
     for row in rows {
         let reference = row
             .ppl_reference
@@ -245,6 +246,39 @@ pub(super) fn evidence(rows: &[&Row]) -> Vec<String> {
         }
     }
     lines
+}
+
+/// How many pairs that cannot be ranked are named.
+const UNRANKED: usize = 3;
+
+/// Names neighbours that differ by less than what their policies predicted of them is off: the order of such choices is the
+/// text's as much as theirs.
+fn unranked(rows: &[&Row]) -> Option<String> {
+    let off = |row: &Row| Some((row.kld_mean? - row.kld_predicted?).abs());
+    let mut known: Vec<(&Row, f64, f64)> = rows
+        .iter()
+        .filter_map(|row| Some((*row, row.kld_mean?, off(row)?)))
+        .collect();
+    known.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let pairs = known.windows(2).filter_map(|pair| {
+        let [(a, first, off_a), (b, second, off_b)] = pair else {
+            return None;
+        };
+        let (differ, off) = (second - first, off_a.max(*off_b));
+        (a.fingerprint == b.fingerprint && differ < off).then(|| {
+            format!(
+                "`{}` and `{}` (they differ by {differ:.6}, predictions by {off:.6})",
+                a.candidate, b.candidate
+            )
+        })
+    });
+    let mut pairs: Vec<String> = pairs.collect();
+    let more = pairs.len().saturating_sub(UNRANKED);
+    pairs.truncate(UNRANKED);
+    if more > 0 {
+        pairs.push(format!("{more} more"));
+    }
+    (!pairs.is_empty()).then(|| format!("cannot be ranked by what was predicted: {}", pairs.join("; ")))
 }
 
 fn number(value: Option<f64>, digits: usize) -> String {
@@ -313,6 +347,34 @@ mod tests {
             front,
             [true, true, false, true, true],
             "equals do not beat each other, nor do other engines"
+        );
+    }
+
+    #[test]
+    fn choices_that_differ_by_less_than_predictions_are_off_are_not_ranked() {
+        let predicted = |candidate: &str, kld: f64, predicted: f64| Row {
+            kld_predicted: Some(predicted),
+            ..row(candidate, 100, kld)
+        };
+        let mut elsewhere = predicted("elsewhere", 0.1005, 0.2);
+        elsewhere.fingerprint = "e".repeat(64);
+        let rows = [
+            predicted("a", 0.1, 0.104),
+            predicted("b", 0.103, 0.103),
+            predicted("c", 0.2, 0.203),
+            row("d", 100, 0.1031),
+        ];
+        let said = |rows: &[Row]| unranked(&rows.iter().collect::<Vec<_>>());
+        assert_eq!(
+            said(&rows).unwrap(),
+            "cannot be ranked by what was predicted: `a` and `b` (they differ by 0.003000, predictions by 0.004000)"
+        );
+        assert_eq!(said(&rows[1..]), None, "nothing was predicted of `d`");
+        assert_eq!(said(&[rows[0].clone(), elsewhere]), None, "measured by another engine");
+        let text = Metrics::new("tiny", rows.into()).markdown();
+        assert!(
+            text.contains("cannot be ranked by what was predicted: `a` and `b`"),
+            "{text}"
         );
     }
 

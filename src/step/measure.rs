@@ -261,7 +261,7 @@ impl<'r, 't> Bench<'r, 't> {
                     words::bytes(needed),
                     words::bytes(free)
                 ),
-                "measure on a machine with more memory, or choose by `method = \"prior\"`",
+                "measure on a machine with more memory, or choose by `method = \"error\"` with `probes = 0`, which needs no model in memory",
             ));
         }
         let path = files.first().map(|file| file.path.clone()).unwrap_or_default();

@@ -27,7 +27,7 @@ use crate::step::output;
 use crate::step::promote;
 
 /// The version of the table: raise it when its form changes.
-const TABLE: u32 = 1;
+const TABLE: u32 = 2;
 
 /// A table of candidates.
 pub struct Metrics;

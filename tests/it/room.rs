@@ -9,6 +9,7 @@ use crate::small;
 use crate::small::RECIPE;
 use crate::small::SmallDisk;
 use crate::small::committed;
+use crate::support::Forge;
 use crate::support::quickstart;
 
 /// Tokens that the small model knows.
@@ -23,16 +24,22 @@ fn with_chunks(chunks: Option<u64>) -> String {
     text
 }
 
-#[test]
-fn references_are_counted_before_the_first_step_and_exactly_once_the_tokens_are_known() {
+/// Returns a project with a store on a small disk, which goes first, and the length of the text that it measures on.
+fn on_a_small_disk() -> Option<(Forge, SmallDisk, u64)> {
     let forge = small::project();
     let text = std::fs::read(quickstart().join("held-out.txt")).unwrap();
     forge.write("held-out.txt", &text);
     let mount = forge.path("small-disk");
-    let Some(_disk) = SmallDisk::mount(&mount, "40m") else {
+    let disk = SmallDisk::mount(&mount, "40m")?;
+    let project = forge.with_store(&mount.join("store"));
+    Some((project, disk, text.len() as u64))
+}
+
+#[test]
+fn references_are_counted_before_the_first_step_and_exactly_once_the_tokens_are_known() {
+    let Some((project, _disk, length)) = on_a_small_disk() else {
         return;
     };
-    let project = forge.with_store(&mount.join("store"));
     // All of the text: its length tells that it cannot fit.
     project.recipe(&with_chunks(None));
     let run = project.run(&["build", "-j", "1"]).status(3);
@@ -47,7 +54,7 @@ fn references_are_counted_before_the_first_step_and_exactly_once_the_tokens_are_
         "they share it: {}",
         run.stderr
     );
-    let least = text.len() as u64 / 8 / 64;
+    let least = length / 8 / 64;
     let told = words::bytes(size_of_reference(VOCABULARY, POSITIONS * least));
     assert!(run.stderr.contains(&told), "{told}: {}", run.stderr);
     assert_eq!(committed(project.store()), BTreeSet::new());
@@ -70,14 +77,9 @@ fn references_are_counted_before_the_first_step_and_exactly_once_the_tokens_are_
 
 #[test]
 fn a_policy_that_measures_counts_its_references_too() {
-    let forge = small::project();
-    let text = std::fs::read(quickstart().join("held-out.txt")).unwrap();
-    forge.write("held-out.txt", &text);
-    let mount = forge.path("small-disk");
-    let Some(_disk) = SmallDisk::mount(&mount, "40m") else {
+    let Some((project, _disk, length)) = on_a_small_disk() else {
         return;
     };
-    let project = forge.with_store(&mount.join("store"));
     let (before, after) = RECIPE.split_once("[policy.mix]").unwrap();
     let (_, promote) = after.split_once("[promote.small]").unwrap();
     let promote = promote.split_once("[eval.quality]").unwrap().0;
@@ -87,7 +89,7 @@ fn a_policy_that_measures_counts_its_references_too() {
              screen = 1\nblock = 1\nrefine = 0\ntypes = [\"Q8_0\"]\nbudget = \"12 bpw\"\n[promote.small]{promote}"
         )
     };
-    let least = text.len() as u64 / 8 / 64;
+    let least = length / 8 / 64;
     let told = words::bytes(size_of_reference(VOCABULARY, POSITIONS * least));
     project.recipe(&with(1_000_000));
     let run = project.run(&["build", "-j", "1"]).status(3);
