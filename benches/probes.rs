@@ -2,9 +2,9 @@
 //! `llama-quantize` and measured by `llama-perplexity` for each.
 //!
 //!     FORGE_PEER_BIN=$(sh tests/peers/build-llama-cpp.sh) cargo bench --bench probes -- [--model FILE] [--chunks 4]
-//!         [--theirs 8] [--threads 2]
+//!         [--context 512] [--theirs 8] [--threads 2]
 //!
-//! Both measure the same number of chunks of 512 tokens against the model's own log-probabilities, which were computed before;
+//! Both measure the same number of chunks of as many tokens against the model's own log-probabilities, which were computed before;
 //! both have the imatrix and find the model in the page cache. A probe of theirs is one tensor in Q4_K and all others as they
 //! are. Forge's are all tensors in Q4_K, one at a time, by a build of a policy that has them to measure: from the start of
 //! the process to its end, with hashing, quantizing and recording each in the store.
@@ -29,7 +29,11 @@ fn main() {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/quickstart");
     let model = option("--model", example.join("tiny.gguf").to_str().unwrap());
     let model = fs::canonicalize(model).unwrap();
-    let (chunks, threads) = (option("--chunks", "4"), option("--threads", "2"));
+    let (chunks, context, threads) = (
+        option("--chunks", "4"),
+        option("--context", "512"),
+        option("--threads", "2"),
+    );
     let theirs: usize = option("--theirs", "8").parse().unwrap();
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let folder = folder.path();
@@ -41,7 +45,7 @@ fn main() {
             "schema = 1\nname = \"probes\"\n[source.model]\npath = \"{}\"\n[corpus.text]\nfiles = [\"{}\"]\n\
              [imatrix.general]\ncorpus = \"text\"\nchunks = 8\n\
              [policy.p]\nmethod = \"measured\"\nimatrix = \"general\"\ncorpus = \"text\"\nbudget = \"32 bpw\"\n\
-             chunks = {chunks}\nscreen = {chunks}\nblock = {chunks}\nrefine = 0\ntypes = [{types}]\n{more}",
+             context = {context}\nchunks = {chunks}\nscreen = {chunks}\nblock = {chunks}\nrefine = 0\ntypes = [{types}]\n{more}",
             model.display(),
             text.display(),
         )
@@ -68,7 +72,7 @@ fn main() {
     build(&recipe("\"Q8_0\"", "max_probes = 100000\n"), &[]);
     let (seconds, probes) = build(&recipe("\"Q8_0\", \"Q4_K\"", ""), &[]);
     let ours = probes as f64 / seconds;
-    println!("forge: {probes} probes of {chunks} chunks in {seconds:.2} s, {ours:.2} a second");
+    println!("forge: {probes} probes of {chunks} chunks of {context} tokens in {seconds:.2} s, {ours:.2} a second");
 
     let run = |program: &str, arguments: &[&str]| {
         let output = Command::new(peer.join(program)).args(arguments).output().unwrap();
@@ -80,9 +84,9 @@ fn main() {
     let model_path = model.to_str().unwrap();
     let common = [
         "-c",
-        "512",
+        &context,
         "-b",
-        "512",
+        &context,
         "-t",
         &threads,
         "--chunks",
@@ -132,7 +136,7 @@ fn main() {
     times.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (median, written) = times[times.len() / 2];
     println!(
-        "llama.cpp's tools: {theirs} probes of {chunks} chunks, median {median:.2} s, of which {written:.2} s write the file: {:.2} a second",
+        "llama.cpp's tools: {theirs} probes of as many, median {median:.2} s, of which {written:.2} s write the file: {:.2} a second",
         1.0 / median
     );
     println!("ratio {:.1} (target: at least 20)", ours * median);
