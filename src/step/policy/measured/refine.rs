@@ -38,7 +38,9 @@ impl Scan<'_, '_> {
                 "round {round}: {} around the choice",
                 words::count(moves.len() as u64, "move")
             );
-            self.look_around(&what, &moves, self.screened, &incumbent, &mut around)?;
+            // What moves lose more or less than alone is small beside the noise of a few chunks.
+            let (half, _) = self.bench.first_blocks(incumbent.together.len().div_ceil(2) as u64);
+            self.look_around(&what, &moves, half.max(self.screened), &incumbent, &mut around)?;
             let (better, done) = self.step(round, &mut around, incumbent)?;
             incumbent = better;
             if done {
