@@ -11,6 +11,7 @@ use crate::digest::BlobDigest;
 use crate::engine::EachLogits;
 use crate::engine::Options;
 use crate::engine::Workbench;
+use crate::figures;
 use crate::figures::TokenBlock;
 use crate::fs;
 use crate::observer::Event;
@@ -26,6 +27,9 @@ use crate::step::model::encode;
 use crate::step::tensor::Tensors;
 use crate::step::tokens::Block;
 use crate::tensor_type::TensorType;
+
+/// Bytes that may be kept of chunks in memory, at most; less where less is free.
+const KEPT: u64 = 4 << 30;
 
 /// Tensors by their place in the model's index, and the type that each has instead of its own. Nothing at all is the model
 /// itself, whose measure is the floor of all others: what rounding the reference costs.
@@ -63,6 +67,55 @@ struct Ready<'v> {
     compute: BlobDigest,
     /// Its blocks that were measured.
     known: BTreeMap<usize, BlobDigest>,
+}
+
+/// What most variants have in common: each tensor as most of them have it.
+struct Base {
+    variant: Variant,
+    bytes: BTreeMap<usize, BlobDigest>,
+}
+
+impl Base {
+    fn of(ready: &[Ready<'_>]) -> Self {
+        let mut counts: BTreeMap<usize, BTreeMap<TensorType, (usize, BlobDigest)>> = BTreeMap::new();
+        for ready in ready {
+            for ((&at, &ty), &bytes) in ready.variant.iter().zip(ready.bytes.values()) {
+                counts.entry(at).or_default().entry(ty).or_insert((0, bytes)).0 += 1;
+            }
+        }
+        let mut base = Self {
+            variant: Variant::new(),
+            bytes: BTreeMap::new(),
+        };
+        for (at, types) in counts {
+            let named: usize = types.values().map(|(count, _)| count).sum();
+            let most = types.into_iter().max_by_key(|(_, (count, _))| *count);
+            if let Some((ty, (count, bytes))) = most
+                && count > ready.len() - named
+            {
+                base.variant.insert(at, ty);
+                base.bytes.insert(at, bytes);
+            }
+        }
+        base
+    }
+
+    /// Returns the tensors that are not the same in a variant.
+    fn differing<'a>(
+        &'a self,
+        ready: &'a Ready<'_>,
+        tensors: &'a Tensors<'_>,
+    ) -> impl Iterator<Item = Result<&'a IndexedTensor, StepError>> {
+        let either = ready.variant.keys().chain(self.variant.keys());
+        let tensors = either.map(move |at| Ok((*at, tensors.get(*at)?)));
+        tensors.filter_map(move |found| match found {
+            Ok((at, tensor)) => {
+                let of = |variant: &Variant| variant.get(&at).copied().unwrap_or(tensor.ty);
+                (of(&self.variant) != of(ready.variant)).then_some(Ok(tensor))
+            }
+            Err(error) => Some(Err(error)),
+        })
+    }
 }
 
 impl<'r, 't> Bench<'r, 't> {
@@ -199,15 +252,15 @@ impl<'r, 't> Bench<'r, 't> {
         })
     }
 
+    /// Computes what is missing, block by block. Within a block those variants that share most with what all share come last:
+    /// the nodes before the first tensor that a variant has in another type are computed once for it and all after it.
     fn compute(&mut self, ready: &mut [Ready<'_>], blocks: &[Block]) -> Result<(), StepError> {
         let (task, store) = (self.reference.task, self.reference.task.env.store);
-        let wanted: Vec<&Block> = blocks
-            .iter()
-            .zip(0..)
-            .filter(|(_, at)| ready.iter().any(|ready| !ready.known.contains_key(at)))
-            .map(|(block, _)| block)
-            .collect();
-        let references = self.reference.compute(&wanted)?;
+        let is_missing = |at: &usize| ready.iter().any(|ready| !ready.known.contains_key(at));
+        let wanted: Vec<usize> = (0..blocks.len()).filter(is_missing).collect();
+        let references = self
+            .reference
+            .compute(&wanted.iter().map(|at| &blocks[*at]).collect::<Vec<_>>())?;
         let mut loaded = match self.loaded.take() {
             Some(loaded) => loaded,
             None => Loaded {
@@ -217,20 +270,41 @@ impl<'r, 't> Bench<'r, 't> {
                 compute: None,
             },
         };
-        for ready in ready {
-            for (at, block) in blocks.iter().enumerate() {
-                if ready.known.contains_key(&at) {
-                    continue;
-                }
+        let base = Base::of(ready);
+        let mut order: Vec<(usize, usize)> = Vec::with_capacity(ready.len());
+        for (number, ready) in ready.iter().enumerate() {
+            let differing: Vec<_> = base.differing(ready, self.tensors).collect::<Result<_, _>>()?;
+            let place = loaded.bench.place(differing.iter().map(|tensor| tensor.name.as_str()));
+            order.push((place, number));
+        }
+        order.sort_unstable();
+        let room = fs::free_memory().map_or(KEPT, |free| KEPT.min(free / 4));
+        let positions = figures::scored_positions(self.reference.context as usize).map_err(failed)?;
+        for at in wanted {
+            let block = &blocks[at];
+            let missing = order
+                .iter()
+                .filter(|(_, number)| !ready[*number].known.contains_key(&at));
+            let missing: Vec<(usize, usize)> = missing.copied().collect();
+            loaded.bench.forget();
+            let mut kept = 0;
+            for (nth, (place, number)) in missing.iter().enumerate() {
+                let ready = &mut ready[*number];
                 let action = self.reference.block_action(ready.compute, block, true)?;
                 let part = self.name(ready.variant);
                 let performed = task.perform_part(&part, &action, &self.reference.model.files, |made| {
-                    if loaded.compute != Some(ready.compute) {
-                        loaded.compute = None;
-                        self.put_back(&mut loaded, ready)?;
-                        self.put_on(&mut loaded, ready)?;
-                        loaded.compute = Some(ready.compute);
+                    // Keeping costs what one variant saves by it.
+                    if *place > kept && nth + 1 < missing.len() {
+                        self.turn_to(&mut loaded, &base.variant, &base.bytes, None)?;
+                        for chunk in &block.chunks {
+                            loaded
+                                .bench
+                                .keep(chunk, positions.start, *place, room, &task.env.cancel)
+                                .map_err(StepError::engine("measuring types"))?;
+                        }
+                        kept = *place;
                     }
+                    self.turn_to(&mut loaded, ready.variant, &ready.bytes, Some(ready.compute))?;
                     let mut compute = |chunk: &[i32], first: usize, each: &mut EachLogits<'_>| {
                         loaded.bench.logits(chunk, first, &task.env.cancel, each)
                     };
@@ -243,7 +317,26 @@ impl<'r, 't> Bench<'r, 't> {
                 ready.known.insert(at, figures);
             }
         }
+        loaded.bench.forget();
         self.loaded = Some(loaded);
+        Ok(())
+    }
+
+    /// Has the loaded model be a variant, which `compute` names.
+    fn turn_to(
+        &self,
+        loaded: &mut Loaded,
+        variant: &Variant,
+        bytes: &BTreeMap<usize, BlobDigest>,
+        compute: Option<BlobDigest>,
+    ) -> Result<(), StepError> {
+        if compute.is_some() && loaded.compute == compute {
+            return Ok(());
+        }
+        loaded.compute = None;
+        self.put_back(loaded, variant)?;
+        self.put_on(loaded, variant, bytes)?;
+        loaded.compute = compute;
         Ok(())
     }
 
@@ -271,12 +364,12 @@ impl<'r, 't> Bench<'r, 't> {
     }
 
     /// Puts back the model's own tensors, but for those that are replaced next anyway.
-    fn put_back(&self, loaded: &mut Loaded, next: &Ready<'_>) -> Result<(), StepError> {
+    fn put_back(&self, loaded: &mut Loaded, next: &Variant) -> Result<(), StepError> {
         let back: Vec<usize> = loaded
             .changed
             .iter()
             .copied()
-            .filter(|at| !next.variant.contains_key(at))
+            .filter(|at| !next.contains_key(at))
             .collect();
         for at in back {
             self.put_own(loaded, at)?;
@@ -301,8 +394,13 @@ impl<'r, 't> Bench<'r, 't> {
         Ok(())
     }
 
-    fn put_on(&self, loaded: &mut Loaded, ready: &Ready<'_>) -> Result<(), StepError> {
-        for (&at, &ty) in ready.variant {
+    fn put_on(
+        &self,
+        loaded: &mut Loaded,
+        variant: &Variant,
+        bytes: &BTreeMap<usize, BlobDigest>,
+    ) -> Result<(), StepError> {
+        for (&at, &ty) in variant {
             let tensor = self.tensors.get(at)?;
             if tensor.ty == ty {
                 if loaded.changed.contains(&at) {
@@ -310,7 +408,7 @@ impl<'r, 't> Bench<'r, 't> {
                 }
                 continue;
             }
-            let expected = ready.bytes.get(&at);
+            let expected = bytes.get(&at);
             if expected.is_some() && loaded.on.get(&at) == expected {
                 continue;
             }

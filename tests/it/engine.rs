@@ -62,14 +62,15 @@ fn reference(model: &Path, chunks: &[Vec<i32>], vocabulary: usize, threads: usiz
     let (count, positions) = (chunks.len() as u32, scored.len() as u32);
     let mut writer = ReferenceWriter::new(Vec::new(), vocabulary as u32, 0, count, positions).unwrap();
     for chunk in chunks {
-        let mut each = |position: usize, logits: &[f32]| {
-            if scored.contains(&position) {
-                writer
-                    .row(logits)
-                    .map_err(|error| EngineError::Consumer(Box::new(error)))
-            } else {
-                Ok(())
+        let mut each = |start: usize, rows: &[&[f32]]| {
+            for (position, logits) in (start..).zip(rows) {
+                if scored.contains(&position) {
+                    writer
+                        .row(logits)
+                        .map_err(|error| EngineError::Consumer(Box::new(error)))?;
+                }
             }
+            Ok(())
         };
         loaded.logits(chunk, scored.start, &Cancel::new(), &mut each).unwrap();
     }
@@ -92,10 +93,12 @@ pub(crate) fn evaluate(
     let mut blocks = Vec::new();
     for (number, chunk) in chunks.iter().enumerate() {
         let mut found = Vec::new();
-        let mut each = |position: usize, logits: &[f32]| {
-            if scored.contains(&position) {
-                let row = rows.row(number as u32, (position - scored.start) as u32).unwrap();
-                found.push(figures::score(&row, logits, chunk[position + 1]).unwrap());
+        let mut each = |start: usize, all: &[&[f32]]| {
+            for (position, logits) in (start..).zip(all) {
+                if scored.contains(&position) {
+                    let row = rows.row(number as u32, (position - scored.start) as u32).unwrap();
+                    found.push(figures::score(&row, logits, chunk[position + 1]).unwrap());
+                }
             }
             Ok(())
         };
@@ -468,9 +471,9 @@ fn importances_and_logits_depend_on_no_thread_and_on_no_other_chunk() {
     let logits = |threads, chunk: &[i32]| {
         let mut all = Vec::new();
         let mut positions = Vec::new();
-        let mut each = |position: usize, logits: &[f32]| {
-            positions.push(position);
-            all.extend(logits.iter().map(|logit| logit.to_bits()));
+        let mut each = |start: usize, rows: &[&[f32]]| {
+            positions.extend((start..).zip(rows).map(|(position, _)| position));
+            all.extend(rows.concat().iter().map(|logit| logit.to_bits()));
             Ok(())
         };
         open(threads).logits(chunk, 40, &Cancel::new(), &mut each).unwrap();
@@ -550,7 +553,7 @@ fn models_contexts_and_chunks_that_cannot_be_are_refused() {
         "{error}"
     );
     let mut loaded = open(32).unwrap();
-    let ignore = &mut |_: usize, _: &[f32]| Ok(());
+    let ignore = &mut |_: usize, _: &[&[f32]]| Ok(());
     let error = loaded.logits(&[1; 31], 0, &Cancel::new(), ignore).unwrap_err();
     assert!(
         matches!(
@@ -574,7 +577,7 @@ fn models_contexts_and_chunks_that_cannot_be_are_refused() {
     }
     let cancel = Cancel::new();
     let mut calls = 0;
-    let stop = &mut |_: usize, _: &[f32]| {
+    let stop = &mut |_: usize, _: &[&[f32]]| {
         calls += 1;
         cancel.cancel();
         Err(EngineError::Consumer("full".into()))

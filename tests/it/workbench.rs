@@ -19,12 +19,13 @@ use crate::support::moe_model;
 const CONTEXT: u32 = 64;
 const OPTIONS: Options = Options { threads: 1 };
 
-type Logits<'a> = dyn FnMut(&mut dyn FnMut(usize, &[f32]) -> Result<(), EngineError>) -> Result<(), EngineError> + 'a;
+type Logits<'a> =
+    dyn FnMut(&mut dyn FnMut(usize, &[&[f32]]) -> Result<(), EngineError>) -> Result<(), EngineError> + 'a;
 
 fn collected(compute: &mut Logits<'_>) -> Vec<u32> {
     let mut all = Vec::new();
-    compute(&mut |_, logits| {
-        all.extend(logits.iter().map(|value| value.to_bits()));
+    compute(&mut |_, rows| {
+        all.extend(rows.concat().iter().map(|value| value.to_bits()));
         Ok(())
     })
     .unwrap();
@@ -89,6 +90,99 @@ fn replaced_experts_compute_as_the_candidates_file() {
     build_well(&forge, &[]);
     let candidate = forge.path("out/bare/p.gguf");
     compare(&forge.path("model.gguf"), &[&candidate], &cut::text("held-out.txt"));
+}
+
+/// Tries each tensor of a candidate alone, from what is kept of the chunk before it and from the beginning.
+fn compare_kept(model: &Path, candidate: &Path, text: &str, context: u32) {
+    let cancel = Cancel::new();
+    let chunk = chunks(model, text, context as usize, 1).remove(0);
+    let mut bench = Workbench::open(model, &OPTIONS, context, &cancel).unwrap();
+    let (from, own) = (Model::open(candidate).unwrap(), Model::open(model).unwrap());
+    let mut tensors: Vec<(usize, usize)> = Vec::new();
+    for (at, tensor) in from.tensors().iter().enumerate() {
+        if tensor.info.ty != own.tensors()[at].info.ty {
+            tensors.push((bench.place([tensor.info.name.as_str()]), at));
+        }
+    }
+    tensors.sort_unstable();
+    assert!(tensors.len() > 3 && tensors.iter().filter(|(place, _)| *place > 0).count() > 3);
+    let put = |bench: &mut Workbench, file: &Model, at: usize| {
+        let tensor = &file.tensors()[at];
+        let mut bytes = vec![0; usize::try_from(tensor.info.len).unwrap()];
+        file.read_tensor_at(tensor, 0, &mut bytes).unwrap();
+        bench.replace(&tensor.info.name, tensor.info.ty, &bytes).unwrap();
+    };
+    let plain = of_bench(&mut bench, &chunk);
+    let (mut earlier, mut later) = (Vec::new(), Vec::new());
+    for (place, at) in &tensors {
+        bench.keep(&chunk, 8, *place, u64::MAX, &cancel).unwrap();
+        put(&mut bench, &from, *at);
+        let before = bench.passed_over();
+        earlier.push(of_bench(&mut bench, &chunk));
+        assert_eq!(bench.passed_over() > before, *place > 0, "tensor {at}");
+        put(&mut bench, &own, *at);
+    }
+    assert_eq!(
+        of_bench(&mut bench, &chunk),
+        plain,
+        "the model itself, from the last place"
+    );
+    // What is kept is worth nothing once a tensor before it is another one.
+    let (_, first) = tensors[0];
+    put(&mut bench, &from, first);
+    let before = bench.passed_over();
+    assert_eq!(of_bench(&mut bench, &chunk), earlier[0]);
+    assert_eq!(bench.passed_over(), before);
+    put(&mut bench, &own, first);
+    // No room, nothing kept.
+    bench
+        .keep(&chunk, 8, tensors[tensors.len() - 1].0, 100, &cancel)
+        .unwrap();
+    let before = bench.passed_over();
+    for (_, at) in &tensors {
+        put(&mut bench, &from, *at);
+        later.push(of_bench(&mut bench, &chunk));
+        put(&mut bench, &own, *at);
+    }
+    assert_eq!(bench.passed_over(), before);
+    assert!(earlier == later, "bits differ");
+    assert!(earlier.iter().all(|logits| *logits != plain));
+}
+
+#[test]
+fn beginning_at_the_tensor_that_changed_changes_no_bit() {
+    let forge = cut::project();
+    build_well(&forge, &[]);
+    let (model, candidate) = (forge.path("model.gguf"), forge.path("out/small/a.gguf"));
+    compare_kept(&model, &candidate, &cut::text("held-out.txt"), CONTEXT);
+    // In two batches, of a model that says that it was trained for as much.
+    for file in [&model, &candidate] {
+        let mut bytes = std::fs::read(file).unwrap();
+        let key = b"qwen3.context_length";
+        let at = bytes.windows(key.len()).position(|window| window == key).unwrap();
+        // After the key, the number of the value's type; then the value.
+        let value = at + key.len() + 4;
+        assert_eq!(bytes[value..value + 4], 512_u32.to_le_bytes());
+        bytes[value..value + 4].copy_from_slice(&1024_u32.to_le_bytes());
+        std::fs::remove_file(file).unwrap();
+        std::fs::write(file, bytes).unwrap();
+    }
+    compare_kept(&model, &candidate, &cut::text("held-out.txt"), 528);
+}
+
+#[test]
+fn beginning_at_the_experts_that_changed_changes_no_bit() {
+    let forge = Forge::new();
+    std::fs::copy(moe_model(), forge.path("model.gguf")).unwrap();
+    forge.recipe(cut::BARE);
+    build_well(&forge, &[]);
+    let candidate = forge.path("out/bare/p.gguf");
+    compare_kept(
+        &forge.path("model.gguf"),
+        &candidate,
+        &cut::text("held-out.txt"),
+        CONTEXT,
+    );
 }
 
 #[test]

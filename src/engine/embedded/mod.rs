@@ -1,5 +1,6 @@
 //! llama.cpp and ggml behind safe functions: the only place of the crate, beside the memory map, with `unsafe`.
 
+pub(super) mod checkpoint;
 pub(super) mod collect;
 pub(super) mod compare;
 pub(super) mod cpu;

@@ -39,8 +39,8 @@ const LEAST_CONTEXT: u32 = 4;
 /// llama.cpp's evaluation callback.
 pub(super) type Callback = unsafe extern "C" fn(*mut ffi::ggml_tensor, bool, *mut c_void) -> bool;
 
-/// Takes a position and its logits, one per token of the vocabulary.
-pub type EachLogits<'a> = dyn FnMut(usize, &[f32]) -> Result<(), EngineError> + 'a;
+/// Takes a position and the logits of it and of those that follow, a row each with one per token of the vocabulary.
+pub type EachLogits<'a> = dyn FnMut(usize, &[&[f32]]) -> Result<(), EngineError> + 'a;
 
 /// What to collect importances of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -185,16 +185,7 @@ impl LoadedModel {
             // SAFETY: `collector` lives until the end of this function and is used through this pointer only, here and by
             // the callback, which llama.cpp calls on this thread during `decode`.
             unsafe { (*data).begin_chunk(index) };
-            let computed = decode(
-                &mut context,
-                self.bos,
-                index,
-                chunk,
-                0,
-                cancel,
-                &capture,
-                &mut |_, _| Ok(()),
-            );
+            let computed = self.decode(&mut context, index, chunk, 0, cancel, &capture, &mut |_, _| Ok(()));
             // SAFETY: as above; no computation is running.
             if let Some(failure) = unsafe { (*data).take_failure() } {
                 return Err(failure);
@@ -207,8 +198,9 @@ impl LoadedModel {
         unsafe { &mut *data }.finish(u32::try_from(chunks.len()).unwrap_or(u32::MAX), self.context)
     }
 
-    /// Computes one chunk and hands out the logits of the positions from `first` on: `each` is called with a position and
-    /// one logit per token of the vocabulary, in order of positions. Logits at a position predict the token after it.
+    /// Computes one chunk and hands out the logits of the positions from `first` on: `each` is called with the first
+    /// position of a batch and one row of logits for it and for each after it, batches in order. Logits at a position
+    /// predict the token after it.
     ///
     /// The chunk has `context` tokens; its first token is taken as in [`LoadedModel::collect`]. Logits that are not
     /// finite are an error; an error of `each` ends the call and is returned.
@@ -219,26 +211,29 @@ impl LoadedModel {
         cancel: &Cancel,
         each: &mut EachLogits<'_>,
     ) -> Result<(), EngineError> {
+        let mut context = match self.scorer.take() {
+            Some(context) => context,
+            None => self.make_context(None, &Capture::begin())?,
+        };
+        let done = self.logits_in(&mut context, chunk, first, cancel, each);
+        self.scorer = Some(context);
+        done
+    }
+
+    /// As [`LoadedModel::logits`], in a context of the caller's.
+    pub(super) fn logits_in(
+        &self,
+        context: &mut Context,
+        chunk: &[i32],
+        first: usize,
+        cancel: &Cancel,
+        each: &mut EachLogits<'_>,
+    ) -> Result<(), EngineError> {
         self.check_chunk(0, chunk)?;
         cancel.check()?;
         let capture = Capture::begin();
-        let mut context = match self.scorer.take() {
-            Some(context) => context,
-            None => self.make_context(None, &capture)?,
-        };
-        let size = self.vocabulary;
-        let done = decode(
-            &mut context,
-            self.bos,
-            0,
-            chunk,
-            first,
-            cancel,
-            &capture,
-            &mut |position, logits| {
-                // SAFETY: llama.cpp returned the logits of an output position, one per token of the vocabulary, and they stay
-                // until the next computation.
-                let logits = unsafe { std::slice::from_raw_parts(logits, size) };
+        self.decode(context, 0, chunk, first, cancel, &capture, &mut |start, rows| {
+            for (position, logits) in (start..).zip(rows) {
                 if let Some(value) = logits.iter().find(|value| !value.is_finite()) {
                     return Err(EngineError::NonFiniteLogits {
                         chunk: 0,
@@ -246,21 +241,28 @@ impl LoadedModel {
                         value: value.to_string(),
                     });
                 }
-                each(position, logits)
-            },
-        );
-        self.scorer = Some(context);
-        done
+            }
+            each(start, rows)
+        })
     }
 
-    /// Computes one chunk of the shortest kind and lets a callback see every node of the graph.
-    pub(super) fn visit(&self, callback: Callback, data: *mut c_void, cancel: &Cancel) -> Result<(), EngineError> {
-        let capture = Capture::begin();
-        let mut context = self.make_context(Some((callback, data)), &capture)?;
-        let chunk = vec![self.bos.unwrap_or(0); self.context.min(LEAST_ROWS) as usize];
-        decode(&mut context, self.bos, 0, &chunk, 0, cancel, &capture, &mut |_, _| {
-            Ok(())
-        })
+    /// Computes a chunk whose result nobody wants but the context's callback.
+    pub(super) fn walk(
+        &self,
+        context: &mut Context,
+        chunk: &[i32],
+        first: usize,
+        cancel: &Cancel,
+    ) -> Result<(), EngineError> {
+        self.check_chunk(0, chunk)?;
+        cancel.check()?;
+        self.decode(context, 0, chunk, first, cancel, &Capture::begin(), &mut |_, _| Ok(()))
+    }
+
+    /// Computes the first batch of a chunk of any tokens, for the context's callback.
+    pub(super) fn visit(&self, context: &mut Context, cancel: &Cancel) -> Result<(), EngineError> {
+        let batch = vec![self.bos.unwrap_or(0); batch_size(self.context) as usize];
+        self.decode(context, 0, &batch, 0, cancel, &Capture::begin(), &mut |_, _| Ok(()))
     }
 
     /// Refuses a chunk of another length, or with tokens that llama.cpp would read out of bounds for.
@@ -288,7 +290,7 @@ impl LoadedModel {
     }
 
     /// Makes a context for one chunk at a time, with llama.cpp's defaults for its tools.
-    fn make_context(
+    pub(super) fn make_context(
         &self,
         callback: Option<(Callback, *mut c_void)>,
         capture: &Capture,
@@ -316,6 +318,78 @@ impl LoadedModel {
             context: self.context,
             log: capture.tail(),
         })
+    }
+
+    /// Computes one chunk from an empty memory, batch by batch, and hands out the logits of the positions from `first` on.
+    #[allow(clippy::too_many_arguments)]
+    fn decode(
+        &self,
+        context: &mut Context,
+        index: usize,
+        chunk: &[i32],
+        first: usize,
+        cancel: &Cancel,
+        capture: &Capture,
+        each: &mut EachLogits<'_>,
+    ) -> Result<(), EngineError> {
+        let failed = |status| EngineError::Compute {
+            chunk: index,
+            status,
+            log: capture.tail(),
+        };
+        // SAFETY: the context is live; `cancel` outlives the guard, which removes the callback.
+        unsafe {
+            ffi::llama_memory_clear(ffi::llama_get_memory(context.as_ptr()), true);
+            let data: *const Cancel = cancel;
+            ffi::llama_set_abort_callback(context.as_ptr(), Some(cancelled), data.cast_mut().cast());
+        }
+        let guard = AbortGuard(context);
+        let size = batch_size(chunk.len() as u32);
+        let mut batch = Batch::new(size);
+        for (number, tokens) in chunk.chunks(size as usize).enumerate() {
+            cancel.check()?;
+            let start = number * size as usize;
+            batch.clear();
+            for (offset, token) in tokens.iter().enumerate() {
+                let position = start + offset;
+                let token = if position == 0 {
+                    self.bos.unwrap_or(*token)
+                } else {
+                    *token
+                };
+                if !batch.push(token, i32::try_from(position).unwrap_or(-1), 0, position >= first) {
+                    return Err(failed(-1));
+                }
+            }
+            // SAFETY: the batch's arrays hold `n_tokens` entries, tokens are in the vocabulary.
+            let status = unsafe { ffi::llama_decode(guard.0.as_ptr(), batch.raw()) };
+            if status == 2 || cancel.is_cancelled() {
+                return Err(EngineError::Cancelled);
+            }
+            if status != 0 {
+                return Err(failed(status));
+            }
+            let from = first.saturating_sub(start).min(tokens.len());
+            let mut rows = Vec::with_capacity(tokens.len() - from);
+            for offset in from..tokens.len() {
+                // SAFETY: the batch was computed and this entry was marked as an output; null means that it was not. llama.cpp
+                // returns one logit per token of the vocabulary, which stay until the next computation.
+                unsafe {
+                    let at = i32::try_from(offset).unwrap_or(-1);
+                    let logits = ffi::llama_get_logits_ith(guard.0.as_ptr(), at);
+                    if logits.is_null() {
+                        return Err(failed(0));
+                    }
+                    rows.push(std::slice::from_raw_parts(logits, self.vocabulary));
+                }
+            }
+            if !rows.is_empty() {
+                each(start + from, &rows)?;
+            }
+        }
+        // SAFETY: the context is live. Waits for a device that computes on its own.
+        unsafe { ffi::llama_synchronize(guard.0.as_ptr()) };
+        Ok(())
     }
 }
 
@@ -355,65 +429,6 @@ impl Drop for AbortGuard<'_> {
         // SAFETY: the context is live and not computing.
         unsafe { ffi::llama_set_abort_callback(self.0.as_ptr(), None, std::ptr::null_mut()) }
     }
-}
-
-/// Computes one chunk from an empty memory, batch by batch, and hands out the logits of the positions from `first` on.
-#[allow(clippy::too_many_arguments)]
-fn decode(
-    context: &mut Context,
-    bos: Option<i32>,
-    index: usize,
-    chunk: &[i32],
-    first: usize,
-    cancel: &Cancel,
-    capture: &Capture,
-    each: &mut dyn FnMut(usize, *const f32) -> Result<(), EngineError>,
-) -> Result<(), EngineError> {
-    let failed = |status| EngineError::Compute {
-        chunk: index,
-        status,
-        log: capture.tail(),
-    };
-    // SAFETY: the context is live; `cancel` outlives the guard, which removes the callback.
-    unsafe {
-        ffi::llama_memory_clear(ffi::llama_get_memory(context.as_ptr()), true);
-        let data: *const Cancel = cancel;
-        ffi::llama_set_abort_callback(context.as_ptr(), Some(cancelled), data.cast_mut().cast());
-    }
-    let guard = AbortGuard(context);
-    let size = batch_size(chunk.len() as u32);
-    let mut batch = Batch::new(size);
-    for (number, tokens) in chunk.chunks(size as usize).enumerate() {
-        cancel.check()?;
-        let start = number * size as usize;
-        batch.clear();
-        for (offset, token) in tokens.iter().enumerate() {
-            let position = start + offset;
-            let token = if position == 0 { bos.unwrap_or(*token) } else { *token };
-            if !batch.push(token, i32::try_from(position).unwrap_or(-1), 0, position >= first) {
-                return Err(failed(-1));
-            }
-        }
-        // SAFETY: the batch's arrays hold `n_tokens` entries, tokens are in the vocabulary.
-        let status = unsafe { ffi::llama_decode(guard.0.as_ptr(), batch.raw()) };
-        if status == 2 || cancel.is_cancelled() {
-            return Err(EngineError::Cancelled);
-        }
-        if status != 0 {
-            return Err(failed(status));
-        }
-        for offset in first.saturating_sub(start).min(tokens.len())..tokens.len() {
-            // SAFETY: the batch was computed and this entry was marked as an output; null means that it was not.
-            let logits = unsafe { ffi::llama_get_logits_ith(guard.0.as_ptr(), i32::try_from(offset).unwrap_or(-1)) };
-            if logits.is_null() {
-                return Err(failed(0));
-            }
-            each(start + offset, logits)?;
-        }
-    }
-    // SAFETY: the context is live. Waits for a device that computes on its own.
-    unsafe { ffi::llama_synchronize(guard.0.as_ptr()) };
-    Ok(())
 }
 
 #[cfg(test)]

@@ -7,42 +7,86 @@
 //! be larger; so the model is to be loaded in its full precision.
 //!
 //! llama.cpp has no function that finds a weight. Its evaluation callback shows each node of the graph that is computed,
-//! and a node's sources are the weights.
+//! and a node's sources are the weights. What comes before the first weight that differs need not be computed again
+//! (`checkpoint`).
 #![allow(unsafe_code)]
 
-use std::collections::BTreeMap;
-use std::ffi::CStr;
-use std::ffi::c_void;
+use std::collections::HashMap;
 use std::path::Path;
 use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as ffi;
 
+use super::checkpoint::Checkpoint;
+use super::checkpoint::Tap;
+use super::log::Capture;
+use super::model::Callback;
 use super::model::EachLogits;
 use super::model::LoadedModel;
 use super::sys;
+use super::sys::Context;
 use crate::engine::Cancel;
 use crate::engine::Options;
 use crate::engine::error::EngineError;
 use crate::tensor_type::TensorType;
 
-/// A weight of the loaded model.
-#[derive(Debug, Clone, Copy)]
-struct Weight {
-    tensor: NonNull<ffi::ggml_tensor>,
-    /// Bytes that it was loaded with.
-    room: usize,
-}
-
 /// A loaded model whose weights can be replaced.
 pub struct Workbench {
+    /// Dropped before the model.
+    tapped: Tapped,
     // The weights lie in the model and are gone with it.
     model: LoadedModel,
-    weights: BTreeMap<String, Weight>,
+    /// What is kept of chunks, by their tokens and the first position that counts.
+    kept: HashMap<(Vec<i32>, usize), Checkpoint>,
+    /// Nothing is left out.
+    plain: bool,
 }
 
-// SAFETY: the pointers are into the model, which is owned here and may move between threads; they are used only with the
-// workbench borrowed mutably.
+/// A context whose nodes the tap is told.
+struct Tapped {
+    /// Dropped before the tap.
+    context: Context,
+    tap: OwnedTap,
+}
+
+/// llama.cpp holds the pointer, so it is no box.
+struct OwnedTap(NonNull<Tap>);
+
+impl Drop for OwnedTap {
+    fn drop(&mut self) {
+        // SAFETY: it comes from a box, and who else had it is gone.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
+impl Tapped {
+    fn of(model: &LoadedModel) -> Result<Self, EngineError> {
+        let tap = OwnedTap(NonNull::from(Box::leak(Box::default())));
+        let callback: Callback = super::checkpoint::receive;
+        let context = model.make_context(Some((callback, tap.0.as_ptr().cast())), &Capture::begin())?;
+        Ok(Self { context, tap })
+    }
+}
+
+impl std::ops::Deref for OwnedTap {
+    type Target = Tap;
+
+    fn deref(&self) -> &Tap {
+        // SAFETY: it lives as long as this. llama.cpp changes it only while it computes, which takes the context, and with it
+        // what holds both, borrowed mutably.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl std::ops::DerefMut for OwnedTap {
+    fn deref_mut(&mut self) -> &mut Tap {
+        // SAFETY: as above.
+        unsafe { self.0.as_mut() }
+    }
+}
+
+// SAFETY: the pointers are into the model and to the tap, which are owned here and may move between threads; they are used
+// only with the workbench borrowed mutably.
 unsafe impl Send for Workbench {}
 
 impl Workbench {
@@ -53,14 +97,21 @@ impl Workbench {
     /// As [`LoadedModel::open`]; [`EngineError::Cancelled`].
     pub fn open(path: &Path, options: &Options, context: u32, cancel: &Cancel) -> Result<Self, EngineError> {
         let model = LoadedModel::load(path, options, context, false)?;
-        let mut found: BTreeMap<String, Weight> = BTreeMap::new();
-        model.visit(note, (&raw mut found).cast(), cancel)?;
-        Ok(Self { model, weights: found })
+        let mut tapped = Tapped::of(&model)?;
+        tapped.tap.learn();
+        model.visit(&mut tapped.context, cancel)?;
+        tapped.tap.learned();
+        Ok(Self {
+            tapped,
+            model,
+            kept: HashMap::new(),
+            plain: false,
+        })
     }
 
     /// Returns the names of the tensors that can be replaced.
     pub fn tensors(&self) -> impl Iterator<Item = &str> {
-        self.weights.keys().map(String::as_str)
+        self.tapped.tap.survey().weights.keys().map(String::as_str)
     }
 
     /// Returns the size of the vocabulary: logits per position.
@@ -79,10 +130,10 @@ impl Workbench {
             tensor: name.to_owned(),
             what,
         };
-        let weight = *self
-            .weights
-            .get(name)
-            .ok_or_else(|| refuse("the graph of the model has no such weight".to_owned()))?;
+        let weight = self.tapped.tap.survey().weights.get(name).copied();
+        let weight = weight.ok_or_else(|| refuse("the graph of the model has no such weight".to_owned()))?;
+        let place = self.place([name]);
+        self.kept.retain(|_, kept| kept.at() <= place);
         let to = sys::ggml_type(ty);
         // SAFETY: the weight lies in the live model, which nobody else uses while `self` is borrowed mutably; no graph is
         // being computed. Its fields are changed together, and only to what fits into the memory that it has: the graph of
@@ -124,7 +175,53 @@ impl Workbench {
         Ok(())
     }
 
-    /// Computes one chunk as [`LoadedModel::logits`] does.
+    /// Returns where computing can begin when only these tensors have changed, in the order in which the model computes; 0 is
+    /// its beginning, and all that is known of tensors that it does not have.
+    pub fn place<'n>(&self, changed: impl IntoIterator<Item = &'n str>) -> usize {
+        self.tapped.tap.survey().start(changed.into_iter())
+    }
+
+    /// Keeps of a chunk what the nodes from a place on need of those before it, with the tensors that are there now, so that
+    /// [`Workbench::logits`] of this chunk begins there until a tensor before it is replaced. Nothing is kept, and that
+    /// is no error, if it would be more than `room` bytes together with what else is kept.
+    ///
+    /// # Errors
+    ///
+    /// As [`LoadedModel::logits`].
+    pub fn keep(
+        &mut self,
+        chunk: &[i32],
+        first: usize,
+        place: usize,
+        room: u64,
+        cancel: &Cancel,
+    ) -> Result<(), EngineError> {
+        let key = (chunk.to_vec(), first);
+        let at = self.kept.get(&key).map_or(0, Checkpoint::at);
+        if place <= at || self.plain {
+            return Ok(());
+        }
+        let from = self.kept.remove(&key).unwrap_or_default();
+        let room = room.saturating_sub(self.kept.values().map(Checkpoint::bytes).sum());
+        self.tapped.tap.run(from, Some(place), room);
+        let walked = self.model.walk(&mut self.tapped.context, chunk, first, cancel);
+        let kept = self.tapped.tap.done();
+        walked?;
+        self.kept.extend(kept.map(|kept| (key, kept)));
+        Ok(())
+    }
+
+    /// Forgets what is kept of all chunks.
+    pub fn forget(&mut self) {
+        self.kept.clear();
+    }
+
+    /// Returns how many nodes were not computed so far, since what they compute was kept or is not needed.
+    pub fn passed_over(&self) -> u64 {
+        self.tapped.tap.passed_over()
+    }
+
+    /// Computes one chunk as [`LoadedModel::logits`] does, and begins where it is kept.
     pub fn logits(
         &mut self,
         chunk: &[i32],
@@ -132,7 +229,39 @@ impl Workbench {
         cancel: &Cancel,
         each: &mut EachLogits<'_>,
     ) -> Result<(), EngineError> {
-        self.model.logits(chunk, first, cancel, each)
+        if self.plain {
+            return self.model.logits(chunk, first, cancel, each);
+        }
+        let key = (chunk.to_vec(), first);
+        let from = self.kept.remove(&key).unwrap_or_default();
+        self.tapped.tap.run(from, None, 0);
+        let Tapped { context, tap } = &mut self.tapped;
+        let mut next = first;
+        let computed = self.model.logits_in(context, chunk, first, cancel, &mut |start, rows| {
+            if !tap.is_sound() {
+                return Err(EngineError::Cancelled);
+            }
+            next = start + rows.len();
+            each(start, rows)
+        });
+        let sound = tap.is_sound();
+        let from = tap.done();
+        if sound {
+            self.kept
+                .extend(from.filter(|from| from.at() > 0).map(|from| (key, from)));
+            return computed;
+        }
+        cancel.check()?;
+        // The graph is not what it was when it was learned: all is computed from now on, and this chunk goes on where it was.
+        self.plain = true;
+        self.kept.clear();
+        self.model.logits(chunk, first, cancel, &mut |start, rows| {
+            let skip = next.saturating_sub(start).min(rows.len());
+            if skip == rows.len() {
+                return Ok(());
+            }
+            each(start + skip, &rows[skip..])
+        })
     }
 }
 
@@ -140,38 +269,6 @@ impl std::fmt::Debug for Workbench {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Workbench")
             .field("model", &self.model)
-            .field("weights", &self.weights.len())
-            .finish()
+            .finish_non_exhaustive()
     }
-}
-
-/// llama.cpp's evaluation callback: notes the weights among a node's sources, and asks for no result.
-///
-/// # Safety
-///
-/// `data` points to the map of weights; nothing else uses it meanwhile.
-unsafe extern "C" fn note(node: *mut ffi::ggml_tensor, ask: bool, data: *mut c_void) -> bool {
-    if !ask {
-        return true;
-    }
-    // SAFETY: llama.cpp passes a live node of the graph, whose sources are live or null; weights are those that lie in a
-    // buffer for weights and are the result of no operation.
-    unsafe {
-        let found = &mut *data.cast::<BTreeMap<String, Weight>>();
-        for source in (*node).src {
-            let Some(tensor) = NonNull::new(source) else { continue };
-            let fields = tensor.as_ref();
-            if fields.op != ffi::GGML_OP_NONE || fields.buffer.is_null() || !fields.view_src.is_null() {
-                continue;
-            }
-            if ffi::ggml_backend_buffer_get_usage(fields.buffer) != ffi::GGML_BACKEND_BUFFER_USAGE_WEIGHTS {
-                continue;
-            }
-            let name = CStr::from_ptr(fields.name.as_ptr()).to_string_lossy().into_owned();
-            let buffers = ffi::ggml_backend_buffer_get_type(fields.buffer);
-            let room = ffi::ggml_backend_buft_get_alloc_size(buffers, source);
-            found.insert(name, Weight { tensor, room });
-        }
-    }
-    false
 }

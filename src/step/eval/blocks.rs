@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use rayon::prelude::*;
+
 use crate::action::Action;
 use crate::action::EvalBlock;
 use crate::action::ReferenceBlock;
@@ -127,8 +129,8 @@ impl Reference<'_, '_> {
                 .map_err(broken)?;
         for chunk in &block.chunks {
             model
-                .logits(chunk, positions.start, &env.cancel, &mut |position, logits| {
-                    if positions.contains(&position) {
+                .logits(chunk, positions.start, &env.cancel, &mut |start, all| {
+                    for logits in &all[..positions.end.saturating_sub(start).min(all.len())] {
                         rows.row(logits)
                             .map_err(|error| EngineError::Consumer(Box::new(error)))?;
                     }
@@ -159,24 +161,27 @@ impl Reference<'_, '_> {
             .map_err(failed)?;
         let mut measured = Vec::with_capacity(block.chunks.len() * positions.len());
         for (number, chunk) in block.chunks.iter().enumerate() {
-            let scored = compute(chunk, positions.start, &mut |position, logits| {
-                if !positions.contains(&position) {
-                    return Ok(());
+            let scored = compute(chunk, positions.start, &mut |start, rows| {
+                let rows = &rows[..positions.end.saturating_sub(start).min(rows.len())];
+                let scored = rows.par_iter().enumerate().map(|(row, logits)| {
+                    let position = start + row;
+                    let token = chunk[position + 1];
+                    let Some(reference) = &reference else {
+                        return figures::negative_log_likelihood(logits, token).map(|nll| TokenFigures {
+                            nll: nll as f32,
+                            nll_ref: nll as f32,
+                            kld: 0.0,
+                            dp: 0.0,
+                            top1_same: true,
+                        });
+                    };
+                    let row = reference.row(number as u32, (position - positions.start) as u32)?;
+                    figures::score(&row, logits, token)
+                });
+                let scored: Vec<Result<TokenFigures, FigureError>> = scored.collect();
+                for scored in scored {
+                    measured.push(scored.map_err(|error| EngineError::Consumer(Box::new(error)))?);
                 }
-                let token = chunk[position + 1];
-                let scored = match &reference {
-                    Some(reference) => reference
-                        .row(number as u32, (position - positions.start) as u32)
-                        .and_then(|row| figures::score(&row, logits, token)),
-                    None => figures::negative_log_likelihood(logits, token).map(|nll| TokenFigures {
-                        nll: nll as f32,
-                        nll_ref: nll as f32,
-                        kld: 0.0,
-                        dp: 0.0,
-                        top1_same: true,
-                    }),
-                };
-                measured.push(scored.map_err(|error| EngineError::Consumer(Box::new(error)))?);
                 Ok(())
             });
             scored.map_err(StepError::engine("measuring the candidate"))?;
