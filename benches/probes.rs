@@ -2,7 +2,10 @@
 //! `llama-quantize` and measured by `llama-perplexity` for each.
 //!
 //!     FORGE_PEER_BIN=$(sh tests/peers/build-llama-cpp.sh) cargo bench --bench probes -- [--model FILE] [--chunks 4]
-//!         [--context 512] [--theirs 8] [--threads 2]
+//!         [--context 512] [--theirs 8] [--threads 2] [--layers N [--experts N]]
+//!
+//! The model is the example's unless another is named, or made up: with `--layers`, so many layers of the shape of Qwen3-0.6B,
+//! or with `--experts`, with as many experts in each, of which 8 are used for a token; both read texts as the example does.
 //!
 //! Both measure the same number of chunks of as many tokens against the model's own log-probabilities, which were computed before;
 //! both have the imatrix and find the model in the page cache. A probe of theirs is one tensor in Q4_K and all others as they
@@ -10,11 +13,24 @@
 //! the process to its end, with hashing, quantizing and recording each in the store.
 #![allow(missing_docs, clippy::disallowed_methods, clippy::print_stdout, clippy::unwrap_used)]
 
+mod made_up;
+
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
+
+use forge::gguf::Model;
+use forge::gguf::Value;
+
+const EMBD: u64 = 1024;
+const FF: u64 = 3072;
+const Q: u64 = 2048;
+const KV: u64 = 1024;
+const HEAD: u64 = 128;
+/// Of an expert.
+const EXPERT_FF: u64 = 256;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -28,13 +44,19 @@ fn main() {
     };
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/quickstart");
     let model = option("--model", example.join("tiny.gguf").to_str().unwrap());
-    let model = fs::canonicalize(model).unwrap();
+    let mut model = fs::canonicalize(model).unwrap();
     let (chunks, context, threads) = (
         option("--chunks", "4"),
         option("--context", "512"),
         option("--threads", "2"),
     );
     let theirs: usize = option("--theirs", "8").parse().unwrap();
+    let (layers, experts) = (option("--layers", "0"), option("--experts", "0"));
+    if layers != "0" {
+        model = make_model(&model, layers.parse().unwrap(), experts.parse().unwrap());
+        let size = fs::metadata(&model).unwrap().len() as f64 / f64::from(1 << 30);
+        println!("{layers} layers, {experts} experts in each, {size:.2} GiB");
+    }
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let folder = folder.path();
 
@@ -98,7 +120,7 @@ fn main() {
         "llama-perplexity",
         &[&["-m", model_path, "-f", text.to_str().unwrap()], &common[..]].concat(),
     );
-    let source = forge::gguf::Model::open(&model).unwrap();
+    let source = Model::open(&model).unwrap();
     let tensors: Vec<String> = source
         .tensors()
         .iter()
@@ -140,4 +162,65 @@ fn main() {
         1.0 / median
     );
     println!("ratio {:.1} (target: at least 20)", ours * median);
+}
+
+/// Writes a model with the vocabulary of another one, if it is not there.
+fn make_model(like: &Path, layers: u64, experts: u64) -> PathBuf {
+    let example = Model::open(like).unwrap();
+    let vocab = example.metadata().get_array_len("tokenizer.ggml.tokens").unwrap();
+    let mut metadata = example.metadata().clone();
+    let arch = if experts > 0 { "qwen3moe" } else { "qwen3" };
+    metadata
+        .set("general.architecture", &Value::String(arch.into()))
+        .unwrap();
+    for (key, value) in [
+        ("context_length", 4096),
+        ("embedding_length", EMBD),
+        ("block_count", layers),
+        ("feed_forward_length", FF),
+        ("attention.head_count", Q / HEAD),
+        ("attention.head_count_kv", KV / HEAD),
+        ("attention.key_length", HEAD),
+        ("attention.value_length", HEAD),
+        ("vocab_size", vocab),
+        ("expert_count", experts),
+        ("expert_used_count", experts.min(8)),
+        ("expert_feed_forward_length", EXPERT_FF),
+    ] {
+        if experts > 0 || !key.starts_with("expert") {
+            metadata
+                .set(&format!("{arch}.{key}"), &Value::U32(value as u32))
+                .unwrap();
+        }
+    }
+    for (key, value) in [("attention.layer_norm_rms_epsilon", 1e-6), ("rope.freq_base", 10_000.0)] {
+        metadata.set(&format!("{arch}.{key}"), &Value::F32(value)).unwrap();
+    }
+    let mut tensors = made_up::Tensors::default();
+    tensors.matrix("token_embd", &[EMBD, vocab]);
+    tensors.norm("output_norm", EMBD);
+    for layer in 0..layers {
+        let name = |part: &str| format!("blk.{layer}.{part}");
+        tensors.norm(&name("attn_norm"), EMBD);
+        tensors.matrix(&name("attn_q"), &[EMBD, Q]);
+        tensors.matrix(&name("attn_k"), &[EMBD, KV]);
+        tensors.matrix(&name("attn_v"), &[EMBD, KV]);
+        tensors.matrix(&name("attn_output"), &[Q, EMBD]);
+        tensors.norm(&name("attn_q_norm"), HEAD);
+        tensors.norm(&name("attn_k_norm"), HEAD);
+        tensors.norm(&name("ffn_norm"), EMBD);
+        if experts > 0 {
+            tensors.matrix(&name("ffn_gate_inp"), &[EMBD, experts]);
+            tensors.matrix(&name("ffn_gate_exps"), &[EMBD, EXPERT_FF, experts]);
+            tensors.matrix(&name("ffn_up_exps"), &[EMBD, EXPERT_FF, experts]);
+            tensors.matrix(&name("ffn_down_exps"), &[EXPERT_FF, EMBD, experts]);
+        } else {
+            tensors.matrix(&name("ffn_gate"), &[EMBD, FF]);
+            tensors.matrix(&name("ffn_up"), &[EMBD, FF]);
+            tensors.matrix(&name("ffn_down"), &[FF, EMBD]);
+        }
+    }
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("probes-{layers}-{experts}.gguf"));
+    tensors.write(&path, &metadata);
+    path
 }

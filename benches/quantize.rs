@@ -14,6 +14,8 @@
     clippy::exit
 )]
 
+mod made_up;
+
 use std::fs;
 use std::io;
 use std::io::Write;
@@ -23,13 +25,9 @@ use std::process::Command;
 use std::process::Stdio;
 use std::time::Instant;
 
-use forge::gguf::DEFAULT_ALIGNMENT;
-use forge::gguf::Layout;
 use forge::gguf::Metadata;
 use forge::gguf::Model;
-use forge::gguf::TensorSpec;
 use forge::gguf::Value;
-use forge::tensor_type::TensorType;
 use nix::sys::resource::UsageWho;
 use nix::sys::resource::getrusage;
 
@@ -248,65 +246,21 @@ fn make_model(path: &Path, size: u64) {
         set(&format!("llama.{key}"), Value::U32(value as u32));
     }
     set("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5));
-    let mut specs = Vec::new();
-    let mut add = |name: String, ty, dims: &[u64]| {
-        specs.push(TensorSpec {
-            name,
-            ty,
-            dims: dims.to_vec(),
-        });
-    };
-    add("token_embd.weight".to_owned(), TensorType::F16, &[EMBD, vocab]);
+    let mut tensors = made_up::Tensors::default();
+    tensors.matrix("token_embd", &[EMBD, vocab]);
     for layer in 0..layers {
-        let name = |part: &str| format!("blk.{layer}.{part}.weight");
-        add(name("attn_norm"), TensorType::F32, &[EMBD]);
-        add(name("attn_q"), TensorType::F16, &[EMBD, EMBD]);
-        add(name("attn_k"), TensorType::F16, &[EMBD, KV]);
-        add(name("attn_v"), TensorType::F16, &[EMBD, KV]);
-        add(name("attn_output"), TensorType::F16, &[EMBD, EMBD]);
-        add(name("ffn_norm"), TensorType::F32, &[EMBD]);
-        add(name("ffn_gate"), TensorType::F16, &[EMBD, FF]);
-        add(name("ffn_up"), TensorType::F16, &[EMBD, FF]);
-        add(name("ffn_down"), TensorType::F16, &[FF, EMBD]);
+        let name = |part: &str| format!("blk.{layer}.{part}");
+        tensors.norm(&name("attn_norm"), EMBD);
+        tensors.matrix(&name("attn_q"), &[EMBD, EMBD]);
+        tensors.matrix(&name("attn_k"), &[EMBD, KV]);
+        tensors.matrix(&name("attn_v"), &[EMBD, KV]);
+        tensors.matrix(&name("attn_output"), &[EMBD, EMBD]);
+        tensors.norm(&name("ffn_norm"), EMBD);
+        tensors.matrix(&name("ffn_gate"), &[EMBD, FF]);
+        tensors.matrix(&name("ffn_up"), &[EMBD, FF]);
+        tensors.matrix(&name("ffn_down"), &[FF, EMBD]);
     }
-    add("output_norm.weight".to_owned(), TensorType::F32, &[EMBD]);
-    add("output.weight".to_owned(), TensorType::F16, &[EMBD, vocab]);
-    let layout = Layout::new(&metadata, &specs, DEFAULT_ALIGNMENT).unwrap();
-    if fs::metadata(path).is_ok_and(|facts| facts.len() == layout.file_len()) {
-        return;
-    }
-    println!("writing {}", path.display());
-    let temp = path.with_extension("part");
-    let mut out = io::BufWriter::with_capacity(1 << 20, fs::File::create(&temp).unwrap());
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut fill = |index: usize, out: &mut dyn Write| -> io::Result<()> {
-        let spec = &specs[index];
-        let row = spec.dims[0] as usize;
-        let mut bytes = Vec::with_capacity(4 * row);
-        for _ in 0..spec.dims.iter().skip(1).product::<u64>().max(1) {
-            bytes.clear();
-            for _ in 0..row {
-                let value = normal(&mut state);
-                if spec.ty == TensorType::F16 {
-                    bytes.extend(half::f16::from_f32(0.02 * value).to_le_bytes());
-                } else {
-                    bytes.extend((1.0 + 0.1 * value).to_le_bytes());
-                }
-            }
-            out.write_all(&bytes)?;
-        }
-        Ok(())
-    };
-    layout.write(&mut out, &mut fill).unwrap();
-    out.into_inner().unwrap().sync_all().unwrap();
-    fs::rename(temp, path).unwrap();
-}
-
-/// Returns the sum of four uniform numbers (xorshift64), with a variance of 1.
-fn normal(state: &mut u64) -> f32 {
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    let sum: u32 = (0..4).map(|lane| (*state >> (16 * lane)) as u32 & 0xffff).sum();
-    (sum as f32 / 65_536.0 - 2.0) * 3.0_f32.sqrt()
+    tensors.norm("output_norm", EMBD);
+    tensors.matrix("output", &[EMBD, vocab]);
+    tensors.write(path, &metadata);
 }

@@ -136,7 +136,7 @@ impl Session {
         let mut needs = Vec::new();
         let mut unknown = 0;
         let mut headers = Headers::default();
-        let mut references = BTreeSet::new();
+        let mut references = References::default();
         for (node, entry) in self.graph.nodes().zip(plan.entries) {
             match entry.status {
                 Status::Hit { .. } => {}
@@ -177,6 +177,14 @@ struct Header {
 /// What the headers of source models say, by path: each is read once. Nothing of one that cannot be read.
 type Headers = BTreeMap<PathBuf, Option<Header>>;
 
+/// What is known of references while the steps are gone through.
+#[derive(Default)]
+struct References<'n> {
+    corpora: step::room::Corpora<'n>,
+    /// Blocks that a step before this one adds.
+    counted: BTreeSet<String>,
+}
+
 impl Session {
     fn header<'h>(&self, model: &SourceName, env: &Env<'_>, headers: &'h mut Headers) -> Option<&'h Header> {
         let source = self.graph.node(&NodeId::Source(model.as_str().to_owned()))?;
@@ -213,16 +221,15 @@ impl Session {
         })
     }
 
-    /// Returns what an evaluation or a policy that measures would add to the reference's log-probabilities; `counted` are those
-    /// that others before it add. Nothing where the candidate is yet to be told and its file is there: it may be the one that was
+    /// Returns what an evaluation or a policy that measures would add to the reference's log-probabilities. Nothing where the candidate is yet to be told and its file is there: it may be the one that was
     /// measured.
-    fn reference(
+    fn reference<'n>(
         &self,
-        node: &Node,
+        node: &'n Node,
         known: &Inputs,
         env: &Env<'_>,
         headers: &mut Headers,
-        counted: &mut BTreeSet<String>,
+        references: &mut References<'n>,
     ) -> Option<Need> {
         if let Work::Eval { candidate, .. } = &node.work
             && known.step(candidate).is_err()
@@ -240,7 +247,8 @@ impl Session {
         else {
             return None;
         };
-        let blocks = step::room::foresee(&comparison, known, env, vocabulary, (corpus, texts)).ok()?;
+        let References { corpora, counted } = references;
+        let blocks = step::room::foresee(&comparison, known, env, vocabulary, (corpus, texts), corpora).ok()?;
         let new = blocks.into_iter().filter(|(name, _)| counted.insert(name.clone()));
         let bytes: u64 = new.map(|(_, bytes)| bytes).sum();
         (bytes > 0).then(|| Need {

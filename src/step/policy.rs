@@ -63,14 +63,15 @@ fn policy_step(node: &Node) -> Result<&PolicyStep, StepError> {
 
 /// Returns the texts that a policy measures the model on, and what it takes of them; nothing of one that measures nothing.
 pub(super) fn measures_on(step: &PolicyStep) -> Option<(&model::StepId, tokens::Cut)> {
-    match &step.method {
-        model::Method::Measured(measured) => Some((&measured.corpus, measured::cut_of(measured))),
+    let (corpus, context, chunks, block) = match &step.method {
+        model::Method::Measured(measured) => (&measured.corpus, measured.context, measured.chunks, measured.block),
         model::Method::Error(error) => {
             let probes = error.probes.as_ref()?;
-            Some((&probes.corpus, error::cut_of(probes)))
+            (&probes.corpus, probes.context, probes.chunks, probes.block)
         }
-        _ => None,
-    }
+        _ => return None,
+    };
+    Some((corpus, tokens::Cut::spread(context, chunks, block)))
 }
 
 impl Kind for Policy {
@@ -87,15 +88,15 @@ impl Kind for Policy {
 
     fn estimate(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Estimate, StepError> {
         let step = policy_step(node)?;
-        let model::Method::Measured(settings) = &step.method else {
+        if !matches!(step.method, model::Method::Measured(_)) {
             return Ok(Estimate::default());
-        };
+        }
         let Action::Policy(document) = action_of(step, inputs, env)? else {
             return Err(misplaced(node));
         };
         let looked = Looked::at(&document, env)?;
         let covered = |name: &str| looked.covers(name);
-        let parts = measured::Parts::of(step, settings, inputs)?;
+        let parts = measured::Parts::of(step, inputs)?;
         measured::estimate(&parts, &looked.facts, &document.method, looked.has(&covered), env)
     }
 
@@ -115,8 +116,8 @@ impl Kind for Policy {
                 file_type,
                 solved,
             } = match &step.method {
-                model::Method::Measured(settings) => {
-                    let parts = measured::Parts::of(step, settings, inputs)?;
+                model::Method::Measured(_) => {
+                    let parts = measured::Parts::of(step, inputs)?;
                     measured::choose(task, &parts, facts, &document.method, has)?
                 }
                 model::Method::Error(settings) => {

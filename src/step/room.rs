@@ -1,5 +1,8 @@
 //! What the reference's log-probabilities will take in the store, told before the first of them is computed.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use crate::digest::BlobDigest;
 use crate::figures;
 use crate::graph::Node;
@@ -18,6 +21,7 @@ use crate::step::eval::Reference;
 use crate::step::eval::failed;
 use crate::step::policy;
 use crate::step::tokens;
+use crate::step::tokens::Block;
 use crate::step::tokens::Cut;
 use crate::step::tokens::Take;
 
@@ -75,6 +79,9 @@ impl<'n> Comparison<'n> {
     }
 }
 
+/// Corpora as blocks, each read once for all comparisons; nothing of one that was not yet read as tokens.
+pub type Corpora<'n> = BTreeMap<(&'n SourceName, &'n StepId, Cut), Option<Vec<Block>>>;
+
 /// Returns how many bytes of the reference's log-probabilities a comparison still has to compute: for each block that it needs
 /// and that is not in the store, by a name that is the same for all comparisons that share the block. Of a model that is yet
 /// to be made, every block counts. Where the corpus was not yet read as tokens, one entry stands for all blocks of it in chunks of
@@ -84,12 +91,13 @@ impl<'n> Comparison<'n> {
 /// # Errors
 ///
 /// What would fail the step, too.
-pub fn foresee(
-    comparison: &Comparison<'_>,
+pub fn foresee<'n>(
+    comparison: &Comparison<'n>,
     known: &Inputs,
     env: &Env<'_>,
     vocabulary: u64,
     texts: (&Node, &CorpusStep),
+    corpora: &mut Corpora<'n>,
 ) -> Result<Vec<(String, u64)>, StepError> {
     let Comparison {
         reference: model,
@@ -99,12 +107,16 @@ pub fn foresee(
     } = *comparison;
     let positions = figures::scored_positions(cut.context as usize).map_err(failed)?.len() as u64;
     let size = |chunks: u64| figures::size_of_reference(vocabulary, positions.saturating_mul(chunks));
-    let blocks = match (known.source(model), known.step(corpus)) {
-        (Ok(model), Ok(corpus)) => tokens::known_blocks(env, model, corpus, cut)?.map(|blocks| (model, blocks)),
-        _ => None,
+    let outcome = known.source(model);
+    let blocks = match corpora.entry((model, corpus, cut)) {
+        Entry::Occupied(read) => read.into_mut(),
+        Entry::Vacant(free) => free.insert(match (&outcome, known.step(corpus)) {
+            (Ok(model), Ok(corpus)) => tokens::known_blocks(env, model, corpus, cut)?,
+            _ => None,
+        }),
     };
     let (corpus_node, corpus_step) = texts;
-    let Some((outcome, blocks)) = blocks else {
+    let (Ok(outcome), Some(blocks)) = (outcome, blocks) else {
         let files = env.corpus_files(&corpus_node.id, corpus_step)?;
         let bytes: u64 = files
             .iter()
@@ -113,7 +125,7 @@ pub fn foresee(
             .sum();
         let chunks = bytes / BYTES_PER_TOKEN / u64::from(cut.context.max(1));
         let chunks = cut.chunks.map_or(chunks, |most| most.min(chunks));
-        let name = format!("{model} {corpus} {} {:?}", cut.context, cut.take);
+        let name = format!("{model} {corpus} {}", cut.context);
         return Ok(if chunks == 0 {
             Vec::new()
         } else {
@@ -127,7 +139,7 @@ pub fn foresee(
         context: cut.context,
     };
     let mut needed = Vec::new();
-    for block in &blocks {
+    for block in blocks.iter() {
         let is_known = match compute {
             Some(compute) => {
                 let action = reference.block_action(compute, block, true)?;

@@ -40,7 +40,7 @@ impl Block {
 }
 
 /// How a corpus is cut.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cut {
     /// Tokens per chunk.
     pub context: u32,
@@ -52,8 +52,20 @@ pub struct Cut {
     pub take: Take,
 }
 
+impl Cut {
+    /// Returns the cut that probes take: some chunks from everywhere.
+    pub fn spread(context: u32, chunks: u64, block: u32) -> Self {
+        Self {
+            context,
+            chunks: Some(chunks),
+            block,
+            take: Take::Spread,
+        }
+    }
+}
+
 /// Which of a corpus's chunks are taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Take {
     /// The first, in blocks of chunks that follow each other, as `llama-imatrix` and `llama-perplexity` do.
     First,

@@ -17,7 +17,6 @@ use crate::policy::Sensitivity;
 use crate::policy::TensorGroup;
 use crate::recipe::model::ErrorPolicy;
 use crate::recipe::model::PolicyStep;
-use crate::recipe::model::Probes;
 use crate::report::words;
 use crate::step::Inputs;
 use crate::step::Outcome;
@@ -50,10 +49,11 @@ struct Probing<'i> {
 
 impl<'i> Parts<'i> {
     pub(super) fn of(step: &PolicyStep, settings: &ErrorPolicy, inputs: &'i Inputs) -> Result<Self, StepError> {
-        let probing = settings.probes.as_ref().map(|probes| {
+        let probing = super::measures_on(step).zip(settings.probes.as_ref());
+        let probing = probing.map(|((corpus, cut), probes)| {
             Ok::<_, StepError>(Probing {
-                corpus: inputs.step(&probes.corpus)?,
-                cut: cut_of(probes),
+                corpus: inputs.step(corpus)?,
+                cut,
                 count: probes.count,
             })
         });
@@ -62,16 +62,6 @@ impl<'i> Parts<'i> {
             join: step.join.as_ref().map(|join| inputs.step(join)).transpose()?,
             probing: probing.transpose()?,
         })
-    }
-}
-
-/// Returns what probes take of the texts.
-pub(super) fn cut_of(probes: &Probes) -> tokens::Cut {
-    tokens::Cut {
-        context: probes.context,
-        chunks: Some(probes.chunks),
-        block: probes.block,
-        take: tokens::Take::Spread,
     }
 }
 

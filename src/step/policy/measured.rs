@@ -16,7 +16,6 @@ use crate::policy;
 use crate::policy::HasImatrix;
 use crate::policy::ModelFacts;
 use crate::policy::Probe;
-use crate::recipe::model::MeasuredPolicy;
 use crate::recipe::model::PolicyStep;
 use crate::report::words;
 use crate::step::Env;
@@ -46,23 +45,14 @@ pub(super) struct Parts<'i> {
 }
 
 impl<'i> Parts<'i> {
-    pub(super) fn of(step: &PolicyStep, settings: &MeasuredPolicy, inputs: &'i Inputs) -> Result<Self, StepError> {
+    pub(super) fn of(step: &PolicyStep, inputs: &'i Inputs) -> Result<Self, StepError> {
+        let (corpus, cut) = super::measures_on(step).ok_or_else(|| StepError::input("not a measured policy"))?;
         Ok(Self {
             model: inputs.source(&step.model)?,
             join: step.join.as_ref().map(|join| inputs.step(join)).transpose()?,
-            corpus: inputs.step(&settings.corpus)?,
-            cut: cut_of(settings),
+            corpus: inputs.step(corpus)?,
+            cut,
         })
-    }
-}
-
-/// Returns what probes take of the texts.
-pub(super) fn cut_of(settings: &MeasuredPolicy) -> tokens::Cut {
-    tokens::Cut {
-        context: settings.context,
-        chunks: Some(settings.chunks),
-        block: settings.block,
-        take: tokens::Take::Spread,
     }
 }
 
