@@ -143,7 +143,8 @@ impl Survey {
         if self.strange {
             return 0;
         }
-        let mut place = first.min(self.nodes.len());
+        // The last node is always computed: what it computes is what is asked for.
+        let mut place = first.min(self.nodes.len().saturating_sub(1));
         // Memory outside that is used on both sides of the place moves it to before the first use.
         while let Some(before) = self
             .written
@@ -157,10 +158,15 @@ impl Survey {
         place
     }
 
+    /// Says that nothing can be left out.
+    pub(super) fn is_strange(&self) -> bool {
+        self.strange
+    }
+
     /// Returns the place to begin at when only some weights have changed.
     pub(super) fn start<'n>(&self, changed: impl Iterator<Item = &'n str>) -> usize {
         let first = changed.map(|name| self.weights.get(name).map_or(0, |weight| weight.first));
-        self.place(first.min().unwrap_or(self.nodes.len()))
+        self.place(first.min().unwrap_or(usize::MAX))
     }
 
     /// Returns the nodes before a place whose data is used from it on.
@@ -203,7 +209,7 @@ impl Tap {
     /// they take no more than `room` bytes.
     pub(super) fn run(&mut self, from: Checkpoint, to: Option<usize>, room: u64) {
         let nodes = self.survey.nodes.len();
-        let end = to.unwrap_or(nodes).min(nodes);
+        let end = to.map_or(nodes, |to| to.min(nodes.saturating_sub(1)));
         self.task = Some(Task::Run(Run {
             range: from.at..end,
             keep: to.is_some(),

@@ -266,7 +266,7 @@ impl LoadedModel {
     }
 
     /// Refuses a chunk of another length, or with tokens that llama.cpp would read out of bounds for.
-    fn check_chunk(&self, chunk: usize, tokens: &[i32]) -> Result<(), EngineError> {
+    pub(super) fn check_chunk(&self, chunk: usize, tokens: &[i32]) -> Result<(), EngineError> {
         let expected = self.context as usize;
         if tokens.len() != expected {
             return Err(EngineError::ChunkLength {

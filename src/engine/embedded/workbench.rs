@@ -11,6 +11,7 @@
 //! (`checkpoint`).
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -19,6 +20,7 @@ use llama_cpp_sys_2 as ffi;
 
 use super::checkpoint::Checkpoint;
 use super::checkpoint::Tap;
+use super::checkpoint::Weight;
 use super::log::Capture;
 use super::model::Callback;
 use super::model::EachLogits;
@@ -32,14 +34,13 @@ use crate::tensor_type::TensorType;
 
 /// A loaded model whose weights can be replaced.
 pub struct Workbench {
-    /// Dropped before the model.
-    tapped: Tapped,
+    /// What leaves out nodes; nothing where all are computed. Dropped before the model.
+    tapped: Option<Tapped>,
     // The weights lie in the model and are gone with it.
     model: LoadedModel,
+    weights: BTreeMap<String, Weight>,
     /// What is kept of chunks, by their tokens and the first position that counts.
     kept: HashMap<(Vec<i32>, usize), Checkpoint>,
-    /// Nothing is left out.
-    plain: bool,
 }
 
 /// A context whose nodes the tap is told.
@@ -102,16 +103,16 @@ impl Workbench {
         model.visit(&mut tapped.context, cancel)?;
         tapped.tap.learned();
         Ok(Self {
-            tapped,
+            weights: tapped.tap.survey().weights.clone(),
+            tapped: (!tapped.tap.survey().is_strange()).then_some(tapped),
             model,
             kept: HashMap::new(),
-            plain: false,
         })
     }
 
     /// Returns the names of the tensors that can be replaced.
     pub fn tensors(&self) -> impl Iterator<Item = &str> {
-        self.tapped.tap.survey().weights.keys().map(String::as_str)
+        self.weights.keys().map(String::as_str)
     }
 
     /// Returns the size of the vocabulary: logits per position.
@@ -130,7 +131,7 @@ impl Workbench {
             tensor: name.to_owned(),
             what,
         };
-        let weight = self.tapped.tap.survey().weights.get(name).copied();
+        let weight = self.weights.get(name).copied();
         let weight = weight.ok_or_else(|| refuse("the graph of the model has no such weight".to_owned()))?;
         let place = self.place([name]);
         self.kept.retain(|_, kept| kept.at() <= place);
@@ -178,7 +179,8 @@ impl Workbench {
     /// Returns where computing can begin when only these tensors have changed, in the order in which the model computes; 0 is
     /// its beginning, and all that is known of tensors that it does not have.
     pub fn place<'n>(&self, changed: impl IntoIterator<Item = &'n str>) -> usize {
-        self.tapped.tap.survey().start(changed.into_iter())
+        let tapped = self.tapped.as_ref();
+        tapped.map_or(0, |tapped| tapped.tap.survey().start(changed.into_iter()))
     }
 
     /// Keeps of a chunk what the nodes from a place on need of those before it, with the tensors that are there now, so that
@@ -198,14 +200,14 @@ impl Workbench {
     ) -> Result<(), EngineError> {
         let key = (chunk.to_vec(), first);
         let at = self.kept.get(&key).map_or(0, Checkpoint::at);
-        if place <= at || self.plain {
+        let Some(Tapped { context, tap }) = self.tapped.as_mut().filter(|_| place > at) else {
             return Ok(());
-        }
+        };
         let from = self.kept.remove(&key).unwrap_or_default();
         let room = room.saturating_sub(self.kept.values().map(Checkpoint::bytes).sum());
-        self.tapped.tap.run(from, Some(place), room);
-        let walked = self.model.walk(&mut self.tapped.context, chunk, first, cancel);
-        let kept = self.tapped.tap.done();
+        tap.run(from, Some(place), room);
+        let walked = self.model.walk(context, chunk, first, cancel);
+        let kept = tap.done();
         walked?;
         self.kept.extend(kept.map(|kept| (key, kept)));
         Ok(())
@@ -218,7 +220,7 @@ impl Workbench {
 
     /// Returns how many nodes were not computed so far, since what they compute was kept or is not needed.
     pub fn passed_over(&self) -> u64 {
-        self.tapped.tap.passed_over()
+        self.tapped.as_ref().map_or(0, |tapped| tapped.tap.passed_over())
     }
 
     /// Computes one chunk as [`LoadedModel::logits`] does, and begins where it is kept.
@@ -229,13 +231,13 @@ impl Workbench {
         cancel: &Cancel,
         each: &mut EachLogits<'_>,
     ) -> Result<(), EngineError> {
-        if self.plain {
+        let Some(Tapped { context, tap }) = &mut self.tapped else {
             return self.model.logits(chunk, first, cancel, each);
-        }
+        };
+        self.model.check_chunk(0, chunk)?;
         let key = (chunk.to_vec(), first);
         let from = self.kept.remove(&key).unwrap_or_default();
-        self.tapped.tap.run(from, None, 0);
-        let Tapped { context, tap } = &mut self.tapped;
+        tap.run(from, None, 0);
         let mut next = first;
         let computed = self.model.logits_in(context, chunk, first, cancel, &mut |start, rows| {
             if !tap.is_sound() {
@@ -253,7 +255,7 @@ impl Workbench {
         }
         cancel.check()?;
         // The graph is not what it was when it was learned: all is computed from now on, and this chunk goes on where it was.
-        self.plain = true;
+        self.tapped = None;
         self.kept.clear();
         self.model.logits(chunk, first, cancel, &mut |start, rows| {
             let skip = next.saturating_sub(start).min(rows.len());
