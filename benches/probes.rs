@@ -92,7 +92,13 @@ fn main() {
         (seconds, probes)
     };
     // What of probes there is already is another type of the first layer.
-    build(&recipe("\"Q8_0\"", "keep = [\"^blk\\\\.[1-9]\", \"^token_embd\", \"^output\"]\n"), &[]);
+    build(
+        &recipe(
+            "\"Q8_0\"",
+            "keep = [\"^blk\\\\.[1-9]\", \"^token_embd\", \"^output\"]\n",
+        ),
+        &[],
+    );
     let (seconds, probes) = build(&recipe("\"Q4_K\"", ""), &[]);
     let ours = probes as f64 / seconds;
     println!("forge: {probes} probes of {chunks} chunks of {context} tokens in {seconds:.2} s, {ours:.2} a second");

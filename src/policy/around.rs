@@ -86,8 +86,8 @@ impl<'a> Around<'a> {
                 continue;
             }
             let change = loss.mean - stays.mean;
-            let around = match self.measured(probe, *own) {
-                Some(more) => {
+            let around = match self.measured(probe) {
+                Some(Measured { more, .. }) => {
                     let believed = interplay.believed(more.len());
                     Loss {
                         mean: change + believed * mean(&more),
@@ -112,18 +112,25 @@ impl<'a> Around<'a> {
         losses
     }
 
-    /// Returns what a measured move loses more than it would alone, by chunk.
-    fn measured(&self, probe: &Probe, own: TensorType) -> Option<Vec<f64>> {
+    /// Returns what a measured move changes.
+    fn measured(&self, probe: &Probe) -> Option<Measured> {
+        let (group, ty) = probe;
+        let own = *self.choice.get(group)?;
         let change = self.moves.get(probe)?;
-        let alone = self.alone(probe, own)?;
+        let (to, from) = (self.evidence.get(group, *ty)?, self.evidence.get(group, own)?);
+        let alone: Vec<f64> = to.iter().zip(from).map(|(to, from)| to - from).collect();
         let more: Vec<f64> = change.iter().zip(&alone).map(|(with, alone)| with - alone).collect();
-        (!more.is_empty()).then_some(more)
+        (!more.is_empty()).then(|| Measured {
+            own,
+            alone: mean(&alone[..more.len()]),
+            more,
+        })
     }
 
-    /// Returns what a move changes alone, by chunk.
-    fn alone(&self, (group, ty): &Probe, own: TensorType) -> Option<Vec<f64>> {
-        let (to, from) = (self.evidence.get(group, *ty)?, self.evidence.get(group, own)?);
-        Some(to.iter().zip(from).map(|(to, from)| to - from).collect())
+    /// Returns all moves that were measured, with what each changes.
+    fn all_measured(&self) -> impl Iterator<Item = (&Probe, Measured)> {
+        let moves = self.moves.keys();
+        moves.filter_map(|probe| Some((probe, self.measured(probe)?)))
     }
 
     /// Returns how much of what measured moves lose more or less than alone is more than noise.
@@ -134,17 +141,12 @@ impl<'a> Around<'a> {
     /// estimation rule and its competitors, JASA 68, 1973).
     fn interplay(&self) -> Interplay {
         let (mut squares, mut noise, mut count) = (0.0, 0.0, 0.0);
-        for probe in self.moves.keys() {
-            let Some(own) = self.choice.get(&probe.0) else { continue };
-            let Some(more) = self.measured(probe, *own) else {
-                continue;
-            };
+        for ((group, ty), Measured { own, more, .. }) in self.all_measured() {
             let lost = |ty| {
-                self.alone
-                    .get(&(probe.0.clone(), ty))
-                    .map_or(0.0, |loss| loss.mean.max(0.0))
+                let loss = self.alone.get(&(group.clone(), ty));
+                loss.map_or(0.0, |loss| loss.mean.max(0.0))
             };
-            let unit = lost(*own) + lost(probe.1);
+            let unit = lost(own) + lost(*ty);
             if unit > 0.0 && more.len() > 1 {
                 let of_chunk = variance(&more);
                 squares += (mean(&more).powi(2) - of_chunk / more.len() as f64) / unit;
@@ -164,16 +166,10 @@ impl<'a> Around<'a> {
     /// Returns for each group how much its measured moves change for what they change alone.
     fn ratios(&self, interplay: &Interplay) -> BTreeMap<String, f64> {
         let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
-        for probe in self.moves.keys() {
-            let Some(own) = self.choice.get(&probe.0) else { continue };
-            let Some(more) = self.measured(probe, *own) else {
-                continue;
-            };
-            let Some(alone) = self.alone(probe, *own) else { continue };
-            let alone = mean(&alone[..alone.len().min(more.len())]);
+        for ((group, _), Measured { alone, more, .. }) in self.all_measured() {
             let with = alone + interplay.believed(more.len()) * mean(&more);
             // Signs are taken out, or moves up and down would cancel.
-            let sum = sums.entry(probe.0.clone()).or_default();
+            let sum = sums.entry(group.clone()).or_default();
             sum.0 += with * alone.signum();
             sum.1 += alone.abs();
         }
@@ -182,6 +178,16 @@ impl<'a> Around<'a> {
             .map(|(group, (with, alone))| (group, (with / alone).clamp(RATIOS.0, RATIOS.1)))
             .collect()
     }
+}
+
+/// What a move changes.
+struct Measured {
+    /// The type that its group has.
+    own: TensorType,
+    /// The mean of what it changes alone, on the chunks that it was measured on.
+    alone: f64,
+    /// What it loses more than alone, by chunk.
+    more: Vec<f64>,
 }
 
 /// How much moves lose more or less than alone: variances, in units of what they lose alone.

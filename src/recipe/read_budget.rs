@@ -39,7 +39,7 @@ const PROBE_CHUNKS: u64 = 16;
 const PROBE_BLOCK: u32 = 4;
 
 /// How often at most moves around the choice are measured, if the recipe does not say.
-const DEFAULT_ROUNDS: u32 = 3;
+const DEFAULT_ROUNDS: u32 = 10;
 
 /// How often a recipe may ask for that.
 const ROUNDS: std::ops::RangeInclusive<u32> = 0..=100;
