@@ -2,7 +2,7 @@
 //! choices of `measured` and of other methods, on text that none of them saw.
 //!
 //!     cargo bench --bench policies -- [--model FILE] [--mixes Q2_K,Q4_K_M] [--against ashq1,error] [--chunks 64]
-//!         [--screen 8] [--refine 10] [--target 0.60] [--folder DIR] [--threads N]
+//!         [--screen 8] [--refine 6] [--target 0.60] [--folder DIR] [--threads N]
 //!
 //! The model is the example's unless another is named; the texts are the example's. With `--folder` the store and the
 //! candidates stay there, and a second run goes on where the first one was. Intervals of ratios are those of the paired
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     let against = option("--against").map(list).unwrap_or_default();
     let chunks = option("--chunks").unwrap_or_else(|| "64".to_owned());
     let screen = option("--screen").unwrap_or_else(|| "8".to_owned());
-    let refine = option("--refine").unwrap_or_else(|| "10".to_owned());
+    let refine = option("--refine").unwrap_or_else(|| "6".to_owned());
     let target: f64 = option("--target").map_or(0.60, |target| target.parse().unwrap());
     let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let bench = Bench {

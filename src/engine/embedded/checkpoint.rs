@@ -23,6 +23,11 @@ use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as ffi;
 
+/// The flag of a node that is to be computed.
+const COMPUTE: i32 = ffi::GGML_TENSOR_FLAG_COMPUTE.cast_signed();
+/// The flag of a tensor that is set from outside.
+const INPUT: i32 = ffi::GGML_TENSOR_FLAG_INPUT.cast_signed();
+
 /// A weight of the loaded model.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Weight {
@@ -270,7 +275,7 @@ impl Learning {
                     | ffi::GGML_OP_PERMUTE
                     | ffi::GGML_OP_TRANSPOSE
             );
-            let computes = !moves_nothing && fields.flags & ffi::GGML_TENSOR_FLAG_COMPUTE as i32 != 0;
+            let computes = !moves_nothing && fields.flags & COMPUTE != 0;
             let mut uses = BTreeSet::new();
             for source in fields.src {
                 if let Some(source) = NonNull::new(source) {
@@ -326,7 +331,7 @@ impl Learning {
                     room,
                     first: place,
                 });
-            } else if fields.flags & ffi::GGML_TENSOR_FLAG_INPUT as i32 == 0 {
+            } else if fields.flags & INPUT == 0 {
                 self.unknown.insert(address);
             }
             Storage::Outside(address)
@@ -356,9 +361,9 @@ impl Run {
         };
         if node.computes {
             if self.range.contains(&at) {
-                fields.flags |= ffi::GGML_TENSOR_FLAG_COMPUTE as i32;
+                fields.flags |= COMPUTE;
             } else {
-                fields.flags &= !(ffi::GGML_TENSOR_FLAG_COMPUTE as i32);
+                fields.flags &= !COMPUTE;
                 *passed_over += 1;
             }
         }
@@ -444,7 +449,7 @@ pub(super) unsafe extern "C" fn receive(node: *mut ffi::ggml_tensor, ask: bool, 
             Some(Task::Survey(learning)) => {
                 if ask {
                     learning.add(node);
-                    (*node.as_ptr()).flags &= !(ffi::GGML_TENSOR_FLAG_COMPUTE as i32);
+                    (*node.as_ptr()).flags &= !COMPUTE;
                     return false;
                 }
                 true
