@@ -175,6 +175,14 @@ pub fn variance(values: &[f64]) -> f64 {
     values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (values.len() - 1) as f64
 }
 
+/// Says whether one loss by chunk is less than another of the same chunks, by more than the standard error of the difference: what
+/// is less by less is as good, and a search that took it would follow the chunks' noise (the rule of one standard error:
+/// Breiman, Friedman, Olshen and Stone, Classification and Regression Trees, 1984, section 3.4.3).
+pub fn is_less(a: &[f64], b: &[f64]) -> bool {
+    let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| b - a).collect();
+    mean(&differences) > variance_of_mean(&differences).sqrt()
+}
+
 fn variance_of_mean(values: &[f64]) -> f64 {
     variance(values) / (values.len() as f64).max(1.0)
 }
@@ -219,6 +227,21 @@ mod tests {
         assert_eq!(losses[&probe("b", TensorType::Q3_K)].mean, 2.0);
         assert_eq!(evidence.measured_on(&probe("a", TensorType::Q3_K)), 2);
         assert_eq!(evidence.measured_on(&probe("c", TensorType::Q3_K)), 0);
+    }
+
+    #[test]
+    fn less_is_what_stands_out_of_the_noise_of_the_difference() {
+        let chunks = [1.0, 5.0, 2.0, 8.0];
+        let less = |by: [f64; 4]| -> Vec<f64> { chunks.iter().zip(by).map(|(loss, by)| loss - by).collect() };
+        assert!(
+            is_less(&less([0.1; 4]), &chunks),
+            "the same in each chunk, however unlike they are"
+        );
+        assert!(!is_less(&chunks, &less([0.1; 4])));
+        assert!(!is_less(&chunks, &chunks));
+        // Means of 0.1, with standard errors of 0.19 and of 0.07.
+        assert!(!is_less(&less([0.4, 0.0, 0.4, -0.4]), &chunks));
+        assert!(is_less(&less([0.2, 0.1, 0.2, -0.1]), &chunks));
     }
 
     #[test]

@@ -78,6 +78,7 @@ pub use self::error::PolicyError;
 pub use self::error::Retyped;
 pub use self::evidence::Evidence;
 pub use self::evidence::Probe;
+pub use self::evidence::is_less;
 pub use self::evidence::mean;
 pub use self::evidence::variance;
 pub use self::exchange::LineError;

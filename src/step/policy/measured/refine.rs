@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::allocation::Answer;
+use crate::policy;
 use crate::policy::Around;
 use crate::policy::Prepared;
 use crate::policy::Probe;
@@ -28,7 +29,7 @@ const STEEPER: f64 = 1.6;
 
 impl Scan<'_, '_> {
     /// Measures moves around a choice and solves again, until nothing is better or so many rounds are over. A choice is taken
-    /// only if it loses less when all of it is measured together.
+    /// only if it loses less when all of it is measured together, by more than chunks make of themselves.
     pub(super) fn refine(&mut self, mut incumbent: Incumbent, rounds: u32) -> Result<Incumbent, StepError> {
         for round in 1..=rounds {
             let moves = self.moves(&incumbent);
@@ -160,7 +161,7 @@ impl Scan<'_, '_> {
             if !tried.contains(&proposal.moved) {
                 let together = self.together(&proposal.choice)?;
                 let lost = self.lost(&together);
-                if lost < incumbent.lost {
+                if policy::is_less(&together, &incumbent.together) {
                     let better = Incumbent {
                         prepared: proposal.prepared,
                         answer: proposal.answer,
