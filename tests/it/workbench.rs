@@ -8,6 +8,7 @@ use forge::engine::LoadedModel;
 use forge::engine::Options;
 use forge::engine::Workbench;
 use forge::gguf::Model;
+use forge::gguf::ModelTensor;
 use forge::tensor_type::TensorType;
 
 use crate::cut;
@@ -42,6 +43,13 @@ fn of_bench(bench: &mut Workbench, chunk: &[i32]) -> Vec<u32> {
     collected(&mut |each| bench.logits(chunk, 8, &Cancel::new(), each))
 }
 
+/// Gives the model on the bench a tensor of a file.
+fn put(bench: &mut Workbench, file: &Model, tensor: &ModelTensor) {
+    let mut bytes = vec![0; usize::try_from(tensor.info.len).unwrap()];
+    file.read_tensor_at(tensor, 0, &mut bytes).unwrap();
+    bench.replace(&tensor.info.name, tensor.info.ty, &bytes).unwrap();
+}
+
 /// Gives the model on the bench each tensor of a file that has another type than the model's own file.
 fn put_on(bench: &mut Workbench, from: &Path, source: &Path) -> usize {
     let (from, source) = (Model::open(from).unwrap(), Model::open(source).unwrap());
@@ -49,9 +57,7 @@ fn put_on(bench: &mut Workbench, from: &Path, source: &Path) -> usize {
     for (tensor, original) in from.tensors().iter().zip(source.tensors()) {
         assert_eq!(tensor.info.name, original.info.name);
         if bench.tensors().any(|name| name == tensor.info.name) && tensor.info.dims.len() > 1 {
-            let mut bytes = vec![0; usize::try_from(tensor.info.len).unwrap()];
-            from.read_tensor_at(tensor, 0, &mut bytes).unwrap();
-            bench.replace(&tensor.info.name, tensor.info.ty, &bytes).unwrap();
+            put(bench, &from, tensor);
             replaced += usize::from(tensor.info.ty != original.info.ty);
         }
     }
@@ -106,12 +112,7 @@ fn compare_kept(model: &Path, candidate: &Path, text: &str, context: u32) {
     }
     tensors.sort_unstable();
     assert!(tensors.len() > 3 && tensors.iter().filter(|(place, _)| *place > 0).count() > 3);
-    let put = |bench: &mut Workbench, file: &Model, at: usize| {
-        let tensor = &file.tensors()[at];
-        let mut bytes = vec![0; usize::try_from(tensor.info.len).unwrap()];
-        file.read_tensor_at(tensor, 0, &mut bytes).unwrap();
-        bench.replace(&tensor.info.name, tensor.info.ty, &bytes).unwrap();
-    };
+    let put = |bench: &mut Workbench, file: &Model, at: usize| put(bench, file, &file.tensors()[at]);
     let plain = of_bench(&mut bench, &chunk);
     let (mut earlier, mut later) = (Vec::new(), Vec::new());
     for (place, at) in &tensors {

@@ -145,9 +145,6 @@ pub(super) struct Tap {
 impl Survey {
     /// Returns the best place to begin at if only weights that are read from a node on have changed: 0 for the beginning.
     fn place(&self, first: usize) -> usize {
-        if self.strange {
-            return 0;
-        }
         // The last node is always computed: what it computes is what is asked for.
         let mut place = first.min(self.nodes.len().saturating_sub(1));
         // Memory outside that is used on both sides of the place moves it to before the first use.

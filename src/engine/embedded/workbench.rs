@@ -2,7 +2,7 @@
 //! candidate's file.
 //!
 //! The tensor gets the very bytes that the candidate would have, in their own type, so that the kernels are those that the
-//! candidate's file would run with. Its logits are then the candidate's, bit for bit (`tests/it/engine.rs` holds that), also
+//! candidate's file would run with. Its logits are then the candidate's, bit for bit (`tests/it/workbench.rs` holds that), also
 //! what comes of the activations being quantized to match. A replaced tensor takes the place of the loaded one and may not
 //! be larger; so the model is to be loaded in its full precision.
 //!
@@ -241,6 +241,7 @@ impl Workbench {
         let mut next = first;
         let computed = self.model.logits_in(context, chunk, first, cancel, &mut |start, rows| {
             if !tap.is_sound() {
+                // Any error ends the call; that this one is not handed on is seen below.
                 return Err(EngineError::Cancelled);
             }
             next = start + rows.len();

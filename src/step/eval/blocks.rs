@@ -130,7 +130,7 @@ impl Reference<'_, '_> {
         for chunk in &block.chunks {
             model
                 .logits(chunk, positions.start, &env.cancel, &mut |start, all| {
-                    for logits in &all[..positions.end.saturating_sub(start).min(all.len())] {
+                    for logits in up_to(positions.end, start, all) {
                         rows.row(logits)
                             .map_err(|error| EngineError::Consumer(Box::new(error)))?;
                     }
@@ -162,7 +162,7 @@ impl Reference<'_, '_> {
         let mut measured = Vec::with_capacity(block.chunks.len() * positions.len());
         for (number, chunk) in block.chunks.iter().enumerate() {
             let scored = compute(chunk, positions.start, &mut |start, rows| {
-                let rows = &rows[..positions.end.saturating_sub(start).min(rows.len())];
+                let rows = up_to(positions.end, start, rows);
                 let scored = rows.par_iter().enumerate().map(|(row, logits)| {
                     let position = start + row;
                     let token = chunk[position + 1];
@@ -189,6 +189,11 @@ impl Reference<'_, '_> {
         }
         TokenBlock::new(0, positions.len() as u32, measured).map_err(failed)
     }
+}
+
+/// Returns the rows of positions before `end`, of rows from `start` on.
+fn up_to<'a, 'l>(end: usize, start: usize, rows: &'a [&'l [f32]]) -> &'a [&'l [f32]] {
+    &rows[..end.saturating_sub(start).min(rows.len())]
 }
 
 /// Says that an evaluation failed.
