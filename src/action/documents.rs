@@ -271,8 +271,8 @@ pub struct Measured {
     pub budget: PolicyBudget,
     /// The model as far as it computes.
     pub model: BlobDigest,
-    /// The digest of each tensor's importances, where there is an imatrix.
-    pub slices: Option<BlobDigest>,
+    /// What tensors are quantized with, and their errors weighted by.
+    pub imatrix: Option<BlobDigest>,
     /// The texts that losses are measured on.
     pub corpus: BlobDigest,
     /// How the model reads them.
@@ -305,6 +305,8 @@ pub struct Measured {
     pub states: u64,
     /// The version of the solver and of what losses are made of.
     pub solver: u32,
+    /// The version of how squared errors are told.
+    pub form: u32,
     /// What quantizes.
     pub quantizer: Fingerprint,
     /// What measures.

@@ -81,6 +81,27 @@ impl Evidence {
         losses
     }
 
+    /// Returns evidence of other losses than those that were measured: each probe's chunks are what they were in proportion, or by as much
+    /// more where they showed no loss.
+    pub fn told(&self, losses: &Losses) -> Self {
+        let measured = self.losses();
+        let mut told = self.clone();
+        for (probe, lost) in &mut told.of {
+            let means = measured.get(probe).zip(losses.get(probe));
+            let Some((measured, told)) = means.map(|(measured, told)| (measured.mean, told.mean)) else {
+                continue;
+            };
+            for chunk in lost {
+                *chunk = if measured > 0.0 {
+                    *chunk * (told / measured)
+                } else {
+                    *chunk + (told - measured)
+                };
+            }
+        }
+        told
+    }
+
     /// Returns what a group loses on average over the most chunks for what it loses over the `first` ones: from each length to the
     /// next by the probes that have it.
     fn scale(&self, group: &str, first: usize, lengths: &BTreeSet<usize>) -> f64 {
@@ -227,6 +248,24 @@ mod tests {
         assert_eq!(losses[&probe("b", TensorType::Q3_K)].mean, 2.0);
         assert_eq!(evidence.measured_on(&probe("a", TensorType::Q3_K)), 2);
         assert_eq!(evidence.measured_on(&probe("c", TensorType::Q3_K)), 0);
+    }
+
+    #[test]
+    fn told_losses_keep_what_chunks_say_of_each_other() {
+        let mut evidence = Evidence::new(2);
+        let probe = |ty| ("a".to_owned(), ty);
+        evidence.insert(probe(TensorType::Q2_K), vec![1.0, 3.0]);
+        evidence.insert(probe(TensorType::Q4_K), vec![0.5, -0.5]);
+        evidence.insert(probe(TensorType::F16), vec![0.0, 0.0]);
+        let mut losses = evidence.losses();
+        losses.get_mut(&probe(TensorType::Q2_K)).unwrap().mean = 1.0;
+        losses.get_mut(&probe(TensorType::Q4_K)).unwrap().mean = 0.25;
+        let told = evidence.told(&losses);
+        assert_eq!(told.get("a", TensorType::Q2_K), Some(&[0.5, 1.5][..]));
+        assert_eq!(told.get("a", TensorType::Q4_K), Some(&[0.75, -0.25][..]));
+        assert_eq!(told.get("a", TensorType::F16), Some(&[0.0, 0.0][..]));
+        assert_eq!(told.losses()[&probe(TensorType::Q2_K)].mean, 1.0);
+        assert_eq!(evidence.told(&evidence.losses()), evidence);
     }
 
     #[test]

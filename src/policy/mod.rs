@@ -117,6 +117,8 @@ pub use self::role::Role;
 pub use self::size::Budget;
 pub use self::size::FileSize;
 pub use self::squared::Sensitivity;
+pub use self::squared::halfway;
+pub use self::squared::in_proportion;
 pub use self::squared::lift_sensitivities;
 pub use self::squared::probed_types;
 pub use self::squared::squared_error;

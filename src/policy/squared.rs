@@ -8,6 +8,8 @@
 use std::collections::BTreeMap;
 
 use crate::policy::Loss;
+use crate::policy::Losses;
+use crate::policy::Probe;
 use crate::tensor_type::TensorType;
 
 /// Returns the squared error that a tensor makes for a token, of the errors of its matrices. Where the matrices are experts, each
@@ -96,9 +98,102 @@ pub fn lift_sensitivities(found: &mut BTreeMap<String, Sensitivity>) {
     }
 }
 
+/// Returns losses in proportion to squared errors: those of each group times what its measured losses add up to for one of
+/// error. So a loss that any change of a tensor brings, however small (a token that is routed to other experts), and that is
+/// not paid again for the next tensor, hardly counts. What has no error keeps its measured loss.
+pub fn in_proportion(measured: &Losses, errors: &BTreeMap<Probe, f64>) -> Losses {
+    let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+    let known = errors.iter().filter(|(_, error)| **error > 0.0);
+    for (loss, (probe, error)) in known.filter_map(|known| Some((measured.get(known.0)?, known))) {
+        let sum = sums.entry(&probe.0).or_default();
+        *sum = (sum.0 + loss.mean, sum.1 + error);
+    }
+    let mut found: BTreeMap<String, Sensitivity> = BTreeMap::new();
+    for (group, (loss, error)) in sums {
+        let mean = loss / error;
+        found.insert(
+            group.to_owned(),
+            Sensitivity {
+                mean,
+                ..Sensitivity::ONE
+            },
+        );
+    }
+    lift_sensitivities(&mut found);
+    let mut losses = measured.clone();
+    for (probe, loss) in &mut losses {
+        if let (Some(sensitivity), Some(error)) = (found.get(&probe.0), errors.get(probe)) {
+            loss.mean = sensitivity.loss(*error).mean;
+        }
+    }
+    losses
+}
+
+/// Returns losses halfway between two tellings of them, as ratios go: their geometric means. Of what one of them does not see as a
+/// loss at all, half of the other.
+pub fn halfway(a: &Losses, b: &Losses) -> Losses {
+    let mut losses = a.clone();
+    for (probe, loss) in &mut losses {
+        if let Some(other) = b.get(probe) {
+            let product = loss.mean * other.mean;
+            loss.mean = if loss.mean > 0.0 && product > 0.0 {
+                product.sqrt()
+            } else {
+                (loss.mean + other.mean) / 2.0
+            };
+        }
+    }
+    losses
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn losses(of: &[(&str, TensorType, f64)]) -> Losses {
+        let loss = |mean| Loss {
+            mean,
+            variance: 0.5,
+            chunks: 4,
+        };
+        of.iter()
+            .map(|(group, ty, mean)| (((*group).to_owned(), *ty), loss(*mean)))
+            .collect()
+    }
+
+    fn means(losses: &Losses) -> Vec<f64> {
+        losses.values().map(|loss| loss.mean).collect()
+    }
+
+    #[test]
+    fn a_groups_errors_share_what_it_was_measured_to_lose() {
+        use TensorType::{F16, Q4_K, Q8_0};
+        // By group, then by type in the order of the enum.
+        let measured = losses(&[
+            ("a", Q4_K, 9.0),
+            ("a", Q8_0, 3.0),
+            ("a", F16, 0.0),
+            ("b", Q4_K, -1.0),
+            ("c", Q4_K, 7.0),
+        ]);
+        let errors = [("a", Q4_K, 11.0), ("a", Q8_0, 1.0), ("b", Q4_K, 5.0), ("d", Q4_K, 1.0)];
+        let errors = errors.map(|(group, ty, error)| ((group.to_owned(), ty), error)).into();
+        let told = in_proportion(&measured, &errors);
+        let of = |group: &str, ty| told[&(group.to_owned(), ty)].mean;
+        assert_eq!(told.len(), measured.len(), "what was not measured has no loss");
+        assert_eq!((of("a", Q4_K), of("a", Q8_0), of("a", F16)), (11.0, 1.0, 0.0));
+        assert_eq!(of("b", Q4_K), 5.0, "the least sensitivity above zero");
+        assert_eq!(of("c", Q4_K), 7.0, "nothing is known of its errors");
+        assert_eq!(told[&("a".to_owned(), Q4_K)].variance, 0.5);
+    }
+
+    #[test]
+    fn halfway_is_a_ratio_from_both() {
+        use TensorType::Q4_K;
+        let a = losses(&[("a", Q4_K, 1.0), ("b", Q4_K, -1.0), ("c", Q4_K, 0.0), ("d", Q4_K, 3.0)]);
+        let b = losses(&[("a", Q4_K, 4.0), ("b", Q4_K, 5.0), ("c", Q4_K, 0.0)]);
+        assert_eq!(means(&halfway(&a, &b)), [2.0, 2.0, 0.0, 3.0]);
+    }
 
     #[test]
     fn experts_count_as_often_as_they_are_routed_to() {

@@ -76,6 +76,11 @@ fn what_was_measured_once_serves_every_later_policy() {
         probes.len()
     );
     assert_eq!(ran(&first.events, "reference-block"), 2);
+    assert_eq!(
+        ran(&first.events, "tensor-error"),
+        tensors,
+        "each is compared with its source"
+    );
     assert!(bits(&forge) <= 7.0, "{}", bits(&forge));
     let seven = std::fs::read(forge.path("out/small/p.gguf")).unwrap();
     let _ = forge
@@ -88,7 +93,7 @@ fn what_was_measured_once_serves_every_later_policy() {
     let more = measured(&second.events);
     assert!(more.is_disjoint(&probes), "no probe is repeated");
     assert!(more.len() < probes.len() / 2, "{} after {}", more.len(), probes.len());
-    for kind in ["reference-block", "imatrix-block", "tensor"] {
+    for kind in ["reference-block", "imatrix-block", "tensor", "tensor-error"] {
         assert_eq!(ran(&second.events, kind), 0, "{kind}");
     }
     assert_ne!(std::fs::read(forge.path("out/small/p.gguf")).unwrap(), seven);
@@ -135,13 +140,27 @@ fn a_choice_is_only_left_for_one_that_loses_less_as_a_whole() {
         let _ = forge
             .run(&["policy", "check", "out/small/p.certificate.json"])
             .success();
-        let note = built
-            .events
-            .iter()
-            .filter_map(|event| event["message"].as_str())
-            .find_map(|message| message.split("all choices together lose ").nth(1))
-            .unwrap_or_else(|| panic!("no word of the choice as a whole"));
-        note.split(' ').next().unwrap().parse().unwrap()
+        let said = |what: &str| -> Vec<f64> {
+            let mut messages = built.events.iter().filter_map(|event| event["message"].as_str());
+            let said = messages.find_map(|message| message.split(what).nth(1));
+            let said = said.unwrap_or_else(|| panic!("no word of `{what}`"));
+            let numbers = said.split([' ', ',', ';']).map_while(|word| match word {
+                "" | "and" => Some(None),
+                word => word.parse().ok().map(Some),
+            });
+            numbers.flatten().collect()
+        };
+        let opinions = said("choices by measured losses, by squared errors and by both lose ");
+        let [by_losses, by_errors, by_both] = opinions[..] else {
+            panic!("{opinions:?}")
+        };
+        let lost = said("all choices together lose ")[0];
+        let least = by_losses.min(by_errors).min(by_both);
+        assert!(
+            if refine == 0 { lost == least } else { lost <= least },
+            "{lost} after {opinions:?}"
+        );
+        lost
     };
     let forge = project();
     let (plain, refined) = (lost(0, &forge), lost(20, &forge));

@@ -66,10 +66,10 @@ impl<'i> Parts<'i> {
 }
 
 /// A group in a type that it may have, and its squared error.
-struct Known<'g> {
-    group: &'g TensorGroup,
-    ty: TensorType,
-    error: f64,
+pub(super) struct Known<'g> {
+    pub(super) group: &'g TensorGroup,
+    pub(super) ty: TensorType,
+    pub(super) error: f64,
 }
 
 /// Compares, measures a few, and chooses.
@@ -97,7 +97,7 @@ pub(super) fn choose(
     } = &**errors;
     let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
     let tensors = Tensors::load(parts.model, parts.join, task.env)?;
-    let known = compare(task, &solving, &tensors)?;
+    let known = compare(task, solving.options(), &tensors)?;
     let sensitivities = match &parts.probing {
         Some(probing) => measure(task, parts, probing, &tensors, &known)?,
         None => BTreeMap::new(),
@@ -122,9 +122,12 @@ pub(super) fn choose(
     Ok(chosen)
 }
 
-/// Returns the squared error of every group in every type that it may have.
-fn compare<'g>(task: &Task<'_>, solving: &'g Solving<'_>, tensors: &Tensors<'_>) -> Result<Vec<Known<'g>>, StepError> {
-    let asked = solving.options();
+/// Returns the squared errors of groups in types.
+pub(super) fn compare<'g>(
+    task: &Task<'_>,
+    asked: Vec<(&'g TensorGroup, TensorType)>,
+    tensors: &Tensors<'_>,
+) -> Result<Vec<Known<'g>>, StepError> {
     let parts = || {
         asked
             .iter()

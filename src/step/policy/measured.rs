@@ -1,8 +1,10 @@
 //! `method = "measured"`: what each group of tensors loses in each type is measured on the model itself, and the choice within
 //! the budget solved exactly.
 //!
-//! All options are measured on a few chunks; those that the choice hangs on, on all; then single moves around the choice, with
-//! all else as the choice has it, and another choice is taken only if it loses less when all of it is measured together.
+//! All options are measured on a few chunks; those that the choice hangs on, on all. Choices by those losses and by what squared
+//! errors make of them are measured as a whole, and the best is where the search begins: single moves around the choice are
+//! measured, with all else as the choice has it, and another choice is taken only if it loses less when all of it is measured
+//! together.
 
 mod refine;
 mod scan;
@@ -30,6 +32,7 @@ use crate::step::tensor::Tensors;
 use crate::step::tokens;
 
 use super::Chosen;
+use super::error::compare;
 use super::solving::Limits;
 use super::solving::Solving;
 use super::solving::chosen;
@@ -94,7 +97,15 @@ pub(super) fn choose(
     };
     let bench = Bench::new(reference, &tensors, &blocks);
     let mut scan = Scan::new(task, facts, &solving, limits, bench, *screen)?;
-    let mut incumbent = scan.screen(&probes)?;
+    let first = scan.screen(&probes)?;
+    let probed: BTreeSet<&Probe> = probes.iter().collect();
+    let mut options = solving.options();
+    options.retain(|(group, ty)| probed.contains(&(group.name.clone(), *ty)));
+    let errors = compare(task, options, &tensors)?;
+    let errors = errors
+        .into_iter()
+        .map(|known| ((known.group.name.clone(), known.ty), known.error));
+    let mut incumbent = scan.second_opinions(first, &errors.collect())?;
     let predicted = incumbent.predicted;
     incumbent = scan.refine(incumbent, *refine)?;
     tell(task, &scan, &incumbent, predicted);
@@ -229,7 +240,7 @@ fn tell(task: &Task<'_>, scan: &Scan<'_, '_>, incumbent: &scan::Incumbent, alone
     task.tell(Event::Note {
         step: task.step.clone(),
         message: format!(
-            "all choices together lose {together:.6} on the text they were chosen by{first}; the first choice's tensors, each alone, add up to \
+            "all choices together lose {together:.6} on the text they were chosen by{first}; the losses that the first choice was made by add up to \
              {alone:.6}"
         ),
     });

@@ -28,7 +28,7 @@ const RULES: u32 = 1;
 const SOLVER: u32 = 1;
 
 /// The version of how `measured` searches, and of the solver: raise it when either comes to another choice.
-const SEARCH: u32 = 4;
+const SEARCH: u32 = 5;
 
 fn keep_of(step: &PolicyStep) -> Vec<String> {
     step.keep.iter().map(|pattern| pattern.as_str().to_owned()).collect()
@@ -220,7 +220,7 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
                 header: header_of(join)?,
                 budget: budget::document_of(&measured.budget, inputs, env)?,
                 model: model.output("compute")?,
-                slices: join.map(|join| join.output("slices")).transpose()?,
+                imatrix: join.map(|join| join.output("imatrix")).transpose()?,
                 corpus: inputs.step(&measured.corpus)?.output("corpus")?,
                 tokenizer: model.output("tokenizer")?,
                 context: measured.context,
@@ -237,6 +237,7 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
                 devices: devices_of(&measured.devices),
                 states: DEFAULT_STATES,
                 solver: SEARCH,
+                form: ERRORS,
                 quantizer: env.quantizer.fingerprint(),
                 evaluator: env.evaluator.fingerprint(),
             }))

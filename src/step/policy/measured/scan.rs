@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::allocation::Answer;
+use crate::observer::Event;
+use crate::policy;
 use crate::policy::Evidence;
 use crate::policy::Losses;
 use crate::policy::ModelFacts;
@@ -102,20 +104,7 @@ impl<'r, 't> Scan<'r, 't> {
             let mut open = self.evidence.undecided(&prepared, &answer, 0.0);
             open.retain(|probe| !self.evidence.is_whole(probe));
             if open.is_empty() {
-                let predicted = prepared.predicted(&answer).0;
-                let choice = choice_of(&prepared, &answer);
-                let together = self.together(&choice)?;
-                let lost = self.lost(&together);
-                self.first_loss = lost;
-                return Ok(Incumbent {
-                    prepared,
-                    answer,
-                    choice,
-                    predicted,
-                    together,
-                    lost,
-                    round: 0,
-                });
+                return self.as_a_whole(prepared, answer);
             }
             // Twice as many chunks each time: most of what looks open on few is not on some more.
             let mut of_length: BTreeMap<usize, Vec<Probe>> = BTreeMap::new();
@@ -134,6 +123,59 @@ impl<'r, 't> Scan<'r, 't> {
                 self.probe(&what, &open, blocks)?;
             }
         }
+    }
+
+    /// Measures an answer to a problem as a whole.
+    fn as_a_whole(&mut self, prepared: Prepared, answer: Answer) -> Result<Incumbent, StepError> {
+        let predicted = prepared.predicted(&answer).0;
+        let choice = choice_of(&prepared, &answer);
+        let together = self.together(&choice)?;
+        let lost = self.lost(&together);
+        Ok(Incumbent {
+            prepared,
+            answer,
+            choice,
+            predicted,
+            together,
+            lost,
+            round: 0,
+        })
+    }
+
+    /// Returns the best of three choices, each measured as a whole: the one by measured losses, the one by losses in proportion to squared
+    /// errors, and one by losses halfway between. Measured losses see all that a type does to a group; but they are noisy, and do
+    /// not add up where each group alone sets off what others set off as well, as the routing of tokens to experts. The losses
+    /// that the best choice was made by are those that go on to be corrected around it.
+    pub(super) fn second_opinions(
+        &mut self,
+        first: Incumbent,
+        errors: &BTreeMap<Probe, f64>,
+    ) -> Result<Incumbent, StepError> {
+        let measured = self.evidence.losses();
+        let by_errors = policy::in_proportion(&measured, errors);
+        let halfway = policy::halfway(&measured, &by_errors);
+        let mut found = vec![first.lost];
+        let (mut best, mut told) = (first, None);
+        for losses in [by_errors, halfway] {
+            let (prepared, answer) = self.solve(&losses)?;
+            let other = self.as_a_whole(prepared, answer)?;
+            found.push(other.lost);
+            if other.lost < best.lost {
+                (best, told) = (other, Some(losses));
+            }
+        }
+        self.task.tell(Event::Note {
+            step: self.task.step.clone(),
+            message: format!(
+                "choices by measured losses, by squared errors and by both lose {:.6}, {:.6} and {:.6}, each measured together",
+                found[0], found[1], found[2]
+            ),
+        });
+        if let Some(losses) = told {
+            self.evidence = self.evidence.told(&losses);
+        }
+        self.first_loss = best.lost;
+        Ok(best)
     }
 
     /// Returns the best choice by losses.
