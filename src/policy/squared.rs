@@ -139,7 +139,7 @@ pub fn halfway(a: &Losses, b: &Losses) -> Losses {
             loss.mean = if loss.mean > 0.0 && product > 0.0 {
                 product.sqrt()
             } else {
-                (loss.mean + other.mean) / 2.0
+                f64::midpoint(loss.mean, other.mean)
             };
         }
     }

@@ -5,7 +5,7 @@
 //! evaluation of that candidate, and is known to every later policy, budget and candidate that comes to the same tensors.
 
 use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::ops::Range;
 
 use crate::digest::BlobDigest;
 use crate::engine::EachLogits;
@@ -51,12 +51,19 @@ pub struct Bench<'r, 't> {
 /// The model in memory.
 struct Loaded {
     bench: Workbench,
-    /// What differs from the model as it was loaded.
-    changed: BTreeSet<usize>,
-    /// The bytes of those.
+    /// What differs from the model as it was loaded, and the bytes of that.
     on: BTreeMap<usize, BlobDigest>,
     /// The digest of all that decides what it computes now.
     compute: Option<BlobDigest>,
+}
+
+impl Loaded {
+    /// Gives a tensor back what it was loaded with.
+    fn put_own(&mut self, at: usize, tensor: &IndexedTensor) {
+        if self.on.remove(&at).is_some() {
+            self.bench.restore(&tensor.name);
+        }
+    }
 }
 
 /// A variant with the bytes of its tensors.
@@ -130,6 +137,11 @@ impl<'r, 't> Bench<'r, 't> {
         }
     }
 
+    /// Returns how many blocks there are.
+    pub fn block_count(&self) -> usize {
+        self.blocks.len()
+    }
+
     /// Returns the least number of blocks that have so many chunks together, and the chunks of those; all if there are not
     /// so many.
     pub fn first_blocks(&self, chunks: u64) -> (usize, usize) {
@@ -143,7 +155,7 @@ impl<'r, 't> Bench<'r, 't> {
         (self.blocks.len(), sum)
     }
 
-    /// Returns the mean KL divergence of each chunk of the first `blocks` blocks, in nats, for each variant. What is not in the
+    /// Returns the mean KL divergence of each chunk of some blocks, in nats, for each variant. What is not in the
     /// store is computed: every block of every variant is an action of its own, so that whatever stops this, it goes on
     /// where it was. `what` says for people what is measured.
     ///
@@ -151,8 +163,14 @@ impl<'r, 't> Bench<'r, 't> {
     ///
     /// [`StepError::Input`] if the model does not fit into the memory that is free, and all that quantizing and evaluating can
     /// end with.
-    pub fn divergences(&mut self, what: &str, variants: &[Variant], blocks: usize) -> Result<Vec<Vec<f64>>, StepError> {
-        let blocks = &self.blocks[..blocks.min(self.blocks.len())];
+    pub fn divergences(
+        &mut self,
+        what: &str,
+        variants: &[Variant],
+        blocks: Range<usize>,
+    ) -> Result<Vec<Vec<f64>>, StepError> {
+        let blocks = self.blocks.get(blocks);
+        let blocks = blocks.ok_or_else(|| StepError::input("there are not so many blocks"))?;
         let mut ready = Vec::with_capacity(variants.len());
         for variant in variants {
             ready.push(self.ready(variant, blocks)?);
@@ -265,7 +283,6 @@ impl<'r, 't> Bench<'r, 't> {
             Some(loaded) => loaded,
             None => Loaded {
                 bench: self.open()?,
-                changed: BTreeSet::new(),
                 on: BTreeMap::new(),
                 compute: None,
             },
@@ -365,32 +382,10 @@ impl<'r, 't> Bench<'r, 't> {
 
     /// Puts back the model's own tensors, but for those that are replaced next anyway.
     fn put_back(&self, loaded: &mut Loaded, next: &Variant) -> Result<(), StepError> {
-        let back: Vec<usize> = loaded
-            .changed
-            .iter()
-            .copied()
-            .filter(|at| !next.contains_key(at))
-            .collect();
+        let back: Vec<usize> = loaded.on.keys().copied().filter(|at| !next.contains_key(at)).collect();
         for at in back {
-            self.put_own(loaded, at)?;
+            loaded.put_own(at, self.tensors.get(at)?);
         }
-        Ok(())
-    }
-
-    fn put_own(&self, loaded: &mut Loaded, at: usize) -> Result<(), StepError> {
-        let tensor = self.tensors.get(at)?;
-        let shard = self.tensors.shard(tensor)?;
-        let file = fs::open(&shard.path)?;
-        let mut bytes = vec![0; usize::try_from(tensor.bytes.len).unwrap_or(usize::MAX)];
-        fs::read_exact_at(&file, &mut bytes, tensor.start).map_err(fs::PathError::on(&shard.path, "read"))?;
-        if BlobDigest::of(&bytes) != tensor.bytes {
-            return Err(StepError::SourceChanged {
-                path: shard.path.clone(),
-            });
-        }
-        replace(&mut loaded.bench, tensor, tensor.ty, &bytes)?;
-        loaded.changed.remove(&at);
-        loaded.on.remove(&at);
         Ok(())
     }
 
@@ -403,9 +398,7 @@ impl<'r, 't> Bench<'r, 't> {
         for (&at, &ty) in variant {
             let tensor = self.tensors.get(at)?;
             if tensor.ty == ty {
-                if loaded.changed.contains(&at) {
-                    self.put_own(loaded, at)?;
-                }
+                loaded.put_own(at, tensor);
                 continue;
             }
             let expected = bytes.get(&at);
@@ -421,9 +414,8 @@ impl<'r, 't> Bench<'r, 't> {
                 )));
             }
             let bytes = self.reference.task.env.store.map(&digest)?;
-            loaded.changed.insert(at);
-            loaded.on.remove(&at);
-            replace(&mut loaded.bench, tensor, ty, &bytes)?;
+            let replaced = loaded.bench.replace(&tensor.name, ty, bytes);
+            replaced.map_err(StepError::engine("trying a type"))?;
             loaded.on.insert(at, digest);
         }
         Ok(())
@@ -441,10 +433,4 @@ impl<'r, 't> Bench<'r, 't> {
         }
         Ok(divergences)
     }
-}
-
-fn replace(bench: &mut Workbench, tensor: &IndexedTensor, ty: TensorType, bytes: &[u8]) -> Result<(), StepError> {
-    bench
-        .replace(&tensor.name, ty, bytes)
-        .map_err(StepError::engine("trying a type"))
 }

@@ -63,15 +63,18 @@ fn policy_step(node: &Node) -> Result<&PolicyStep, StepError> {
 
 /// Returns the texts that a policy measures the model on, and what it takes of them; nothing of one that measures nothing.
 pub(super) fn measures_on(step: &PolicyStep) -> Option<(&model::StepId, tokens::Cut)> {
-    let (corpus, context, chunks, block) = match &step.method {
-        model::Method::Measured(measured) => (&measured.corpus, measured.context, measured.chunks, measured.block),
+    match &step.method {
+        model::Method::Measured(measured) => {
+            let cut = tokens::Cut::spread(measured.context, measured.chunks, measured.block);
+            Some((&measured.corpus, cut.and_others()))
+        }
         model::Method::Error(error) => {
             let probes = error.probes.as_ref()?;
-            (&probes.corpus, probes.context, probes.chunks, probes.block)
+            let cut = tokens::Cut::spread(probes.context, probes.chunks, probes.block);
+            Some((&probes.corpus, cut))
         }
-        _ => return None,
-    };
-    Some((corpus, tokens::Cut::spread(context, chunks, block)))
+        _ => None,
+    }
 }
 
 impl Kind for Policy {

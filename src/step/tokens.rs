@@ -20,6 +20,10 @@ use crate::step::source_file::SourceFile;
 /// The longest text that is tokenized in one piece, in bytes: what llama.cpp takes.
 const TEXT_CAP: u64 = (1 << 31) - 128;
 
+/// For each chunk of a cut, how many others may come after it: whole choices are few and close to each other, so they are told
+/// apart by more chunks than their many options.
+const OTHERS: usize = 4;
+
 /// Some chunks.
 #[derive(Debug, Clone)]
 pub struct Block {
@@ -62,6 +66,14 @@ impl Cut {
             take: Take::Spread,
         }
     }
+
+    /// Returns the same cut with others after it.
+    pub fn and_others(self) -> Self {
+        Self {
+            take: Take::SpreadAndOthers,
+            ..self
+        }
+    }
 }
 
 /// Which of a corpus's chunks are taken.
@@ -72,6 +84,9 @@ pub enum Take {
     /// As many from every part of the corpus, and each block again from all of it: what a few chunks show is then not the
     /// first file's alone.
     Spread,
+    /// Those, and after them [`OTHERS`] times as many others, again from every part, or all others if there are fewer, but at least half
+    /// as many: what was chosen by the first ones is judged on them. Blocks have chunks of one kind only.
+    SpreadAndOthers,
 }
 
 /// Returns the blocks of a corpus as a model reads it.
@@ -171,7 +186,7 @@ impl Cutter {
             left: match cut.take {
                 Take::First => Self::most(cut),
                 // Which of them are taken depends on how many there are.
-                Take::Spread => usize::MAX,
+                Take::Spread | Take::SpreadAndOthers => usize::MAX,
             },
             tokens: 0,
             texts: Vec::new(),
@@ -212,10 +227,17 @@ impl Cutter {
                 .flat_map(|chunks| chunks.chunks(block))
                 .map(|chunks| Block::of(chunks.to_vec()))
                 .collect(),
-            Take::Spread => {
+            Take::Spread | Take::SpreadAndOthers => {
                 let all: Vec<Vec<i32>> = self.texts.into_iter().flatten().collect();
-                let taken: Vec<usize> = spread(all.len(), Self::most(self.cut)).collect();
-                deal(&taken, block)
+                let most = Self::most(self.cut);
+                let taken: Vec<usize> = spread(all.len(), most).collect();
+                let others = match self.cut.take {
+                    Take::SpreadAndOthers => others(all.len(), &taken),
+                    _ => Vec::new(),
+                };
+                [&taken, &others]
+                    .into_iter()
+                    .flat_map(|places| deal(places, block))
                     .map(|dealt| Block::of(dealt.map(|at| all[at].clone()).collect()))
                     .collect()
             }
@@ -228,6 +250,17 @@ fn spread(all: usize, most: usize) -> impl Iterator<Item = usize> {
     let taken = most.min(all);
     // The middle of each of `taken` equal parts.
     (0..taken).map(move |at| ((2 * at as u128 + 1) * all as u128 / (2 * taken as u128)) as usize)
+}
+
+/// Returns [`OTHERS`] times as many places as were taken, of those that were not, or all of these; none if they are less than half as
+/// many.
+fn others(all: usize, taken: &[usize]) -> Vec<usize> {
+    let left: Vec<usize> = (0..all).filter(|at| taken.binary_search(at).is_err()).collect();
+    if 2 * left.len() < taken.len() {
+        return Vec::new();
+    }
+    let most = taken.len().saturating_mul(OTHERS);
+    spread(left.len(), most).map(|at| left[at]).collect()
 }
 
 /// Returns places in blocks of at most `block`, dealt like cards: each block has some from everywhere.
@@ -278,5 +311,13 @@ mod tests {
         assert_eq!(taken, [10, 30, 50, 70, 90, 110, 130, 150]);
         let blocks: Vec<Vec<usize>> = deal(&taken, 3).map(Iterator::collect).collect();
         assert_eq!(blocks, [vec![10, 70, 130], vec![30, 90, 150], vec![50, 110]]);
+    }
+
+    #[test]
+    fn others_are_none_of_those_that_were_taken() {
+        assert_eq!(others(20, &[5, 15]), [1, 3, 6, 8, 11, 13, 16, 18]);
+        assert_eq!(others(5, &[0, 2, 4]), [1, 3], "all that are left");
+        assert!(others(4, &[0, 1, 3]).is_empty(), "too few to judge by");
+        assert!(others(3, &[0, 1, 2]).is_empty());
     }
 }

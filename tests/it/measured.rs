@@ -69,13 +69,15 @@ fn what_was_measured_once_serves_every_later_policy() {
     let first = build_well(&forge, &[]);
     let probes = measured(&first.events);
     let tensors = ran(&first.events, "tensor");
-    // Each type of each tensor on one of the two chunks at the least, the model itself on both, the choice on both.
+    // Each type of each tensor on one of two chunks at the least, the model itself and a choice on the others.
     assert!(
         probes.len() >= tensors + 4,
         "{} probes of {tensors} tensors in some type",
         probes.len()
     );
-    assert_eq!(ran(&first.events, "reference-block"), 2);
+    // The two chunks that types are measured on, and others that choices are judged on.
+    let references = ran(&first.events, "reference-block");
+    assert!((4..=2 + 4 * 2).contains(&references), "{references}");
     assert_eq!(
         ran(&first.events, "tensor-error"),
         tensors,
@@ -154,6 +156,9 @@ fn a_choice_is_only_left_for_one_that_loses_less_as_a_whole() {
         let [by_losses, by_errors, by_both] = opinions[..] else {
             panic!("{opinions:?}")
         };
+        let judged = |message: &str| message.contains(" on other chunks than those that they were chosen by");
+        let mut messages = built.events.iter().filter_map(|event| event["message"].as_str());
+        assert!(messages.any(judged), "the text has enough of them");
         let lost = said("all choices together lose ")[0];
         let least = by_losses.min(by_errors).min(by_both);
         assert!(
@@ -176,9 +181,10 @@ fn fewer_probes_are_made_where_that_is_asked_for_and_the_budget_still_holds() {
         "block = 1\nmax_probes = 12\nrefine = 0\ntypes",
     ));
     let built = build_well(&forge, &[]);
-    // The model itself and the choice are no probes of a type.
+    assert_eq!(ran(&built.events, "tensor"), 12, "one tensor in each group");
+    // The model itself on all chunks and three choices on those that they are judged on are no probes of a type.
     let probes = measured(&built.events).len();
-    assert!((12..=2 * (12 + 2)).contains(&probes), "{probes}");
+    assert!((12..=2 * 12 + (2 + 8) + 3 * 8).contains(&probes), "{probes}");
     assert!(bits(&forge) <= 7.0, "{}", bits(&forge));
 
     forge.recipe(&edited(RECIPE, "block = 1\ntypes", "block = 1\nmax_probes = 2\ntypes"));

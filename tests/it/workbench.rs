@@ -1,5 +1,6 @@
 //! Tensors replaced in a loaded model: what is computed is what the candidate's file computes, bit for bit.
 
+use std::ops::Deref;
 use std::path::Path;
 
 use forge::engine::Cancel;
@@ -43,21 +44,46 @@ fn of_bench(bench: &mut Workbench, chunk: &[i32]) -> Vec<u32> {
     collected(&mut |each| bench.logits(chunk, 8, &Cancel::new(), each))
 }
 
+/// Bytes that begin where the engine can compute from them, or where it can't and they are copied.
+struct Bytes {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Bytes {
+    fn of(bytes: &[u8], lent: bool) -> Self {
+        let mut room = vec![0; bytes.len() + 64];
+        let start = room.as_ptr().align_offset(32) + if lent { 0 } else { 8 };
+        room.truncate(start + bytes.len());
+        room[start..].copy_from_slice(bytes);
+        Self { bytes: room, start }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+}
+
 /// Gives the model on the bench a tensor of a file.
-fn put(bench: &mut Workbench, file: &Model, tensor: &ModelTensor) {
+fn put(bench: &mut Workbench, file: &Model, tensor: &ModelTensor, lent: bool) {
     let mut bytes = vec![0; usize::try_from(tensor.info.len).unwrap()];
     file.read_tensor_at(tensor, 0, &mut bytes).unwrap();
-    bench.replace(&tensor.info.name, tensor.info.ty, &bytes).unwrap();
+    let bytes = Bytes::of(&bytes, lent);
+    bench.replace(&tensor.info.name, tensor.info.ty, bytes).unwrap();
 }
 
 /// Gives the model on the bench each tensor of a file that has another type than the model's own file.
-fn put_on(bench: &mut Workbench, from: &Path, source: &Path) -> usize {
+fn put_on(bench: &mut Workbench, from: &Path, source: &Path, lent: bool) -> usize {
     let (from, source) = (Model::open(from).unwrap(), Model::open(source).unwrap());
     let mut replaced = 0;
     for (tensor, original) in from.tensors().iter().zip(source.tensors()) {
         assert_eq!(tensor.info.name, original.info.name);
         if bench.tensors().any(|name| name == tensor.info.name) && tensor.info.dims.len() > 1 {
-            put(bench, &from, tensor);
+            put(bench, &from, tensor, lent);
             replaced += usize::from(tensor.info.ty != original.info.ty);
         }
     }
@@ -69,14 +95,21 @@ fn compare(model: &Path, candidates: &[&Path], text: &str) {
     let mut bench = Workbench::open(model, &OPTIONS, CONTEXT, &Cancel::new()).unwrap();
     let plain = of_file(model, &chunk);
     assert_eq!(of_bench(&mut bench, &chunk), plain, "as it was loaded");
-    for candidate in candidates {
-        assert!(put_on(&mut bench, candidate, model) > 3);
-        let expected = of_file(candidate, &chunk);
-        assert_ne!(expected, plain);
-        assert_eq!(of_bench(&mut bench, &chunk), expected, "{}", candidate.display());
-        // Another one straight away on the same tensors, then back.
-        put_on(&mut bench, model, model);
-        assert_eq!(of_bench(&mut bench, &chunk), plain, "after {}", candidate.display());
+    // Lent and copied, one straight away after the other on the same tensors; then back, by the model's own bytes or restored.
+    for (round, lent) in [true, false, false, true, true].into_iter().enumerate() {
+        for candidate in candidates {
+            assert!(put_on(&mut bench, candidate, model, lent) > 3);
+            let expected = of_file(candidate, &chunk);
+            assert_ne!(expected, plain);
+            assert_eq!(of_bench(&mut bench, &chunk), expected, "{}", candidate.display());
+            if round % 2 == 0 {
+                put_on(&mut bench, model, model, !lent);
+                assert_eq!(of_bench(&mut bench, &chunk), plain, "after {}", candidate.display());
+            }
+        }
+        let names: Vec<String> = bench.tensors().map(str::to_owned).collect();
+        names.iter().for_each(|name| bench.restore(name));
+        assert_eq!(of_bench(&mut bench, &chunk), plain, "restored");
     }
 }
 
@@ -112,16 +145,17 @@ fn compare_kept(model: &Path, candidate: &Path, text: &str, context: u32) {
     }
     tensors.sort_unstable();
     assert!(tensors.len() > 3 && tensors.iter().filter(|(place, _)| *place > 0).count() > 3);
-    let put = |bench: &mut Workbench, file: &Model, at: usize| put(bench, file, &file.tensors()[at]);
+    let put = |bench: &mut Workbench, at: usize| put(bench, &from, &from.tensors()[at], at.is_multiple_of(2));
+    let restore = |bench: &mut Workbench, at: usize| bench.restore(&from.tensors()[at].info.name);
     let plain = of_bench(&mut bench, &chunk);
     let (mut earlier, mut later) = (Vec::new(), Vec::new());
     for (place, at) in &tensors {
         bench.keep(&chunk, 8, *place, u64::MAX, &cancel).unwrap();
-        put(&mut bench, &from, *at);
+        put(&mut bench, *at);
         let before = bench.passed_over();
         earlier.push(of_bench(&mut bench, &chunk));
         assert_eq!(bench.passed_over() > before, *place > 0, "tensor {at}");
-        put(&mut bench, &own, *at);
+        restore(&mut bench, *at);
     }
     assert_eq!(
         of_bench(&mut bench, &chunk),
@@ -130,20 +164,20 @@ fn compare_kept(model: &Path, candidate: &Path, text: &str, context: u32) {
     );
     // What is kept is worth nothing once a tensor before it is another one.
     let (_, first) = tensors[0];
-    put(&mut bench, &from, first);
+    put(&mut bench, first);
     let before = bench.passed_over();
     assert_eq!(of_bench(&mut bench, &chunk), earlier[0]);
     assert_eq!(bench.passed_over(), before);
-    put(&mut bench, &own, first);
+    restore(&mut bench, first);
     // No room, nothing kept.
     bench
         .keep(&chunk, 8, tensors[tensors.len() - 1].0, 100, &cancel)
         .unwrap();
     let before = bench.passed_over();
     for (_, at) in &tensors {
-        put(&mut bench, &from, *at);
+        put(&mut bench, *at);
         later.push(of_bench(&mut bench, &chunk));
-        put(&mut bench, &own, *at);
+        restore(&mut bench, *at);
     }
     assert_eq!(bench.passed_over(), before);
     assert!(earlier == later, "bits differ");
@@ -202,7 +236,8 @@ fn what_does_not_fit_is_refused_and_leaves_everything_as_it_was() {
         .info;
     let values: u64 = info.dims.iter().product();
     let bytes = |ty: TensorType| vec![0; usize::try_from(ty.row_bytes(values).unwrap()).unwrap()];
-    let mut refused = |name: &str, ty: TensorType, bytes: &[u8]| match bench.replace(name, ty, bytes) {
+    let mut refused = |name: &str, ty: TensorType, bytes: &[u8]| match bench.replace(name, ty, Bytes::of(bytes, false))
+    {
         Err(EngineError::Replace { tensor, what }) => {
             assert_eq!(tensor, name);
             what

@@ -3,8 +3,9 @@
 //!
 //! The tensor gets the very bytes that the candidate would have, in their own type, so that the kernels are those that the
 //! candidate's file would run with. Its logits are then the candidate's, bit for bit (`tests/it/workbench.rs` holds that), also
-//! what comes of the activations being quantized to match. A replaced tensor takes the place of the loaded one and may not
-//! be larger; so the model is to be loaded in its full precision.
+//! what comes of the activations being quantized to match. On a processor the weight points to those bytes for as long and
+//! nothing is copied; on a device they take the place of the loaded ones and may not be more, so the model is to be loaded in
+//! its full precision.
 //!
 //! llama.cpp has no function that finds a weight. Its evaluation callback shows each node of the graph that is computed,
 //! and a node's sources are the weights. What comes before the first weight that differs need not be computed again
@@ -13,6 +14,8 @@
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::ffi::c_void;
+use std::ops::Deref;
 use std::path::Path;
 use std::ptr::NonNull;
 
@@ -32,6 +35,54 @@ use crate::engine::Options;
 use crate::engine::error::EngineError;
 use crate::tensor_type::TensorType;
 
+/// What ggml's own buffers align tensors to, in bytes.
+const ALIGNMENT: usize = 32;
+
+/// Bytes that a weight points to.
+type Lent = Box<dyn Deref<Target = [u8]> + Send>;
+
+/// Where a weight's bytes are, and what they are.
+#[derive(Clone, Copy)]
+struct Place {
+    ty: ffi::ggml_type,
+    strides: [usize; 4],
+    data: *mut c_void,
+}
+
+impl Place {
+    /// # Safety
+    ///
+    /// The tensor is live.
+    unsafe fn of(tensor: *const ffi::ggml_tensor) -> Self {
+        // SAFETY: the caller's promise.
+        let tensor = unsafe { &*tensor };
+        Self {
+            ty: tensor.type_,
+            strides: tensor.nb,
+            data: tensor.data,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The tensor is live and not being computed with, and the place has its bytes.
+    unsafe fn put_on(&self, tensor: *mut ffi::ggml_tensor) {
+        // SAFETY: the caller's promise.
+        let tensor = unsafe { &mut *tensor };
+        (tensor.type_, tensor.nb, tensor.data) = (self.ty, self.strides, self.data);
+    }
+}
+
+/// A weight that has other bytes than it was loaded with.
+struct Replaced {
+    /// Where it was loaded to.
+    own: Place,
+    /// What lay there, if that was written over.
+    saved: Option<Vec<u8>>,
+    /// What it points to in place of that.
+    lent: Option<Lent>,
+}
+
 /// A loaded model whose weights can be replaced.
 pub struct Workbench {
     /// What leaves out nodes; nothing where all are computed. Dropped before the model.
@@ -39,6 +90,8 @@ pub struct Workbench {
     // The weights lie in the model and are gone with it.
     model: LoadedModel,
     weights: BTreeMap<String, Weight>,
+    /// Those that have other bytes now. What they point to is dropped after the model.
+    replaced: BTreeMap<String, Replaced>,
     /// What is kept of chunks, by their tokens and the first position that counts.
     kept: HashMap<(Vec<i32>, usize), Checkpoint>,
 }
@@ -106,6 +159,7 @@ impl Workbench {
             weights: tapped.tap.survey().weights.clone(),
             tapped: (!tapped.tap.survey().is_strange()).then_some(tapped),
             model,
+            replaced: BTreeMap::new(),
             kept: HashMap::new(),
         })
     }
@@ -120,27 +174,34 @@ impl Workbench {
         self.model.vocabulary_size()
     }
 
-    /// Gives a tensor another type and other bytes, until it is given others again. What it was loaded with is not kept.
+    /// Gives a tensor another type and other bytes, until it is given others again or [`Workbench::restore`]d. Where the engine
+    /// computes from this program's own memory, the bytes are lent to it and not copied.
     ///
     /// # Errors
     ///
     /// [`EngineError::Replace`] if the model has no such tensor, if the bytes are not as many as its shape in that type
-    /// takes, or if they are more than it was loaded with.
-    pub fn replace(&mut self, name: &str, ty: TensorType, bytes: &[u8]) -> Result<(), EngineError> {
+    /// takes, or if they have to be copied and are more than it was loaded with.
+    pub fn replace(
+        &mut self,
+        name: &str,
+        ty: TensorType,
+        bytes: impl Deref<Target = [u8]> + Send + 'static,
+    ) -> Result<(), EngineError> {
         let refuse = |what: String| EngineError::Replace {
             tensor: name.to_owned(),
             what,
         };
         let weight = self.weights.get(name).copied();
         let weight = weight.ok_or_else(|| refuse("the graph of the model has no such weight".to_owned()))?;
-        let place = self.place([name]);
-        self.kept.retain(|_, kept| kept.at() <= place);
+        self.forget_after(name);
+        // Boxed first: where they lie then is where they stay.
+        let bytes: Lent = Box::new(bytes);
         let to = sys::ggml_type(ty);
+        let tensor = weight.tensor.as_ptr();
         // SAFETY: the weight lies in the live model, which nobody else uses while `self` is borrowed mutably; no graph is
-        // being computed. Its fields are changed together, and only to what fits into the memory that it has: the graph of
-        // every computation reads them anew.
+        // being computed. Its fields are changed together, to bytes that live as long as it points to them and that computing
+        // only reads, or to what fits into the memory that it has: the graph of every computation reads them anew.
         unsafe {
-            let tensor = weight.tensor.as_ptr();
             let columns = (*tensor).ne[0];
             if columns % ffi::ggml_blck_size(to) != 0 {
                 return Err(refuse(format!("its rows of {columns} are not whole blocks of {ty}")));
@@ -153,27 +214,75 @@ impl Workbench {
                     bytes.len()
                 )));
             }
-            let (before, strides) = ((*tensor).type_, (*tensor).nb);
-            (*tensor).type_ = to;
-            (*tensor).nb = [
-                ffi::ggml_type_size(to),
-                row,
-                row * (*tensor).ne[1] as usize,
-                row * ((*tensor).ne[1] * (*tensor).ne[2]) as usize,
-            ];
-            let buffers = ffi::ggml_backend_buffer_get_type((*tensor).buffer);
-            let needed = ffi::ggml_backend_buft_get_alloc_size(buffers, tensor);
-            if needed > weight.room {
-                (*tensor).type_ = before;
-                (*tensor).nb = strides;
-                return Err(refuse(format!(
-                    "it takes {needed} bytes in {ty}, and was loaded with {}",
-                    weight.room
-                )));
+            let before = Place::of(tensor);
+            let mut next = Place {
+                ty: to,
+                strides: [
+                    ffi::ggml_type_size(to),
+                    row,
+                    row * (*tensor).ne[1] as usize,
+                    row * ((*tensor).ne[1] * (*tensor).ne[2]) as usize,
+                ],
+                data: bytes.as_ptr().cast_mut().cast(),
+            };
+            let own = self.replaced.get(name).map_or(before, |replaced| replaced.own);
+            let lends =
+                ffi::ggml_backend_buffer_is_host((*tensor).buffer) && next.data.addr().is_multiple_of(ALIGNMENT);
+            if lends {
+                next.put_on(tensor);
+            } else {
+                next.data = own.data;
+                next.put_on(tensor);
+                let buffers = ffi::ggml_backend_buffer_get_type((*tensor).buffer);
+                let needed = ffi::ggml_backend_buft_get_alloc_size(buffers, tensor);
+                if needed > weight.room {
+                    before.put_on(tensor);
+                    return Err(refuse(format!(
+                        "it takes {needed} bytes in {ty}, and was loaded with {}",
+                        weight.room
+                    )));
+                }
             }
-            ffi::ggml_backend_tensor_set(tensor, bytes.as_ptr().cast(), 0, bytes.len());
+            let replaced = self.replaced.entry(name.to_owned()).or_insert(Replaced {
+                own,
+                saved: None,
+                lent: None,
+            });
+            if !lends {
+                if replaced.saved.is_none() {
+                    own.put_on(tensor);
+                    let mut saved = vec![0_u8; ffi::ggml_nbytes(tensor)];
+                    ffi::ggml_backend_tensor_get(tensor, saved.as_mut_ptr().cast(), 0, saved.len());
+                    replaced.saved = Some(saved);
+                    next.put_on(tensor);
+                }
+                ffi::ggml_backend_tensor_set(tensor, bytes.as_ptr().cast(), 0, bytes.len());
+            }
+            replaced.lent = lends.then_some(bytes);
         }
         Ok(())
+    }
+
+    /// Gives a tensor back what it was loaded with.
+    pub fn restore(&mut self, name: &str) {
+        let Some((weight, replaced)) = self.weights.get(name).copied().zip(self.replaced.remove(name)) else {
+            return;
+        };
+        self.forget_after(name);
+        // SAFETY: as in `replace`; the place is the one that it was loaded to, and what is saved of it has its length.
+        unsafe {
+            let tensor = weight.tensor.as_ptr();
+            replaced.own.put_on(tensor);
+            if let Some(saved) = replaced.saved {
+                ffi::ggml_backend_tensor_set(tensor, saved.as_ptr().cast(), 0, saved.len());
+            }
+        }
+    }
+
+    /// Forgets what is kept of chunks that a tensor had a part in.
+    fn forget_after(&mut self, name: &str) {
+        let place = self.place([name]);
+        self.kept.retain(|_, kept| kept.at() <= place);
     }
 
     /// Returns where computing can begin when only these tensors have changed, in the order in which the model computes; 0 is

@@ -224,7 +224,7 @@ fn measure(
         words::count(variants.len() as u64, "probe"),
         words::count(probed.len() as u64, "group")
     );
-    let divergences = Bench::new(reference, tensors, &blocks).divergences(&what, &variants, usize::MAX)?;
+    let divergences = Bench::new(reference, tensors, &blocks).divergences(&what, &variants, 0..blocks.len())?;
     let Some((null, measured)) = divergences.split_last() else {
         return Err(StepError::input("nothing was measured"));
     };

@@ -4,7 +4,7 @@
 //! All options are measured on a few chunks; those that the choice hangs on, on all. Choices by those losses and by what squared
 //! errors make of them are measured as a whole, and the best is where the search begins: single moves around the choice are
 //! measured, with all else as the choice has it, and another choice is taken only if it loses less when all of it is measured
-//! together.
+//! together. Whole choices are judged on other chunks than they are made by.
 
 mod refine;
 mod scan;
@@ -73,6 +73,7 @@ pub(super) fn choose(
     let action::Measured {
         header,
         budget,
+        chunks,
         screen,
         max_probes,
         refine,
@@ -96,7 +97,7 @@ pub(super) fn choose(
         context: parts.cut.context,
     };
     let bench = Bench::new(reference, &tensors, &blocks);
-    let mut scan = Scan::new(task, facts, &solving, limits, bench, *screen)?;
+    let mut scan = Scan::new(task, facts, &solving, limits, bench, (*chunks, *screen))?;
     let first = scan.screen(&probes)?;
     let probed: BTreeSet<&Probe> = probes.iter().collect();
     let mut options = solving.options();
@@ -112,9 +113,9 @@ pub(super) fn choose(
     let mut table = incumbent.prepared.table(&incumbent.answer);
     table.predicted_loss = Some(format!("{:e}", incumbent.predicted));
     table.probed_loss = Some(policy::Probed {
-        mean: format!("{:e}", policy::mean(&incumbent.together)),
-        deviation: format!("{:e}", policy::variance(&incumbent.together).sqrt()),
-        chunks: u32::try_from(incumbent.together.len()).unwrap_or(u32::MAX),
+        mean: format!("{:e}", policy::mean(&incumbent.judged)),
+        deviation: format!("{:e}", policy::variance(&incumbent.judged).sqrt()),
+        chunks: u32::try_from(incumbent.judged.len()).unwrap_or(u32::MAX),
         context: parts.cut.context,
     });
     chosen(&incumbent.prepared, &incumbent.answer, table)
@@ -228,6 +229,11 @@ fn worth_probing(
 /// Says how the choice was found and how far the sum of losses can be trusted.
 fn tell(task: &Task<'_>, scan: &Scan<'_, '_>, incumbent: &scan::Incumbent, alone: f64) {
     let together = incumbent.lost;
+    let chunks = if scan.judges_on_others() {
+        "other chunks than those"
+    } else {
+        "the chunks"
+    };
     let first = if incumbent.round > 0 {
         format!(
             "; before {} of moves around it, it was {:.6}",
@@ -240,7 +246,7 @@ fn tell(task: &Task<'_>, scan: &Scan<'_, '_>, incumbent: &scan::Incumbent, alone
     task.tell(Event::Note {
         step: task.step.clone(),
         message: format!(
-            "all choices together lose {together:.6} on the text they were chosen by{first}; the losses that the first choice was made by add up to \
+            "all choices together lose {together:.6} on {chunks} that they were chosen by{first}; the losses that the first choice was made by add up to \
              {alone:.6}"
         ),
     });

@@ -29,10 +29,12 @@ const STEEPER: f64 = 1.6;
 
 impl Scan<'_, '_> {
     /// Measures moves around a choice and solves again, until nothing is better or so many rounds are over. A choice is taken
-    /// only if it loses less when all of it is measured together, by more than chunks make of themselves.
+    /// only if it loses less when all of it is measured together, by more than chunks make of themselves, and on other chunks than
+    /// those that speak for it: a search that is judged by what it searched in finds noise.
     pub(super) fn refine(&mut self, mut incumbent: Incumbent, rounds: u32) -> Result<Incumbent, StepError> {
         for round in 1..=rounds {
             let moves = self.moves(&incumbent);
+            let together = self.together(&incumbent.choice)?;
             let evidence = self.evidence.clone();
             let mut around = Around::new(&evidence, incumbent.choice.clone());
             let what = format!(
@@ -40,9 +42,9 @@ impl Scan<'_, '_> {
                 words::count(moves.len() as u64, "move")
             );
             // What moves lose more or less than alone is small beside the noise of a few chunks.
-            let (half, _) = self.bench.first_blocks(incumbent.together.len().div_ceil(2) as u64);
-            self.look_around(&what, &moves, half.max(self.screened), &incumbent, &mut around)?;
-            let (better, done) = self.step(round, &mut around, incumbent)?;
+            let (half, _) = self.bench.first_blocks(together.len().div_ceil(2) as u64);
+            self.look_around(&what, &moves, half.max(self.screened), &together, &mut around)?;
+            let (better, done) = self.step(round, &mut around, &together, incumbent)?;
             incumbent = better;
             if done {
                 break;
@@ -74,27 +76,24 @@ impl Scan<'_, '_> {
         moves
     }
 
-    /// Measures moves, one at a time, on the first blocks.
+    /// Measures moves, one at a time, on the first blocks. `together` is what the choice loses as a whole.
     fn look_around(
         &mut self,
         what: &str,
         moves: &[Probe],
         blocks: usize,
-        incumbent: &Incumbent,
+        together: &[f64],
         around: &mut Around<'_>,
     ) -> Result<(), StepError> {
         let moved = |(group, ty): &Probe| {
-            let mut choice = incumbent.choice.clone();
+            let mut choice = around.choice().clone();
             choice.insert(group.clone(), *ty);
             self.variant(&choice)
         };
         let variants: Vec<_> = moves.iter().map(moved).collect();
-        let found = self.bench.divergences(what, &variants, blocks)?;
+        let found = self.bench.divergences(what, &variants, 0..blocks)?;
         for (probe, found) in moves.iter().zip(found) {
-            let change = found
-                .iter()
-                .zip(&incumbent.together)
-                .map(|(with, without)| with - without);
+            let change = found.iter().zip(together).map(|(with, without)| with - without);
             around.insert(probe.clone(), change.collect());
         }
         Ok(())
@@ -102,18 +101,18 @@ impl Scan<'_, '_> {
 
     /// Returns the best choice by the moves that were measured, where each that it makes was measured on all chunks: one that
     /// a few chunks only made look good would else be preferred to all others.
-    fn propose(&mut self, around: &mut Around<'_>, incumbent: &Incumbent, penalty: f64) -> Result<Proposal, StepError> {
+    fn propose(&mut self, around: &mut Around<'_>, together: &[f64], penalty: f64) -> Result<Proposal, StepError> {
         loop {
             let (prepared, answer) = self.solve(&around.losses(penalty))?;
             let choice = choice_of(&prepared, &answer);
             let moved: Vec<Probe> = choice
                 .iter()
-                .filter(|(group, ty)| incumbent.choice.get(*group) != Some(ty))
+                .filter(|(group, ty)| around.choice().get(*group) != Some(ty))
                 .map(|(group, ty)| (group.clone(), *ty))
                 .collect();
             let short: Vec<Probe> = moved
                 .iter()
-                .filter(|probe| around.measured_on(probe) < incumbent.together.len())
+                .filter(|probe| around.measured_on(probe) < together.len())
                 .cloned()
                 .collect();
             if short.is_empty() {
@@ -125,7 +124,7 @@ impl Scan<'_, '_> {
                 });
             }
             let what = format!("a closer look at {}", words::count(short.len() as u64, "move"));
-            self.look_around(&what, &short, usize::MAX, incumbent, around)?;
+            self.look_around(&what, &short, self.measured, together, around)?;
         }
     }
 
@@ -134,12 +133,13 @@ impl Scan<'_, '_> {
         &mut self,
         round: u32,
         around: &mut Around<'_>,
+        together: &[f64],
         incumbent: Incumbent,
     ) -> Result<(Incumbent, bool), StepError> {
         let mut penalty = 0.0;
         let mut tried: Vec<Vec<Probe>> = Vec::new();
         for _ in 0..=RETRIES {
-            let proposal = self.propose(around, &incumbent, penalty)?;
+            let proposal = self.propose(around, together, penalty)?;
             let change = around.change(&proposal.choice);
             let predicted = incumbent.lost + change;
             if proposal.moved.is_empty() && penalty > 0.0 {
@@ -159,15 +159,15 @@ impl Scan<'_, '_> {
             let each = (-change / proposal.moved.len() as f64).max(0.0);
             penalty = if penalty > 0.0 { STEEPER * penalty } else { each / 4.0 };
             if !tried.contains(&proposal.moved) {
-                let together = self.together(&proposal.choice)?;
-                let lost = self.lost(&together);
-                if policy::is_less(&together, &incumbent.together) {
+                let judged = self.judge(&proposal.choice)?;
+                let lost = self.lost(&judged);
+                if policy::is_less(&judged, &incumbent.judged) {
                     let better = Incumbent {
                         prepared: proposal.prepared,
                         answer: proposal.answer,
                         choice: proposal.choice,
                         predicted,
-                        together,
+                        judged,
                         lost,
                         round,
                     };

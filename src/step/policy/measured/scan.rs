@@ -1,6 +1,7 @@
 //! Options measured on as many chunks as the decision needs.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::allocation::Answer;
 use crate::observer::Event;
@@ -28,8 +29,14 @@ pub(super) struct Scan<'r, 't> {
     limits: Limits,
     pub(super) bench: Bench<'r, 't>,
     pub(super) evidence: Evidence,
-    /// What the model itself shows against its own coded reference, by chunk.
-    null: Vec<f64>,
+    /// What the model itself shows against its own coded reference, by chunk of those that options are measured on.
+    pub(super) null: Vec<f64>,
+    /// How many blocks these are.
+    pub(super) measured: usize,
+    /// The blocks that choices are judged on: others, if the corpus has enough.
+    judging: Range<usize>,
+    /// What the model itself shows there on average.
+    judged_null: f64,
     /// The blocks of the first look.
     pub(super) screened: usize,
     first_loss: f64,
@@ -44,8 +51,8 @@ pub(super) struct Incumbent {
     pub(super) choice: BTreeMap<String, TensorType>,
     /// What that problem's losses predicted for it.
     pub(super) predicted: f64,
-    /// Its divergence by chunk, all of it together.
-    pub(super) together: Vec<f64>,
+    /// Its divergence by chunk of those that choices are judged on, all of it together.
+    pub(super) judged: Vec<f64>,
     /// The mean of that, less the model's own.
     pub(super) lost: f64,
     /// How many rounds of moves it took to find it.
@@ -59,11 +66,19 @@ impl<'r, 't> Scan<'r, 't> {
         solving: &'r Solving<'r>,
         limits: Limits,
         mut bench: Bench<'r, 't>,
-        screen: u64,
+        (chunks, screen): (u64, u64),
     ) -> Result<Self, StepError> {
-        let itself = bench.divergences("the model itself", &[Variant::new()], usize::MAX)?;
-        let null = itself.into_iter().next().unwrap_or_default();
-        let (screened, _) = bench.first_blocks(screen);
+        let all = bench.block_count();
+        let itself = bench.divergences("the model itself", &[Variant::new()], 0..all)?;
+        let mut null = itself.into_iter().next().unwrap_or_default();
+        let (measured, length) = bench.first_blocks(chunks);
+        let others = null.split_off(length);
+        let (judging, judged_null) = if others.is_empty() {
+            (0..measured, mean(&null))
+        } else {
+            (measured..all, mean(&others))
+        };
+        let (screened, _) = bench.first_blocks(screen.min(chunks));
         Ok(Self {
             task,
             facts,
@@ -72,9 +87,17 @@ impl<'r, 't> Scan<'r, 't> {
             bench,
             evidence: Evidence::new(null.len()),
             null,
+            measured,
+            judging,
+            judged_null,
             screened,
             first_loss: 0.0,
         })
+    }
+
+    /// Says whether choices are judged on other chunks than they are made by.
+    pub(super) fn judges_on_others(&self) -> bool {
+        self.judging.start > 0
     }
 
     /// Returns what the first choice lost, all of it together.
@@ -115,7 +138,7 @@ impl<'r, 't> Scan<'r, 't> {
                     .push(probe);
             }
             for (chunks, open) in of_length {
-                let (blocks, _) = self.bench.first_blocks(2 * chunks as u64);
+                let blocks = self.bench.first_blocks(2 * chunks as u64).0.min(self.measured);
                 let what = format!(
                     "a closer look at {}, on which the choice hangs",
                     words::count(open.len() as u64, "type")
@@ -129,14 +152,14 @@ impl<'r, 't> Scan<'r, 't> {
     fn as_a_whole(&mut self, prepared: Prepared, answer: Answer) -> Result<Incumbent, StepError> {
         let predicted = prepared.predicted(&answer).0;
         let choice = choice_of(&prepared, &answer);
-        let together = self.together(&choice)?;
-        let lost = self.lost(&together);
+        let judged = self.judge(&choice)?;
+        let lost = self.lost(&judged);
         Ok(Incumbent {
             prepared,
             answer,
             choice,
             predicted,
-            together,
+            judged,
             lost,
             round: 0,
         })
@@ -183,18 +206,30 @@ impl<'r, 't> Scan<'r, 't> {
         self.solving.solve(self.task.env, losses, &self.limits)
     }
 
-    /// Returns the divergence of a choice by chunk, measured as a whole on all chunks.
+    /// Returns the divergence of a choice by chunk, measured as a whole on the chunks that options are measured on.
     pub(super) fn together(&mut self, choice: &BTreeMap<String, TensorType>) -> Result<Vec<f64>, StepError> {
+        self.whole("the choice as a whole", choice, 0..self.measured)
+    }
+
+    /// Returns the divergence of a choice by chunk, measured as a whole on the chunks that choices are judged on.
+    pub(super) fn judge(&mut self, choice: &BTreeMap<String, TensorType>) -> Result<Vec<f64>, StepError> {
+        self.whole("a choice as a whole, to judge it", choice, self.judging.clone())
+    }
+
+    fn whole(
+        &mut self,
+        what: &str,
+        choice: &BTreeMap<String, TensorType>,
+        blocks: Range<usize>,
+    ) -> Result<Vec<f64>, StepError> {
         let variant = self.variant(choice);
-        let found = self
-            .bench
-            .divergences("the choice as a whole", &[variant], usize::MAX)?;
+        let found = self.bench.divergences(what, &[variant], blocks)?;
         Ok(found.into_iter().next().unwrap_or_default())
     }
 
-    /// Returns the mean of divergences, less what the model itself shows.
-    pub(super) fn lost(&self, together: &[f64]) -> f64 {
-        mean(together) - mean(&self.null)
+    /// Returns the mean of divergences that a choice is judged by, less what the model itself shows.
+    pub(super) fn lost(&self, judged: &[f64]) -> f64 {
+        mean(judged) - self.judged_null
     }
 
     /// Returns the tensors that a choice changes.
@@ -213,7 +248,7 @@ impl<'r, 't> Scan<'r, 't> {
             .iter()
             .map(|(group, ty)| self.variant(&BTreeMap::from([(group.clone(), *ty)])))
             .collect();
-        let found = self.bench.divergences(what, &variants, blocks)?;
+        let found = self.bench.divergences(what, &variants, 0..blocks)?;
         for (probe, found) in probes.iter().zip(found) {
             let lost = found.iter().zip(&self.null).map(|(with, without)| with - without);
             self.evidence.insert(probe.clone(), lost.collect());
