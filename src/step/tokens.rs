@@ -84,7 +84,7 @@ pub enum Take {
     /// As many from every part of the corpus, and each block again from all of it: what a few chunks show is then not the
     /// first file's alone.
     Spread,
-    /// Those, and after them [`OTHERS`] times as many others, again from every part, or all others if there are fewer, but at least half
+    /// Those, and after them four times as many others, again from every part, or all others if there are fewer, but at least half
     /// as many: what was chosen by the first ones is judged on them. Blocks have chunks of one kind only.
     SpreadAndOthers,
 }

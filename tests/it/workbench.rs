@@ -108,7 +108,9 @@ fn compare(model: &Path, candidates: &[&Path], text: &str) {
             }
         }
         let names: Vec<String> = bench.tensors().map(str::to_owned).collect();
-        names.iter().for_each(|name| bench.restore(name));
+        for name in &names {
+            bench.restore(name);
+        }
         assert_eq!(of_bench(&mut bench, &chunk), plain, "restored");
     }
 }
