@@ -98,18 +98,24 @@ pub fn lift_sensitivities(found: &mut BTreeMap<String, Sensitivity>) {
     }
 }
 
-/// Returns losses in proportion to squared errors: those of each group times what its measured losses add up to for one of
-/// error. So a loss that any change of a tensor brings, however small (a token that is routed to other experts), and that is
-/// not paid again for the next tensor, hardly counts. What has no error keeps its measured loss.
-pub fn in_proportion(measured: &Losses, errors: &BTreeMap<Probe, f64>) -> Losses {
-    let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
-    let known = errors.iter().filter(|(_, error)| **error > 0.0);
-    for (loss, (probe, error)) in known.filter_map(|known| Some((measured.get(known.0)?, known))) {
-        let sum = sums.entry(&probe.0).or_default();
-        *sum = (sum.0 + loss.mean, sum.1 + error);
+/// Returns losses in proportion to squared errors: those of each group times what the measured losses of `count` of its types
+/// ([`probed_types`]) add up to for one of error. So a loss that any change of a tensor brings, however small (a token that is
+/// routed to other experts), and that is not paid again for the next tensor, hardly counts, the less the coarser the types are
+/// that tell. What has no error keeps its measured loss.
+pub fn in_proportion(measured: &Losses, errors: &BTreeMap<Probe, f64>, count: usize) -> Losses {
+    let mut of_group: BTreeMap<&str, Vec<TensorType>> = BTreeMap::new();
+    let known = errors
+        .iter()
+        .filter(|(probe, error)| **error > 0.0 && measured.contains_key(*probe));
+    for ((group, ty), _) in known {
+        of_group.entry(group).or_default().push(*ty);
     }
     let mut found: BTreeMap<String, Sensitivity> = BTreeMap::new();
-    for (group, (loss, error)) in sums {
+    for (group, types) in of_group {
+        let telling = probed_types(&types, count).into_iter().map(|ty| (group.to_owned(), ty));
+        let (loss, error) = telling.fold((0.0, 0.0), |sums: (f64, f64), probe| {
+            (sums.0 + measured[&probe].mean, sums.1 + errors[&probe])
+        });
         let mean = loss / error;
         found.insert(
             group.to_owned(),
@@ -178,13 +184,16 @@ mod tests {
         ]);
         let errors = [("a", Q4_K, 11.0), ("a", Q8_0, 1.0), ("b", Q4_K, 5.0), ("d", Q4_K, 1.0)];
         let errors = errors.map(|(group, ty, error)| ((group.to_owned(), ty), error)).into();
-        let told = in_proportion(&measured, &errors);
+        let told = in_proportion(&measured, &errors, usize::MAX);
         let of = |group: &str, ty| told[&(group.to_owned(), ty)].mean;
         assert_eq!(told.len(), measured.len(), "what was not measured has no loss");
         assert_eq!((of("a", Q4_K), of("a", Q8_0), of("a", F16)), (11.0, 1.0, 0.0));
         assert_eq!(of("b", Q4_K), 5.0, "the least sensitivity above zero");
         assert_eq!(of("c", Q4_K), 7.0, "nothing is known of its errors");
         assert_eq!(told[&("a".to_owned(), Q4_K)].variance, 0.5);
+        // Of two types the upper one is the middle.
+        let told = in_proportion(&measured, &errors, 1);
+        assert_eq!(told[&("a".to_owned(), Q4_K)].mean, 33.0);
     }
 
     #[test]

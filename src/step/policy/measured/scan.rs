@@ -165,8 +165,8 @@ impl<'r, 't> Scan<'r, 't> {
         })
     }
 
-    /// Returns the best of three choices, each measured as a whole: the one by measured losses, the one by losses in proportion to squared
-    /// errors, and one by losses halfway between. Measured losses see all that a type does to a group; but they are noisy, and do
+    /// Returns the best of four choices, each measured as a whole: the one by measured losses, those by losses in proportion to squared
+    /// errors, as all types of a group tell and as the middle one does, and one by losses halfway between. Measured losses see all that a type does to a group; but they are noisy, and do
     /// not add up where each group alone sets off what others set off as well, as the routing of tokens to experts. The losses
     /// that the best choice was made by are those that go on to be corrected around it.
     pub(super) fn second_opinions(
@@ -175,11 +175,12 @@ impl<'r, 't> Scan<'r, 't> {
         errors: &BTreeMap<Probe, f64>,
     ) -> Result<Incumbent, StepError> {
         let measured = self.evidence.losses();
-        let by_errors = policy::in_proportion(&measured, errors);
+        let by_errors = policy::in_proportion(&measured, errors, usize::MAX);
+        let by_the_middle = policy::in_proportion(&measured, errors, 1);
         let halfway = policy::halfway(&measured, &by_errors);
         let mut found = vec![first.lost];
         let (mut best, mut told) = (first, None);
-        for losses in [by_errors, halfway] {
+        for losses in [by_errors, by_the_middle, halfway] {
             let (prepared, answer) = self.solve(&losses)?;
             let other = self.as_a_whole(prepared, answer)?;
             found.push(other.lost);
@@ -190,8 +191,9 @@ impl<'r, 't> Scan<'r, 't> {
         self.task.tell(Event::Note {
             step: self.task.step.clone(),
             message: format!(
-                "choices by measured losses, by squared errors and by both lose {:.6}, {:.6} and {:.6}, each measured together",
-                found[0], found[1], found[2]
+                "choices by measured losses, by squared errors as all types and as the middle one tell, and by both lose {:.6}, {:.6}, {:.6} \
+                 and {:.6}, each measured together",
+                found[0], found[1], found[2], found[3]
             ),
         });
         if let Some(losses) = told {
