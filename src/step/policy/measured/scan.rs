@@ -30,7 +30,7 @@ pub(super) struct Scan<'r, 't> {
     pub(super) bench: Bench<'r, 't>,
     pub(super) evidence: Evidence,
     /// What the model itself shows against its own coded reference, by chunk of those that options are measured on.
-    pub(super) null: Vec<f64>,
+    null: Vec<f64>,
     /// How many blocks these are.
     pub(super) measured: usize,
     /// The blocks that choices are judged on: others, if the corpus has enough.
@@ -165,10 +165,12 @@ impl<'r, 't> Scan<'r, 't> {
         })
     }
 
-    /// Returns the best of four choices, each measured as a whole: the one by measured losses, those by losses in proportion to squared
-    /// errors, as all types of a group tell and as the middle one does, and one by losses halfway between. Measured losses see all that a type does to a group; but they are noisy, and do
-    /// not add up where each group alone sets off what others set off as well, as the routing of tokens to experts. The losses
-    /// that the best choice was made by are those that go on to be corrected around it.
+    /// Returns the best of four choices, each measured as a whole: the one by measured losses, those by losses in proportion to
+    /// squared errors, as all types of a group tell and as the middle one does, and one by losses halfway between.
+    ///
+    /// Measured losses see all that a type does to a group; but they are noisy, and do not add up where each group alone sets off
+    /// what others set off as well, as the routing of tokens to experts. The losses that the best choice was made by are those
+    /// that go on to be corrected around it.
     pub(super) fn second_opinions(
         &mut self,
         first: Incumbent,
