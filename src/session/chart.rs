@@ -89,12 +89,16 @@ pub fn chart(paths: &[PathBuf], eval: Option<&str>, store: Option<&Store>) -> Re
             recipes.push(&table.recipe);
         }
         let folder = path.parent().unwrap_or(Path::new(""));
-        for row in table.rows.iter().filter(|row| row.eval == eval) {
-            measured.push(Measured {
-                row: row.clone(),
-                told: told(folder, row, store),
-            });
-        }
+        let rows = table.rows.iter().filter(|row| row.eval == eval);
+        let (mut of_table, choices): (Vec<Measured>, Vec<Option<Choice>>) = rows
+            .map(|row| {
+                let (told, choice) = told(folder, row, store);
+                let row = row.clone();
+                (Measured { row, told }, choice)
+            })
+            .unzip();
+        join(&mut of_table, &choices);
+        measured.extend(of_table);
     }
     // Series of one name in two recipes are two series.
     if recipes.len() > 1 {
@@ -123,12 +127,66 @@ fn read(path: &Path) -> Result<Metrics, ChartError> {
     }
 }
 
-fn told(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> Told {
-    by_manifest(folder, row, store).unwrap_or_else(|| by_name(&row.candidate))
+/// How a policy with a budget chose.
+struct Choice {
+    method: String,
+    /// All that decided but the budget.
+    but_budget: serde_json::Value,
+}
+
+/// Makes one series of candidates that have a policy each, if these differ in nothing but their budgets: what is written one by one
+/// belongs together no less than what one policy chooses for several.
+fn join(measured: &mut [Measured], choices: &[Option<Choice>]) {
+    let alone = |at: usize| {
+        let series = &measured[at].told.series;
+        measured.iter().filter(|other| other.told.series == *series).count() == 1
+    };
+    let mut sweeps: Vec<(&Choice, Vec<usize>)> = Vec::new();
+    for (at, choice) in choices.iter().enumerate() {
+        let Some(choice) = choice.as_ref().filter(|_| alone(at)) else {
+            continue;
+        };
+        match sweeps
+            .iter_mut()
+            .find(|(first, _)| first.but_budget == choice.but_budget)
+        {
+            Some((_, sweep)) => sweep.push(at),
+            None => sweeps.push((choice, vec![at])),
+        }
+    }
+    for (choice, sweep) in sweeps.into_iter().filter(|(_, sweep)| sweep.len() > 1) {
+        let names: Vec<&str> = sweep.iter().map(|at| measured[*at].row.candidate.as_str()).collect();
+        let prefix = common_words(&names).len();
+        let series = match names[0][..prefix].trim_end_matches('-') {
+            "" => choice.method.clone(),
+            name => series_of(name, Some(&choice.method)),
+        };
+        if measured.iter().any(|other| other.told.series == series) {
+            continue;
+        }
+        for at in sweep {
+            let Measured { row, told } = &mut measured[at];
+            row.candidate[prefix..].clone_into(&mut told.label);
+            told.series.clone_from(&series);
+        }
+    }
+}
+
+/// The words that all names begin with, and the hyphen after them.
+fn common_words<'a>(names: &[&'a str]) -> &'a str {
+    let Some(first) = names.first() else { return "" };
+    let ends = first.rmatch_indices('-').map(|(at, _)| &first[..=at]);
+    ends.into_iter()
+        .find(|prefix| names.iter().all(|name| name.starts_with(prefix)))
+        .unwrap_or_default()
+}
+
+fn told(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> (Told, Option<Choice>) {
+    by_manifest(folder, row, store).unwrap_or_else(|| (by_name(&row.candidate), None))
 }
 
 /// What the manifest of a candidate tells, if it is of the very file that was measured.
-fn by_manifest(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> Option<Told> {
+fn by_manifest(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> Option<(Told, Option<Choice>)> {
     let path = folder.join(format!("{}.gguf{}", row.candidate, manifest::SUFFIX));
     let manifest = Manifest::parse(&fs::read_small(&path, manifest::CAP).ok()?).ok()?;
     let digest = manifest.subject.first()?.digest.get("blake3")?;
@@ -148,12 +206,22 @@ fn by_manifest(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> Opti
         (Some(variant), _) => variant.clone(),
         (None, _) => candidate.name.clone(),
     };
-    Some(Told {
+    let told = Told {
         series: series_of(&candidate.name, method["name"].as_str()),
         label,
         mix,
         predicted: diff::table_of(&manifest, store).and_then(|table| table.predicted_loss?.parse().ok()),
-    })
+    };
+    Some((told, choice_of(&record.document["inputs"])))
+}
+
+/// How a policy chose, by the inputs of its action; nothing where it had no budget.
+fn choice_of(inputs: &serde_json::Value) -> Option<Choice> {
+    let mut but_budget = inputs.clone();
+    let method = but_budget.get_mut("method")?.as_object_mut()?;
+    let _budget = method.remove("budget")?;
+    let method = method.get("name")?.as_str()?.to_owned();
+    Some(Choice { method, but_budget })
 }
 
 fn series_of(name: &str, method: Option<&str>) -> String {

@@ -353,3 +353,49 @@ fn the_chart_has_mixes_as_marks_and_policies_as_lines() {
     let run = forge.run(&["policy", "chart", "new.toml"]).status(1);
     assert!(run.stderr.contains("forge build new.toml"), "{}", run.stderr);
 }
+
+#[test]
+fn policies_that_differ_in_nothing_but_their_budgets_are_one_line() {
+    let forge = project();
+    let alone = RECIPE.find("[policy.guess]").unwrap()..RECIPE.find("[eval.quality]").unwrap();
+    let mut sections = "[promote.tiny]\npolicy = \"mix\"\n".to_owned();
+    for (name, budget, types) in [
+        ("guess-small", "6 bpw", ""),
+        ("guess-large", "7 bpw", ""),
+        ("other", "7 bpw", "types = [\"Q4_K\", \"Q8_0\"]\n"),
+    ] {
+        sections += &format!(
+            "[policy.{name}]\nmethod = \"prior\"\nbudget = \"{budget}\"\n{types}[promote.{name}]\npolicy = \"{name}\"\n"
+        );
+    }
+    let mut recipe = RECIPE.to_owned();
+    recipe.replace_range(alone, &sections);
+    forge.write("model.gguf", layers()).recipe(&recipe);
+    build_well(&forge, &[]);
+    let lines = |forge: &Forge| -> Vec<(String, Vec<String>)> {
+        let chart = json(forge, &["policy", "chart"]);
+        let series = chart["series"].as_array().unwrap().iter().map(|one| {
+            let labels = one["points"].as_array().unwrap().iter();
+            let labels = labels.map(|point| point["label"].as_str().unwrap().to_owned());
+            (one["name"].as_str().unwrap().to_owned(), labels.collect())
+        });
+        series.collect()
+    };
+    let said = |name: &str, labels: &[&str]| (name.to_owned(), labels.iter().map(ToString::to_string).collect());
+    assert_eq!(
+        lines(&forge),
+        [
+            said("tiny (mix)", &["Q4_0", "Q8_0"]),
+            said("guess (prior)", &["small", "large"]),
+            said("other (prior)", &["other"]),
+        ]
+    );
+    // Names that have nothing in common: the method's.
+    let recipe = recipe.replace("guess-small", "small").replace("guess-large", "large");
+    forge.recipe(&recipe);
+    build_well(&forge, &[]);
+    assert_eq!(
+        lines(&forge)[1..],
+        [said("prior", &["small", "large"]), said("other (prior)", &["other"])]
+    );
+}
