@@ -1,11 +1,11 @@
 //! What can be wrong with a recipe: facts and places. `cli::diagnostic` writes the excerpts and the fixes.
 
 use crate::recipe::model::Place;
-use crate::recipe::model::StepKind;
 use crate::recipe::names::NameProblem;
 use crate::recipe::quantity::QuantityProblem;
 use crate::recipe::requirement::Figure;
 use crate::recipe::requirement::RequirementProblem;
+use crate::recipe::words::listed;
 
 /// Why a file named by `extends` could not be had. Whoever loads says it in words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -513,64 +513,6 @@ impl RecipeError {
     }
 }
 
-/// Something in a recipe that is allowed and likely not meant.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RecipeWarning {
-    /// Nothing uses a section.
-    #[error("nothing uses {what} `{name}`")]
-    Unused {
-        /// The section's name.
-        place: Place,
-        /// "the corpus".
-        what: String,
-        /// Its name.
-        name: String,
-        /// What would use it.
-        user: &'static str,
-    },
-    /// Candidates are judged on the text that they were calibrated with.
-    #[error("`eval.{eval}` reads the corpus `{corpus}`, and so did the imatrix of its candidates")]
-    EvalOnCalibration {
-        /// The evaluation's name.
-        place: Place,
-        /// The evaluation.
-        eval: String,
-        /// The text.
-        corpus: String,
-        /// Where the text is declared.
-        declared: Place,
-        /// The kind of step that is judged too kindly.
-        candidate: String,
-    },
-}
-
-impl RecipeWarning {
-    /// Returns the stable word for this kind of warning.
-    pub const fn code(&self) -> &'static str {
-        match self {
-            Self::Unused { .. } => "unused",
-            Self::EvalOnCalibration { .. } => "eval-on-calibration",
-        }
-    }
-
-    /// Returns the place that the warning is about.
-    pub const fn place(&self) -> &Place {
-        match self {
-            Self::Unused { place, .. } | Self::EvalOnCalibration { place, .. } => place,
-        }
-    }
-}
-
-/// Returns words as a list in prose: "`a`, `b` and `c`".
-pub(crate) fn listed<S: AsRef<str>>(words: &[S]) -> String {
-    let quoted: Vec<String> = words.iter().map(|word| format!("`{}`", word.as_ref())).collect();
-    match quoted.split_last() {
-        None => "nothing".to_owned(),
-        Some((last, [])) => last.clone(),
-        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
-    }
-}
-
 fn waiting(path: &[(String, Place)]) -> String {
     let names: Vec<&str> = path.iter().map(|(name, _)| name.as_str()).collect();
     match names.as_slice() {
@@ -579,30 +521,10 @@ fn waiting(path: &[(String, Place)]) -> String {
     }
 }
 
-/// Returns a choice of a few words in prose: "`a`, `b` or `c`".
-pub(crate) fn either<S: AsRef<str>>(words: &[S]) -> String {
-    listed(words).replace("` and `", "` or `")
-}
-
 fn count_of(count: usize) -> String {
     match count {
         0 => "is none".to_owned(),
         1 => "is one".to_owned(),
         many => format!("are {many}"),
-    }
-}
-
-/// Returns "`policy.small`".
-pub(crate) fn section_words(kind: &str, name: &str) -> String {
-    format!("`{kind}.{name}`")
-}
-
-/// Returns "a `policy` section" for a kind of step.
-pub(crate) fn user_of(kind: StepKind) -> &'static str {
-    match kind {
-        StepKind::Corpus => "an `imatrix` or `eval` section",
-        StepKind::Imatrix | StepKind::Join => "a `policy` section",
-        StepKind::Policy => "a `promote` section",
-        StepKind::Promote | StepKind::Eval | StepKind::Metrics | StepKind::Gate => "a `gate` section",
     }
 }

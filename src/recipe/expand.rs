@@ -9,7 +9,6 @@ use crate::recipe::decl::Imatrix;
 use crate::recipe::decl::Join;
 use crate::recipe::decl::Policy;
 use crate::recipe::error::RecipeError;
-use crate::recipe::error::section_words;
 use crate::recipe::field::Sweep;
 use crate::recipe::model::CollectImatrix;
 use crate::recipe::model::CorpusStep;
@@ -26,6 +25,7 @@ use crate::recipe::model::StepKind;
 use crate::recipe::model::WeightedImatrix;
 use crate::recipe::names::name_problem;
 use crate::recipe::read_steps::join_entries;
+use crate::recipe::words::section_words;
 
 /// How many variants one section may have.
 const MAX_VARIANTS: usize = 1000;

@@ -6,7 +6,6 @@ use crate::recipe::decl::Decls;
 use crate::recipe::decl::Policy;
 use crate::recipe::decl::Promote;
 use crate::recipe::error::RecipeError;
-use crate::recipe::error::section_words;
 use crate::recipe::expand::Choice;
 use crate::recipe::expand::Expansion;
 use crate::recipe::expand::joined;
@@ -18,6 +17,7 @@ use crate::recipe::model::SizeOf;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::recipe::model::StepKind;
+use crate::recipe::words::section_words;
 
 /// Returns the candidates whose size a policy's budgets are, by the names that the recipe uses.
 fn sizes(policy: &Policy) -> impl Iterator<Item = (&str, &Place)> {

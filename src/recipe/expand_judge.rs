@@ -4,7 +4,6 @@ use crate::recipe::decl::Decl;
 use crate::recipe::decl::Decls;
 use crate::recipe::decl::Gate;
 use crate::recipe::error::RecipeError;
-use crate::recipe::error::section_words;
 use crate::recipe::expand::Expansion;
 use crate::recipe::model::EvalStep;
 use crate::recipe::model::GateStep;
@@ -13,6 +12,7 @@ use crate::recipe::model::Place;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::recipe::model::StepKind;
+use crate::recipe::words::section_words;
 
 impl Expansion<'_> {
     /// Returns the candidates that a name means: all variants of a `promote` section, or the one with this label.

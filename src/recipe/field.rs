@@ -3,7 +3,6 @@
 use std::ops::RangeInclusive;
 
 use crate::recipe::error::RecipeError;
-use crate::recipe::error::either;
 use crate::recipe::model::Pattern;
 use crate::recipe::model::Place;
 use crate::recipe::model::ResolvedSection;
@@ -17,6 +16,7 @@ use crate::recipe::raw::Raw;
 use crate::recipe::raw::RawEntry;
 use crate::recipe::raw::RawValue;
 use crate::recipe::raw::inside;
+use crate::recipe::words::either;
 
 /// Compiled patterns may take this much memory each.
 const REGEX_SIZE_LIMIT: usize = 1 << 20;

@@ -35,13 +35,14 @@ mod read_policy;
 mod read_steps;
 mod show;
 mod warn;
+mod words;
 
 pub use crate::recipe::error::LoadError;
 pub use crate::recipe::error::RecipeError;
-pub use crate::recipe::error::RecipeWarning;
 pub use crate::recipe::model::*;
 pub use crate::recipe::quantity::Decimal;
 pub use crate::recipe::quantity::Quantity;
+pub use crate::recipe::warn::RecipeWarning;
 
 use crate::text::Source;
 

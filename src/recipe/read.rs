@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use crate::recipe::SCHEMA;
 use crate::recipe::error::RecipeError;
-use crate::recipe::error::section_words;
 use crate::recipe::field::Field;
 use crate::recipe::field::Reader;
 use crate::recipe::model::Engine;
@@ -21,6 +20,7 @@ use crate::recipe::raw::Merged;
 use crate::recipe::raw::RawEntry;
 use crate::recipe::raw::RawValue;
 use crate::recipe::raw::resolve;
+use crate::recipe::words::section_words;
 use crate::text::Source;
 
 /// The word of source sections.

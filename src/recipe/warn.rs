@@ -2,14 +2,61 @@
 
 use std::collections::BTreeSet;
 
-use crate::recipe::error::RecipeWarning;
-use crate::recipe::error::user_of;
 use crate::recipe::model::ImatrixStep;
+use crate::recipe::model::Place;
 use crate::recipe::model::Recipe;
 use crate::recipe::model::SourceName;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::recipe::model::StepKind;
+
+/// Something in a recipe that is allowed and likely not meant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecipeWarning {
+    /// Nothing uses a section.
+    #[error("nothing uses {what} `{name}`")]
+    Unused {
+        /// The section's name.
+        place: Place,
+        /// "the corpus".
+        what: String,
+        /// Its name.
+        name: String,
+        /// What would use it.
+        user: &'static str,
+    },
+    /// Candidates are judged on the text that they were calibrated with.
+    #[error("`eval.{eval}` reads the corpus `{corpus}`, and so did the imatrix of its candidates")]
+    EvalOnCalibration {
+        /// The evaluation's name.
+        place: Place,
+        /// The evaluation.
+        eval: String,
+        /// The text.
+        corpus: String,
+        /// Where the text is declared.
+        declared: Place,
+        /// The kind of step that is judged too kindly.
+        candidate: String,
+    },
+}
+
+impl RecipeWarning {
+    /// Returns the stable word for this kind of warning.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Unused { .. } => "unused",
+            Self::EvalOnCalibration { .. } => "eval-on-calibration",
+        }
+    }
+
+    /// Returns the place that the warning is about.
+    pub const fn place(&self) -> &Place {
+        match self {
+            Self::Unused { place, .. } | Self::EvalOnCalibration { place, .. } => place,
+        }
+    }
+}
 
 /// Returns the warnings of a recipe, unsorted.
 pub(crate) fn warnings(recipe: &Recipe) -> Vec<RecipeWarning> {
@@ -94,4 +141,14 @@ fn corpora<'r>(recipe: &'r Recipe, id: &'r StepId) -> BTreeSet<&'r StepId> {
         }
     }
     found
+}
+
+/// Returns "a `policy` section" for a kind of step.
+fn user_of(kind: StepKind) -> &'static str {
+    match kind {
+        StepKind::Corpus => "an `imatrix` or `eval` section",
+        StepKind::Imatrix | StepKind::Join => "a `policy` section",
+        StepKind::Policy => "a `promote` section",
+        StepKind::Promote | StepKind::Eval | StepKind::Metrics | StepKind::Gate => "a `gate` section",
+    }
 }

@@ -12,6 +12,8 @@
 //! whose result names that blob: the store has moved it aside, so they make it again. A node has one such chance
 //! for each blob.
 
+mod reasons;
+
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
@@ -25,12 +27,10 @@ use crate::graph::Graph;
 use crate::graph::Node;
 use crate::graph::NodeId;
 use crate::observer::Event;
-use crate::observer::FieldChange;
 use crate::observer::StepOutcome;
 use crate::plan;
 use crate::plan::Decision;
 use crate::plan::Reason;
-use crate::report::words;
 use crate::step;
 use crate::step::Class;
 use crate::step::Env;
@@ -40,6 +40,10 @@ use crate::step::Pool;
 use crate::step::StepError;
 use crate::step::Task;
 use crate::store::Last;
+
+pub use reasons::sentence;
+
+use reasons::changes;
 
 /// How a build is run.
 #[derive(Debug, Clone, Copy)]
@@ -444,79 +448,5 @@ fn carry_out(node: &Node, inputs: &Inputs, env: &Env<'_>, reason: &Reason) -> En
         result,
         counts: task.counts(),
         elapsed_ms: milliseconds(started),
-    }
-}
-
-fn changes(reason: &Reason) -> Vec<FieldChange> {
-    let Reason::Changed(differences) = reason else {
-        return Vec::new();
-    };
-    let changes = differences.iter().map(|difference| FieldChange {
-        field: difference.field.clone(),
-        before: difference.before.as_deref().map(without_digests),
-        after: difference.after.as_deref().map(without_digests),
-    });
-    changes.collect()
-}
-
-/// Cuts digests to their first eight digits: what a record of a run names in full, the store keeps as long as the record.
-fn without_digests(value: &str) -> String {
-    let mut text = String::with_capacity(value.len());
-    let mut rest = value;
-    while !rest.is_empty() {
-        let is_digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
-        let digits = rest.find(|c| !is_digit(c)).unwrap_or(rest.len());
-        let (head, tail) = rest.split_at(digits);
-        if head.len() == 64 {
-            text.push_str(&head[..8]);
-            text.push_str("...");
-        } else {
-            text.push_str(head);
-        }
-        let other = tail.find(is_digit).unwrap_or(tail.len());
-        text.push_str(&tail[..other]);
-        rest = &tail[other..];
-    }
-    text
-}
-
-/// Says why a node runs, in a few words.
-pub fn sentence(reason: &Reason) -> String {
-    match reason {
-        Reason::New => "it has not run for this recipe yet".to_owned(),
-        Reason::Unread { files, bytes } => {
-            format!(
-                "{} of {} must be read first",
-                words::count(*files as u64, "file"),
-                words::bytes(*bytes)
-            )
-        }
-        Reason::Changed(differences) => {
-            let fields: Vec<&str> = differences
-                .iter()
-                .map(|difference| difference.field.trim_start_matches("inputs."))
-                .collect();
-            format!("{} changed", words::names(&fields, 3))
-        }
-        Reason::Incomplete => "its result was incomplete or damaged in the store".to_owned(),
-        Reason::OutputGone => "a file in the output folder is gone or was changed".to_owned(),
-        Reason::Forgotten => "its result is no longer in the store".to_owned(),
-        Reason::Again => "it is made once more, to compare".to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn digests_in_records_are_cut_and_all_else_stays() {
-        let hash = "0123456789abcdef".repeat(4);
-        let value = format!("{{\"file\":\"{hash}:12\",\"name\":\"Q4_0 face\",\"n\":77}}");
-        assert_eq!(
-            without_digests(&value),
-            "{\"file\":\"01234567...:12\",\"name\":\"Q4_0 face\",\"n\":77}"
-        );
-        assert_eq!(without_digests(""), "");
     }
 }

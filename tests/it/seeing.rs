@@ -358,18 +358,21 @@ fn the_chart_has_mixes_as_marks_and_policies_as_lines() {
 fn policies_that_differ_in_nothing_but_their_budgets_are_one_line() {
     let forge = project();
     let alone = RECIPE.find("[policy.guess]").unwrap()..RECIPE.find("[eval.quality]").unwrap();
-    let mut sections = "[promote.tiny]\npolicy = \"mix\"\n".to_owned();
-    for (name, budget, types) in [
+    let sections = [
         ("guess-small", "6 bpw", ""),
         ("guess-large", "7 bpw", ""),
         ("other", "7 bpw", "types = [\"Q4_K\", \"Q8_0\"]\n"),
-    ] {
-        sections += &format!(
+    ]
+    .map(|(name, budget, types)| {
+        format!(
             "[policy.{name}]\nmethod = \"prior\"\nbudget = \"{budget}\"\n{types}[promote.{name}]\npolicy = \"{name}\"\n"
-        );
-    }
+        )
+    });
     let mut recipe = RECIPE.to_owned();
-    recipe.replace_range(alone, &sections);
+    recipe.replace_range(
+        alone,
+        &format!("[promote.tiny]\npolicy = \"mix\"\n{}", sections.concat()),
+    );
     forge.write("model.gguf", layers()).recipe(&recipe);
     build_well(&forge, &[]);
     let lines = |forge: &Forge| -> Vec<(String, Vec<String>)> {

@@ -63,13 +63,38 @@ impl Place {
         }
     }
 
+    /// Returns what a tensor would be at this place.
+    ///
+    /// # Safety
+    ///
+    /// The tensor is live.
+    unsafe fn with(&self, tensor: *const ffi::ggml_tensor) -> ffi::ggml_tensor {
+        // SAFETY: the caller's promise; the copy is ours alone.
+        let mut like = unsafe { *tensor };
+        (like.type_, like.nb, like.data) = (self.ty, self.strides, self.data);
+        like
+    }
+
     /// # Safety
     ///
     /// The tensor is live and not being computed with, and the place has its bytes.
     unsafe fn put_on(&self, tensor: *mut ffi::ggml_tensor) {
         // SAFETY: the caller's promise.
-        let tensor = unsafe { &mut *tensor };
-        (tensor.type_, tensor.nb, tensor.data) = (self.ty, self.strides, self.data);
+        unsafe { *tensor = self.with(tensor) };
+    }
+}
+
+/// Returns the bytes of a tensor, wherever they lie.
+///
+/// # Safety
+///
+/// The tensor's buffer is live and has its bytes.
+unsafe fn read(tensor: &ffi::ggml_tensor) -> Vec<u8> {
+    // SAFETY: the caller's promise; as many bytes are read as there is room for.
+    unsafe {
+        let mut bytes = vec![0_u8; ffi::ggml_nbytes(tensor)];
+        ffi::ggml_backend_tensor_get(tensor, bytes.as_mut_ptr().cast(), 0, bytes.len());
+        bytes
     }
 }
 
@@ -228,34 +253,25 @@ impl Workbench {
             let own = self.replaced.get(name).map_or(before, |replaced| replaced.own);
             let lends =
                 ffi::ggml_backend_buffer_is_host((*tensor).buffer) && next.data.addr().is_multiple_of(ALIGNMENT);
-            if lends {
-                next.put_on(tensor);
-            } else {
+            if !lends {
                 next.data = own.data;
-                next.put_on(tensor);
                 let buffers = ffi::ggml_backend_buffer_get_type((*tensor).buffer);
-                let needed = ffi::ggml_backend_buft_get_alloc_size(buffers, tensor);
+                let needed = ffi::ggml_backend_buft_get_alloc_size(buffers, &next.with(tensor));
                 if needed > weight.room {
-                    before.put_on(tensor);
                     return Err(refuse(format!(
                         "it takes {needed} bytes in {ty}, and was loaded with {}",
                         weight.room
                     )));
                 }
             }
+            next.put_on(tensor);
             let replaced = self.replaced.entry(name.to_owned()).or_insert(Replaced {
                 own,
                 saved: None,
                 lent: None,
             });
             if !lends {
-                if replaced.saved.is_none() {
-                    own.put_on(tensor);
-                    let mut saved = vec![0_u8; ffi::ggml_nbytes(tensor)];
-                    ffi::ggml_backend_tensor_get(tensor, saved.as_mut_ptr().cast(), 0, saved.len());
-                    replaced.saved = Some(saved);
-                    next.put_on(tensor);
-                }
+                let _ = replaced.saved.get_or_insert_with(|| read(&own.with(tensor)));
                 ffi::ggml_backend_tensor_set(tensor, bytes.as_ptr().cast(), 0, bytes.len());
             }
             replaced.lent = lends.then_some(bytes);

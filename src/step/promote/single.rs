@@ -1,6 +1,7 @@
 //! One tensor of a candidate, told without writing the candidate.
 
-use super::Draft;
+use super::draft::Draft;
+use super::draft::Parts;
 use crate::action::Action;
 use crate::graph::Node;
 use crate::policy::Choice;
@@ -19,7 +20,7 @@ pub struct PlannedTensor {
 
 /// Returns the tensors of a candidate, in the file's order.
 pub fn planned_tensors(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Vec<PlannedTensor>, StepError> {
-    let draft = Draft::load(node, inputs, env)?;
+    let draft = Draft::load(&Parts::of(node, inputs)?, env)?;
     let tensors = draft.tensors.index.tensors.iter().zip(&draft.table.choices);
     let planned = tensors.map(|(tensor, choice)| PlannedTensor {
         choice: choice.clone(),
