@@ -48,15 +48,14 @@ impl StepBody {
             Self::Imatrix(ImatrixStep::Merge { inputs, .. }) => inputs.iter().map(|input| &input.imatrix).collect(),
             Self::Join(join) => vec![&join.imatrix],
             Self::Policy(policy) => {
-                let probed = match &policy.method {
-                    Method::Measured(measured) => Some(&measured.corpus),
-                    Method::Error(error) => error.probes.as_ref().map(|probes| &probes.corpus),
+                let baseline = match &policy.method {
                     Method::Boost(boost) => boost.layers.baseline(),
                     _ => None,
                 };
+                let read = policy.corpus().into_iter().chain(baseline);
                 let sized = policy.size_of().into_iter();
                 let sized = sized.flat_map(|size| std::iter::once(&size.policy).chain(&size.join));
-                policy.join.iter().chain(probed).chain(sized).collect()
+                policy.join.iter().chain(read).chain(sized).collect()
             }
             Self::Promote(promote) => vec![&promote.policy],
             Self::Eval(eval) => eval.candidates.iter().chain([&eval.corpus]).collect(),
@@ -245,6 +244,15 @@ impl PolicyStep {
             Method::Prior(prior) => Some(&prior.budget),
             Method::Measured(measured) => Some(&measured.budget),
             Method::Error(error) => Some(&error.budget),
+        }
+    }
+
+    /// Returns the text that the method measures on.
+    pub fn corpus(&self) -> Option<&StepId> {
+        match &self.method {
+            Method::Measured(measured) => Some(&measured.corpus),
+            Method::Error(error) => error.probes.as_ref().map(|probes| &probes.corpus),
+            _ => None,
         }
     }
 

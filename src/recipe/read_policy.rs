@@ -38,6 +38,22 @@ enum Kind {
     Boost,
 }
 
+impl Kind {
+    /// The line of a recipe that names it.
+    const fn line(self) -> &'static str {
+        match self {
+            Self::Mix => "method = \"mix\"",
+            Self::Manual => "method = \"manual\"",
+            Self::Ashq1 => "method = \"ashq1\"",
+            Self::Density => "method = \"density\"",
+            Self::Prior => "method = \"prior\"",
+            Self::Measured => "method = \"measured\"",
+            Self::Error => "method = \"error\"",
+            Self::Boost => "method = \"boost\"",
+        }
+    }
+}
+
 /// The methods, and the keys that are theirs.
 const METHODS: &[(&str, Kind, &[&str])] = &[
     ("mix", Kind::Mix, &["mix", "pure", "output_type", "embedding_type"]),
@@ -57,7 +73,19 @@ const METHODS: &[(&str, Kind, &[&str])] = &[
         "measured",
         Kind::Measured,
         &[
-            "budget", "corpus", "context", "chunks", "block", "types", "fuse", "floors", "ceilings", "device",
+            "budget",
+            "corpus",
+            "context",
+            "chunks",
+            "block",
+            "screen",
+            "max_probes",
+            "refine",
+            "types",
+            "fuse",
+            "floors",
+            "ceilings",
+            "device",
         ],
     ),
     (
@@ -74,12 +102,31 @@ const METHODS: &[(&str, Kind, &[&str])] = &[
     ),
 ];
 
+/// Returns the method of a section that names none: `measured`, but if there are keys that it does not have, the first that has them.
+fn meant(reader: &mut Reader<'_, '_>) -> Kind {
+    let keys = METHODS.iter().flat_map(|(_, _, keys)| *keys);
+    let there: Vec<&str> = keys.copied().filter(|key| reader.has(key)).collect();
+    let has = |method: &&(&str, Kind, &[&str]), wanted: &[&str]| wanted.iter().all(|key| method.2.contains(key));
+    let measured = METHODS.iter().filter(|(_, kind, _)| *kind == Kind::Measured);
+    let found = measured.chain(METHODS).find(|method| has(method, &there));
+    // Keys of several methods: the first tells.
+    let found = found.or_else(|| METHODS.iter().find(|method| has(method, &there[..1])));
+    found.map_or(Kind::Measured, |(_, kind, _)| *kind)
+}
+
 pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Policy> {
     let model = model(reader, "model", context.names);
     let data = data(reader, context);
     let keep = reader.list("keep", "a list of regular expressions", |field| field.pattern());
     let methods: Vec<(&str, Kind)> = METHODS.iter().map(|(word, kind, _)| (*word, *kind)).collect();
-    let kind = reader.required("method", "method = \"mix\"", |field| field.word(&methods, &[]));
+    let kind = match meant(reader) {
+        _ if reader.has("method") => reader.read("method", |field| field.word(&methods, &[])),
+        Kind::Measured => Some(Kind::Measured),
+        other => {
+            reader.need("method", other.line());
+            None
+        }
+    };
     let method_place = reader.entry("method").map(|entry| entry.value.place.clone());
     let Some(kind) = kind else {
         for key in METHODS.iter().flat_map(|(_, _, keys)| *keys) {

@@ -1,5 +1,6 @@
 //! What is allowed in a recipe and likely not meant.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use crate::recipe::model::ImatrixStep;
@@ -25,8 +26,8 @@ pub enum RecipeWarning {
         /// What would use it.
         user: &'static str,
     },
-    /// Candidates are judged on the text that they were calibrated with.
-    #[error("`eval.{eval}` reads the corpus `{corpus}`, and so did the imatrix of its candidates")]
+    /// Candidates are judged on the text that they were calibrated with, or that their types were chosen by.
+    #[error("`eval.{eval}` reads the corpus `{corpus}`, and so did the {reader} of its candidates")]
     EvalOnCalibration {
         /// The evaluation's name.
         place: Place,
@@ -34,6 +35,8 @@ pub enum RecipeWarning {
         eval: String,
         /// The text.
         corpus: String,
+        /// What else reads it: "imatrix" or "policy".
+        reader: &'static str,
         /// Where the text is declared.
         declared: Place,
         /// The kind of step that is judged too kindly.
@@ -105,15 +108,16 @@ fn evals_on_calibration(recipe: &Recipe) -> Vec<RecipeWarning> {
     let mut warnings = Vec::new();
     for step in &recipe.steps {
         let StepBody::Eval(eval) = &step.body else { continue };
-        let judged = eval
-            .candidates
-            .iter()
-            .find(|candidate| corpora(recipe, candidate).contains(&eval.corpus));
-        if let (Some(candidate), Some(corpus)) = (judged, recipe.step(&eval.corpus)) {
+        let judged = eval.candidates.iter().find_map(|candidate| {
+            let reader = corpora(recipe, candidate).get(&eval.corpus).copied();
+            Some(candidate).zip(reader)
+        });
+        if let (Some((candidate, reader)), Some(corpus)) = (judged, recipe.step(&eval.corpus)) {
             warnings.push(RecipeWarning::EvalOnCalibration {
                 place: step.origin.clone(),
                 eval: step.id.name.clone(),
                 corpus: eval.corpus.name.clone(),
+                reader,
                 declared: corpus.origin.clone(),
                 candidate: candidate.label(),
             });
@@ -122,21 +126,24 @@ fn evals_on_calibration(recipe: &Recipe) -> Vec<RecipeWarning> {
     warnings
 }
 
-/// Returns the texts that a step's importance data were collected on.
-fn corpora<'r>(recipe: &'r Recipe, id: &'r StepId) -> BTreeSet<&'r StepId> {
-    let mut found = BTreeSet::new();
+/// Returns the texts that had a part in making a candidate, and what read them.
+fn corpora<'r>(recipe: &'r Recipe, id: &'r StepId) -> BTreeMap<&'r StepId, &'static str> {
+    let mut found = BTreeMap::new();
     let mut seen = BTreeSet::new();
     let mut todo = vec![id];
     while let Some(id) = todo.pop() {
         let Some(step) = recipe.step(id).filter(|_| seen.insert(id)) else {
             continue;
         };
-        if let StepBody::Imatrix(ImatrixStep::Collect(collect)) = &step.body {
-            found.insert(&collect.corpus);
-        }
         match &step.body {
-            // Whose size a budget is has no part in the choice.
-            StepBody::Policy(policy) => todo.extend(&policy.join),
+            StepBody::Imatrix(ImatrixStep::Collect(collect)) => {
+                let _ = found.insert(&collect.corpus, "imatrix");
+            }
+            StepBody::Policy(policy) => {
+                found.extend(policy.corpus().map(|corpus| (corpus, "policy")));
+                // Whose size a budget is has no part in the choice.
+                todo.extend(&policy.join);
+            }
             body => todo.extend(body.inputs()),
         }
     }
@@ -146,7 +153,7 @@ fn corpora<'r>(recipe: &'r Recipe, id: &'r StepId) -> BTreeSet<&'r StepId> {
 /// Returns "a `policy` section" for a kind of step.
 fn user_of(kind: StepKind) -> &'static str {
     match kind {
-        StepKind::Corpus => "an `imatrix` or `eval` section",
+        StepKind::Corpus => "an `imatrix`, `policy` or `eval` section",
         StepKind::Imatrix | StepKind::Join => "a `policy` section",
         StepKind::Policy => "a `promote` section",
         StepKind::Promote | StepKind::Eval | StepKind::Metrics | StepKind::Gate => "a `gate` section",

@@ -56,7 +56,7 @@ impl Diagnostic {
                     place: declared.clone(),
                     text: "the corpus".to_owned(),
                 });
-                let text = "evaluate on text that was not used for calibration; figures on it are too good";
+                let text = "evaluate on text that had no part in making them; on this one figures are too good";
                 diagnostic.hints.push(Hint::Text(text.to_owned()));
             }
         }
