@@ -7,6 +7,7 @@ use crate::cli::diagnostic::Diagnostic;
 use crate::cli::diagnostic::Style;
 use crate::recipe;
 use crate::recipe::LoadError;
+use crate::recipe::model::StepId;
 use crate::text::Source;
 
 /// How messages are printed.
@@ -88,11 +89,12 @@ pub fn load(
 ) -> Result<recipe::Parsed, Vec<Diagnostic>> {
     let source = open(path).map_err(|error| {
         let missing = Diagnostic::error(format!("can't read the recipe `{path}`")).code("recipe::unreadable");
-        vec![
-            missing
-                .caused_by(error.message)
-                .hint("`forge init` writes a recipe to start from"),
-        ]
+        let hint = if path.parse::<StepId>().is_ok() {
+            format!("the recipe stands before the names of steps: `recipe.toml {path}`")
+        } else {
+            "`forge init` writes a recipe to start from".to_owned()
+        };
+        vec![missing.caused_by(error.message).hint(hint)]
     })?;
     recipe::parse(&source, &mut |extended| extend(path, extended))
         .map_err(|errors| errors.iter().map(Diagnostic::recipe).collect())
@@ -152,6 +154,9 @@ mod tests {
             err.contains("error[recipe::unreadable]: can't read the recipe `gone.toml`\n"),
             "{err}"
         );
+        assert!(err.contains("`forge init` writes a recipe"), "{err}");
+        let (_, _, err) = check(&[("policy.best", "")], text);
+        assert!(err.contains("`recipe.toml policy.best`"), "{err}");
     }
 
     #[test]

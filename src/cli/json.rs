@@ -58,7 +58,11 @@ pub(super) fn plan_line(entry: &Entry) -> String {
             "parts": estimate.parts,
             "parts_missing": estimate.missing,
         }),
-        Status::Unknown { waits_for } => json!({ "status": "unknown", "waits_for": waits_for }),
+        Status::Unknown { waits_for, foreseen } => json!({
+            "status": "unknown",
+            "waits_for": waits_for,
+            "foreseen": foreseen.as_ref().map(|most| json!({ "parts": most.parts, "writes_bytes": most.writes })),
+        }),
         Status::Failed { error } => json!({ "status": "error", "message": error.to_string() }),
     };
     if let (Value::Object(line), Value::Object(facts)) = (&mut line, facts) {

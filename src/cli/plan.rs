@@ -61,9 +61,14 @@ fn text(plan: &Plan, terminal: &Terminal) -> String {
                     }
                 }
             }
-            Status::Unknown { waits_for } => {
+            Status::Unknown { waits_for, foreseen } => {
                 unknown += 1;
-                let _ = writeln!(text, "unknown  {node:width$}  waits for {}", words::names(waits_for, 3));
+                let most = foreseen.as_ref().map(most).unwrap_or_default();
+                let _ = writeln!(
+                    text,
+                    "unknown  {node:width$}  waits for {}{most}",
+                    words::names(waits_for, 3)
+                );
             }
             Status::Failed { error } => {
                 misses += 1;
@@ -91,6 +96,15 @@ fn text(plan: &Plan, terminal: &Terminal) -> String {
         );
     }
     text
+}
+
+/// Says what a step that waits would do at the most.
+fn most(estimate: &Estimate) -> String {
+    let parts = match estimate.parts {
+        0 => String::new(),
+        parts => format!("{}, ", words::count(parts, estimate.unit)),
+    };
+    format!(" (up to {parts}writes {})", words::bytes(estimate.writes))
 }
 
 fn work(estimate: &Estimate) -> String {

@@ -80,6 +80,8 @@ pub enum Status {
     Unknown {
         /// Their names.
         waits_for: Vec<String>,
+        /// What it would do at the most, where headers of sources tell that already.
+        foreseen: Option<Estimate>,
     },
     /// It cannot be told.
     Failed {
@@ -250,7 +252,10 @@ pub fn survey(graph: &Graph, env: &Env<'_>) -> (Plan, Inputs) {
                 Err(error) => Status::Failed { error: Arc::new(error) },
             }
         } else {
-            Status::Unknown { waits_for }
+            Status::Unknown {
+                waits_for,
+                foreseen: None,
+            }
         };
         plan.entries.push(Entry {
             node: node.id.to_string(),

@@ -32,6 +32,7 @@ use crate::observer::Event;
 use crate::observer::Observer;
 use crate::plan;
 use crate::plan::Plan;
+use crate::plan::Status;
 use crate::recipe::Recipe;
 use crate::recipe::SourceKind;
 use crate::recipe::StepBody;
@@ -195,9 +196,17 @@ impl Session {
         &self.settings.out
     }
 
-    /// Plans a build. Reads no source, writes nothing.
+    /// Plans a build. Reads nothing of sources but headers, writes nothing.
     pub fn plan(&self, observer: &dyn Observer) -> Plan {
-        plan::plan(&self.graph, &self.env(observer))
+        let env = self.env(observer);
+        let mut plan = plan::plan(&self.graph, &env);
+        let mut headers = room::Headers::default();
+        for (node, entry) in self.graph.nodes().zip(&mut plan.entries) {
+            if let Status::Unknown { foreseen, .. } = &mut entry.status {
+                *foreseen = self.probes(node, &env, &mut headers);
+            }
+        }
+        plan
     }
 
     /// Says why steps run, or when and why they ran last. Reads the user's files whose digest is not known, as a build would

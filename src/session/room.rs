@@ -27,6 +27,7 @@ use crate::recipe::StepId;
 use crate::report::words;
 use crate::step;
 use crate::step::Env;
+use crate::step::Estimate;
 use crate::step::Inputs;
 use crate::step::output;
 
@@ -168,14 +169,14 @@ impl Session {
 }
 
 /// What the header of a source model says.
-struct Header {
+pub(super) struct Header {
     facts: Option<ModelFacts>,
     /// How many tokens it knows.
     vocabulary: Option<u64>,
 }
 
 /// What the headers of source models say, by path: each is read once. Nothing of one that cannot be read.
-type Headers = BTreeMap<PathBuf, Option<Header>>;
+pub(super) type Headers = BTreeMap<PathBuf, Option<Header>>;
 
 /// What is known of references while the steps are gone through.
 #[derive(Default)]
@@ -201,6 +202,19 @@ impl Session {
             })
         };
         headers.entry(path).or_insert_with_key(|path| read(path)).as_ref()
+    }
+
+    /// Returns what a policy that waits for other steps would measure at the most, by the header of its source.
+    pub(super) fn probes(&self, node: &Node, env: &Env<'_>, headers: &mut Headers) -> Option<Estimate> {
+        let Work::Step(Step {
+            body: StepBody::Policy(policy),
+            ..
+        }) = &node.work
+        else {
+            return None;
+        };
+        let facts = self.header(&policy.model, env, headers)?.facts.as_ref()?;
+        step::policy::foresee_probes(policy, facts)
     }
 
     /// Returns what a candidate would write at the least that waits for other steps: told from the header of its source and

@@ -3,6 +3,7 @@
 mod boosting;
 mod budget;
 mod choose;
+mod cost;
 mod devices;
 mod error;
 mod measured;
@@ -43,6 +44,7 @@ use crate::step::tokens;
 
 pub use budget::energies_of;
 pub use choose::foresee;
+pub use cost::foresee_probes;
 
 use choose::choose;
 use method::action_of;
@@ -91,7 +93,7 @@ impl Kind for Policy {
 
     fn estimate(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Estimate, StepError> {
         let step = policy_step(node)?;
-        if !matches!(step.method, model::Method::Measured(_)) {
+        if !matches!(step.method, model::Method::Measured(_) | model::Method::Error(_)) {
             return Ok(Estimate::default());
         }
         let Action::Policy(document) = action_of(step, inputs, env)? else {
@@ -99,8 +101,7 @@ impl Kind for Policy {
         };
         let looked = Looked::at(&document, env)?;
         let covered = |name: &str| looked.covers(name);
-        let parts = measured::Parts::of(step, inputs)?;
-        measured::estimate(&parts, &looked.facts, &document.method, looked.has(&covered), env)
+        cost::estimate(step, inputs, &looked.facts, looked.has(&covered), env)
     }
 
     fn run(&self, node: &Node, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {

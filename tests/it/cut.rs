@@ -301,6 +301,14 @@ pub(crate) fn plan(forge: &Forge, args: &[&str]) -> (Run, BTreeMap<String, (Stri
     (run, entries)
 }
 
+/// Plans; all that is said of one node.
+pub(crate) fn planned(forge: &Forge, step: &str) -> Json {
+    let run = forge.run(&["plan", "--message-format", "json"]).success();
+    let lines = run.json_lines();
+    let line = lines.into_iter().find(|line| line["step"] == step);
+    line.unwrap_or_else(|| panic!("no `{step}` in {}", run.stdout))
+}
+
 /// Reads the manifest beside an output.
 pub(crate) fn manifest(output: &Path) -> Json {
     let path = format!("{}.manifest.json", output.display());

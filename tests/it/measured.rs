@@ -7,6 +7,7 @@ use forge::gguf::Model;
 use crate::cut::build;
 use crate::cut::build_well;
 use crate::cut::edited;
+use crate::cut::planned;
 use crate::cut::project;
 use crate::support::Forge;
 use crate::support::ran;
@@ -60,6 +61,37 @@ fn measured(events: &[serde_json::Value]) -> BTreeSet<String> {
     let set: BTreeSet<String> = keys.iter().cloned().collect();
     assert_eq!(set.len(), keys.len(), "no block is measured twice");
     set
+}
+
+#[test]
+fn a_plan_tells_probes_from_headers_then_from_what_is_there() {
+    let forge = project();
+    forge.recipe(RECIPE);
+    let before = planned(&forge, "policy.p");
+    assert_eq!(before["status"], "unknown", "{before}");
+    let (foreseen, writes) = (&before["foreseen"]["parts"], &before["foreseen"]["writes_bytes"]);
+    let text = forge.run(&["plan"]).success().stdout;
+    assert!(text.contains(&format!("(up to {foreseen} probes, writes ")), "{text}");
+
+    let _ = build_well(&forge, &["recipe.toml", "join.general"]);
+    let known = planned(&forge, "policy.p");
+    assert_eq!(known["status"], "miss", "{known}");
+    assert_eq!([&known["parts"], &known["parts_missing"]], [foreseen; 2]);
+    assert_eq!(known["writes_bytes"], *writes);
+    // As many as that are made, each of one tensor here.
+    let run = build_well(&forge, &[]);
+    assert_eq!(ran(&run.events, "tensor") as u64, foreseen.as_u64().unwrap());
+    assert_eq!(planned(&forge, "policy.p")["status"], "hit");
+
+    // Another policy has nothing to quantize; one that is bounded says so.
+    forge.recipe(&edited(RECIPE, "7 bpw", "8 bpw"));
+    let second = planned(&forge, "policy.p");
+    assert_eq!(
+        (&second["parts"], &second["parts_missing"], &second["writes_bytes"]),
+        (foreseen, &0.into(), &0.into())
+    );
+    forge.recipe(&edited(RECIPE, "budget", "max_probes = 9\nbudget"));
+    assert_eq!(planned(&forge, "policy.p")["parts"], 9);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::cut::build_well;
 use crate::cut::edited;
 use crate::cut::manifest;
 use crate::cut::output_of;
+use crate::cut::planned;
 use crate::cut::project;
 use crate::support::Forge;
 use crate::support::ran;
@@ -198,4 +199,39 @@ fn without_probes_nothing_is_computed_and_nothing_predicted() {
         told.contains("is below the least that this policy can make, "),
         "{told}"
     );
+}
+
+#[test]
+fn a_plan_tells_the_few_probes_and_all_that_is_compared() {
+    let forge = project();
+    forge.recipe(RECIPE);
+    let foreseen = planned(&forge, "policy.p")["foreseen"].clone();
+    let _ = build_well(&forge, &["recipe.toml", "join.general"]);
+    let known = planned(&forge, "policy.p");
+    assert_eq!(known["status"], "miss", "{known}");
+    assert_eq!(
+        (&known["parts"], &known["writes_bytes"]),
+        (&foreseen["parts"], &foreseen["writes_bytes"])
+    );
+    let run = build_well(&forge, &[]);
+    let tensors = ran(&run.events, "tensor") as u64;
+    assert_eq!(
+        known["parts"].as_u64().unwrap() * 3,
+        tensors,
+        "one of three types of each tensor is measured"
+    );
+
+    forge.recipe(&edited(RECIPE, "7 bpw", "8 bpw"));
+    let second = planned(&forge, "policy.p");
+    assert_eq!(
+        (&second["parts_missing"], &second["writes_bytes"]),
+        (&0.into(), &0.into())
+    );
+    let without = edited(
+        RECIPE,
+        "corpus = \"calibration\"\ncontext = 64\nchunks = 2\nblock = 1\ntypes",
+        "probes = 0\ntypes",
+    );
+    forge.recipe(&without);
+    assert_eq!(planned(&forge, "policy.p")["parts"], 0);
 }

@@ -20,8 +20,6 @@ use crate::policy::ModelFacts;
 use crate::policy::Probe;
 use crate::recipe::model::PolicyStep;
 use crate::report::words;
-use crate::step::Env;
-use crate::step::Estimate;
 use crate::step::Inputs;
 use crate::step::Outcome;
 use crate::step::StepError;
@@ -119,62 +117,6 @@ pub(super) fn choose(
         context: parts.cut.context,
     });
     chosen(&incumbent.prepared, &incumbent.answer, table)
-}
-
-/// Returns what measuring takes: probes, of which those are surely missing whose tensors were not quantized yet, and the bytes of
-/// these, which the store keeps.
-pub(super) fn estimate(
-    parts: &Parts<'_>,
-    facts: &ModelFacts,
-    method: &Method,
-    has: HasImatrix<'_>,
-    env: &Env<'_>,
-) -> Result<Estimate, StepError> {
-    let Method::Measured(measured) = method else {
-        return Ok(Estimate::default());
-    };
-    let action::Measured {
-        types,
-        fuse,
-        floors,
-        ceilings,
-        keep,
-        max_probes,
-        ..
-    } = &**measured;
-    let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
-    let options = solving.options();
-    let tensors = Tensors::load(parts.model, parts.join, env)?;
-    let most = max_probes.unwrap_or(u64::MAX);
-    let mut estimate = Estimate {
-        unit: "probe",
-        parts: most.min(options.len() as u64),
-        ..Estimate::default()
-    };
-    for (group, ty) in &options {
-        let mut missing = false;
-        for at in &group.members {
-            let tensor = tensors.get(*at)?;
-            if env
-                .store
-                .lookup_shallow(&tensors.action(tensor, *ty).digest())?
-                .is_none()
-            {
-                missing = true;
-                estimate.reads += tensor.bytes.len;
-                estimate.writes += ty.tensor_bytes(&tensor.dims).unwrap_or_default();
-            }
-        }
-        estimate.missing += u64::from(missing);
-    }
-    // Which of them a bound leaves out is not known here; what they take, in proportion, is.
-    if options.len() as u64 > most {
-        let share = |amount: u64| (u128::from(amount) * u128::from(most) / options.len() as u128) as u64;
-        estimate.reads = share(estimate.reads);
-        estimate.writes = share(estimate.writes);
-        estimate.missing = estimate.missing.min(most);
-    }
-    Ok(estimate)
 }
 
 /// Returns the probes that are worth making within a number of them, by guessed losses; all without one. What the budget cannot

@@ -30,11 +30,13 @@ const SOLVER: u32 = 1;
 /// The version of how `measured` searches, and of the solver: raise it when either comes to another choice.
 const SEARCH: u32 = 8;
 
-fn keep_of(step: &PolicyStep) -> Vec<String> {
+/// Returns the patterns of tensors that stay as they are.
+pub(super) fn keep_of(step: &PolicyStep) -> Vec<String> {
     step.keep.iter().map(|pattern| pattern.as_str().to_owned()).collect()
 }
 
-fn documents_of(rules: &[model::Rule]) -> Vec<PolicyRule> {
+/// Returns rules as documents have them.
+pub(super) fn documents_of(rules: &[model::Rule]) -> Vec<PolicyRule> {
     let rule = |rule: &model::Rule| PolicyRule {
         pattern: rule.pattern.as_str().to_owned(),
         target: rule.to.as_str().to_owned(),

@@ -1,0 +1,132 @@
+//! What measuring and comparing take, told before any of it is done: from the actions that have no result yet, or from the header
+//! of the model alone.
+
+use std::collections::BTreeMap;
+
+use crate::policy;
+use crate::policy::HasImatrix;
+use crate::policy::ModelFacts;
+use crate::policy::TensorGroup;
+use crate::recipe::model::Method;
+use crate::recipe::model::PolicyStep;
+use crate::step::Env;
+use crate::step::Estimate;
+use crate::step::Inputs;
+use crate::step::StepError;
+use crate::step::tensor::Tensors;
+use crate::tensor_type::TensorType;
+
+use super::method::documents_of;
+use super::method::keep_of;
+use super::solving::Solving;
+
+/// A group in a type that it may have.
+type Choice<'g> = (&'g TensorGroup, TensorType);
+
+/// Returns what a policy that measures or compares takes: probes, of which those are surely missing whose tensors were not quantized
+/// yet, and the bytes of these, which the store keeps. Nothing of a policy that does neither.
+pub(super) fn estimate(
+    step: &PolicyStep,
+    inputs: &Inputs,
+    facts: &ModelFacts,
+    has: HasImatrix<'_>,
+    env: &Env<'_>,
+) -> Result<Estimate, StepError> {
+    let join = step.join.as_ref().map(|join| inputs.step(join)).transpose()?;
+    let tensors = Tensors::load(inputs.source(&step.model)?, join, env)?;
+    let is_missing = |at: usize, ty: TensorType, probed: bool| {
+        let tensor = tensors.get(at)?;
+        // What is only compared need not be there any more.
+        let action = if probed {
+            tensors.action(tensor, ty)
+        } else {
+            tensors.error_action(tensor, ty)
+        };
+        Ok(env.store.lookup_shallow(&action.digest())?.is_none())
+    };
+    let estimate = of(step, facts, has, is_missing)?;
+    Ok(estimate.unwrap_or_default())
+}
+
+/// Returns what such a policy takes at the most, as far as the header of its model tells; nothing of one that does neither, and
+/// nothing where the recipe does not fit the model.
+pub fn foresee_probes(step: &PolicyStep, facts: &ModelFacts) -> Option<Estimate> {
+    let all = |_: &str| true;
+    let has: HasImatrix<'_> = if step.join.is_some() { Some(&all) } else { None };
+    of(step, facts, has, |_, _, _| Ok(true)).ok()?
+}
+
+/// `is_missing` says of a tensor in a type, and of whether the model is measured with it, if anything is yet to be made of it.
+fn of(
+    step: &PolicyStep,
+    facts: &ModelFacts,
+    has: HasImatrix<'_>,
+    is_missing: impl Fn(usize, TensorType, bool) -> Result<bool, StepError>,
+) -> Result<Option<Estimate>, StepError> {
+    let (types, fuse, floors, ceilings) = match &step.method {
+        Method::Measured(measured) => (&measured.types, &measured.fuse, &measured.floors, &measured.ceilings),
+        Method::Error(error) => (&error.types, &error.fuse, &error.floors, &error.ceilings),
+        _ => return Ok(None),
+    };
+    let types: Vec<String> = types.iter().map(|name| name.as_str().to_owned()).collect();
+    let fuse: Vec<String> = fuse.iter().map(|rule| (*rule).to_owned()).collect();
+    let (floors, ceilings) = (documents_of(floors), documents_of(ceilings));
+    let solving = Solving::of(facts, has, &types, &fuse, &keep_of(step), &floors, &ceilings)?;
+    let options = solving.options();
+    let most = match &step.method {
+        Method::Measured(measured) => measured.max_probes.unwrap_or(u64::MAX),
+        _ => u64::MAX,
+    };
+    let probed = probed_of(step, &options);
+    let mut estimate = Estimate {
+        unit: "probe",
+        parts: most.min(probed.iter().filter(|probed| **probed).count() as u64),
+        ..Estimate::default()
+    };
+    for (&(group, ty), &probed) in options.iter().zip(&probed) {
+        let mut missing = false;
+        for &at in &group.members {
+            if is_missing(at, ty, probed)? {
+                missing = true;
+                let tensor = &facts.tensors[at];
+                estimate.reads += tensor.ty.tensor_bytes(&tensor.dims).unwrap_or_default();
+                estimate.writes += ty.tensor_bytes(&tensor.dims).unwrap_or_default();
+            }
+        }
+        estimate.missing += u64::from(missing && probed);
+    }
+    // Which of them a bound leaves out is not known here; what they take, in proportion, is.
+    if options.len() as u64 > most {
+        let share = |amount: u64| (u128::from(amount) * u128::from(most) / options.len() as u128) as u64;
+        estimate.reads = share(estimate.reads);
+        estimate.writes = share(estimate.writes);
+        estimate.missing = estimate.missing.min(most);
+    }
+    Ok(Some(estimate))
+}
+
+/// Says of each option whether the model is measured with it.
+fn probed_of(step: &PolicyStep, options: &[Choice<'_>]) -> Vec<bool> {
+    let count = match &step.method {
+        Method::Measured(_) => return vec![true; options.len()],
+        Method::Error(error) => error.probes.as_ref().map_or(0, |probes| probes.count as usize),
+        _ => 0,
+    };
+    let mut of_group: BTreeMap<&str, Vec<TensorType>> = BTreeMap::new();
+    for (group, ty) in options {
+        of_group.entry(&group.name).or_default().push(*ty);
+    }
+    for types in of_group.values_mut() {
+        *types = if count > 0 {
+            policy::probed_types(types, count)
+        } else {
+            Vec::new()
+        };
+    }
+    let probed = |(group, ty): &Choice<'_>| {
+        of_group
+            .get(group.name.as_str())
+            .is_some_and(|types| types.contains(ty))
+    };
+    options.iter().map(probed).collect()
+}
