@@ -10,11 +10,11 @@
 
 use std::cmp::Reverse;
 
+use crate::allocation::effort::Effort;
 use crate::allocation::greedy::Assignment;
 use crate::allocation::hull::Slope;
 use crate::allocation::relax::Hulls;
 use crate::allocation::relax::Relaxed;
-use crate::allocation::solve::Effort;
 
 /// What came of it.
 pub(crate) struct Closed {

@@ -6,9 +6,9 @@
 use crate::allocation::answer::Answer;
 use crate::allocation::answer::Multipliers;
 use crate::allocation::answer::Status;
+use crate::allocation::effort::Effort;
 use crate::allocation::problem::Group;
 use crate::allocation::problem::Problem;
-use crate::allocation::solve::Effort;
 
 /// Rounds of maximizing the bound along each multiplier in turn.
 const ROUNDS: usize = 8;

@@ -4,6 +4,7 @@ use crate::allocation::answer::Answer;
 use crate::allocation::answer::Multipliers;
 use crate::allocation::answer::Status;
 use crate::allocation::close::close;
+use crate::allocation::effort::Effort;
 use crate::allocation::greedy::greedy;
 use crate::allocation::hull::Front;
 use crate::allocation::problem::Group;
@@ -11,45 +12,8 @@ use crate::allocation::problem::Problem;
 use crate::allocation::relax::Hulls;
 use crate::allocation::several::Several;
 
-/// The states that a search makes at most unless told otherwise: some seconds, some hundred MiB.
-pub const DEFAULT_STATES: u64 = 20_000_000;
-
 /// Limits beyond this are no limits; the sums of a problem stay below.
 const NO_LIMIT: u64 = 1 << 62;
-
-/// How hard to try.
-#[derive(Clone, Copy)]
-pub struct Effort<'a> {
-    /// How many states the search may make before it answers with a gap. Counted, not timed: the answer is the same
-    /// everywhere.
-    pub states: u64,
-    /// Asked now and then; `true` ends the search, and the answer is then the one that was known before it began, with its
-    /// gap.
-    pub stop: Option<&'a (dyn Fn() -> bool + Sync)>,
-}
-
-impl Effort<'_> {
-    pub(crate) fn stopped(&self) -> bool {
-        self.stop.is_some_and(|stop| stop())
-    }
-}
-
-impl Default for Effort<'_> {
-    fn default() -> Self {
-        Self {
-            states: DEFAULT_STATES,
-            stop: None,
-        }
-    }
-}
-
-impl std::fmt::Debug for Effort<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Effort")
-            .field("states", &self.states)
-            .finish_non_exhaustive()
-    }
-}
 
 /// Limits that are not one for each capacity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -1,7 +1,5 @@
 //! `forge policy`: choices of tensor types, and the proofs that come with them.
 
-use std::path::Path;
-
 use serde_json::json;
 
 use crate::certificate;
@@ -12,8 +10,8 @@ use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
+use crate::cli::policy_source::read;
 use crate::cli::terminal::Terminal;
-use crate::fs;
 use crate::report::words;
 
 /// No certificate is longer: some hundred bytes for each option of each group.
@@ -29,26 +27,6 @@ pub(super) fn run(args: &args::Policy, files: &Files, terminal: &Terminal) -> Re
         args::Policy::Diff(args) => crate::cli::policy_show::diff(args, files, terminal),
         args::Policy::Chart(args) => crate::cli::policy_chart::run(args, files, terminal),
     }
-}
-
-/// Reads a file of the command line as text.
-pub(super) fn read(path: &str, cap: u64, files: &Files) -> Result<String, Box<Diagnostic>> {
-    let unreadable = |cause: String| {
-        Diagnostic::error(format!("can't read `{path}`"))
-            .code("policy::unreadable")
-            .caused_by(cause)
-    };
-    let bytes = fs::read_small(&files.place(Path::new(path)), cap).map_err(|error| {
-        Box::new(unreadable(if error.is_not_found() {
-            "there is no such file".to_owned()
-        } else {
-            error.to_string()
-        }))
-    })?;
-    String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        Box::new(unreadable(format!("it is not UTF-8: byte {at} is wrong")))
-    })
 }
 
 fn check(args: &args::PolicyCheck, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {

@@ -7,7 +7,7 @@ use crate::cli::args::ExportFormat;
 use crate::cli::args::ImportFormat;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
-use crate::cli::policy::read;
+use crate::cli::policy_source::read;
 use crate::cli::terminal::Terminal;
 use crate::gguf::Model;
 use crate::policy;

@@ -117,3 +117,23 @@ fn step_of<'r>(word: &str, recipe: &'r Recipe, path: &str) -> Result<&'r Step, F
         }
     }
 }
+
+/// Reads a file of the command line as text.
+pub(super) fn read(path: &str, cap: u64, files: &Files) -> Result<String, Box<Diagnostic>> {
+    let unreadable = |cause: String| {
+        Diagnostic::error(format!("can't read `{path}`"))
+            .code("policy::unreadable")
+            .caused_by(cause)
+    };
+    let bytes = fs::read_small(&files.place(Path::new(path)), cap).map_err(|error| {
+        Box::new(unreadable(if error.is_not_found() {
+            "there is no such file".to_owned()
+        } else {
+            error.to_string()
+        }))
+    })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Box::new(unreadable(format!("it is not UTF-8: byte {at} is wrong")))
+    })
+}

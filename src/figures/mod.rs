@@ -9,6 +9,7 @@
 //! - A candidate whose logits are the reference's own, bit for bit, has a KLD of exactly 0, not that of the codes'
 //!   rounding. So a mean of exactly 0 between different files is known to be a mistake, and is an error.
 
+mod block;
 mod bootstrap;
 mod prediction;
 mod reference;

@@ -16,10 +16,11 @@ use std::io;
 use std::io::Write;
 
 use super::FigureError;
+use super::block::HEADER;
+use super::block::header;
 
 const MAGIC: [u8; 4] = *b"FRGR";
 const VERSION: u32 = 1;
-const HEADER: usize = 24;
 /// Logits this far below the largest and deeper share one code.
 const DEPTH: f32 = 16.0;
 const STEPS: f32 = 65_535.0;
@@ -252,8 +253,8 @@ impl<'a> ReferenceBlock<'a> {
             kind: "reference log-probabilities",
             what,
         };
-        let [version, vocabulary, first_chunk, chunks, positions] = super::tokens::header(MAGIC, bytes)
-            .ok_or_else(|| bad("it does not begin with `FRGR` and five numbers".to_owned()))?;
+        let [version, vocabulary, first_chunk, chunks, positions] =
+            header(MAGIC, bytes).ok_or_else(|| bad("it does not begin with `FRGR` and five numbers".to_owned()))?;
         if version != VERSION {
             return Err(bad(format!("version {version}, known is {VERSION}")));
         }

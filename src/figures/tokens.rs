@@ -4,12 +4,13 @@
 //! all `nll_ref`, all `kld`, all `dp` as f32, and one byte `top1_same` per position.
 
 use super::FigureError;
+use super::block::HEADER;
+use super::block::header;
 use super::reference::ReferenceRow;
 use super::reference::Softmax;
 
 const MAGIC: [u8; 4] = *b"FRGT";
 const VERSION: u32 = 1;
-const HEADER: usize = 24;
 /// Bytes of one position.
 const POSITION: u64 = 17;
 /// The reference's log-probabilities at or below this do not count, as in `llama-perplexity`.
@@ -91,16 +92,6 @@ pub fn score(reference: &ReferenceRow<'_>, logits: &[f32], token: i32) -> Result
         dp: dp as f32,
         top1_same,
     })
-}
-
-/// Reads a magic and the five numbers after it.
-pub(super) fn header(magic: [u8; 4], bytes: &[u8]) -> Option<[u32; 5]> {
-    let rest = bytes.strip_prefix(&magic)?.get(..HEADER - 4)?;
-    let mut numbers = [0; 5];
-    for (number, bytes) in numbers.iter_mut().zip(rest.as_chunks::<4>().0) {
-        *number = u32::from_le_bytes(*bytes);
-    }
-    Some(numbers)
 }
 
 /// The figures of some chunks, all positions of each.
