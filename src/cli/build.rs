@@ -14,6 +14,7 @@ use crate::cli::lock;
 use crate::cli::progress::Progress;
 use crate::cli::sign;
 use crate::cli::terminal::Terminal;
+use crate::cli::terminal::columns;
 use crate::cli::trace::Trace;
 use crate::engine::Cancel;
 use crate::observer::Both;
@@ -135,7 +136,7 @@ fn carry_out(
         // A build with nothing to do says just that; the table stands in the output folder.
         if report.ran > 0 && report.failures.is_empty() && !report.stopped {
             for table in session.tables(&report) {
-                terminal.data(&table.terminal());
+                terminal.data(&table.terminal(columns()));
             }
         }
         terminal.line(&summary(&report));

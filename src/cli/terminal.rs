@@ -117,3 +117,9 @@ impl Terminal {
         Style { color, width: 100 }
     }
 }
+
+/// Returns how many columns the terminal has that data is printed to; nothing where that is a file or a pipe.
+pub(super) fn columns() -> Option<usize> {
+    let (terminal_size::Width(columns), _) = terminal_size::terminal_size_of(std::io::stdout())?;
+    Some(columns.into())
+}

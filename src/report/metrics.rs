@@ -123,7 +123,11 @@ impl Metrics {
         let mut text = format!("# {}\n\n", self.recipe);
         for eval in self.evals() {
             let rows: Vec<&Row> = self.rows.iter().filter(|row| row.eval == eval).collect();
-            let _ = writeln!(text, "## {eval}\n\n{}\n", table(&rows, presets::ASCII_MARKDOWN));
+            let _ = writeln!(
+                text,
+                "## {eval}\n\n{}\n",
+                table(&columns(&rows), presets::ASCII_MARKDOWN)
+            );
             let _ = writeln!(text, "{}\n", evidence(&rows).join("  \n"));
         }
         text.truncate(text.trim_end().len());
@@ -131,8 +135,9 @@ impl Metrics {
         text
     }
 
-    /// Returns the table as a terminal shows it.
-    pub fn terminal(&self) -> String {
+    /// Returns the table as a terminal shows it. Where that has fewer columns than the table, figures are left out that tell least,
+    /// and named.
+    pub fn terminal(&self, width: Option<usize>) -> String {
         let evals = self.evals();
         let mut text = String::new();
         for eval in &evals {
@@ -140,9 +145,19 @@ impl Metrics {
             if evals.len() > 1 {
                 let _ = writeln!(text, "{eval}");
             }
-            let _ = writeln!(text, "{}", table(&rows, presets::NOTHING));
+            let mut columns = columns(&rows);
+            let left_out = fit(&mut columns, width.unwrap_or(usize::MAX));
+            let _ = writeln!(text, "{}", table(&columns, presets::NOTHING));
             for line in evidence(&rows) {
                 let _ = writeln!(text, "{line}");
+            }
+            if !left_out.is_empty() {
+                let _ = writeln!(
+                    text,
+                    "not shown in {} columns: {}",
+                    width.unwrap_or_default(),
+                    left_out.join(", ")
+                );
             }
         }
         text
@@ -168,50 +183,87 @@ fn dominates(other: &Row, row: &Row) -> bool {
         && (other.bytes < row.bytes || other.loss() < row.loss())
 }
 
-fn table(rows: &[&Row], style: TableStyle) -> Table {
-    let kld = rows.iter().any(|row| row.kld_mean.is_some());
+fn table(columns: &[Column], style: TableStyle) -> Table {
     let mut table = Table::new();
     table.load_style(style);
-    let mut header = vec!["candidate", "MiB", "bpw", "PPL", "PPL 95 %"];
-    if kld {
-        header.extend(["KLD", "KLD 95 %", "KLD p99", "KLD max", "same top", "RMS dp"]);
-    }
-    let predicted = rows.iter().any(|row| row.kld_predicted.is_some());
-    if predicted {
-        header.extend(["predicted", "predicted 95 %"]);
-    }
-    header.push("front");
-    table.set_header(header);
-    for row in rows {
-        let mut cells = vec![
-            row.candidate.clone(),
-            format!("{:.2}", row.bytes as f64 / f64::from(1 << 20)),
-            format!("{:.3}", row.bpw),
-            format!("{:.3}", row.ppl),
-            interval(Some(row.ppl_ci95), 3),
-        ];
-        if kld {
-            cells.extend([
-                number(row.kld_mean, 5),
-                interval(row.kld_mean_ci95, 5),
-                number(row.kld_p99, 4),
-                number(row.kld_max, 3),
-                percent(row.top1_agreement),
-                percent(row.rms_dp),
-            ]);
-        }
-        if predicted {
-            let misses = row.prediction_holds == Some(false);
-            cells.push(number(row.kld_predicted, 5));
-            cells.push(interval(row.kld_predicted_pi95, 5) + if misses { " !" } else { "" });
-        }
-        cells.push(if row.pareto { "*" } else { "" }.to_owned());
-        table.add_row(cells);
+    table.set_header(columns.iter().map(|column| column.name));
+    let rows = columns.first().map_or(0, |column| column.cells.len());
+    for row in 0..rows {
+        table.add_row(columns.iter().map(|column| &column.cells[row]));
     }
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
+}
+
+/// A figure of all rows.
+struct Column {
+    name: &'static str,
+    cells: Vec<String>,
+}
+
+fn columns(rows: &[&Row]) -> Vec<Column> {
+    let of = |name, cell: fn(&Row) -> String| Column {
+        name,
+        cells: rows.iter().map(|row| cell(row)).collect(),
+    };
+    let mut columns = vec![
+        of("candidate", |row| row.candidate.clone()),
+        of("MiB", |row| format!("{:.2}", row.bytes as f64 / f64::from(1 << 20))),
+        of("bpw", |row| format!("{:.3}", row.bpw)),
+        of("PPL", |row| format!("{:.3}", row.ppl)),
+        of("PPL 95 %", |row| interval(Some(row.ppl_ci95), 3)),
+    ];
+    if rows.iter().any(|row| row.kld_mean.is_some()) {
+        columns.extend([
+            of("KLD", |row| number(row.kld_mean, 5)),
+            of("KLD 95 %", |row| interval(row.kld_mean_ci95, 5)),
+            of("KLD p99", |row| number(row.kld_p99, 4)),
+            of("KLD max", |row| number(row.kld_max, 3)),
+            of("same top", |row| percent(row.top1_agreement)),
+            of("RMS dp", |row| percent(row.rms_dp)),
+        ]);
+    }
+    if rows.iter().any(|row| row.kld_predicted.is_some()) {
+        columns.extend([
+            of("predicted", |row| number(row.kld_predicted, 5)),
+            of("predicted 95 %", |row| {
+                let misses = row.prediction_holds == Some(false);
+                interval(row.kld_predicted_pi95, 5) + if misses { " !" } else { "" }
+            }),
+        ]);
+    }
+    columns.push(of("front", |row| if row.pareto { "*" } else { "" }.to_owned()));
+    columns
+}
+
+/// What a narrow terminal can do without, first what tells least besides the others.
+const DISPENSABLE: [&str; 8] = [
+    "RMS dp",
+    "KLD max",
+    "PPL 95 %",
+    "predicted",
+    "KLD p99",
+    "bpw",
+    "same top",
+    "predicted 95 %",
+];
+
+/// Takes out columns until the table has the width, as far as that goes. Returns their names.
+fn fit(columns: &mut Vec<Column>, width: usize) -> Vec<&'static str> {
+    let mut left_out = Vec::new();
+    for name in DISPENSABLE {
+        let lines = table(columns, presets::NOTHING);
+        if lines.lines().all(|line| line.trim_end().chars().count() <= width) {
+            break;
+        }
+        if columns.iter().any(|column| column.name == name) {
+            columns.retain(|column| column.name != name);
+            left_out.push(name);
+        }
+    }
+    left_out
 }
 
 /// What the figures rest on, a line for each distinct ground.
@@ -347,6 +399,51 @@ mod tests {
             front,
             [true, true, false, true, true],
             "equals do not beat each other, nor do other engines"
+        );
+    }
+
+    #[test]
+    fn a_narrow_terminal_has_fewer_figures_and_is_told_which() {
+        let predicted = Row {
+            kld_predicted: Some(0.1),
+            kld_predicted_pi95: Some([0.09, 0.11]),
+            prediction_holds: Some(false),
+            ..row("best-Q4_K_M", 5 << 30, 0.2)
+        };
+        let metrics = Metrics::new("r", vec![row("mix-Q4_K_M", 5 << 30, 0.3), predicted]);
+        let shown = |width| {
+            let text = metrics.terminal(width);
+            let table: Vec<String> = text.lines().take(3).map(|line| line.trim_end().to_owned()).collect();
+            let left_out = text
+                .lines()
+                .find(|line| line.starts_with("not shown"))
+                .map(str::to_owned);
+            (table, left_out)
+        };
+        let widest = |table: &[String]| table.iter().map(|line| line.chars().count()).max().unwrap();
+        let (whole, left_out) = shown(None);
+        assert_eq!(left_out, None);
+        assert_eq!(shown(Some(widest(&whole))), (whole.clone(), None));
+        let (table, left_out) = shown(Some(widest(&whole) - 1));
+        assert_eq!(
+            left_out.unwrap(),
+            format!("not shown in {} columns: RMS dp", widest(&whole) - 1)
+        );
+        assert!(
+            table[0].contains("KLD max") && !table[0].contains("RMS dp"),
+            "{table:?}"
+        );
+        let (table, left_out) = shown(Some(80));
+        assert!(widest(&table) <= 80 && left_out.is_some(), "{table:?}");
+        assert!(table[2].contains("0.20000"), "{table:?}");
+        let missed = "! what the policy measured of `best-Q4_K_M`";
+        assert!(metrics.terminal(Some(80)).contains(missed), "said whatever is left out");
+        // What is compared is never left out, however narrow.
+        let (table, _) = shown(Some(1));
+        assert!(
+            ["candidate", "MiB", "PPL", "KLD", "KLD 95 %"]
+                .iter()
+                .all(|name| table[0].contains(name))
         );
     }
 
