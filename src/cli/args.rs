@@ -253,7 +253,7 @@ pub(super) struct PolicyCheck {
 pub(super) struct Init {
     /// The folder to write `recipe.toml` into
     #[arg(default_value = ".", value_name = "DIR")]
-    pub(super) directory: PathBuf,
+    pub(super) folder: PathBuf,
     /// The model (GGUF; F32, F16 or BF16)
     #[arg(long, value_name = "PATH")]
     pub(super) model: Option<String>,

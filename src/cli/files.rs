@@ -276,7 +276,7 @@ impl Files {
             corpus: init.corpus.clone(),
             name: init.name.clone(),
         });
-        let folder = match init.directory.as_path() {
+        let folder = match init.folder.as_path() {
             here if here == Path::new(".") => self.directory.clone(),
             other => self.directory.join(other),
         };

@@ -89,14 +89,20 @@ pub fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let terminal = Terminal::new(&args.global);
-    match run(&args, &terminal) {
-        Ok(exit) => exit.into(),
-        Err(failure) => {
-            for diagnostic in &failure.diagnostics {
-                terminal.diagnostic(diagnostic);
-            }
-            failure.exit.into()
+    let exit = run(&args, &terminal).unwrap_or_else(|failure| {
+        for diagnostic in &failure.diagnostics {
+            terminal.diagnostic(diagnostic);
         }
+        failure.exit
+    });
+    match terminal.unwritten() {
+        // Whoever takes what was printed for the whole would be wrong.
+        Some(error) => {
+            let cut = Diagnostic::error("what was printed is not complete").code("environment::stdout");
+            terminal.line(&cut.caused_by(error.to_string()).render(diagnostic::Style::PLAIN));
+            Exit::Environment.into()
+        }
+        None => exit.into(),
     }
 }
 

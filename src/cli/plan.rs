@@ -63,7 +63,7 @@ fn text(plan: &Plan, terminal: &Terminal) -> String {
             }
             Status::Unknown { waits_for, foreseen } => {
                 unknown += 1;
-                let most = foreseen.as_ref().map(most).unwrap_or_default();
+                let most = foreseen.as_ref().map(work).unwrap_or_default();
                 let _ = writeln!(
                     text,
                     "unknown  {node:width$}  waits for {}{most}",
@@ -98,23 +98,15 @@ fn text(plan: &Plan, terminal: &Terminal) -> String {
     text
 }
 
-/// Says what a step that waits would do at the most.
-fn most(estimate: &Estimate) -> String {
-    let parts = match estimate.parts {
-        0 => String::new(),
-        parts => format!("{}, ", words::count(parts, estimate.unit)),
-    };
-    format!(" (up to {parts}writes {})", words::bytes(estimate.writes))
-}
-
 fn work(estimate: &Estimate) -> String {
     let mut parts = Vec::new();
-    if estimate.parts > 0 && !estimate.unit.is_empty() {
-        parts.push(format!(
-            "{} of {}",
-            estimate.missing,
-            words::count(estimate.parts, estimate.unit)
-        ));
+    let of = words::count(estimate.parts, estimate.unit);
+    match estimate.unit {
+        _ if estimate.parts == 0 => {}
+        "" => {}
+        // How many of them were made before is not looked for, and what they lead to is not known.
+        "probe" => parts.push(format!("up to {of} to begin with")),
+        _ => parts.push(format!("{} of {of}", estimate.missing)),
     }
     if estimate.reads > 0 {
         parts.push(format!("reads {}", words::bytes(estimate.reads)));

@@ -98,7 +98,9 @@ fn step_of<'r>(word: &str, recipe: &'r Recipe, path: &str) -> Result<&'r Step, F
         [step] => Ok(step),
         [] => {
             let known: Vec<String> = recipe.candidates().map(|step| step.id.label()).collect();
-            let near = known.iter().min_by_key(|name| strsim::damerau_levenshtein(name, word));
+            let distance = |name: &&String| strsim::damerau_levenshtein(name, word);
+            let near = known.iter().min_by_key(distance);
+            let near = near.filter(|name| distance(name) <= (word.len() / 2).max(2));
             let none = Diagnostic::error(format!(
                 "there is no file `{word}`, and `{path}` has no candidate or policy of that name"
             ));

@@ -21,6 +21,8 @@ pub(super) struct Terminal {
     asked: Option<ColorChoice>,
     /// What the user's settings say, once they are read.
     preferred: OnceLock<ColorChoice>,
+    /// The first error of writing data.
+    unwritten: OnceLock<std::io::Error>,
     pub(super) format: MessageFormat,
     pub(super) quiet: bool,
     pub(super) verbose: bool,
@@ -38,6 +40,7 @@ impl Terminal {
         Self {
             asked,
             preferred: OnceLock::new(),
+            unwritten: OnceLock::new(),
             format: global.message_format,
             quiet: global.quiet,
             verbose: global.verbose,
@@ -69,7 +72,16 @@ impl Terminal {
     /// Prints data. A reader that went away is no failure.
     pub(super) fn data(&self, text: &str) {
         let mut out = AutoStream::new(std::io::stdout(), self.color());
-        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush())
+            && error.kind() != std::io::ErrorKind::BrokenPipe
+        {
+            let _ = self.unwritten.set(error);
+        }
+    }
+
+    /// Returns why data could not be printed, if it could not.
+    pub(super) fn unwritten(&self) -> Option<&std::io::Error> {
+        self.unwritten.get()
     }
 
     /// Prints a line for people.

@@ -12,6 +12,7 @@ use super::open;
 use crate::fs;
 use crate::gguf::Model;
 use crate::manifest;
+use crate::manifest::ActionRecord;
 use crate::manifest::Manifest;
 use crate::policy::Listing;
 use crate::policy::ModelFacts;
@@ -50,14 +51,19 @@ fn open_listed(path: &Path) -> Result<Opened, DiffError> {
     }
 }
 
+/// Returns the action of the policy that a manifest's candidate was made by: the one whose table the candidate's action read. That of
+/// another candidate may be there, too, if its size was the budget.
+pub fn policy_of(manifest: &Manifest) -> Option<&ActionRecord> {
+    let forge = &manifest.predicate.forge;
+    let read = forge.actions.get(&forge.action)?.document["inputs"]["policy"].as_str()?;
+    let wrote = |record: &&ActionRecord| record.outputs.get("policy").is_some_and(|table| table == read);
+    forge.actions.values().find(wrote)
+}
+
 /// Returns the table of the policy that made a manifest's candidate, if the store still has it.
 pub fn table_of(manifest: &Manifest, store: Option<&Store>) -> Option<Table> {
-    let actions = manifest.predicate.forge.actions.values();
-    // A candidate is made by one policy.
-    let policy = actions
-        .filter(|record| record.step.as_deref().is_some_and(|step| step.starts_with("policy.")))
-        .find_map(|record| record.outputs.get("policy"))?;
-    let bytes = store?.read(&policy.parse().ok()?, TABLE_CAP).ok()?;
+    let table = policy_of(manifest)?.outputs.get("policy")?;
+    let bytes = store?.read(&table.parse().ok()?, TABLE_CAP).ok()?;
     serde_json::from_slice(&bytes).ok()
 }
 

@@ -25,6 +25,7 @@ pub use detect::Opened;
 pub use detect::detect;
 pub use detect::open;
 pub use listing::listing;
+pub use listing::policy_of;
 pub use listing::table_of;
 
 /// The version of the document.

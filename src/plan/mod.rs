@@ -80,7 +80,7 @@ pub enum Status {
     Unknown {
         /// Their names.
         waits_for: Vec<String>,
-        /// What it would do at the most, where headers of sources tell that already.
+        /// What it would do to begin with, where headers of sources tell that already.
         foreseen: Option<Estimate>,
     },
     /// It cannot be told.

@@ -182,7 +182,7 @@ pub enum PolicyError {
         values: u64,
     },
     /// A group of tensors for which no type is left.
-    #[error("no type is left for `{group}`: of {} none has a measured loss, is legal for it, and is within its floor and ceiling", listed(.tried.iter().map(ToString::to_string)))]
+    #[error("no type is left for `{group}`: of {} none is legal for it, has a known loss, and is within its floor and ceiling", listed(.tried.iter().map(ToString::to_string)))]
     NoOption {
         /// The first such group.
         group: String,

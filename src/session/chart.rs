@@ -195,10 +195,7 @@ fn by_manifest(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> Opti
     }
     let made_by = &manifest.predicate.build_definition.external_parameters.step;
     let candidate: StepId = made_by.parse().ok()?;
-    let record = manifest.predicate.forge.actions.values().find(|record| {
-        let step = record.step.as_deref();
-        step.is_some_and(|step| step.starts_with("policy."))
-    })?;
+    let record = diff::policy_of(&manifest)?;
     let method = &record.document["inputs"]["method"];
     let mix = method["name"] == "mix";
     let label = match (&candidate.variant, method["mix"].as_str()) {

@@ -204,7 +204,7 @@ impl Session {
         headers.entry(path).or_insert_with_key(|path| read(path)).as_ref()
     }
 
-    /// Returns what a policy that waits for other steps would measure at the most, by the header of its source.
+    /// Returns what a policy that waits for other steps would measure to begin with, by the header of its source.
     pub(super) fn probes(&self, node: &Node, env: &Env<'_>, headers: &mut Headers) -> Option<Estimate> {
         let Work::Step(Step {
             body: StepBody::Policy(policy),

@@ -175,7 +175,7 @@ pub struct Estimate {
     pub outputs: u64,
     /// Those of them that are in the store only until the output is finished, which holds them then.
     pub passing: u64,
-    /// Parts whose result is not there.
+    /// Parts whose result is not there; as many as there are parts at all, where results are not looked for.
     pub missing: u64,
     /// Parts in all.
     pub parts: u64,

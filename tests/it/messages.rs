@@ -89,6 +89,7 @@ fn every_line_is_one_of_the_schema() {
     assert_eq!(judge.run(&forge, 0, &["check"])[0]["file"], "recipe.toml");
     assert_eq!(judge.run(&forge, 0, &["engine"]).len(), 2);
     judge.run(&forge, 0, &["init", "new"]);
+    assert!(forge.path("new/recipe.toml").exists());
     // Once more is refused.
     let lines = judge.run(&forge, 1, &["init", "new"]);
     assert_eq!(lines[0]["code"], "init::exists");

@@ -402,3 +402,52 @@ fn policies_that_differ_in_nothing_but_their_budgets_are_one_line() {
         [said("prior", &["small", "large"]), said("other (prior)", &["other"])]
     );
 }
+
+#[test]
+fn a_candidate_is_told_by_its_own_policy_though_its_budget_is_the_size_of_another() {
+    let forge = project();
+    let recipe = RECIPE.replace("budget = [\"6 bpw\", \"7 bpw\"]", "budget = { candidate = \"tiny\" }");
+    forge.write("model.gguf", layers()).recipe(&recipe);
+    build_well(&forge, &[]);
+    for mix in ["Q4_0", "Q8_0"] {
+        let made = manifest(&forge.path(&format!("out/small/best-{mix}.gguf")));
+        let actions = made["predicate"]["forge"]["actions"].as_object().unwrap().values();
+        let policies = actions.filter(|action| action["outputs"].get("policy").is_some());
+        assert_eq!(policies.count(), 2, "its own, and the mix whose size it may have");
+        let by_file = json(&forge, &["policy", "show", &format!("out/small/best-{mix}.gguf")]);
+        let by_manifest = json(
+            &forge,
+            &["policy", "show", &format!("out/small/best-{mix}.gguf.manifest.json")],
+        );
+        assert!(by_file["predicted_loss"].is_string(), "{by_file}");
+        assert_eq!(by_file["tensors"], by_manifest["tensors"]);
+        assert_eq!(by_file["predicted_loss"], by_manifest["predicted_loss"]);
+    }
+    let chart = json(&forge, &["policy", "chart"]);
+    let series: Vec<_> = chart["series"].as_array().unwrap().iter().collect();
+    assert_eq!(series.len(), 2, "{chart:#}");
+    assert_eq!(
+        (&series[1]["name"], series[1]["points"].as_array().unwrap().len()),
+        (&"best (prior)".into(), 2)
+    );
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn what_could_not_be_printed_is_no_success() {
+    let forge = project();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = forge.command(&["policy", "export", "model.gguf"]);
+    let output = command.stdout(full).output().unwrap();
+    let run = crate::support::Run::of(output).status(3);
+    assert!(
+        run.stderr.contains("what was printed is not complete"),
+        "{}",
+        run.stderr
+    );
+    // A reader that went away is none of our business.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = forge.command(&["policy", "export", "model.gguf"]);
+    let _ = crate::support::Run::of(command.stdout(writer).output().unwrap()).success();
+}

@@ -224,8 +224,8 @@ fn a_plan_tells_the_few_probes_and_all_that_is_compared() {
     forge.recipe(&edited(RECIPE, "7 bpw", "8 bpw"));
     let second = planned(&forge, "policy.p");
     assert_eq!(
-        (&second["parts_missing"], &second["writes_bytes"]),
-        (&0.into(), &0.into())
+        (&second["parts"], &second["writes_bytes"]),
+        (&known["parts"], &0.into())
     );
     let without = edited(
         RECIPE,
@@ -234,4 +234,19 @@ fn a_plan_tells_the_few_probes_and_all_that_is_compared() {
     );
     forge.recipe(&without);
     assert_eq!(planned(&forge, "policy.p")["parts"], 0);
+}
+
+#[test]
+fn a_budget_that_nothing_can_keep_to_fails_before_anything_is_compared() {
+    let forge = project();
+    forge.recipe(&edited(RECIPE, "7 bpw", "1 bpw"));
+    let built = build(&forge, &[]);
+    assert!(
+        built
+            .diagnostics()
+            .contains("is below the least that this policy can make, ")
+    );
+    for kind in ["tensor", "tensor-error", "eval-block", "reference-block"] {
+        assert_eq!(ran(&built.events, kind), 0, "{kind}");
+    }
 }

@@ -23,8 +23,8 @@ use super::solving::Solving;
 /// A group in a type that it may have.
 type Choice<'g> = (&'g TensorGroup, TensorType);
 
-/// Returns what a policy that measures or compares takes: probes, of which those are surely missing whose tensors were not quantized
-/// yet, and the bytes of these, which the store keeps. Nothing of a policy that does neither.
+/// Returns what a policy that measures or compares takes to begin with: at the most so many probes, whether they were made before or
+/// not, and the bytes of tensors that are not quantized yet, which the store keeps. Nothing of a policy that does neither.
 pub(super) fn estimate(
     step: &PolicyStep,
     inputs: &Inputs,
@@ -48,7 +48,7 @@ pub(super) fn estimate(
     Ok(estimate.unwrap_or_default())
 }
 
-/// Returns what such a policy takes at the most, as far as the header of its model tells; nothing of one that does neither, and
+/// Returns what such a policy takes to begin with, as far as the header of its model tells; nothing of one that does neither, and
 /// nothing where the recipe does not fit the model.
 pub fn foresee_probes(step: &PolicyStep, facts: &ModelFacts) -> Option<Estimate> {
     let all = |_: &str| true;
@@ -84,24 +84,21 @@ fn of(
         ..Estimate::default()
     };
     for (&(group, ty), &probed) in options.iter().zip(&probed) {
-        let mut missing = false;
         for &at in &group.members {
             if is_missing(at, ty, probed)? {
-                missing = true;
                 let tensor = &facts.tensors[at];
                 estimate.reads += tensor.ty.tensor_bytes(&tensor.dims).unwrap_or_default();
                 estimate.writes += ty.tensor_bytes(&tensor.dims).unwrap_or_default();
             }
         }
-        estimate.missing += u64::from(missing && probed);
     }
     // Which of them a bound leaves out is not known here; what they take, in proportion, is.
     if options.len() as u64 > most {
         let share = |amount: u64| (u128::from(amount) * u128::from(most) / options.len() as u128) as u64;
         estimate.reads = share(estimate.reads);
         estimate.writes = share(estimate.writes);
-        estimate.missing = estimate.missing.min(most);
     }
+    estimate.missing = estimate.parts;
     Ok(Some(estimate))
 }
 

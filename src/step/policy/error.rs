@@ -96,6 +96,10 @@ pub(super) fn choose(
         ..
     } = &**errors;
     let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
+    let limits = solving.limits(task.env, header, *budget, devices, *states)?;
+    // What the budget cannot hold fails before anything is compared or measured, whatever is lost.
+    let guessed = policy::prior(facts, &solving.groups, &solving.types);
+    let _ = solving.solve(task.env, &guessed, &limits)?;
     let tensors = Tensors::load(parts.model, parts.join, task.env)?;
     let known = compare(task, solving.options(), &tensors)?;
     let sensitivities = match &parts.probing {
@@ -113,7 +117,6 @@ pub(super) fn choose(
             losses.insert((group.name.clone(), own), Sensitivity::ONE.loss(0.0));
         }
     }
-    let limits = solving.limits(task.env, header, *budget, devices, *states)?;
     let mut chosen = solving.choose(task.env, &losses, &limits)?;
     // Sums of squared errors are no divergence: nobody shall take them for one.
     if parts.probing.is_none() {

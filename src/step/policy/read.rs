@@ -57,9 +57,10 @@ pub(super) fn regex_of(pattern: &str) -> Result<regex::Regex, StepError> {
 
 pub(super) fn failed(error: policy::PolicyError) -> StepError {
     match error {
-        policy::PolicyError::BelowMinimum { .. } => {
-            StepError::input_hint(error.to_string(), "raise the budget, or lower floors")
-        }
+        policy::PolicyError::BelowMinimum { .. } => StepError::input_hint(
+            error.to_string(),
+            "raise the budget, or let tensors have smaller types: `types`, `floors`, `keep`, an imatrix where those need one",
+        ),
         policy::PolicyError::DeviceBelowMinimum { .. } => StepError::input_hint(
             error.to_string(),
             "let fewer tensors lie there, shorten the context, take a smaller type for the cache, or lower floors",
