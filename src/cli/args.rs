@@ -176,9 +176,11 @@ pub(super) enum Policy {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct PolicyExport {
-    /// The candidate, or any other quantized model (GGUF)
+    /// The candidate: its name in the recipe, its file or manifest, or any other quantized model (GGUF)
     #[arg(value_name = "CANDIDATE")]
-    pub(super) candidate: PathBuf,
+    pub(super) candidate: String,
+    #[command(flatten)]
+    pub(super) of: OfRecipe,
     /// A line for every tensor, one for all layers that have the same type, or a recipe of forgequant (JSON)
     #[arg(long, value_enum, default_value = "tensors")]
     pub(super) format: ExportFormat,
@@ -200,7 +202,7 @@ pub(super) struct PolicyImport {
     #[arg(long, value_enum)]
     pub(super) format: Option<ImportFormat>,
     /// The name of the section
-    #[arg(long, value_name = "NAME", default_value = "imported")]
+    #[arg(long, value_name = "NAME", default_value = "imported", value_parser = section_name)]
     pub(super) name: String,
 }
 
@@ -261,7 +263,7 @@ pub(super) struct Init {
     #[arg(long, value_name = "PATH")]
     pub(super) corpus: Option<String>,
     /// The recipe's name
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = section_name)]
     pub(super) name: Option<String>,
 }
 
@@ -450,4 +452,12 @@ pub(super) struct Graph {
     /// For Graphviz, for Markdown, or for programs
     #[arg(long, value_enum, default_value = "mermaid")]
     pub(super) format: GraphFormat,
+}
+
+/// Reads a name that recipes take.
+fn section_name(text: &str) -> Result<String, String> {
+    match crate::recipe::names::name_problem(text) {
+        None => Ok(text.to_owned()),
+        Some(problem) => Err(format!("{problem}; names have letters, digits, `.`, `_` and `-`")),
+    }
 }

@@ -31,15 +31,23 @@ pub(super) fn run(args: &args::Policy, files: &Files, terminal: &Terminal) -> Re
 
 fn check(args: &args::PolicyCheck, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let mut diagnostics = Vec::new();
+    let mut unread = 0;
+    let mut exit = Exit::Recipe;
     for path in &args.certificates {
         let text = match read(path, CERTIFICATE_CAP, files) {
             Ok(text) => text,
-            Err(diagnostic) => {
-                diagnostics.push(*diagnostic);
+            Err(failure) => {
+                exit = failure.exit;
+                unread += 1;
+                diagnostics.extend(failure.diagnostics);
                 continue;
             }
         };
         match certificate::check(&text, args.states) {
+            Ok(answers) if answers.is_empty() => {
+                let refused = Diagnostic::error(format!("`{path}` is refused")).code("policy::certificate");
+                diagnostics.push(refused.caused_by("it claims nothing"));
+            }
             Ok(answers) => {
                 for (at, answer) in answers.iter().enumerate() {
                     terminal.data(&if terminal.is_json() {
@@ -65,10 +73,9 @@ fn check(args: &args::PolicyCheck, files: &Files, terminal: &Terminal) -> Result
     if diagnostics.is_empty() {
         Ok(Exit::Done)
     } else {
-        Err(Failure {
-            diagnostics,
-            exit: Exit::Recipe,
-        })
+        // One that is refused is what matters most.
+        let exit = if diagnostics.len() > unread { Exit::Recipe } else { exit };
+        Err(Failure { diagnostics, exit })
     }
 }
 

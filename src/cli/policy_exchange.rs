@@ -7,6 +7,7 @@ use crate::cli::args::ExportFormat;
 use crate::cli::args::ImportFormat;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
+use crate::cli::policy_source::candidate;
 use crate::cli::policy_source::read;
 use crate::cli::terminal::Terminal;
 use crate::gguf::Model;
@@ -21,14 +22,15 @@ use crate::tensor_type::TensorType;
 const RULES_CAP: u64 = 64 << 20;
 
 pub(super) fn export(args: &args::PolicyExport, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
+    let path = candidate(&args.candidate, &args.of, files, terminal)?;
     let unreadable = |cause: String| {
-        let what = format!("can't read `{}`", args.candidate.display());
+        let what = format!("can't read `{}`", path.display());
         Failure::new(
             Exit::Recipe,
             Diagnostic::error(what).code("policy::unreadable").caused_by(cause),
         )
     };
-    let model = Model::open(&files.place(&args.candidate)).map_err(|error| unreadable(error.to_string()))?;
+    let model = Model::open(&path).map_err(|error| unreadable(error.to_string()))?;
     let tensors = model.tensors().iter().map(|tensor| TensorFacts::from(&tensor.info));
     let facts = ModelFacts::from_metadata(model.metadata(), tensors.collect())
         .map_err(|error| unreadable(error.to_string()))?;
@@ -41,7 +43,7 @@ pub(super) fn export(args: &args::PolicyExport, files: &Files, terminal: &Termin
         ExportFormat::Tensors => policy::lines_of_tensors(&typed),
         ExportFormat::Rules => policy::lines_of_rules(&typed),
         ExportFormat::Forgequant => {
-            let name = args.candidate.file_stem().unwrap_or_default().to_string_lossy();
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
             policy::forgequant_of(&facts, &name).map_err(|error| {
                 let diagnostic = Diagnostic::error(error.to_string()).code("policy::forgequant");
                 let hint = "choose among its types (`types = [...]` of a policy), or export with `--format tensors`";
@@ -58,7 +60,7 @@ pub(super) fn import(args: &args::PolicyImport, files: &Files, terminal: &Termin
         diagnostics,
         exit: Exit::Recipe,
     };
-    let text = read(&args.rules, RULES_CAP, files).map_err(|diagnostic| failed(vec![*diagnostic]))?;
+    let text = read(&args.rules, RULES_CAP, files)?;
     let of = |message: String| Diagnostic::error(format!("`{}`: {message}", args.rules)).code("policy::rules");
     let format = args.format.unwrap_or(if text.trim_start().starts_with('{') {
         ImportFormat::Forgequant
@@ -73,7 +75,12 @@ pub(super) fn import(args: &args::PolicyImport, files: &Files, terminal: &Termin
     if rules.is_empty() {
         return Err(failed(vec![of("it holds no rules".to_owned())]));
     }
-    let mut section = format!("[policy.{}]\nmethod = \"manual\"\nrules = [\n", toml_key(&args.name));
+    let mut section = format!(
+        "[policy.{}]\nmethod = \"manual\"\n\
+         # imatrix = \"NAME\"   # what the types were made with: without it their bytes are others, and types below Q2_K have none\n\
+         rules = [\n",
+        toml_key(&args.name)
+    );
     for rule in &rules {
         section += &line_of(rule).map_err(|message| failed(vec![of(message)]))?;
     }

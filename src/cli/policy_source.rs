@@ -1,16 +1,22 @@
 //! What the verbs of `forge policy` are given: a file, or the name of a candidate or policy of a recipe.
 
 use std::path::Path;
+use std::path::PathBuf;
 
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args::OfRecipe;
+use crate::cli::args::Target;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::diff::failure;
 use crate::cli::files::Files;
 use crate::cli::terminal::Terminal;
 use crate::diff;
+use crate::engine::Cancel;
 use crate::fs;
+use crate::manifest;
+use crate::observer::Silent;
+use crate::plan::Status;
 use crate::policy::Listing;
 use crate::policy::Table;
 use crate::recipe::Recipe;
@@ -18,6 +24,7 @@ use crate::recipe::Step;
 use crate::recipe::StepBody;
 use crate::recipe::StepId;
 use crate::recipe::StepKind;
+use crate::recipe::names::nearest;
 use crate::report::words;
 use crate::store::Store;
 
@@ -36,11 +43,7 @@ pub(super) fn listing(word: &str, of: &OfRecipe, files: &Files, terminal: &Termi
     let step = step_of(word, &recipe, &of.recipe)?;
     let policy = match &step.body {
         StepBody::Promote(promote) => {
-            let out = match &of.out {
-                Some(out) => files.path(out),
-                None => files.folder(&of.recipe).join("out").join(&recipe.name),
-            };
-            let file = out.join(format!("{}.gguf", step.id.label()));
+            let file = file_of(&step.id, &recipe, of, files);
             if fs::exists(&file).unwrap_or(false) {
                 return diff::listing(&file, store.as_ref()).map_err(|error| failure(&error));
             }
@@ -49,14 +52,47 @@ pub(super) fn listing(word: &str, of: &OfRecipe, files: &Files, terminal: &Termi
         _ => &step.id,
     };
     // A policy is chosen before its candidate is written.
-    let table = store.and_then(|store| chosen(&store, &recipe.name, policy));
-    table.map(|table| Listing::of(&table)).ok_or_else(|| {
-        let missing = Diagnostic::error(format!("`{}` is not built yet", step.id)).code("policy::not-built");
-        Failure::new(
-            Exit::Recipe,
-            missing.hint(format!("build it: `forge build {} {}`", of.recipe, step.id)),
-        )
-    })
+    let table = match store {
+        Some(store) => chosen(&store, policy, of, files, terminal)?,
+        None => None,
+    };
+    table
+        .map(|table| Listing::of(&table))
+        .ok_or_else(|| not_built(&step.id, of))
+}
+
+/// Returns the file of a candidate: the word of the command line if that is one, else the file that a build of the recipe writes for
+/// the candidate of that name. A manifest stands for the file beside it.
+pub(super) fn candidate(word: &str, of: &OfRecipe, files: &Files, terminal: &Terminal) -> Result<PathBuf, Failure> {
+    let path = files.path(Path::new(word.strip_suffix(manifest::SUFFIX).unwrap_or(word)));
+    if fs::exists(&path).unwrap_or(false) || is_path(word) {
+        return Ok(path);
+    }
+    let recipe = files.recipe(&of.recipe, terminal)?.recipe;
+    let step = step_of(word, &recipe, &of.recipe)?;
+    let file = file_of(&step.id, &recipe, of, files);
+    if fs::exists(&file).unwrap_or(false) {
+        Ok(file)
+    } else {
+        Err(not_built(&step.id, of))
+    }
+}
+
+fn file_of(candidate: &StepId, recipe: &Recipe, of: &OfRecipe, files: &Files) -> PathBuf {
+    let out = match &of.out {
+        Some(out) => files.path(out),
+        None => files.folder(&of.recipe).join("out").join(&recipe.name),
+    };
+    out.join(format!("{}.gguf", candidate.label()))
+}
+
+fn not_built(step: &StepId, of: &OfRecipe) -> Failure {
+    let missing =
+        Diagnostic::error(format!("`{step}` is not built as `{}` has it", of.recipe)).code("policy::not-built");
+    Failure::new(
+        Exit::Recipe,
+        missing.hint(format!("build it: `forge build {} {step}`", of.recipe)),
+    )
 }
 
 /// A word that cannot be a name.
@@ -66,12 +102,33 @@ fn is_path(word: &str) -> bool {
         || extension.is_some_and(|extension| ["gguf", "json", "toml"].iter().any(|known| extension == *known))
 }
 
-/// Returns what a policy chose when it ran last.
-fn chosen(store: &Store, recipe: &str, policy: &StepId) -> Option<Table> {
-    let last = store.last(recipe, &policy.to_string())?;
-    let result = store.lookup_shallow(&last.action).ok()??;
-    let bytes = store.read(&result.output("policy")?, TABLE_CAP).ok()?;
-    serde_json::from_slice(&bytes).ok()
+/// Returns what a policy chose, if it was built as the recipe has it now.
+fn chosen(
+    store: &Store,
+    policy: &StepId,
+    of: &OfRecipe,
+    files: &Files,
+    terminal: &Terminal,
+) -> Result<Option<Table>, Failure> {
+    let target = Target {
+        recipe: of.recipe.clone(),
+        steps: vec![policy.to_string()],
+        out: of.out.clone(),
+        jobs: None,
+    };
+    let (session, _) = files.session(&target, terminal, Cancel::new())?;
+    let plan = session.plan(&Silent);
+    let name = policy.to_string();
+    let key = plan.entries.iter().find_map(|entry| match entry.status {
+        Status::Hit { key } if entry.node == name => Some(key),
+        _ => None,
+    });
+    let table = || {
+        let result = store.lookup_shallow(&key?).ok()??;
+        let bytes = store.read(&result.output("policy")?, TABLE_CAP).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    };
+    Ok(table())
 }
 
 /// Opens the store, if there is one. None is made for this.
@@ -98,9 +155,7 @@ fn step_of<'r>(word: &str, recipe: &'r Recipe, path: &str) -> Result<&'r Step, F
         [step] => Ok(step),
         [] => {
             let known: Vec<String> = recipe.candidates().map(|step| step.id.label()).collect();
-            let distance = |name: &&String| strsim::damerau_levenshtein(name, word);
-            let near = known.iter().min_by_key(distance);
-            let near = near.filter(|name| distance(name) <= (word.len() / 2).max(2));
+            let near = nearest(word, known.iter().map(String::as_str));
             let none = Diagnostic::error(format!(
                 "there is no file `{word}`, and `{path}` has no candidate or policy of that name"
             ));
@@ -121,21 +176,24 @@ fn step_of<'r>(word: &str, recipe: &'r Recipe, path: &str) -> Result<&'r Step, F
 }
 
 /// Reads a file of the command line as text.
-pub(super) fn read(path: &str, cap: u64, files: &Files) -> Result<String, Box<Diagnostic>> {
-    let unreadable = |cause: String| {
-        Diagnostic::error(format!("can't read `{path}`"))
-            .code("policy::unreadable")
-            .caused_by(cause)
+///
+/// # Errors
+///
+/// One of usage if there is no such file, else of what is in it.
+pub(super) fn read(path: &str, cap: u64, files: &Files) -> Result<String, Failure> {
+    let unreadable = |exit: Exit, cause: String| {
+        let unread = Diagnostic::error(format!("can't read `{path}`")).code("policy::unreadable");
+        Failure::new(exit, unread.caused_by(cause))
     };
     let bytes = fs::read_small(&files.place(Path::new(path)), cap).map_err(|error| {
-        Box::new(unreadable(if error.is_not_found() {
-            "there is no such file".to_owned()
+        if error.is_not_found() {
+            unreadable(Exit::Usage, "there is no such file".to_owned())
         } else {
-            error.to_string()
-        }))
+            unreadable(Exit::Recipe, error.to_string())
+        }
     })?;
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        Box::new(unreadable(format!("it is not UTF-8: byte {at} is wrong")))
+        unreadable(Exit::Recipe, format!("it is not UTF-8: byte {at} is wrong"))
     })
 }

@@ -161,6 +161,10 @@ fn why(why: &Why) -> String {
         // What is predicted is compared as a number.
         fields.remove("loss");
     }
+    if let (Why::Rule { index }, Value::Object(fields)) = (why, &mut document) {
+        // People count from one.
+        fields.insert("index".to_owned(), (index + 1).into());
+    }
     let mut words = Vec::new();
     flat(&document, &mut words);
     words.join(" ")

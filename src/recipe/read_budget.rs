@@ -31,6 +31,7 @@ use crate::recipe::read_steps::Context;
 use crate::recipe::read_steps::names_of;
 use crate::recipe::read_steps::number;
 use crate::recipe::read_steps::text;
+use crate::tensor_type::TensorType;
 
 /// The chunks that `measured` probes with if the recipe does not say.
 const PROBE_CHUNKS: u64 = 16;
@@ -104,6 +105,17 @@ pub(crate) fn density(reader: &mut Reader<'_, '_>) -> Option<Method> {
         Some(false)
     };
     let (budget, base, promotion, anchors) = (budget?, base?, promotion?, anchors?);
+    let bpw = |name: TypeName| TensorType::from_name(name.as_str()).map_or(0.0, TensorType::bpw);
+    if bpw(promotion) <= bpw(base) {
+        let place = reader.entry("promotion").map(|entry| entry.value.place.clone());
+        reader.errors.push(RecipeError::OutOfRange {
+            place: place.unwrap_or_else(|| reader.head.clone()),
+            key: "promotion".to_owned(),
+            expected: format!("a type of more bits per weight than `base`, which is {}", base.as_str()),
+            found: promotion.as_str().to_owned(),
+        });
+        return None;
+    }
     reader.put("budget", budget.to_toml(Budget::to_toml));
     reader.put("base", base.as_str());
     reader.put("promotion", promotion.as_str());

@@ -197,7 +197,9 @@ fn ashq1_heeds_floors_ceilings_and_what_is_kept() {
         .map(|line| line["message"].as_str().unwrap())
         .collect();
     assert!(
-        warned.iter().any(|line| line.contains("`nothing`, matches no tensor")),
+        warned
+            .iter()
+            .any(|line| line.contains("the rule `nothing` matches no tensor")),
         "{warned:?}"
     );
     let source = candidate_of_source();

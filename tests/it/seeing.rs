@@ -451,3 +451,35 @@ fn what_could_not_be_printed_is_no_success() {
     let mut command = forge.command(&["policy", "export", "model.gguf"]);
     let _ = crate::support::Run::of(command.stdout(writer).output().unwrap()).success();
 }
+
+#[test]
+fn what_a_policy_chose_before_its_recipe_changed_is_not_shown_as_its_choice() {
+    let forge = project();
+    forge.write("model.gguf", layers()).recipe(RECIPE);
+    build_well(&forge, &["recipe.toml", "policy.guess"]);
+    let shown = json(&forge, &["policy", "show", "guess-6bpw"]);
+    assert!(shown["predicted_loss"].is_string(), "{shown}");
+    forge.recipe(&RECIPE.replace("types = [\"Q3_K\", ", "types = ["));
+    let run = forge.run(&["policy", "show", "guess-6bpw"]).status(1);
+    assert!(
+        run.stderr.contains("is not built as `recipe.toml` has it"),
+        "{}",
+        run.stderr
+    );
+    forge.recipe(RECIPE);
+    assert_eq!(json(&forge, &["policy", "show", "guess-6bpw"]), shown);
+}
+
+#[test]
+fn candidates_are_exported_by_name_file_or_manifest() {
+    let forge = built();
+    let export = |of: &str| forge.run(&["policy", "export", of]).success().stdout;
+    let by_file = export("out/small/best-6bpw.gguf");
+    assert!(by_file.contains("=q"), "{by_file}");
+    assert_eq!(export("best-6bpw"), by_file);
+    assert_eq!(export("out/small/best-6bpw.gguf.manifest.json"), by_file);
+    let run = forge.run(&["policy", "export", "best-6bwp"]).status(2);
+    assert!(run.stderr.contains("did you mean `best-6bpw`?"), "{}", run.stderr);
+    let run = forge.run(&["policy", "check", "gone.json"]).status(2);
+    assert!(run.stderr.contains("there is no such file"), "{}", run.stderr);
+}

@@ -6,22 +6,18 @@ use crate::policy::Warning;
 /// Returns a warning in words.
 pub(super) fn sentence(warning: &Warning) -> String {
     match warning {
-        Warning::RuleMatchesNothing { index, pattern } => format!("rule {}, `{pattern}`, matches no tensor", index + 1),
-        Warning::RuleShadowed { index, pattern } => {
-            format!(
-                "rule {}, `{pattern}`, only matches tensors that earlier rules took",
-                index + 1
-            )
+        Warning::RuleMatchesNothing { pattern, .. } => format!("the rule `{pattern}` matches no tensor"),
+        Warning::RuleShadowed { pattern, .. } => {
+            format!("the rule `{pattern}` only matches tensors that earlier rules took")
         }
         Warning::RuleHasNoEffect {
-            index,
             pattern,
             tensor,
             reason,
+            ..
         } => {
             format!(
-                "rule {}, `{pattern}`, has no effect: `{tensor}` is never quantized ({})",
-                index + 1,
+                "the rule `{pattern}` has no effect: `{tensor}` is never quantized ({})",
                 words_for(*reason)
             )
         }
