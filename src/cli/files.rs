@@ -20,6 +20,7 @@ use crate::engine::Cancel;
 use crate::fs;
 use crate::recipe::LoadError;
 use crate::recipe::Parsed;
+use crate::recipe::Recipe;
 use crate::recipe::settings::Settings;
 use crate::report::words;
 use crate::session;
@@ -173,14 +174,25 @@ impl Files {
         terminal: &Terminal,
         cancel: Cancel,
     ) -> Result<(Session, Settings), Failure> {
-        let parsed = self.recipe(&target.recipe, terminal)?;
+        let recipe = self.recipe(&target.recipe, terminal)?.recipe;
+        self.session_of(recipe, target, terminal, cancel)
+    }
+
+    /// Opens a session for a recipe that was read from the target's file already.
+    pub(super) fn session_of(
+        &self,
+        recipe: Recipe,
+        target: &args::Target,
+        terminal: &Terminal,
+        cancel: Cancel,
+    ) -> Result<(Session, Settings), Failure> {
         let folder = self.folder(&target.recipe);
         let (settings, place) = Self::settings(&folder)?;
         terminal.prefer(settings.color);
         let cache_dir = self.cache_dir(&settings, &place)?;
         let out = match &target.out {
             Some(out) => self.directory.join(out),
-            None => folder.join("out").join(&parsed.recipe.name),
+            None => folder.join("out").join(&recipe.name),
         };
         let threads = threads(target.jobs, &settings);
         let machine = settings;
@@ -195,7 +207,7 @@ impl Files {
             borrow: machine.cache.borrow.unwrap_or(true),
             again,
         };
-        let session = Session::open(parsed.recipe, settings, &target.steps, cancel);
+        let session = Session::open(recipe, settings, &target.steps, cancel);
         Ok((session.map_err(|error| session_failure(&error))?, machine))
     }
 

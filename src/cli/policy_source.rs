@@ -53,7 +53,7 @@ pub(super) fn listing(word: &str, of: &OfRecipe, files: &Files, terminal: &Termi
     };
     // A policy is chosen before its candidate is written.
     let table = match store {
-        Some(store) => chosen(&store, policy, of, files, terminal)?,
+        Some(store) => chosen(&store, policy, &recipe, of, files, terminal)?,
         None => None,
     };
     table
@@ -106,6 +106,7 @@ fn is_path(word: &str) -> bool {
 fn chosen(
     store: &Store,
     policy: &StepId,
+    recipe: &Recipe,
     of: &OfRecipe,
     files: &Files,
     terminal: &Terminal,
@@ -116,7 +117,7 @@ fn chosen(
         out: of.out.clone(),
         jobs: None,
     };
-    let (session, _) = files.session(&target, terminal, Cancel::new())?;
+    let (session, _) = files.session_of(recipe.clone(), &target, terminal, Cancel::new())?;
     let plan = session.plan(&Silent);
     let name = policy.to_string();
     let key = plan.entries.iter().find_map(|entry| match entry.status {

@@ -466,8 +466,14 @@ fn what_a_policy_chose_before_its_recipe_changed_is_not_shown_as_its_choice() {
         "{}",
         run.stderr
     );
-    forge.recipe(RECIPE);
-    assert_eq!(json(&forge, &["policy", "show", "guess-6bpw"]), shown);
+    // Warnings of the recipe are said once, though a plan is made of it, too.
+    forge.recipe(&format!("{RECIPE}[corpus.spare]\nfiles = [\"held-out.txt\"]\n"));
+    let run = forge
+        .run(&["policy", "show", "guess-6bpw", "--message-format", "json"])
+        .success();
+    let said: Vec<Value> = run.json_lines().iter().map(|line| line["reason"].clone()).collect();
+    assert_eq!(said, ["diagnostic", "types"]);
+    assert_eq!(run.json_lines().last().unwrap(), &shown);
 }
 
 #[test]
