@@ -190,10 +190,7 @@ impl Files {
         let (settings, place) = Self::settings(&folder)?;
         terminal.prefer(settings.color);
         let cache_dir = self.cache_dir(&settings, &place)?;
-        let out = match &target.out {
-            Some(out) => self.directory.join(out),
-            None => folder.join("out").join(&recipe.name),
-        };
+        let out = self.out(&target.recipe, &recipe.name, target.out.as_deref());
         let threads = threads(target.jobs, &settings);
         let machine = settings;
         let command = std::env::args().collect();
@@ -220,6 +217,14 @@ impl Files {
     /// Returns where a path that was typed leads.
     pub(super) fn place(&self, path: &Path) -> PathBuf {
         self.directory.join(path)
+    }
+
+    /// Returns where the outputs of the recipe in a file are: where the command line says, else beside it.
+    pub(super) fn out(&self, recipe: &str, name: &str, told: Option<&Path>) -> PathBuf {
+        match told {
+            Some(out) => self.place(out),
+            None => self.folder(recipe).join("out").join(name),
+        }
     }
 
     /// Returns where the store is, for verbs that need no recipe: settings are looked for in the folder that they work in.

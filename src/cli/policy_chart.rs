@@ -70,10 +70,7 @@ fn tables(file: &str, out: Option<&Path>, files: &Files, terminal: &Terminal) ->
         return Ok(vec![files.place(Path::new(file))]);
     }
     let recipe = files.recipe(file, terminal)?.recipe;
-    let folder = match out {
-        Some(out) => files.place(out),
-        None => files.folder(file).join("out").join(&recipe.name),
-    };
+    let folder = files.out(file, &recipe.name, out);
     let names = fs::list(&folder)
         .unwrap_or_default()
         .into_iter()

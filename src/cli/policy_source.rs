@@ -79,10 +79,7 @@ pub(super) fn candidate(word: &str, of: &OfRecipe, files: &Files, terminal: &Ter
 }
 
 fn file_of(candidate: &StepId, recipe: &Recipe, of: &OfRecipe, files: &Files) -> PathBuf {
-    let out = match &of.out {
-        Some(out) => files.path(out),
-        None => files.folder(&of.recipe).join("out").join(&recipe.name),
-    };
+    let out = files.out(&of.recipe, &recipe.name, of.out.as_deref());
     out.join(format!("{}.gguf", candidate.label()))
 }
 

@@ -239,7 +239,6 @@ impl Workbench {
                     bytes.len()
                 )));
             }
-            let before = Place::of(tensor);
             let mut next = Place {
                 ty: to,
                 strides: [
@@ -250,7 +249,7 @@ impl Workbench {
                 ],
                 data: bytes.as_ptr().cast_mut().cast(),
             };
-            let own = self.replaced.get(name).map_or(before, |replaced| replaced.own);
+            let own = (self.replaced.get(name)).map_or_else(|| Place::of(tensor), |replaced| replaced.own);
             let lends =
                 ffi::ggml_backend_buffer_is_host((*tensor).buffer) && next.data.addr().is_multiple_of(ALIGNMENT);
             if !lends {
