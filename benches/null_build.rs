@@ -104,7 +104,7 @@ fn prepare(what: &str, folder: &Path) {
     let (_, first) = forge(folder, &["--quiet"]);
     // A file that has just been written may be read once more; after that nothing may run. The stamps of outputs prove
     // something when they are older than the grain of clocks.
-    std::thread::sleep(forge::store::GRAIN + Duration::from_millis(100));
+    std::thread::sleep(forge::fs::GRAIN + Duration::from_millis(100));
     forge(folder, &["--quiet"]);
     let (events, _) = forge(folder, &["--message-format", "json"]);
     assert!(

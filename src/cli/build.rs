@@ -195,7 +195,16 @@ fn summary(report: &Report) -> String {
     let time = words::duration_ms(report.elapsed_ms);
     let failed = report.failures.len();
     if report.ran == 0 && failed == 0 && report.skipped == 0 && !report.stopped {
-        return format!("forge: nothing to do ({} cached) in {time}", report.cached);
+        return match report.manifests as u64 {
+            0 => format!("forge: nothing to do ({} cached) in {time}", report.cached),
+            written => {
+                let manifests = words::count(written, "manifest");
+                format!(
+                    "forge: {manifests} written, nothing else to do ({} cached) in {time}",
+                    report.cached
+                )
+            }
+        };
     }
     let skipped = if report.skipped > 0 {
         format!(", {} not started", report.skipped)

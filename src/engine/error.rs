@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::fs::PathError;
 use crate::tensor_type::TensorType;
 
 /// A failure of the engine, or of what it was given.
@@ -10,6 +11,18 @@ pub enum EngineError {
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,
+    /// A model without files.
+    #[error("the model has no file")]
+    NoFile,
+    /// A model's file cannot be opened.
+    #[error(transparent)]
+    Open(PathError),
+    /// Another program cut a file short that the engine had mapped.
+    #[error("`{}` became shorter while the engine was reading it", path.display())]
+    FileCut {
+        /// The model.
+        path: PathBuf,
+    },
     /// This processor cannot run the instructions that the engine was compiled to.
     #[error(
         "this processor lacks {}, which this build of forge was compiled to use ({level}); use a build for an older processor",

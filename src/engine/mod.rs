@@ -7,6 +7,7 @@
 
 mod embedded;
 mod error;
+mod files;
 mod identity;
 
 use std::sync::Arc;
@@ -29,6 +30,7 @@ pub use self::embedded::quantize::requires_weights;
 pub use self::embedded::vocabulary::Vocabulary;
 pub use self::embedded::workbench::Workbench;
 pub use self::error::EngineError;
+pub use self::files::ModelFiles;
 pub use self::identity::Identity;
 pub use self::identity::check_cpu;
 pub use self::identity::evaluator;

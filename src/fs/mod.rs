@@ -1,6 +1,7 @@
 //! The only user of the file system: every error names a path and what was being done to it, every write is whole or
 //! absent, every read of a whole file is bounded.
 
+mod clock;
 mod dir;
 mod error;
 mod facts;
@@ -18,6 +19,9 @@ mod write;
 /// An open file, as the standard library has it; it is opened here only.
 pub use std::fs::File;
 
+pub use clock::GRAIN;
+pub use clock::Moment;
+pub use clock::settle;
 pub use dir::Entry;
 pub use dir::create_dir;
 pub use dir::create_dir_all;
@@ -43,13 +47,14 @@ pub use lock::FileLock;
 pub use lock::open_lock;
 pub use memory::free_memory;
 pub use place::Check;
-pub use place::Placed;
 pub use place::place;
+pub use read::descriptor_path;
 pub use read::open;
 pub use read::open_foreign;
 pub use read::read_at;
 pub use read::read_exact_at;
 pub use read::read_foreign;
+pub use read::read_open;
 pub use read::read_plain;
 pub use read::read_small;
 pub use safe::UnsafePathError;
@@ -60,6 +65,7 @@ pub use tree::TempDir;
 pub use tree::link_to;
 pub use tree::plain_files;
 pub use write::Durability;
+pub use write::NamedFile;
 pub use write::TempFile;
 pub use write::make_read_only;
 pub use write::sweep_temps;

@@ -9,18 +9,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::fs::Durability;
+use crate::fs::NamedFile;
 use crate::fs::PathError;
 use crate::fs::TempFile;
 use crate::fs::dir::parent_of;
-
-/// How the bytes came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Placed {
-    /// The two files share their blocks until one is written to.
-    Reflink,
-    /// The bytes were copied.
-    Copy,
-}
 
 const BLOCK: usize = 1 << 20;
 
@@ -39,14 +31,14 @@ pub fn place<E: From<PathError>>(
     from_path: &Path,
     to: &Path,
     check: &mut Check<'_, E>,
-) -> Result<Placed, E> {
+) -> Result<NamedFile, E> {
     let mut temp = TempFile::new_in(parent_of(to))?;
-    let (source, placed) = match reflink(from_path, from, &temp)? {
+    let (source, copies) = match reflink(from_path, from, &temp)? {
         Some(shared) => {
             temp = shared;
-            (None, Placed::Reflink)
+            (None, false)
         }
-        None => (Some(from), Placed::Copy),
+        None => (Some(from), true),
     };
     let mut block = vec![0; BLOCK];
     let mut input = source
@@ -61,13 +53,12 @@ pub fn place<E: From<PathError>>(
             Err(error) => return Err(PathError::new(from_path, "read", error).into()),
         };
         check(Some(&block[..read]))?;
-        if placed == Placed::Copy {
+        if copies {
             temp.write_all(&block[..read]).map_err(PathError::on(to, "write"))?;
         }
     }
     check(None)?;
-    temp.persist(to, Durability::Synced)?;
-    Ok(placed)
+    Ok(temp.persist(to, Durability::Synced)?)
 }
 
 /// Makes a reflink of `from` in place of the empty `temp`, with the mode that `temp` has; `None` where that cannot be.
@@ -95,9 +86,9 @@ fn reflink(from_path: &Path, from: &File, temp: &TempFile) -> Result<Option<Temp
 mod tests {
     use super::*;
 
-    fn run(from: &Path, to: &Path, good: bool) -> Result<(Placed, Vec<u8>), PathError> {
+    fn run(from: &Path, to: &Path, good: bool) -> Result<Vec<u8>, PathError> {
         let mut seen = Vec::new();
-        let placed = place(&crate::fs::open(from)?, from, to, &mut |bytes| match bytes {
+        place(&crate::fs::open(from)?, from, to, &mut |bytes| match bytes {
             Some(bytes) => {
                 seen.extend_from_slice(bytes);
                 Ok(())
@@ -105,7 +96,7 @@ mod tests {
             None if good => Ok(()),
             None => Err(PathError::new(from, "believe", io::ErrorKind::InvalidData.into())),
         })?;
-        Ok((placed, seen))
+        Ok(seen)
     }
 
     #[test]
@@ -116,7 +107,7 @@ mod tests {
         fs::write(&from, &bytes).unwrap();
         crate::fs::make_read_only(&from).unwrap();
         fs::write(&to, b"what stood there").unwrap();
-        let (_, seen) = run(&from, &to, true).unwrap();
+        let seen = run(&from, &to, true).unwrap();
         assert_eq!(seen, bytes, "every byte passed the check");
         let facts = fs::metadata(&to).unwrap();
         assert_eq!(facts.nlink(), 1);

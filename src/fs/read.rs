@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::io;
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::path::PathBuf;
 
 use crate::fs::PathError;
 use crate::fs::Stamp;
@@ -52,6 +54,12 @@ pub fn read_small(path: &Path, cap: u64) -> Result<Vec<u8>, PathError> {
     take(&file, path, len, cap)
 }
 
+/// Does what [`read_small`] does with a file that is open; `path` is only for the error.
+pub fn read_open(file: &File, path: &Path, cap: u64) -> Result<Vec<u8>, PathError> {
+    let facts = file.metadata().map_err(PathError::on(path, "look at"))?;
+    take(file, path, facts.len(), cap)
+}
+
 fn take(file: &File, path: &Path, len: u64, cap: u64) -> Result<Vec<u8>, PathError> {
     let over = cap.saturating_add(1);
     // Room for all of it at once where the length is true, and never for more than is allowed.
@@ -79,6 +87,14 @@ pub fn read_plain(path: &Path, cap: u64) -> Result<(Vec<u8>, Stamp), PathError> 
 /// Reads what one call gives from `offset`: fewer bytes than the buffer has room for, none at the end of the file.
 pub fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     file.read_at(buffer, offset)
+}
+
+/// Returns a path that leads to an open file itself, whatever became of its name; `None` where the system has none. Who
+/// opens it gets a position of its own in the file.
+pub fn descriptor_path(file: &File) -> Option<PathBuf> {
+    // Elsewhere `/dev/fd` shares the position, and a container may have no `/proc`.
+    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    (cfg!(target_os = "linux") && path.exists()).then_some(path)
 }
 
 /// Fills `buffer` from `offset`; the file's own position does not move, so threads may share it.

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::hash::BuildHasher;
 use std::hash::RandomState;
 use std::io;
+use std::io::Seek;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::fs::PermissionsExt;
@@ -14,6 +15,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use crate::fs::PathError;
+use crate::fs::Stamp;
 use crate::fs::dir::list;
 use crate::fs::dir::parent_of;
 use crate::fs::dir::sync_dir;
@@ -103,19 +105,55 @@ impl TempFile {
         crate::fs::set_modified_of(&self.file, &self.path, mtime_ns)
     }
 
-    /// Gives the file its final name, in one step and in place of what stood there. With [`Durability::Synced`] its
-    /// bytes and mode are durable before the name is, and the name is durable on return.
-    pub fn persist(mut self, to: &Path, durability: Durability) -> Result<(), PathError> {
+    /// Gives the file its final name, in one step and in place of what stood there, and returns it still open. With
+    /// [`Durability::Synced`] its bytes and mode are durable before the name is, and the name is durable on return.
+    pub fn persist(mut self, to: &Path, durability: Durability) -> Result<NamedFile, PathError> {
         if durability == Durability::Synced {
             // All, not only the data: the mode is part of what is promised.
             self.sync()?;
         }
+        let file = self.file.try_clone().map_err(PathError::on(to, "open"))?;
         fs::rename(&self.path, to).map_err(PathError::on(to, "rename to"))?;
         self.kept = true;
         if durability == Durability::Synced {
             sync_dir(parent_of(to))?;
         }
-        Ok(())
+        Ok(NamedFile {
+            file,
+            path: to.to_owned(),
+        })
+    }
+}
+
+/// A file that this process wrote and gave its name, still open. Other programs may have changed it, or put another in its
+/// place, since it got the name.
+#[derive(Debug)]
+pub struct NamedFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl NamedFile {
+    /// Returns the path that the file got.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Returns the open file, set to its start.
+    pub fn rewound(&self) -> Result<&File, PathError> {
+        (&self.file).rewind().map_err(PathError::on(&self.path, "read"))?;
+        Ok(&self.file)
+    }
+
+    /// Returns the stamp of the open file, if its path still leads to it.
+    pub fn stamp(&self) -> Result<Option<Stamp>, PathError> {
+        let stamp = Stamp::of_file(&self.file, &self.path)?;
+        Ok((Stamp::of_plain_file(&self.path)? == Some(stamp)).then_some(stamp))
     }
 }
 
@@ -206,7 +244,8 @@ fn owner_of_temp(name: &str) -> Option<&str> {
 pub fn write_atomic(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), PathError> {
     let mut temp = TempFile::new_in(parent_of(path))?;
     temp.write_all(bytes).map_err(PathError::on(path, "write"))?;
-    temp.persist(path, durability)
+    temp.persist(path, durability)?;
+    Ok(())
 }
 
 /// Writes a small file that must not be there yet, with a mode whatever the umask says. It never has a wider mode, not

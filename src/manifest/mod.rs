@@ -169,8 +169,8 @@ pub struct ActionRecord {
     pub document: Value,
     /// Its outputs.
     pub outputs: BTreeMap<String, String>,
-    /// How long it took when it ran, in milliseconds.
-    pub cost_ms: u64,
+    /// How long it took when it ran, in milliseconds; nothing if the store's record of it was gone.
+    pub cost_ms: Option<u64>,
     /// Whether it ran in this build.
     pub ran: bool,
 }

@@ -44,6 +44,9 @@ pub enum Reason {
     Incomplete,
     /// Its result is known, but a file in the output folder is gone or was changed.
     OutputGone,
+    /// Its output is as it should be, but the manifest beside it is gone, was edited, or contradicts itself: only that is
+    /// written.
+    ManifestGone,
     /// It ran last as it would now, but its result is not in the store.
     Forgotten,
     /// Its result is known, and is to be made once more to compare.

@@ -105,6 +105,8 @@ pub struct Report {
     pub stopped: bool,
     /// What every node that is done has made.
     pub outcomes: BTreeMap<NodeId, Arc<Outcome>>,
+    /// Manifests that were written.
+    pub manifests: usize,
     /// How long it took, in milliseconds.
     pub elapsed_ms: u64,
     /// The scripts that repeat failed steps, where what they left behind was kept.
@@ -320,6 +322,7 @@ impl Scheduler<'_> {
             action: outcome.key,
             document: outcome.result.action,
             manifest: None,
+            manifest_checked: false,
             inputs: self.inputs(node).keys(),
             files: if reads_files(node) {
                 self.env.named(&outcome.files)

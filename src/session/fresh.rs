@@ -13,9 +13,9 @@ use std::ffi::CStr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::SystemTime;
 
 use super::Session;
+use super::record;
 use crate::digest::BlobDigest;
 use crate::digest::Hash;
 use crate::engine;
@@ -23,10 +23,10 @@ use crate::fs;
 use crate::fs::Stamp;
 use crate::graph::NodeId;
 use crate::graph::Work;
+use crate::observer::Silent;
 use crate::recipe::StepBody;
 use crate::scheduler::Report;
 use crate::step::corpus;
-use crate::step::promote;
 use crate::store::Store;
 
 /// No recipe is longer.
@@ -209,13 +209,13 @@ struct Group {
 }
 
 impl Group {
-    fn new(store: &Store, place: &Place, now: SystemTime) -> Self {
+    fn new(place: &Place, now: &fs::Moment) -> Self {
         let folder = place
             .within
             .as_ref()
             .and_then(|within| Stamp::of(&place.base.join(within)).ok());
         Self {
-            folder: folder.filter(|stamp| store.is_settled(stamp, now)),
+            folder: folder.filter(|stamp| stamp.is_settled(now)),
             files: BTreeMap::new(),
         }
     }
@@ -237,40 +237,33 @@ impl Note {
     }
 
     /// Adds a file by its stamp; `known` is the one that was believed, if one was.
-    fn add_file(&mut self, store: &Store, path: &Path, known: Option<&Stamp>, now: SystemTime) -> Option<()> {
+    fn add_file(&mut self, path: &Path, known: Option<&Stamp>, now: &fs::Moment) -> Option<()> {
         let absolute = std::path::absolute(path).ok()?;
         let parent = absolute.parent()?;
         let place = Place {
             base: parent.to_owned(),
             within: None,
         };
-        self.add_to(store, place, &absolute, known, now)
+        self.add_to(place, &absolute, known, now)
     }
 
     /// Adds a file of the store.
-    fn add_own(&mut self, store: &Store, path: &Path, now: SystemTime) -> Option<()> {
+    fn add_own(&mut self, store: &Store, path: &Path, now: &fs::Moment) -> Option<()> {
         let place = Place {
             base: store.root().to_owned(),
             within: Some(path.parent()?.strip_prefix(store.root()).ok()?.to_owned()),
         };
-        self.add_to(store, place, path, None, now)
+        self.add_to(place, path, None, now)
     }
 
-    fn add_to(
-        &mut self,
-        store: &Store,
-        place: Place,
-        path: &Path,
-        known: Option<&Stamp>,
-        now: SystemTime,
-    ) -> Option<()> {
+    fn add_to(&mut self, place: Place, path: &Path, known: Option<&Stamp>, now: &fs::Moment) -> Option<()> {
         let name = path.strip_prefix(&place.base).ok()?.to_owned();
         let group = self
             .files
             .entry(place)
-            .or_insert_with_key(|place| Group::new(store, place, now));
+            .or_insert_with_key(|place| Group::new(place, now));
         let stamp = Stamp::of_plain_file(path).ok()??;
-        if known.is_some_and(|known| *known != stamp) || !store.is_settled(&stamp, now) {
+        if known.is_some_and(|known| *known != stamp) || !stamp.is_settled(now) {
             return None;
         }
         group.files.insert(name, stamp);
@@ -319,26 +312,28 @@ impl Session {
         report: &Report,
     ) -> Option<(Hash, String)> {
         let name = (!texts.is_empty()).then(|| question.name())??;
-        let (store, now) = (&self.store, SystemTime::now());
+        let (store, now) = (&self.store, &fs::Moment::now());
+        let env = self.env(&Silent);
+        let events = store.events().ok()?;
         let mut note = Note::default();
         note.add("steps", &report.cached.to_string())?;
         for (path, digest) in texts {
             let path = std::path::absolute(path).ok()?;
             note.add("text", &format!("{digest} {}", path.to_str()?))?;
         }
-        note.add_file(store, &question.program, None, now)?;
+        note.add_file(&question.program, None, now)?;
         for node in self.graph.nodes() {
             let outcome = report.outcomes.get(&node.id)?;
             for file in &outcome.files {
-                note.add_file(store, &file.path, Some(&file.stamp), now)?;
+                note.add_file(&file.path, Some(&file.stamp), now)?;
             }
             for path in store.files_of(&outcome.key, &outcome.result) {
                 note.add_own(store, &path, now)?;
             }
             match (&node.work, &node.id) {
                 (Work::Promote { .. }, NodeId::Step(step)) => {
-                    let manifest = self.settings.out.join(promote::manifest_name(step));
-                    note.add_file(store, &manifest, None, now)?;
+                    let manifest = record::current_manifest(&env, step, outcome, &events).ok()??;
+                    note.add_file(&manifest.path, Some(&manifest.stamp), now)?;
                 }
                 (Work::Step(step), _) => {
                     let StepBody::Corpus(corpus) = &step.body else { continue };

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::engine;
@@ -40,6 +41,7 @@ use crate::recipe::StepKind;
 use crate::report::metrics::Metrics;
 use crate::scheduler;
 use crate::scheduler::Report;
+use crate::step;
 use crate::step::Env;
 use crate::step::StepError;
 use crate::step::model;
@@ -199,11 +201,27 @@ impl Session {
     /// Plans a build. Reads nothing of sources but headers, writes nothing.
     pub fn plan(&self, observer: &dyn Observer) -> Plan {
         let env = self.env(observer);
-        let mut plan = plan::plan(&self.graph, &env);
+        let (mut plan, outcomes) = plan::survey(&self.graph, &env);
+        // They only explain.
+        let events = self.store.events().unwrap_or_default();
         let mut headers = room::Headers::default();
         for (node, entry) in self.graph.nodes().zip(&mut plan.entries) {
-            if let Status::Unknown { foreseen, .. } = &mut entry.status {
-                *foreseen = self.probes(node, &env, &mut headers);
+            match &mut entry.status {
+                Status::Unknown { foreseen, .. } => *foreseen = self.probes(node, &env, &mut headers),
+                Status::Hit { key } => {
+                    let (key, outcome) = (*key, outcomes.of(&node.id));
+                    let is_good = outcome.and_then(|outcome| record::is_recorded(&env, node, outcome, &events));
+                    entry.status = match is_good {
+                        Ok(true) => continue,
+                        Ok(false) => Status::Miss {
+                            key: Some(key),
+                            reason: plan::Reason::ManifestGone,
+                            estimate: step::Estimate::default(),
+                        },
+                        Err(error) => Status::Failed { error: Arc::new(error) },
+                    };
+                }
+                Status::Miss { .. } | Status::Failed { .. } => {}
             }
         }
         plan
@@ -251,9 +269,13 @@ impl Session {
         check_out(&self.settings.out)?;
         observer.event(&self.started());
         let room = room::Check::new(self, &env);
+        let mut manifests = 0;
         let mut report = scheduler::build(&self.graph, &env, options, &|| room.fits(), &mut |report| {
-            record::write_manifests(self, &env, &run, started, report)
+            let (written, failures) = record::write_manifests(self, &env, &run, started, report);
+            manifests += written;
+            failures
         });
+        report.manifests = manifests;
         if let Some(no_room) = room.refused() {
             return Err(SessionError::NoRoom(no_room));
         }

@@ -1,7 +1,6 @@
 //! What a build leaves beside its outputs: a manifest for each candidate.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -13,7 +12,9 @@ use super::run::rfc3339;
 use crate::action::Action;
 use crate::action::ActionResult;
 use crate::digest::ActionDigest;
+use crate::digest::BlobDigest;
 use crate::fs;
+use crate::graph::Node;
 use crate::graph::NodeId;
 use crate::graph::Work;
 use crate::manifest;
@@ -23,6 +24,7 @@ use crate::manifest::Nondeterminism;
 use crate::manifest::Resource;
 use crate::manifest::TensorRecord;
 use crate::observer::Event;
+use crate::recipe::StepId;
 use crate::scheduler::Failure;
 use crate::scheduler::Report;
 use crate::sign;
@@ -36,18 +38,22 @@ use crate::step::model::decode;
 use crate::step::output;
 use crate::step::promote;
 use crate::step::promote::Assembly;
+use crate::step::source_file::SourceFile;
 use crate::store::Last;
 use crate::store::StoreEvent;
+use crate::store::Tombstone;
+use crate::verify;
 
-/// Writes the manifest of every candidate that has none, or one of another action; returns what failed.
+/// Writes the manifest of every candidate that has no good one of its action. Returns how many were written, and what failed.
 pub(super) fn write_manifests(
     session: &Session,
     env: &Env<'_>,
     run: &Run<'_>,
     started: SystemTime,
     report: &Report,
-) -> Vec<Failure> {
+) -> (usize, Vec<Failure>) {
     let mut failures = Vec::new();
+    let mut written = 0;
     // Mostly there are none, and that is seen by one look into a folder. They only explain.
     let events = env.store.events().unwrap_or_default();
     for node in session.graph.nodes() {
@@ -55,14 +61,59 @@ pub(super) fn write_manifests(
         let Some(outcome) = report.outcomes.get(&node.id) else {
             continue;
         };
-        if let Err(error) = write_manifest(session, env, run, started, report, (&node.id, outcome), &events) {
-            failures.push(Failure {
+        match write_manifest(session, env, run, started, report, (&node.id, outcome), &events) {
+            Ok(wrote) => written += usize::from(wrote),
+            Err(error) => failures.push(Failure {
                 node: node.id.clone(),
                 error,
-            });
+            }),
         }
     }
-    failures
+    (written, failures)
+}
+
+/// Returns the manifest beside a candidate if it is there, unchanged since forge wrote it for this action, and good.
+/// `events` are the store's.
+pub(super) fn current_manifest(
+    env: &Env<'_>,
+    id: &StepId,
+    outcome: &Outcome,
+    events: &[StoreEvent],
+) -> Result<Option<SourceFile>, StepError> {
+    let path = output::path(env, &promote::manifest_name(id))?;
+    let last = env.store.last(&env.recipe, &id.to_string());
+    let Some(last) = last.filter(|last| last.action == outcome.key) else {
+        return Ok(None);
+    };
+    let Some(known) = last.manifest else { return Ok(None) };
+    let Some(file) = output::intact(env, &path, &known)? else {
+        return Ok(None);
+    };
+    if last.manifest_checked && events.is_empty() {
+        return Ok(Some(file));
+    }
+    let Ok(bytes) = fs::read_foreign(&path, manifest::CAP) else {
+        return Ok(None);
+    };
+    let manifest = Manifest::parse(&bytes).ok();
+    let is_good = manifest.is_some_and(|manifest| {
+        nondeterminism(&manifest, events) == manifest.predicate.forge.nondeterminism
+            && (last.manifest_checked || verify::check_document(&manifest, &bytes).1.is_empty())
+    });
+    Ok(is_good.then_some(file))
+}
+
+/// Returns whether what a node made has the record beside it that it should have.
+pub(super) fn is_recorded(
+    env: &Env<'_>,
+    node: &Node,
+    outcome: &Outcome,
+    events: &[StoreEvent],
+) -> Result<bool, StepError> {
+    match (&node.work, &node.id) {
+        (Work::Promote { .. }, NodeId::Step(step)) => Ok(current_manifest(env, step, outcome, events)?.is_some()),
+        _ => Ok(true),
+    }
 }
 
 fn write_manifest(
@@ -73,32 +124,32 @@ fn write_manifest(
     report: &Report,
     (id, outcome): (&NodeId, &Outcome),
     events: &[StoreEvent],
-) -> Result<(), StepError> {
-    let NodeId::Step(step) = id else { return Ok(()) };
-    let path = output::path(env, &promote::manifest_name(step))?;
-    let is_written = || -> Result<bool, StepError> {
-        let last = env.store.last(&env.recipe, &id.to_string());
-        match last.and_then(|last| last.manifest) {
-            Some(known) => {
-                Ok(output::intact(env, &path, &known)?.is_some() && (events.is_empty() || tells(&path, events)))
-            }
-            None => Ok(false),
-        }
-    };
+) -> Result<bool, StepError> {
+    let NodeId::Step(step) = id else { return Ok(false) };
     // Most often it is there; a lock is only for writing it.
-    if is_written()? {
-        return Ok(());
+    if current_manifest(env, step, outcome, events)?.is_some() {
+        return Ok(false);
     }
+    let path = output::path(env, &promote::manifest_name(step))?;
     let _lock = env.store.lock_output(&path, &mut |_| {}, &|| false)?;
-    if is_written()? {
-        return Ok(());
+    if current_manifest(env, step, outcome, events)?.is_some() {
+        return Ok(false);
     }
     let mut manifest = manifest_of(session, env, run, started, report, id, outcome)?;
     manifest.predicate.forge.nondeterminism = nondeterminism(&manifest, events);
     let bytes = manifest.to_bytes().map_err(|error| document("manifest", error))?;
+    // A manifest that contradicts itself proves nothing: it is not written.
+    if let Some(problem) = verify::check_document(&manifest, &bytes).1.into_iter().next() {
+        return Err(StepError::input_hint(
+            format!(
+                "no manifest was written, since it would be wrong: {}: {}",
+                problem.place, problem.what
+            ),
+            "check the store with `forge cache verify`, then build again",
+        ));
+    }
     let digest = env.store.put(&bytes)?;
     env.store.materialize(&digest, &path)?;
-    env.store.remember_written(&path, &digest)?;
     let signatures = path.with_file_name(format!("{}{}", promote::manifest_name(step), sign::SUFFIX));
     if fs::exists(&signatures).unwrap_or(false) {
         env.observer.event(&Event::Warning {
@@ -120,17 +171,11 @@ fn write_manifest(
         action: outcome.key,
         document: outcome.result.action,
         manifest: Some(digest),
+        manifest_checked: true,
         inputs: inputs_of(session, report, id).keys(),
         files: Vec::new(),
     })?;
-    Ok(())
-}
-
-/// Says whether the manifest that is there tells all events of its actions.
-fn tells(path: &Path, events: &[StoreEvent]) -> bool {
-    let manifest = fs::read_foreign(path, manifest::CAP).ok();
-    let manifest = manifest.and_then(|bytes| Manifest::parse(&bytes).ok());
-    manifest.is_some_and(|manifest| nondeterminism(&manifest, events) == manifest.predicate.forge.nondeterminism)
+    Ok(true)
 }
 
 /// Returns the events of a manifest's actions, in order.
@@ -210,17 +255,27 @@ fn manifest_of(
         }
     }
     let mut tensors = Vec::with_capacity(assembly.tensors.len());
+    let mut planned = None;
     for tensor in &assembly.tensors {
-        if let Some(key) = tensor.action
-            && let Some(result) = env.store.lookup_shallow(&key)?
-        {
-            let again = || {
-                let Some(node) = session.graph.node(id) else {
-                    return Ok(None);
+        if let Some(key) = tensor.action {
+            let again = || -> Result<Option<Action>, StepError> {
+                let actions = match &planned {
+                    Some(actions) => actions,
+                    None => {
+                        let node = session
+                            .graph
+                            .node(id)
+                            .ok_or_else(|| document("graph", "it lost a node"))?;
+                        let inputs = inputs_of(session, report, &node.id);
+                        planned.insert(promote::tensor_actions(node, &inputs, env)?)
+                    }
                 };
-                Ok(promote::tensor_actions(node, &inputs_of(session, report, &node.id), env)?.remove(&key))
+                Ok(actions.get(&key).cloned())
             };
-            let record = record_of(env, run, key, &result, None, again)?;
+            let record = match env.store.lookup_shallow(&key)? {
+                Some(result) => record_of(env, run, key, &result, None, again)?,
+                None => record_of_lost(env, key, tensor.bytes, again)?,
+            };
             actions.insert(key.to_string(), record);
         }
         tensors.push(TensorRecord {
@@ -308,6 +363,28 @@ fn inputs_of(session: &Session, report: &Report, node: &NodeId) -> Inputs {
     inputs
 }
 
+/// Returns the record of a tensor's action whose result is gone from the store: the candidate's assembly says what it gave.
+/// Its cost is known only if a collector removed it and left a note.
+fn record_of_lost(
+    env: &Env<'_>,
+    key: ActionDigest,
+    bytes: BlobDigest,
+    again: impl FnOnce() -> Result<Option<Action>, StepError>,
+) -> Result<ActionRecord, StepError> {
+    let action = again()?.filter(|action| action.digest() == key);
+    let action = action.ok_or_else(|| document("action", format!("{key} made a tensor, and its document is gone")))?;
+    let outputs = BTreeMap::from([("tensor".to_owned(), bytes.to_string())]);
+    let left = env.store.tombstone(&key)?;
+    let is_same = |left: &Tombstone| left.outputs.get("tensor") == Some(&bytes);
+    Ok(ActionRecord {
+        step: None,
+        document: serde_json::from_slice(&action.document()).map_err(|error| document("action", error))?,
+        outputs,
+        cost_ms: left.filter(is_same).map(|left| left.cost_ms),
+        ran: false,
+    })
+}
+
 fn record_of(
     env: &Env<'_>,
     run: &Run<'_>,
@@ -340,7 +417,7 @@ fn record_of(
             .iter()
             .map(|(name, digest)| (name.clone(), digest.to_string()))
             .collect(),
-        cost_ms: result.cost_ms,
+        cost_ms: Some(result.cost_ms),
         ran: run.has_run(&key),
     })
 }

@@ -158,7 +158,7 @@ pub fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepErro
 
 /// Fails if a text is not UTF-8, naming the first byte that is not.
 fn check_utf8(file: &SourceFile) -> Result<(), StepError> {
-    let mut reader = fs::open(&file.path)?;
+    let mut reader = file.open()?;
     let mut piece = vec![0; 1 << 20];
     let mut carried = 0;
     let mut offset = 0u64;

@@ -108,6 +108,7 @@ impl StepError {
         let what = what.into();
         move |source| match source {
             EngineError::Cancelled => Self::Stopped,
+            EngineError::FileCut { path } => Self::SourceChanged { path },
             source => Self::Engine { what, source },
         }
     }
@@ -145,6 +146,9 @@ impl StepError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Input { hint, .. } => hint.clone(),
+            Self::Store(StoreError::OutputChanged { .. }) => {
+                Some("let the other program finish, then build again: forge writes the file again".to_owned())
+            }
             Self::SourceChanged { .. } => Some("run the build again when the file is complete".to_owned()),
             Self::Path(error) if error.is_permission() => Some("see who may read and write there".to_owned()),
             Self::Path(error) if error.is_disk_full() => {

@@ -9,6 +9,7 @@ use crate::action::ImatrixMerge;
 use crate::digest::BlobDigest;
 use crate::engine::CollectOptions;
 use crate::engine::LoadedModel;
+use crate::engine::ModelFiles;
 use crate::engine::Options;
 use crate::fs;
 use crate::graph::Node;
@@ -151,7 +152,7 @@ fn save(task: &Task<'_>, made: &mut Made, imatrix: &imatrix::Imatrix) -> Result<
 pub fn import(task: &Task<'_>, file: &SourceFile) -> Result<Outcome, StepError> {
     let action = Action::ImatrixImport(ImatrixImport { file: file.digest });
     let performed = task.perform(&action, std::slice::from_ref(file), |made| {
-        let bytes = fs::read_small(&file.path, IMATRIX_CAP)?;
+        let bytes = fs::read_open(&file.open()?, &file.path, IMATRIX_CAP)?;
         let imatrix = imatrix::Imatrix::parse(&bytes)
             .map_err(|error| StepError::input(format!("`{}`: {error}", file.path.display())))?;
         if imatrix.chunk_size == 0 {
@@ -287,7 +288,14 @@ fn run_merge(
 
 /// Loads a model for chunks of `context` tokens.
 pub fn load_model(env: &Env<'_>, model: &Outcome, context: u32) -> Result<LoadedModel, StepError> {
-    let path = model.files.first().map(|file| file.path.clone()).unwrap_or_default();
-    LoadedModel::open(&path, &Options { threads: env.threads }, context)
-        .map_err(StepError::engine(format!("loading `{}`", path.display())))
+    let files = model_files(model)?;
+    let what = format!("loading `{}`", files.path().display());
+    LoadedModel::open(files, &Options { threads: env.threads }, context).map_err(StepError::engine(what))
+}
+
+/// Opens the files of a model, which must be those whose digests were taken.
+pub fn model_files(model: &Outcome) -> Result<ModelFiles, StepError> {
+    let files = model.files.iter().map(|file| Ok((file.path.clone(), file.open()?)));
+    let files = files.collect::<Result<Vec<_>, StepError>>()?;
+    ModelFiles::new(files).map_err(StepError::engine("loading a model"))
 }

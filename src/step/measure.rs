@@ -20,6 +20,7 @@ use crate::step::Outcome;
 use crate::step::StepError;
 use crate::step::eval::Reference;
 use crate::step::eval::failed;
+use crate::step::imatrix::model_files;
 use crate::step::model::DOCUMENT_CAP;
 use crate::step::model::IndexedTensor;
 use crate::step::model::compute_of;
@@ -374,10 +375,10 @@ impl<'r, 't> Bench<'r, 't> {
                 "measure on a machine with more memory, or choose by `method = \"error\"` with `probes = 0`, which needs no model in memory",
             ));
         }
-        let path = files.first().map(|file| file.path.clone()).unwrap_or_default();
+        let files = model_files(self.reference.model)?;
+        let what = format!("loading `{}`", files.path().display());
         let options = Options { threads: env.threads };
-        Workbench::open(&path, &options, self.reference.context, &env.cancel)
-            .map_err(StepError::engine(format!("loading `{}`", path.display())))
+        Workbench::open(files, &options, self.reference.context, &env.cancel).map_err(StepError::engine(what))
     }
 
     /// Puts back the model's own tensors, but for those that are replaced next anyway.

@@ -339,10 +339,8 @@ fn hash_file(
     total: u64,
 ) -> Result<(SourceFile, Vec<BlobDigest>), StepError> {
     let env = task.env;
-    env.store.settle(path)?;
     let file = fs::open(path)?;
-    let started = std::time::SystemTime::now();
-    let before = fs::Stamp::of_file(&file, path)?;
+    let (before, started) = fs::settle(&file, path)?;
     let mut whole = blake3::Hasher::new();
     let mut digests = Vec::with_capacity(ranges.len());
     let mut current = blake3::Hasher::new();
@@ -403,7 +401,7 @@ fn hash_file(
         hash: crate::digest::Hash::from_bytes(*whole.finalize().as_bytes()),
         len: at,
     };
-    env.store.remember(&before, &after, started, &digest)?;
+    env.store.remember(&before, &after, &started, &digest)?;
     Ok((
         SourceFile {
             path: path.to_owned(),

@@ -19,13 +19,14 @@ pub fn path(env: &Env<'_>, name: &str) -> Result<PathBuf, StepError> {
     fs::safe_join(&env.out, Path::new(name)).map_err(|error| StepError::input(error.to_string()))
 }
 
-/// Returns the file if it is there and holds what it should. A file whose stamp is not known is read.
+/// Returns the file if it is there and holds what it should. A file whose stamp is not known is read, once its stamp proves
+/// that a later change would show: who measures the file relies on that.
 pub fn intact(env: &Env<'_>, path: &Path, digest: &BlobDigest) -> Result<Option<SourceFile>, StepError> {
     match fs::Stamp::of_plain_file(path)? {
         Some(stamp) if stamp.size == digest.len => {}
         _ => return Ok(None),
     }
-    let (found, stamp) = match env.store.digest_file(path, &|_| {}) {
+    let (found, stamp) = match env.store.digest_settled(path, &|_| {}) {
         // Another build is putting its file there: whoever is to have this one looks again when it has the place alone.
         Err(StoreError::SourceChanged { .. }) => return Ok(None),
         looked => looked?,
@@ -54,19 +55,18 @@ pub fn lock(task: &Task<'_>, path: &Path, key: ActionDigest) -> Result<OutputLoc
     lock.ok_or(StepError::Stopped)
 }
 
-/// Takes note of a file that was just written, and tells.
-pub fn written(task: &Task<'_>, path: &Path, digest: &BlobDigest) -> Result<SourceFile, StepError> {
-    let stamp = task.env.store.remember_written(path, digest)?;
+/// Reports a file that was just written, with the stamp that it has now.
+pub fn written(task: &Task<'_>, path: &Path, digest: &BlobDigest, stamp: fs::Stamp) -> SourceFile {
     task.tell(Event::OutputWritten {
         step: task.step.clone(),
         path: path.display().to_string(),
         digest: *digest,
     });
-    Ok(SourceFile {
+    SourceFile {
         path: path.to_owned(),
         digest: *digest,
         stamp,
-    })
+    }
 }
 
 /// Brings a blob of the store to an output's path, unless it is there. `key` is the action that made it.
@@ -77,7 +77,7 @@ pub fn place(task: &Task<'_>, name: &str, key: ActionDigest, digest: &BlobDigest
     if let Some(file) = intact(task.env, &path, digest)? {
         return Ok(file);
     }
-    task.env.store.materialize(digest, &path)?;
+    let stamp = task.env.store.materialize(digest, &path)?;
     task.count_ran();
-    written(task, &path, digest)
+    Ok(written(task, &path, digest, stamp))
 }

@@ -6,6 +6,7 @@ mod draft;
 pub(in crate::step) mod parts;
 mod single;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use crate::action;
@@ -14,6 +15,7 @@ use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::fs;
 use crate::graph::Node;
+use crate::observer::Unit;
 use crate::recipe::model::StepId;
 use crate::report::words;
 use crate::step::Env;
@@ -91,6 +93,12 @@ impl Kind for Promote {
         let expected = file_digest(outcome)?;
         let path = output::path(env, &file_name(id))?;
         let found = output::intact(env, &path, &expected)?;
+        if found.is_some() && env.store.is_leased() {
+            // The manifest needs the results that the candidate was made of, too.
+            let assembly: Assembly = decode(env, "assembly", outcome.output("assembly")?)?;
+            env.store
+                .use_results(assembly.tensors.iter().filter_map(|tensor| tensor.action))?;
+        }
         if let Some(file) = &found
             && env.store.is_leased()
             && !env.store.is_lender(&path, &file.stamp, &expected)?
@@ -203,10 +211,16 @@ impl Kind for Promote {
                 let unnamed = fs::Stamp::of_file(written.temp.file(), written.temp.path())?;
                 env.store.promise_loans(&path, &unnamed, &expected, &loans)?;
                 let reclaimed = env.store.reclaim(&path, &loans)?;
-                written.temp.persist(&path, fs::Durability::Synced)?;
+                let named = written.temp.persist(&path, fs::Durability::Synced)?;
                 drop(reclaimed);
+                fs::settle(named.file(), &path)?;
+                let read = Cell::new(0);
+                let stamp = env.store.confirm(&named, &expected, &|len| {
+                    task.advance(Unit::BytesHashed, len - read.replace(len), expected.len);
+                    !env.cancel.is_cancelled()
+                })?;
                 task.count_ran();
-                let file = output::written(task, &path, &expected)?;
+                let file = output::written(task, &path, &expected, stamp);
                 env.store.lend(&path, &file.stamp, &expected, &loans)?;
                 file
             }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use crate::digest::BlobDigest;
+use crate::fs;
 use crate::fs::Stamp;
 use crate::step::StepError;
 
@@ -24,9 +25,24 @@ impl SourceFile {
         if Stamp::of(&self.path)? == self.stamp {
             Ok(())
         } else {
-            Err(StepError::SourceChanged {
-                path: self.path.clone(),
-            })
+            Err(self.changed())
+        }
+    }
+
+    /// Opens the file, if it is the one whose digest was taken. Whoever checks with [`SourceFile::check_unchanged`] after
+    /// reading knows that what was read has that digest.
+    pub fn open(&self) -> Result<fs::File, StepError> {
+        let file = fs::open(&self.path)?;
+        if Stamp::of_file(&file, &self.path)? == self.stamp {
+            Ok(file)
+        } else {
+            Err(self.changed())
+        }
+    }
+
+    fn changed(&self) -> StepError {
+        StepError::SourceChanged {
+            path: self.path.clone(),
         }
     }
 

@@ -172,11 +172,12 @@ impl<'a> Task<'a> {
             file.check_unchanged()?;
         }
         let mut made = Made::default();
-        work(&mut made)?;
+        let worked = work(&mut made);
+        self.check_cancel()?;
         for file in reads {
             file.check_unchanged()?;
         }
-        self.check_cancel()?;
+        worked?;
         twice.count();
         let again = ActionResult {
             outputs: made.outputs,
@@ -252,11 +253,13 @@ impl<'a> Task<'a> {
         }
         let started = Instant::now();
         let mut made = Made::default();
-        work(&mut made)?;
+        let worked = work(&mut made);
+        self.check_cancel()?;
+        // Before the work's own failure, which may come of such a change.
         for file in reads {
             file.check_unchanged()?;
         }
-        self.check_cancel()?;
+        worked?;
         let cost_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let document = store.put(&document)?;
         let result = ActionResult {

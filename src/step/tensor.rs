@@ -132,7 +132,7 @@ impl<'i> Tensors<'i> {
                 .map(|digest| self.weights(task.env, &tensor.name, digest))
                 .transpose()?;
             let job = job_of(tensor, to, weights.as_deref());
-            let file = fs::open(&shard.path)?;
+            let file = shard.open()?;
             let read = |offset: u64, buffer: &mut [u8]| fs::read_exact_at(&file, buffer, tensor.start + offset);
             let mut writer = task.env.store.writer()?;
             engine::quantize(&job, &read, &mut writer, &task.env.cancel, progress)
@@ -184,7 +184,7 @@ impl<'i> Tensors<'i> {
                 .map(|digest| self.weights(task.env, &tensor.name, *digest))
                 .transpose()?;
             let job = job_of(tensor, to, weights.as_deref());
-            let file = fs::open(&shard.path)?;
+            let file = shard.open()?;
             let read = |offset: u64, buffer: &mut [u8]| fs::read_exact_at(&file, buffer, tensor.start + offset);
             let lost = engine::compare(&job, &read, &quantized, &task.env.cancel, progress)
                 .map_err(StepError::engine(format!("comparing `{}` with its {to}", tensor.name)))?;

@@ -2,18 +2,18 @@
 //! the unit in which imatrices and figures are cached. What is left over after the last whole chunk of
 //! a text is not used, as in `llama-imatrix` and `llama-perplexity`.
 
-use std::path::Path;
-
 use crate::action::Action;
 use crate::action::Chunking;
 use crate::action::Tokens;
 use crate::digest::BlobDigest;
 use crate::engine::Vocabulary;
+use crate::fs;
 use crate::step::Env;
 use crate::step::Outcome;
 use crate::step::StepError;
 use crate::step::Task;
 use crate::step::corpus::Document;
+use crate::step::imatrix::model_files;
 use crate::step::model::decode;
 use crate::step::source_file::SourceFile;
 
@@ -93,7 +93,6 @@ pub enum Take {
 pub fn blocks(task: &Task<'_>, model: &Outcome, corpus: &Outcome, cut: Cut) -> Result<Vec<Block>, StepError> {
     let env = task.env;
     let document: Document = decode(env, "corpus", corpus.output("corpus")?)?;
-    let path = model.files.first().map(|file| file.path.clone()).unwrap_or_default();
     let mut vocabulary = None;
     let mut cutter = Cutter::new(cut);
     for (at, group) in groups(&document, corpus).into_iter().enumerate() {
@@ -103,7 +102,7 @@ pub fn blocks(task: &Task<'_>, model: &Outcome, corpus: &Outcome, cut: Cut) -> R
         let performed = task.perform_part(&part, &action, &reads, |made| {
             let vocabulary = match &mut vocabulary {
                 Some(vocabulary) => vocabulary,
-                none => none.insert(open(&path)?),
+                none => none.insert(open(model)?),
             };
             let tokens = vocabulary
                 .tokenize(&read_texts(group)?, document.parse_special)
@@ -269,14 +268,14 @@ fn deal(taken: &[usize], block: usize) -> impl Iterator<Item = impl Iterator<Ite
     (0..blocks).map(move |first| taken.iter().copied().skip(first).step_by(blocks))
 }
 
-fn open(path: &Path) -> Result<Vocabulary, StepError> {
-    Vocabulary::open(path).map_err(StepError::engine("reading the model's vocabulary"))
+fn open(model: &Outcome) -> Result<Vocabulary, StepError> {
+    Vocabulary::open(&model_files(model)?).map_err(StepError::engine("reading the model's vocabulary"))
 }
 
 fn read_texts(files: &[SourceFile]) -> Result<String, StepError> {
     let mut text = String::new();
     for file in files {
-        let bytes = crate::fs::read_small(&file.path, TEXT_CAP)?;
+        let bytes = fs::read_open(&file.open()?, &file.path, TEXT_CAP)?;
         let piece = String::from_utf8(bytes).map_err(|_| StepError::SourceChanged {
             path: file.path.clone(),
         })?;

@@ -15,7 +15,6 @@ use crate::fs::Durability;
 use crate::fs::File;
 use crate::fs::FileKind;
 use crate::fs::PathError;
-use crate::fs::Placed;
 use crate::fs::Stamp;
 use crate::fs::TempFile;
 use crate::fs::map::Map;
@@ -319,25 +318,26 @@ impl Store {
     }
 
     /// Brings a blob to `path` as a fresh file (a reflink or a copy, never a hard link), verified before it gets its
-    /// name, in one step in place of what stood there. The directory must be there.
+    /// name, in one step in place of what stood there. The directory must be there. The file is read once more under its
+    /// name ([`Store::confirm`]); returns its stamp.
     ///
     /// # Errors
     ///
     /// [`StoreError::Missing`], [`StoreError::Damaged`]; what stood at `path` stays then.
-    pub fn materialize(&self, digest: &BlobDigest, path: &Path) -> Result<Placed, StoreError> {
+    /// [`StoreError::OutputChanged`] if another program changed the file since it got its name.
+    pub fn materialize(&self, digest: &BlobDigest, path: &Path) -> Result<Stamp, StoreError> {
         let (file, blob) = match self.open_any(digest)? {
             Opened::Own(file, blob) => (file, blob),
             mut lent @ Opened::Lent(_) => {
                 let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
                 let mut temp = TempFile::new_in(parent.unwrap_or(Path::new(".")))?;
                 self.copy_opened(&mut lent, digest, &mut temp)?;
-                temp.persist(path, Durability::Synced)?;
-                return Ok(Placed::Copy);
+                return self.confirm(&temp.persist(path, Durability::Synced)?, digest, &|_| true);
             }
         };
         let mut hasher = blake3::Hasher::new();
         let mut len = 0_u64;
-        fs::place(&file, &blob, path, &mut |bytes| {
+        let placed = fs::place(&file, &blob, path, &mut |bytes| {
             if let Some(bytes) = bytes {
                 hasher.update_rayon(bytes);
                 len += bytes.len() as u64;
@@ -345,7 +345,8 @@ impl Store {
             }
             let hash = Hash::from_bytes(*hasher.finalize().as_bytes());
             self.verdict(digest, BlobDigest { hash, len }, &file, &blob)
-        })
+        });
+        self.confirm(&placed?, digest, &|_| true)
     }
 
     /// Opens a blob wherever it is.

@@ -109,6 +109,18 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
+    /// Another program changed an output, or put another file in its place, while it was being written.
+    #[error("another program changed `{}` while forge was writing it", path.display())]
+    OutputChanged {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The caller ended the reading of a file.
+    #[error("stopped while reading `{}`", path.display())]
+    Stopped {
+        /// The file.
+        path: PathBuf,
+    },
     /// The wait was called off.
     #[error("cancelled while waiting for action {}", key.short())]
     Cancelled {
@@ -137,7 +149,7 @@ pub enum ErrorClass {
     Missing,
     /// A newer program wrote this.
     Newer,
-    /// A file changed while it was used.
+    /// A file changed while it was used or written.
     SourceChanged,
     /// The user called it off.
     Cancelled,
@@ -172,8 +184,8 @@ impl StoreError {
             Self::Damaged { .. } | Self::NotLent { .. } => ErrorClass::Damaged,
             Self::Missing { .. } | Self::Incomplete { .. } => ErrorClass::Missing,
             Self::Newer { .. } => ErrorClass::Newer,
-            Self::SourceChanged { .. } => ErrorClass::SourceChanged,
-            Self::Cancelled { .. } => ErrorClass::Cancelled,
+            Self::SourceChanged { .. } | Self::OutputChanged { .. } => ErrorClass::SourceChanged,
+            Self::Cancelled { .. } | Self::Stopped { .. } => ErrorClass::Cancelled,
         }
     }
 }

@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::time::SystemTime;
 
+use crate::digest::ActionDigest;
 use crate::digest::Hash;
 use crate::fs;
 use crate::fs::FileLock;
@@ -42,6 +43,18 @@ impl Drop for Lease {
                 *live = None;
             }
         }
+    }
+}
+
+impl Live {
+    /// Appends results to the file, in one write. The caller keeps collectors off ([`Store::using`]).
+    fn note(&mut self, keys: &[Hash]) -> Result<(), StoreError> {
+        let lines: String = keys.iter().map(|key| format!("{key}\n")).collect();
+        self.lock.append(lines.as_bytes())?;
+        // Writing changed the time, which is when the build began.
+        self.lock.set_modified(self.start)?;
+        self.used.extend(keys);
+        Ok(())
     }
 }
 
@@ -109,11 +122,24 @@ impl Store {
         if let Some(held) = &mut *self.inner.live()
             && !held.used.contains(key)
         {
-            let start = held.start;
-            held.lock.append(format!("{key}\n").as_bytes())?;
-            // Writing changed the time, which is when the build began.
-            held.lock.set_modified(start)?;
-            held.used.insert(*key);
+            held.note(&[*key])?;
+        }
+        Ok(())
+    }
+
+    /// Writes into the own lease that results are used, so that no collector removes them before it ends; those that are gone
+    /// already stay gone. Without a lease nothing is written.
+    pub fn use_results(&self, keys: impl IntoIterator<Item = ActionDigest>) -> Result<(), StoreError> {
+        if !self.is_leased() {
+            return Ok(());
+        }
+        let _using = self.using()?;
+        if let Some(held) = &mut *self.inner.live() {
+            let keys = keys.into_iter().map(|key| *key.hash());
+            let new: Vec<Hash> = keys.filter(|key| !held.used.contains(key)).collect();
+            if !new.is_empty() {
+                held.note(&new)?;
+            }
         }
         Ok(())
     }

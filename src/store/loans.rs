@@ -11,7 +11,6 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::PoisonError;
-use std::time::SystemTime;
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -29,7 +28,6 @@ use crate::store::StoreError;
 use crate::store::layout;
 use crate::store::publish;
 use crate::store::sealed;
-use crate::store::stat;
 
 const KIND: &str = "loans";
 const VERSION: u64 = 1;
@@ -181,7 +179,7 @@ impl Store {
             }
         }
         let mut known = self.inner.loans.write().unwrap_or_else(PoisonError::into_inner);
-        let started = SystemTime::now();
+        let started = fs::Moment::now();
         let mut books = BTreeMap::new();
         let mut changed = false;
         for name in self.book_names()? {
@@ -212,7 +210,7 @@ impl Store {
             known.lenders = lenders;
         }
         // A directory that changed within the clock's grain may change again and keep its stamp.
-        known.seen = stat::is_settled(&stamp, started).then_some(stamp);
+        known.seen = stamp.is_settled(&started).then_some(stamp);
         Ok(known.lenders.get(digest).cloned().unwrap_or_default())
     }
 

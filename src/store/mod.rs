@@ -31,7 +31,6 @@ use std::sync::PoisonError;
 use std::sync::RwLock;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use crate::digest::Hash;
 use crate::fs;
@@ -70,9 +69,6 @@ pub use verify::Owner;
 pub use verify::Sample;
 pub use verify::Verified;
 pub use verify::Watch;
-
-/// A stamp younger than this when hashing starts proves nothing: the coarsest clock of a common file system (FAT's).
-pub const GRAIN: Duration = Duration::from_secs(2);
 
 /// A store. Cheap to clone; clones share everything. Any number of threads and processes may use one directory.
 #[derive(Debug, Clone)]
@@ -168,5 +164,6 @@ fn publish(temp: fs::TempFile, to: &Path, durability: fs::Durability) -> Result<
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent)?;
     }
-    Ok(temp.persist(to, durability)?)
+    temp.persist(to, durability)?;
+    Ok(())
 }

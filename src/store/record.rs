@@ -56,6 +56,9 @@ pub struct Last {
     pub document: BlobDigest,
     /// The manifest that was written beside its output.
     pub manifest: Option<BlobDigest>,
+    /// Whether that manifest was found to be complete and free of contradictions when it was written or later.
+    #[serde(default)]
+    pub manifest_checked: bool,
     /// The actions of the nodes that it needed, by node: where its inputs came from.
     #[serde(default)]
     pub inputs: BTreeMap<String, ActionDigest>,
@@ -118,6 +121,7 @@ impl Store {
         if last.manifest.is_none() {
             let same = before.as_ref().filter(|before| before.action == last.action);
             last.manifest = same.and_then(|before| before.manifest);
+            last.manifest_checked = same.is_some_and(|before| before.manifest_checked);
         }
         if before.as_ref() == Some(&last) {
             return Ok(());
@@ -131,6 +135,7 @@ impl Store {
     fn note_earlier(&self, mut before: Last) -> Result<(), StoreError> {
         // What a record names, the store keeps; nobody asks for the manifest of an earlier action.
         before.manifest = None;
+        before.manifest_checked = false;
         let (recipe, step) = (before.recipe.clone(), before.step.clone());
         let mut records = self.earlier(&recipe, &step);
         records.retain(|record| (record.action, &record.inputs) != (before.action, &before.inputs));

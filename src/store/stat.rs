@@ -6,7 +6,6 @@ use std::io::Read;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::mpsc;
-use std::time::Duration;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
@@ -15,9 +14,10 @@ use crate::digest::Hash;
 use crate::fs;
 use crate::fs::Durability;
 use crate::fs::File;
+use crate::fs::Moment;
+use crate::fs::NamedFile;
 use crate::fs::PathError;
 use crate::fs::Stamp;
-use crate::store::GRAIN;
 use crate::store::Store;
 use crate::store::StoreError;
 use crate::store::layout;
@@ -54,10 +54,10 @@ impl Store {
         &self,
         before: &Stamp,
         after: &Stamp,
-        started: SystemTime,
+        started: &Moment,
         digest: &BlobDigest,
     ) -> Result<bool, StoreError> {
-        let proves = before == after && digest.len == after.size && is_settled(after, started);
+        let proves = before == after && digest.len == after.size && after.is_settled(started);
         if !proves {
             return Ok(false);
         }
@@ -72,14 +72,35 @@ impl Store {
         Ok(true)
     }
 
-    /// Remembers the digest of a file that this process has just written under a name that nobody knew, and then given
-    /// its name. What may be missed is another program's edit of the named file within the very tick of the clock in
-    /// which it got the name: `forge cache verify` reads outputs again, a build does not.
-    pub fn remember_written(&self, path: &Path, digest: &BlobDigest) -> Result<Stamp, StoreError> {
-        let stamp = plain(path)?;
-        let long_ago = SystemTime::now() + 2 * GRAIN;
-        self.remember(&stamp, &stamp, long_ago, digest)?;
-        Ok(stamp)
+    /// Checks that a file which this process has just written, and given its name, still holds what was written, by reading
+    /// it once more; returns its stamp, and remembers its digest if the stamp proves anything. Between the moment in which
+    /// a file gets its name and any look at it, another program can change it and put its times back, so no stamp taken
+    /// then says whose bytes it belongs to. Only reading tells, after the clock has advanced: [`fs::settle`] is for that.
+    /// Without it, a stamp that is too young is not remembered. `go_on` gets the number of bytes read so far; if it returns
+    /// false, the reading ends.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::OutputChanged`] if the bytes are others, or change, or another file has the path now;
+    /// [`StoreError::Stopped`] if `go_on` ended it.
+    pub fn confirm(
+        &self,
+        written: &NamedFile,
+        digest: &BlobDigest,
+        go_on: &dyn Fn(u64) -> bool,
+    ) -> Result<Stamp, StoreError> {
+        let path = written.path();
+        let changed = || StoreError::OutputChanged { path: path.to_owned() };
+        let started = Moment::now();
+        let before = written.stamp()?.ok_or_else(changed)?;
+        let found = digest_while(written.rewound()?, path, go_on)?;
+        let found = found.ok_or_else(|| StoreError::Stopped { path: path.to_owned() })?;
+        let after = written.stamp()?.ok_or_else(changed)?;
+        if before != after || found != *digest {
+            return Err(changed());
+        }
+        self.remember(&before, &after, &started, digest)?;
+        Ok(after)
     }
 
     /// Returns the digest of a file and the stamp it has. A file whose stamp is known is not read; any other is read
@@ -90,32 +111,14 @@ impl Store {
     /// [`StoreError::SourceChanged`] if the file changes, or another takes its place, while it is read;
     /// [`StoreError::Path`] if it cannot be read or is not a plain file.
     pub fn digest_file(&self, path: &Path, progress: &dyn Fn(u64)) -> Result<(BlobDigest, Stamp), StoreError> {
-        self.digest_noticing(path, progress, &|| {})
+        self.digest_noticing(path, progress, false, &|| {})
     }
 
-    /// Does what [`Store::digest_file`] does, and first waits (two seconds at most) until the stamp of a file that has
-    /// just been written is old enough to be remembered: then the next build need not read it again.
+    /// Does what [`Store::digest_file`] does, and first waits ([`fs::settle`]) until the stamp of a file that has just been
+    /// written is old enough to be remembered: then the next build need not read it again, and no later change of the file
+    /// can leave its stamp as it is.
     pub fn digest_settled(&self, path: &Path, progress: &dyn Fn(u64)) -> Result<(BlobDigest, Stamp), StoreError> {
-        let stamp = plain(path)?;
-        if let Some(digest) = self.known(&stamp) {
-            return Ok((digest, stamp));
-        }
-        self.settle(path)?;
-        self.digest_file(path, progress)
-    }
-
-    /// Waits (two seconds at most) until the stamp of a file that has just been written is old enough to be remembered.
-    pub fn settle(&self, path: &Path) -> Result<(), StoreError> {
-        let wait = until_settled(&plain(path)?, SystemTime::now());
-        if !wait.is_zero() {
-            std::thread::sleep(wait);
-        }
-        Ok(())
-    }
-
-    /// Returns true if any change of a file at or after `now` must change this stamp of it.
-    pub fn is_settled(&self, stamp: &Stamp, now: SystemTime) -> bool {
-        is_settled(stamp, now)
+        self.digest_noticing(path, progress, true, &|| {})
     }
 
     /// Checks that a file still has the stamp that it had when it was digested.
@@ -130,11 +133,12 @@ impl Store {
         Err(StoreError::SourceChanged { path: path.to_owned() })
     }
 
-    /// `after_reading` is where tests change the file.
+    /// `settles` says whether to wait for the stamp to settle; `after_reading` is where tests change the file.
     fn digest_noticing(
         &self,
         path: &Path,
         progress: &dyn Fn(u64),
+        settles: bool,
         after_reading: &dyn Fn(),
     ) -> Result<(BlobDigest, Stamp), StoreError> {
         // Looked at before it is opened: opening a pipe would wait for somebody to write to it.
@@ -143,8 +147,12 @@ impl Store {
             return Ok((digest, stamp));
         }
         let file = fs::open(path)?;
-        let started = SystemTime::now();
-        let before = Stamp::of_file(&file, path)?;
+        let (before, started) = if settles {
+            fs::settle(&file, path)?
+        } else {
+            let started = Moment::now();
+            (Stamp::of_file(&file, path)?, started)
+        };
         let digest = digest_open(&file, path, progress)?;
         after_reading();
         let after = Stamp::of_file(&file, path)?;
@@ -152,7 +160,7 @@ impl Store {
         if before != after || digest.len != after.size || Stamp::of_plain_file(path)? != Some(after) {
             return Err(StoreError::SourceChanged { path: path.to_owned() });
         }
-        self.remember(&before, &after, started, &digest)?;
+        self.remember(&before, &after, &started, &digest)?;
         Ok((digest, after))
     }
 
@@ -194,33 +202,19 @@ pub(super) fn nanos(time: SystemTime) -> i128 {
     }
 }
 
-/// Returns true if any change at or after `started` must change the stamp. The ctime, which only the kernel sets, must be
-/// older than the grain. So must be the mtime, for file systems that have no true ctime; but one that lies further in
-/// the future than the grain proves as much, since a change would bring it back to the present.
-pub(super) fn is_settled(stamp: &Stamp, started: SystemTime) -> bool {
-    let started = nanos(started);
-    let grain = GRAIN.as_nanos().cast_signed();
-    let (mtime, ctime) = (i128::from(stamp.mtime_ns), i128::from(stamp.ctime_ns));
-    ctime < started - grain && !(started - grain..=started + grain).contains(&mtime)
-}
-
-/// Returns how long to wait until [`is_settled`] can hold: never more than the grain and a moment. A stamp from the
-/// future is not waited for.
-fn until_settled(stamp: &Stamp, now: SystemTime) -> Duration {
-    const MOMENT: i128 = 1_000_000;
-    let now = nanos(now);
-    let grain = GRAIN.as_nanos().cast_signed();
-    let wait = [stamp.mtime_ns, stamp.ctime_ns]
-        .into_iter()
-        .map(|time| i128::from(time) + grain + MOMENT - now)
-        .filter(|wait| (1..=grain + MOMENT).contains(wait))
-        .max();
-    wait.and_then(|wait| u64::try_from(wait).ok())
-        .map_or(Duration::ZERO, Duration::from_nanos)
-}
-
 /// Digests an open file from where it stands, reading ahead in a thread of its own while rayon's threads hash.
 pub(super) fn digest_open(file: &File, path: &Path, progress: &dyn Fn(u64)) -> Result<BlobDigest, StoreError> {
+    let go_on = |len| {
+        progress(len);
+        true
+    };
+    // It is never told to end.
+    let digest = digest_while(file, path, &go_on)?;
+    digest.ok_or_else(|| StoreError::Stopped { path: path.to_owned() })
+}
+
+/// Does what [`digest_open`] does for as long as `go_on` returns true; `None` if it did not.
+fn digest_while(file: &File, path: &Path, go_on: &dyn Fn(u64) -> bool) -> Result<Option<BlobDigest>, StoreError> {
     // Large enough for all threads to have work, small enough for three of them to be nothing beside a model.
     const BLOCK: usize = 8 << 20;
     const BLOCKS: usize = 3;
@@ -230,14 +224,15 @@ pub(super) fn digest_open(file: &File, path: &Path, progress: &dyn Fn(u64)) -> R
     // One byte more than a small file has, so that its end shows in the first reading.
     let mut first = vec![0; usize::try_from(size.saturating_add(1)).unwrap_or(BLOCK).min(BLOCK)];
     let read = fill(file, &mut first).map_err(PathError::on(path, "read"))?;
+    let mut stopped = false;
     let mut take = |bytes: &[u8]| {
         hasher.update_rayon(bytes);
         len += bytes.len() as u64;
-        progress(len);
-        len
+        stopped |= !go_on(len);
+        // It grows: no use in reading past its end, the length shows the change.
+        !stopped && len <= size
     };
-    take(&first[..read]);
-    if read == first.len() {
+    if take(&first[..read]) && read == first.len() {
         let outcome = std::thread::scope(|scope| {
             let (full, filled) = mpsc::sync_channel::<io::Result<Vec<u8>>>(BLOCKS);
             let (empty, emptied) = mpsc::channel::<Vec<u8>>();
@@ -258,8 +253,7 @@ pub(super) fn digest_open(file: &File, path: &Path, progress: &dyn Fn(u64)) -> R
                 if block.is_empty() {
                     break;
                 }
-                if take(&block) > size {
-                    // It grows: no use in running after its end, the length shows the change.
+                if !take(&block) {
                     break;
                 }
                 block.resize(BLOCK, 0);
@@ -270,7 +264,7 @@ pub(super) fn digest_open(file: &File, path: &Path, progress: &dyn Fn(u64)) -> R
         outcome.map_err(PathError::on(path, "read"))?;
     }
     let hash = Hash::from_bytes(*hasher.finalize().as_bytes());
-    Ok(BlobDigest { hash, len })
+    Ok((!stopped).then_some(BlobDigest { hash, len }))
 }
 
 /// Reads until the block is full or the file ends.
@@ -290,49 +284,10 @@ fn fill(mut file: &File, block: &mut [u8]) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
+    use std::time::Duration;
     use std::time::Instant;
 
     use super::*;
-
-    fn at(mtime: i64, ctime: i64) -> Stamp {
-        Stamp {
-            dev: 1,
-            ino: 2,
-            size: 3,
-            mtime_ns: mtime * 1_000_000_000,
-            ctime_ns: ctime * 1_000_000_000,
-        }
-    }
-
-    fn second(second: u64) -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(second)
-    }
-
-    #[test]
-    fn a_stamp_proves_something_only_when_it_was_older_than_the_grain() {
-        assert!(is_settled(&at(100, 100), second(103)));
-        assert!(
-            !is_settled(&at(100, 100), second(102)),
-            "as old as the grain is not older"
-        );
-        assert!(!is_settled(&at(100, 100), second(100)));
-        assert!(!is_settled(&at(50, 100), second(101)), "mtime put back, ctime young");
-        assert!(!is_settled(&at(100, 50), second(101)), "no true ctime, mtime young");
-        assert!(!is_settled(&at(100, 100), second(90)), "the clock was set back");
-        assert!(
-            is_settled(&at(9_000_000, 100), second(103)),
-            "an mtime far in the future cannot come by itself"
-        );
-    }
-
-    #[test]
-    fn the_wait_is_never_longer_than_the_grain_and_a_moment() {
-        assert_eq!(until_settled(&at(100, 100), second(103)), Duration::ZERO);
-        let wait = until_settled(&at(100, 101), second(102));
-        assert_eq!(wait, Duration::from_millis(1001));
-        assert!(is_settled(&at(100, 101), second(102) + wait));
-        assert_eq!(until_settled(&at(9_000_000, 9_000_000), second(103)), Duration::ZERO);
-    }
 
     #[test]
     fn a_change_between_the_two_looks_is_noticed() {
@@ -342,7 +297,7 @@ mod tests {
         std::fs::write(&path, b"aaaa").unwrap();
         let is_noticed = |change: &dyn Fn()| {
             let before = std::fs::metadata(&path).unwrap();
-            let outcome = store.digest_noticing(&path, &|_| {}, &|| {
+            let outcome = store.digest_noticing(&path, &|_| {}, false, &|| {
                 // As many ticks of the kernel's clock as it takes until a change shows.
                 let start = Instant::now();
                 loop {

@@ -84,7 +84,7 @@ impl Why<'_> {
                 }
             }
             // Nobody asks why a check makes it again.
-            Reason::Again => {}
+            Reason::Again | Reason::ManifestGone => {}
             Reason::New => push(roots, self.root(&step, RootKind::New, tree.what.clone())),
             Reason::Unread { .. } => push(roots, self.root(&step, RootKind::Unread, tree.what.clone())),
             Reason::OutputGone => {

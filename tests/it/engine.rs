@@ -11,6 +11,7 @@ use forge::engine::Cancel;
 use forge::engine::CollectOptions;
 use forge::engine::EngineError;
 use forge::engine::LoadedModel;
+use forge::engine::ModelFiles;
 use forge::engine::Options;
 use forge::engine::QuantizeJob;
 use forge::engine::Vocabulary;
@@ -48,7 +49,10 @@ pub(crate) fn held_out_text() -> String {
 
 /// Returns the first chunks of a text.
 pub(crate) fn chunks(model: &Path, text: &str, context: usize, count: usize) -> Vec<Vec<i32>> {
-    let tokens = Vocabulary::open(model).unwrap().tokenize(text, false).unwrap();
+    let tokens = Vocabulary::open(&ModelFiles::open(model).unwrap())
+        .unwrap()
+        .tokenize(text, false)
+        .unwrap();
     let chunks: Vec<Vec<i32>> = tokens.chunks_exact(context).take(count).map(<[i32]>::to_vec).collect();
     assert_eq!(chunks.len(), count, "the text is too short");
     chunks
@@ -58,7 +62,7 @@ pub(crate) fn chunks(model: &Path, text: &str, context: usize, count: usize) -> 
 fn reference(model: &Path, chunks: &[Vec<i32>], vocabulary: usize, threads: usize) -> Vec<u8> {
     let context = chunks[0].len();
     let scored = figures::scored_positions(context).unwrap();
-    let mut loaded = LoadedModel::open(model, &Options { threads }, context as u32).unwrap();
+    let mut loaded = LoadedModel::open(ModelFiles::open(model).unwrap(), &Options { threads }, context as u32).unwrap();
     let (count, positions) = (chunks.len() as u32, scored.len() as u32);
     let mut writer = ReferenceWriter::new(Vec::new(), vocabulary as u32, 0, count, positions).unwrap();
     for chunk in chunks {
@@ -89,7 +93,12 @@ pub(crate) fn evaluate(
     let scored = figures::scored_positions(context).unwrap();
     let rows = reference(model, chunks, vocabulary, threads);
     let rows = ReferenceBlock::parse(&rows).unwrap();
-    let mut loaded = LoadedModel::open(candidate, &Options { threads }, context as u32).unwrap();
+    let mut loaded = LoadedModel::open(
+        ModelFiles::open(candidate).unwrap(),
+        &Options { threads },
+        context as u32,
+    )
+    .unwrap();
     let mut blocks = Vec::new();
     for (number, chunk) in chunks.iter().enumerate() {
         let mut found = Vec::new();
@@ -420,24 +429,24 @@ fn failures_of_reader_and_writer_come_back() {
 
 #[test]
 fn a_vocabulary_tokenizes_and_says_what_begins_a_text() {
-    let vocabulary = Vocabulary::open(&tiny_model()).unwrap();
+    let vocabulary = Vocabulary::open(&ModelFiles::open(&tiny_model()).unwrap()).unwrap();
     assert_eq!(vocabulary.size(), 4096);
     let tokens = vocabulary.tokenize("It was the best of times.", false).unwrap();
     assert!(tokens.len() > 3 && tokens.len() < 26, "{tokens:?}");
     assert_eq!(vocabulary.add_bos(), tokens[0] == vocabulary.bos());
     assert!(vocabulary.tokenize_bare("", false).unwrap().is_empty());
-    let missing = Vocabulary::open(Path::new("no such file.gguf")).unwrap_err();
-    let EngineError::Load { log, .. } = &missing else {
-        panic!("{missing:?}")
-    };
-    assert!(log.iter().any(|line| line.contains("no such file")), "{log:?}");
+    let missing = ModelFiles::open(Path::new("no such file.gguf")).unwrap_err();
+    assert_eq!(
+        missing.to_string(),
+        "cannot open `no such file.gguf`: No such file or directory (os error 2)"
+    );
 }
 
 #[test]
 fn importances_and_logits_depend_on_no_thread_and_on_no_other_chunk() {
     let model = tiny_model();
     let chunks = chunks(&model, &calibration_text(), 96, 3);
-    let open = |threads| LoadedModel::open(&model, &Options { threads }, 96).unwrap();
+    let open = |threads| LoadedModel::open(ModelFiles::open(&model).unwrap(), &Options { threads }, 96).unwrap();
     let collect = |threads, chunks: &[Vec<i32>]| {
         open(threads)
             .collect(chunks, CollectOptions::default(), &Cancel::new(), &|_| ())
@@ -494,7 +503,7 @@ fn experts_are_counted_one_by_one() {
     let model = moe_model();
     let chunks = chunks(&model, &calibration_text(), 128, 2);
     let collect = |threads| {
-        let mut loaded = LoadedModel::open(&model, &Options { threads }, 128).unwrap();
+        let mut loaded = LoadedModel::open(ModelFiles::open(&model).unwrap(), &Options { threads }, 128).unwrap();
         loaded
             .collect(&chunks, CollectOptions::default(), &Cancel::new(), &|_| ())
             .unwrap()
@@ -511,7 +520,7 @@ fn experts_are_counted_one_by_one() {
 fn a_model_against_itself_diverges_by_exactly_nothing() {
     let model = tiny_model();
     let chunks = chunks(&model, &held_out_text(), 64, 2);
-    let vocabulary = Vocabulary::open(&model).unwrap().size();
+    let vocabulary = Vocabulary::open(&ModelFiles::open(&model).unwrap()).unwrap().size();
     assert_eq!(
         reference(&model, &chunks, vocabulary, 1),
         reference(&model, &chunks, vocabulary, 2)
@@ -545,7 +554,7 @@ fn a_model_against_itself_diverges_by_exactly_nothing() {
 #[test]
 fn models_contexts_and_chunks_that_cannot_be_are_refused() {
     let model = tiny_model();
-    let open = |context| LoadedModel::open(&model, &Options { threads: 1 }, context);
+    let open = |context| LoadedModel::open(ModelFiles::open(&model).unwrap(), &Options { threads: 1 }, context);
     assert!(matches!(open(3).unwrap_err(), EngineError::ContextTooShort { .. }));
     let error = open(100_000).unwrap_err();
     assert!(
@@ -593,7 +602,7 @@ fn models_contexts_and_chunks_that_cannot_be_are_refused() {
     assert!(matches!(error, EngineError::Cancelled), "{error}");
     loaded.logits(&[1; 32], 31, &Cancel::new(), ignore).unwrap();
     let no_model = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
-    let error = LoadedModel::open(&no_model, &Options::default(), 32).unwrap_err();
+    let error = LoadedModel::open(ModelFiles::open(&no_model).unwrap(), &Options::default(), 32).unwrap_err();
     assert!(
         matches!(&error, EngineError::Load { log, .. } if !log.is_empty()),
         "{error}"

@@ -126,7 +126,7 @@ fn a_note_is_believed_while_nothing_has_changed_and_never_after() {
         assert_eq!(answer(forge), None, "{what}: a build that ran something notes nothing");
     });
     // Until every stamp proves something.
-    std::thread::sleep(forge::store::GRAIN + Duration::from_millis(100));
+    std::thread::sleep(forge::fs::GRAIN + Duration::from_millis(100));
     cut::in_parallel(&projects, |(what, change, forge)| {
         let steps = build_well(forge, &[]).events.last().unwrap()["cached"].as_u64();
         assert_eq!(answer(forge).map(|steps| steps as u64), steps, "{what}");
@@ -154,7 +154,7 @@ fn a_note_is_believed_while_nothing_has_changed_and_never_after() {
 fn what_others_add_to_the_store_leaves_a_note_as_it_is() {
     let forge = project();
     build_well(&forge, &[]);
-    std::thread::sleep(forge::store::GRAIN + Duration::from_millis(100));
+    std::thread::sleep(forge::fs::GRAIN + Duration::from_millis(100));
     build_well(&forge, &[]);
     let steps = answer(&forge);
     assert!(steps.is_some());
@@ -174,7 +174,7 @@ fn what_others_add_to_the_store_leaves_a_note_as_it_is() {
 fn a_damaged_note_is_no_note() {
     let forge = project();
     build_well(&forge, &[]);
-    std::thread::sleep(forge::store::GRAIN + Duration::from_millis(100));
+    std::thread::sleep(forge::fs::GRAIN + Duration::from_millis(100));
     build_well(&forge, &[]);
     assert!(answer(&forge).is_some());
     let folder = forge.store().join("runs-v1/fresh");
@@ -204,7 +204,7 @@ fn a_gate_that_fails_and_a_recipe_with_warnings_are_never_noted() {
     for _ in 0..2 {
         let _ = cut::build(&gated, &[]).run.status(1);
         build_well(&warned, &[]);
-        std::thread::sleep(forge::store::GRAIN + Duration::from_millis(100));
+        std::thread::sleep(forge::fs::GRAIN + Duration::from_millis(100));
     }
     assert_eq!(cut::build(&gated, &[]).run.status, Some(1));
     assert_eq!(answer(&gated), None);

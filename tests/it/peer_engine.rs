@@ -15,6 +15,7 @@ use forge::engine;
 use forge::engine::Cancel;
 use forge::engine::CollectOptions;
 use forge::engine::LoadedModel;
+use forge::engine::ModelFiles;
 use forge::engine::Options;
 use forge::engine::QuantizeJob;
 use forge::engine::Vocabulary;
@@ -218,7 +219,7 @@ fn compare_imatrix(bin: &Path, model: &Path, count: usize) {
     run(&bin.join("llama-imatrix"), &arguments);
     let theirs = Imatrix::parse(&std::fs::read(&out).unwrap()).unwrap();
     let chunks = chunks(model, &text, 512, count);
-    let mut loaded = LoadedModel::open(model, &Options { threads: 2 }, 512).unwrap();
+    let mut loaded = LoadedModel::open(ModelFiles::open(model).unwrap(), &Options { threads: 2 }, 512).unwrap();
     let ours = loaded
         .collect(&chunks, CollectOptions::default(), &Cancel::new(), &|_| ())
         .unwrap();
@@ -335,7 +336,7 @@ fn figures_are_llama_perplexitys() {
     let theirs = complete(&arguments, "Same top p:");
 
     let chunks = chunks(&model, &text, context, count);
-    let vocabulary = Vocabulary::open(&model).unwrap().size();
+    let vocabulary = Vocabulary::open(&ModelFiles::open(&model).unwrap()).unwrap().size();
     let blocks = crate::engine::evaluate(&model, Path::new(&candidate), &chunks, vocabulary, 2);
     let positions = figures::scored_positions(context).unwrap().len() as u32;
     let expected = figures::Expected {

@@ -6,6 +6,7 @@ use std::path::Path;
 use forge::engine::Cancel;
 use forge::engine::EngineError;
 use forge::engine::LoadedModel;
+use forge::engine::ModelFiles;
 use forge::engine::Options;
 use forge::engine::Workbench;
 use forge::gguf::Model;
@@ -36,7 +37,7 @@ fn collected(compute: &mut Logits<'_>) -> Vec<u32> {
 }
 
 fn of_file(path: &Path, chunk: &[i32]) -> Vec<u32> {
-    let mut loaded = LoadedModel::open(path, &OPTIONS, CONTEXT).unwrap();
+    let mut loaded = LoadedModel::open(ModelFiles::open(path).unwrap(), &OPTIONS, CONTEXT).unwrap();
     collected(&mut |each| loaded.logits(chunk, 8, &Cancel::new(), each))
 }
 
@@ -92,7 +93,7 @@ fn put_on(bench: &mut Workbench, from: &Path, source: &Path, lent: bool) -> usiz
 
 fn compare(model: &Path, candidates: &[&Path], text: &str) {
     let chunk = chunks(model, text, CONTEXT as usize, 1).remove(0);
-    let mut bench = Workbench::open(model, &OPTIONS, CONTEXT, &Cancel::new()).unwrap();
+    let mut bench = Workbench::open(ModelFiles::open(model).unwrap(), &OPTIONS, CONTEXT, &Cancel::new()).unwrap();
     let plain = of_file(model, &chunk);
     assert_eq!(of_bench(&mut bench, &chunk), plain, "as it was loaded");
     // Lent and copied, one straight away after the other on the same tensors; then back, by the model's own bytes or restored.
@@ -137,7 +138,7 @@ fn replaced_experts_compute_as_the_candidates_file() {
 fn compare_kept(model: &Path, candidate: &Path, text: &str, context: u32) {
     let cancel = Cancel::new();
     let chunk = chunks(model, text, context as usize, 1).remove(0);
-    let mut bench = Workbench::open(model, &OPTIONS, context, &cancel).unwrap();
+    let mut bench = Workbench::open(ModelFiles::open(model).unwrap(), &OPTIONS, context, &cancel).unwrap();
     let (from, own) = (Model::open(candidate).unwrap(), Model::open(model).unwrap());
     let mut tensors: Vec<(usize, usize)> = Vec::new();
     for (at, tensor) in from.tensors().iter().enumerate() {
@@ -227,7 +228,7 @@ fn what_does_not_fit_is_refused_and_leaves_everything_as_it_was() {
     let forge = cut::project();
     let model = forge.path("model.gguf");
     let chunk = chunks(&model, &cut::text("held-out.txt"), CONTEXT as usize, 1).remove(0);
-    let mut bench = Workbench::open(&model, &OPTIONS, CONTEXT, &Cancel::new()).unwrap();
+    let mut bench = Workbench::open(ModelFiles::open(&model).unwrap(), &OPTIONS, CONTEXT, &Cancel::new()).unwrap();
     let name = "blk.0.ffn_down.weight";
     let file = Model::open(&model).unwrap();
     let info = &file

@@ -10,6 +10,8 @@ use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::ffi::c_char;
 use std::ffi::c_void;
+use std::path::Path;
+use std::path::PathBuf;
 
 /// Lines kept of one call; an error carries the last [`TAIL`].
 const KEPT: usize = 200;
@@ -24,6 +26,31 @@ const TRANSCRIPT: usize = 5000;
 thread_local! {
     static CAPTURES: RefCell<Vec<Lines>> = const { RefCell::new(Vec::new()) };
     static TRANSCRIPTS: RefCell<Vec<Whole>> = const { RefCell::new(Vec::new()) };
+    static ALIASES: RefCell<Vec<(String, String)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// While it lives, paths in this thread's log are replaced by those that users know.
+pub(super) struct Aliases {
+    /// Ends on the thread it began on.
+    _here: std::marker::PhantomData<*const ()>,
+}
+
+impl Aliases {
+    /// Begins to replace the first of each pair by the second. Of several that live, the last one counts.
+    pub(super) fn begin(paths: &[(PathBuf, &Path)]) -> Self {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let pairs = paths.iter().map(|(inner, known)| (text(inner), text(known))).collect();
+        ALIASES.set(pairs);
+        Self {
+            _here: std::marker::PhantomData,
+        }
+    }
+}
+
+impl Drop for Aliases {
+    fn drop(&mut self) {
+        ALIASES.take();
+    }
 }
 
 /// Whole lines, and the start of one that has no newline yet.
@@ -166,6 +193,14 @@ pub(super) unsafe extern "C" fn receive(
     }
     // SAFETY: llama.cpp hands over a string that ends in a zero byte and lives during the call.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
+    let mut text = text.into_owned();
+    let _ = ALIASES.try_with(|aliases| {
+        if let Ok(aliases) = aliases.try_borrow() {
+            for (inner, known) in &*aliases {
+                text = text.replace(inner, known);
+            }
+        }
+    });
     // A thread that is ending has no buffer any more, and a capture that is being read logs nothing: both lose the line.
     let _ = CAPTURES.try_with(|captures| {
         if let Ok(mut captures) = captures.try_borrow_mut()

@@ -8,24 +8,24 @@
 //!   last digits only, counts not at all.
 //! - Extra buffer types (weights repacked at load, AMX) are off: they change results between machines, and the AMX path
 //!   crashes on some.
-//! - A model is mapped, not read, so one larger than memory works. The weights are never written to.
+//! - A model is mapped, not read, so one larger than memory works. The weights are never written to. If another program
+//!   cuts the file short meanwhile, the computation ends with an error ([`crate::fs::map::LossGuard`]).
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
-use std::path::Path;
-use std::path::PathBuf;
 
 use llama_cpp_sys_2 as ffi;
 
 use super::collect::Collector;
 use super::log::Capture;
-use super::sys;
 use super::sys::Batch;
 use super::sys::Context;
 use super::sys::Model;
 use crate::engine::Cancel;
+use crate::engine::ModelFiles;
 use crate::engine::Options;
 use crate::engine::error::EngineError;
+use crate::fs::map::LossGuard;
 use crate::imatrix::Imatrix;
 
 /// Tokens of a physical batch, the default of llama.cpp's tools.
@@ -54,7 +54,9 @@ pub struct LoadedModel {
     /// Made at the first call of [`LoadedModel::logits`]; declared before the model so that it is dropped first.
     scorer: Option<Context>,
     model: Model,
-    path: PathBuf,
+    /// What `model` was loaded from. The maps lead to these files.
+    files: ModelFiles,
+    guard: LossGuard,
     threads: i32,
     context: u32,
     vocabulary: usize,
@@ -63,38 +65,37 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// Loads the model of a GGUF file for chunks of `context` tokens.
+    /// Loads a GGUF model for chunks of `context` tokens.
     ///
     /// Weights go to the GPU if the build has a GPU backend and there is one ([`crate::engine::evaluator`] names it), and
     /// stay in the mapped file if not. A context longer than the model was trained for is refused: its figures mean
     /// nothing.
-    pub fn open(path: &Path, options: &Options, context: u32) -> Result<Self, EngineError> {
-        Self::load(path, options, context, true)
+    pub fn open(files: ModelFiles, options: &Options, context: u32) -> Result<Self, EngineError> {
+        Self::load(files, options, context, true)
     }
 
     /// Loads the model, with its weights in the mapped file or else in memory of its own.
-    pub(super) fn load(path: &Path, options: &Options, context: u32, mapped: bool) -> Result<Self, EngineError> {
+    pub(super) fn load(files: ModelFiles, options: &Options, context: u32, mapped: bool) -> Result<Self, EngineError> {
         if context < LEAST_CONTEXT {
             return Err(EngineError::ContextTooShort {
                 context,
                 least: LEAST_CONTEXT,
             });
         }
-        let capture = Capture::begin();
-        let c_path = sys::c_path(path)?;
-        // SAFETY: llama.cpp's defaults with one flag changed; the path outlives the call; nobody else owns the result.
-        let model = unsafe {
-            let mut params = ffi::llama_model_default_params();
-            params.use_extra_bufts = false;
-            if !mapped {
-                params.load_mode = ffi::LLAMA_LOAD_MODE_NONE;
-            }
-            Model::own(ffi::llama_model_load_from_file(c_path.as_ptr(), params))
-        };
-        let model = model.ok_or_else(|| EngineError::Load {
-            path: path.to_owned(),
-            log: capture.tail(),
-        })?;
+        let guard = LossGuard::new();
+        // SAFETY: it returns plain values.
+        let mut params = unsafe { ffi::llama_model_default_params() };
+        params.use_extra_bufts = false;
+        if !mapped {
+            params.load_mode = ffi::LLAMA_LOAD_MODE_NONE;
+        }
+        let model = Model::load(&files, params)?;
+        if guard.has_lost_pages() {
+            return Err(EngineError::FileCut {
+                path: files.path().to_owned(),
+            });
+        }
+        let path = files.path();
         // SAFETY: the model and its vocabulary are live; none of the calls changes them.
         let (encoder, decoder, diffusion, trained, size, add_bos, bos) = unsafe {
             let vocabulary = model.vocabulary();
@@ -131,7 +132,8 @@ impl LoadedModel {
         Ok(Self {
             scorer: None,
             model,
-            path: path.to_owned(),
+            files,
+            guard,
             threads: i32::try_from(options.threads.clamp(1, 512)).unwrap_or(1),
             context,
             vocabulary: usize::try_from(size).unwrap_or(0),
@@ -265,6 +267,16 @@ impl LoadedModel {
         self.decode(context, 0, &batch, 0, cancel, &Capture::begin(), &mut |_, _| Ok(()))
     }
 
+    /// Fails if a file that is mapped was cut short.
+    fn check_files(&self) -> Result<(), EngineError> {
+        if self.guard.has_lost_pages() {
+            return Err(EngineError::FileCut {
+                path: self.files.path().to_owned(),
+            });
+        }
+        Ok(())
+    }
+
     /// Refuses a chunk of another length, or with tokens that llama.cpp would read out of bounds for.
     pub(super) fn check_chunk(&self, chunk: usize, tokens: &[i32]) -> Result<(), EngineError> {
         let expected = self.context as usize;
@@ -314,7 +326,7 @@ impl LoadedModel {
             Context::own(ffi::llama_init_from_model(self.model.as_ptr(), params))
         };
         context.ok_or_else(|| EngineError::Context {
-            path: self.path.clone(),
+            path: self.files.path().to_owned(),
             context: self.context,
             log: capture.tail(),
         })
@@ -337,11 +349,15 @@ impl LoadedModel {
             status,
             log: capture.tail(),
         };
-        // SAFETY: the context is live; `cancel` outlives the guard, which removes the callback.
+        let abort = Abort {
+            cancel,
+            guard: &self.guard,
+        };
+        // SAFETY: the context is live; `abort` outlives the guard below, which removes the callback.
         unsafe {
             ffi::llama_memory_clear(ffi::llama_get_memory(context.as_ptr()), true);
-            let data: *const Cancel = cancel;
-            ffi::llama_set_abort_callback(context.as_ptr(), Some(cancelled), data.cast_mut().cast());
+            let data: *const Abort<'_> = &raw const abort;
+            ffi::llama_set_abort_callback(context.as_ptr(), Some(is_aborted), data.cast_mut().cast());
         }
         let guard = AbortGuard(context);
         let size = batch_size(chunk.len() as u32);
@@ -363,9 +379,10 @@ impl LoadedModel {
             }
             // SAFETY: the batch's arrays hold `n_tokens` entries, tokens are in the vocabulary.
             let status = unsafe { ffi::llama_decode(guard.0.as_ptr(), batch.raw()) };
-            if status == 2 || cancel.is_cancelled() {
+            if cancel.is_cancelled() {
                 return Err(EngineError::Cancelled);
             }
+            self.check_files()?;
             if status != 0 {
                 return Err(failed(status));
             }
@@ -389,14 +406,14 @@ impl LoadedModel {
         }
         // SAFETY: the context is live. Waits for a device that computes on its own.
         unsafe { ffi::llama_synchronize(guard.0.as_ptr()) };
-        Ok(())
+        self.check_files()
     }
 }
 
 impl std::fmt::Debug for LoadedModel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LoadedModel")
-            .field("path", &self.path)
+            .field("path", &self.files.path())
             .field("context", &self.context)
             .finish_non_exhaustive()
     }
@@ -415,10 +432,17 @@ fn batch_size(context: u32) -> u32 {
     }
 }
 
-/// llama.cpp's abort callback: the data is a [`Cancel`].
-unsafe extern "C" fn cancelled(data: *mut c_void) -> bool {
-    // SAFETY: `decode` passes a pointer to a `Cancel` and removes it before that reference ends.
-    unsafe { &*data.cast::<Cancel>() }.is_cancelled()
+/// What ends a computation before its time.
+struct Abort<'a> {
+    cancel: &'a Cancel,
+    guard: &'a LossGuard,
+}
+
+/// llama.cpp's abort callback: the data is an [`Abort`].
+unsafe extern "C" fn is_aborted(data: *mut c_void) -> bool {
+    // SAFETY: `decode` passes a pointer to an `Abort` and removes it before that value ends.
+    let abort = unsafe { &*data.cast::<Abort<'_>>() };
+    abort.cancel.is_cancelled() || abort.guard.has_lost_pages()
 }
 
 /// Takes the abort callback away, however `decode` ends.

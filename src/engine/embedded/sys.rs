@@ -10,6 +10,9 @@ use std::sync::Once;
 
 use llama_cpp_sys_2 as ffi;
 
+use super::log::Aliases;
+use super::log::Capture;
+use crate::engine::ModelFiles;
 use crate::engine::error::EngineError;
 use crate::tensor_type::TensorType;
 
@@ -83,7 +86,7 @@ pub(super) fn ggml_type(ty: TensorType) -> ffi::ggml_type {
 }
 
 /// Turns a path into what llama.cpp takes: UTF-8 without a zero byte.
-pub(super) fn c_path(path: &Path) -> Result<CString, EngineError> {
+fn c_path(path: &Path) -> Result<CString, EngineError> {
     let error = |what| EngineError::Path {
         path: path.to_owned(),
         what,
@@ -99,13 +102,20 @@ pub(super) struct Model(NonNull<ffi::llama_model>);
 unsafe impl Send for Model {}
 
 impl Model {
-    /// Takes what a load returned; `None` for a null pointer.
-    ///
-    /// # Safety
-    ///
-    /// `model` is null or comes from a load and is owned by nobody else.
-    pub(super) unsafe fn own(model: *mut ffi::llama_model) -> Option<Self> {
-        NonNull::new(model).map(Self)
+    /// Loads a model from its open files.
+    pub(super) fn load(files: &ModelFiles, params: ffi::llama_model_params) -> Result<Self, EngineError> {
+        let capture = Capture::begin();
+        let paths = files.paths();
+        let names: Vec<CString> = paths.iter().map(|(path, _)| c_path(path)).collect::<Result<_, _>>()?;
+        let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
+        let _aliases = Aliases::begin(&paths);
+        // SAFETY: the array holds as many paths as stated, which outlive the call, as the open files do that they lead to;
+        // nobody else owns the result.
+        let model = unsafe { ffi::llama_model_load_from_splits(pointers.as_mut_ptr(), pointers.len(), params) };
+        NonNull::new(model).map(Self).ok_or_else(|| EngineError::Load {
+            path: files.path().to_owned(),
+            log: capture.tail(),
+        })
     }
 
     pub(super) fn as_ptr(&self) -> *mut ffi::llama_model {

@@ -1,13 +1,11 @@
 //! A model's vocabulary: texts to tokens, exactly as llama.cpp's tools do it.
 #![allow(unsafe_code)]
 
-use std::path::Path;
-
 use llama_cpp_sys_2 as ffi;
 
 use super::log::Capture;
-use super::sys;
 use super::sys::Model;
+use crate::engine::ModelFiles;
 use crate::engine::error::EngineError;
 
 /// A model of which only the vocabulary was loaded: metadata is read, no weights are.
@@ -16,22 +14,14 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Loads the vocabulary of a GGUF file.
-    pub fn open(path: &Path) -> Result<Self, EngineError> {
-        let capture = Capture::begin();
-        let c_path = sys::c_path(path)?;
-        // SAFETY: the parameters are llama.cpp's defaults with one flag changed; the path is a C string that outlives
-        // the call; the result is owned by nobody else.
-        let model = unsafe {
-            let mut params = ffi::llama_model_default_params();
-            params.vocab_only = true;
-            params.n_gpu_layers = 0;
-            Model::own(ffi::llama_model_load_from_file(c_path.as_ptr(), params))
-        };
-        model.map(|model| Self { model }).ok_or_else(|| EngineError::Load {
-            path: path.to_owned(),
-            log: capture.tail(),
-        })
+    /// Loads the vocabulary of a GGUF model.
+    pub fn open(files: &ModelFiles) -> Result<Self, EngineError> {
+        // SAFETY: it returns plain values.
+        let mut params = unsafe { ffi::llama_model_default_params() };
+        params.vocab_only = true;
+        params.n_gpu_layers = 0;
+        let model = Model::load(files, params)?;
+        Ok(Self { model })
     }
 
     /// Turns a text into tokens, with the tokens before and after a text that the vocabulary asks for (as

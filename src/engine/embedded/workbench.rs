@@ -16,7 +16,6 @@ use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ops::Deref;
-use std::path::Path;
 use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as ffi;
@@ -31,6 +30,7 @@ use super::model::LoadedModel;
 use super::sys;
 use super::sys::Context;
 use crate::engine::Cancel;
+use crate::engine::ModelFiles;
 use crate::engine::Options;
 use crate::engine::error::EngineError;
 use crate::tensor_type::TensorType;
@@ -169,13 +169,13 @@ impl std::ops::DerefMut for OwnedTap {
 unsafe impl Send for Workbench {}
 
 impl Workbench {
-    /// Loads the model of a GGUF file into memory, for chunks of `context` tokens, and finds its weights.
+    /// Loads a GGUF model into memory, for chunks of `context` tokens, and finds its weights.
     ///
     /// # Errors
     ///
     /// As [`LoadedModel::open`]; [`EngineError::Cancelled`].
-    pub fn open(path: &Path, options: &Options, context: u32, cancel: &Cancel) -> Result<Self, EngineError> {
-        let model = LoadedModel::load(path, options, context, false)?;
+    pub fn open(files: ModelFiles, options: &Options, context: u32, cancel: &Cancel) -> Result<Self, EngineError> {
+        let model = LoadedModel::load(files, options, context, false)?;
         let mut tapped = Tapped::of(&model)?;
         tapped.tap.learn();
         model.visit(&mut tapped.context, cancel)?;

@@ -279,7 +279,7 @@ impl<'i> Draft<'i> {
     /// Copies a tensor that stays as it is, and checks that it is still what was hashed.
     fn copy_from_source(&self, tensor: &IndexedTensor, out: &mut dyn Write) -> Result<(), StepError> {
         let shard = self.tensors.shard(tensor)?;
-        let file = fs::open(&shard.path)?;
+        let file = shard.open()?;
         let mut out = DigestWriter::new(out);
         let mut piece = vec![0; PIECE.min(tensor.bytes.len) as usize];
         let mut at = 0;
