@@ -53,7 +53,10 @@ impl Built {
     /// Asserts that the manifest is good and the candidate can be made again from it.
     fn assert_good(&self) {
         let _ = self.forge.run(&["verify", "out/bare/p.gguf.manifest.json"]).success();
-        let reproduced = self.forge.run(&["reproduce", "out/bare/p.gguf.manifest.json"]).success();
+        let reproduced = self
+            .forge
+            .run(&["reproduce", "out/bare/p.gguf.manifest.json"])
+            .success();
         let text = format!("{}{}", reproduced.stdout, reproduced.stderr);
         assert!(text.contains("identical"), "{text}");
     }
@@ -145,7 +148,9 @@ fn a_lease_keeps_the_results_that_a_cached_candidate_was_made_of() {
         let done = store.gc_run(plan, &|_, _| {}).unwrap();
         assert!(done.results <= results);
         drop(lease);
-        keys.iter().filter(|key| store.lookup_shallow(key).unwrap().is_none()).count()
+        keys.iter()
+            .filter(|key| store.lookup_shallow(key).unwrap().is_none())
+            .count()
     };
     assert_eq!(collected(true), 0, "a live build uses them");
     assert_eq!(collected(false), keys.len(), "nobody uses them any more");
