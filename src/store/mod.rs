@@ -45,6 +45,7 @@ pub use gc::Cause;
 pub use gc::GcDone;
 pub use gc::GcPlan;
 pub use gc::Group;
+pub use gc::Keeper;
 pub use gc::Kept;
 pub use gc::Wish;
 pub use lease::Lease;

@@ -22,8 +22,9 @@ use crate::store::layout;
 use crate::store::publish;
 use crate::store::sealed;
 use crate::store::stat;
+use crate::store::survey::FoundFile;
 
-const LAST: &str = "last";
+pub(super) const LAST: &str = "last";
 const EARLIER: &str = "earlier";
 const VERSION: u64 = 1;
 const FRESH: &str = "fresh";
@@ -97,8 +98,19 @@ impl Store {
     ///
     /// [`StoreError::Path`] if the records cannot be listed.
     pub fn all_last(&self) -> Result<Vec<Last>, StoreError> {
+        let mut found = self.found_last()?;
+        found.sort_by(|(a_file, a), (b_file, b)| {
+            let (a_time, b_time) = (a_file.stamp.mtime_ns, b_file.stamp.mtime_ns);
+            (b_time, &a.recipe, &a.step).cmp(&(a_time, &b.recipe, &b.step))
+        });
+        Ok(found.into_iter().map(|(_, last)| last).collect())
+    }
+
+    /// Returns what every step of every recipe did last, each with the file that says so. Those that cannot be read are left
+    /// out.
+    pub(super) fn found_last(&self) -> Result<Vec<(FoundFile, Last)>, StoreError> {
         let mut found = Vec::new();
-        for file in self.plain_files(&format!("{}/{LAST}", layout::RUNS))? {
+        for mut file in self.plain_files(&format!("{}/{LAST}", layout::RUNS))? {
             let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let Ok((bytes, stamp)) = fs::read_plain(&file.path, CAP) else {
                 continue;
@@ -106,11 +118,11 @@ impl Store {
             if let Ok(document) = sealed::unseal(LAST, VERSION, &name, &bytes)
                 && let Ok(last) = serde_json::from_str::<Last>(document)
             {
-                found.push((stamp.mtime_ns, last));
+                file.stamp = stamp;
+                found.push((file, last));
             }
         }
-        found.sort_by(|(a_time, a), (b_time, b)| (b_time, &a.recipe, &a.step).cmp(&(a_time, &b.recipe, &b.step)));
-        Ok(found.into_iter().map(|(_, last)| last).collect())
+        Ok(found)
     }
 
     /// Notes what a step did, unless that is noted already. A record without a manifest keeps that of the same action. The

@@ -48,6 +48,13 @@ impl Store {
         (digest.len == stamp.size).then_some(digest)
     }
 
+    /// Returns the length of the file that an entry is about, in bytes; `None` if the entry cannot be read.
+    pub(super) fn noted_size(&self, name: &Hash) -> Option<u64> {
+        let bytes = fs::read_plain(&self.shard(layout::STAT, name), ENTRY_CAP).ok()?.0;
+        let text = sealed::unseal(KIND, VERSION, &name.to_string(), &bytes).ok()?;
+        text.split(' ').nth(2)?.parse().ok()
+    }
+
     /// Remembers the digest of a file that was read through after `started`, between the two stamps. Says whether it
     /// was: not if the stamps differ, nor if they are so young that a later change could leave them as they are.
     pub fn remember(

@@ -27,7 +27,16 @@ use crate::store::sealed;
 const BLOCK: u64 = 4096;
 
 /// No manifest or run record that is looked through is larger.
-const RECORD_CAP: u64 = 256 << 20;
+pub(super) const RECORD_CAP: u64 = 256 << 20;
+
+/// The directories whose files do not lie in directories named by the first two digits, except `tmp`.
+const UNSHARDED: [&str; 5] = [
+    layout::MANIFESTS,
+    layout::RUNS,
+    layout::EVENTS,
+    layout::BORROWED,
+    layout::QUARANTINE,
+];
 
 /// Returns how much of a disk a file of so many bytes takes: whole blocks of 4 KiB, whatever the file system does.
 pub(super) fn room(bytes: u64) -> u64 {
@@ -202,25 +211,20 @@ impl Store {
         Ok(files)
     }
 
-    /// Returns what the records of runs name: their logs and manifests are kept as long as they.
-    pub(super) fn named_by_runs(&self) -> Result<HashSet<Hash>, StoreError> {
-        let mut named = Named::default();
-        let mut folders = vec![self.root().join(layout::RUNS)];
-        while let Some(folder) = folders.pop() {
-            for entry in list_if_there(&folder)? {
-                let path = folder.join(&entry.name);
-                if entry.is_dir {
-                    // What steps did last is asked for by itself; a note of a build that did nothing, and what failed steps
-                    // left, keep nothing.
-                    if entry.name != "last" && entry.name != "fresh" && entry.name != "failed" {
-                        folders.push(path);
-                    }
-                } else if let Ok((bytes, _)) = fs::read_plain(&path, RECORD_CAP) {
-                    named.add(&bytes);
-                }
-            }
+    /// Returns the space that each part of the store takes, in bytes, by the name of its directory: all that counts towards a
+    /// limit. What running builds are writing (`tmp`) does not.
+    pub(super) fn rooms(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
+        let mut rooms = BTreeMap::new();
+        for directory in layout::SHARDED.into_iter().chain(UNSHARDED) {
+            let taken = rooms.entry(directory).or_default();
+            walk(&self.root().join(directory), &mut |bytes| *taken += room(bytes))?;
         }
-        Ok(named.blobs)
+        Ok(rooms)
+    }
+
+    /// Returns the space that the store takes, in bytes, as it counts towards a limit.
+    pub fn room(&self) -> Result<u64, StoreError> {
+        Ok(self.rooms()?.into_values().sum())
     }
 
     /// Returns the results that notes of builds with nothing to do name, and when such a build was last: they open no result,
@@ -319,29 +323,28 @@ impl Store {
                 part.add(file.stamp.size);
             }
         }
-        for directory in [
-            layout::MANIFESTS,
-            layout::RUNS,
-            layout::EVENTS,
-            layout::BORROWED,
-            layout::TMP,
-            layout::QUARANTINE,
-        ] {
+        for directory in UNSHARDED.into_iter().chain([layout::TMP]) {
             let part = usage.parts.entry(directory.to_owned()).or_default();
-            let mut folders = vec![self.root().join(directory)];
-            while let Some(folder) = folders.pop() {
-                for entry in list_if_there(&folder)? {
-                    let path = folder.join(&entry.name);
-                    match fs::facts(&path)? {
-                        Some(facts) if facts.kind == FileKind::Directory => folders.push(path),
-                        Some(facts) => part.add(facts.stamp.size),
-                        None => {}
-                    }
-                }
-            }
+            walk(&self.root().join(directory), &mut |bytes| part.add(bytes))?;
         }
         Ok(usage)
     }
+}
+
+/// Calls `visit` with the length of every file below a folder. Follows no link.
+pub(super) fn walk(folder: &Path, visit: &mut dyn FnMut(u64)) -> Result<(), StoreError> {
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in list_if_there(&folder)? {
+            let path = folder.join(&entry.name);
+            match fs::facts(&path)? {
+                Some(facts) if facts.kind == FileKind::Directory => folders.push(path),
+                Some(facts) => visit(facts.stamp.size),
+                None => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Lists a directory; nothing where it went away meanwhile.

@@ -16,6 +16,7 @@ use crate::report::words;
 use crate::store::Cause;
 use crate::store::GcDone;
 use crate::store::GcPlan;
+use crate::store::Keeper;
 use crate::store::Store;
 use crate::store::StoreError;
 use crate::store::Wish;
@@ -66,10 +67,12 @@ pub(in crate::cli) fn hold_limit(store: &Store, max_size: Option<u64>, terminal:
         max_size: Some(max_size),
         ..Wish::default()
     };
-    let held = store.gc_plan(&wish).and_then(|plan| {
-        if plan.before <= max_size {
+    let held = store.room().and_then(|room| {
+        // Most builds end here: looking at the lengths of files is quick, a plan reads all results.
+        if room <= max_size {
             return Ok(None);
         }
+        let plan = store.gc_plan(&wish)?;
         if plan.misses_limit() {
             terminal.diagnostic(&too_large(&plan));
         }
@@ -109,25 +112,62 @@ fn told(done: &GcDone, terminal: &Terminal) {
 
 fn too_large(plan: &GcPlan) -> Diagnostic {
     let limit = plan.max_size.unwrap_or_default();
-    let needed: Vec<String> = [
-        (plan.kept.pinned, "pinned manifests"),
-        (plan.kept.newest, "the newest outputs"),
-        (plan.kept.live, "builds that are running"),
-    ]
-    .into_iter()
-    .filter(|(results, _)| *results > 0)
-    .map(|(results, whose)| format!("{} of {whose}", words::count(results, "result")))
-    .collect();
     let warning = Diagnostic::warning(format!(
         "the store takes {} then, more than the limit of {}",
         words::bytes(plan.after),
         words::bytes(limit)
     ));
+    let mut largest: Vec<(Keeper, u64)> = plan.stays.iter().map(|(keeper, room)| (*keeper, *room)).collect();
+    largest.sort_by_key(|(keeper, room)| (std::cmp::Reverse(*room), *keeper));
+    let stays: Vec<String> = largest
+        .into_iter()
+        .map(|(keeper, room)| format!("{} of {}", words::bytes(room), whose(keeper)))
+        .collect();
     let mut warning = warning.code("cache::limit");
-    if !needed.is_empty() {
-        warning = warning.caused_by(format!("what stays: {}", needed.join(", ")));
+    if !stays.is_empty() {
+        warning = warning.caused_by(format!("what stays: {}", stays.join(", ")));
     }
-    warning.hint("unpin what is not needed (`forge cache pin` lists it), give `--also-newest`, or raise the limit")
+    let has = |keeper| plan.stays.contains_key(&keeper);
+    let mut ways = Vec::new();
+    if has(Keeper::Pinned) {
+        ways.push("unpin what is not needed (`forge cache pin` lists it)");
+    }
+    if has(Keeper::Newest) {
+        ways.push("run `forge cache gc --also-newest`");
+    }
+    if has(Keeper::Running) {
+        ways.push("collect again when no build runs");
+    }
+    ways.push("raise the limit");
+    let last = ways.len() - 1;
+    if last > 0 {
+        ways[last] = "or raise the limit";
+    }
+    warning.hint(ways.join(", "))
+}
+
+/// Names what something stays for.
+fn whose(keeper: Keeper) -> &'static str {
+    match keeper {
+        Keeper::Pinned => "pinned manifests",
+        Keeper::Newest => "the newest outputs",
+        Keeper::Running => "builds that are running",
+        Keeper::Results => "other results",
+        Keeper::Records => "records of runs",
+        Keeper::Notes => "notes (digests of files, removed results, borrowed tensors)",
+    }
+}
+
+/// Returns the name of a keeper in JSON.
+fn keeper_word(keeper: Keeper) -> &'static str {
+    match keeper {
+        Keeper::Pinned => "pinned",
+        Keeper::Newest => "newest",
+        Keeper::Running => "running",
+        Keeper::Results => "results",
+        Keeper::Records => "records",
+        Keeper::Notes => "notes",
+    }
 }
 
 fn sentence(cause: Cause) -> &'static str {
@@ -138,6 +178,7 @@ fn sentence(cause: Cause) -> &'static str {
         Cause::Quarantined => "was damaged, and moved aside",
         Cause::Stale => "explains nothing any more",
         Cause::Age => "not used for so long",
+        Cause::History => "no build needs it, and the limit is exceeded",
         Cause::Room => "cheap to make again for its room",
     }
 }
@@ -150,6 +191,7 @@ fn word(cause: Cause) -> &'static str {
         Cause::Quarantined => "quarantined",
         Cause::Stale => "stale",
         Cause::Age => "age",
+        Cause::History => "history",
         Cause::Room => "room",
     }
 }
@@ -217,11 +259,17 @@ fn facts(plan: &GcPlan) -> serde_json::Value {
             })
         })
         .collect();
+    let stays: serde_json::Map<String, serde_json::Value> = plan
+        .stays
+        .iter()
+        .map(|(keeper, room)| (keeper_word(*keeper).to_owned(), json!(room)))
+        .collect();
     json!({
         "before": plan.before,
         "after": plan.after,
         "max_size": plan.max_size,
         "groups": groups,
         "kept": { "pinned": plan.kept.pinned, "newest": plan.kept.newest, "live": plan.kept.live },
+        "stays": stays,
     })
 }

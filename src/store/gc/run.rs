@@ -5,14 +5,15 @@ use std::collections::HashSet;
 use super::Cause;
 use super::GcDone;
 use super::GcPlan;
-use super::Wish;
 use super::distinct;
+use super::history::tombstone_share;
 use super::since;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::digest::Hash;
 use crate::fs;
 use crate::fs::FileKind;
+use crate::store::Loan;
 use crate::store::Removal;
 use crate::store::Store;
 use crate::store::StoreError;
@@ -26,21 +27,40 @@ const BATCH: usize = 128;
 impl Store {
     /// Carries a plan out. `progress` is told how many things are done, and of how many.
     pub fn gc_run(&self, plan: GcPlan, progress: &dyn Fn(u64, u64)) -> Result<GcDone, StoreError> {
-        let all =
-            (plan.results.len() + plan.blobs.len() + plan.lent.len() + plan.files.len() + plan.books.len()) as u64;
+        let all = [
+            plan.results.len(),
+            plan.pieces.len(),
+            plan.blobs.len(),
+            plan.lent.len(),
+            plan.files.len(),
+            plan.books.len(),
+            plan.idle_books.len(),
+        ];
+        let all = all.into_iter().sum::<usize>() as u64;
         let mut done = GcDone::default();
         let tell = |done: &GcDone| progress(done.results + done.files + done.spared, all);
         for batch in plan.results.chunks(BATCH) {
             self.collect_results(batch, plan.horizon, &mut done)?;
             tell(&done);
         }
-        // Looked at after the results went: a build may have committed one since that names a blob of the plan.
-        let mut named: HashSet<Hash> = HashSet::new();
-        for found in self.all_results()? {
-            named.extend(distinct(&found.result));
+        for piece in &plan.pieces {
+            if self.remove_piece(piece, plan.horizon)? {
+                done.files += piece.files;
+                done.room += piece.room;
+            } else {
+                done.spared += 1;
+            }
         }
-        let none = Wish::default();
-        named.extend(self.roots(&none, &[])?.blobs);
+        tell(&done);
+        if plan.tombstones.is_some()
+            && let Some(limit) = plan.max_size
+        {
+            let (files, room) = self.trim_tombstones(tombstone_share(limit))?;
+            done.files += files;
+            done.room += room;
+        }
+        // Looked at after the results and records went: a build may have committed a result since that names a blob of the plan.
+        let named = self.named_now()?;
         let blobs: Vec<Hash> = plan.blobs.into_iter().filter(|hash| !named.contains(hash)).collect();
         for batch in blobs.chunks(BATCH) {
             self.collect_blobs(batch, plan.horizon, false, &mut done)?;
@@ -59,13 +79,65 @@ impl Store {
             }
         }
         for name in &plan.books {
-            if self.book(name)?.is_some_and(|(_, book)| !book.holds()) {
+            let Some((_, book)) = self.book(name)?.filter(|(_, book)| !book.holds()) else {
+                continue;
+            };
+            // A result that a running build uses stays although its blob is gone with the file. The book says how it was lost:
+            // without it, `forge cache verify` would report damage.
+            let lost =
+                |loan: &Loan| Ok::<_, StoreError>(named.contains(&loan.bytes.hash) && !self.has_blob(&loan.bytes)?);
+            let mut explains = false;
+            for loan in &book.loans {
+                explains = explains || lost(loan)?;
+            }
+            if explains {
+                done.spared += 1;
+            } else {
                 self.remove_book(name)?;
                 done.files += 1;
             }
         }
+        self.collect_idle_books(&plan.idle_books, &mut done)?;
         tell(&done);
         Ok(done)
+    }
+
+    /// Returns the blobs that anything in the store names now.
+    fn named_now(&self) -> Result<HashSet<Hash>, StoreError> {
+        let mut named = self.named_by_pins()?.blobs;
+        for found in self.all_results()? {
+            named.extend(distinct(&found.result));
+        }
+        named.extend(self.naming_records()?.into_iter().flat_map(|record| record.blobs));
+        Ok(named)
+    }
+
+    /// Removes lists of what outputs lend, if still nothing of it is named. A build that runs may have put a blob that only the
+    /// output holds, and name it in a result later; so this waits until there is none.
+    fn collect_idle_books(&self, names: &[String], done: &mut GcDone) -> Result<(), StoreError> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let _sweeping = self.sweeping()?;
+        // The collector has a lease itself.
+        if self.live_leases()? > 1 {
+            done.spared += names.len() as u64;
+            return Ok(());
+        }
+        let named = self.named_now()?;
+        for name in names {
+            let Some((stamp, book)) = self.book(name)? else {
+                continue;
+            };
+            if book.loans.iter().any(|loan| named.contains(&loan.bytes.hash)) {
+                done.spared += 1;
+                continue;
+            }
+            self.remove_book(name)?;
+            done.files += 1;
+            done.room += room(stamp.size);
+        }
+        Ok(())
     }
 
     fn collect_results(
