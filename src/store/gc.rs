@@ -567,7 +567,6 @@ impl GcPlan {
         let newest = runs.map(|piece| (piece.mtime_ns, piece.path.clone())).max();
         let may_go = |piece: &Piece| {
             piece.unless.is_none()
-                && piece.kind != history::TOMBSTONE
                 && newest.as_ref().is_none_or(|(_, path)| *path != piece.path)
                 && !piece.is_live(self.horizon)
         };

@@ -3,6 +3,7 @@
 //! `FORGE_TEST_SEED` (1) with which random numbers.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
@@ -47,10 +48,10 @@ impl Violations {
     fn report(self) -> String {
         let mut text = String::new();
         for (kind, (count, examples)) in self.0.into_inner().unwrap() {
-            text.push_str(&format!("{count} x {kind}\n"));
+            let _ = writeln!(text, "{count} x {kind}");
             for example in examples {
                 let indented = example.trim().replace('\n', "\n      ");
-                text.push_str(&format!("    - {indented}\n"));
+                let _ = writeln!(text, "    - {indented}");
             }
         }
         text

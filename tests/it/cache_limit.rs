@@ -201,6 +201,7 @@ fn notes_of_removed_results_and_of_given_up_recipes_do_not_fill_the_store() {
             action,
             document,
             manifest: Some(manifest),
+            manifest_checked: false,
             inputs: BTreeMap::default(),
             files: Vec::new(),
         };
@@ -237,8 +238,8 @@ fn the_record_of_a_run_that_goes_on_stays() {
     going.append(b"{\"reason\":\"run-started\"}\n").unwrap();
     let path = forge.store().join("runs-v1/20260101T000000Z-1.jsonl");
     // A clock may have been set back; the lock says that the run lives.
-    set_age(&path, Duration::from_secs(3600));
-    leave_run(&store, 7, 100, Duration::from_secs(1800));
+    set_age(&path, Duration::from_hours(1));
+    leave_run(&store, 7, 100, Duration::from_mins(30));
     let _ = json(&forge, &["cache", "gc", "--older-than", "0s", "--yes"]);
     assert_eq!(store.runs().unwrap(), ["20260101T000000Z-1"]);
     drop(going);

@@ -27,7 +27,7 @@ const FAILED: &str = "failed";
 const STAT: &str = "stat";
 
 /// The least space that each share of the floor has, in bytes, however small the limit is.
-const LEAST_SHARE: u64 = 256 << 10;
+const LEAST_SHARE: u64 = 128 << 10;
 /// A file up to this size, in bytes, is read again in a moment, so the note of its digest may go. The note of a larger file
 /// stays: reading a model of 500 GB again takes an hour.
 const QUICK_TO_READ: u64 = 64 << 20;
