@@ -195,8 +195,8 @@ pub enum Problem {
         /// The alignment.
         found: u64,
     },
-    /// An alignment that nobody writes.
-    #[error("an alignment of {found} bytes is not written, {limit} is the most")]
+    /// An alignment that no file has.
+    #[error("the alignment {found} is larger than {limit} bytes, the most that is supported")]
     AlignmentTooLarge {
         /// The alignment.
         found: u64,

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use super::cursor::{Cursor, Stop};
 use super::error::{GgufError, Place, Problem};
 use super::metadata::{Entry, Metadata};
-use super::value::{Value, ValueType};
-use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_TENSOR_NAME};
+use super::value::ValueType;
+use super::{MAGIC, MAX_TENSOR_NAME};
 use crate::tensor_type::TensorType;
 
 /// The longest header that is read, in bytes. The largest vocabularies make some 30 MB; a file that claims more lies.
@@ -110,7 +110,7 @@ pub(super) fn parse_window(window: &[u8], total: u64) -> Result<Header, Stop> {
     check_count(&cursor, "tensors", tensor_count, MIN_TENSOR)?;
 
     let metadata = read_metadata(&mut cursor, key_count)?;
-    let alignment = read_alignment(&metadata)?;
+    let alignment = metadata.alignment()?;
     let tensors = read_tensors(&mut cursor, tensor_count)?;
 
     cursor.place = Place::File;
@@ -187,8 +187,7 @@ fn check_count(cursor: &Cursor<'_>, what: &'static str, count: u64, smallest: u6
 }
 
 fn read_metadata(cursor: &mut Cursor<'_>, count: u64) -> Result<Metadata, Stop> {
-    let mut entries = Vec::new();
-    let mut seen = HashSet::new();
+    let mut metadata = Metadata::new();
     for index in 0..count {
         cursor.place = Place::Key { index, name: None };
         let key = cursor.name("a key's name")?;
@@ -196,15 +195,15 @@ fn read_metadata(cursor: &mut Cursor<'_>, count: u64) -> Result<Metadata, Stop> 
             index,
             name: Some(key.to_owned()),
         };
-        if !seen.insert(key) {
+        if metadata.contains(key) {
             return Err(cursor.wrong(Problem::Duplicate).into());
         }
         let ty = read_value_type(cursor)?;
         let start = cursor.at();
         skip_value(cursor, ty)?;
-        entries.push(Entry::from_raw(key.to_owned(), ty, cursor.since(start).to_vec()));
+        metadata.set_entry(Entry::from_raw(key.to_owned(), ty, cursor.since(start).to_vec()));
     }
-    Ok(Metadata::from_entries(entries))
+    Ok(metadata)
 }
 
 fn read_value_type(cursor: &mut Cursor<'_>) -> Result<ValueType, Stop> {
@@ -231,38 +230,6 @@ fn skip_value(cursor: &mut Cursor<'_>, ty: ValueType) -> Result<(), Stop> {
         Some(_) if ty == ValueType::String => (0..count).try_for_each(|_| cursor.string("a string").map(drop)),
         Some(bytes) => cursor.take(bytes, "an array").map(drop),
     }
-}
-
-/// Returns `general.alignment`, or the default.
-fn read_alignment(metadata: &Metadata) -> Result<u64, Stop> {
-    let Some((index, entry)) = metadata
-        .iter()
-        .enumerate()
-        .find(|(_, entry)| entry.key() == ALIGNMENT_KEY)
-    else {
-        return Ok(DEFAULT_ALIGNMENT);
-    };
-    let place = Place::Key {
-        index: index as u64,
-        name: Some(ALIGNMENT_KEY.to_owned()),
-    };
-    let problem = match entry.value() {
-        Value::U32(alignment) if alignment.is_power_of_two() => return Ok(alignment.into()),
-        Value::U32(alignment) => Problem::Alignment {
-            found: alignment.into(),
-        },
-        // llama.cpp takes no other type, so a file with one could be read here and nowhere else.
-        other => Problem::WrongValueType {
-            found: other.value_type(),
-            expected: ValueType::U32,
-        },
-    };
-    Err(GgufError {
-        offset: None,
-        place,
-        problem,
-    }
-    .into())
 }
 
 fn read_tensors(cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<TensorInfo>, Stop> {
@@ -391,7 +358,7 @@ fn check_places(tensors: &[TensorInfo], alignment: u64, data_offset: u64, total:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::{Layout, TensorSpec};
+    use crate::gguf::{ALIGNMENT_KEY, Layout, TensorSpec, Value};
 
     /// A file with every kind of value and three tensors.
     fn sample(alignment: u32) -> Vec<u8> {

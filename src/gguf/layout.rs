@@ -5,13 +5,9 @@ use std::io::{self, Write};
 
 use super::error::{GgufError, Place, Problem};
 use super::header::{TensorInfo, tensor_len};
-use super::metadata::{Entry, Metadata};
-use super::value::{Value, ValueType};
-use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_TENSOR_NAME};
+use super::metadata::Metadata;
+use super::{ALIGNMENT_KEY, MAGIC, MAX_ALIGNMENT, MAX_TENSOR_NAME};
 use crate::tensor_type::TensorType;
-
-/// The largest alignment that is written: the padding before the data is kept in memory.
-const MAX_ALIGNMENT: u64 = 1 << 24;
 
 /// What a file shall hold of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,37 +194,23 @@ impl Write for Bounded<'_> {
 }
 
 fn check_alignment(metadata: &Metadata, asked: u64) -> Result<(), GgufError> {
-    let wrong = |problem| {
-        let place = Place::Key {
-            index: 0,
-            name: Some(ALIGNMENT_KEY.to_owned()),
-        };
-        Err(GgufError {
-            offset: None,
-            place,
-            problem,
-        })
-    };
-    // Readers take no other type, so another is as wrong as another number.
-    let said = match metadata.get(ALIGNMENT_KEY).map(Entry::value) {
-        None => DEFAULT_ALIGNMENT,
-        Some(Value::U32(said)) => said.into(),
-        Some(other) => {
-            return wrong(Problem::WrongValueType {
-                found: other.value_type(),
-                expected: ValueType::U32,
-            });
-        }
-    };
-    match said {
-        _ if !asked.is_power_of_two() => wrong(Problem::Alignment { found: asked }),
-        _ if asked > MAX_ALIGNMENT => wrong(Problem::AlignmentTooLarge {
+    let problem = match metadata.alignment()? {
+        _ if !asked.is_power_of_two() => Problem::Alignment { found: asked },
+        _ if asked > MAX_ALIGNMENT => Problem::AlignmentTooLarge {
             found: asked,
             limit: MAX_ALIGNMENT,
-        }),
-        _ if said == asked => Ok(()),
-        metadata => wrong(Problem::AlignmentMismatch { metadata, asked }),
-    }
+        },
+        said if said == asked => return Ok(()),
+        metadata => Problem::AlignmentMismatch { metadata, asked },
+    };
+    Err(GgufError {
+        offset: None,
+        place: Place::Key {
+            index: 0,
+            name: Some(ALIGNMENT_KEY.to_owned()),
+        },
+        problem,
+    })
 }
 
 fn check_name(name: &str) -> Result<(), Problem> {
@@ -269,6 +251,7 @@ fn encode_header(metadata: &Metadata, tensors: &[TensorInfo], alignment: u64) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gguf::{Value, ValueType};
 
     fn spec(name: &str, dims: &[u64]) -> TensorSpec {
         TensorSpec {

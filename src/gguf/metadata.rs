@@ -1,7 +1,10 @@
 //! The key-value pairs of a GGUF file, in order and byte for byte.
 
+use indexmap::IndexMap;
+
 use super::error::{GgufError, Place, Problem};
 use super::value::{Value, ValueType};
+use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAX_ALIGNMENT};
 
 /// One key with its value, encoded as in the file.
 #[derive(Clone, PartialEq, Eq)]
@@ -133,20 +136,25 @@ impl Entry {
 }
 
 /// All keys of a file, in its order.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Metadata {
-    entries: Vec<Entry>,
+    // By key, in order: files with 100,000 keys exist, so no look-up may scan them all.
+    entries: IndexMap<String, Entry>,
 }
+
+impl PartialEq for Metadata {
+    /// The same entries in the same order.
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other)
+    }
+}
+
+impl Eq for Metadata {}
 
 impl Metadata {
     /// Starts without keys.
     pub fn new() -> Self {
         Self::default()
-    }
-
-    /// Wraps entries whose keys the reader found to be distinct.
-    pub(super) fn from_entries(entries: Vec<Entry>) -> Self {
-        Self { entries }
     }
 
     /// Returns how many keys there are.
@@ -160,18 +168,18 @@ impl Metadata {
     }
 
     /// Returns all entries in order.
-    pub fn iter(&self) -> std::slice::Iter<'_, Entry> {
-        self.entries.iter()
+    pub fn iter(&self) -> Entries<'_> {
+        self.entries.values()
     }
 
     /// Returns the entry of a key.
     pub fn get(&self, key: &str) -> Option<&Entry> {
-        self.entries.iter().find(|entry| entry.key == key)
+        self.entries.get(key)
     }
 
     /// Returns true if the key is there.
     pub fn contains(&self, key: &str) -> bool {
-        self.get(key).is_some()
+        self.entries.contains_key(key)
     }
 
     /// Sets a key: in place if it is there, else at the end.
@@ -182,21 +190,50 @@ impl Metadata {
 
     /// Sets an entry taken from elsewhere: in place if its key is there, else at the end.
     pub fn set_entry(&mut self, entry: Entry) {
-        match self.entries.iter_mut().find(|old| old.key == entry.key) {
-            Some(old) => *old = entry,
-            None => self.entries.push(entry),
-        }
+        self.entries.insert(entry.key.clone(), entry);
     }
 
     /// Removes a key and returns what it was. The order of the others stays.
     pub fn remove(&mut self, key: &str) -> Option<Entry> {
-        let at = self.entries.iter().position(|entry| entry.key == key)?;
-        Some(self.entries.remove(at))
+        self.entries.shift_remove(key)
     }
 
     /// Removes all keys that begin with `prefix`.
     pub fn remove_prefix(&mut self, prefix: &str) {
-        self.entries.retain(|entry| !entry.key.starts_with(prefix));
+        self.entries.retain(|key, _| !key.starts_with(prefix));
+    }
+
+    /// Returns the alignment of tensor data in bytes: `general.alignment`, or 32 without it.
+    ///
+    /// # Errors
+    ///
+    /// A value that is not of type `u32` (llama.cpp reads no other), is not a power of two, or is larger than 16 MiB.
+    pub fn alignment(&self) -> Result<u64, GgufError> {
+        let Some((index, _, entry)) = self.entries.get_full(ALIGNMENT_KEY) else {
+            return Ok(DEFAULT_ALIGNMENT);
+        };
+        let problem = match entry.value() {
+            Value::U32(alignment) if !alignment.is_power_of_two() => Problem::Alignment {
+                found: alignment.into(),
+            },
+            Value::U32(alignment) if u64::from(alignment) > MAX_ALIGNMENT => Problem::AlignmentTooLarge {
+                found: alignment.into(),
+                limit: MAX_ALIGNMENT,
+            },
+            Value::U32(alignment) => return Ok(alignment.into()),
+            other => Problem::WrongValueType {
+                found: other.value_type(),
+                expected: ValueType::U32,
+            },
+        };
+        Err(GgufError {
+            offset: None,
+            place: Place::Key {
+                index: index as u64,
+                name: Some(ALIGNMENT_KEY.to_owned()),
+            },
+            problem,
+        })
     }
 
     /// Returns an integer of any type that fits 64 bits without a sign.
@@ -278,9 +315,12 @@ impl Metadata {
     }
 }
 
+/// The entries of [`Metadata`], in order.
+pub type Entries<'a> = indexmap::map::Values<'a, String, Entry>;
+
 impl<'a> IntoIterator for &'a Metadata {
     type Item = &'a Entry;
-    type IntoIter = std::slice::Iter<'a, Entry>;
+    type IntoIter = Entries<'a>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.iter()

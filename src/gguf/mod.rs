@@ -28,7 +28,7 @@ pub use error::{GgufError, Place, Problem};
 pub use file::{File, OpenError};
 pub use header::{Header, MAX_HEADER, TensorInfo, parse};
 pub use layout::{Layout, TensorSpec, without_trailing_ones};
-pub use metadata::{Entry, Metadata, StringArray};
+pub use metadata::{Entries, Entry, Metadata, StringArray};
 pub use model::{Model, ModelTensor, TensorReader};
 pub use value::{Value, ValueType};
 
@@ -37,6 +37,9 @@ pub const MAGIC: [u8; 4] = *b"GGUF";
 
 /// The alignment of tensor data where `general.alignment` does not say another.
 pub const DEFAULT_ALIGNMENT: u64 = 32;
+
+/// The largest alignment that is read or written: the padding before the data is kept in memory.
+const MAX_ALIGNMENT: u64 = 1 << 24;
 
 /// The key of the alignment.
 pub const ALIGNMENT_KEY: &str = "general.alignment";

@@ -133,7 +133,7 @@ fn inert(key: &str) -> bool {
 /// Returns the metadata that a filter lets pass, sorted by key, as the bytes of a GGUF header without tensors.
 fn header_of(metadata: &Metadata, keep: impl Fn(&str) -> bool) -> Result<Vec<u8>, StepError> {
     let mut entries: Vec<_> = metadata.iter().filter(|entry| keep(entry.key())).collect();
-    entries.sort_by(|a, b| a.key().cmp(b.key()));
+    entries.sort_by_key(|entry| entry.key());
     let mut kept = Metadata::new();
     for entry in entries {
         kept.set_entry(entry.clone());
@@ -143,10 +143,11 @@ fn header_of(metadata: &Metadata, keep: impl Fn(&str) -> bool) -> Result<Vec<u8>
 
 /// Writes metadata as a GGUF header without tensors.
 pub fn encode_metadata(metadata: &Metadata) -> Result<Vec<u8>, StepError> {
-    let layout = Layout::new(metadata, &[], crate::gguf::DEFAULT_ALIGNMENT).map_err(|error| StepError::Document {
-        what: "metadata",
-        problem: error.to_string(),
-    })?;
+    // The header must have the alignment that the metadata state, or no reader would take it.
+    let layout = metadata
+        .alignment()
+        .and_then(|alignment| Layout::new(metadata, &[], alignment))
+        .map_err(|error| StepError::input(format!("the metadata cannot be written: {error}")))?;
     Ok(layout.header().to_vec())
 }
 
@@ -229,13 +230,16 @@ pub fn run(task: &Task<'_>, path: &Path) -> Result<Outcome, StepError> {
             "give the parts the names that `llama-gguf-split` gives them: `NAME-00001-of-00003.gguf`",
         ));
     }
+    // Headers may be long: whoever stopped meanwhile does not wait for what follows.
+    task.check_cancel()?;
     let total = model.shard_lens().sum();
     let mut files = Vec::new();
     let mut tensors: Vec<Option<IndexedTensor>> = vec![None; model.tensors().len()];
-    for (shard, path) in paths.iter().enumerate() {
-        let mut inside: Vec<usize> = (0..model.tensors().len())
-            .filter(|&index| model.tensors()[index].shard == shard)
-            .collect();
+    let mut by_shard: Vec<Vec<usize>> = vec![Vec::new(); paths.len()];
+    for (index, tensor) in model.tensors().iter().enumerate() {
+        by_shard[tensor.shard].push(index);
+    }
+    for (shard, (path, mut inside)) in paths.iter().zip(by_shard).enumerate() {
         inside.sort_by_key(|&index| model.tensors()[index].start);
         let ranges: Vec<(u64, u64)> = inside
             .iter()
@@ -261,7 +265,10 @@ pub fn run(task: &Task<'_>, path: &Path) -> Result<Outcome, StepError> {
         index: INDEX,
     });
     let performed = task.perform(&action, &files, |made| {
-        let put = |bytes: &[u8]| task.env.store.put(bytes);
+        let put = |bytes: &[u8]| {
+            task.check_cancel()?;
+            Ok::<_, StepError>(task.env.store.put(bytes)?)
+        };
         let metadata = model.metadata();
         let hyperparameters = put(&header_of(metadata, |key| !inert(key))?)?;
         let vocabulary = |key: &str| key.starts_with("tokenizer.") && !key.starts_with("tokenizer.chat_template");

@@ -7,6 +7,7 @@
     reason = "a test that cannot go on panics, one that is skipped says so, and the environment configures it"
 )]
 
+mod alignment;
 mod allocation;
 mod borrow;
 mod broken_cli;

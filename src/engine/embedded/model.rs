@@ -36,6 +36,9 @@ pub(super) const LEAST_ROWS: u32 = 16;
 /// The shortest context that scores a position in its second half.
 const LEAST_CONTEXT: u32 = 4;
 
+/// The alignment of ggml's CPU buffers.
+const TENSOR_ALIGNMENT: u64 = 32;
+
 /// llama.cpp's evaluation callback.
 pub(super) type Callback = unsafe extern "C" fn(*mut ffi::ggml_tensor, bool, *mut c_void) -> bool;
 
@@ -64,14 +67,25 @@ pub struct LoadedModel {
     bos: Option<i32>,
 }
 
+/// Returns whether all tensors of a model lie at multiples of the alignment that ggml needs in memory, as they do unless
+/// `general.alignment` is smaller: llama.cpp refuses to map, or stops the process for, any other.
+fn can_be_mapped(path: &Path) -> bool {
+    // What cannot be read here is left to llama.cpp, which says why.
+    crate::gguf::Model::open(path).map_or(true, |model| {
+        let mut tensors = model.tensors().iter();
+        tensors.all(|tensor| tensor.start.is_multiple_of(TENSOR_ALIGNMENT))
+    })
+}
+
 impl LoadedModel {
     /// Loads a GGUF model for chunks of `context` tokens.
     ///
     /// Weights go to the GPU if the build has a GPU backend and there is one ([`crate::engine::evaluator`] names it), and
-    /// stay in the mapped file if not. A context longer than the model was trained for is refused: its figures mean
-    /// nothing.
+    /// stay in the mapped file if not; those of a file aligned to less than 32 bytes are read into memory. A context longer
+    /// than the model was trained for is refused: its figures mean nothing.
     pub fn open(files: ModelFiles, options: &Options, context: u32) -> Result<Self, EngineError> {
-        Self::load(files, options, context, true)
+        let mapped = can_be_mapped(files.path());
+        Self::load(files, options, context, mapped)
     }
 
     /// Loads the model, with its weights in the mapped file or else in memory of its own.

@@ -9,7 +9,6 @@ use crate::allocation::Solver;
 use crate::allocation::Status;
 use crate::digest::BlobDigest;
 use crate::digest::Hash;
-use crate::gguf::DEFAULT_ALIGNMENT;
 use crate::gguf::Layout;
 use crate::gguf::TensorSpec;
 use crate::imatrix::Entry;
@@ -111,15 +110,14 @@ fn around(
     said: Option<&Said<'_>>,
 ) -> Result<FileSize, StepError> {
     let metadata = decode_metadata(&env.store.read(&metadata, DOCUMENT_CAP)?)?;
-    let alignment = metadata
-        .get_u32("general.alignment")
-        .map_or(DEFAULT_ALIGNMENT, u64::from);
     let metadata = candidate_metadata(metadata, file_type, said)?;
-    let layout = Layout::new(&metadata, &specs, alignment)
+    let layout = metadata
+        .alignment()
+        .and_then(|alignment| Layout::new(&metadata, &specs, alignment))
         .map_err(|error| StepError::input(format!("the candidate cannot be laid out: {error}")))?;
     Ok(FileSize {
         header: layout.data_offset(),
-        alignment,
+        alignment: layout.alignment(),
     })
 }
 

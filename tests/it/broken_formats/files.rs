@@ -187,7 +187,7 @@ pub(crate) fn broken_gguf_files() -> Vec<Broken> {
         (
             "cut-before-data",
             cut(head),
-            "the file ends inside the padding before the data",
+            "the alignment 2147483648 is larger than 16777216 bytes",
         ),
         (
             "cut-in-data",
