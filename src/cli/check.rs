@@ -47,8 +47,8 @@ pub fn run(
     for path in recipes {
         match load(path, open, extend) {
             Ok(parsed) => {
-                for warning in &parsed.warnings {
-                    messages.write(&Diagnostic::recipe_warning(warning), err)?;
+                for warning in Diagnostic::recipe_warnings(&parsed.warnings) {
+                    messages.write(&warning, err)?;
                 }
                 if let Messages::Text(_) = messages {
                     let steps = parsed.recipe.steps.len();
@@ -67,13 +67,13 @@ pub fn run(
                     )?;
                 }
             }
-            Err(diagnostics) => {
+            Err(problems) => {
                 fine = false;
-                for diagnostic in &diagnostics {
+                for diagnostic in &problems.diagnostics {
                     messages.write(diagnostic, err)?;
                 }
                 if let Messages::Text(_) = messages {
-                    writeln!(err, "forge: {} in {path}", count(diagnostics.len(), "error"))?;
+                    writeln!(err, "forge: {} in {path}", count(problems.count, "error"))?;
                 }
             }
         }
@@ -81,12 +81,20 @@ pub fn run(
     Ok(fine)
 }
 
+/// What is wrong with a recipe.
+pub struct Problems {
+    /// What to print; not every error, where there are very many.
+    pub diagnostics: Vec<Diagnostic>,
+    /// How many errors there are.
+    pub count: usize,
+}
+
 /// Reads a recipe for a verb; errors come as diagnostics.
 pub fn load(
     path: &str,
     open: &mut Read<'_>,
     extend: &mut dyn FnMut(&str, &str) -> Result<Source, LoadError>,
-) -> Result<recipe::Parsed, Vec<Diagnostic>> {
+) -> Result<recipe::Parsed, Problems> {
     let source = open(path).map_err(|error| {
         let missing = Diagnostic::error(format!("can't read the recipe `{path}`")).code("recipe::unreadable");
         let hint = if path.parse::<StepId>().is_ok() {
@@ -94,10 +102,15 @@ pub fn load(
         } else {
             "`forge init` writes a recipe to start from".to_owned()
         };
-        vec![missing.caused_by(error.message).hint(hint)]
+        Problems {
+            diagnostics: vec![missing.caused_by(error.message).hint(hint)],
+            count: 1,
+        }
     })?;
-    recipe::parse(&source, &mut |extended| extend(path, extended))
-        .map_err(|errors| errors.iter().map(Diagnostic::recipe).collect())
+    recipe::parse(&source, &mut |extended| extend(path, extended)).map_err(|errors| Problems {
+        diagnostics: Diagnostic::recipe_errors(&errors),
+        count: errors.len(),
+    })
 }
 
 fn count(number: usize, what: &str) -> String {

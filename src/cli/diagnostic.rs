@@ -3,6 +3,7 @@
 mod recipe;
 
 use std::fmt::Write as _;
+use std::ops::Range;
 
 use annotate_snippets::AnnotationKind;
 use annotate_snippets::Group;
@@ -199,12 +200,20 @@ impl Diagnostic {
             }
         }
         for file in &files {
-            let mut snippet = Snippet::source(file.text()).path(file.name());
             let first = (AnnotationKind::Primary, primary);
             let others = self.context.iter().map(|label| (AnnotationKind::Context, label));
-            for (kind, label) in [first].into_iter().chain(others) {
-                if label.place.source == *file {
-                    let annotation = kind.span(drawable(&label.place));
+            let labels = [first].into_iter().chain(others);
+            let of_file: Vec<_> = labels.filter(|(_, label)| label.place.source == *file).collect();
+            let spans: Vec<Range<usize>> = of_file.iter().map(|(_, label)| drawable(&label.place)).collect();
+            for excerpt in excerpts(file.text(), &spans) {
+                let mut snippet = Snippet::source(&file.text()[excerpt.range.clone()])
+                    .path(file.name())
+                    .line_start(excerpt.line);
+                for ((kind, label), span) in of_file.iter().zip(&spans) {
+                    if !excerpt.holds(span) {
+                        continue;
+                    }
+                    let annotation = kind.span(excerpt.inside(span));
                     let text = visible(&label.text);
                     snippet = snippet.annotation(if text.is_empty() {
                         annotation
@@ -212,8 +221,8 @@ impl Diagnostic {
                         annotation.label(text)
                     });
                 }
+                group = group.element(snippet);
             }
-            group = group.element(snippet);
         }
         for cause in &self.causes {
             group = group.element(Drawn::NOTE.message(visible(cause)));
@@ -227,10 +236,17 @@ impl Diagnostic {
                     place,
                     replacement,
                 } => {
-                    let patch = Patch::new(place.span.range(), replacement.as_str());
-                    let snippet = Snippet::source(place.source.text())
-                        .path(place.source.name())
-                        .patch(patch);
+                    let mut snippets =
+                        excerpts(place.source.text(), &[place.span.range()])
+                            .into_iter()
+                            .map(|excerpt| {
+                                let patch = Patch::new(excerpt.inside(&place.span.range()), replacement.as_str());
+                                Snippet::source(&place.source.text()[excerpt.range.clone()])
+                                    .path(place.source.name())
+                                    .line_start(excerpt.line)
+                                    .patch(patch)
+                            });
+                    let Some(snippet) = snippets.next() else { continue };
                     groups.push(Group::with_title(Drawn::HELP.secondary_title(visible(text))).element(snippet));
                 }
             }
@@ -264,8 +280,68 @@ impl Diagnostic {
     }
 }
 
+/// Texts up to this length are handed to the renderer whole: it takes time for every line of what it is given.
+const WHOLE: usize = 1 << 16;
+/// So many lines around a place are handed to the renderer.
+const AROUND: usize = 5;
+
+/// A part of a text, of whole lines.
+#[derive(Debug, PartialEq, Eq)]
+struct Excerpt {
+    /// The bytes of the text.
+    range: Range<usize>,
+    /// The number of its first line, from 1.
+    line: usize,
+}
+
+impl Excerpt {
+    fn holds(&self, span: &Range<usize>) -> bool {
+        self.range.start <= span.start && span.end <= self.range.end
+    }
+
+    /// Returns a span of the text as one of this part.
+    fn inside(&self, span: &Range<usize>) -> Range<usize> {
+        span.start - self.range.start..span.end - self.range.start
+    }
+}
+
+/// Returns the parts of a text that show these spans: of a short text all of it, of a long one the lines around each span.
+fn excerpts(text: &str, spans: &[Range<usize>]) -> Vec<Excerpt> {
+    if text.len() <= WHOLE {
+        return vec![Excerpt {
+            range: 0..text.len(),
+            line: 1,
+        }];
+    }
+    let around = |span: &Range<usize>| {
+        let before = text.as_bytes()[..span.start].iter().enumerate().rev();
+        let start = before
+            .filter(|(_, byte)| **byte == b'\n')
+            .nth(AROUND)
+            .map_or(0, |(at, _)| at + 1);
+        let after = text.as_bytes()[span.end..].iter().enumerate();
+        let end = after.filter(|(_, byte)| **byte == b'\n').nth(AROUND);
+        start..end.map_or(text.len(), |(at, _)| span.end + at + 1)
+    };
+    let mut ranges: Vec<Range<usize>> = spans.iter().map(around).collect();
+    ranges.sort_by_key(|range| range.start);
+    let mut parts: Vec<Range<usize>> = Vec::new();
+    for range in ranges {
+        match parts.last_mut() {
+            Some(last) if range.start < last.end + WHOLE => last.end = last.end.max(range.end),
+            _ => parts.push(range),
+        }
+    }
+    let line = |at: usize| text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
+    let numbered = parts.into_iter().map(|range| Excerpt {
+        line: line(range.start),
+        range,
+    });
+    numbered.collect()
+}
+
 /// Returns a span that a picture can show: inside the text, on character boundaries, of one line.
-fn drawable(place: &Place) -> std::ops::Range<usize> {
+fn drawable(place: &Place) -> Range<usize> {
     let text = place.source.text();
     let boundary = |mut at: usize| {
         at = at.min(text.len());
@@ -317,6 +393,37 @@ mod tests {
         assert_eq!(json["reason"], "diagnostic");
         assert_eq!(json["level"], "error");
         assert_eq!(json["file"], serde_json::Value::Null);
+    }
+
+    #[test]
+    fn long_texts_are_cut_to_the_lines_around_the_places() {
+        let short = "a = 1\n".repeat(100);
+        assert_eq!(excerpts(&short, &[6..7]), [Excerpt { range: 0..600, line: 1 }]);
+        let long = "a = 1\n".repeat(100_000);
+        let place = |line: usize| line * 6..line * 6 + 1;
+        let lines = |from: usize, to: usize| Excerpt {
+            range: from * 6..to * 6,
+            line: from + 1,
+        };
+        // Places that are near each other share a part.
+        let near = [place(50_000), place(50_100), place(2), place(99_999)];
+        assert_eq!(
+            excerpts(&long, &near),
+            [lines(0, 8), lines(49_995, 50_106), lines(99_994, 100_000)]
+        );
+        let source = crate::text::Source::new("long.toml", long);
+        let mut diagnostic = Diagnostic::error("two places");
+        let label = |line: usize| Label {
+            place: Place::new(&source, place(line)),
+            text: format!("line {}", line + 1),
+        };
+        diagnostic.primary = Some(label(99_999));
+        diagnostic.context = vec![label(2)];
+        let text = diagnostic.render(Style::PLAIN);
+        assert!(text.contains("long.toml:100000:1"), "{text}");
+        assert!(text.contains("100000 | a = 1\n       | ^ line 100000"), "{text}");
+        assert!(text.contains("3 | a = 1\n"), "{text}");
+        assert!(text.lines().count() < 20, "{text}");
     }
 
     #[test]

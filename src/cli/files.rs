@@ -11,6 +11,7 @@ use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::args::Global;
 use crate::cli::check;
+use crate::cli::check::Problems;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::init;
 use crate::cli::show;
@@ -100,17 +101,12 @@ impl Files {
         }
     }
 
-    fn loaded(
-        &self,
-        path: &str,
-        loaded: Result<Parsed, Vec<Diagnostic>>,
-        terminal: &Terminal,
-    ) -> Result<Parsed, Failure> {
+    fn loaded(&self, path: &str, loaded: Result<Parsed, Problems>, terminal: &Terminal) -> Result<Parsed, Failure> {
         match loaded {
             Ok(parsed) => {
                 if !terminal.quiet {
-                    for warning in &parsed.warnings {
-                        terminal.diagnostic(&Diagnostic::recipe_warning(warning));
+                    for warning in Diagnostic::recipe_warnings(&parsed.warnings) {
+                        terminal.diagnostic(&warning);
                     }
                 }
                 if !parsed.warnings.is_empty() {
@@ -119,9 +115,9 @@ impl Files {
                 }
                 Ok(parsed)
             }
-            Err(mut diagnostics) => {
-                if diagnostics.len() > 1 && !terminal.is_json() {
-                    diagnostics.push(Diagnostic::error(format!("{} errors in `{path}`", diagnostics.len())));
+            Err(Problems { mut diagnostics, count }) => {
+                if count > 1 && !terminal.is_json() {
+                    diagnostics.push(Diagnostic::error(format!("{count} errors in `{path}`")));
                 }
                 Err(Failure {
                     diagnostics,
@@ -279,7 +275,7 @@ impl Files {
             return match Settings::parse(&source) {
                 Ok(settings) => Ok((settings, place)),
                 Err(errors) => Err(Failure {
-                    diagnostics: errors.iter().map(Diagnostic::settings).collect(),
+                    diagnostics: Diagnostic::settings_errors(&errors),
                     exit: Exit::Environment,
                 }),
             };

@@ -1,5 +1,7 @@
 //! `forge policy groups`: which tensors of a model get their types together.
 
+use std::collections::HashSet;
+
 use serde_json::json;
 
 use crate::cli::Exit;
@@ -41,7 +43,8 @@ pub(super) fn run(args: &args::PolicyGroups, files: &Files, terminal: &Terminal)
             let bytes =
                 fs::read_small(&files.place(path), IMATRIX_CAP).map_err(|error| unreadable(path, error.to_string()))?;
             let imatrix = Imatrix::parse(&bytes).map_err(|error| unreadable(path, error.to_string()))?;
-            energies_of(&imatrix, |name| facts.tensors.iter().any(|tensor| tensor.name == name))
+            let names: HashSet<&str> = facts.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+            energies_of(&imatrix, |name| names.contains(name))
         }
     };
     let options = GroupOptions {

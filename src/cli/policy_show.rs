@@ -1,9 +1,12 @@
 //! `forge policy show` and `forge policy diff`: the types of candidates, for people and for programs.
 
+use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use anstyle::AnsiColor;
 use anstyle::Style;
+use indexmap::IndexSet;
 use serde_json::Value;
 use serde_json::json;
 
@@ -292,13 +295,14 @@ fn halves(class: &str) -> (&str, &str) {
 
 /// The map: a row a layer, a column a class, in each cell the type. Classes that do not fit beside each other follow below.
 fn by_layer(listing: &Listing) -> String {
-    let mut classes: Vec<&str> = Vec::new();
+    // The classes in the order in which they come.
+    let mut classes: IndexSet<&str> = IndexSet::new();
     let mut outside = Vec::new();
     for tensor in listing.tensors.iter().filter(|tensor| tensor.is_open()) {
         if tensor.layer().is_none() {
             outside.push(tensor);
-        } else if !classes.contains(&tensor.class()) {
-            classes.push(tensor.class());
+        } else {
+            classes.insert(tensor.class());
         }
     }
     let mut text = String::new();
@@ -318,17 +322,19 @@ fn by_layer(listing: &Listing) -> String {
         .into_iter()
         .filter_map(|(layer, sum)| Some((layer?, sum)))
         .collect();
-    let types = |layer: u32, class: &str| {
-        let mut tensors = listing.tensors.iter();
-        tensors
-            .find(|tensor| tensor.layer() == Some(layer) && tensor.class() == class)
-            .map(|tensor| tensor.to)
-    };
+    let mut cells: HashMap<&str, BTreeMap<u32, TensorType>> = HashMap::new();
+    for tensor in &listing.tensors {
+        if let Some(layer) = tensor.layer() {
+            let column = cells.entry(tensor.class()).or_default();
+            column.entry(layer).or_insert(tensor.to);
+        }
+    }
+    let types = |layer: u32, class: &str| cells.get(class)?.get(&layer).copied();
     let begin = "layer".len();
     let width = |class: &str| {
         let (above, below) = halves(class);
-        let cells = layers.iter().filter_map(|(layer, _)| types(*layer, class));
-        let widest = cells.map(|ty| ty.name().len()).max().unwrap_or(0);
+        let column = cells.get(class).into_iter().flat_map(BTreeMap::values);
+        let widest = column.map(|ty| ty.name().len()).max().unwrap_or(0);
         widest.max(above.chars().count()).max(below.chars().count()) + 1
     };
     let mut blocks: Vec<Vec<&str>> = vec![Vec::new()];

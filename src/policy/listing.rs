@@ -1,6 +1,9 @@
 //! A candidate's types to be looked at: tensor by tensor, by layer, and by class.
 
 use std::collections::BTreeMap;
+use std::hash::Hash;
+
+use indexmap::IndexMap;
 
 use crate::policy::Fixed;
 use crate::policy::ModelFacts;
@@ -205,16 +208,17 @@ impl Listing {
         layers
     }
 
-    fn grouped<'a, K: PartialEq>(&'a self, key: impl Fn(&'a Listed) -> Option<K>) -> Vec<(K, Sum)> {
-        let mut groups: Vec<(K, Sum)> = Vec::new();
+    /// Sums tensors by key, keys in the order in which they come.
+    fn grouped<'a, K: Hash + Eq>(&'a self, key: impl Fn(&'a Listed) -> Option<K>) -> Vec<(K, Sum)> {
+        let mut groups: IndexMap<K, Sum> = IndexMap::new();
         for tensor in &self.tensors {
             let Some(key) = key(tensor) else { continue };
-            match groups.iter_mut().find(|(known, _)| *known == key) {
-                Some((_, sum)) => sum.add(tensor),
-                None => groups.push((key, Sum::of([tensor]))),
-            }
+            groups
+                .entry(key)
+                .and_modify(|sum| sum.add(tensor))
+                .or_insert_with(|| Sum::of([tensor]));
         }
-        groups
+        groups.into_iter().collect()
     }
 }
 

@@ -1,5 +1,7 @@
 //! What can be wrong with a recipe: facts and places. `cli::diagnostic` writes the excerpts and the fixes.
 
+use std::sync::Arc;
+
 use crate::recipe::model::Place;
 use crate::recipe::names::NameProblem;
 use crate::recipe::quantity::QuantityProblem;
@@ -217,8 +219,8 @@ pub enum RecipeError {
         user: String,
         /// What is looked for: "corpus", "candidate".
         wanted: String,
-        /// What there is of that, with places.
-        declared: Vec<(String, Place)>,
+        /// What there is of that, with places. Shared: many references may be wrong.
+        declared: Arc<[(String, Place)]>,
         /// Something else of this name: its kind and place.
         other: Option<(String, Place)>,
     },

@@ -1,6 +1,7 @@
 //! Sweeps become variants, names become ids, and what was left out is put in.
 
 use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use crate::recipe::decl::Data;
 use crate::recipe::decl::Decl;
@@ -9,6 +10,7 @@ use crate::recipe::decl::Imatrix;
 use crate::recipe::decl::Join;
 use crate::recipe::decl::Policy;
 use crate::recipe::error::RecipeError;
+use crate::recipe::field::MAX_VARIANTS;
 use crate::recipe::field::Sweep;
 use crate::recipe::model::CollectImatrix;
 use crate::recipe::model::CorpusStep;
@@ -27,8 +29,6 @@ use crate::recipe::names::name_problem;
 use crate::recipe::read_steps::join_entries;
 use crate::recipe::words::section_words;
 
-/// How many variants one section may have.
-const MAX_VARIANTS: usize = 1000;
 /// How many steps a recipe may have.
 const MAX_STEPS: usize = 20_000;
 
@@ -41,7 +41,9 @@ pub(crate) struct Expansion<'e> {
     pub(crate) gate_candidates: BTreeMap<String, Vec<String>>,
     pub(crate) errors: &'e mut Vec<RecipeError>,
     /// The variants of each declared name.
-    variants: BTreeMap<(StepKind, String), Vec<Option<String>>>,
+    pub(crate) variants: BTreeMap<(StepKind, String), Vec<Option<String>>>,
+    /// The candidates by their labels.
+    pub(crate) labels: HashMap<String, Vec<StepId>>,
     /// Which joins fit an imatrix to a model.
     joins: BTreeMap<(SourceName, StepId), Vec<(StepId, Place)>>,
 }
@@ -112,6 +114,7 @@ impl<'e> Expansion<'e> {
             gate_candidates: BTreeMap::new(),
             errors,
             variants: BTreeMap::new(),
+            labels: HashMap::new(),
             joins: BTreeMap::new(),
         };
         this.corpora(decls);
@@ -150,6 +153,9 @@ impl<'e> Expansion<'e> {
             .or_default()
             .push(variant.clone());
         let id = StepId::new(kind, name, variant);
+        if kind == StepKind::Promote {
+            self.labels.entry(id.label()).or_default().push(id.clone());
+        }
         self.steps.push(Step {
             id,
             body,

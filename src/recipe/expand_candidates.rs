@@ -1,5 +1,7 @@
 //! Policies and candidates in the order in which they can be made: a budget may be the size of another candidate.
 
+use std::collections::HashSet;
+
 use crate::recipe::decl::Budget;
 use crate::recipe::decl::Decl;
 use crate::recipe::decl::Decls;
@@ -34,23 +36,31 @@ fn may_make(promote: &Decl<Promote>, candidate: &str) -> bool {
     variant.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }
 
+/// Returns the names of sections.
+fn names_of<'d, T>(decls: &[&'d Decl<T>]) -> HashSet<&'d str> {
+    decls.iter().map(|decl| decl.name.as_str()).collect()
+}
+
 impl Expansion<'_> {
     /// Makes the steps of all policies and all candidates. Each round makes what waits for nothing any more.
     pub(crate) fn policies_and_candidates(&mut self, decls: &Decls) {
         let mut policies: Vec<&Decl<Policy>> = decls.policies.iter().collect();
         let mut promotes: Vec<&Decl<Promote>> = decls.promotes.iter().collect();
+        let sections: HashSet<&str> = names_of(&promotes);
         while !(policies.is_empty() && promotes.is_empty()) {
             let before = policies.len() + promotes.len();
+            let unmade = names_of(&promotes);
             let (ready, waiting): (Vec<_>, Vec<_>) = policies
                 .iter()
-                .partition(|policy| sizes(&policy.body).all(|(name, _)| self.is_made(name, decls, &promotes)));
+                .partition(|policy| sizes(&policy.body).all(|(name, _)| self.is_made(name, &sections, &unmade)));
             for policy in ready {
                 self.policy(policy, decls);
             }
             policies = waiting;
+            let unmade = names_of(&policies);
             let waits = |promote: &Decl<Promote>| {
                 let mut named = promote.body.policy.values.iter();
-                named.any(|(name, _)| policies.iter().any(|policy| policy.name == *name))
+                named.any(|(name, _)| unmade.contains(name.as_str()))
             };
             let (waiting, ready): (Vec<_>, Vec<_>) = promotes.iter().partition(|promote| waits(promote));
             for promote in ready {
@@ -58,16 +68,16 @@ impl Expansion<'_> {
             }
             promotes = waiting;
             if policies.len() + promotes.len() == before {
-                self.stuck(&policies, &promotes, decls);
+                self.stuck(&policies, &promotes, &sections);
                 return;
             }
         }
     }
 
     /// Returns whether the candidates that a name means are there. A section's name goes before the name of a variant.
-    fn is_made(&self, name: &str, decls: &Decls, waiting: &[&Decl<Promote>]) -> bool {
-        if decls.promotes.iter().any(|promote| promote.name == name) {
-            !waiting.iter().any(|promote| promote.name == name)
+    fn is_made(&self, name: &str, sections: &HashSet<&str>, unmade: &HashSet<&str>) -> bool {
+        if sections.contains(name) {
+            !unmade.contains(name)
         } else {
             !self.candidate(name).is_empty()
         }
@@ -91,13 +101,14 @@ impl Expansion<'_> {
     }
 
     /// Reports why policies wait for ever: for a candidate that nothing makes, or for each other.
-    fn stuck(&mut self, policies: &[&Decl<Policy>], promotes: &[&Decl<Promote>], decls: &Decls) {
+    fn stuck(&mut self, policies: &[&Decl<Policy>], promotes: &[&Decl<Promote>], sections: &HashSet<&str>) {
+        let unmade = names_of(promotes);
         // Which policy each one waits for first, and where it says so.
         let mut links: Vec<Option<(usize, &Place)>> = Vec::new();
         for policy in policies {
             let mut link = None;
             for (name, place) in sizes(&policy.body) {
-                if self.is_made(name, decls, promotes) {
+                if self.is_made(name, sections, &unmade) {
                     continue;
                 }
                 let exact = promotes.iter().find(|promote| promote.name == name);

@@ -1,5 +1,9 @@
 //! Evaluations, metrics and gates with their candidates: the part of the expansion that comes after all candidates.
 
+use std::collections::HashSet;
+
+use indexmap::IndexSet;
+
 use crate::recipe::decl::Decl;
 use crate::recipe::decl::Decls;
 use crate::recipe::decl::Gate;
@@ -17,17 +21,13 @@ use crate::recipe::words::section_words;
 impl Expansion<'_> {
     /// Returns the candidates that a name means: all variants of a `promote` section, or the one with this label.
     pub(crate) fn candidate(&self, name: &str) -> Vec<StepId> {
-        let promotes = || {
-            self.steps
+        let variants = self.variants.get(&(StepKind::Promote, name.to_owned()));
+        match variants {
+            Some(variants) => variants
                 .iter()
-                .map(|step| &step.id)
-                .filter(|id| id.kind == StepKind::Promote)
-        };
-        let named: Vec<_> = promotes().filter(|id| id.name == name).cloned().collect();
-        if named.is_empty() {
-            promotes().filter(|id| id.label() == name).cloned().collect()
-        } else {
-            named
+                .map(|variant| StepId::new(StepKind::Promote, name, variant.clone()))
+                .collect(),
+            None => self.labels.get(name).cloned().unwrap_or_default(),
         }
     }
 
@@ -37,19 +37,15 @@ impl Expansion<'_> {
         let Some(names) = names else {
             return all.map(|step| step.id.clone()).collect();
         };
-        let mut found: Vec<StepId> = Vec::new();
+        let mut found: IndexSet<StepId> = IndexSet::new();
         for (name, place) in names {
             let ids = self.candidate(name);
             if ids.is_empty() {
                 self.unknown_candidate(user, name, place);
             }
-            for id in ids {
-                if !found.contains(&id) {
-                    found.push(id);
-                }
-            }
+            found.extend(ids);
         }
-        found
+        found.into_iter().collect()
     }
 
     pub(crate) fn unknown_candidate(&mut self, user: &str, name: &str, place: &Place) {
@@ -146,32 +142,33 @@ impl Expansion<'_> {
         let Some(metrics) = decls.metrics.iter().find(|metrics| metrics.name == decl.body.metrics) else {
             return;
         };
-        let evals: Vec<(bool, Vec<StepId>)> = self
+        let named: HashSet<&String> = metrics.body.evals.iter().collect();
+        let evals: Vec<&EvalStep> = self
             .steps
             .iter()
-            .filter(|step| metrics.body.evals.contains(&step.id.name))
+            .filter(|step| named.contains(&step.id.name))
             .filter_map(|step| match &step.body {
-                StepBody::Eval(eval) => Some((eval.kld, eval.candidates.clone())),
+                StepBody::Eval(eval) => Some(eval),
                 _ => None,
             })
             .collect();
+        // The candidates of all evaluations, and of those that measure KLD.
+        let covered: HashSet<&StepId> = evals.iter().flat_map(|eval| &eval.candidates).collect();
+        let with_kld = evals.iter().filter(|eval| eval.kld);
+        let with_kld: HashSet<&StepId> = with_kld.flat_map(|eval| &eval.candidates).collect();
         for (requirement, place) in &decl.body.require {
             let figure = requirement.figure;
             if !figure.needs_eval() {
                 continue;
             }
             let mut needed = ids.iter().chain(baseline);
-            let covers = |id: &StepId, kld: bool| {
-                evals
-                    .iter()
-                    .any(|(has_kld, candidates)| (*has_kld || !kld) && candidates.contains(id))
-            };
-            let Some(without) = needed.find(|id| !covers(id, figure.needs_kld())) else {
+            let enough = if figure.needs_kld() { &with_kld } else { &covered };
+            let Some(without) = needed.find(|id| !enough.contains(id)) else {
                 continue;
             };
             let why = if evals.is_empty() {
                 "there is no evaluation".to_owned()
-            } else if covers(without, false) {
+            } else if covered.contains(without) {
                 "its evaluations have `kld = false`".to_owned()
             } else {
                 format!("no evaluation covers the candidate `{}`", without.label())

@@ -18,6 +18,9 @@ use crate::recipe::raw::RawValue;
 use crate::recipe::raw::inside;
 use crate::recipe::words::either;
 
+/// How many variants one section may have.
+pub(crate) const MAX_VARIANTS: usize = 1000;
+
 /// Compiled patterns may take this much memory each.
 const REGEX_SIZE_LIMIT: usize = 1 << 20;
 
@@ -353,6 +356,16 @@ impl<'a, 'e> Reader<'a, 'e> {
             });
         }
         let values = self.list(key, "a list", read)?;
+        // Before values are compared with each other: an expansion takes no more anyway.
+        if values.len() > MAX_VARIANTS {
+            self.errors.push(RecipeError::TooMany {
+                place: self.head.clone(),
+                what: self.words.clone(),
+                count: values.len(),
+                limit: MAX_VARIANTS,
+            });
+            return None;
+        }
         for (at, (value, place)) in values.iter().enumerate() {
             if let Some((_, first)) = values[..at].iter().find(|(earlier, _)| earlier == value) {
                 self.errors.push(RecipeError::Duplicate {

@@ -1,5 +1,7 @@
 //! Raw recipes: every key and value with its place, before anything is understood; and files that extend each other.
 
+use std::collections::HashMap;
+
 use toml::Spanned;
 use toml::de::DeTable;
 use toml::de::DeValue;
@@ -238,8 +240,10 @@ pub(crate) fn load(
 
 /// Fills `base` into `entries`, tables by key down to `[kind.name]`, everything else whole.
 fn merge(entries: &mut Vec<RawEntry>, base: Vec<RawEntry>, depth: usize) {
+    // By key: a recipe may have 100,000 of them. The keys of one table are distinct.
+    let at: HashMap<String, usize> = entries.iter().map(|entry| entry.key.clone()).zip(0..).collect();
     for addition in base {
-        let Some(present) = entries.iter_mut().find(|entry| entry.key == addition.key) else {
+        let Some(present) = at.get(&addition.key).and_then(|at| entries.get_mut(*at)) else {
             entries.push(addition);
             continue;
         };

@@ -1,6 +1,8 @@
 //! The top of a recipe, its sources and its names: what has to be known before steps are read.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::recipe::SCHEMA;
 use crate::recipe::error::RecipeError;
@@ -55,6 +57,8 @@ pub(crate) struct Top {
 #[derive(Default)]
 pub(crate) struct Names {
     by_kind: BTreeMap<&'static str, BTreeMap<String, Place>>,
+    /// What [`Names::listed`] returned, by kind.
+    listed: RefCell<BTreeMap<&'static str, Arc<[(String, Place)]>>>,
     /// Sources that are models.
     pub(crate) models: Vec<(String, Place)>,
     /// Sources that are importance matrices.
@@ -84,10 +88,15 @@ impl Names {
         self.by_kind.get(kind)?.get(name)
     }
 
-    pub(crate) fn listed(&self, kind: &str) -> Vec<(String, Place)> {
-        self.of(kind)
-            .map(|(name, place)| (name.to_owned(), place.clone()))
-            .collect()
+    /// Returns all names of a kind, in order, to be kept in errors. All names must be known by then.
+    pub(crate) fn listed(&self, kind: &'static str) -> Arc<[(String, Place)]> {
+        let mut listed = self.listed.borrow_mut();
+        let names = listed.entry(kind).or_insert_with(|| {
+            self.of(kind)
+                .map(|(name, place)| (name.to_owned(), place.clone()))
+                .collect()
+        });
+        Arc::clone(names)
     }
 
     /// Returns a name's kind and place, if something else than a `kind` has it.

@@ -7,6 +7,7 @@ use crate::recipe::error::RecipeError;
 use crate::recipe::field::Field;
 use crate::recipe::field::Reader;
 use crate::recipe::model::Place;
+use crate::recipe::names::MAX_NAME;
 use crate::recipe::quantity::Decimal;
 use crate::recipe::quantity::Quantity;
 use crate::recipe::raw::inside;
@@ -24,8 +25,10 @@ use crate::recipe::requirement::Requirement;
 /// Reads a candidate: the name of a `promote` section, or what may be the label of one of its variants.
 fn candidate(field: Field<'_>, names: &Names, user: &str) -> Result<String, RecipeError> {
     let name = field.string("the name of a candidate")?;
-    let is = |promote: &str| name == promote || name.strip_prefix(promote).is_some_and(|rest| rest.starts_with('-'));
-    if names.of("promote").any(|(promote, _)| is(promote)) {
+    let is_section = |promote: &str| names.place("promote", promote).is_some();
+    // A variant is named after its section and a dash; a section's name is not longer than any name.
+    let mut dashes = name.match_indices('-').take_while(|(at, _)| *at <= MAX_NAME);
+    if is_section(name) || dashes.any(|(at, _)| is_section(&name[..at])) {
         return Ok(name.to_owned());
     }
     Err(RecipeError::UnknownReference {
@@ -136,7 +139,7 @@ pub(crate) fn gate(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option
         })
     } else {
         let declared = context.names.listed("metrics");
-        if let [(only, _)] = declared.as_slice() {
+        if let [(only, _)] = &*declared {
             Some(only.clone())
         } else {
             let (place, section) = (reader.head.clone(), words.clone());
@@ -146,7 +149,7 @@ pub(crate) fn gate(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option
                 section,
                 key: "metrics",
                 what,
-                declared,
+                declared: declared.to_vec(),
             });
             None
         }

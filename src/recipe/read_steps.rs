@@ -1,5 +1,7 @@
 //! Sections of steps, read key by key: one function per kind.
 
+use std::collections::HashMap;
+
 use crate::recipe::decl::Corpus;
 use crate::recipe::decl::Decl;
 use crate::recipe::decl::Decls;
@@ -303,8 +305,10 @@ fn merge(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix> 
             other_place: other.value.place.clone(),
         });
     }
-    for (at, (name, second)) in inputs.iter().enumerate() {
-        if let Some((_, first)) = inputs[..at].iter().find(|(earlier, _)| earlier == name) {
+    let mut seen: HashMap<&str, &Place> = HashMap::new();
+    for (name, second) in &inputs {
+        let first = *seen.entry(name.as_str()).or_insert(second);
+        if first != second {
             reader.errors.push(RecipeError::Duplicate {
                 what: "part",
                 name: name.clone(),

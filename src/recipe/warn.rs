@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::collections::HashMap;
 
 use crate::recipe::model::ImatrixStep;
 use crate::recipe::model::Place;
 use crate::recipe::model::Recipe;
 use crate::recipe::model::SourceName;
+use crate::recipe::model::Step;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::recipe::model::StepKind;
@@ -61,6 +63,9 @@ impl RecipeWarning {
     }
 }
 
+/// Steps by id.
+type Steps<'r> = HashMap<&'r StepId, &'r Step>;
+
 /// Returns the warnings of a recipe, unsorted.
 pub(crate) fn warnings(recipe: &Recipe) -> Vec<RecipeWarning> {
     let mut warnings = unused(recipe);
@@ -106,13 +111,16 @@ fn unused(recipe: &Recipe) -> Vec<RecipeWarning> {
 
 fn evals_on_calibration(recipe: &Recipe) -> Vec<RecipeWarning> {
     let mut warnings = Vec::new();
+    let steps: Steps<'_> = recipe.steps.iter().map(|step| (&step.id, step)).collect();
+    // By candidate: every evaluation may judge every candidate.
+    let mut read: HashMap<&StepId, BTreeMap<&StepId, &'static str>> = HashMap::new();
     for step in &recipe.steps {
         let StepBody::Eval(eval) = &step.body else { continue };
         let judged = eval.candidates.iter().find_map(|candidate| {
-            let reader = corpora(recipe, candidate).get(&eval.corpus).copied();
-            Some(candidate).zip(reader)
+            let corpora = read.entry(candidate).or_insert_with(|| corpora(&steps, candidate));
+            Some(candidate).zip(corpora.get(&eval.corpus).copied())
         });
-        if let (Some((candidate, reader)), Some(corpus)) = (judged, recipe.step(&eval.corpus)) {
+        if let (Some((candidate, reader)), Some(corpus)) = (judged, steps.get(&eval.corpus)) {
             warnings.push(RecipeWarning::EvalOnCalibration {
                 place: step.origin.clone(),
                 eval: step.id.name.clone(),
@@ -127,12 +135,12 @@ fn evals_on_calibration(recipe: &Recipe) -> Vec<RecipeWarning> {
 }
 
 /// Returns the texts that had a part in making a candidate, and what read them.
-fn corpora<'r>(recipe: &'r Recipe, id: &'r StepId) -> BTreeMap<&'r StepId, &'static str> {
+fn corpora<'r>(steps: &Steps<'r>, id: &'r StepId) -> BTreeMap<&'r StepId, &'static str> {
     let mut found = BTreeMap::new();
     let mut seen = BTreeSet::new();
     let mut todo = vec![id];
     while let Some(id) = todo.pop() {
-        let Some(step) = recipe.step(id).filter(|_| seen.insert(id)) else {
+        let Some(step) = steps.get(id).filter(|_| seen.insert(id)) else {
             continue;
         };
         match &step.body {

@@ -2,6 +2,7 @@
 //! none or of the wrong length, and which experts were never routed.
 
 use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::fmt::Write;
 
 use serde::Deserialize;
@@ -227,10 +228,11 @@ fn compare(
             .tensors
             .insert(tensor.name.clone(), BlobDigest::of(&slice_bytes(&entry.weights())));
     }
+    let known: HashSet<&str> = shape.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     report.unknown = imatrix
         .entries
         .keys()
-        .filter(|name| !shape.tensors.iter().any(|tensor| tensor.name == **name))
+        .filter(|name| !known.contains(name.as_str()))
         .cloned()
         .collect();
     Ok((report, slices))

@@ -149,6 +149,7 @@ impl Kind for Promote {
         let env = task.env;
         let action = Self::action(node, inputs, env)?;
         let draft = Draft::load(&Parts::of(node, inputs)?, env)?;
+        task.check_cancel()?;
         draft.check_requantize(step)?;
         let path = output::path(env, &file_name(id))?;
         fs::create_dir_all(&env.out)?;

@@ -33,6 +33,7 @@ mod frozen;
 mod hostile;
 mod keys;
 mod layering;
+mod linear;
 mod log;
 mod manifests;
 mod measured;

@@ -14,6 +14,12 @@ use crate::recipe::quantity::Quantity;
 use crate::recipe::quantity::QuantityProblem;
 use crate::recipe::requirement::Figure;
 use crate::recipe::requirement::RequirementProblem;
+use crate::report::words;
+
+/// No more problems of one file are shown.
+const SHOWN: usize = 20;
+/// No more names of one kind are listed in a hint.
+const LISTED: usize = 50;
 
 impl Diagnostic {
     /// Words an error of a recipe.
@@ -24,6 +30,21 @@ impl Diagnostic {
     /// Words an error of a settings file.
     pub fn settings(error: &RecipeError) -> Self {
         Self::spanned(error, "settings")
+    }
+
+    /// Words what is wrong with a recipe: the first 20 errors, and how many more there are.
+    pub fn recipe_errors(errors: &[RecipeError]) -> Vec<Self> {
+        first(errors, Self::recipe, "recipe", Level::Error)
+    }
+
+    /// Words what is wrong with a settings file: the first 20 errors, and how many more there are.
+    pub fn settings_errors(errors: &[RecipeError]) -> Vec<Self> {
+        first(errors, Self::settings, "settings", Level::Error)
+    }
+
+    /// Words the warnings about a recipe: the first 20, and how many more there are.
+    pub fn recipe_warnings(warnings: &[RecipeWarning]) -> Vec<Self> {
+        first(warnings, Self::recipe_warning, "recipe", Level::Warning)
     }
 
     fn spanned(error: &RecipeError, group: &str) -> Self {
@@ -62,6 +83,22 @@ impl Diagnostic {
         }
         diagnostic
     }
+}
+
+/// Words the first problems of a file. A generated file may have 100,000: nobody reads them, and each excerpt costs a
+/// pass over the text.
+fn first<P>(problems: &[P], word: impl Fn(&P) -> Diagnostic, group: &str, level: Level) -> Vec<Diagnostic> {
+    let mut diagnostics: Vec<Diagnostic> = problems.iter().take(SHOWN).map(word).collect();
+    let more = problems.len() - diagnostics.len();
+    if more > 0 {
+        let what = if level == Level::Error { "error" } else { "warning" };
+        let plural = if more == 1 { "" } else { "s" };
+        let message = format!("and {} more {what}{plural}", words::thousands(more as u64));
+        let mut diagnostic = Diagnostic::error(message).code(format!("{group}::more"));
+        diagnostic.level = level;
+        diagnostics.push(diagnostic);
+    }
+    diagnostics
 }
 
 /// Returns what stands under the primary place.
@@ -172,11 +209,19 @@ fn there<S: AsRef<str>>(words: &[S]) -> String {
 }
 
 fn listed<S: AsRef<str>>(words: &[S]) -> String {
-    words
+    let mut text = words
         .iter()
+        .take(LISTED)
         .map(|word| format!("`{}`", word.as_ref()))
         .collect::<Vec<_>>()
-        .join(", ")
+        .join(", ");
+    if words.len() > LISTED {
+        text.push_str(&format!(
+            " and {} more",
+            words::thousands((words.len() - LISTED) as u64)
+        ));
+    }
+    text
 }
 
 /// A line that adds a key below the header of a section, if the section has a header on a line of its own.

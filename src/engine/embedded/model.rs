@@ -13,6 +13,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
+use std::path::Path;
 
 use llama_cpp_sys_2 as ffi;
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::collections::HashMap;
 
 use serde_json::Value;
 
@@ -161,13 +162,10 @@ fn parting(before: &Manifest, after: &Manifest, graph: &Graph) -> Option<Parting
             return Some(parting);
         }
     }
+    let tensors = after.predicate.forge.tensors.iter();
+    let made_again: HashMap<&str, &TensorRecord> = tensors.map(|tensor| (tensor.name.as_str(), tensor)).collect();
     for tensor in &before.predicate.forge.tensors {
-        let again = after
-            .predicate
-            .forge
-            .tensors
-            .iter()
-            .find(|other| other.name == tensor.name);
+        let again = made_again.get(tensor.name.as_str());
         if let (Some(old), Some(new)) = (
             of_tensor(before, tensor),
             again.and_then(|again| of_tensor(after, again)),
