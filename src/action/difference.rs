@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
 use serde_json::Value;
 
 use super::Action;
-use crate::digest::Hash;
+use super::role;
+use super::role::Origin;
+use super::role::Role;
 
 /// A field in which two actions differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,59 +20,10 @@ pub struct Difference {
     pub after: Option<String>,
 }
 
-/// Where a field of an action comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Origin {
-    /// A file of the user's.
-    Source,
-    /// The recipe.
-    Recipe,
-    /// The engine.
-    Engine,
-    /// Forge itself: the version of a form or of built-in rules.
-    Forge,
-    /// What a step before has made.
-    Input,
-}
-
-/// Fields that are versions of forge's own forms and rules.
-const VERSIONS: [&str; 7] = ["schema", "kind", "index", "rules", "writer", "codec", "table"];
-
 impl Difference {
-    /// Returns where the field comes from. Digests name what steps before have made, but for the files of sources; what
-    /// else there is says the recipe.
+    /// Returns where the field comes from, if the two documents are actions of this kind.
     pub fn origin(&self, kind: &str) -> Origin {
-        let field = self.field.trim_start_matches("inputs.");
-        let first = field.split('.').next().unwrap_or_default();
-        let last = field.rsplit('.').next().unwrap_or_default();
-        if matches!(
-            (kind, first),
-            ("inspect-model", "files") | ("corpus", "texts") | ("imatrix-import", "file")
-        ) {
-            return Origin::Source;
-        }
-        if last == "engine" || last == "quantizer" {
-            return Origin::Engine;
-        }
-        if VERSIONS.contains(&field) {
-            return Origin::Forge;
-        }
-        let of_a_row = matches!(first, "rows" | "baseline") && last == "elements";
-        let made_before = matches!(
-            (kind, first),
-            ("tensor", "from" | "dims" | "to") | ("promote", "imatrix")
-        );
-        let digest = [&self.before, &self.after].into_iter().flatten().any(|value| {
-            let text = value.trim_matches('"');
-            let (hash, length) = text.split_once(':').unwrap_or((text, "0"));
-            hash.parse::<Hash>().is_ok() && length.parse::<u64>().is_ok()
-        });
-        if made_before || of_a_row || digest {
-            Origin::Input
-        } else {
-            Origin::Recipe
-        }
+        role::role_at(kind, &self.field).map_or(Origin::Recipe, Role::origin)
     }
 }
 
@@ -191,27 +143,5 @@ mod tests {
             fields,
             [("rows.e/b.file".to_owned(), true), ("rows.e/new".to_owned(), false)]
         );
-    }
-
-    #[test]
-    fn a_field_tells_where_it_comes_from() {
-        let origin = |kind: &str, field: &str, value: &str| {
-            let difference = Difference {
-                field: format!("inputs.{field}"),
-                before: None,
-                after: Some(value.to_owned()),
-            };
-            difference.origin(kind)
-        };
-        let blob = format!("\"{}\"", BlobDigest::of(b"x"));
-        assert_eq!(origin("corpus", "texts.1", &blob), Origin::Source);
-        assert_eq!(origin("join", "imatrix", &blob), Origin::Input);
-        assert_eq!(origin("promote", "imatrix.chunks", "\"4\""), Origin::Input);
-        assert_eq!(origin("eval", "engine", "\"f\""), Origin::Engine);
-        assert_eq!(origin("metrics", "rows.q/a.engine", "\"f\""), Origin::Engine);
-        assert_eq!(origin("metrics", "rows.q/a", "{}"), Origin::Recipe);
-        assert_eq!(origin("policy", "rules", "2"), Origin::Forge);
-        assert_eq!(origin("policy", "method.rules.0.target", "\"Q4_0\""), Origin::Recipe);
-        assert_eq!(origin("tensor", "to", "\"Q4_0\""), Origin::Input);
     }
 }

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
+use serde_json::Value;
+
 use super::Session;
 use super::SessionError;
 use super::lock::Files;
@@ -15,7 +17,8 @@ use super::lock::engine_differences;
 use super::lock::file_differences;
 use super::lock::locked_engine;
 use super::lock::readers;
-use crate::action::Action;
+use crate::action::role;
+use crate::action::role::EngineRole;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::engine::Identity;
@@ -140,15 +143,20 @@ impl Session {
     fn evaluated_by_another(&self) -> Vec<LockDifference> {
         let now = BTreeMap::from([locked_engine(&self.evaluator)]);
         let evaluations = self.graph.nodes().filter(|node| matches!(node.work, Work::Eval { .. }));
-        let others: BTreeSet<Fingerprint> = evaluations
-            .filter_map(|node| {
-                let last = self.store.last(&self.recipe.name, &node.id.to_string())?;
-                let document = self.store.read(&last.document, ACTION_CAP).ok()?;
-                match Action::parse(&document).ok()? {
-                    Action::Eval(eval) => Some(eval.engine),
-                    _ => None,
-                }
-            })
+        let documents = evaluations.filter_map(|node| {
+            let last = self.store.last(&self.recipe.name, &node.id.to_string())?;
+            let document = self.store.read(&last.document, ACTION_CAP).ok()?;
+            serde_json::from_slice::<Value>(&document).ok()
+        });
+        let evaluators = |document: Value| -> Vec<Fingerprint> {
+            let engines = role::engines_in(&document).into_iter();
+            let evaluators = engines.filter(|(_, role, _)| *role == EngineRole::Evaluator);
+            evaluators
+                .filter_map(|(_, _, fingerprint)| fingerprint.parse().ok())
+                .collect()
+        };
+        let others: BTreeSet<Fingerprint> = documents
+            .flat_map(evaluators)
             .filter(|engine| *engine != self.evaluator.fingerprint())
             .collect();
         let identity_of = |engine: &Fingerprint| serde_json::from_slice::<Identity>(&self.store.engine(engine)?).ok();

@@ -7,6 +7,9 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use crate::action::Action;
+use crate::action::role;
+use crate::action::role::OutputOf;
+use crate::action::role::Role;
 use crate::digest::BlobDigest;
 use crate::digest::Hash;
 use crate::engine::Identity;
@@ -55,32 +58,6 @@ pub struct TensorFact {
     pub bytes: Option<BlobDigest>,
 }
 
-/// The inputs of actions that are outputs of other actions in the manifest: kind and field, and the kinds that make it with
-/// the output's name. A kind that is not here is not checked.
-const LINKS: &[(&str, &str, &[&str], &str)] = &[
-    ("promote", "model", &["inspect-model"], "model"),
-    ("promote", "metadata", &["inspect-model"], "metadata"),
-    ("promote", "policy", &["policy"], "policy"),
-    ("promote", "slices", &["join"], "slices"),
-    ("policy", "shape", &["inspect-model"], "shape"),
-    ("policy", "coverage", &["join"], "coverage"),
-    ("join", "shape", &["inspect-model"], "shape"),
-    ("join", "imatrix", IMATRICES, "imatrix"),
-    ("imatrix-merge", "imatrices", IMATRICES, "imatrix"),
-    ("imatrix-collect", "model", &["inspect-model"], "compute"),
-    ("imatrix-collect", "tokenizer", &["inspect-model"], "tokenizer"),
-    ("imatrix-collect", "corpus", &["corpus"], "corpus"),
-];
-
-const IMATRICES: &[&str] = &["imatrix-collect", "imatrix-merge", "imatrix-import"];
-
-/// The inputs of actions that are sources.
-const SOURCES: &[(&str, &str)] = &[
-    ("inspect-model", "files"),
-    ("corpus", "texts"),
-    ("imatrix-import", "file"),
-];
-
 /// Problems of a manifest while they are gathered.
 struct Check<'m> {
     manifest: &'m Manifest,
@@ -108,15 +85,6 @@ pub fn check(manifest: &Manifest, bytes: &[u8]) -> (Facts, Vec<Problem>) {
 
 /// The actions that could be read, by key.
 type Actions<'m> = BTreeMap<&'m str, (Action, &'m ActionRecord)>;
-
-/// Returns the texts of a field: of one value, or of all in a list.
-fn texts(value: Option<&Value>) -> Vec<&str> {
-    match value {
-        Some(Value::String(text)) => vec![text],
-        Some(Value::Array(values)) => values.iter().filter_map(Value::as_str).collect(),
-        _ => Vec::new(),
-    }
-}
 
 fn digest_of(resource: &Resource) -> Option<BlobDigest> {
     let hash: Hash = resource.digest.get("blake3")?.parse().ok()?;
@@ -235,15 +203,18 @@ impl<'m> Check<'m> {
             }
         }
         for (key, (_, record)) in actions {
-            for field in ["engine", "quantizer"] {
-                let named = texts(record.document["inputs"].get(field));
-                if let Some(missing) = named.into_iter().find(|named| !engines.contains_key(*named)) {
-                    let what = format!("{} is not among the engines", short(missing));
-                    self.say(
-                        format!("predicate.forge.actions[{}].document.inputs.{field}", short(key)),
-                        what,
-                    );
-                }
+            for (field, role, named) in role::engines_in(&record.document) {
+                let what = match engines.get(named) {
+                    None => format!("{} is not among the engines", short(named)),
+                    Some(engine) if engine["role"] != role.as_str() => {
+                        format!("{} is no {}", short(named), role.as_str())
+                    }
+                    Some(_) => continue,
+                };
+                self.say(
+                    format!("predicate.forge.actions[{}].document.inputs.{field}", short(key)),
+                    what,
+                );
             }
         }
     }
@@ -281,14 +252,15 @@ impl<'m> Check<'m> {
             }
         }
         let mut named = BTreeSet::new();
-        for (key, (action, record)) in actions {
-            for (_, field) in SOURCES.iter().filter(|(kind, _)| *kind == action.kind()) {
-                for digest in texts(record.document["inputs"].get(field)) {
-                    named.insert(digest.to_owned());
-                    if !listed.contains(digest) {
-                        let place = format!("predicate.forge.actions[{}].document.inputs.{field}", short(key));
-                        self.say(place, format!("{} is not among the sources", short(digest)));
-                    }
+        for (key, (_, record)) in actions {
+            for leaf in role::leaves(&record.document) {
+                let (Some(Role::Source), Some(digest)) = (leaf.role, leaf.value.as_str()) else {
+                    continue;
+                };
+                named.insert(digest.to_owned());
+                if !listed.contains(digest) {
+                    let place = format!("predicate.forge.actions[{}].document.inputs.{}", short(key), leaf.path);
+                    self.say(place, format!("{} is not among the sources", short(digest)));
                 }
             }
         }
@@ -306,13 +278,15 @@ impl<'m> Check<'m> {
                 made.insert((action.kind(), name, digest));
             }
         }
-        for (key, (action, record)) in actions {
-            for (_, field, makers, output) in LINKS.iter().filter(|(kind, ..)| *kind == action.kind()) {
-                for digest in texts(record.document["inputs"].get(field)) {
-                    if !makers.iter().any(|maker| made.contains(&(*maker, *output, digest))) {
-                        let place = format!("predicate.forge.actions[{}].document.inputs.{field}", short(key));
-                        self.say(place, format!("no action of the manifest has made {}", short(digest)));
-                    }
+        for (key, (_, record)) in actions {
+            for leaf in role::leaves(&record.document) {
+                let (Some(Role::Input(outputs)), Some(digest)) = (leaf.role, leaf.value.as_str()) else {
+                    continue;
+                };
+                let is_made = |of: &OutputOf| made.contains(&(of.kind, of.output, digest));
+                if !outputs.iter().any(is_made) {
+                    let place = format!("predicate.forge.actions[{}].document.inputs.{}", short(key), leaf.path);
+                    self.say(place, format!("no action of the manifest has made {}", short(digest)));
                 }
             }
         }

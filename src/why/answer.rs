@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::action::difference::Origin;
+use crate::action::role::Origin;
 use crate::runs::Ran;
 
 /// The version of the documents.

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::action::difference::Difference;
-use crate::action::difference::Origin;
+use crate::action::role::Origin;
 use crate::digest::ActionDigest;
 use crate::graph::Graph;
 use crate::graph::NodeId;

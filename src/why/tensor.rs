@@ -12,7 +12,9 @@ use super::answer::RootKind;
 use super::trace::push;
 use crate::action::Action;
 use crate::action::difference;
-use crate::action::difference::Origin;
+use crate::action::role;
+use crate::action::role::Origin;
+use crate::action::role::Role;
 use crate::digest::ActionDigest;
 use crate::graph::NodeId;
 use crate::graph::Work;
@@ -156,13 +158,13 @@ impl Why<'_> {
 
     fn compare_tensor(&self, id: &NodeId, record: &Last, before: &Action, now: &Action, answer: &mut Answer) {
         let same_step = record.step == id.to_string() && record.recipe == self.env.recipe;
-        let made_by = self.makers(id);
+        let makers = self.makers(id);
         let mut causes: BTreeMap<NodeId, Option<ActionDigest>> = BTreeMap::new();
         for difference in difference::differences(before, now) {
             let origin = difference.origin("tensor");
             let field = difference.field.trim_start_matches("inputs.");
             let field = field.split('.').next().unwrap_or_default().to_owned();
-            let from = made_by.get(field.as_str());
+            let from = makers.get(field.as_str());
             match (origin, from) {
                 (Origin::Engine, _) => push(&mut answer.roots, self.root_of_engine(&difference)),
                 (Origin::Input, Some(from)) if same_step => {
@@ -208,13 +210,16 @@ impl Why<'_> {
     fn makers(&self, id: &NodeId) -> BTreeMap<&'static str, NodeId> {
         let mut makers = BTreeMap::new();
         for input in self.graph.inputs(id) {
-            let fields: &[&'static str] = match input.kind() {
-                "source" => &["source", "from", "dims"],
-                "policy" => &["to"],
-                "join" => &["weights"],
-                _ => &[],
+            let Some(made_by) = self.known(input).action.as_ref().map(|action| action.kind()) else {
+                continue;
             };
-            makers.extend(fields.iter().map(|&field| (field, input.clone())));
+            for field in role::fields_of("tensor").unwrap_or_default() {
+                if let Role::PartOf(outputs) = field.role
+                    && outputs.iter().any(|output| output.kind == made_by)
+                {
+                    makers.insert(field.name, input.clone());
+                }
+            }
         }
         makers
     }

@@ -14,7 +14,7 @@ use super::survey::Known;
 use crate::action::Action;
 use crate::action::difference;
 use crate::action::difference::Difference;
-use crate::action::difference::Origin;
+use crate::action::role::Origin;
 use crate::digest::ActionDigest;
 use crate::graph::NodeId;
 use crate::plan;

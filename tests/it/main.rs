@@ -48,6 +48,7 @@ mod property;
 mod readme;
 mod recipes;
 mod reproduce;
+mod roles;
 mod room;
 mod schema;
 mod seeing;

@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::action::Action;
 use crate::action::difference;
 use crate::action::difference::Difference;
+use crate::action::role::Origin;
 use crate::graph::Graph;
 use crate::manifest::ActionRecord;
 use crate::manifest::Manifest;
@@ -78,9 +79,6 @@ pub struct Parting {
     /// The outputs that differ.
     pub outputs: Vec<String>,
 }
-
-/// Fields of actions that name an engine.
-const ENGINES: [&str; 2] = ["engine", "quantizer"];
 
 /// Compares a candidate's manifest with that of the candidate that was made again. `graph` has the steps that lead to it.
 pub fn compare(before: &Manifest, after: &Manifest, graph: &Graph) -> Comparison {
@@ -194,10 +192,13 @@ fn part(place: String, (old_key, old): Keyed<'_>, (new_key, new): Keyed<'_>) -> 
         (Some(old), Some(new)) => difference::differences(&old, &new),
         _ => Vec::new(),
     };
-    let engine = |difference: &Difference| {
-        let field = difference.field.strip_prefix("inputs.");
-        field.is_some_and(|field| ENGINES.contains(&field))
-    };
+    let kind = old
+        .document
+        .get("kind")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
+    let engine = |difference: &Difference| difference.origin(&kind) == Origin::Engine;
     let other_engine = inputs.iter().any(engine);
     inputs.retain(|difference| !engine(difference));
     let names: BTreeSet<&String> = old.outputs.keys().chain(new.outputs.keys()).collect();
@@ -208,12 +209,7 @@ fn part(place: String, (old_key, old): Keyed<'_>, (new_key, new): Keyed<'_>) -> 
     }
     Some(Parting {
         place,
-        kind: old
-            .document
-            .get("kind")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned(),
+        kind,
         keys: (old_key.clone(), new_key.clone()),
         inputs,
         other_engine,

@@ -16,6 +16,7 @@ use super::Session;
 use super::SessionError;
 use super::Settings;
 use super::lock::facts_that_differ;
+use crate::action::role;
 use crate::digest::BlobDigest;
 use crate::engine;
 use crate::engine::Cancel;
@@ -163,9 +164,8 @@ pub(super) fn engines_used(manifest: &Manifest) -> Vec<Identity> {
     let forge = &manifest.predicate.forge;
     let mut named = BTreeSet::new();
     for record in forge.actions.values() {
-        for field in ["engine", "quantizer"] {
-            named.extend(record.document["inputs"][field].as_str());
-        }
+        let engines = role::engines_in(&record.document).into_iter();
+        named.extend(engines.map(|(_, _, fingerprint)| fingerprint));
     }
     let documents = named
         .into_iter()

@@ -1,0 +1,63 @@
+//! Measures a candidate: the figures of all its blocks.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Document;
+use super::role::EngineRole::Evaluator;
+use super::role::Field;
+use super::role::Role::Engine;
+use super::role::Role::Input;
+use super::role::Role::Setting;
+use super::role::Role::Version;
+use super::role::field;
+use super::role::output;
+use super::shared::CORPORA;
+use super::shared::TOKENIZERS;
+use crate::digest::BlobDigest;
+use crate::digest::Fingerprint;
+
+/// Measures a candidate: the figures of all its blocks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Eval {
+    /// The candidate as far as it computes.
+    pub candidate: BlobDigest,
+    /// The reference as far as it computes, where KLD is measured.
+    pub reference: Option<BlobDigest>,
+    /// The reference's vocabulary.
+    pub tokenizer: BlobDigest,
+    /// The corpus.
+    pub corpus: BlobDigest,
+    /// Tokens per chunk.
+    pub context: u32,
+    /// At most so many chunks.
+    pub chunks: Option<u64>,
+    /// Chunks per block.
+    pub block: u32,
+    /// Resamples of the bootstrap.
+    pub bootstrap: u32,
+    /// The seed of the bootstrap.
+    pub seed: u64,
+    /// The form of the figures.
+    pub codec: u32,
+    /// The engine that runs the models.
+    pub engine: Fingerprint,
+}
+
+impl Document for Eval {
+    const KIND: &'static str = "eval";
+    const FIELDS: &'static [Field] = &[
+        field("candidate", Input(&[output("promote", "compute")])),
+        field("reference", Input(&[output("inspect-model", "compute")])),
+        field("tokenizer", Input(TOKENIZERS)),
+        field("corpus", Input(CORPORA)),
+        field("context", Setting),
+        field("chunks", Setting),
+        field("block", Setting),
+        field("bootstrap", Setting),
+        field("seed", Setting),
+        field("codec", Version),
+        field("engine", Engine(Evaluator)),
+    ];
+    const OUTPUTS: &'static [&'static str] = &["figures"];
+}

@@ -1,0 +1,56 @@
+//! Measures a candidate on a block of chunks.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Document;
+use super::role::EngineRole::Evaluator;
+use super::role::Field;
+use super::role::Role::Engine;
+use super::role::Role::Key;
+use super::role::Role::PartOf;
+use super::role::Role::Setting;
+use super::role::Role::Version;
+use super::role::field;
+use super::role::output;
+use crate::digest::ActionDigest;
+use crate::digest::BlobDigest;
+use crate::digest::Fingerprint;
+
+/// Measures a candidate on a block of chunks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvalBlock {
+    /// The candidate as far as it computes.
+    pub candidate: BlobDigest,
+    /// The action that makes the reference's log-probabilities, where KLD is measured. Not their digest: so that a
+    /// measured block stays known after its reference, large and cheap to make again, was collected.
+    pub reference: Option<ActionDigest>,
+    /// The tokens of the block.
+    pub tokens: BlobDigest,
+    /// Tokens per chunk.
+    pub context: u32,
+    /// The form of the figures.
+    pub codec: u32,
+    /// The engine that runs the model.
+    pub engine: Fingerprint,
+}
+
+impl Document for EvalBlock {
+    const KIND: &'static str = "eval-block";
+    const FIELDS: &'static [Field] = &[
+        field(
+            "candidate",
+            PartOf(&[
+                output("promote", "compute"),
+                output("inspect-model", "compute"),
+                output("tensor", "tensor"),
+            ]),
+        ),
+        field("reference", Key("reference-block")),
+        field("tokens", PartOf(&[output("tokens", "tokens")])),
+        field("context", Setting),
+        field("codec", Version),
+        field("engine", Engine(Evaluator)),
+    ];
+    const OUTPUTS: &'static [&'static str] = &["figures"];
+}

@@ -1,0 +1,42 @@
+//! Holds figures against bounds.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Document;
+use super::metrics::MetricsRow;
+use super::metrics::ROW;
+use super::role::Field;
+use super::role::Role::Fields;
+use super::role::Role::Setting;
+use super::role::field;
+
+/// Holds figures against bounds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gate {
+    /// The rows that are judged.
+    pub rows: Vec<MetricsRow>,
+    /// The rows that `baseline` means, one for each evaluation.
+    pub baseline: Vec<MetricsRow>,
+    /// The requirements, as written.
+    pub require: Vec<String>,
+    /// The confidence of comparisons, in millionths.
+    pub confidence: u64,
+    /// Resamples of the bootstrap.
+    pub bootstrap: u32,
+    /// The seed of the bootstrap.
+    pub seed: u64,
+}
+
+impl Document for Gate {
+    const KIND: &'static str = "gate";
+    const FIELDS: &'static [Field] = &[
+        field("rows", Fields(ROW)),
+        field("baseline", Fields(ROW)),
+        field("require", Setting),
+        field("confidence", Setting),
+        field("bootstrap", Setting),
+        field("seed", Setting),
+    ];
+    const OUTPUTS: &'static [&'static str] = &["verdict"];
+}

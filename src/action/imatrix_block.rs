@@ -1,0 +1,43 @@
+//! Collects the imatrix of a block of chunks.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Document;
+use super::role::EngineRole::Evaluator;
+use super::role::Field;
+use super::role::Role::Engine;
+use super::role::Role::Input;
+use super::role::Role::PartOf;
+use super::role::Role::Setting;
+use super::role::field;
+use super::role::output;
+use crate::digest::BlobDigest;
+use crate::digest::Fingerprint;
+
+/// Collects the imatrix of a block of chunks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImatrixBlock {
+    /// The model as far as it computes: a document of its tensors and the metadata that matter.
+    pub model: BlobDigest,
+    /// The tokens of the block, 32-bit little-endian, `chunks x context`.
+    pub tokens: BlobDigest,
+    /// Tokens per chunk.
+    pub context: u32,
+    /// Whether data is collected for the output tensor too.
+    pub process_output: bool,
+    /// The engine that runs the model.
+    pub engine: Fingerprint,
+}
+
+impl Document for ImatrixBlock {
+    const KIND: &'static str = "imatrix-block";
+    const FIELDS: &'static [Field] = &[
+        field("model", Input(&[output("inspect-model", "compute")])),
+        field("tokens", PartOf(&[output("tokens", "tokens")])),
+        field("context", Setting),
+        field("process_output", Setting),
+        field("engine", Engine(Evaluator)),
+    ];
+    const OUTPUTS: &'static [&'static str] = &["imatrix"];
+}

@@ -1,0 +1,56 @@
+//! Collects an imatrix: the sum of its blocks.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Document;
+use super::role::EngineRole::Evaluator;
+use super::role::Field;
+use super::role::Role::Engine;
+use super::role::Role::Input;
+use super::role::Role::Setting;
+use super::role::field;
+use super::role::output;
+use super::shared::CORPORA;
+use super::shared::TOKENIZERS;
+use crate::digest::BlobDigest;
+use crate::digest::Fingerprint;
+
+/// Collects an imatrix: the sum of its blocks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImatrixCollect {
+    /// The model as far as it computes.
+    pub model: BlobDigest,
+    /// The model's vocabulary.
+    pub tokenizer: BlobDigest,
+    /// The corpus.
+    pub corpus: BlobDigest,
+    /// The name that the imatrix records for its data set.
+    pub dataset: String,
+    /// Tokens per chunk.
+    pub context: u32,
+    /// At most so many chunks.
+    pub chunks: Option<u64>,
+    /// Chunks per block.
+    pub block: u32,
+    /// Whether data is collected for the output tensor too.
+    pub process_output: bool,
+    /// The engine that runs the model.
+    pub engine: Fingerprint,
+}
+
+impl Document for ImatrixCollect {
+    const KIND: &'static str = "imatrix-collect";
+    const FIELDS: &'static [Field] = &[
+        field("model", Input(&[output("inspect-model", "compute")])),
+        field("tokenizer", Input(TOKENIZERS)),
+        field("corpus", Input(CORPORA)),
+        field("dataset", Setting),
+        field("context", Setting),
+        field("chunks", Setting),
+        field("block", Setting),
+        field("process_output", Setting),
+        field("engine", Engine(Evaluator)),
+    ];
+    const OUTPUTS: &'static [&'static str] = &["imatrix"];
+}

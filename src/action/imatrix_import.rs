@@ -1,0 +1,23 @@
+//! Reads a foreign imatrix.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Document;
+use super::role::Field;
+use super::role::Role::Source;
+use super::role::field;
+use crate::digest::BlobDigest;
+
+/// Reads a foreign imatrix.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImatrixImport {
+    /// The file.
+    pub file: BlobDigest,
+}
+
+impl Document for ImatrixImport {
+    const KIND: &'static str = "imatrix-import";
+    const FIELDS: &'static [Field] = &[field("file", Source)];
+    const OUTPUTS: &'static [&'static str] = &["imatrix"];
+}

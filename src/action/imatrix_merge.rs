@@ -1,0 +1,45 @@
+//! Merges imatrices.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Document;
+use super::role::Field;
+use super::role::Role::Input;
+use super::role::Role::Setting;
+use super::role::field;
+use super::shared::IMATRICES;
+use crate::digest::BlobDigest;
+
+/// How imatrices are merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MergeMode {
+    /// Sums and counts are added: every token counts the same.
+    Sum,
+    /// The importances are averaged: every imatrix counts by its weight.
+    Mean,
+    /// The largest importance of each column.
+    Max,
+}
+
+/// Merges imatrices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImatrixMerge {
+    /// The imatrices, in order.
+    pub imatrices: Vec<BlobDigest>,
+    /// How they are merged.
+    pub mode: MergeMode,
+    /// One weight each, in millionths.
+    pub weights: Vec<u64>,
+}
+
+impl Document for ImatrixMerge {
+    const KIND: &'static str = "imatrix-merge";
+    const FIELDS: &'static [Field] = &[
+        field("imatrices", Input(IMATRICES)),
+        field("mode", Setting),
+        field("weights", Setting),
+    ];
+    const OUTPUTS: &'static [&'static str] = &["imatrix"];
+}

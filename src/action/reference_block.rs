@@ -1,0 +1,44 @@
+//! Computes the reference's log-probabilities of a block of chunks.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Document;
+use super::role::EngineRole::Evaluator;
+use super::role::Field;
+use super::role::Role::Engine;
+use super::role::Role::Input;
+use super::role::Role::PartOf;
+use super::role::Role::Setting;
+use super::role::Role::Version;
+use super::role::field;
+use super::role::output;
+use crate::digest::BlobDigest;
+use crate::digest::Fingerprint;
+
+/// Computes the reference's log-probabilities of a block of chunks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReferenceBlock {
+    /// The reference as far as it computes.
+    pub model: BlobDigest,
+    /// The tokens of the block.
+    pub tokens: BlobDigest,
+    /// Tokens per chunk.
+    pub context: u32,
+    /// The form in which they are stored.
+    pub codec: u32,
+    /// The engine that runs the model.
+    pub engine: Fingerprint,
+}
+
+impl Document for ReferenceBlock {
+    const KIND: &'static str = "reference-block";
+    const FIELDS: &'static [Field] = &[
+        field("model", Input(&[output("inspect-model", "compute")])),
+        field("tokens", PartOf(&[output("tokens", "tokens")])),
+        field("context", Setting),
+        field("codec", Version),
+        field("engine", Engine(Evaluator)),
+    ];
+    const OUTPUTS: &'static [&'static str] = &["reference"];
+}

@@ -1,0 +1,40 @@
+//! Turns texts into tokens.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Document;
+use super::role::EngineRole::Evaluator;
+use super::role::Field;
+use super::role::Role::Engine;
+use super::role::Role::Input;
+use super::role::Role::Setting;
+use super::role::Role::Source;
+use super::role::field;
+use super::shared::TOKENIZERS;
+use crate::digest::BlobDigest;
+use crate::digest::Fingerprint;
+
+/// Turns texts into tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tokens {
+    /// The texts that are joined, in order.
+    pub texts: Vec<BlobDigest>,
+    /// The model's vocabulary: a document of its `tokenizer.*` metadata, chat template apart.
+    pub tokenizer: BlobDigest,
+    /// Whether special tokens in the text are read as such.
+    pub parse_special: bool,
+    /// The engine that tokenizes.
+    pub engine: Fingerprint,
+}
+
+impl Document for Tokens {
+    const KIND: &'static str = "tokens";
+    const FIELDS: &'static [Field] = &[
+        field("texts", Source),
+        field("tokenizer", Input(TOKENIZERS)),
+        field("parse_special", Setting),
+        field("engine", Engine(Evaluator)),
+    ];
+    const OUTPUTS: &'static [&'static str] = &["tokens"];
+}
