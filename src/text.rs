@@ -55,10 +55,18 @@ impl<T> Spanned<T> {
 }
 
 /// A named text, shared cheaply. The name is for people (a path as the user wrote it), never for opening.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Eq)]
 pub struct Source {
     name: Arc<str>,
     text: Arc<str>,
+}
+
+impl PartialEq for Source {
+    fn eq(&self, other: &Self) -> bool {
+        // Places are compared often, and nearly always share their text: it is not to be read for that.
+        let same = |a: &Arc<str>, b: &Arc<str>| Arc::ptr_eq(a, b) || a == b;
+        same(&self.name, &other.name) && same(&self.text, &other.text)
+    }
 }
 
 impl Source {

@@ -80,11 +80,11 @@ pub fn parse(
     match recipe {
         Some(recipe) if errors.is_empty() => {
             let mut warnings = warn::warnings(&recipe);
-            warnings.sort_by_key(|warning| order(warning.place()));
+            warnings.sort_by_cached_key(|warning| order(warning.place()));
             Ok(Parsed { recipe, warnings })
         }
         _ => {
-            errors.sort_by_key(|error| order(error.place()));
+            errors.sort_by_cached_key(|error| order(error.place()));
             Err(errors)
         }
     }

@@ -156,7 +156,7 @@ fn the_engine_computes_with_models_of_any_alignment() {
     let metrics = |alignment: Option<u32>| {
         let forge = small::project();
         if let Some(alignment) = alignment {
-            let path = forge.path("model.gguf");
+            let path = forge.path("small.gguf");
             let model = Model::open(&path).unwrap();
             let metadata = metadata_of(&model, alignment);
             let tensors = model.tensors();

@@ -187,7 +187,7 @@ pub(crate) fn broken_gguf_files() -> Vec<Broken> {
         (
             "cut-before-data",
             cut(head),
-            "the alignment 2147483648 is larger than 16777216 bytes",
+            "the file ends inside the padding before the data",
         ),
         (
             "cut-in-data",
@@ -302,7 +302,7 @@ pub(crate) fn broken_gguf_files() -> Vec<Broken> {
         (
             "alignment-far",
             with_key(key("general.alignment", 4, (1u32 << 31).to_le_bytes())),
-            "the file ends inside the padding before the data",
+            "the alignment 2147483648 is larger than 16777216 bytes",
         ),
         (
             "alignment-wrong",
