@@ -16,6 +16,8 @@ pub struct Entry {
     pub name: OsString,
     /// True if it is a directory itself (a symbolic link to one is not).
     pub is_dir: bool,
+    /// True if it is a regular file itself (a symbolic link to one is not).
+    pub is_file: bool,
 }
 
 /// Lists a directory, sorted by name so that nothing depends on the order on disk.
@@ -23,13 +25,16 @@ pub fn list(path: &Path) -> Result<Vec<Entry>, PathError> {
     let mut entries = Vec::new();
     for entry in fs::read_dir(path).map_err(PathError::on(path, "list"))? {
         let entry = entry.map_err(PathError::on(path, "list"))?;
-        let is_dir = entry
-            .file_type()
-            .map_err(PathError::on(&entry.path(), "look at"))?
-            .is_dir();
+        let kind = match entry.file_type() {
+            Ok(kind) => kind,
+            // Where the file system does not say it with the name, it may be gone by now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(PathError::new(&entry.path(), "look at", error)),
+        };
         entries.push(Entry {
             name: entry.file_name(),
-            is_dir,
+            is_dir: kind.is_dir(),
+            is_file: kind.is_file(),
         });
     }
     entries.sort();

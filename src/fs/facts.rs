@@ -3,8 +3,10 @@
 use std::fs;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rustix::fs::AtFlags;
@@ -24,7 +26,9 @@ pub enum FileKind {
     Plain,
     /// A directory.
     Directory,
-    /// A symbolic link, a device, a pipe, a socket.
+    /// A symbolic link.
+    Link,
+    /// A device, a pipe, a socket.
     Other,
 }
 
@@ -47,6 +51,8 @@ pub fn facts(path: &Path) -> Result<Option<Facts>, PathError> {
                 FileKind::Plain
             } else if found.is_dir() {
                 FileKind::Directory
+            } else if found.is_symlink() {
+                FileKind::Link
             } else {
                 FileKind::Other
             },
@@ -60,38 +66,87 @@ pub fn facts(path: &Path) -> Result<Option<Facts>, PathError> {
     }
 }
 
-/// Opens a plain file for reading. Never waits (as for the writer of a pipe), and follows no link at the end of the path.
+/// Opens a regular file for reading. Never waits (as for the writer of a pipe), and follows no link at the end of the path.
 ///
 /// # Errors
 ///
-/// Of the kind `InvalidInput` if something else than a plain file has the name.
+/// Of the kind `InvalidInput` if something other than a regular file has the name.
 pub fn open_plain(path: &Path) -> Result<(File, Stamp), PathError> {
-    let odd = || {
-        let text = "it is not a plain file";
-        PathError::new(path, "open", io::Error::new(io::ErrorKind::InvalidInput, text))
-    };
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let (file, found) = open_regular(path, false).map_err(PathError::on(path, "open"))?;
+    Ok((file, Stamp::from(&found)))
+}
+
+/// Opens a regular file for reading, without waiting for anybody; `follow` says whether a symbolic link at the end of the
+/// path is followed.
+///
+/// # Errors
+///
+/// Of the kind `InvalidInput`, with a text that names what was found, if it is not a regular file.
+pub(super) fn open_regular(path: &Path, follow: bool) -> io::Result<(File, fs::Metadata)> {
+    let mut flags = OFlags::NONBLOCK;
+    if !follow {
+        flags |= OFlags::NOFOLLOW;
+    }
     let opened = fs::OpenOptions::new()
         .read(true)
         .custom_flags(flags.bits().cast_signed())
         .open(path);
-    let file = match opened {
-        Ok(file) => file,
-        Err(error) => {
-            let is_odd = fs::symlink_metadata(path).is_ok_and(|found| !found.is_file());
-            return Err(if is_odd {
-                odd()
+    match opened {
+        Ok(file) => {
+            // On the open file: the name may stand for another one by now.
+            let found = file.metadata()?;
+            if found.is_file() {
+                Ok((file, found))
             } else {
-                PathError::new(path, "open", error)
-            });
+                Err(not_regular(found.file_type()))
+            }
         }
-    };
-    let found = file.metadata().map_err(PathError::on(path, "look at"))?;
-    if found.is_file() {
-        Ok((file, Stamp::from(&found)))
-    } else {
-        Err(odd())
+        Err(error) => {
+            let found = if follow {
+                fs::metadata(path)
+            } else {
+                fs::symlink_metadata(path)
+            };
+            match found {
+                // A socket or a link cannot be opened at all, and the system's reason would not say why.
+                Ok(found) if !found.is_file() => Err(not_regular(found.file_type())),
+                _ => Err(error),
+            }
+        }
     }
+}
+
+/// Returns the error for something that has the name of a file and is none.
+pub(super) fn not_regular(found: fs::FileType) -> io::Error {
+    let text = format!("it is {}, not a regular file", in_words(found));
+    io::Error::new(io::ErrorKind::InvalidInput, text)
+}
+
+fn in_words(found: fs::FileType) -> &'static str {
+    if found.is_dir() {
+        "a directory"
+    } else if found.is_symlink() {
+        "a symbolic link"
+    } else if found.is_fifo() {
+        "a named pipe"
+    } else if found.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    }
+}
+
+/// Says what has a name, in words (`a named pipe`), no link followed; nothing if that cannot be seen.
+pub fn what_is(path: &Path) -> Option<&'static str> {
+    let found = fs::symlink_metadata(path).ok()?.file_type();
+    Some(if found.is_file() { "a file" } else { in_words(found) })
+}
+
+/// Gives the user's own file a mode that lets the user read it (and write it, where `mode` says so), if it is a regular
+/// file; says whether that was done.
+pub fn restore_mode(path: &Path, mode: u32) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
+        && fs::set_permissions(path, fs::Permissions::from_mode(mode)).is_ok()
 }
 
 /// Sets the time at which a file is said to have changed, in nanoseconds since 1970; says whether the file was there. A
@@ -146,12 +201,24 @@ mod tests {
         let kind = |path: &Path| facts(path).unwrap().map(|found| found.kind);
         assert_eq!(kind(&file), Some(FileKind::Plain));
         assert_eq!(kind(dir.path()), Some(FileKind::Directory));
-        assert_eq!(kind(&link), Some(FileKind::Other));
+        assert_eq!(kind(&link), Some(FileKind::Link));
         assert_eq!(kind(&pipe), Some(FileKind::Other));
         assert_eq!(kind(&dir.path().join("none")), None);
         assert_eq!(open_plain(&file).unwrap().1, Stamp::of(&file).unwrap());
-        for odd in [&link, &pipe, &dir.path().to_owned()] {
-            assert_eq!(open_plain(odd).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        let socket = dir.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let all = [
+            (&link, "a symbolic link"),
+            (&pipe, "a named pipe"),
+            (&socket, "a socket"),
+            (&dir.path().to_owned(), "a directory"),
+        ];
+        for (odd, words) in all {
+            let error = open_plain(odd).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+            let text = format!("cannot open `{}`: it is {words}, not a regular file", odd.display());
+            assert_eq!(error.to_string(), text);
+            assert_eq!(what_is(odd), Some(words));
         }
         assert!(open_plain(&dir.path().join("none")).unwrap_err().is_not_found());
     }

@@ -6,10 +6,12 @@ use std::io;
 use std::io::Seek;
 use std::io::SeekFrom;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 
 use crate::fs::PathError;
+use crate::fs::open_plain;
 
 /// A file that only grows. Its writer holds a lock on it for as long as it lives, so that others can tell a file that is
 /// still being written from one whose writer was killed ([`is_held`]).
@@ -20,9 +22,15 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Makes the file, or returns `None` if there is one of that name.
+    /// Makes the file, or returns `None` if there is one of that name. Nobody but the user may write to it, whatever the
+    /// umask says.
     pub fn create(path: &Path) -> Result<Option<Self>, PathError> {
-        match fs::OpenOptions::new().append(true).create_new(true).open(path) {
+        let opened = fs::OpenOptions::new()
+            .append(true)
+            .create_new(true)
+            .mode(0o644)
+            .open(path);
+        match opened {
             Ok(file) => {
                 // Where the file system has no locks, the file is taken for one whose writer is gone.
                 file.try_lock().ok();
@@ -58,7 +66,7 @@ impl Drop for Journal {
 
 /// Returns whether somebody holds a lock on a file: the writer of a [`Journal`] that lives.
 pub fn is_held(path: &Path) -> bool {
-    File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+    open_plain(path).is_ok_and(|(file, _)| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
 }
 
 /// A file with an end that stays at the end: every addition goes before it, in one write, so that the file is whole at

@@ -13,6 +13,10 @@ use rustix::fs::OFlags;
 
 use crate::fs::PathError;
 use crate::fs::Stamp;
+use crate::fs::facts::not_regular;
+use crate::fs::facts::restore_mode;
+
+const LOCK_MODE: u32 = 0o644;
 
 /// A held lock on a file. Two opens of one file exclude each other, be it in two processes or in two threads of one.
 #[derive(Debug)]
@@ -117,19 +121,51 @@ impl Drop for FileLock {
     }
 }
 
-/// Opens a file that is only locked, making it if it is not there. A link in its place is an error: it could lead to
-/// somebody's file.
+/// Opens a file that is only locked, making it if it is not there. Anything but a regular file in its place is an error: a
+/// link could lead to somebody's file. A file of the user's own that lost its mode gets it back: it may be locked, so it
+/// must not be replaced.
 pub fn open_lock(path: &Path) -> Result<fs::File, PathError> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o644)
-        .custom_flags(flags.bits().cast_signed())
-        .open(path)
-        .map_err(PathError::on(path, "open lock"))
+    let open = || {
+        fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(LOCK_MODE)
+            .custom_flags(flags.bits().cast_signed())
+            .open(path)
+    };
+    let opened = open().or_else(|error| {
+        if error.kind() == io::ErrorKind::PermissionDenied && restore_mode(path, LOCK_MODE) {
+            open()
+        } else {
+            Err(error)
+        }
+    });
+    match opened {
+        Ok(file) => {
+            let found = file.metadata().map_err(PathError::on(path, "look at"))?;
+            if found.is_file() {
+                Ok(file)
+            } else {
+                Err(PathError::new(path, "open lock", not_regular(found.file_type())))
+            }
+        }
+        Err(error) => Err(match fs::symlink_metadata(path) {
+            Ok(found) if !found.is_file() => PathError::new(path, "open lock", not_regular(found.file_type())),
+            _ => PathError::new(path, "open lock", error),
+        }),
+    }
+}
+
+/// Waits for the right to do something in a directory that only one may do at a time, for moments: a lock on the directory
+/// itself, so that nothing can stand in the way of a lock file. Where the file system has no such locks, nothing is
+/// excluded.
+pub fn lock_directory(path: &Path) -> Result<fs::File, PathError> {
+    let directory = fs::File::open(path).map_err(PathError::on(path, "open"))?;
+    directory.lock().ok();
+    Ok(directory)
 }
 
 /// Returns true if the name still stands for the file that was locked.

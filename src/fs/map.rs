@@ -19,6 +19,8 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
+use crate::fs::facts::open_regular;
+
 /// Pages of mapped files that were lost since the process began, and that read as zeros now.
 static LOST_PAGES: AtomicU64 = AtomicU64::new(0);
 /// Guards that live.
@@ -144,7 +146,7 @@ impl Map {
 
     /// Opens and maps a file.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Self::of(&File::open(path)?)
+        Self::of(&open_regular(path, true)?.0)
     }
 }
 
@@ -168,18 +170,10 @@ pub struct PositionedFile {
 impl PositionedFile {
     /// Opens a regular file.
     pub fn open(path: &Path) -> io::Result<Self> {
-        // Asked before opening: opening a pipe would wait for its writer.
-        let metadata = std::fs::metadata(path)?;
-        if metadata.is_dir() {
-            return Err(io::ErrorKind::IsADirectory.into());
-        }
-        if !metadata.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-        }
-        let file = File::open(path)?;
+        let (file, metadata) = open_regular(path, true)?;
         Ok(Self {
             path: path.to_owned(),
-            len: file.metadata()?.len(),
+            len: metadata.len(),
             file: Some(file),
         })
     }
@@ -212,7 +206,7 @@ impl PositionedFile {
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         match &self.file {
             Some(file) => read_exact_at(file, buf, offset),
-            None => read_exact_at(&File::open(&self.path)?, buf, offset),
+            None => read_exact_at(&open_regular(&self.path, true)?.0, buf, offset),
         }
     }
 }

@@ -10,44 +10,25 @@ use std::path::PathBuf;
 
 use crate::fs::PathError;
 use crate::fs::Stamp;
+use crate::fs::facts::open_regular;
 use crate::fs::open_plain;
 
-/// Opens a file for reading. A directory is an error here, not at the first read.
+/// Opens a regular file for reading. Symbolic links are followed.
+///
+/// # Errors
+///
+/// Of the kind `InvalidInput` for a directory, a device, a pipe, a socket: they could be read without end, or wait for a
+/// writer that never comes. Opening never waits.
 pub fn open(path: &Path) -> Result<File, PathError> {
     Ok(open_sized(path)?.0)
 }
 
 fn open_sized(path: &Path) -> Result<(File, u64), PathError> {
-    let file = File::open(path).map_err(PathError::on(path, "open"))?;
-    let facts = file.metadata().map_err(PathError::on(path, "look at"))?;
-    if facts.is_dir() {
-        return Err(PathError::new(path, "open", io::ErrorKind::IsADirectory.into()));
-    }
+    let (file, facts) = open_regular(path, true).map_err(PathError::on(path, "open"))?;
     Ok((file, facts.len()))
 }
 
-/// Opens a plain file for reading: no device, no pipe, no socket, which could be read without end, or wait for a writer
-/// that never comes. Symbolic links are followed.
-pub fn open_foreign(path: &Path) -> Result<File, PathError> {
-    // Looked at before it is opened: opening a pipe waits.
-    if Stamp::of(path).is_ok() && Stamp::of_plain_file(path)?.is_none() {
-        let text = "it is no plain file";
-        return Err(PathError::new(
-            path,
-            "open",
-            io::Error::new(io::ErrorKind::InvalidInput, text),
-        ));
-    }
-    open(path)
-}
-
-/// Reads a small plain file whole, as [`read_small`] does: for files that somebody else hands over.
-pub fn read_foreign(path: &Path, cap: u64) -> Result<Vec<u8>, PathError> {
-    open_foreign(path)?;
-    read_small(path, cap)
-}
-
-/// Reads a small file whole. One of more than `cap` bytes is an error of the kind `FileTooLarge`, and no more than
+/// Reads a small regular file whole. One of more than `cap` bytes is an error of the kind `FileTooLarge`, and no more than
 /// `cap` bytes are ever held, whatever length the file system claims.
 pub fn read_small(path: &Path, cap: u64) -> Result<Vec<u8>, PathError> {
     let (file, len) = open_sized(path)?;
@@ -117,15 +98,44 @@ mod tests {
         std::fs::write(&path, b"12345").unwrap();
         assert_eq!(read_small(&path, 5).unwrap(), b"12345");
         assert_eq!(read_small(&path, 4).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
-        // It claims no length and never ends.
-        let endless = Path::new("/dev/zero");
-        assert_eq!(
-            read_small(endless, 1000).unwrap_err().kind(),
-            io::ErrorKind::FileTooLarge
-        );
-        assert_eq!(open(dir.path()).unwrap_err().kind(), io::ErrorKind::IsADirectory);
+        // It claims no length, and has one.
+        if cfg!(target_os = "linux") {
+            let status = Path::new("/proc/self/status");
+            assert_eq!(read_small(status, 10).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+            assert!(read_small(status, 1 << 20).unwrap().len() > 10);
+        }
         assert!(open(&dir.path().join("b")).unwrap_err().is_not_found());
         assert!(open(&path.join("b")).unwrap_err().is_not_found(), "a file on the way");
+    }
+
+    #[test]
+    fn only_regular_files_are_opened_and_nothing_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let [file, pipe, socket, link] = ["file", "pipe", "socket", "link"].map(|name| dir.path().join(name));
+        std::fs::write(&file, b"12345").unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for (path, words) in [
+            (pipe.as_path(), "a named pipe"),
+            (&socket, "a socket"),
+            (dir.path(), "a directory"),
+            (Path::new("/dev/zero"), "a device"),
+        ] {
+            std::fs::remove_file(&link).ok();
+            std::os::unix::fs::symlink(path, &link).unwrap();
+            for path in [path, &link] {
+                let text = format!("cannot open `{}`: it is {words}, not a regular file", path.display());
+                assert_eq!(open(path).unwrap_err().to_string(), text);
+                assert_eq!(read_small(path, 10).unwrap_err().to_string(), text);
+                assert!(crate::fs::map::PositionedFile::open(path).is_err());
+                assert!(crate::fs::map::Map::open(path).is_err());
+                assert!(!crate::fs::is_held(path));
+            }
+        }
+        std::fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert_eq!(read_small(&link, 10).unwrap(), b"12345", "links to files are followed");
     }
 
     #[test]

@@ -14,6 +14,8 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
+use rustix::fs::OFlags;
+
 use crate::fs::PathError;
 use crate::fs::Stamp;
 use crate::fs::dir::list;
@@ -42,12 +44,23 @@ pub struct TempFile {
 impl TempFile {
     /// Makes an empty file in `dir`, with the mode that the umask gives.
     pub fn new_in(dir: &Path) -> Result<Self, PathError> {
+        Self::with_mode_in(dir, 0o666)
+    }
+
+    /// Makes an empty file in `dir` that nobody but the user may write to, whatever the umask says.
+    pub fn own_in(dir: &Path) -> Result<Self, PathError> {
+        Self::with_mode_in(dir, 0o644)
+    }
+
+    /// The umask takes from the mode.
+    fn with_mode_in(dir: &Path, mode: u32) -> Result<Self, PathError> {
         loop {
             let path = dir.join(unique_name());
             match fs::OpenOptions::new()
                 .read(true)
                 .write(true)
                 .create_new(true)
+                .mode(mode)
                 .open(&path)
             {
                 Ok(file) => {
@@ -219,7 +232,14 @@ fn abandoned(path: &Path) -> Abandoned {
         Ok(_) => return Abandoned::No,
         Err(_) => return Abandoned::Gone,
     }
-    match fs::OpenOptions::new().read(true).write(true).open(path) {
+    // Without following or waiting: something else may have the name by now.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let opened = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path);
+    match opened {
         Ok(file) if file.try_lock().is_ok() => Abandoned::Yes(file),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Abandoned::Gone,
         _ => Abandoned::No,

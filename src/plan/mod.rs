@@ -185,7 +185,7 @@ pub fn judge(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Judged, Step
         Lookup::Damaged { .. } => Decision::Miss(Reason::Incomplete),
         Lookup::Absent => {
             // What a result that was removed on purpose named is still known.
-            expected = env.store.tombstone(&key)?.map(|left| {
+            expected = env.store.tombstone(&key).map(|left| {
                 outcome(ActionResult {
                     schema: ActionResult::SCHEMA,
                     action: action.document_digest(),
@@ -223,7 +223,7 @@ fn why_absent(node: &Node, action: &Action, env: &Env<'_>) -> Reason {
 /// what was left of it.
 pub fn document_of(store: &Store, last: &Last) -> Option<Action> {
     let kept = store.read(&last.document, ACTION_CAP).ok();
-    let left = || store.tombstone(&last.action).ok().flatten()?.document;
+    let left = || store.tombstone(&last.action)?.document;
     let document = kept.or_else(|| left().map(String::into_bytes))?;
     Action::parse(&document).ok()
 }

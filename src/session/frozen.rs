@@ -78,7 +78,7 @@ impl Session {
         for node in &candidates {
             let NodeId::Step(id) = &node.id else { continue };
             let name = format!("{}.gguf{}", id.label(), manifest::SUFFIX);
-            match fs::read_foreign(&self.settings.out.join(&name), manifest::CAP) {
+            match fs::read_small(&self.settings.out.join(&name), manifest::CAP) {
                 Ok(bytes) => {
                     let manifest =
                         Manifest::parse(&bytes).map_err(|error| LockError::Malformed(format!("`{name}`: {error}")))?;

@@ -195,7 +195,7 @@ impl Lock {
 
     /// Reads a lock file; `None` if there is none.
     pub fn load(path: &Path) -> Result<Option<Self>, LockError> {
-        let bytes = match fs::read_foreign(path, CAP) {
+        let bytes = match fs::read_small(path, CAP) {
             Ok(bytes) => bytes,
             Err(error) if error.is_not_found() => return Ok(None),
             Err(error) => return Err(error.into()),

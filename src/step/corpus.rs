@@ -142,6 +142,13 @@ pub fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepErro
             Unmatched::File(error) => error.into(),
         })?;
         if files.is_empty() {
+            // A name that is no pattern may stand for something that is no file.
+            if !is_pattern(&pattern.resolved)
+                && let Err(error) = fs::open(&folder.join(&pattern.resolved))
+                && !error.is_not_found()
+            {
+                return Err(StepError::input(format!("{}: {error}", place())));
+            }
             return Err(StepError::input_hint(
                 format!("{}: no file matches `{}`", place(), pattern.written),
                 format!(

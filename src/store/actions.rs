@@ -1,5 +1,7 @@
 //! The action cache: what each action gave, by the action's digest.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 use serde::Serialize;
 
@@ -9,11 +11,12 @@ use crate::digest::BlobDigest;
 use crate::digest::Hash;
 use crate::fs;
 use crate::fs::Durability;
+use crate::fs::FileKind;
 use crate::fs::Stamp;
 use crate::store::Store;
 use crate::store::StoreError;
+use crate::store::aside;
 use crate::store::layout;
-use crate::store::publish;
 use crate::store::sealed;
 use crate::store::sealed::Broken;
 
@@ -38,7 +41,7 @@ pub enum Lookup {
     /// A file that is no valid result. It was moved aside.
     Damaged {
         /// Where it is now.
-        moved_to: std::path::PathBuf,
+        moved_to: PathBuf,
     },
     /// A result with all that it names.
     Hit(ActionResult),
@@ -188,12 +191,14 @@ impl Store {
                     kept,
                     differing: result.clone(),
                 };
-                self.record(key, &event)?;
+                // It explains only: that it cannot be written down must not fail the action.
+                self.record(key, &event).ok();
                 return Ok(Committed::Differs(Box::new(event)));
             }
         }
-        publish(temp, &path, Durability::Synced)?;
-        self.unbury(key)?;
+        self.publish(temp, &path, Durability::Synced)?;
+        // It explains only, and may stand beside a result.
+        self.unbury(key).ok();
         Ok(Committed::New)
     }
 
@@ -223,11 +228,11 @@ impl Store {
         let what = Hash::of(to_json(&what).as_bytes());
         let name = format!("{key}-{}", what.short());
         let path = self.root().join(layout::EVENTS).join(&name);
-        if fs::exists(&path)? {
+        if fs::facts(&path)?.is_some_and(|found| found.kind == FileKind::Plain) {
             return Ok(());
         }
         let temp = self.sealed_temp(EVENT, EVENT_VERSION, &name, event)?;
-        publish(temp, &path, Durability::Synced)?;
+        self.publish(temp, &path, Durability::Synced)?;
         // Manifests tell of events: the next build must look at them again.
         self.forget_fresh();
         Ok(())
@@ -250,19 +255,22 @@ impl Store {
 
     fn stored_result(&self, key: &ActionDigest) -> Result<Stored, StoreError> {
         let path = self.shard(layout::ACTIONS, key.hash());
-        let (bytes, used) = match fs::read_plain(&path, sealed::CAP) {
-            Ok((bytes, stamp)) => (bytes, stamp.mtime_ns),
+        let (bytes, stamp) = match aside::read_own(&path, sealed::CAP) {
+            Ok(read) => read,
             // What is no file is no result; one that is committed takes its place.
             Err(error) if error.is_not_found() || error.kind() == std::io::ErrorKind::InvalidInput => {
                 return Ok(Stored::Absent);
             }
-            Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => (Vec::new(), 0),
+            Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => {
+                let found = fs::facts(&path)?.filter(|found| found.kind == FileKind::Plain);
+                return Ok(found.map_or(Stored::Absent, |found| Stored::Damaged(found.stamp)));
+            }
             Err(error) => return Err(error.into()),
         };
         match sealed::unseal(RESULT, RESULT_VERSION, &key.to_string(), &bytes) {
             Ok(document) => {
                 if let Ok(result) = serde_json::from_str(document) {
-                    return Ok(Stored::There(result, used));
+                    return Ok(Stored::There(result, stamp.mtime_ns));
                 }
             }
             Err(Broken::Newer(found)) => {
@@ -274,10 +282,20 @@ impl Store {
             }
             Err(Broken::Damaged) => {}
         }
-        Ok(match Stamp::of_plain_file(&path)? {
-            Some(stamp) => Stored::Damaged(stamp),
-            None => Stored::Absent,
-        })
+        // Of the file that was read: by now another one may have the name, and that one may be whole.
+        Ok(Stored::Damaged(stamp))
+    }
+
+    /// Moves the result of an action aside if it is damaged, and says where to. Nobody replaces it meanwhile.
+    pub(super) fn quarantine_damaged_result(&self, key: &ActionDigest) -> Result<Option<PathBuf>, StoreError> {
+        let _lock = self.replacing(key.hash())?;
+        match self.stored_result(key)? {
+            Stored::Damaged(stamp) => {
+                let path = self.shard(layout::ACTIONS, key.hash());
+                Ok(Some(self.quarantine_locked(key.hash(), &path, &stamp, ".result")?))
+            }
+            Stored::Absent | Stored::There(..) => Ok(None),
+        }
     }
 
     /// Returns the blobs that a result names and that are not there with the right length, each once.

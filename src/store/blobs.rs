@@ -20,9 +20,9 @@ use crate::fs::TempFile;
 use crate::fs::map::Map;
 use crate::store::Store;
 use crate::store::StoreError;
+use crate::store::aside;
 use crate::store::layout;
 use crate::store::loans::Lent;
-use crate::store::publish;
 
 const BLOCK: usize = 1 << 20;
 
@@ -378,7 +378,7 @@ impl Store {
     /// Opens a blob that has the promised length.
     pub(super) fn open_blob(&self, digest: &BlobDigest) -> Result<(File, PathBuf), StoreError> {
         let path = self.blob_path(digest);
-        let (file, stamp) = match fs::open_plain(&path) {
+        let (file, stamp) = match aside::open_own(&path) {
             Ok(opened) => opened,
             Err(error) if error.is_not_found() || error.kind() == io::ErrorKind::InvalidInput => {
                 return Err(StoreError::Missing { digest: *digest, path });
@@ -428,7 +428,7 @@ impl Store {
             temp.set_modified(Self::mark_time(start))?;
         }
         temp.set_mode(0o444)?;
-        publish(temp, &path, Durability::Synced)
+        self.publish(temp, &path, Durability::Synced)
     }
 
     /// Returns true if the blob is there, durably, and marks it as used. One of a wrong length is moved aside.
@@ -492,15 +492,9 @@ impl Store {
     }
 
     /// Returns a path for something damaged that nothing has yet.
-    pub(super) fn free_quarantine_name(&self, hash: &Hash, suffix: &str) -> Result<PathBuf, StoreError> {
+    fn free_quarantine_name(&self, hash: &Hash, suffix: &str) -> Result<PathBuf, StoreError> {
         let directory = self.root().join(layout::QUARANTINE);
         fs::create_dir_all(&directory)?;
-        let mut count = 0_u64;
-        let mut to = directory.join(format!("{hash}-{count}{suffix}"));
-        while fs::facts(&to)?.is_some() {
-            count += 1;
-            to = directory.join(format!("{hash}-{count}{suffix}"));
-        }
-        Ok(to)
+        aside::free_name(&directory, hash, suffix)
     }
 }

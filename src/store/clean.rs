@@ -1,11 +1,11 @@
 //! Removing without asking what is needed: leftovers, or a whole store.
 
 use crate::fs;
-use crate::fs::FileKind;
 use crate::fs::FileLock;
 use crate::store::Amount;
 use crate::store::Store;
 use crate::store::StoreError;
+use crate::store::aside;
 use crate::store::layout;
 use crate::store::session;
 
@@ -17,8 +17,8 @@ impl Store {
         // Counting the living removes the signs of the dead.
         self.live_leases()?;
         let mut removed = Amount::default();
-        for file in self.plain_files(layout::QUARANTINE)? {
-            if fs::remove_file(&file.path)? {
+        for file in self.quarantined()? {
+            if aside::remove(&file.path)? {
                 removed.add(file.stamp.size);
             }
         }
@@ -42,15 +42,15 @@ impl Store {
         let root = self.root().to_owned();
         // The version goes last: what is left of a store whose removal was stopped is still known as one.
         for directory in layout::DIRECTORIES {
-            remove(&root.join(directory))?;
+            aside::remove(&root.join(directory))?;
         }
         drop((sweeping, gc, self));
         // What letting go of them may have made anew.
         for directory in [layout::LOCKS, layout::TMP] {
-            remove(&root.join(directory))?;
+            aside::remove(&root.join(directory))?;
         }
-        remove(&root.join(layout::TAG_FILE))?;
-        remove(&root.join(layout::LAYOUT_FILE))?;
+        aside::remove(&root.join(layout::TAG_FILE))?;
+        aside::remove(&root.join(layout::LAYOUT_FILE))?;
         let left: Vec<String> = fs::list(&root)?
             .into_iter()
             .map(|entry| entry.name.to_string_lossy().into_owned())
@@ -60,13 +60,4 @@ impl Store {
         }
         Ok(left)
     }
-}
-
-fn remove(path: &std::path::Path) -> Result<(), StoreError> {
-    match fs::facts(path)? {
-        Some(facts) if facts.kind == FileKind::Directory => fs::remove_dir_all(path)?,
-        Some(_) => fs::remove_file(path)?,
-        None => false,
-    };
-    Ok(())
 }

@@ -60,8 +60,8 @@ pub enum StoreError {
         /// A name in it, or a text, that a store does not have.
         found: String,
     },
-    /// Something in the store is a link, a device or a pipe, where it has only files and directories of its own.
-    #[error("`{}` is a link, a device or a pipe, which no store has in it: it could lead out of the store", path.display())]
+    /// A link is in the store in place of a directory.
+    #[error("`{}` is a symbolic link, which no store has in it: it could lead out of the store", path.display())]
     LeadsOut {
         /// What it is.
         path: PathBuf,

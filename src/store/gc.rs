@@ -446,7 +446,7 @@ impl Store {
         }
         // Kept for a look, but not where room is wanting.
         let tight = wish.max_size.is_some_and(|limit| plan.before > limit);
-        for file in self.plain_files(layout::QUARANTINE)? {
+        for file in self.quarantined()? {
             if tight || older(file.stamp.mtime_ns.max(file.stamp.ctime_ns), QUARANTINE) {
                 plan.add_file(file.path, file.stamp.size, Cause::Quarantined, "quarantine");
             }

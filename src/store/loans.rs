@@ -25,8 +25,8 @@ use crate::fs::FileLock;
 use crate::fs::Stamp;
 use crate::store::Store;
 use crate::store::StoreError;
+use crate::store::aside;
 use crate::store::layout;
-use crate::store::publish;
 use crate::store::sealed;
 
 const KIND: &str = "loans";
@@ -226,10 +226,10 @@ impl Store {
     /// Reads a book; `None` if it is gone, or damaged, or no file.
     pub(super) fn book(&self, name: &str) -> Result<Option<(Stamp, Book)>, StoreError> {
         let path = self.books_dir().join(name);
-        let (bytes, stamp) = match fs::read_plain(&path, sealed::CAP) {
+        let (bytes, stamp) = match aside::read_own(&path, sealed::CAP) {
             Ok(read) => read,
             Err(error) if error.is_not_found() || error.kind() == io::ErrorKind::InvalidInput => return Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge || error.is_permission() => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         let document = sealed::unseal(KIND, VERSION, name, &bytes);
@@ -247,11 +247,11 @@ impl Store {
         if let Some(start) = self.own_lease() {
             temp.set_modified(Self::mark_time(start))?;
         }
-        publish(temp, &self.books_dir().join(&name), Durability::Synced)
+        self.publish(temp, &self.books_dir().join(&name), Durability::Synced)
     }
 
     pub(super) fn remove_book(&self, name: &str) -> Result<(), StoreError> {
-        fs::remove_file(&self.books_dir().join(name))?;
+        self.discard(&self.books_dir().join(name))?;
         Ok(())
     }
 
@@ -322,7 +322,7 @@ impl Store {
         }
         // Notes of builds that found everything done rest on the stamp, too.
         for note in self.plain_files(&format!("{}/fresh", layout::RUNS))? {
-            fs::remove_file(&note.path)?;
+            self.discard(&note.path)?;
         }
         self.forget(stamp)
     }

@@ -111,9 +111,9 @@ fn wait_for(
             return Ok(None);
         }
         if looks <= LOOKS {
-            let note = fs::read_small(path, 4096)
+            let note = fs::read_plain(path, 4096)
                 .ok()
-                .and_then(|note| serde_json::from_slice(&note).ok());
+                .and_then(|(note, _)| serde_json::from_slice(&note).ok());
             if note.is_some() || looks == LOOKS {
                 on_wait(&note.unwrap_or_default());
                 looks = LOOKS;

@@ -3,6 +3,7 @@
 //! where.
 
 mod actions;
+mod aside;
 mod blobs;
 mod clean;
 mod error;
@@ -85,6 +86,8 @@ struct Inner {
     sweep: sweep::Sweep,
     loans: RwLock<loans::Known>,
     lending: AtomicBool,
+    /// What was moved aside when the store was opened.
+    moved: Vec<aside::Moved>,
 }
 
 impl Inner {
@@ -94,7 +97,9 @@ impl Inner {
 }
 
 impl Store {
-    /// Opens the store at `root`, making it if it is not there, and sweeps what dead processes left half-written.
+    /// Opens the store at `root`, making it if it is not there, and sweeps what dead processes left half-written. What
+    /// stands in the way of one of its files or directories is moved to its quarantine, and a damaged `layout` is written
+    /// anew.
     ///
     /// # Errors
     ///
@@ -102,18 +107,22 @@ impl Store {
     /// (so that no backup ever skips a home directory for the tag that a cache carries), [`StoreError::Path`] otherwise.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let root = std::path::absolute(root).map_err(fs::PathError::on(root, "resolve"))?;
-        layout::prepare(&root)?;
+        let moved = layout::prepare(&root)?;
         session::sweep(&root.join(layout::TMP))?;
-        Ok(Self::of(root))
+        // Where a killed process can have left temporary files outside of `tmp`.
+        for directory in ["", layout::RUNS_ENGINES] {
+            sweep_if_there(&root.join(directory))?;
+        }
+        Ok(Self::of(root, moved))
     }
 
     /// Returns the store at `root` as it is, for looking at notes only: nothing is made, swept or checked.
     pub fn look(root: &Path) -> Result<Self, StoreError> {
         let root = std::path::absolute(root).map_err(fs::PathError::on(root, "resolve"))?;
-        Ok(Self::of(root))
+        Ok(Self::of(root, Vec::new()))
     }
 
-    fn of(root: PathBuf) -> Self {
+    fn of(root: PathBuf, moved: Vec<aside::Moved>) -> Self {
         let session = session::Session::new(root.join(layout::TMP));
         Self {
             inner: Arc::new(Inner {
@@ -123,6 +132,7 @@ impl Store {
                 sweep: sweep::Sweep::default(),
                 loans: RwLock::default(),
                 lending: AtomicBool::new(true),
+                moved,
             }),
         }
     }
@@ -156,15 +166,25 @@ impl Store {
 
     /// Makes a temporary file on the store's file system, swept if this process dies.
     fn temp(&self) -> Result<fs::TempFile, StoreError> {
-        Ok(fs::TempFile::new_in(self.inner.session.dir()?)?)
+        Ok(fs::TempFile::own_in(self.inner.session.dir()?)?)
+    }
+
+    /// Gives a temporary file its name in the store, making the directory anew if somebody removed it, and moving aside what
+    /// has the name and is no file.
+    fn publish(&self, temp: fs::TempFile, to: &Path, durability: fs::Durability) -> Result<(), StoreError> {
+        if let Some(parent) = to.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        self.set_aside(to)?;
+        temp.persist(to, durability)?;
+        Ok(())
     }
 }
 
-/// Gives a temporary file its name in the store, making the directory anew if somebody removed it.
-fn publish(temp: fs::TempFile, to: &Path, durability: fs::Durability) -> Result<(), StoreError> {
-    if let Some(parent) = to.parent() {
-        fs::create_dir_all(parent)?;
+/// Removes the temporary files in a directory whose process has died, if the directory is there.
+fn sweep_if_there(directory: &Path) -> Result<(), StoreError> {
+    match fs::sweep_temps(directory) {
+        Err(error) if error.is_not_found() => Ok(()),
+        swept => Ok(swept?),
     }
-    temp.persist(to, durability)?;
-    Ok(())
 }

@@ -20,7 +20,6 @@ use crate::store::Lookup;
 use crate::store::Store;
 use crate::store::StoreError;
 use crate::store::layout;
-use crate::store::publish;
 use crate::store::sealed;
 use crate::store::tombstone::seconds;
 
@@ -119,7 +118,7 @@ impl Store {
         let place = self.root().join(layout::MANIFESTS).join(&name);
         let again = fs::facts(&place)?.is_some();
         let temp = self.sealed_temp(KIND, VERSION, &name, &pin)?;
-        publish(temp, &place, Durability::Synced)?;
+        self.publish(temp, &place, Durability::Synced)?;
         let mut pinned = Pinned {
             pin,
             again,
@@ -151,7 +150,7 @@ impl Store {
     /// Removes a pin; says whether there was one.
     pub fn unpin(&self, manifest: &Hash) -> Result<bool, StoreError> {
         let path = self.root().join(layout::MANIFESTS).join(manifest.to_string());
-        Ok(fs::remove_file(&path)?)
+        self.discard(&path)
     }
 
     /// Returns the manifests that a run wrote, as its record in the store tells; none if there is no such run.

@@ -19,7 +19,6 @@ use crate::fs::Durability;
 use crate::store::Store;
 use crate::store::StoreError;
 use crate::store::layout;
-use crate::store::publish;
 use crate::store::sealed;
 use crate::store::stat;
 use crate::store::survey::FoundFile;
@@ -127,6 +126,10 @@ impl Store {
 
     /// Notes what a step did, unless that is noted already. A record without a manifest keeps that of the same action. The
     /// record that it replaces goes to the earlier ones, if it was of another action.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Path`] if it cannot be written. No build needs to fail for that: the record explains only.
     pub fn note_last(&self, last: &Last) -> Result<(), StoreError> {
         let before = self.last(&last.recipe, &last.step);
         let mut last = last.clone();
@@ -165,7 +168,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let (name, path) = self.place_of(kind, recipe, step);
         let temp = self.sealed_temp(kind, VERSION, &name, document)?;
-        publish(temp, &path, Durability::Fast)
+        self.publish(temp, &path, Durability::Fast)
     }
 
     /// Reads the note of a build that found everything done; nothing where that cannot be read.
@@ -186,7 +189,7 @@ impl Store {
         let at = temp.path().to_owned();
         temp.write_all(&sealed::seal(FRESH, FRESH_VERSION, &name, text))
             .map_err(fs::PathError::on(&at, "write"))?;
-        publish(
+        self.publish(
             temp,
             &self.root().join(layout::RUNS).join(FRESH).join(&name),
             Durability::Fast,
@@ -207,7 +210,10 @@ impl Store {
 
     /// Forgets all notes of builds that found everything done. One that stays spares a build its look at what is new.
     pub(super) fn forget_fresh(&self) {
-        fs::remove_dir_all(&self.root().join(layout::RUNS).join(FRESH)).ok();
+        let folder = self.root().join(layout::RUNS).join(FRESH);
+        for entry in fs::list(&folder).unwrap_or_default() {
+            fs::remove_file(&folder.join(&entry.name)).ok();
+        }
     }
 
     /// Returns the store's files that stand behind an action's result: the result, its document and its outputs.

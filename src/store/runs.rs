@@ -1,6 +1,7 @@
 //! The records of runs, of the engines that ran, and what failed steps left: `runs-v1`. All of it explains; nothing rests
 //! on it, and all of it may be deleted.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -9,6 +10,7 @@ use crate::fs;
 use crate::fs::Durability;
 use crate::store::Store;
 use crate::store::StoreError;
+use crate::store::aside;
 use crate::store::layout;
 use crate::store::sealed;
 
@@ -56,7 +58,7 @@ impl Store {
             if let Some(journal) = fs::Journal::create(&folder.join(format!("{id}.{EXTENSION}")))? {
                 let runs = self.runs()?;
                 for old in runs.iter().take(runs.len().saturating_sub(MOST_RUNS)) {
-                    fs::remove_file(&self.path_of_run(old))?;
+                    self.discard(&self.path_of_run(old)).ok();
                 }
                 return Ok(RunWriter { id, journal });
             }
@@ -68,7 +70,7 @@ impl Store {
     /// Returns the names of all runs, the oldest first.
     pub fn runs(&self) -> Result<Vec<String>, StoreError> {
         let folder = self.root().join(layout::RUNS);
-        let entries = fs::list(&folder)?.into_iter().filter(|entry| !entry.is_dir);
+        let entries = fs::list(&folder)?.into_iter().filter(|entry| entry.is_file);
         let names = entries.filter_map(|entry| {
             let name = entry.name.into_string().ok()?;
             Some(name.strip_suffix(EXTENSION)?.strip_suffix('.')?.to_owned())
@@ -78,7 +80,7 @@ impl Store {
 
     /// Returns the record of a run: a JSON document a line. The last line of a run that was killed may be torn.
     pub fn read_run(&self, id: &str) -> Result<Vec<u8>, StoreError> {
-        Ok(fs::read_small(&self.path_of_run(id), RUN_CAP)?)
+        Ok(fs::read_plain(&self.path_of_run(id), RUN_CAP)?.0)
     }
 
     /// Returns whether the run goes on.
@@ -92,21 +94,17 @@ impl Store {
 
     /// Keeps the identity of an engine, so that its fingerprint can be explained later.
     pub fn note_engine(&self, fingerprint: &Fingerprint, document: &[u8]) -> Result<(), StoreError> {
-        let path = self.path_of_engine(fingerprint);
-        if fs::exists(&path)? {
+        if self.engine(fingerprint).is_some() {
             return Ok(());
-        }
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
         }
         let text = String::from_utf8_lossy(document);
         let sealed = sealed::seal(ENGINE, VERSION, &fingerprint.to_string(), &text);
-        Ok(fs::write_atomic(&path, &sealed, Durability::Fast)?)
+        self.write_note(&self.path_of_engine(fingerprint), &sealed)
     }
 
     /// Returns the identity document of an engine; nothing where none was kept, or another than the fingerprint's.
     pub fn engine(&self, fingerprint: &Fingerprint) -> Option<Vec<u8>> {
-        let bytes = fs::read_small(&self.path_of_engine(fingerprint), ENGINE_CAP).ok()?;
+        let (bytes, _) = fs::read_plain(&self.path_of_engine(fingerprint), ENGINE_CAP).ok()?;
         let document = sealed::unseal(ENGINE, VERSION, &fingerprint.to_string(), &bytes).ok()?;
         (Fingerprint::of(document.as_bytes()) == *fingerprint).then(|| document.as_bytes().to_vec())
     }
@@ -130,17 +128,25 @@ impl Store {
             }
         };
         let folder = all.join(format!("{run}-{}", step.chars().map(plain).collect::<String>()));
+        aside::set_file_aside(self.root(), &folder)?;
         fs::create_dir_all(&folder)?;
         // Names begin with the time.
         let kept = fs::list(&all)?;
         for old in kept.iter().take(kept.len().saturating_sub(MOST_FAILED)) {
-            fs::remove_dir_all(&all.join(&old.name))?;
+            aside::remove(&all.join(&old.name)).ok();
         }
         Ok(folder)
     }
 
     /// Writes a file into a folder of [`Store::failed_folder`].
     pub fn leave(&self, folder: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        Ok(fs::write_atomic(&folder.join(name), bytes, Durability::Fast)?)
+        self.write_note(&folder.join(name), bytes)
+    }
+
+    /// Writes a small file of the store by way of `tmp/`, so that what a killed process leaves of it is swept. Not synced.
+    fn write_note(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        let mut temp = self.temp()?;
+        temp.write_all(bytes).map_err(fs::PathError::on(path, "write"))?;
+        self.publish(temp, path, Durability::Fast)
     }
 }

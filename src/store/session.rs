@@ -11,6 +11,7 @@ use crate::fs::FileLock;
 use crate::fs::PathError;
 use crate::store::Store;
 use crate::store::StoreError;
+use crate::store::aside;
 
 const LOCK: &str = "lock";
 
@@ -97,7 +98,7 @@ pub(super) fn sweep(tmp: &Path) -> Result<(), StoreError> {
         };
         if let Some(mut lock) = FileLock::try_exclusive(&dir.with_added_extension(LOCK))? {
             lock.remove_on_release();
-            fs::remove_dir_all(&dir)?;
+            aside::remove(&dir)?;
         }
     }
     Ok(())

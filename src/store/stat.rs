@@ -18,10 +18,10 @@ use crate::fs::Moment;
 use crate::fs::NamedFile;
 use crate::fs::PathError;
 use crate::fs::Stamp;
+use crate::store::ErrorClass;
 use crate::store::Store;
 use crate::store::StoreError;
 use crate::store::layout;
-use crate::store::publish;
 use crate::store::sealed;
 
 const KIND: &str = "stat";
@@ -56,7 +56,12 @@ impl Store {
     }
 
     /// Remembers the digest of a file that was read through after `started`, between the two stamps. Says whether it
-    /// was: not if the stamps differ, nor if they are so young that a later change could leave them as they are.
+    /// was: not if the stamps differ, nor if they are so young that a later change could leave them as they are, nor if the
+    /// entry cannot be written: a lost entry costs a reading, and must not fail a step.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Path`] if the disk is full, which whoever writes next would see as well.
     pub fn remember(
         &self,
         before: &Stamp,
@@ -75,8 +80,11 @@ impl Store {
         io::Write::write_all(&mut temp, &sealed::seal(KIND, VERSION, &name, &text))
             .map_err(PathError::on(&at, "write"))?;
         // Not synced: a torn entry shows by its seal, and a lost one costs a reading.
-        publish(temp, &path, Durability::Fast)?;
-        Ok(true)
+        match self.publish(temp, &path, Durability::Fast) {
+            Ok(()) => Ok(true),
+            Err(error) if error.class() == ErrorClass::DiskFull => Err(error),
+            Err(_) => Ok(false),
+        }
     }
 
     /// Checks that a file which this process has just written, and given its name, still holds what was written, by reading
@@ -173,7 +181,7 @@ impl Store {
 
     /// Forgets what is known of the file with this stamp, so that it is read again before it is believed.
     pub(super) fn forget(&self, stamp: &Stamp) -> Result<(), StoreError> {
-        fs::remove_file(&self.entry(stamp).1)?;
+        self.discard(&self.entry(stamp).1)?;
         Ok(())
     }
 
@@ -189,10 +197,9 @@ fn plain(path: &Path) -> Result<Stamp, StoreError> {
     if let Some(stamp) = Stamp::of_plain_file(path)? {
         return Ok(stamp);
     }
-    // Either nothing is there, which this says, or it is no plain file.
-    Stamp::of(path)?;
-    let error = io::Error::new(io::ErrorKind::InvalidInput, "it is not a plain file");
-    Err(PathError::new(path, "digest", error).into())
+    // Opening it says what is wrong with it.
+    fs::open(path)?;
+    Err(PathError::new(path, "open", io::ErrorKind::InvalidInput.into()).into())
 }
 
 fn facts(stamp: &Stamp) -> String {

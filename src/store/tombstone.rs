@@ -16,7 +16,6 @@ use crate::fs::Durability;
 use crate::store::Store;
 use crate::store::StoreError;
 use crate::store::layout;
-use crate::store::publish;
 use crate::store::sealed;
 
 const KIND: &str = "tombstone";
@@ -73,20 +72,13 @@ pub(super) fn seconds(time: SystemTime) -> u64 {
 
 impl Store {
     /// Returns what is left of the result of an action that was removed on purpose, or `None` if there is no such note. It
-    /// may be there beside a result: one that came back while it was removed. A note that is torn is none.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Path`] if the note is there and cannot be read.
-    pub fn tombstone(&self, key: &ActionDigest) -> Result<Option<Tombstone>, StoreError> {
+    /// may be there beside a result: one that came back while it was removed. A note that is torn, or cannot be read, is
+    /// none.
+    pub fn tombstone(&self, key: &ActionDigest) -> Option<Tombstone> {
         let path = self.shard(layout::TOMBSTONES, key.hash());
-        let bytes = match fs::read_plain(&path, sealed::CAP) {
-            Ok((bytes, _)) => bytes,
-            Err(error) if error.is_not_found() || error.kind() == std::io::ErrorKind::FileTooLarge => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let document = sealed::unseal(KIND, VERSION, &key.to_string(), &bytes);
-        Ok(document.ok().and_then(|document| serde_json::from_str(document).ok()))
+        let (bytes, _) = fs::read_plain(&path, sealed::CAP).ok()?;
+        let document = sealed::unseal(KIND, VERSION, &key.to_string(), &bytes).ok()?;
+        serde_json::from_str(document).ok()
     }
 
     /// Leaves a note in place of a result that is about to be removed. Not synced: a torn note is none.
@@ -114,12 +106,12 @@ impl Store {
             why,
         };
         let temp = self.sealed_temp(KIND, VERSION, &key.to_string(), &tombstone)?;
-        publish(temp, &self.shard(layout::TOMBSTONES, key.hash()), Durability::Fast)
+        self.publish(temp, &self.shard(layout::TOMBSTONES, key.hash()), Durability::Fast)
     }
 
     /// Removes the note of an action that has a result again.
     pub(super) fn unbury(&self, key: &ActionDigest) -> Result<(), StoreError> {
-        fs::remove_file(&self.shard(layout::TOMBSTONES, key.hash()))?;
+        self.discard(&self.shard(layout::TOMBSTONES, key.hash()))?;
         Ok(())
     }
 }

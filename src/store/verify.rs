@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::collections::HashSet;
 use std::hash::BuildHasher;
 use std::hash::RandomState;
+use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 use std::time::UNIX_EPOCH;
@@ -17,14 +18,17 @@ use crate::digest::ActionDigest;
 use crate::digest::Hash;
 use crate::fs;
 use crate::fs::FileKind;
+use crate::fs::Stamp;
 use crate::store::Removal;
 use crate::store::Store;
 use crate::store::StoreError;
+use crate::store::aside;
 use crate::store::layout;
 use crate::store::sealed;
 use crate::store::sealed::Broken;
-use crate::store::survey::FoundFile;
+use crate::store::survey::FoundBook;
 use crate::store::survey::KindOf;
+use crate::store::survey::list_if_there;
 
 pub use found::Flaw;
 pub use found::Owner;
@@ -62,13 +66,12 @@ impl Store {
     /// [`StoreError::Path`] if something cannot be read or moved at all.
     pub fn check(&self, sample: Sample, threads: usize, watch: Watch<'_>) -> Result<Verified, StoreError> {
         let mut verified = Verified::default();
-        let (blobs, mut foreign) = self.sharded(layout::CAS)?;
+        // What stood in the way when the store was opened.
+        verified.flaws.extend(self.inner.moved.iter().cloned().map(Flaw::from));
+        let (blobs, odd) = self.sharded(layout::CAS)?;
+        let mut foreign = self.heal_places(&mut verified, odd)?;
         let books = self.all_books()?;
-        let stale: HashSet<Hash> = books
-            .iter()
-            .filter(|found| !found.holds)
-            .flat_map(|found| found.book.loans.iter().map(|loan| loan.bytes.hash))
-            .collect();
+        let lent = loans_of(&books);
         let lenders = books.into_iter().filter(|found| found.holds).map(Item::Lender);
         let mut items: Vec<Item> = blobs.into_iter().map(|(hash, file)| Item::Blob(hash, file)).collect();
         items.extend(lenders);
@@ -80,8 +83,8 @@ impl Store {
         verified.stopped = (watch.stop)();
         verified.blobs = seen.blobs;
         verified.lenders = seen.lenders;
-        verified.flaws = seen.flaws;
-        self.check_notes(&mut verified)?;
+        verified.flaws.extend(seen.flaws);
+        self.check_notes(&mut verified, &mut foreign)?;
         let index = self.check_results(&mut verified, &mut foreign)?;
         verified.foreign = foreign;
         for flaw in &mut verified.flaws {
@@ -91,11 +94,24 @@ impl Store {
                 _ => {}
             }
         }
-        self.drop_incomplete(&mut verified, &index, &stale)?;
+        self.drop_incomplete(&mut verified, &index, lent)?;
         Ok(verified)
     }
 
-    fn check_notes(&self, verified: &mut Verified) -> Result<(), StoreError> {
+    /// Moves aside what is no file and has the name of one, of what has no place in a directory; returns the rest.
+    fn heal_places(&self, verified: &mut Verified, odd: Vec<PathBuf>) -> Result<Vec<PathBuf>, StoreError> {
+        let mut foreign = Vec::new();
+        for path in odd {
+            if aside::is_place(self.root(), &path) {
+                verified.flaws.extend(self.set_aside(&path)?.map(Flaw::from));
+            } else {
+                foreign.push(path);
+            }
+        }
+        Ok(foreign)
+    }
+
+    fn check_notes(&self, verified: &mut Verified, foreign: &mut Vec<PathBuf>) -> Result<(), StoreError> {
         let of_runs = |name: &str| format!("{}/{name}", layout::RUNS);
         let (last, earlier) = (of_runs("last"), of_runs("earlier"));
         let (fresh, engines) = (of_runs("fresh"), of_runs("engines"));
@@ -108,13 +124,35 @@ impl Store {
             (layout::EVENTS, layout::EVENTS, "event"),
             (layout::BORROWED, layout::BORROWED, "loans"),
         ] {
-            for file in self.plain_files(directory)? {
-                let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                self.check_note(verified, &file, called, kind, &name)?;
+            let folder = self.root().join(directory);
+            for entry in list_if_there(&folder)? {
+                let path = folder.join(&entry.name);
+                let name = entry.name.to_string_lossy().into_owned();
+                if entry.is_file {
+                    self.check_note(verified, &path, called, kind, &name)?;
+                } else {
+                    verified.flaws.extend(self.set_aside(&path)?.map(Flaw::from));
+                }
             }
         }
-        for (hash, file) in self.sharded(layout::TOMBSTONES)?.0 {
-            self.check_note(verified, &file, layout::TOMBSTONES, "tombstone", &hash.to_string())?;
+        let (tombstones, odd) = self.sharded(layout::TOMBSTONES)?;
+        for (hash, file) in tombstones {
+            self.check_note(verified, &file.path, layout::TOMBSTONES, "tombstone", &hash.to_string())?;
+        }
+        foreign.extend(self.heal_places(verified, odd)?);
+        let (entries, odd) = self.sharded(layout::STAT)?;
+        // A damaged entry is no entry, and the next reading of its file replaces it.
+        for (_, file) in entries.iter().filter(|(_, file)| file.kind != FileKind::Plain) {
+            verified.flaws.extend(self.set_aside(&file.path)?.map(Flaw::from));
+        }
+        foreign.extend(self.heal_places(verified, odd)?);
+        let runs = self.root().join(layout::RUNS);
+        for entry in list_if_there(&runs)? {
+            if !entry.is_file && !layout::RUN_FOLDERS.iter().any(|folder| entry.name == **folder) {
+                verified
+                    .flaws
+                    .extend(self.set_aside(&runs.join(&entry.name))?.map(Flaw::from));
+            }
         }
         Ok(())
     }
@@ -122,40 +160,33 @@ impl Store {
     fn check_note(
         &self,
         verified: &mut Verified,
-        file: &FoundFile,
+        path: &Path,
         directory: &'static str,
         kind: &str,
         name: &str,
     ) -> Result<(), StoreError> {
         verified.notes += 1;
-        let read = fs::read_plain(&file.path, sealed::CAP);
-        let whole = match &read {
-            Ok((bytes, _)) => !matches!(sealed::unseal(kind, 1, name, bytes), Err(Broken::Damaged)),
-            Err(error) if error.is_not_found() => true,
-            Err(_) => false,
-        };
-        if !whole {
-            let hash = Hash::of(name.as_bytes());
-            let moved_to = if file.kind == FileKind::Plain {
-                self.quarantine(&hash, &file.path, &file.stamp, &format!(".{kind}"))?
-            } else {
-                match self.move_odd_aside(&hash, &file.path)? {
-                    Flaw::NotAFile { moved_to, .. } => moved_to,
-                    _ => file.path.clone(),
-                }
-            };
-            verified.flaws.push(Flaw::Note {
-                directory,
-                name: name.to_owned(),
-                moved_to,
-            });
+        if damaged_note(path, kind, name)?.is_none() {
+            return Ok(());
         }
+        let hash = Hash::of(name.as_bytes());
+        let _lock = self.replacing(&hash)?;
+        // Looked at again: another process may have replaced or removed it meanwhile.
+        let Some(stamp) = damaged_note(path, kind, name)? else {
+            return Ok(());
+        };
+        let moved_to = self.quarantine_locked(&hash, path, &stamp, &format!(".{kind}"))?;
+        verified.flaws.push(Flaw::Note {
+            directory,
+            name: name.to_owned(),
+            moved_to,
+        });
         Ok(())
     }
 
     fn check_results(&self, verified: &mut Verified, foreign: &mut Vec<PathBuf>) -> Result<Index, StoreError> {
         let (files, odd) = self.sharded(layout::ACTIONS)?;
-        foreign.extend(odd);
+        foreign.extend(self.heal_places(verified, odd)?);
         let mut index = Index {
             results: Vec::new(),
             owners: HashMap::new(),
@@ -165,7 +196,7 @@ impl Store {
             let key = ActionDigest::from_hash(hash);
             verified.results += 1;
             if file.kind != FileKind::Plain {
-                verified.flaws.push(self.move_odd_aside(&hash, &file.path)?);
+                verified.flaws.extend(self.set_aside(&file.path)?.map(Flaw::from));
                 continue;
             }
             let found = match self.peek(&key) {
@@ -174,9 +205,9 @@ impl Store {
                 found => found?,
             };
             let Some((result, used)) = found else {
-                // Either it went meanwhile, or it cannot be believed.
-                if let Some(facts) = fs::facts(&file.path)? {
-                    damaged.push((key, self.quarantine(&hash, &file.path, &facts.stamp, ".result")?));
+                // Either it went meanwhile, and perhaps came again, or it cannot be believed.
+                if let Some(moved_to) = self.quarantine_damaged_result(&key)? {
+                    damaged.push((key, moved_to));
                 }
                 continue;
             };
@@ -238,9 +269,16 @@ impl Store {
         owners
     }
 
-    /// Drops the results that have lost a blob. That is a flaw only if nothing says how it was lost.
-    fn drop_incomplete(&self, verified: &mut Verified, index: &Index, stale: &HashSet<Hash>) -> Result<(), StoreError> {
-        let mut explained: HashSet<Hash> = stale.clone();
+    /// Drops the results that have lost a blob. That is a flaw only if nothing says how it was lost. `explained` are the blobs
+    /// that files outside the store lent when the check began: one that is gone now was lost with such a file.
+    fn drop_incomplete(
+        &self,
+        verified: &mut Verified,
+        index: &Index,
+        mut explained: HashSet<Hash>,
+    ) -> Result<(), StoreError> {
+        // Those that were lent since, too.
+        explained.extend(loans_of(&self.all_books()?));
         for flaw in &verified.flaws {
             match flaw {
                 Flaw::Blob { hash, .. } => explained.extend([*hash]),
@@ -291,6 +329,27 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Returns the stamp of a note that cannot be believed; nothing if it is whole, gone, or no file any more.
+fn damaged_note(path: &Path, kind: &str, name: &str) -> Result<Option<Stamp>, StoreError> {
+    match aside::read_own(path, sealed::CAP) {
+        Ok((bytes, stamp)) => {
+            let is_damaged = matches!(sealed::unseal(kind, 1, name, &bytes), Err(Broken::Damaged));
+            Ok(is_damaged.then_some(stamp))
+        }
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(_) => {
+            let found = fs::facts(path)?.filter(|found| found.kind == FileKind::Plain);
+            Ok(found.map(|found| found.stamp))
+        }
+    }
+}
+
+/// Returns the blobs that files outside the store lend, or lent until they changed.
+fn loans_of(books: &[FoundBook]) -> HashSet<Hash> {
+    let loans = books.iter().flat_map(|found| &found.book.loans);
+    loans.map(|loan| loan.bytes.hash).collect()
 }
 
 /// Returns what is to be read, the largest first so that the last ones to finish are small.

@@ -126,12 +126,12 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// Reads a manifest's bytes. Only a plain file is one, and none is longer than [`manifest::CAP`].
 pub fn read_manifest(path: &Path) -> Result<Vec<u8>, PathError> {
-    fs::read_foreign(path, manifest::CAP)
+    fs::read_small(path, manifest::CAP)
 }
 
 /// Reads the envelope beside a manifest; `None` if there is none.
 pub fn read_signatures(path: &Path) -> Result<Option<Vec<u8>>, PathError> {
-    match fs::read_foreign(path, SIGNATURE_CAP) {
+    match fs::read_small(path, SIGNATURE_CAP) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error),

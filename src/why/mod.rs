@@ -203,7 +203,7 @@ impl<'a> Why<'a> {
 
     /// Says that a result once was there and was removed on purpose; nothing where no note of that is left.
     fn removed(&self, key: &ActionDigest) -> Option<String> {
-        let tombstone = self.env.store.tombstone(key).ok().flatten()?;
+        let tombstone = self.env.store.tombstone(key)?;
         let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(tombstone.removed);
         let why = match tombstone.why {
             crate::store::Removal::Room => "to make room",

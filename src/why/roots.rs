@@ -150,7 +150,7 @@ impl Why<'_> {
     /// Returns the result of a step's record, whole or not, or what is left of one that was removed.
     fn result(&self, record: &Last) -> Option<BTreeMap<String, BlobDigest>> {
         let kept = self.env.store.lookup_shallow(&record.action).ok().flatten();
-        let left = || self.env.store.tombstone(&record.action).ok().flatten();
+        let left = || self.env.store.tombstone(&record.action);
         kept.map(|result| result.outputs)
             .or_else(|| left().map(|left| left.outputs))
     }

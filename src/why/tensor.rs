@@ -233,7 +233,7 @@ impl Why<'_> {
         let key = tensor.action?;
         let kept = store.lookup_shallow(&key).ok().flatten();
         let bytes = kept.and_then(|result| store.read(&result.action, 1 << 20).ok());
-        let left = || store.tombstone(&key).ok().flatten()?.document;
+        let left = || store.tombstone(&key)?.document;
         let document = bytes.or_else(|| left().map(String::into_bytes))?;
         Some((key, Action::parse(&document).ok()?))
     }

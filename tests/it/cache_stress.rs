@@ -166,3 +166,80 @@ fn builders_a_collector_and_a_checker_do_not_hurt_each_other() {
         "the collector never found anything to collect: nothing was shown"
     );
 }
+
+/// What is no damage: outputs that lend and are deleted or replaced, builds that are killed, results that are collected.
+#[test]
+fn a_check_blames_nothing_while_outputs_go_and_builds_are_killed() {
+    let time = Duration::from_secs(number_from("FORGE_TEST_STRESS_SECONDS", 5) as u64);
+    let seed = number_from("FORGE_TEST_SEED", 1) as u64;
+    let forge = Forge::new();
+    cache_small::write_model(&forge, 32);
+    forge.write("0.toml", cache_small::first());
+    forge.write("1.toml", cache_small::second());
+    let stop = AtomicBool::new(false);
+    let (builds, kills, collections, checks) = (
+        AtomicUsize::new(0),
+        AtomicUsize::new(0),
+        AtomicUsize::new(0),
+        AtomicUsize::new(0),
+    );
+    let blamed = std::sync::Mutex::new(Vec::new());
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for number in 0..3 {
+            let (forge, stop, builds, kills) = (&forge, &stop, &builds, &kills);
+            scope.spawn(move || {
+                let mut random = Random(seed * 1000 + number);
+                let out = format!("out-{number}");
+                while !stop.load(Ordering::Relaxed) {
+                    let recipe = format!("{}.toml", random.below(2));
+                    let mut child = crate::small::build(forge, &[recipe.as_str(), "--out", &out])
+                        .stdout(std::process::Stdio::null())
+                        .stderr(std::process::Stdio::null())
+                        .spawn()
+                        .unwrap();
+                    if random.below(3) == 0 {
+                        std::thread::sleep(Duration::from_millis(random.below(100) as u64));
+                        child.kill().unwrap();
+                        kills.fetch_add(1, Ordering::Relaxed);
+                        child.wait().unwrap();
+                    } else {
+                        assert!(child.wait().unwrap().success());
+                        builds.fetch_add(1, Ordering::Relaxed);
+                    }
+                    if random.below(3) == 0 {
+                        std::fs::remove_dir_all(forge.path(&out)).ok();
+                    }
+                }
+            });
+        }
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let _ = forge.run(&["cache", "gc", "--older-than", "0s", "--yes"]).success();
+                collections.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let (run, lines) = cache_small::verify(&forge);
+                if run.status != Some(0) {
+                    blamed.lock().unwrap().push(format!("{lines:?}{}", run.stderr));
+                }
+                checks.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        while started.elapsed() < time {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    eprintln!("{builds:?} builds, {kills:?} kills, {collections:?} collections, {checks:?} checks");
+    let blamed = blamed.into_inner().unwrap();
+    assert!(
+        blamed.is_empty(),
+        "{} of {checks:?} checks:\n{}",
+        blamed.len(),
+        blamed.join("\n")
+    );
+    assert!(builds.into_inner() > 0 && collections.into_inner() > 0 && checks.into_inner() > 0);
+}

@@ -26,6 +26,7 @@ mod conformance;
 mod crash;
 mod crash_matrix;
 mod cut;
+mod damage_matrix;
 mod diff;
 mod engine;
 mod fresh;

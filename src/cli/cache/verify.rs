@@ -178,8 +178,8 @@ fn sentence(flaw: &Flaw, names: &Names) -> (String, Option<String>) {
             ),
             Some(format!("it was moved to `{}`", moved_to.display())),
         ),
-        Flaw::NotAFile { path, moved_to } => (
-            format!("`{}` is a link, a device or a pipe", path.display()),
+        Flaw::NotAFile { path, moved_to, what } => (
+            format!("`{}` was {what}, which does not belong there", path.display()),
             Some(format!("it was moved to `{}`", moved_to.display())),
         ),
         Flaw::Result { key, kind, moved_to } => (
@@ -252,7 +252,7 @@ fn flaw_facts(flaw: &Flaw, names: &Names) -> Value {
             moved_to,
             owners: of,
         } => json!({ "flaw": "blob", "blob": format!("{hash}:{bytes}"), "moved_to": moved_to, "owners": owners(of) }),
-        Flaw::NotAFile { path, moved_to } => json!({ "flaw": "not-a-file", "path": path, "moved_to": moved_to }),
+        Flaw::NotAFile { path, moved_to, .. } => json!({ "flaw": "not-a-file", "path": path, "moved_to": moved_to }),
         Flaw::Result { key, kind, moved_to } => {
             json!({ "flaw": "result", "key": key.to_string(), "kind": kind, "moved_to": moved_to })
         }

@@ -17,6 +17,7 @@ use crate::store::Loan;
 use crate::store::Removal;
 use crate::store::Store;
 use crate::store::StoreError;
+use crate::store::aside;
 use crate::store::layout;
 use crate::store::survey::FoundResult;
 use crate::store::survey::room;
@@ -71,8 +72,9 @@ impl Store {
             tell(&done);
         }
         for path in &plan.files {
-            if let Some(facts) = fs::facts(path)?.filter(|facts| facts.kind != FileKind::Directory)
-                && fs::remove_file(path)?
+            // A directory is one that was moved aside.
+            if let Some(facts) = fs::facts(path)?
+                && aside::remove(path)?
             {
                 done.files += 1;
                 done.room += room(facts.stamp.size);

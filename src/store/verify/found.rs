@@ -6,6 +6,7 @@ use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::digest::Hash;
 use crate::store::Amount;
+use crate::store::aside::Moved;
 
 /// How much is read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,12 +44,14 @@ pub enum Flaw {
         /// What it was.
         owners: Vec<Owner>,
     },
-    /// Something that is no file stands where a blob or a result has its place.
+    /// Something that is no file had the name of one, or a file that of a directory.
     NotAFile {
         /// Where it stood.
         path: PathBuf,
         /// Where it is now.
         moved_to: PathBuf,
+        /// What it is, in words: `a named pipe`.
+        what: &'static str,
     },
     /// A result's seal is broken.
     Result {
@@ -89,6 +92,16 @@ pub enum Flaw {
         /// Where it is now.
         moved_to: PathBuf,
     },
+}
+
+impl From<Moved> for Flaw {
+    fn from(moved: Moved) -> Self {
+        Self::NotAFile {
+            path: moved.path,
+            moved_to: moved.to,
+            what: moved.what,
+        }
+    }
 }
 
 /// What a check found.

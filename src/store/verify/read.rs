@@ -12,10 +12,10 @@ use super::Flaw;
 use super::Watch;
 use crate::digest::Hash;
 use crate::fs;
-use crate::fs::FileKind;
 use crate::store::Amount;
 use crate::store::Store;
 use crate::store::StoreError;
+use crate::store::aside;
 use crate::store::stat;
 use crate::store::survey::FoundBook;
 use crate::store::survey::FoundFile;
@@ -92,12 +92,12 @@ impl Store {
 
     fn read_blob(&self, hash: &Hash, found: &FoundFile, progress: &dyn Fn(u64)) -> Result<Seen, StoreError> {
         let mut seen = Seen::default();
-        let (file, stamp) = match fs::open_plain(&found.path) {
+        let (file, stamp) = match aside::open_own(&found.path) {
             Ok(opened) => opened,
             // Collected, or lent, meanwhile.
             Err(error) if error.is_not_found() => return Ok(seen),
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                seen.flaws.push(self.move_odd_aside(hash, &found.path)?);
+                seen.flaws.extend(self.set_aside(&found.path)?.map(Flaw::from));
                 return Ok(seen);
             }
             Err(error) => return Err(error.into()),
@@ -118,19 +118,6 @@ impl Store {
             });
         }
         Ok(seen)
-    }
-
-    pub(super) fn move_odd_aside(&self, hash: &Hash, path: &Path) -> Result<Flaw, StoreError> {
-        let _lock = self.replacing(hash)?;
-        let moved_to = self.free_quarantine_name(hash, ".odd")?;
-        // The thing itself is renamed, never what it leads to.
-        if fs::facts(path)?.is_some_and(|facts| facts.kind == FileKind::Other) {
-            fs::rename(path, &moved_to)?;
-        }
-        Ok(Flaw::NotAFile {
-            path: path.to_owned(),
-            moved_to,
-        })
     }
 
     /// Reads a file that lends blobs, once, and digests it whole and each blob in it.

@@ -266,9 +266,14 @@ fn what_is_no_plain_file_is_refused_at_once() {
     let pipe = place.path("pipe");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
     assert!(made.success());
-    for path in [pipe.as_path(), place.store.root(), Path::new("/dev/zero")] {
+    for (path, words) in [
+        (pipe.as_path(), "a named pipe"),
+        (place.store.root(), "a directory"),
+        (Path::new("/dev/zero"), "a device"),
+    ] {
         let error = place.store.digest_file(path, &|_| {}).unwrap_err();
-        assert!(error.to_string().contains("not a plain file"), "{error}");
+        let words = format!("it is {words}, not a regular file");
+        assert!(error.to_string().contains(&words), "{error}");
     }
     let error = place.store.digest_file(&place.path("nothing"), &|_| {}).unwrap_err();
     assert_eq!(error.class(), ErrorClass::Missing);
