@@ -9,6 +9,7 @@ use clap::Args as ClapArgs;
 use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
+use clap::builder::BoolishValueParser;
 
 pub(super) use proof::*;
 pub(super) use types::*;
@@ -25,7 +26,8 @@ pub(super) use types::*;
     max_term_width = 100,
     after_help = "\
 Start with `forge init`, then `forge build recipe.toml`.
-Exit status: 0 done, 1 the recipe or a step, 2 usage, 3 environment, 130 stopped with Ctrl-C."
+Exit status: 0 done, 1 the recipe or a step, 2 usage, 3 environment.
+A build that a signal stops keeps what is committed: 130 after SIGINT (Ctrl-C), 143 after SIGTERM, 129 after SIGHUP."
 )]
 pub(super) struct Args {
     #[command(flatten)]
@@ -78,7 +80,13 @@ pub(super) struct Global {
     )]
     pub(super) color: Option<Color>,
     /// No progress bars
-    #[arg(long, global = true, env = "FORGE_NO_PROGRESS", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        env = "FORGE_NO_PROGRESS",
+        value_parser = BoolishValueParser::new(),
+        help_heading = "Global options"
+    )]
     pub(super) no_progress: bool,
     /// How to speak: to people, or to programs (one JSON object a line, on stdout)
     #[arg(

@@ -13,6 +13,7 @@ use crate::cli::json;
 use crate::cli::lock;
 use crate::cli::progress::Progress;
 use crate::cli::sign;
+use crate::cli::signals::stop_on_signals;
 use crate::cli::terminal::Terminal;
 use crate::cli::terminal::columns;
 use crate::cli::trace::Trace;
@@ -84,10 +85,11 @@ fn carry_out(
     cancel: Cancel,
 ) -> Result<Exit, Failure> {
     let question = files.question(&args.target);
-    let (session, settings) = files.session(&args.target, terminal, cancel)?;
+    let (session, machine) = files.session(&args.target, terminal, cancel)?;
+    let max_size = machine.max_size()?;
     let options = scheduler::Options {
         keep_going: args.keep_going,
-        ..options(&settings.pools)
+        ..options(&machine.pools())
     };
     if args.frozen {
         lock::check_frozen(args, &session, options, files, terminal)?;
@@ -142,7 +144,7 @@ fn carry_out(
         terminal.line(&summary(&report));
     }
     if report.ran > 0 {
-        cache::hold_limit(session.store(), settings.cache.max_size, terminal);
+        cache::hold_limit(session.store(), max_size, terminal);
     }
     Ok(exit_of(&report))
 }
@@ -155,27 +157,6 @@ pub(super) fn options(pools: &PoolSettings) -> scheduler::Options {
         disk: pools.disk.map_or(defaults.disk, |disk| disk as usize),
         ..defaults
     }
-}
-
-/// The first Ctrl-C stops the build, the second the program at once.
-pub(super) fn stop_on_signals(cancel: &Cancel, terminal: &Terminal) {
-    let cancel = cancel.clone();
-    let say = !terminal.is_json();
-    // Refused only if a handler is there already.
-    let _ = ctrlc::set_handler(move || {
-        if cancel.is_cancelled() {
-            #[expect(clippy::exit, reason = "the user asked twice; the store is whole at every moment")]
-            std::process::exit(130);
-        }
-        cancel.cancel();
-        if say {
-            use std::io::Write as _;
-            let _ = writeln!(
-                std::io::stderr(),
-                "\nforge: stopping; what is committed stays (Ctrl-C again to stop at once)"
-            );
-        }
-    });
 }
 
 pub(super) fn exit_of(report: &Report) -> Exit {
@@ -227,6 +208,10 @@ pub(super) fn explain(step: &str, error: &StepError) -> Diagnostic {
             diagnostic = diagnostic.caused_by(cause.to_string());
         }
         source = cause.source();
+    }
+    if let StepError::Engine { source, .. } = error {
+        let said = source.log().iter().map(|line| format!("llama.cpp said: {line}"));
+        diagnostic = said.fold(diagnostic, Diagnostic::caused_by);
     }
     if let StepError::Gate { evidence, .. } = error {
         diagnostic = evidence.iter().cloned().fold(diagnostic, Diagnostic::caused_by);

@@ -5,6 +5,7 @@ use std::io::Write;
 
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::diagnostic::Style;
+use crate::cli::escape::escape;
 use crate::recipe;
 use crate::recipe::LoadError;
 use crate::recipe::model::StepId;
@@ -55,7 +56,8 @@ pub fn run(
                     let candidates = parsed.recipe.candidates().count();
                     writeln!(
                         out,
-                        "ok: {path} ({}, {})",
+                        "ok: {} ({}, {})",
+                        escape(path),
                         count(steps, "step"),
                         count(candidates, "candidate")
                     )?;
@@ -73,7 +75,7 @@ pub fn run(
                     messages.write(diagnostic, err)?;
                 }
                 if let Messages::Text(_) = messages {
-                    writeln!(err, "forge: {} in {path}", count(problems.count, "error"))?;
+                    writeln!(err, "forge: {} in {}", count(problems.count, "error"), escape(path))?;
                 }
             }
         }

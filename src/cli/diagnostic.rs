@@ -13,6 +13,8 @@ use annotate_snippets::Renderer;
 use annotate_snippets::Snippet;
 use serde::Serialize;
 
+use crate::cli::escape::escape;
+use crate::cli::escape::escape_excerpt;
 use crate::recipe::Place;
 
 /// The version of the JSON form.
@@ -154,6 +156,8 @@ impl Diagnostic {
             Some(primary) => self.render_with_excerpt(primary, style),
             None => self.render_plainly(style),
         };
+        // The renderer replaces escape sequences of an excerpt, but not every control.
+        text = escape_excerpt(&text);
         while text.ends_with('\n') {
             text.pop();
         }
@@ -170,13 +174,13 @@ impl Diagnostic {
         };
         let word = if self.level == Level::Error { "error" } else { "warning" };
         let code = self.code.as_ref().map(|code| format!("[{code}]")).unwrap_or_default();
-        let mut text = format!("{red}{word}{code}{reset}: {}\n", visible(&self.message));
+        let mut text = format!("{red}{word}{code}{reset}: {}\n", escape(&self.message));
         for cause in &self.causes {
-            let _ = writeln!(text, "  caused by: {}", visible(cause));
+            let _ = writeln!(text, "  caused by: {}", escape(cause));
         }
         for (at, hint) in self.hints.iter().enumerate() {
             let gap = if at == 0 { "\n" } else { "" };
-            let _ = writeln!(text, "{gap}{cyan}hint{reset}: {}", visible(hint.text()));
+            let _ = writeln!(text, "{gap}{cyan}hint{reset}: {}", escape(hint.text()));
         }
         text
     }
@@ -187,7 +191,7 @@ impl Diagnostic {
         } else {
             Drawn::WARNING
         };
-        let mut title = level.primary_title(visible(&self.message));
+        let mut title = level.primary_title(escape(&self.message));
         if let Some(code) = &self.code {
             title = title.id(code.as_str());
         }
@@ -207,14 +211,14 @@ impl Diagnostic {
             let spans: Vec<Range<usize>> = of_file.iter().map(|(_, label)| drawable(&label.place)).collect();
             for excerpt in excerpts(file.text(), &spans) {
                 let mut snippet = Snippet::source(&file.text()[excerpt.range.clone()])
-                    .path(file.name())
+                    .path(escape(file.name()))
                     .line_start(excerpt.line);
                 for ((kind, label), span) in of_file.iter().zip(&spans) {
                     if !excerpt.holds(span) {
                         continue;
                     }
                     let annotation = kind.span(excerpt.inside(span));
-                    let text = visible(&label.text);
+                    let text = escape(&label.text);
                     snippet = snippet.annotation(if text.is_empty() {
                         annotation
                     } else {
@@ -225,12 +229,12 @@ impl Diagnostic {
             }
         }
         for cause in &self.causes {
-            group = group.element(Drawn::NOTE.message(visible(cause)));
+            group = group.element(Drawn::NOTE.message(escape(cause)));
         }
         let mut groups = vec![group];
         for hint in &self.hints {
             match hint {
-                Hint::Text(text) => groups.push(Group::with_title(Drawn::HELP.secondary_title(visible(text)))),
+                Hint::Text(text) => groups.push(Group::with_title(Drawn::HELP.secondary_title(escape(text)))),
                 Hint::Patch {
                     text,
                     place,
@@ -242,12 +246,12 @@ impl Diagnostic {
                             .map(|excerpt| {
                                 let patch = Patch::new(excerpt.inside(&place.span.range()), replacement.as_str());
                                 Snippet::source(&place.source.text()[excerpt.range.clone()])
-                                    .path(place.source.name())
+                                    .path(escape(place.source.name()))
                                     .line_start(excerpt.line)
                                     .patch(patch)
                             });
                     let Some(snippet) = snippets.next() else { continue };
-                    groups.push(Group::with_title(Drawn::HELP.secondary_title(visible(text))).element(snippet));
+                    groups.push(Group::with_title(Drawn::HELP.secondary_title(escape(text))).element(snippet));
                 }
             }
         }
@@ -354,18 +358,6 @@ fn drawable(place: &Place) -> Range<usize> {
     let end = boundary(place.span.end.max(place.span.start));
     let line = text[start..end].find('\n').map_or(end, |at| start + at);
     start..line.max(start)
-}
-
-/// Makes control characters of file names and values visible: a message must not steer the terminal.
-pub(super) fn visible(text: &str) -> String {
-    let shown = |c: char| {
-        if c.is_control() && c != '\n' {
-            c.escape_default().to_string()
-        } else {
-            c.to_string()
-        }
-    };
-    text.chars().map(shown).collect()
 }
 
 #[cfg(test)]

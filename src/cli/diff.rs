@@ -11,6 +11,7 @@ use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::args::DiffFormat;
 use crate::cli::diagnostic::Diagnostic;
+use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::json;
 use crate::cli::terminal::Terminal;
@@ -127,20 +128,26 @@ fn git(args: &args::Diff, files: &Files, terminal: &Terminal) -> Result<Exit, Fa
     };
     let both = opened(&names[0], old, name).and_then(|a| Ok((a, opened(&names[1], new, new_name)?)));
     match both {
-        Ok((Opened::Nothing, b)) => terminal.data(&format!("new: {} is {}\n", names[1], b.kind().words())),
-        Ok((a, Opened::Nothing)) => terminal.data(&format!("deleted: {} was {}\n", names[0], a.kind().words())),
+        Ok((Opened::Nothing, b)) => {
+            terminal.data(Block::of(format_args!("new: {} is {}\n", names[1], b.kind().words())).as_str())
+        }
+        Ok((a, Opened::Nothing)) => {
+            terminal.data(Block::of(format_args!("deleted: {} was {}\n", names[0], a.kind().words())).as_str())
+        }
         Ok((a, b)) => {
             let store = store(files, terminal, &a);
             match diff::compare(&a, &b, [&names[0], &names[1]], store.as_ref()) {
                 Ok(found) => show(&found, args.format, args.rows, terminal),
-                Err(error) => terminal.data(&format!("{} and {}: {error}\n", names[0], names[1])),
+                Err(error) => {
+                    terminal.data(Block::of(format_args!("{} and {}: {error}\n", names[0], names[1])).as_str())
+                }
             }
         }
         Err(failure) => {
             for diagnostic in &failure.diagnostics {
                 terminal.diagnostic(diagnostic);
             }
-            terminal.data(&format!("{} and {} cannot be compared\n", names[0], names[1]));
+            terminal.data(Block::of(format_args!("{} and {} cannot be compared\n", names[0], names[1])).as_str());
         }
     }
     Ok(Exit::Done)
@@ -157,12 +164,12 @@ pub(super) fn show(found: &Diff, format: DiffFormat, rows: usize, terminal: &Ter
     match format {
         DiffFormat::Json => {
             let text = serde_json::to_string_pretty(found).unwrap_or_default();
-            terminal.data(&format!("{text}\n"));
+            terminal.document(&format!("{text}\n"));
         }
         // Equal things have nothing to say.
         _ if !found.differ => {}
-        DiffFormat::Text => terminal.data(&text(found, most)),
-        DiffFormat::Markdown => terminal.data(&markdown(found, most)),
+        DiffFormat::Text => terminal.data(text(found, most).as_str()),
+        DiffFormat::Markdown => terminal.document(&markdown(found, most)),
     }
 }
 
@@ -196,8 +203,9 @@ fn paired(row: &Row) -> String {
     }
 }
 
-fn text(found: &Diff, most: usize) -> String {
-    let mut text = format!("--- {}\n+++ {}\n", found.a, found.b);
+fn text(found: &Diff, most: usize) -> Block {
+    let mut text = Block::of(format_args!("--- {}\n", found.a));
+    let _ = writeln!(text, "+++ {}", found.b);
     for part in found.parts.iter().filter(|part| part.differs()) {
         let _ = writeln!(text, "{}: {}", part.name, counts(part));
         for row in part.rows.iter().take(most) {

@@ -1,6 +1,8 @@
 //! Where recipes and settings are, and the verbs that only read or write those.
 
 use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -14,6 +16,7 @@ use crate::cli::check;
 use crate::cli::check::Problems;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::init;
+use crate::cli::settings::Machine;
 use crate::cli::show;
 use crate::cli::terminal::Terminal;
 use crate::digest::BlobDigest;
@@ -22,7 +25,6 @@ use crate::fs;
 use crate::recipe::LoadError;
 use crate::recipe::Parsed;
 use crate::recipe::Recipe;
-use crate::recipe::settings::Settings;
 use crate::report::words;
 use crate::session;
 use crate::session::Question;
@@ -132,12 +134,17 @@ impl Files {
         self.directory.join(recipe).parent().unwrap_or(Path::new("")).to_owned()
     }
 
-    fn cache_dir(&self, settings: &Settings, place: &Path) -> Result<PathBuf, Failure> {
-        match (&self.cache_dir, &settings.cache_dir) {
-            (Some(dir), _) => Ok(dir.clone()),
-            (None, Some(dir)) => Ok(place.join(dir)),
-            (None, None) => default_cache_dir(),
-        }
+    fn cache_dir(&self, machine: &Machine) -> Result<PathBuf, Failure> {
+        let dir = match &self.cache_dir {
+            Some(dir) => dir.clone(),
+            None => machine.cache_dir()?.map_or_else(default_cache_dir, Ok)?,
+        };
+        check_utf8(
+            &dir,
+            "the store",
+            "give another place: `--cache-dir DIR` or `FORGE_CACHE_DIR`",
+        )?;
+        Ok(dir)
     }
 
     /// Returns what a build is asked, for [`session::nothing_to_do`].
@@ -158,9 +165,10 @@ impl Files {
         terminal: &Terminal,
     ) -> Option<usize> {
         // What is wrong with the settings is said on the long way.
-        let (settings, place) = Self::settings(&self.folder(&target.recipe)).ok()?;
-        terminal.prefer(settings.color);
-        session::nothing_to_do(&self.cache_dir(&settings, &place).ok()?, question)
+        let machine = Machine::read(&self.folder(&target.recipe)).ok()?;
+        machine.max_size().ok()?;
+        terminal.prefer(machine.color());
+        session::nothing_to_do(&self.cache_dir(&machine).ok()?, question)
     }
 
     /// Opens a session for a recipe.
@@ -169,7 +177,7 @@ impl Files {
         target: &args::Target,
         terminal: &Terminal,
         cancel: Cancel,
-    ) -> Result<(Session, Settings), Failure> {
+    ) -> Result<(Session, Machine), Failure> {
         let recipe = self.recipe(&target.recipe, terminal)?.recipe;
         self.session_of(recipe, target, terminal, cancel)
     }
@@ -181,15 +189,16 @@ impl Files {
         target: &args::Target,
         terminal: &Terminal,
         cancel: Cancel,
-    ) -> Result<(Session, Settings), Failure> {
+    ) -> Result<(Session, Machine), Failure> {
         let folder = self.folder(&target.recipe);
-        let (settings, place) = Self::settings(&folder)?;
-        terminal.prefer(settings.color);
-        let cache_dir = self.cache_dir(&settings, &place)?;
+        let machine = Machine::read(&folder)?;
+        terminal.prefer(machine.color());
+        let cache_dir = self.cache_dir(&machine)?;
         let out = self.out(&target.recipe, &recipe.name, target.out.as_deref());
-        let threads = threads(target.jobs, &settings);
-        let machine = settings;
-        let command = std::env::args().collect();
+        check_utf8(&folder, "the recipe's folder", "rename the folder")?;
+        check_utf8(&out, "the output folder", "give another place: `--out DIR`")?;
+        let threads = threads(target.jobs, &machine);
+        let command = command_words();
         let again = again(&self.directory.join(&target.recipe), &out, &cache_dir, threads);
         let settings = session::Settings {
             folder,
@@ -197,7 +206,7 @@ impl Files {
             cache_dir,
             threads,
             command,
-            borrow: machine.cache.borrow.unwrap_or(true),
+            borrow: machine.borrow(),
             again,
         };
         let session = Session::open(recipe, settings, &target.steps, cancel);
@@ -205,9 +214,9 @@ impl Files {
     }
 
     /// Returns where the store is, and the user's settings, for verbs that need no recipe: as for a recipe in this folder.
-    pub(super) fn cache(&self) -> Result<(PathBuf, Settings), Failure> {
-        let (settings, place) = Self::settings(&self.directory)?;
-        Ok((self.cache_dir(&settings, &place)?, settings))
+    pub(super) fn cache(&self) -> Result<(PathBuf, Machine), Failure> {
+        let machine = Machine::read(&self.directory)?;
+        Ok((self.cache_dir(&machine)?, machine))
     }
 
     /// Returns where a path that was typed leads.
@@ -225,9 +234,9 @@ impl Files {
 
     /// Returns where the store is, for verbs that need no recipe: settings are looked for in the folder that they work in.
     pub(super) fn store_place(&self, terminal: &Terminal) -> Result<PathBuf, Failure> {
-        let (settings, place) = Self::settings(&self.directory)?;
-        terminal.prefer(settings.color);
-        self.cache_dir(&settings, &place)
+        let machine = Machine::read(&self.directory)?;
+        terminal.prefer(machine.color());
+        self.cache_dir(&machine)
     }
 
     /// Opens the store, for verbs that need no recipe.
@@ -251,36 +260,7 @@ impl Files {
         if let Some(asked) = asked {
             return Ok(Some(self.path(asked)));
         }
-        let (settings, place) = Self::settings(folder)?;
-        Ok(settings.signing_key.map(|key| place.join(key)))
-    }
-
-    /// Reads `forge.toml`: beside the recipe, else in the user's configuration. Returns where it was, too.
-    pub(super) fn settings(folder: &Path) -> Result<(Settings, PathBuf), Failure> {
-        let user = etcetera::choose_base_strategy()
-            .ok()
-            .map(|base| base.config_dir().join("forge"));
-        for place in [Some(folder.to_owned()), user].into_iter().flatten() {
-            let path = place.join("forge.toml");
-            if !fs::exists(&path).unwrap_or(false) {
-                continue;
-            }
-            let name = path.display().to_string();
-            let source = read_source(&path, &name).map_err(|error| {
-                Failure::new(
-                    Exit::Environment,
-                    Diagnostic::error(format!("can't read `{name}`")).caused_by(error.message),
-                )
-            })?;
-            return match Settings::parse(&source) {
-                Ok(settings) => Ok((settings, place)),
-                Err(errors) => Err(Failure {
-                    diagnostics: Diagnostic::settings_errors(&errors),
-                    exit: Exit::Environment,
-                }),
-            };
-        }
-        Ok((Settings::default(), folder.to_owned()))
+        Machine::read(folder)?.signing_key()
     }
 
     pub(super) fn init(&self, init: &args::Init, terminal: &Terminal) -> Result<Exit, Failure> {
@@ -330,7 +310,7 @@ impl Files {
         if terminal.is_json() {
             terminal.data(&err);
         } else if !err.is_empty() {
-            terminal.line(err.trim_end());
+            terminal.styled_line(err.trim_end());
         }
         terminal.data(&String::from_utf8_lossy(&out));
         Ok(if fine { Exit::Done } else { Exit::Recipe })
@@ -346,9 +326,27 @@ impl Files {
         let mut out = Vec::new();
         show::run(&parsed.recipe, format, &mut out)
             .map_err(|error| Failure::new(Exit::Environment, Diagnostic::from_error(&error)))?;
-        terminal.data(&String::from_utf8_lossy(&out));
+        terminal.document(&String::from_utf8_lossy(&out));
         Ok(Exit::Done)
     }
+}
+
+/// Fails if a path is not UTF-8 when it is made absolute: manifests, run records and the index of borrowed tensors are JSON,
+/// which could only name another path.
+fn check_utf8(path: &Path, what: &str, hint: &str) -> Result<(), Failure> {
+    let path = if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    };
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    if absolute.to_str().is_some() {
+        return Ok(());
+    }
+    let path = text_of_bytes(absolute.as_os_str());
+    let error = Diagnostic::error(format!("the path of {what} is not UTF-8: `{path}`")).code("usage::not-utf8");
+    let error = error.caused_by("manifests and run records hold text only, so they could not name it");
+    Err(Failure::new(Exit::Usage, error.hint(hint)))
 }
 
 /// Returns the words of a build with these settings, from any folder.
@@ -366,21 +364,33 @@ fn again(recipe: &Path, out: &Path, cache_dir: &Path, threads: usize) -> Vec<Str
     words
 }
 
+/// Returns the command line for records. JSON holds no bytes that are not UTF-8; those are written as `\xff`.
+pub(super) fn command_words() -> Vec<String> {
+    std::env::args_os().map(|word| text_of_bytes(&word)).collect()
+}
+
+fn text_of_bytes(word: &OsStr) -> String {
+    let mut text = String::new();
+    for chunk in word.as_encoded_bytes().utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            let _ = write!(text, "\\x{byte:02x}");
+        }
+    }
+    text
+}
+
 /// Returns how many threads to use, and makes the pool of that size.
-pub(super) fn threads(jobs: Option<u16>, settings: &Settings) -> usize {
+pub(super) fn threads(jobs: Option<u16>, machine: &Machine) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let wanted = jobs.map(usize::from).or(settings
-        .engine
-        .embedded_threads
-        .or(settings.pools.cpu)
-        .map(|n| n as usize));
+    let wanted = jobs.map(usize::from).or(machine.threads().map(|n| n as usize));
     let threads = wanted.unwrap_or(cores).max(1);
     // Refused only if a pool was built before, and then that one serves.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     threads
 }
 
-fn read_source(path: &Path, name: &str) -> Result<Source, LoadError> {
+pub(super) fn read_source(path: &Path, name: &str) -> Result<Source, LoadError> {
     let bytes = fs::read_small(path, TEXT_CAP).map_err(|error| LoadError {
         message: if error.is_not_found() {
             "there is no such file".to_owned()

@@ -19,6 +19,6 @@ pub(super) fn run(args: &args::Graph, files: &Files, terminal: &Terminal) -> Res
         args::GraphFormat::Mermaid => Format::Mermaid,
         args::GraphFormat::Json => Format::Json,
     };
-    terminal.data(&graph.render(&parsed.recipe.name, format));
+    terminal.document(&graph.render(&parsed.recipe.name, format));
     Ok(Exit::Done)
 }

@@ -12,6 +12,7 @@ use crate::cli::files::Files;
 use crate::cli::files::session_failure;
 use crate::cli::json;
 use crate::cli::progress::Progress;
+use crate::cli::signals;
 use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
 use crate::observer::Observer;
@@ -38,12 +39,12 @@ pub(super) fn run(args: &args::Lock, files: &Files, terminal: &Terminal) -> Resu
     let name = place.display().to_string();
     let path = files.path(&place);
     let cancel = Cancel::new();
-    build::stop_on_signals(&cancel, terminal);
+    signals::stop_on_signals(&cancel, terminal);
     let (session, machine) = files.session(&target, terminal, cancel)?;
     let lines = json::Lines(terminal);
     let progress = Progress::new(terminal, session.graph());
     let observer: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
-    let options = build::options(&machine.pools);
+    let options = build::options(&machine.pools());
     if args.check {
         let Some(lock) = Lock::load(&path).map_err(|error| failure(&error, &name))? else {
             let missing = Diagnostic::error(format!("there is no `{name}`")).code("lock::missing");

@@ -1,7 +1,5 @@
 //! `forge log`: the runs on record, and what each did.
 
-use std::fmt::Write as _;
-
 use serde_json::Value;
 use serde_json::json;
 
@@ -9,6 +7,7 @@ use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::diagnostic::Diagnostic;
+use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::files::session_failure;
 use crate::cli::json;
@@ -79,7 +78,7 @@ fn list(store: &Store, number: usize, terminal: &Terminal) -> Result<Exit, Failu
             });
             terminal.data(&format!("{line}\n"));
         } else {
-            terminal.data(&format!("{}\n", line_of(&run)));
+            terminal.data(line_of(&run).as_str());
         }
     }
     if !terminal.is_json() {
@@ -98,24 +97,24 @@ fn exit(state: State) -> Option<u8> {
         State::Done => Some(0),
         State::Failed => Some(1),
         State::Environment => Some(3),
-        State::Stopped => Some(130),
-        State::Running | State::Killed => None,
+        // The signal decides it, and is not on record.
+        State::Stopped | State::Running | State::Killed => None,
     }
 }
 
 fn state(state: State) -> String {
     match (state, exit(state)) {
         (State::Running, _) => "goes on".to_owned(),
-        (State::Stopped, _) => "stopped, exit 130".to_owned(),
+        (State::Stopped, _) => "stopped".to_owned(),
         (_, Some(0)) => "done".to_owned(),
         (_, Some(exit)) => format!("failed, exit {exit}"),
         _ => "killed".to_owned(),
     }
 }
 
-fn line_of(run: &Run) -> String {
-    format!(
-        "{}  {:20}  {:3} ran {:3} cached {:2} failed  {:>9}  {}",
+fn line_of(run: &Run) -> Block {
+    Block::of(format_args!(
+        "{}  {:20}  {:3} ran {:3} cached {:2} failed  {:>9}  {}\n",
         run.run,
         run.recipe.as_deref().unwrap_or("?"),
         run.ran,
@@ -123,7 +122,7 @@ fn line_of(run: &Run) -> String {
         run.failed,
         words::duration_ms(run.elapsed_ms),
         state(run.state)
-    )
+    ))
 }
 
 fn one(store: &Store, show: &args::LogShow, terminal: &Terminal) -> Result<Exit, Failure> {
@@ -134,7 +133,7 @@ fn one(store: &Store, show: &args::LogShow, terminal: &Terminal) -> Result<Exit,
             let line = json!({ "schema": json::SCHEMA, "reason": "run-shown", "exit": exit(run.state), "record": run });
             terminal.data(&format!("{line}\n"));
         } else {
-            terminal.data(&text(&run));
+            terminal.data(text(&run).as_str());
         }
         return Ok(Exit::Done);
     };
@@ -168,7 +167,7 @@ fn one(store: &Store, show: &args::LogShow, terminal: &Terminal) -> Result<Exit,
             });
             terminal.data(&format!("{line}\n"));
         } else {
-            terminal.data(&step_text(step, log));
+            terminal.data(step_text(step, log).as_str());
         }
     }
     Ok(Exit::Done)
@@ -183,8 +182,8 @@ fn log_of(store: &Store, step: &StepRun) -> Option<Result<String, String>> {
     })
 }
 
-fn text(run: &Run) -> String {
-    let mut text = format!("run {}: {}\n", run.run, state(run.state));
+fn text(run: &Run) -> Block {
+    let mut text = Block::of(format_args!("run {}: {}\n", run.run, state(run.state)));
     for (name, value) in [
         ("recipe", run.recipe.clone()),
         ("started", run.started.clone()),
@@ -243,7 +242,7 @@ fn kinds(step: &StepRun) -> Vec<(&str, u64, u64)> {
     kinds
 }
 
-fn rest(step: &StepRun, text: &mut String) {
+fn rest(step: &StepRun, text: &mut Block) {
     let lines = step.warnings.iter().map(|line| ("warning", line));
     let lines = lines.chain(step.notes.iter().map(|line| ("note", line)));
     let lines = lines.chain(step.outputs.iter().map(|line| ("wrote", line)));
@@ -252,13 +251,13 @@ fn rest(step: &StepRun, text: &mut String) {
     }
 }
 
-fn step_text(step: &StepRun, log: Option<Result<String, String>>) -> String {
-    let mut text = format!(
+fn step_text(step: &StepRun, log: Option<Result<String, String>>) -> Block {
+    let mut text = Block::of(format_args!(
         "{}: {} after {}\n",
         step.step,
         step.outcome.as_deref().unwrap_or("cut off"),
         words::duration_ms(step.elapsed_ms)
-    );
+    ));
     if let Some(why) = &step.why {
         let _ = writeln!(text, "  because {why}");
     }

@@ -7,6 +7,7 @@ mod cache;
 pub mod check;
 pub mod diagnostic;
 mod diff;
+mod escape;
 mod files;
 mod graph;
 pub mod init;
@@ -22,8 +23,10 @@ mod policy_show;
 mod policy_source;
 mod progress;
 mod reproduce;
+mod settings;
 pub mod show;
 mod sign;
+mod signals;
 mod terminal;
 mod trace;
 mod twice;
@@ -51,7 +54,7 @@ enum Exit {
     Usage,
     /// The environment is at fault.
     Environment,
-    /// The user stopped it.
+    /// A signal stopped it.
     Stopped,
 }
 
@@ -62,7 +65,7 @@ impl From<Exit> for ExitCode {
             Exit::Recipe => 1,
             Exit::Usage => 2,
             Exit::Environment => 3,
-            Exit::Stopped => 130,
+            Exit::Stopped => signals::exit_status(),
         })
     }
 }
@@ -84,6 +87,7 @@ impl Failure {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    signals::survive_file_size_limit();
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => return usage(&error),
@@ -99,7 +103,7 @@ pub fn main() -> ExitCode {
         // Whoever takes what was printed for the whole would be wrong.
         Some(error) => {
             let cut = Diagnostic::error("what was printed is not complete").code("environment::stdout");
-            terminal.line(&cut.caused_by(error.to_string()).render(diagnostic::Style::PLAIN));
+            terminal.styled_line(&cut.caused_by(error.to_string()).render(diagnostic::Style::PLAIN));
             Exit::Environment.into()
         }
         None => exit.into(),
@@ -118,6 +122,9 @@ fn usage(error: &clap::Error) -> ExitCode {
         let first = text.lines().next().unwrap_or_default();
         let diagnostic = Diagnostic::error(first.trim_start_matches("error: ")).code("usage");
         let _ = writeln!(std::io::stdout(), "{}", diagnostic.to_json());
+    } else if args.iter().any(|arg| arg.to_string_lossy().chars().any(escape::steers)) {
+        // A message quotes arguments, and a pattern of the shell may have made them of file names.
+        let _ = write!(std::io::stderr(), "{}", escape::escape_lines(&error.to_string()));
     } else {
         // Nothing can be said where even this cannot be printed.
         let _ = error.print();

@@ -1,10 +1,9 @@
 //! `forge plan`: what a build would run, and why.
 
-use std::fmt::Write;
-
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
+use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::json;
 use crate::cli::terminal::Terminal;
@@ -26,7 +25,7 @@ pub(super) fn run(args: &args::Plan, files: &Files, terminal: &Terminal) -> Resu
             .iter()
             .for_each(|entry| terminal.data(&json::plan_line(entry)));
     } else {
-        terminal.data(&text(&plan, terminal));
+        terminal.data(text(&plan, terminal).as_str());
     }
     let failed = plan
         .entries
@@ -36,8 +35,8 @@ pub(super) fn run(args: &args::Plan, files: &Files, terminal: &Terminal) -> Resu
     Ok(if failed || stale { Exit::Recipe } else { Exit::Done })
 }
 
-fn text(plan: &Plan, terminal: &Terminal) -> String {
-    let mut text = String::new();
+fn text(plan: &Plan, terminal: &Terminal) -> Block {
+    let mut text = Block::new();
     let width = plan.entries.iter().map(|entry| entry.node.len()).max().unwrap_or(0);
     let (mut hits, mut misses, mut unknown) = (0u64, 0u64, 0u64);
     let mut total = Estimate::default();
@@ -73,11 +72,9 @@ fn text(plan: &Plan, terminal: &Terminal) -> String {
             Status::Failed { error } => {
                 misses += 1;
                 let _ = writeln!(text, "error    {node:width$}  {error}");
-                text.extend(
-                    error
-                        .hint()
-                        .map(|hint| format!("         {:width$}  hint: {hint}\n", "")),
-                );
+                if let Some(hint) = error.hint() {
+                    let _ = writeln!(text, "         {:width$}  hint: {hint}", "");
+                }
             }
         }
     }

@@ -9,6 +9,7 @@ use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::diagnostic::Diagnostic;
+use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::policy_source::read;
 use crate::cli::terminal::Terminal;
@@ -50,11 +51,11 @@ fn check(args: &args::PolicyCheck, files: &Files, terminal: &Terminal) -> Result
             }
             Ok(answers) => {
                 for (at, answer) in answers.iter().enumerate() {
-                    terminal.data(&if terminal.is_json() {
-                        line(path, at + 1, answer)
+                    if terminal.is_json() {
+                        terminal.data(&line(path, at + 1, answer));
                     } else {
-                        sentence(path, at + 1, answer)
-                    });
+                        terminal.data(Block::of(format_args!("{}", sentence(path, at + 1, answer))).as_str());
+                    }
                 }
             }
             Err(wrong) => {

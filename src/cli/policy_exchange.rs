@@ -51,7 +51,7 @@ pub(super) fn export(args: &args::PolicyExport, files: &Files, terminal: &Termin
             })?
         }
     };
-    terminal.data(&text);
+    terminal.document(&text);
     Ok(Exit::Done)
 }
 
@@ -88,7 +88,7 @@ pub(super) fn import(args: &args::PolicyImport, files: &Files, terminal: &Termin
     if format == ImportFormat::Forgequant {
         section += "# What a recipe of forgequant does not name stays as it is.\notherwise = \"keep\"\n";
     }
-    terminal.data(&section);
+    terminal.document(&section);
     Ok(Exit::Done)
 }
 

@@ -8,6 +8,7 @@ use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::diagnostic::Diagnostic;
+use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::terminal::Terminal;
 use crate::fs;
@@ -71,11 +72,11 @@ pub(super) fn run(args: &args::PolicyGroups, files: &Files, terminal: &Terminal)
         None
     };
     for group in policy::groups(&facts, &energies, &options) {
-        terminal.data(&if terminal.is_json() {
-            line(&facts, &group, spans.as_deref())
+        if terminal.is_json() {
+            terminal.data(&line(&facts, &group, spans.as_deref()));
         } else {
-            row(&facts, &group, spans.as_deref())
-        });
+            terminal.data(row(&facts, &group, spans.as_deref()).as_str());
+        }
     }
     Ok(Exit::Done)
 }
@@ -106,7 +107,7 @@ fn floors<'a>(group: &'a TensorGroup, spans: Option<&'a [Span]>) -> Option<impl 
     spans.map(|spans| group.members.iter().map(|at| (&spans[*at], *at)))
 }
 
-fn row(facts: &ModelFacts, group: &TensorGroup, spans: Option<&[Span]>) -> String {
+fn row(facts: &ModelFacts, group: &TensorGroup, spans: Option<&[Span]>) -> Block {
     let first = floors(group, spans).and_then(|mut spans| spans.next());
     let span = match first {
         None => String::new(),
@@ -114,7 +115,7 @@ fn row(facts: &ModelFacts, group: &TensorGroup, spans: Option<&[Span]>) -> Strin
         Some((Span::Free { floor, ceiling }, _)) => format!("  {floor} to {ceiling}"),
     };
     let (bond, elements) = (word_of(group.bond), elements(facts, group));
-    format!("{bond:<5}  {elements:>12}  {}{span}\n", group.name)
+    Block::of(format_args!("{bond:<5}  {elements:>12}  {}{span}\n", group.name))
 }
 
 fn line(facts: &ModelFacts, group: &TensorGroup, spans: Option<&[Span]>) -> String {

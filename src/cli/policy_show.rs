@@ -14,7 +14,7 @@ use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::args::By;
-use crate::cli::diagnostic::visible;
+use crate::cli::escape::escape;
 use crate::cli::files::Files;
 use crate::cli::json::SCHEMA;
 use crate::cli::policy_source::listing;
@@ -43,7 +43,7 @@ pub(super) fn run(args: &args::PolicyShow, files: &Files, terminal: &Terminal) -
         By::Layer => by_layer(&listing),
         By::Tensor => by_tensor(&listing),
     });
-    terminal.data(&text);
+    terminal.styled(&text);
     Ok(Exit::Done)
 }
 
@@ -68,7 +68,7 @@ struct Cell {
 
 fn left(text: impl Into<String>) -> Cell {
     Cell {
-        text: visible(&text.into()),
+        text: escape(&text.into()),
         style: Style::new(),
         right: false,
     }
@@ -148,7 +148,7 @@ fn head(name: &str, listing: &Listing) -> String {
     let sum = Sum::of(&listing.tensors);
     let mut text = format!(
         "{}: {} in {}, {:.3} bpw",
-        visible(name),
+        escape(name),
         words::bytes(sum.bytes),
         words::count(sum.tensors, "tensor"),
         sum.bpw()

@@ -11,6 +11,7 @@ use indicatif::ProgressBar;
 use indicatif::ProgressDrawTarget;
 use indicatif::ProgressStyle;
 
+use crate::cli::escape::escape;
 use crate::cli::terminal::Terminal;
 use crate::graph::Graph;
 use crate::graph::NodeId;
@@ -73,7 +74,7 @@ impl<'a> Progress<'a> {
         match &self.bars {
             // A bar that cannot be drawn is no reason to stop.
             Some(bars) => {
-                let _ = bars.println(text);
+                let _ = bars.println(escape(text));
             }
             None => self.terminal.line(text),
         }

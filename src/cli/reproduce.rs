@@ -9,13 +9,15 @@ use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::build;
 use crate::cli::diagnostic::Diagnostic;
-use crate::cli::diagnostic::visible;
+use crate::cli::escape::escape;
 use crate::cli::files;
 use crate::cli::files::Files;
 use crate::cli::files::session_failure;
 use crate::cli::json;
 use crate::cli::progress::Progress;
+use crate::cli::settings::Machine;
 use crate::cli::sign;
+use crate::cli::signals;
 use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
 use crate::observer::Observer;
@@ -50,8 +52,8 @@ pub(super) fn run(args: &args::Reproduce, files: &Files, terminal: &Terminal) ->
         let nothing = Diagnostic::error(format!("`{}` is no folder that can be searched", folder.display()));
         return Err(Failure::new(Exit::Usage, nothing.code("usage")));
     }
-    let (settings, _) = Files::settings(files.directory())?;
-    let threads = files::threads(args.jobs, &settings);
+    let machine = Machine::read(files.directory())?;
+    let threads = files::threads(args.jobs, &machine);
     let reproduction = Reproduction::prepare(&manifest, places, &|_| {}).map_err(|error| failure(&error))?;
     let graph = reproduction.graph().map_err(|error| failure(&error))?;
     tell_found(&reproduction, terminal);
@@ -66,13 +68,13 @@ pub(super) fn run(args: &args::Reproduce, files: &Files, terminal: &Terminal) ->
     }
     let other_engine = reproduction.missing.iter().any(engine);
     let cancel = Cancel::new();
-    build::stop_on_signals(&cancel, terminal);
-    let command: Vec<String> = std::env::args().collect();
+    signals::stop_on_signals(&cancel, terminal);
+    let command = files::command_words();
     let reproduced = {
         let lines = json::Lines(terminal);
         let progress = Progress::new(terminal, &graph);
         let observer: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
-        let options = build::options(&settings.pools);
+        let options = build::options(&machine.pools());
         reproduction
             .run(threads, command, cancel, options, observer)
             .map_err(|error| failure(&error))?
@@ -107,7 +109,7 @@ fn tell_found(reproduction: &Reproduction, terminal: &Terminal) {
     let found = reproduction.found.iter().map(|(wanted, _)| wanted);
     let width = found.map(|wanted| wanted.node.len()).max().unwrap_or(0);
     for (wanted, path) in &reproduction.found {
-        let (name, path) = (visible(&wanted.name), visible(&path.display().to_string()));
+        let (name, path) = (escape(&wanted.name), escape(&path.display().to_string()));
         let _ = writeln!(text, "found    {:width$}  {name}  ({path})", wanted.node);
     }
     for missing in &reproduction.missing {
@@ -159,7 +161,7 @@ fn missing_text(missing: &Missing) -> String {
                 .as_ref()
                 .map(|path| format!("; `{}` holds something else", path.display()))
                 .unwrap_or_default();
-            visible(&format!(
+            escape(&format!(
                 "missing  {}  {}  (blake3 {}, {}{other})",
                 wanted.node,
                 wanted.name,
@@ -183,9 +185,9 @@ fn missing_text(missing: &Missing) -> String {
                 let _ = writeln!(
                     text,
                     "         {}: `{}`, here `{}`",
-                    visible(fact),
-                    visible(before),
-                    visible(now)
+                    escape(fact),
+                    escape(before),
+                    escape(now)
                 );
             }
             text
@@ -239,7 +241,7 @@ fn tell(comparison: &Comparison, reproduced: &Reproduced, other_engine: bool, te
                 let _ = writeln!(
                     text,
                     "  {}: {} {} -> {}",
-                    visible(&tensor.name),
+                    escape(&tensor.name),
                     tensor.what,
                     tensor.before,
                     tensor.after
@@ -278,13 +280,13 @@ fn summary(report: &Report, resumed: bool) -> String {
 }
 
 fn parting_text(parting: &Parting) -> String {
-    let mut text = format!("  the histories part at {} ({})", visible(&parting.place), parting.kind);
+    let mut text = format!("  the histories part at {} ({})", escape(&parting.place), parting.kind);
     if !parting.inputs.is_empty() {
         text.push_str(": its inputs differ\n");
         for input in &parting.inputs {
             let was = input.before.as_deref().unwrap_or("nothing");
             let is = input.after.as_deref().unwrap_or("nothing");
-            let _ = writeln!(text, "    {}: {} -> {}", input.field, visible(was), visible(is));
+            let _ = writeln!(text, "    {}: {} -> {}", input.field, escape(was), escape(is));
         }
     } else if parting.other_engine {
         let _ = writeln!(text, ": another engine made other {}", parting.outputs.join(", "));

@@ -153,6 +153,7 @@ pub(super) fn key_failure(error: &KeyError) -> Failure {
     let diagnostic = match error {
         KeyError::Path(_) if exists => diagnostic.hint("keys are never overwritten: give another name"),
         KeyError::Form { .. } => diagnostic.hint("`forge key new FILE` makes a key; `ssh-keygen -t ed25519` does, too"),
+        KeyError::Exposed { path, .. } => diagnostic.hint(format!("take the access from others: chmod 600 {}", path.display())),
         KeyError::Encrypted { .. } => diagnostic.hint(
             "make a copy without one where only you can read it: `openssl pkey -in KEY -out COPY`, or `ssh-keygen -p -f COPY`",
         ),

@@ -13,6 +13,8 @@ use crate::cli::args::MessageFormat;
 use crate::cli::check::Messages;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::diagnostic::Style;
+use crate::cli::escape::escape;
+use crate::cli::escape::escape_lines;
 use crate::recipe::settings::ColorChoice as Setting;
 
 /// What can be printed, and how.
@@ -49,8 +51,8 @@ impl Terminal {
     }
 
     /// Takes note of the user's settings; the command line goes before them.
-    pub(super) fn prefer(&self, color: Setting) {
-        let color = match color {
+    pub(super) fn prefer(&self, color: Option<Setting>) {
+        let color = match color.unwrap_or_default() {
             Setting::Auto => ColorChoice::Auto,
             Setting::Always => ColorChoice::Always,
             Setting::Never => ColorChoice::Never,
@@ -69,8 +71,26 @@ impl Terminal {
         self.format == MessageFormat::Json
     }
 
-    /// Prints data. A reader that went away is no failure.
+    /// Prints lines of data: JSON as it is (its strings hold no control character), all else escaped but for line breaks.
     pub(super) fn data(&self, text: &str) {
+        if self.is_json() {
+            self.styled(text);
+        } else {
+            self.styled(&escape_lines(text));
+        }
+    }
+
+    /// Prints a document in a form that programs read: unchanged into a file or a pipe, escaped on a terminal.
+    pub(super) fn document(&self, text: &str) {
+        if std::io::stdout().is_terminal() {
+            self.data(text);
+        } else {
+            self.styled(text);
+        }
+    }
+
+    /// Prints data with colours, whose parts are escaped already. A reader that went away is no failure.
+    pub(super) fn styled(&self, text: &str) {
         let mut out = AutoStream::new(std::io::stdout(), self.color());
         if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush())
             && error.kind() != std::io::ErrorKind::BrokenPipe
@@ -84,8 +104,13 @@ impl Terminal {
         self.unwritten.get()
     }
 
-    /// Prints a line for people.
+    /// Prints a line for people, escaped.
     pub(super) fn line(&self, text: &str) {
+        self.styled_line(&escape(text));
+    }
+
+    /// Prints lines for people with colours, whose parts are escaped already.
+    pub(super) fn styled_line(&self, text: &str) {
         let mut err = AutoStream::new(std::io::stderr(), self.color());
         let _ = writeln!(err, "{text}");
     }
@@ -112,7 +137,7 @@ impl Terminal {
         if self.is_json() {
             self.data(&format!("{}\n", diagnostic.to_json()));
         } else {
-            self.line(&diagnostic.render(self.style()));
+            self.styled_line(&diagnostic.render(self.style()));
         }
     }
 

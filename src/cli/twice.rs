@@ -1,6 +1,5 @@
 //! `forge check --twice`: runs actions twice and says which differ.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::cli::Exit;
@@ -8,10 +7,12 @@ use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::build;
 use crate::cli::diagnostic::Diagnostic;
+use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::files::session_failure;
 use crate::cli::json;
 use crate::cli::progress::Progress;
+use crate::cli::signals;
 use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
 use crate::observer::Observer;
@@ -36,14 +37,14 @@ pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Res
         jobs: args.jobs,
     };
     let cancel = Cancel::new();
-    build::stop_on_signals(&cancel, terminal);
+    signals::stop_on_signals(&cancel, terminal);
     let (session, machine) = files.session(&target, terminal, cancel)?;
     let compared = {
         let lines = json::Lines(terminal);
         let progress = Progress::new(terminal, session.graph());
         let observer: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
         session
-            .check_twice(&steps, build::options(&machine.pools), observer)
+            .check_twice(&steps, build::options(&machine.pools()), observer)
             .map_err(|error| session_failure(&error))?
     };
     for failure in &compared.report.failures {
@@ -62,7 +63,7 @@ pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Res
         });
         terminal.data(&format!("{line}\n"));
     } else {
-        terminal.data(&text(&compared.differences));
+        terminal.data(text(&compared.differences).as_str());
         let same = compared.again.saturating_sub(differ);
         let verdict = match differ {
             0 => "all gave the same".to_owned(),
@@ -84,8 +85,8 @@ fn is_toml(path: &str) -> bool {
     Path::new(path).extension().is_some_and(|extension| extension == "toml")
 }
 
-fn text(differences: &[TwiceDifference]) -> String {
-    let mut text = String::new();
+fn text(differences: &[TwiceDifference]) -> Block {
+    let mut text = Block::new();
     for difference in differences {
         let part = if difference.part.is_empty() {
             String::new()

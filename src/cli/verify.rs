@@ -14,16 +14,16 @@ use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::diagnostic::Diagnostic;
-use crate::cli::diagnostic::visible;
+use crate::cli::escape::escape;
 use crate::cli::files;
 use crate::cli::files::Files;
 use crate::cli::json;
+use crate::cli::settings::Machine;
 use crate::cli::sign;
 use crate::cli::sign::key_failure;
 use crate::cli::terminal::Terminal;
 use crate::fs;
 use crate::manifest;
-use crate::recipe::settings::Settings;
 use crate::report::words;
 use crate::sign::PublicKey;
 use crate::sign::SUFFIX as SIGNATURES;
@@ -56,7 +56,7 @@ pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Re
         targets.extend(found);
     }
     let targets: Vec<Target> = targets.into_iter().collect();
-    let threads = files::threads(args.jobs, &Settings::default());
+    let threads = files::threads(args.jobs, &Machine::default());
     let all = verify_all(&targets, &keys, threads.min(AT_ONCE), terminal);
     let bad = all.iter().filter(|verified| !verified.problems.is_empty()).count();
     for verified in &all {
@@ -172,7 +172,7 @@ fn line(verified: &Verified) -> String {
 
 fn text(verified: &Verified) -> String {
     let mut text = String::new();
-    let output = visible(&verified.output.display().to_string());
+    let output = escape(&verified.output.display().to_string());
     if verified.problems.is_empty() {
         let tensors = words::count(verified.tensors as u64, "tensor");
         let signed = match (verified.keys, verified.signers.len()) {
@@ -183,14 +183,14 @@ fn text(verified: &Verified) -> String {
                     .iter()
                     .map(|name| name.chars().take(16).collect())
                     .collect();
-                let names = visible(&words::names(&names, 3));
+                let names = escape(&words::names(&names, 3));
                 format!("says that {names} signed it; `--key PUB` checks that")
             }
             (keys, _) => format!("signed by {}", words::count(keys as u64, "given key")),
         };
         let renamed = verified.renamed_from.as_ref();
         let renamed = renamed
-            .map(|name| format!(", was `{}`", visible(name)))
+            .map(|name| format!(", was `{}`", escape(name)))
             .unwrap_or_default();
         let bytes = words::bytes(verified.bytes);
         let _ = writeln!(text, "good  {output}  {tensors}, {bytes}, {signed}{renamed}");
@@ -200,13 +200,13 @@ fn text(verified: &Verified) -> String {
     for problem in &verified.problems {
         let place = match problem.place.as_str() {
             "" => String::new(),
-            place => format!(", {}", visible(place)),
+            place => format!(", {}", escape(place)),
         };
         let _ = writeln!(
             text,
             "      {}{place}: {}",
             problem.part.as_str(),
-            visible(&problem.what)
+            escape(&problem.what)
         );
     }
     text

@@ -1,7 +1,6 @@
 //! `forge why`: why a step or a tensor runs, or when and why it ran last.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::path::Path;
 
 use serde::Serialize;
@@ -12,10 +11,12 @@ use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::diagnostic::Diagnostic;
+use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::files::session_failure;
 use crate::cli::json;
 use crate::cli::progress::Progress;
+use crate::cli::signals;
 use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
 use crate::observer::Silent;
@@ -45,7 +46,7 @@ pub(super) fn run(args: &args::Why, files: &Files, terminal: &Terminal) -> Resul
         ));
     }
     let cancel = Cancel::new();
-    super::build::stop_on_signals(&cancel, terminal);
+    signals::stop_on_signals(&cancel, terminal);
     let target = args::Target {
         recipe: args.recipe.clone(),
         steps: Vec::new(),
@@ -67,14 +68,16 @@ pub(super) fn run(args: &args::Why, files: &Files, terminal: &Terminal) -> Resul
     };
     match &reasons {
         Reasons::Overview(overview) if terminal.is_json() => terminal.data(&line("why-recipe", &shown(overview))),
-        Reasons::Overview(overview) => terminal.data(&overview_text(overview)),
+        Reasons::Overview(overview) => terminal.data(overview_text(overview).as_str()),
         Reasons::Steps(answers) => {
             for (number, answer) in answers.iter().enumerate() {
                 if terminal.is_json() {
                     terminal.data(&line("why", &json_of(answer)));
                 } else {
-                    let gap = if number > 0 { "\n" } else { "" };
-                    terminal.data(&format!("{gap}{}", text(answer, terminal.verbose)));
+                    if number > 0 {
+                        terminal.data("\n");
+                    }
+                    terminal.data(text(answer, terminal.verbose).as_str());
                 }
             }
         }
@@ -104,8 +107,8 @@ fn line(reason: &str, answer: &Value) -> String {
     format!("{line}\n")
 }
 
-fn text(answer: &Answer, verbose: bool) -> String {
-    let mut text = String::new();
+fn text(answer: &Answer, verbose: bool) -> Block {
+    let mut text = Block::new();
     let name = match &answer.tensor {
         Some(tensor) => format!("{} {tensor}", answer.step),
         None => answer.step.clone(),
@@ -121,9 +124,9 @@ fn text(answer: &Answer, verbose: bool) -> String {
     if !answer.roots.is_empty() {
         let _ = writeln!(text, "\nbecause");
         for root in &answer.roots {
-            text.push_str(&root_text(root));
+            root_text(root, "  ", &mut text);
         }
-        text.push_str(&follows(&answer.follows));
+        follows(&answer.follows, &mut text);
     }
     if !answer.tree.causes.is_empty() {
         let _ = writeln!(text, "\nhow it comes to {}", answer.step);
@@ -197,12 +200,13 @@ fn text(answer: &Answer, verbose: bool) -> String {
     text
 }
 
-fn root_text(root: &Root) -> String {
+/// Adds a root cause; its first line begins after `indent`.
+fn root_text(root: &Root, indent: &str, text: &mut Block) {
     let place = match &root.step {
         Some(step) => format!("{step}: "),
         None => String::new(),
     };
-    let mut text = format!("  {place}{}\n", root.what);
+    let _ = writeln!(text, "{indent}{place}{}", root.what);
     for detail in &root.details {
         let change = match (&detail.before, &detail.after) {
             (Some(before), Some(after)) => format!(": {before} -> {after}"),
@@ -212,12 +216,11 @@ fn root_text(root: &Root) -> String {
         };
         let _ = writeln!(text, "    {}{change}", detail.name);
     }
-    text
 }
 
-fn follows(steps: &[String]) -> String {
+fn follows(steps: &[String], text: &mut Block) {
     if steps.is_empty() {
-        return String::new();
+        return;
     }
     let verb = if steps.len() == 1 { "follows" } else { "follow" };
     let mut names: Vec<&str> = steps.iter().take(NAMED).map(String::as_str).collect();
@@ -225,15 +228,16 @@ fn follows(steps: &[String]) -> String {
     if steps.len() > NAMED {
         names.push(&more);
     }
-    format!(
-        "and {} {verb}: {}\n",
+    let _ = writeln!(
+        text,
+        "and {} {verb}: {}",
         words::count(steps.len() as u64, "step"),
         names.join(", ")
-    )
+    );
 }
 
 /// Several steps may come from one: it is told once.
-fn tree<'t>(node: &'t Tree, depth: usize, seen: &mut BTreeSet<&'t str>, text: &mut String) {
+fn tree<'t>(node: &'t Tree, depth: usize, seen: &mut BTreeSet<&'t str>, text: &mut Block) {
     let told = !seen.insert(&node.step) && !node.causes.is_empty();
     let again = if told { " (as above)" } else { "" };
     let _ = writeln!(
@@ -262,26 +266,23 @@ pub(super) fn short(value: &str) -> String {
     value.to_owned()
 }
 
-fn overview_text(overview: &Overview) -> String {
-    let mut text = String::new();
+fn overview_text(overview: &Overview) -> Block {
+    let mut text = Block::new();
     for (root, steps) in &overview.causes {
-        text.push_str(root_text(root).strip_prefix("  ").unwrap_or_default());
-        text.push_str("  ");
-        text.push_str(&follows(steps));
+        root_text(root, "", &mut text);
+        let _ = write!(text, "  ");
+        follows(steps, &mut text);
         if steps.is_empty() {
-            text.push_str("nothing follows\n");
+            let _ = writeln!(text, "nothing follows");
         }
     }
     let count = |verdict| overview.count(verdict);
     let (runs, may, cached) = (count(Verdict::Runs), count(Verdict::MayRun), count(Verdict::Cached));
     let errors = count(Verdict::Error);
     if runs + may + errors == 0 {
-        let _ = writeln!(
-            text,
-            "why: nothing to do, {}",
-            words::count(cached as u64, "step is cached")
-        );
-        return text.replace("step is cacheds", "steps are cached");
+        let steps = if cached == 1 { "step is" } else { "steps are" };
+        let _ = writeln!(text, "why: nothing to do, {cached} {steps} cached");
+        return text;
     }
     let failed = if errors > 0 {
         format!(", {errors} cannot be told")

@@ -138,6 +138,14 @@ pub enum EngineError {
         /// What the shape says.
         expected: u64,
     },
+    /// The system gives no memory for a buffer.
+    #[error("not enough memory for {bytes} bytes of {what}")]
+    Memory {
+        /// What they would hold.
+        what: &'static str,
+        /// How many bytes.
+        bytes: u64,
+    },
     /// Reading the source failed.
     #[error("cannot read the source at byte {offset}: {source}")]
     Read {
@@ -153,7 +161,7 @@ pub enum EngineError {
         source: std::io::Error,
     },
     /// llama.cpp did not load the model.
-    #[error("llama.cpp cannot load `{}`{}", path.display(), tail(log))]
+    #[error("llama.cpp cannot load `{}`", path.display())]
     Load {
         /// The model file.
         path: PathBuf,
@@ -161,7 +169,7 @@ pub enum EngineError {
         log: Vec<String>,
     },
     /// llama.cpp made no context (mostly: not enough memory).
-    #[error("llama.cpp cannot make a context of {context} tokens for `{}`{}", path.display(), tail(log))]
+    #[error("llama.cpp cannot make a context of {context} tokens for `{}`", path.display())]
     Context {
         /// The model file.
         path: PathBuf,
@@ -217,7 +225,7 @@ pub enum EngineError {
         size: usize,
     },
     /// llama.cpp could not compute a chunk.
-    #[error("llama.cpp failed on chunk {chunk} with status {status}{}", tail(log))]
+    #[error("llama.cpp failed on chunk {chunk} with status {status}")]
     Compute {
         /// Index in the call.
         chunk: usize,
@@ -255,7 +263,7 @@ pub enum EngineError {
         what: String,
     },
     /// A text that cannot be tokenized.
-    #[error("cannot tokenize {bytes} bytes of text: {what}{}", tail(log))]
+    #[error("cannot tokenize {bytes} bytes of text: {what}")]
     Tokenize {
         /// Length of the text.
         bytes: usize,
@@ -277,11 +285,15 @@ pub enum EngineError {
     Consumer(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Returns llama.cpp's last lines as the end of a sentence.
-fn tail(log: &[String]) -> String {
-    if log.is_empty() {
-        String::new()
-    } else {
-        format!("; it said:\n  {}", log.join("\n  "))
+impl EngineError {
+    /// Returns what llama.cpp said last before it failed, line by line.
+    pub fn log(&self) -> &[String] {
+        match self {
+            Self::Load { log, .. }
+            | Self::Context { log, .. }
+            | Self::Compute { log, .. }
+            | Self::Tokenize { log, .. } => log,
+            _ => &[],
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::path::PathBuf;
 
 use crate::fs::PathError;
 
@@ -84,6 +85,11 @@ pub fn sync_dir(path: &Path) -> Result<(), PathError> {
 /// Returns true if something is there. A broken symbolic link is not; what cannot be looked at is an error.
 pub fn exists(path: &Path) -> Result<bool, PathError> {
     path.try_exists().map_err(PathError::on(path, "look at"))
+}
+
+/// Returns the absolute path of something that is there, with all symbolic links followed.
+pub fn resolve(path: &Path) -> Result<PathBuf, PathError> {
+    fs::canonicalize(path).map_err(PathError::on(path, "resolve"))
 }
 
 /// Returns true if the path is a plain file (no symbolic link) that has no other name.

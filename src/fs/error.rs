@@ -22,7 +22,7 @@ impl PathError {
         Self {
             path: path.to_owned(),
             operation,
-            source,
+            source: with_size_limit(source),
         }
     }
 
@@ -46,11 +46,57 @@ impl PathError {
         matches!(self.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
     }
 
+    /// Returns true if a file would have become larger than this process, or the file system, allows.
+    pub fn is_over_size_limit(&self) -> bool {
+        matches!(self.source.get_ref(), Some(inner) if inner.is::<OverSizeLimit>())
+    }
+
     /// Returns true if the user may not do this here: no permission, or the file system is read-only.
     pub fn is_permission(&self) -> bool {
         matches!(
             self.kind(),
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
         )
+    }
+}
+
+/// A file would have become too large.
+#[derive(Debug, thiserror::Error)]
+#[error("the file would be larger than {}", match .limit {
+    Some(limit) => format!("the limit of this process, {limit} bytes (`ulimit -f`)"),
+    None => "the file system allows".to_owned(),
+})]
+struct OverSizeLimit {
+    /// The limit of the process in bytes, if it has one.
+    limit: Option<u64>,
+}
+
+/// Puts the limit on file size into the system's `EFBIG`, which names none.
+fn with_size_limit(source: io::Error) -> io::Error {
+    if source.raw_os_error() != Some(rustix::io::Errno::FBIG.raw_os_error()) {
+        return source;
+    }
+    let limit = crate::fs::file_size_limit();
+    io::Error::new(io::ErrorKind::FileTooLarge, OverSizeLimit { limit })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_too_large_for_the_system_is_told_from_one_that_is_too_large_to_read() {
+        let path = Path::new("a.gguf");
+        let error = PathError::new(path, "write", io::Error::from(rustix::io::Errno::FBIG));
+        assert!(error.is_over_size_limit());
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+        assert!(
+            error
+                .to_string()
+                .starts_with("cannot write `a.gguf`: the file would be larger than the "),
+            "{error}"
+        );
+        let error = PathError::new(path, "read", io::ErrorKind::FileTooLarge.into());
+        assert!(!error.is_over_size_limit());
     }
 }

@@ -66,6 +66,14 @@ pub fn facts(path: &Path) -> Result<Option<Facts>, PathError> {
     }
 }
 
+/// Returns the permission bits of a file that this user owns and that group or others may read, write or execute; nothing for
+/// a file of another owner, or one that only its owner can use. Links are followed. It is the check that `ssh` makes of keys.
+pub fn exposed_mode(path: &Path) -> Result<Option<u32>, PathError> {
+    let found = fs::metadata(path).map_err(PathError::on(path, "look at"))?;
+    let is_own = found.uid() == rustix::process::getuid().as_raw();
+    Ok((is_own && found.mode() & 0o077 != 0).then_some(found.mode() & 0o7777))
+}
+
 /// Opens a regular file for reading. Never waits (as for the writer of a pipe), and follows no link at the end of the path.
 ///
 /// # Errors

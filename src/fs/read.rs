@@ -44,7 +44,19 @@ pub fn read_open(file: &File, path: &Path, cap: u64) -> Result<Vec<u8>, PathErro
 fn take(file: &File, path: &Path, len: u64, cap: u64) -> Result<Vec<u8>, PathError> {
     let over = cap.saturating_add(1);
     // Room for all of it at once where the length is true, and never for more than is allowed.
-    let mut bytes = Vec::with_capacity(usize::try_from(len.saturating_add(1).min(over)).unwrap_or(0));
+    let wanted = len.saturating_add(1).min(over);
+    let mut bytes = Vec::new();
+    if bytes
+        .try_reserve_exact(usize::try_from(wanted).unwrap_or(usize::MAX))
+        .is_err()
+    {
+        let text = format!("not enough memory for its {len} bytes");
+        return Err(PathError::new(
+            path,
+            "read",
+            io::Error::new(io::ErrorKind::OutOfMemory, text),
+        ));
+    }
     file.take(over)
         .read_to_end(&mut bytes)
         .map_err(PathError::on(path, "read"))?;
@@ -136,6 +148,18 @@ mod tests {
         std::fs::remove_file(&link).unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
         assert_eq!(read_small(&link, 10).unwrap(), b"12345", "links to files are followed");
+    }
+
+    #[test]
+    fn a_file_that_memory_does_not_hold_is_refused_before_it_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        // A hole of more bytes than there are addresses.
+        std::fs::File::create(&path).unwrap().set_len(1 << 43).unwrap();
+        let file = open(&path).unwrap();
+        let error = take(&file, &path, u64::MAX - 1, u64::MAX).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
+        assert!(error.to_string().contains("not enough memory for its "), "{error}");
     }
 
     #[test]

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Entry, Imatrix, ImatrixError};
+use super::{Entry, Imatrix, ImatrixError, NoMemory};
 
 /// The fewest bytes an entry takes: a name of one byte, one value.
 const MIN_ENTRY: usize = 4 + 1 + 4 + 4 + 4;
@@ -19,6 +19,9 @@ const MIN_ENTRY: usize = 4 + 1 + 4 + 4 + 4;
 /// What is wrong with a legacy file, or cannot be written as one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DatError {
+    /// Its numbers do not fit into memory.
+    #[error(transparent)]
+    Memory(#[from] NoMemory),
     /// Too short for anything.
     #[error("{len} bytes are no imatrix; the file is empty or truncated")]
     TooShort {
@@ -183,7 +186,7 @@ impl<'a> Reader<'a> {
             });
         }
         let values = self.length("the number of values", 1, 4)?;
-        let sums = floats(self.take(values * 4)?);
+        let sums = floats(self.take(values * 4)?)?;
         // Zero calls mean that nothing is divided: the same as one.
         Ok(Entry {
             columns: values,
@@ -214,13 +217,14 @@ impl<'a> Reader<'a> {
     }
 }
 
-pub(super) fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .map(|bytes| f32::from_le_bytes(*bytes))
-        .collect()
+pub(super) fn floats(bytes: &[u8]) -> Result<Vec<f32>, NoMemory> {
+    let chunks = bytes.as_chunks::<4>().0;
+    let mut floats = Vec::new();
+    floats.try_reserve_exact(chunks.len()).map_err(|_| NoMemory {
+        bytes: bytes.len() as u64,
+    })?;
+    floats.extend(chunks.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+    Ok(floats)
 }
 
 impl Imatrix {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::dat::floats;
-use super::{Entry, Imatrix, ImatrixError};
+use super::{Entry, Imatrix, ImatrixError, NoMemory};
 use crate::gguf;
 use crate::gguf::{
     DEFAULT_ALIGNMENT, GgufError, Header, Layout, Metadata, Place, Problem, TensorInfo, TensorSpec, Value,
@@ -23,6 +23,9 @@ pub enum GgufFormError {
     /// The container itself.
     #[error(transparent)]
     Container(#[from] GgufError),
+    /// Its numbers do not fit into memory.
+    #[error(transparent)]
+    Memory(#[from] NoMemory),
     /// A GGUF without what makes it an imatrix.
     #[error(
         "key `{key}` is missing or of the wrong type: {}", match .holds {
@@ -33,8 +36,14 @@ pub enum GgufFormError {
     Key {
         /// The key.
         key: &'static str,
-        /// What the file says it is (`general.type` or `general.architecture`).
+        /// What the file says it is (`general.architecture`).
         holds: Option<String>,
+    },
+    /// A GGUF that says of itself that it is something else, whatever keys and tensors it has.
+    #[error("this GGUF holds `{found}`, not an imatrix (`general.type`); give the file that `llama-imatrix` wrote")]
+    Kind {
+        /// Its `general.type`.
+        found: String,
     },
     /// No statistics in it.
     #[error("the imatrix has no entries")]
@@ -157,14 +166,16 @@ impl Imatrix {
 
 fn read_keys(metadata: &Metadata) -> Result<(Vec<String>, u32, u32), GgufFormError> {
     let wrong = |key| {
-        let said = ["general.type", "general.architecture"]
-            .into_iter()
-            .find_map(|key| metadata.get_str(key));
-        let holds = said
-            .filter(|said| *said != "imatrix")
+        let holds = metadata
+            .get_str("general.architecture")
             .map(|said| said.chars().take(80).collect());
         GgufFormError::Key { key, holds }
     };
+    if let Some(found) = metadata.get_str("general.type").filter(|found| *found != "imatrix") {
+        return Err(GgufFormError::Kind {
+            found: found.chars().take(80).collect(),
+        });
+    }
     let datasets = metadata.get_string_array(DATASETS).ok_or_else(|| wrong(DATASETS))?;
     // Paths are bytes; these are only ever shown.
     let datasets = datasets
@@ -200,7 +211,7 @@ fn read(bytes: &[u8], header: &Header, tensor: &TensorInfo) -> Result<Vec<f32>, 
     // The header's check put the tensor inside the bytes.
     let start = (header.data_offset + tensor.offset) as usize;
     let data = bytes.get(start..).and_then(|bytes| bytes.get(..tensor.len as usize));
-    Ok(floats(data.unwrap_or_default()))
+    Ok(floats(data.unwrap_or_default())?)
 }
 
 #[cfg(test)]
@@ -229,6 +240,25 @@ mod tests {
         assert_eq!(header.tensors[3].dims, [1, 3]);
         let keys: Vec<_> = header.metadata.iter().map(gguf::Entry::key).collect();
         assert_eq!(keys, ["general.type", DATASETS, CHUNK_COUNT, CHUNK_SIZE]);
+    }
+
+    #[test]
+    fn a_file_that_calls_itself_something_else_is_refused() {
+        let bytes = sample().to_gguf().unwrap();
+        let word = bytes.windows(7).position(|window| window == b"imatrix").unwrap();
+        assert!(
+            bytes[..word].ends_with(&[7, 0, 0, 0, 0, 0, 0, 0]),
+            "the value, not a key"
+        );
+        for found in ["matrixx", "adapter"] {
+            let mut other = bytes.clone();
+            other[word..word + 7].copy_from_slice(found.as_bytes());
+            let error = Imatrix::parse(&other).unwrap_err();
+            let expected = GgufFormError::Kind {
+                found: found.to_owned(),
+            };
+            assert_eq!(error, expected.into());
+        }
     }
 
     #[test]

@@ -102,6 +102,14 @@ pub enum ImatrixError {
         /// The number.
         value: f32,
     },
+    /// No weight has any importance.
+    #[error(
+        "all {entries} entries of the imatrix are zeros, which say nothing; collect it again, with a model that computes and text that it reads"
+    )]
+    Zeros {
+        /// How many entries there are.
+        entries: usize,
+    },
     /// Statistics that do not belong together.
     #[error("entry `{entry}` has {sums} sums for {counts} counts, which do not divide evenly")]
     Shape {
@@ -112,6 +120,24 @@ pub enum ImatrixError {
         /// How many counts.
         counts: usize,
     },
+}
+
+/// The system gives no memory for numbers of an imatrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not enough memory for {bytes} bytes of the imatrix")]
+pub struct NoMemory {
+    /// How many bytes the file has for them.
+    pub bytes: u64,
+}
+
+impl ImatrixError {
+    /// Returns whether the machine is at fault, and not the file.
+    pub fn is_no_memory(&self) -> bool {
+        matches!(
+            self,
+            Self::Gguf(GgufFormError::Memory(_)) | Self::Dat(DatError::Memory(_))
+        )
+    }
 }
 
 impl Imatrix {
@@ -163,6 +189,12 @@ impl Imatrix {
                     });
                 }
             }
+        }
+        let has_value = |entry: &Entry| entry.sums.iter().any(|sum| *sum > 0.0);
+        if !self.entries.is_empty() && !self.entries.values().any(has_value) {
+            return Err(ImatrixError::Zeros {
+                entries: self.entries.len(),
+            });
         }
         Ok(())
     }

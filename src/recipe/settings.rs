@@ -1,5 +1,7 @@
 //! A user's `forge.toml`: what depends on the machine and never belongs in a recipe.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use crate::recipe::error::RecipeError;
@@ -18,7 +20,7 @@ pub struct Settings {
     /// Where the store is; relative to the file that says so.
     pub cache_dir: Option<String>,
     /// Whether output has colour.
-    pub color: ColorChoice,
+    pub color: Option<ColorChoice>,
     /// Engines.
     pub engine: EngineSettings,
     /// What builds may use at once.
@@ -27,6 +29,8 @@ pub struct Settings {
     pub cache: CacheSettings,
     /// The secret key that signs manifests; relative to the file that says so.
     pub signing_key: Option<String>,
+    /// Folders whose own `forge.toml`, and those below, may set everything. Absolute paths.
+    pub trusted: Vec<String>,
 }
 
 /// `[cache]`: how the store is kept.
@@ -89,9 +93,9 @@ impl Settings {
             ("always", ColorChoice::Always),
             ("never", ColorChoice::Never),
         ];
-        settings.color = reader
-            .read("color", |field| field.word(&colors, &[]))
-            .unwrap_or_default();
+        settings.color = reader.read("color", |field| field.word(&colors, &[]));
+        let trusted = reader.list("trusted", "a list of folders", folder);
+        settings.trusted = trusted.into_iter().flatten().map(|(folder, _)| folder).collect();
         let engine = reader.read("engine", table);
         let pools = reader.read("pools", table);
         let cache = reader.read("cache", table);
@@ -154,6 +158,15 @@ fn bytes(field: Field<'_>) -> Result<u64, RecipeError> {
     }
 }
 
+fn folder(field: Field<'_>) -> Result<String, RecipeError> {
+    let folder = path(field)?;
+    if Path::new(&folder).is_absolute() {
+        Ok(folder)
+    } else {
+        Err(field.wrong_type("an absolute path"))
+    }
+}
+
 fn path(field: Field<'_>) -> Result<String, RecipeError> {
     crate::recipe::read::path(field, &[]).map(|path| path.resolved)
 }
@@ -168,16 +181,17 @@ mod tests {
 
     #[test]
     fn all_settings_are_read() {
-        let text = "cache_dir = \"/big/cache\"\ncolor = \"never\"\n[engine.embedded]\nthreads = 8\n\
+        let text = "cache_dir = \"/big/cache\"\ntrusted = [\"/home/me/models\"]\ncolor = \"never\"\n[engine.embedded]\nthreads = 8\n\
                     [engine.\"llama.cpp\"]\npath = \"/opt/llama/bin\"\n\
                     [pools]\ncpu = 16\nmodel = 2\ndisk = 4\n[cache]\nmax-size = \"200 GB\"\nborrow = false\n\n\
                     [signing]\nkey = \"keys/me.pem\"\n";
         let settings = parse(text).unwrap();
         assert_eq!(settings.cache_dir.as_deref(), Some("/big/cache"));
-        assert_eq!(settings.color, ColorChoice::Never);
+        assert_eq!(settings.color, Some(ColorChoice::Never));
         assert_eq!(settings.engine.embedded_threads, Some(8));
         assert_eq!(settings.engine.llama_cpp_path.as_deref(), Some("/opt/llama/bin"));
         assert_eq!(settings.signing_key.as_deref(), Some("keys/me.pem"));
+        assert_eq!(settings.trusted, ["/home/me/models"]);
         let pools = PoolSettings {
             cpu: Some(16),
             model: Some(2),
@@ -187,6 +201,22 @@ mod tests {
         assert_eq!(settings.cache.max_size, Some(200_000_000_000));
         assert_eq!(settings.cache.borrow, Some(false));
         assert_eq!(parse("").unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn a_trusted_folder_is_absolute() {
+        for text in [
+            "trusted = [\"models\"]",
+            "trusted = [\"~/models\"]",
+            "trusted = \"/models\"",
+        ] {
+            let errors = parse(text).unwrap_err();
+            assert_eq!(
+                errors.iter().map(RecipeError::code).collect::<Vec<_>>(),
+                ["wrong-type"],
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -48,6 +48,14 @@ pub enum KeyError {
         /// The file.
         path: PathBuf,
     },
+    /// Others may read it.
+    #[error("`{}` may be read or changed by others (mode {mode:04o}), so it is not used as a signing key", path.display())]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// The system gives no random numbers.
     #[error("the system gives no random numbers: {0}")]
     Random(String),
@@ -157,9 +165,19 @@ impl SecretKey {
     }
 
     /// Reads a secret key: PKCS#8 in PEM, or OpenSSH's form, without a passphrase.
+    ///
+    /// # Errors
+    ///
+    /// Among others [`KeyError::Exposed`] if the user owns the file and group or others have any access, as `ssh` does.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
         match read(path)? {
-            Read::Secret(key) => Ok(key),
+            Read::Secret(key) => match fs::exposed_mode(path)? {
+                Some(mode) => Err(KeyError::Exposed {
+                    path: path.to_owned(),
+                    mode,
+                }),
+                None => Ok(key),
+            },
             Read::Public(_) => Err(KeyError::NotSecret { path: path.to_owned() }),
         }
     }
@@ -306,6 +324,29 @@ mod tests {
         std::fs::write(dir.path().join("other.pub"), "mine").unwrap();
         assert!(key.save_new(&other).is_err());
         assert!(!other.exists());
+    }
+
+    #[test]
+    fn a_secret_key_that_others_may_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let public = SecretKey::generate().unwrap().save_new(&path).unwrap();
+        let set = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        for open in [0o640, 0o604, 0o660, 0o602, 0o601, 0o644] {
+            set(open);
+            let error = SecretKey::load(&path).unwrap_err();
+            assert!(
+                matches!(error, KeyError::Exposed { mode, .. } if mode == open),
+                "{error}"
+            );
+        }
+        for private in [0o600, 0o400] {
+            set(private);
+            assert!(SecretKey::load(&path).is_ok(), "{private:o}");
+        }
+        // What everyone may know needs no protection.
+        assert!(PublicKey::load(&public).is_ok());
     }
 
     #[test]

@@ -66,6 +66,12 @@ pub enum StepError {
         /// How many there are.
         found: u64,
     },
+    /// The system gives no memory for what a file holds.
+    #[error("{what}")]
+    NoMemory {
+        /// What was read, and how much memory it takes.
+        what: String,
+    },
     /// A requirement is not met.
     #[error("{failed} of {all} requirements are not met")]
     Gate {
@@ -134,8 +140,9 @@ impl StepError {
             Self::Path(error) if error.is_not_found() && !error.operation.starts_with("create") => Class::Step,
             Self::Path(_)
             | Self::NoRoom { .. }
+            | Self::NoMemory { .. }
             | Self::Engine {
-                source: EngineError::Processor { .. } | EngineError::Write { .. },
+                source: EngineError::Processor { .. } | EngineError::Write { .. } | EngineError::Memory { .. },
                 ..
             } => Class::Environment,
             _ => Class::Step,
@@ -151,6 +158,9 @@ impl StepError {
             }
             Self::SourceChanged { .. } => Some("run the build again when the file is complete".to_owned()),
             Self::Path(error) if error.is_permission() => Some("see who may read and write there".to_owned()),
+            Self::Path(error) | Self::Store(StoreError::Path(error)) if error.is_over_size_limit() => Some(
+                "raise the limit, as with `ulimit -f unlimited`, and build again: what is finished is kept".to_owned(),
+            ),
             Self::Path(error) if error.is_disk_full() => {
                 Some("make room, or give another place with `--out DIR` or `--cache-dir DIR`".to_owned())
             }

@@ -137,6 +137,7 @@ pub fn load(env: &Env<'_>, digest: BlobDigest) -> Result<imatrix::Imatrix, StepE
     })
 }
 
+/// Puts an imatrix into the store. One of zeros is refused here too, whether it was imported, merged or collected.
 fn save(task: &Task<'_>, made: &mut Made, imatrix: &imatrix::Imatrix) -> Result<(), StepError> {
     let bytes = imatrix
         .to_gguf()
@@ -153,8 +154,14 @@ pub fn import(task: &Task<'_>, file: &SourceFile) -> Result<Outcome, StepError> 
     let action = Action::ImatrixImport(ImatrixImport { file: file.digest });
     let performed = task.perform(&action, std::slice::from_ref(file), |made| {
         let bytes = fs::read_open(&file.open()?, &file.path, IMATRIX_CAP)?;
-        let imatrix = imatrix::Imatrix::parse(&bytes)
-            .map_err(|error| StepError::input(format!("`{}`: {error}", file.path.display())))?;
+        let imatrix = imatrix::Imatrix::parse(&bytes).map_err(|error| {
+            let what = format!("`{}`: {error}", file.path.display());
+            if error.is_no_memory() {
+                StepError::NoMemory { what }
+            } else {
+                StepError::input(what)
+            }
+        })?;
         if imatrix.chunk_size == 0 {
             let message = format!(
                 "`{}` does not say how many tokens its chunks had; they count as {LEGACY_CHUNK} each",

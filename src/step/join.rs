@@ -57,6 +57,26 @@ pub struct WrongLength {
     pub found: u64,
     /// How many the tensor takes.
     pub expected: u64,
+    /// How many of the imatrix's values belong to one count. Not stored: a join that finds such a tensor fails.
+    #[serde(skip)]
+    pub found_columns: u64,
+    /// How many values a row of the tensor has.
+    #[serde(skip)]
+    pub expected_columns: u64,
+}
+
+impl WrongLength {
+    /// Returns what the imatrix has and what the tensor takes. Where the values are as many, the counts are not.
+    fn sides(&self) -> (String, String) {
+        let side = |values: u64, columns: u64| match values.checked_div(columns) {
+            Some(counts) if self.found == self.expected => format!("{counts} x {columns} values"),
+            _ => format!("{values} values"),
+        };
+        (
+            side(self.found, self.found_columns),
+            side(self.expected, self.expected_columns),
+        )
+    }
 }
 
 /// The report: output `join`.
@@ -217,6 +237,8 @@ fn compare(
                 WrongLength {
                     found: entry.sums.len() as u64,
                     expected,
+                    found_columns: columns,
+                    expected_columns: dim(0),
                 },
             );
             continue;
@@ -270,10 +292,9 @@ fn tell(task: &Task<'_>, join: &action::Join, report: &Report) -> Result<(), Ste
         ));
     }
     for (tensor, wrong) in &report.wrong_length {
-        let what = format!(
-            "the imatrix has {} values for `{tensor}`, which takes {}: it was made with another model",
-            wrong.found, wrong.expected
-        );
+        let (found, expected) = wrong.sides();
+        let what =
+            format!("the imatrix has {found} for `{tensor}`, which takes {expected}: it was made with another model");
         problems.push((Severity::Fail, what));
     }
     for (tensor, matched) in report
@@ -313,4 +334,27 @@ fn tell(task: &Task<'_>, join: &action::Join, report: &Report) -> Result<(), Ste
         task.warn(what);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mismatch_names_what_differs() {
+        let wrong = |found, found_columns, expected, expected_columns| WrongLength {
+            found,
+            expected,
+            found_columns,
+            expected_columns,
+        };
+        let sides = |wrong: WrongLength| {
+            let (found, expected) = wrong.sides();
+            format!("{found}, {expected}")
+        };
+        assert_eq!(sides(wrong(512, 512, 256, 256)), "512 values, 256 values");
+        // As many values, but four experts of 64 columns instead of one matrix of 256.
+        assert_eq!(sides(wrong(256, 64, 256, 256)), "4 x 64 values, 1 x 256 values");
+        assert_eq!(sides(wrong(256, 32, 256, 64)), "8 x 32 values, 4 x 64 values");
+    }
 }

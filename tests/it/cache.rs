@@ -232,7 +232,10 @@ fn what_is_cheap_for_its_room_goes_first_and_the_limit_is_held() {
 #[test]
 fn a_limit_in_the_settings_is_held_after_each_build() {
     let forge = project();
-    forge.write("forge.toml", "[cache]\nmax-size = \"1 KB\"\nborrow = false\n");
+    forge.write(
+        ".config/forge/forge.toml",
+        "[cache]\nmax-size = \"1 KB\"\nborrow = false\n",
+    );
     let run = forge.run(&["build", "--out", "out"]).success();
     assert!(run.stderr.contains("more than the limit"), "{}", run.stderr);
     assert!(run.stderr.contains("of the newest outputs"), "{}", run.stderr);

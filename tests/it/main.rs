@@ -34,6 +34,7 @@ mod frozen;
 mod hostile;
 mod keys;
 mod layering;
+mod limits;
 mod linear;
 mod log;
 mod manifests;
@@ -57,6 +58,8 @@ mod small;
 mod squared;
 mod store;
 mod support;
+
+mod trust;
 mod twice;
 mod verify;
 mod why;

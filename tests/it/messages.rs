@@ -385,7 +385,9 @@ const HELP: &[(&[&str], &[&str])] = &[
             "1 the recipe",
             "2 usage",
             "3 environment",
-            "130 stopped",
+            "130 after SIGINT",
+            "143 after SIGTERM",
+            "129 after SIGHUP",
         ],
     ),
     (

@@ -554,7 +554,7 @@ fn keys_of_openssl_and_openssh_sign_and_a_new_key_is_read_by_openssl() {
 fn a_build_signs_what_it_writes_and_says_when_a_signature_is_old() {
     let forge = project();
     let _ = forge.run(&["key", "new", "keys.pem"]).success();
-    forge.write("forge.toml", "[signing]\nkey = \"keys.pem\"\n");
+    forge.write(".config/forge/forge.toml", "[signing]\nkey = \"../../keys.pem\"\n");
     let run = forge.run(&["build", "-j", "1"]).success();
     assert_eq!(run.stderr.matches("signed by").count(), 2, "{}", run.stderr);
     let _ = forge.run(&["verify", "--key", "keys.pem.pub"]).success();
@@ -572,7 +572,7 @@ fn a_build_signs_what_it_writes_and_says_when_a_signature_is_old() {
         run.stderr
     );
     // Without the key, a new manifest leaves the signature of the old one beside it: that is said, and found.
-    std::fs::remove_file(forge.path("forge.toml")).unwrap();
+    std::fs::remove_file(forge.path(".config/forge/forge.toml")).unwrap();
     let recipe = crate::cut::edited(crate::cut::RECIPE, "\"Q6_K\"", "\"Q5_K\"");
     let run = forge.recipe(&recipe).run(&["build", "-j", "1"]).success();
     assert!(run.stderr.contains("signs an earlier manifest"), "{}", run.stderr);

@@ -1,7 +1,5 @@
 //! `forge cache gc`, and the limit that is held after each build.
 
-use std::fmt::Write;
-
 use serde_json::json;
 
 use crate::cli::Exit;
@@ -10,6 +8,7 @@ use crate::cli::cache::args;
 use crate::cli::cache::failure;
 use crate::cli::cache::line;
 use crate::cli::diagnostic::Diagnostic;
+use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::terminal::Terminal;
 use crate::report::words;
@@ -22,11 +21,14 @@ use crate::store::StoreError;
 use crate::store::Wish;
 
 pub(super) fn run(args: &args::Gc, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
-    let (directory, settings) = files.cache()?;
-    terminal.prefer(settings.color);
+    let (directory, machine) = files.cache()?;
+    terminal.prefer(machine.color());
     let store = Store::open(&directory).map_err(|error| failure(&error))?;
     let wish = Wish {
-        max_size: args.max_size.or(settings.cache.max_size),
+        max_size: match args.max_size {
+            Some(size) => Some(size),
+            None => machine.max_size()?,
+        },
         older_than: args.older_than,
         also_newest: args.also_newest,
     };
@@ -35,7 +37,7 @@ pub(super) fn run(args: &args::Gc, files: &Files, terminal: &Terminal) -> Result
     if terminal.is_json() {
         line(terminal, "cache-gc-plan", facts(&plan));
     } else {
-        terminal.data(&text(&plan));
+        terminal.data(text(&plan).as_str());
     }
     if misses {
         terminal.diagnostic(&too_large(&plan));
@@ -196,8 +198,8 @@ fn word(cause: Cause) -> &'static str {
     }
 }
 
-fn text(plan: &GcPlan) -> String {
-    let mut text = String::new();
+fn text(plan: &GcPlan) -> Block {
+    let mut text = Block::new();
     let rows = plan.groups.iter().map(|((cause, kind), group)| {
         let mut what = Vec::new();
         if group.results > 0 {

@@ -14,6 +14,7 @@ use crate::cli::cache::args::Sort;
 use crate::cli::cache::failure;
 use crate::cli::cache::line;
 use crate::cli::cache::open;
+use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::terminal::Terminal;
 use crate::report::words;
@@ -58,7 +59,7 @@ pub(super) fn run(args: &args::List, files: &Files, terminal: &Terminal) -> Resu
         }
         return Ok(Exit::Done);
     }
-    let mut text = String::new();
+    let mut text = Block::new();
     for entry in &listed {
         let age = now.saturating_sub(Duration::from_secs(entry.used));
         let mut note = names.action(&entry.key).unwrap_or_default().to_owned();
@@ -79,7 +80,7 @@ pub(super) fn run(args: &args::List, files: &Files, terminal: &Terminal) -> Resu
             note.trim_start()
         );
     }
-    terminal.data(&text);
+    terminal.data(text.as_str());
     let shown = listed.len();
     if shown < all && !terminal.quiet {
         terminal.line(&format!(

@@ -38,8 +38,8 @@ pub(super) fn run(cache: &args::Cache, files: &Files, terminal: &Terminal) -> Re
 
 /// Opens the store, for verbs that need no recipe.
 fn open(files: &Files, terminal: &Terminal) -> Result<Store, Failure> {
-    let (directory, settings) = files.cache()?;
-    terminal.prefer(settings.color);
+    let (directory, machine) = files.cache()?;
+    terminal.prefer(machine.color());
     Store::open(&directory).map_err(|error| failure(&error))
 }
 

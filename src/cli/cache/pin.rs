@@ -11,6 +11,7 @@ use crate::cli::cache::failure;
 use crate::cli::cache::line;
 use crate::cli::cache::open;
 use crate::cli::diagnostic::Diagnostic;
+use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::terminal::Terminal;
 use crate::digest::Hash;
@@ -26,7 +27,7 @@ pub(super) fn pin(args: &args::Pin, files: &Files, terminal: &Terminal) -> Resul
             if terminal.is_json() {
                 line(terminal, "cache-pin", facts(pin));
             } else {
-                terminal.data(&format!("{}  {}\n", pin.manifest.hash.short(), pin.output));
+                terminal.data(Block::of(format_args!("{}  {}\n", pin.manifest.hash.short(), pin.output)).as_str());
             }
         }
         if pins.is_empty() && !terminal.is_json() {

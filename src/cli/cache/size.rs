@@ -1,7 +1,5 @@
 //! `forge cache dir` and `forge cache size`.
 
-use std::fmt::Write;
-
 use serde_json::json;
 
 use crate::cli::Exit;
@@ -9,6 +7,7 @@ use crate::cli::Failure;
 use crate::cli::cache::failure;
 use crate::cli::cache::line;
 use crate::cli::cache::open;
+use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::terminal::Terminal;
 use crate::report::words;
@@ -23,7 +22,7 @@ pub(super) fn dir(files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
             json!({ "path": directory.display().to_string() }),
         );
     } else {
-        terminal.data(&format!("{}\n", directory.display()));
+        terminal.document(&format!("{}\n", directory.display()));
     }
     Ok(Exit::Done)
 }
@@ -62,7 +61,7 @@ pub(super) fn run(files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let parts = usage.parts.iter().filter(|(_, part)| part.files > 0);
     rows.extend(parts.map(|(name, part)| (name.clone(), *part)));
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(20);
-    let mut text = format!("{}\n", store.root().display());
+    let mut text = Block::of(format_args!("{}\n", store.root().display()));
     let mut row = |name: &str, part: &Amount| {
         let _ = writeln!(
             text,
@@ -84,6 +83,6 @@ pub(super) fn run(files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
         );
     }
     let _ = writeln!(text, "free on this disk: {}", words::bytes(free));
-    terminal.data(&text);
+    terminal.data(text.as_str());
     Ok(Exit::Done)
 }

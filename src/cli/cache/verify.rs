@@ -20,6 +20,7 @@ use crate::cli::cache::line;
 use crate::cli::cache::open;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
+use crate::cli::signals;
 use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
 use crate::report::words;
@@ -36,7 +37,7 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let store = open(files, terminal)?;
     let cancel = Cancel::new();
-    build::stop_on_signals(&cancel, terminal);
+    signals::stop_on_signals(&cancel, terminal);
     // Named before anything is moved aside: a manifest may be among it.
     let names = Names::of(&store).map_err(|error| failure(&error))?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

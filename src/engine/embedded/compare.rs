@@ -7,6 +7,7 @@ use super::quantize::Plan;
 use super::quantize::QuantizeJob;
 use super::quantize::ReadAt;
 use super::quantize::dequantize_rows;
+use super::quantize::resize;
 use crate::engine::Cancel;
 use crate::engine::error::EngineError;
 
@@ -92,11 +93,15 @@ fn compare_piece(
 ) -> Result<MatrixError, EngineError> {
     let job = &plan.job;
     let values = (count * job.columns) as usize;
-    buffers.source.resize((count * plan.source_row) as usize, 0);
+    resize(
+        &mut buffers.source,
+        (count * plan.source_row) as usize,
+        "rows of the source",
+    )?;
     let offset = row * plan.source_row;
     read(offset, &mut buffers.source).map_err(|source| EngineError::Read { offset, source })?;
-    buffers.values.resize(values, 0.0);
-    buffers.restored.resize(values, 0.0);
+    resize(&mut buffers.values, values, "rows of the source as numbers")?;
+    resize(&mut buffers.restored, values, "restored rows")?;
     dequantize_rows(job.from, &buffers.source, job.columns, &mut buffers.values)?;
     let (from, to) = (row * plan.result_row, (row + count) * plan.result_row);
     let bytes = &quantized[from as usize..to as usize];

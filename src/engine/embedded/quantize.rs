@@ -224,6 +224,21 @@ pub fn quantize(
     Ok(())
 }
 
+/// Gives a buffer a length. A row may be as long as a file says, so there may be no memory for it.
+pub(super) fn resize<T: Copy + Default>(
+    buffer: &mut Vec<T>,
+    len: usize,
+    what: &'static str,
+) -> Result<(), EngineError> {
+    let more = len.saturating_sub(buffer.len());
+    buffer.try_reserve_exact(more).map_err(|_| EngineError::Memory {
+        what,
+        bytes: (len as u64).saturating_mul(size_of::<T>() as u64),
+    })?;
+    buffer.resize(len, T::default());
+    Ok(())
+}
+
 /// Writes a window and hands its buffer back.
 fn write(sink: &mut dyn Write, bytes: Vec<u8>, source: u64) -> Result<(Vec<u8>, u64), EngineError> {
     sink.write_all(&bytes).map_err(|source| EngineError::Write { source })?;
@@ -240,7 +255,7 @@ fn quantize_window(
     result: &mut Vec<u8>,
 ) -> Result<(), EngineError> {
     let result_row = plan.result_row as usize;
-    result.resize((end - start) as usize * result_row, 0);
+    resize(result, (end - start) as usize * result_row, "quantized rows")?;
     let mut rest = result.as_mut_slice();
     let mut work = Vec::new();
     for (row, count) in plan.pieces(start, end) {
@@ -279,8 +294,8 @@ fn quantize_piece(
     if from == to {
         return read(out);
     }
-    source.resize((count * plan.source_row) as usize, 0);
-    values.resize((count * columns) as usize, 0.0);
+    resize(source, (count * plan.source_row) as usize, "rows of the source")?;
+    resize(values, (count * columns) as usize, "rows of the source as numbers")?;
     read(source)?;
     convert(from, source, values);
     let (matrix, matrix_row) = (row / rows_per_matrix, row % rows_per_matrix);
@@ -408,4 +423,22 @@ pub fn dequantize_rows(ty: TensorType, bytes: &[u8], columns: u64, out: &mut [f3
         convert(ty, &aligned, out);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_that_memory_does_not_hold_is_an_error() {
+        let mut buffer = vec![1.0_f32; 3];
+        resize(&mut buffer, 5, "rows").unwrap();
+        assert_eq!(buffer, [1.0, 1.0, 1.0, 0.0, 0.0]);
+        // More than there are addresses, and more than a length can be.
+        for len in [1 << 50, usize::MAX] {
+            let error = resize(&mut buffer, len, "rows").unwrap_err();
+            assert!(matches!(error, EngineError::Memory { what: "rows", .. }), "{error}");
+        }
+        assert_eq!(buffer.len(), 5);
+    }
 }

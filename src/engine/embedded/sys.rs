@@ -4,6 +4,7 @@
 use std::ffi::CStr;
 use std::ffi::CString;
 use std::ffi::c_char;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Once;
@@ -85,14 +86,13 @@ pub(super) fn ggml_type(ty: TensorType) -> ffi::ggml_type {
     ty.id() as ffi::ggml_type
 }
 
-/// Turns a path into what llama.cpp takes: UTF-8 without a zero byte.
+/// Turns a path into what llama.cpp takes: its bytes, without a zero byte.
 fn c_path(path: &Path) -> Result<CString, EngineError> {
     let error = |what| EngineError::Path {
         path: path.to_owned(),
         what,
     };
-    let text = path.to_str().ok_or_else(|| error("it is not valid UTF-8"))?;
-    CString::new(text).map_err(|_| error("it holds a zero byte"))
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| error("it holds a zero byte"))
 }
 
 /// A loaded model (or only its vocabulary).

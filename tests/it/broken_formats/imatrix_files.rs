@@ -54,6 +54,23 @@ pub(crate) fn broken_imatrix_files() -> Vec<Broken> {
             "not an imatrix: it does not begin with `GGUF`",
         ),
         ("i-model", Raw::valid().bytes(), "this GGUF holds `toy`, not an imatrix"),
+        (
+            "i-type-model",
+            raw()
+                .with(|raw| raw.keys[0] = key("general.type", 8, super::files::string("model")))
+                .bytes(),
+            "this GGUF holds `model`, not an imatrix",
+        ),
+        (
+            "i-all-zeros",
+            raw().with(|raw| raw.data.fill(0)).bytes(),
+            "entries of the imatrix are zeros",
+        ),
+        (
+            "i-all-zeros-dat",
+            dat(2, &[dat_entry("p", 3, &[0.0, 0.0]), dat_entry("q", 3, &[0.0; 4])]),
+            "all 2 entries of the imatrix are zeros",
+        ),
         ("i-no-datasets", without_key(1), "key `imatrix.datasets` is missing"),
         (
             "i-no-chunk-count",

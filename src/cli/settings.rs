@@ -1,0 +1,215 @@
+//! `forge.toml`: the user's own, and the one beside a recipe, which may come from somebody else.
+//!
+//! A setting of the recipe's folder goes before the user's. But a folder that came with a download must not choose where
+//! forge writes, what it deletes, what it runs or what it signs with. Those settings count only in the user's own file, or in
+//! a folder that the user's own file lists under `trusted`.
+
+use std::path::Path;
+use std::path::PathBuf;
+
+use etcetera::BaseStrategy as _;
+
+use crate::cli::Exit;
+use crate::cli::Failure;
+use crate::cli::diagnostic::Diagnostic;
+use crate::cli::files::read_source;
+use crate::fs;
+use crate::recipe::settings::CacheSettings;
+use crate::recipe::settings::ColorChoice;
+use crate::recipe::settings::EngineSettings;
+use crate::recipe::settings::PoolSettings;
+use crate::recipe::settings::Settings;
+
+const FILE: &str = "forge.toml";
+
+/// What counts on this machine for a recipe.
+#[derive(Debug, Default)]
+pub(super) struct Machine {
+    own: Settings,
+    own_place: Option<PathBuf>,
+    folder: Settings,
+    folder_place: PathBuf,
+    /// Whether the folder's file may set everything.
+    is_trusted: bool,
+}
+
+impl Machine {
+    /// Reads the `forge.toml` in a folder, and the user's own.
+    pub(super) fn read(folder: &Path) -> Result<Self, Failure> {
+        let own_place = etcetera::choose_base_strategy()
+            .ok()
+            .map(|base| base.config_dir().join("forge"));
+        let own = own_place
+            .as_deref()
+            .map(read)
+            .transpose()?
+            .flatten()
+            .unwrap_or_default();
+        let is_own = own_place.as_deref().is_some_and(|own| is_same(own, folder));
+        let beside = if is_own { None } else { read(folder)? };
+        if let Some(beside) = &beside
+            && !beside.trusted.is_empty()
+        {
+            let misplaced = Diagnostic::error(format!("`{}` sets `trusted`", folder.join(FILE).display()));
+            return Err(Failure::new(
+                Exit::Environment,
+                misplaced.code("settings::untrusted").hint(format!(
+                    "only your own file can list trusted folders: `{}`",
+                    own_file(own_place.as_deref())
+                )),
+            ));
+        }
+        let is_trusted = own.trusted.iter().any(|trusted| is_below(folder, Path::new(trusted)));
+        Ok(Self {
+            own,
+            own_place,
+            folder: beside.unwrap_or_default(),
+            folder_place: folder.to_owned(),
+            is_trusted,
+        })
+    }
+
+    pub(super) fn color(&self) -> Option<ColorChoice> {
+        self.folder.color.or(self.own.color)
+    }
+
+    pub(super) fn pools(&self) -> PoolSettings {
+        let (folder, own) = (&self.folder.pools, &self.own.pools);
+        PoolSettings {
+            cpu: folder.cpu.or(own.cpu),
+            model: folder.model.or(own.model),
+            disk: folder.disk.or(own.disk),
+        }
+    }
+
+    /// Returns how many threads the embedded engine is to use, if a file says so.
+    pub(super) fn threads(&self) -> Option<u32> {
+        let threads = |engine: &EngineSettings| engine.embedded_threads;
+        threads(&self.folder.engine)
+            .or(threads(&self.own.engine))
+            .or(self.pools().cpu)
+    }
+
+    /// Returns whether the store borrows tensors from outputs.
+    pub(super) fn borrow(&self) -> bool {
+        self.folder.cache.borrow.or(self.own.cache.borrow).unwrap_or(true)
+    }
+
+    /// Returns where the store is, if a file says so.
+    ///
+    /// # Errors
+    ///
+    /// The folder's file says so and is not trusted.
+    pub(super) fn cache_dir(&self) -> Result<Option<PathBuf>, Failure> {
+        self.path(
+            "cache_dir",
+            "give `--cache-dir DIR`, which goes before both files",
+            |settings| settings.cache_dir.as_deref(),
+        )
+    }
+
+    /// Returns the secret key that signs, if a file names one.
+    ///
+    /// # Errors
+    ///
+    /// The folder's file names one and is not trusted.
+    pub(super) fn signing_key(&self) -> Result<Option<PathBuf>, Failure> {
+        self.path(
+            "signing.key",
+            "name the key on the command line, which goes before both files",
+            |settings| settings.signing_key.as_deref(),
+        )
+    }
+
+    /// Returns the most bytes that the store may take after a build, if a file says so.
+    ///
+    /// # Errors
+    ///
+    /// The folder's file says so and is not trusted.
+    pub(super) fn max_size(&self) -> Result<Option<u64>, Failure> {
+        let size = |cache: &CacheSettings| cache.max_size;
+        match size(&self.folder.cache) {
+            Some(_) if !self.is_trusted => Err(self.untrusted("cache.max-size", "remove that line")),
+            Some(bytes) => Ok(Some(bytes)),
+            None => Ok(size(&self.own.cache)),
+        }
+    }
+
+    fn path(
+        &self,
+        key: &str,
+        otherwise: &str,
+        of: impl Fn(&Settings) -> Option<&str>,
+    ) -> Result<Option<PathBuf>, Failure> {
+        match (of(&self.folder), of(&self.own), &self.own_place) {
+            (Some(_), ..) if !self.is_trusted => Err(self.untrusted(key, otherwise)),
+            (Some(path), ..) => Ok(Some(self.folder_place.join(path))),
+            (None, Some(path), Some(place)) => Ok(Some(place.join(path))),
+            _ => Ok(None),
+        }
+    }
+
+    fn untrusted(&self, key: &str, otherwise: &str) -> Failure {
+        let file = self.folder_place.join(FILE);
+        let folder = real(&self.folder_place).unwrap_or_else(|| self.folder_place.clone());
+        let error = Diagnostic::error(format!(
+            "`{}` sets `{key}`, and its folder is not trusted",
+            file.display()
+        ))
+        .code("settings::untrusted")
+        .caused_by("a file beside a recipe may not choose where forge writes, what it deletes or what it signs with")
+        .hint(format!(
+            "to trust this folder and those below it, write `trusted = [{}]` into `{}`",
+            toml::Value::String(folder.display().to_string()),
+            own_file(self.own_place.as_deref())
+        ))
+        .hint(format!("or set `{key}` there instead, or {otherwise}"));
+        Failure::new(Exit::Environment, error)
+    }
+}
+
+fn own_file(place: Option<&Path>) -> String {
+    place.map_or_else(
+        || "~/.config/forge/forge.toml".to_owned(),
+        |place| place.join(FILE).display().to_string(),
+    )
+}
+
+fn read(place: &Path) -> Result<Option<Settings>, Failure> {
+    let path = place.join(FILE);
+    if !fs::exists(&path).unwrap_or(false) {
+        return Ok(None);
+    }
+    let name = path.display().to_string();
+    let source = read_source(&path, &name).map_err(|error| {
+        Failure::new(
+            Exit::Environment,
+            Diagnostic::error(format!("can't read `{name}`")).caused_by(error.message),
+        )
+    })?;
+    Settings::parse(&source).map(Some).map_err(|errors| Failure {
+        diagnostics: Diagnostic::settings_errors(&errors),
+        exit: Exit::Environment,
+    })
+}
+
+/// Returns the folder itself, however links lead to it.
+fn real(folder: &Path) -> Option<PathBuf> {
+    fs::resolve(if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    })
+    .ok()
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    real(one).is_some_and(|one| real(other) == Some(one))
+}
+
+fn is_below(folder: &Path, trusted: &Path) -> bool {
+    match (real(folder), real(trusted)) {
+        (Some(folder), Some(trusted)) => folder.starts_with(trusted),
+        _ => false,
+    }
+}
