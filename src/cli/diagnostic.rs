@@ -336,7 +336,7 @@ fn excerpts(text: &str, spans: &[Range<usize>]) -> Vec<Excerpt> {
             _ => parts.push(range),
         }
     }
-    let line = |at: usize| text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
+    let line = |at: usize| text[..at].matches('\n').count() + 1;
     let numbered = parts.into_iter().map(|range| Excerpt {
         line: line(range.start),
         range,
@@ -390,7 +390,10 @@ mod tests {
     #[test]
     fn long_texts_are_cut_to_the_lines_around_the_places() {
         let short = "a = 1\n".repeat(100);
-        assert_eq!(excerpts(&short, &[6..7]), [Excerpt { range: 0..600, line: 1 }]);
+        assert_eq!(
+            excerpts(&short, std::slice::from_ref(&(6..7))),
+            [Excerpt { range: 0..600, line: 1 }]
+        );
         let long = "a = 1\n".repeat(100_000);
         let place = |line: usize| line * 6..line * 6 + 1;
         let lines = |from: usize, to: usize| Excerpt {

@@ -129,17 +129,17 @@ fn git(args: &args::Diff, files: &Files, terminal: &Terminal) -> Result<Exit, Fa
     let both = opened(&names[0], old, name).and_then(|a| Ok((a, opened(&names[1], new, new_name)?)));
     match both {
         Ok((Opened::Nothing, b)) => {
-            terminal.data(Block::of(format_args!("new: {} is {}\n", names[1], b.kind().words())).as_str())
+            terminal.data(Block::of(format_args!("new: {} is {}\n", names[1], b.kind().words())).as_str());
         }
         Ok((a, Opened::Nothing)) => {
-            terminal.data(Block::of(format_args!("deleted: {} was {}\n", names[0], a.kind().words())).as_str())
+            terminal.data(Block::of(format_args!("deleted: {} was {}\n", names[0], a.kind().words())).as_str());
         }
         Ok((a, b)) => {
             let store = store(files, terminal, &a);
             match diff::compare(&a, &b, [&names[0], &names[1]], store.as_ref()) {
                 Ok(found) => show(&found, args.format, args.rows, terminal),
                 Err(error) => {
-                    terminal.data(Block::of(format_args!("{} and {}: {error}\n", names[0], names[1])).as_str())
+                    terminal.data(Block::of(format_args!("{} and {}: {error}\n", names[0], names[1])).as_str());
                 }
             }
         }

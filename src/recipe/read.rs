@@ -53,12 +53,15 @@ pub(crate) struct Top {
     pub(crate) resolved: ResolvedSection,
 }
 
+/// Names with their places, shared by the errors that list them.
+type Listed = Arc<[(String, Place)]>;
+
 /// All names of a recipe, by kind, each with its place.
 #[derive(Default)]
 pub(crate) struct Names {
     by_kind: BTreeMap<&'static str, BTreeMap<String, Place>>,
     /// What [`Names::listed`] returned, by kind.
-    listed: RefCell<BTreeMap<&'static str, Arc<[(String, Place)]>>>,
+    listed: RefCell<BTreeMap<&'static str, Listed>>,
     /// Sources that are models.
     pub(crate) models: Vec<(String, Place)>,
     /// Sources that are importance matrices.

@@ -260,16 +260,15 @@ fn manifest_of(
     for tensor in &assembly.tensors {
         if let Some(key) = tensor.action {
             let again = || -> Result<Option<Action>, StepError> {
-                let actions = match &planned {
-                    Some(actions) => actions,
-                    None => {
-                        let node = session
-                            .graph
-                            .node(id)
-                            .ok_or_else(|| document("graph", "it lost a node"))?;
-                        let inputs = inputs_of(session, report, &node.id);
-                        planned.insert(promote::tensor_actions(node, &inputs, env)?)
-                    }
+                let actions = if let Some(actions) = &planned {
+                    actions
+                } else {
+                    let node = session
+                        .graph
+                        .node(id)
+                        .ok_or_else(|| document("graph", "it lost a node"))?;
+                    let inputs = inputs_of(session, report, &node.id);
+                    planned.insert(promote::tensor_actions(node, &inputs, env)?)
                 };
                 Ok(actions.get(&key).cloned())
             };

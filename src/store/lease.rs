@@ -49,7 +49,11 @@ impl Drop for Lease {
 impl Live {
     /// Appends results to the file, in one write. The caller keeps collectors off ([`Store::using`]).
     fn note(&mut self, keys: &[Hash]) -> Result<(), StoreError> {
-        let lines: String = keys.iter().map(|key| format!("{key}\n")).collect();
+        let mut lines = String::new();
+        for key in keys {
+            lines.push_str(&key.to_string());
+            lines.push('\n');
+        }
         self.lock.append(lines.as_bytes())?;
         // Writing changed the time, which is when the build began.
         self.lock.set_modified(self.start)?;

@@ -210,7 +210,7 @@ impl Why<'_> {
     fn makers(&self, id: &NodeId) -> BTreeMap<&'static str, NodeId> {
         let mut makers = BTreeMap::new();
         for input in self.graph.inputs(id) {
-            let Some(made_by) = self.known(input).action.as_ref().map(|action| action.kind()) else {
+            let Some(made_by) = self.known(input).action.as_ref().map(Action::kind) else {
                 continue;
             };
             for field in role::fields_of("tensor").unwrap_or_default() {

@@ -89,7 +89,10 @@ fn project(alignment: u32, both: bool) -> Forge {
         metadata.set("split.no", &Value::U16(number as u16)).unwrap();
         metadata.set("split.count", &Value::U16(2)).unwrap();
         metadata
-            .set("split.tensors.count", &Value::I32(tensors.len() as i32))
+            .set(
+                "split.tensors.count",
+                &Value::I32(i32::try_from(tensors.len()).unwrap()),
+            )
             .unwrap();
         let path = forge.path(&format!("split-{:05}-of-00002.gguf", number + 1));
         write(&path, &model, &metadata, part);

@@ -200,7 +200,7 @@ fn a_signal_stops_a_build_of_a_model_with_very_many_parts() {
         for _ in 0..lines {
             out.read_line(&mut printed).unwrap();
         }
-        kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+        kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
         let started = Instant::now();
         // What is left to print must be taken, or the child waits for room in the pipe.
         std::io::copy(&mut out, &mut std::io::sink()).unwrap();

@@ -20,7 +20,7 @@ use crate::support::Run;
 const SAMPLE: usize = 12;
 
 /// No build takes longer, also under strace.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// A candidate with its figures; the imatrix and the reference's log-probabilities are in the store already.
 fn recipe(mix: &str) -> String {

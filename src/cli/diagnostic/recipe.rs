@@ -216,10 +216,9 @@ fn listed<S: AsRef<str>>(words: &[S]) -> String {
         .collect::<Vec<_>>()
         .join(", ");
     if words.len() > LISTED {
-        text.push_str(&format!(
-            " and {} more",
-            words::thousands((words.len() - LISTED) as u64)
-        ));
+        text.push_str(" and ");
+        text.push_str(&words::thousands((words.len() - LISTED) as u64));
+        text.push_str(" more");
     }
     text
 }
