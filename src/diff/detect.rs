@@ -99,6 +99,10 @@ impl Opened {
 ///
 /// [`DiffError::Unknown`] if it is nothing that can be compared; what goes wrong when it is read.
 pub fn detect(path: &Path) -> Result<Kind, DiffError> {
+    // Git names it where a version has no such file.
+    if path == Path::new("/dev/null") {
+        return Ok(Kind::Nothing);
+    }
     let mut start = Vec::new();
     fs::open(path)?
         .take(START)

@@ -24,6 +24,12 @@ fn age(forge: &Forge, days: u64) {
             std::fs::File::open(path).unwrap().set_modified(then).unwrap();
         }
     }
+    // Notes of builds with nothing to do say that results were used.
+    let notes = std::fs::read_dir(forge.store().join("runs-v1/fresh"));
+    for note in notes.into_iter().flatten() {
+        let note = std::fs::File::open(note.unwrap().path()).unwrap();
+        note.set_modified(then).unwrap();
+    }
 }
 
 fn json(forge: &Forge, args: &[&str]) -> Vec<serde_json::Value> {

@@ -275,7 +275,7 @@ fn the_limit_of_the_settings_is_held_over_many_builds_that_change_the_recipe() {
     const TYPES: [&str; 5] = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"];
     let forge = cache_small::project();
     forge.write(
-        "forge.toml",
+        ".config/forge/forge.toml",
         format!("[cache]\nmax-size = \"{LIMIT} B\"\nborrow = false\n"),
     );
     let mut largest = 0;
