@@ -12,6 +12,7 @@ use crate::cli::files::session_failure;
 use crate::cli::json;
 use crate::cli::lock;
 use crate::cli::progress::Progress;
+use crate::cli::settings::Machine;
 use crate::cli::sign;
 use crate::cli::signals::stop_on_signals;
 use crate::cli::terminal::Terminal;
@@ -85,8 +86,9 @@ fn carry_out(
     cancel: Cancel,
 ) -> Result<Exit, Failure> {
     let question = files.question(&args.target);
+    // Asked for before a store is made.
+    let max_size = Machine::read(&files.folder(&args.target.recipe))?.max_size()?;
     let (session, machine) = files.session(&args.target, terminal, cancel)?;
-    let max_size = machine.max_size()?;
     let options = scheduler::Options {
         keep_going: args.keep_going,
         ..options(&machine.pools())
