@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -412,19 +411,6 @@ const ROWS: &[Row] = &[
             } else {
                 !said.is_empty() && !is_crash(&said)
             })
-        },
-    },
-    Row {
-        name: "SIGTERM",
-        what: "the tool and all that it started get SIGTERM in the middle of the step: the status is the signal's (143 in a shell), and the next run is right",
-        play: |tool| {
-            tool.forge.write("slow", "");
-            let mut child = tool.start_and_wait_for_the_middle();
-            signal_group(&child, Signal::SIGTERM);
-            let status = child.wait().unwrap();
-            std::fs::remove_file(tool.forge.path("slow")).unwrap();
-            let is_the_signals = status.code() == Some(143) || status.signal() == Some(Signal::SIGTERM as i32);
-            Some(tool.build() && tool.is_right() && is_the_signals)
         },
     },
     Row {
