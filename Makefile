@@ -20,9 +20,9 @@ demo: build
 test:
 	@$(READY) && \
 	if bin=$$(sh tests/peers/build-llama-cpp.sh); then export FORGE_PEER_BIN="$$bin"; \
-	else echo 'SKIPPED: no llama.cpp tools, so nothing is compared with them' >&2; fi && \
+	else sh tests/peers/missing.sh llama.cpp 'no llama.cpp tools, so nothing is compared with them'; fi && \
 	if bin=$$(sh tests/peers/install-incumbents.sh); then export FORGE_INCUMBENTS_BIN="$$bin"; \
-	else echo 'SKIPPED: no other build tools, so forge is not compared with them' >&2; fi && \
+	else sh tests/peers/missing.sh build-tools 'no other build tools, so forge is not compared with them'; fi && \
 	cargo test
 
 lint:

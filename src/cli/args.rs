@@ -140,6 +140,8 @@ pub(super) enum Command {
     Cache(crate::cli::cache::args::Cache),
     /// Print the identity of the embedded engine
     Engine,
+    /// Print the JSON Schema of recipes, for editors
+    Schema,
     /// Write down the digest of every source, and the engines, for `forge build --frozen`
     Lock(Lock),
     /// Make a candidate again from its manifest alone, and compare

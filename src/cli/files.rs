@@ -281,8 +281,17 @@ impl Files {
                 exists.hint("give another folder: `forge init DIR`"),
             ));
         }
-        let written =
-            fs::create_dir_all(&folder).and_then(|()| fs::write_atomic(&path, text.as_bytes(), fs::Durability::Synced));
+        let schema = folder.join(init::SCHEMA_FILE);
+        let write = |path: &Path, text: &str| fs::write_atomic(path, text.as_bytes(), fs::Durability::Synced);
+        let written = fs::create_dir_all(&folder)
+            .and_then(|()| write(&path, &text))
+            .and_then(|()| {
+                // One that is there serves another recipe of the folder, or the user changed it.
+                if fs::exists(&schema)? {
+                    return Ok(());
+                }
+                write(&schema, init::SCHEMA)
+            });
         written.map_err(|error| Failure::new(Exit::Environment, Diagnostic::from_error(&error)))?;
         if terminal.is_json() {
             let written =

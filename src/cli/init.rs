@@ -14,6 +14,12 @@ pub struct InitArgs {
 /// The name of the file that `forge init` writes. Whoever writes it must not replace a file that is there.
 pub const FILE: &str = "recipe.toml";
 
+/// The name of the file with the JSON Schema of recipes, which the starter names for editors.
+pub const SCHEMA_FILE: &str = "recipe.schema.json";
+
+/// The JSON Schema of recipes.
+pub const SCHEMA: &str = include_str!("../../recipes/schema.json");
+
 const STARTER: &str = include_str!("starter.toml");
 
 /// Returns the text of a starter recipe; it passes `forge check`.
@@ -50,7 +56,7 @@ mod tests {
 
     fn check(args: &InitArgs) -> crate::recipe::Parsed {
         let text = recipe(args);
-        assert!(text.starts_with("#:schema "), "{text}");
+        assert!(text.starts_with(&format!("#:schema {SCHEMA_FILE}\n")), "{text}");
         crate::recipe::parse_alone(&Source::new("recipe.toml", text)).unwrap_or_else(|errors| {
             let all: Vec<_> = errors
                 .iter()

@@ -157,6 +157,10 @@ fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Sign(sign) => sign::run(sign, &files, terminal),
         Command::Key(key) => sign::key(key, &files, terminal),
         Command::Bundle(bundle) => bundle::run(bundle, &files, terminal),
+        Command::Schema => {
+            terminal.data(init::SCHEMA);
+            Ok(Exit::Done)
+        }
         Command::Engine => {
             for identity in [crate::engine::quantizer(), crate::engine::evaluator()] {
                 if terminal.is_json() {

@@ -362,6 +362,7 @@ const HELP: &[(&[&str], &[&str])] = &[
             "graph",
             "policy",
             "engine",
+            "schema",
             "lock",
             "reproduce",
             "verify",

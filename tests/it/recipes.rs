@@ -92,6 +92,28 @@ fn good_recipes_parse_and_agree_with_the_schema() {
 }
 
 #[test]
+fn init_and_schema_give_editors_the_schema_without_an_address() {
+    let forge = crate::support::Forge::new();
+    let _ = forge.run(&["init", "new"]).success();
+    let written = std::fs::read_to_string(forge.path("new/recipe.schema.json")).unwrap();
+    assert_eq!(forge.run(&["schema"]).success().stdout, written);
+    assert_eq!(
+        written,
+        std::fs::read_to_string(root().join("recipes/schema.json")).unwrap()
+    );
+    let recipe = std::fs::read_to_string(forge.path("new/recipe.toml")).unwrap();
+    assert!(recipe.starts_with("#:schema recipe.schema.json\n"), "{recipe}");
+    assert!(!recipe.contains("https://"), "{recipe}");
+    // One that is there stays.
+    forge.write("other/recipe.schema.json", "{}");
+    let _ = forge.run(&["init", "other"]).success();
+    assert_eq!(
+        std::fs::read_to_string(forge.path("other/recipe.schema.json")).unwrap(),
+        "{}"
+    );
+}
+
+#[test]
 fn the_schema_knows_the_same_words() {
     let text = std::fs::read_to_string(root().join("recipes/schema.json")).unwrap();
     let schema: serde_json::Value = serde_json::from_str(&text).unwrap();
