@@ -20,9 +20,9 @@ use crate::digest::Fingerprint;
 /// Measures a candidate: the figures of all its blocks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Eval {
-    /// The candidate as far as it computes.
+    /// The compute-relevant part of the candidate.
     pub candidate: BlobDigest,
-    /// The reference as far as it computes, where KLD is measured.
+    /// The compute-relevant part of the reference, where KLD is measured.
     pub reference: Option<BlobDigest>,
     /// The reference's vocabulary.
     pub tokenizer: BlobDigest,

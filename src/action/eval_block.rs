@@ -20,7 +20,7 @@ use crate::digest::Fingerprint;
 /// Measures a candidate on a block of chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvalBlock {
-    /// The candidate as far as it computes.
+    /// The compute-relevant part of the candidate.
     pub candidate: BlobDigest,
     /// The action that makes the reference's log-probabilities, where KLD is measured. Not their digest: so that a
     /// measured block stays known after its reference, large and cheap to make again, was collected.

@@ -18,7 +18,7 @@ use crate::digest::Fingerprint;
 /// Collects the imatrix of a block of chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImatrixBlock {
-    /// The model as far as it computes: a document of its tensors and the metadata that matter.
+    /// The compute-relevant part of the model: a document of its tensors and the metadata that matter.
     pub model: BlobDigest,
     /// The tokens of the block, 32-bit little-endian, `chunks x context`.
     pub tokens: BlobDigest,

@@ -19,7 +19,7 @@ use crate::digest::Fingerprint;
 /// Collects an imatrix: the sum of its blocks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImatrixCollect {
-    /// The model as far as it computes.
+    /// The compute-relevant part of the model.
     pub model: BlobDigest,
     /// The model's vocabulary.
     pub tokenizer: BlobDigest,

@@ -145,7 +145,7 @@ pub struct Measured {
     pub header: PolicyHeader,
     /// The most that the file may have.
     pub budget: PolicyBudget,
-    /// The model as far as it computes.
+    /// The compute-relevant part of the model.
     pub model: BlobDigest,
     /// What tensors are quantized with, and their errors weighted by.
     pub imatrix: Option<BlobDigest>,
@@ -272,7 +272,7 @@ pub struct Errors {
     pub header: PolicyHeader,
     /// The most that the file may have.
     pub budget: PolicyBudget,
-    /// The model as far as it computes.
+    /// The compute-relevant part of the model.
     pub model: BlobDigest,
     /// The importances, and how often experts were routed to.
     pub imatrix: Option<BlobDigest>,

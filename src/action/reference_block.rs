@@ -19,7 +19,7 @@ use crate::digest::Fingerprint;
 /// Computes the reference's log-probabilities of a block of chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReferenceBlock {
-    /// The reference as far as it computes.
+    /// The compute-relevant part of the reference.
     pub model: BlobDigest,
     /// The tokens of the block.
     pub tokens: BlobDigest,
