@@ -109,7 +109,8 @@ pub fn settle(file: &File, path: &Path) -> Result<(Stamp, Moment), PathError> {
     Ok((Stamp::of_file(file, path)?, now))
 }
 
-fn nanos(time: SystemTime) -> i128 {
+/// Returns a time in nanoseconds since 1970.
+pub fn nanos(time: SystemTime) -> i128 {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => since.as_nanos().cast_signed(),
         Err(error) => -(error.duration().as_nanos().cast_signed()),

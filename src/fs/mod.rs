@@ -22,6 +22,7 @@ pub use std::fs::File;
 
 pub use clock::GRAIN;
 pub use clock::Moment;
+pub use clock::nanos;
 pub use clock::settle;
 pub use dir::Entry;
 pub use dir::create_dir;

@@ -13,7 +13,6 @@ use crate::store::Store;
 use crate::store::StoreError;
 use crate::store::layout;
 use crate::store::lock::Holder;
-use crate::store::stat;
 
 /// No lease is longer: millions of results.
 const LEASE_CAP: u64 = 1 << 30;
@@ -193,6 +192,6 @@ impl Store {
 
     /// Returns the time to mark what is used now with: never before the own lease, whatever the clock says.
     pub(super) fn mark_time(start: i64) -> i64 {
-        i64::try_from(stat::nanos(SystemTime::now())).map_or(start, |now| now.max(start))
+        i64::try_from(fs::nanos(SystemTime::now())).map_or(start, |now| now.max(start))
     }
 }

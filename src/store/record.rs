@@ -20,7 +20,6 @@ use crate::store::Store;
 use crate::store::StoreError;
 use crate::store::layout;
 use crate::store::sealed;
-use crate::store::stat;
 use crate::store::survey::FoundFile;
 
 pub(super) const LAST: &str = "last";
@@ -199,7 +198,7 @@ impl Store {
     /// Says that a build rested on a note just now, to the day: so do the results that it names count as used.
     pub fn touch_fresh(&self, name: &Hash) -> Result<(), StoreError> {
         let path = self.root().join(layout::RUNS).join(FRESH).join(name.to_string());
-        let now = i64::try_from(stat::nanos(SystemTime::now())).unwrap_or(i64::MAX);
+        let now = i64::try_from(fs::nanos(SystemTime::now())).unwrap_or(i64::MAX);
         if let Some(facts) = fs::facts(&path)?
             && now.saturating_sub(facts.stamp.mtime_ns) > DAY_NS
         {

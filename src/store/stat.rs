@@ -6,8 +6,6 @@ use std::io::Read;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::mpsc;
-use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
 
 use crate::digest::BlobDigest;
 use crate::digest::Hash;
@@ -207,13 +205,6 @@ fn facts(stamp: &Stamp) -> String {
         "{} {} {} {} {} ",
         stamp.dev, stamp.ino, stamp.size, stamp.mtime_ns, stamp.ctime_ns
     )
-}
-
-pub(super) fn nanos(time: SystemTime) -> i128 {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => since.as_nanos().cast_signed(),
-        Err(error) => -(error.duration().as_nanos().cast_signed()),
-    }
 }
 
 /// Digests an open file from where it stands, reading ahead in a thread of its own while rayon's threads hash.
