@@ -19,6 +19,8 @@ pub mod recipe;
 
 pub mod engine;
 
+pub mod settings;
+
 pub mod figures;
 
 pub mod allocation;
@@ -36,6 +38,8 @@ pub mod store;
 pub mod runs;
 
 pub mod graph;
+
+pub mod work;
 
 pub mod step;
 

@@ -1,18 +1,21 @@
 //! What a build tells while it runs. The terminal, the JSON lines and the run's record all listen to the same events.
 
+use serde::Deserialize;
 use serde::Serialize;
 
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 
 /// What a progress counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Unit {
     /// Bytes of a source that are hashed.
     BytesHashed,
     /// Bytes of tensors that are quantized.
     BytesQuantized,
+    /// Bytes of tensors that are compared with their quantized bytes.
+    BytesCompared,
     /// Bytes of a file that is written.
     BytesWritten,
     /// Chunks of tokens that a model reads.

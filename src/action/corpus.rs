@@ -4,6 +4,8 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::Document;
+use super::output::Fact;
+use super::output::Output;
 use super::role::Field;
 use super::role::Role::Setting;
 use super::role::Role::Source;
@@ -31,6 +33,15 @@ pub struct Corpus {
     pub parse_special: bool,
 }
 
+impl Corpus {
+    /// Output: the texts, and how they are cut.
+    pub const CORPUS: Output = Output::new("corpus");
+    /// How many texts.
+    pub const TEXTS: Fact<u64> = Fact::new("texts");
+    /// How many bytes they have.
+    pub const BYTES: Fact<u64> = Fact::new("bytes");
+}
+
 impl Document for Corpus {
     const KIND: &'static str = "corpus";
     const FIELDS: &'static [Field] = &[
@@ -38,5 +49,5 @@ impl Document for Corpus {
         field("chunking", Setting),
         field("parse_special", Setting),
     ];
-    const OUTPUTS: &'static [&'static str] = &["corpus"];
+    const OUTPUTS: &'static [&'static str] = &[Self::CORPUS.as_str()];
 }

@@ -4,6 +4,8 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::Document;
+use super::output::Fact;
+use super::output::Output;
 use super::role::EngineRole::Evaluator;
 use super::role::Field;
 use super::role::Role::Engine;
@@ -44,6 +46,17 @@ pub struct Eval {
     pub engine: Fingerprint,
 }
 
+impl Eval {
+    /// Output: the figures.
+    pub const FIGURES: Output = Output::new("figures");
+    /// How many chunks were evaluated.
+    pub const CHUNKS: Fact<u64> = Fact::new("chunks");
+    /// The perplexity, rounded.
+    pub const PPL: Fact<String> = Fact::new("ppl");
+    /// The mean KL divergence, rounded.
+    pub const KLD_MEAN: Fact<String> = Fact::new("kld_mean");
+}
+
 impl Document for Eval {
     const KIND: &'static str = "eval";
     const FIELDS: &'static [Field] = &[
@@ -59,5 +72,5 @@ impl Document for Eval {
         field("codec", Version),
         field("engine", Engine(Evaluator)),
     ];
-    const OUTPUTS: &'static [&'static str] = &["figures"];
+    const OUTPUTS: &'static [&'static str] = &[Self::FIGURES.as_str()];
 }

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::Document;
+use super::output::Output;
 use super::role::EngineRole::Evaluator;
 use super::role::Field;
 use super::role::Role::Engine;
@@ -35,6 +36,11 @@ pub struct EvalBlock {
     pub engine: Fingerprint,
 }
 
+impl EvalBlock {
+    /// Output: the figures of each token.
+    pub const FIGURES: Output = Output::new("figures");
+}
+
 impl Document for EvalBlock {
     const KIND: &'static str = "eval-block";
     const FIELDS: &'static [Field] = &[
@@ -52,5 +58,5 @@ impl Document for EvalBlock {
         field("codec", Version),
         field("engine", Engine(Evaluator)),
     ];
-    const OUTPUTS: &'static [&'static str] = &["figures"];
+    const OUTPUTS: &'static [&'static str] = &[Self::FIGURES.as_str()];
 }

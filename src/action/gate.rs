@@ -6,6 +6,8 @@ use serde::Serialize;
 use super::Document;
 use super::metrics::MetricsRow;
 use super::metrics::ROW;
+use super::output::Fact;
+use super::output::Output;
 use super::role::Field;
 use super::role::Role::Fields;
 use super::role::Role::Setting;
@@ -28,6 +30,15 @@ pub struct Gate {
     pub seed: u64,
 }
 
+impl Gate {
+    /// Output: the result of every requirement.
+    pub const VERDICT: Output = Output::new("verdict");
+    /// How many requirements there are.
+    pub const CHECKS: Fact<u64> = Fact::new("checks");
+    /// How many are not met.
+    pub const FAILED: Fact<u64> = Fact::new("failed");
+}
+
 impl Document for Gate {
     const KIND: &'static str = "gate";
     const FIELDS: &'static [Field] = &[
@@ -38,5 +49,5 @@ impl Document for Gate {
         field("bootstrap", Setting),
         field("seed", Setting),
     ];
-    const OUTPUTS: &'static [&'static str] = &["verdict"];
+    const OUTPUTS: &'static [&'static str] = &[Self::VERDICT.as_str()];
 }

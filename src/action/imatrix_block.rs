@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::Document;
+use super::output::Output;
 use super::role::EngineRole::Evaluator;
 use super::role::Field;
 use super::role::Role::Engine;
@@ -30,6 +31,11 @@ pub struct ImatrixBlock {
     pub engine: Fingerprint,
 }
 
+impl ImatrixBlock {
+    /// Output: the imatrix.
+    pub const IMATRIX: Output = Output::new("imatrix");
+}
+
 impl Document for ImatrixBlock {
     const KIND: &'static str = "imatrix-block";
     const FIELDS: &'static [Field] = &[
@@ -39,5 +45,5 @@ impl Document for ImatrixBlock {
         field("process_output", Setting),
         field("engine", Engine(Evaluator)),
     ];
-    const OUTPUTS: &'static [&'static str] = &["imatrix"];
+    const OUTPUTS: &'static [&'static str] = &[Self::IMATRIX.as_str()];
 }

@@ -4,6 +4,8 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::Document;
+use super::output::Fact;
+use super::output::Output;
 use super::role::EngineRole::Evaluator;
 use super::role::Field;
 use super::role::Role::Engine;
@@ -39,6 +41,17 @@ pub struct ImatrixCollect {
     pub engine: Fingerprint,
 }
 
+impl ImatrixCollect {
+    /// Output: the imatrix.
+    pub const IMATRIX: Output = Output::new("imatrix");
+    /// How many tensors it has data for.
+    pub const ENTRIES: Fact<u64> = Fact::new("entries");
+    /// How many chunks it was collected on.
+    pub const CHUNKS: Fact<u64> = Fact::new("chunks");
+    /// The name of its text.
+    pub const DATASET: Fact<String> = Fact::new("dataset");
+}
+
 impl Document for ImatrixCollect {
     const KIND: &'static str = "imatrix-collect";
     const FIELDS: &'static [Field] = &[
@@ -52,5 +65,5 @@ impl Document for ImatrixCollect {
         field("process_output", Setting),
         field("engine", Engine(Evaluator)),
     ];
-    const OUTPUTS: &'static [&'static str] = &["imatrix"];
+    const OUTPUTS: &'static [&'static str] = &[Self::IMATRIX.as_str()];
 }

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::Document;
+use super::output::Output;
 use super::role::Field;
 use super::role::Role::Source;
 use super::role::field;
@@ -16,8 +17,13 @@ pub struct ImatrixImport {
     pub file: BlobDigest,
 }
 
+impl ImatrixImport {
+    /// Output: the imatrix.
+    pub const IMATRIX: Output = Output::new("imatrix");
+}
+
 impl Document for ImatrixImport {
     const KIND: &'static str = "imatrix-import";
     const FIELDS: &'static [Field] = &[field("file", Source)];
-    const OUTPUTS: &'static [&'static str] = &["imatrix"];
+    const OUTPUTS: &'static [&'static str] = &[Self::IMATRIX.as_str()];
 }

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::Document;
+use super::output::Output;
 use super::role::Field;
 use super::role::Role::Input;
 use super::role::Role::Setting;
@@ -34,6 +35,11 @@ pub struct ImatrixMerge {
     pub weights: Vec<u64>,
 }
 
+impl ImatrixMerge {
+    /// Output: the imatrix.
+    pub const IMATRIX: Output = Output::new("imatrix");
+}
+
 impl Document for ImatrixMerge {
     const KIND: &'static str = "imatrix-merge";
     const FIELDS: &'static [Field] = &[
@@ -41,5 +47,5 @@ impl Document for ImatrixMerge {
         field("mode", Setting),
         field("weights", Setting),
     ];
-    const OUTPUTS: &'static [&'static str] = &["imatrix"];
+    const OUTPUTS: &'static [&'static str] = &[Self::IMATRIX.as_str()];
 }

@@ -4,6 +4,8 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::Document;
+use super::output::Fact;
+use super::output::Output;
 use super::role::Field;
 use super::role::Role::Input;
 use super::role::Role::Setting;
@@ -37,6 +39,31 @@ pub struct Join {
     pub min_count: u64,
 }
 
+impl Join {
+    /// Output: which tensors have data.
+    pub const COVERAGE: Output = Output::new("coverage");
+    /// Output: the digest of each tensor's importances.
+    pub const SLICES: Output = Output::new("slices");
+    /// Output: the imatrix.
+    pub const IMATRIX: Output = Output::new("imatrix");
+    /// Output: what fits and what does not.
+    pub const REPORT: Output = Output::new("join");
+    /// How many tensors have data.
+    pub const MATCHED: Fact<u64> = Fact::new("matched");
+    /// How many quantizable tensors have none.
+    pub const MISSING: Fact<u64> = Fact::new("missing");
+    /// How many have data of the wrong length.
+    pub const WRONG_LENGTH: Fact<u64> = Fact::new("wrong_length");
+    /// How many experts saw too few rows.
+    pub const UNROUTED: Fact<u64> = Fact::new("unrouted");
+    /// How many tensors the imatrix has data for.
+    pub const ENTRIES: Fact<u64> = Fact::new("entries");
+    /// How many chunks it was collected on.
+    pub const CHUNKS: Fact<u64> = Fact::new("chunks");
+    /// The name of its text.
+    pub const DATASET: Fact<String> = Fact::new("dataset");
+}
+
 impl Document for Join {
     const KIND: &'static str = "join";
     const FIELDS: &'static [Field] = &[
@@ -46,5 +73,10 @@ impl Document for Join {
         field("unrouted", Setting),
         field("min_count", Setting),
     ];
-    const OUTPUTS: &'static [&'static str] = &["coverage", "slices", "imatrix", "join"];
+    const OUTPUTS: &'static [&'static str] = &[
+        Self::COVERAGE.as_str(),
+        Self::SLICES.as_str(),
+        Self::IMATRIX.as_str(),
+        Self::REPORT.as_str(),
+    ];
 }

@@ -4,6 +4,8 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::Document;
+use super::output::Fact;
+use super::output::Output;
 use super::role::EngineRole::Evaluator;
 use super::role::Field;
 use super::role::Role::Engine;
@@ -59,6 +61,17 @@ pub(super) const ROW: &[Field] = &[
     field("engine", Engine(Evaluator)),
 ];
 
+impl Metrics {
+    /// Output: the table as JSON.
+    pub const JSON: Output = Output::new("json");
+    /// Output: the table as Markdown.
+    pub const MARKDOWN: Output = Output::new("markdown");
+    /// How many rows it has.
+    pub const ROWS: Fact<u64> = Fact::new("rows");
+    /// How many of them are on the Pareto front.
+    pub const FRONT: Fact<u64> = Fact::new("front");
+}
+
 impl Document for Metrics {
     const KIND: &'static str = "metrics";
     const FIELDS: &'static [Field] = &[
@@ -66,5 +79,5 @@ impl Document for Metrics {
         field("rows", Fields(ROW)),
         field("table", Version),
     ];
-    const OUTPUTS: &'static [&'static str] = &["json", "markdown"];
+    const OUTPUTS: &'static [&'static str] = &[Self::JSON.as_str(), Self::MARKDOWN.as_str()];
 }

@@ -4,6 +4,8 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::Document;
+use super::output::Fact;
+use super::output::Output;
 use super::role::EngineRole::Evaluator;
 use super::role::EngineRole::Quantizer;
 use super::role::Field;
@@ -490,6 +492,23 @@ const ERROR: &[Field] = &[
     field("quantizer", Engine(Quantizer)),
 ];
 
+impl Policy {
+    /// Output: the type of each tensor.
+    pub const POLICY: Output = Output::new("policy");
+    /// Output: the proof of how near to optimal the choice is; of methods that solve.
+    pub const CERTIFICATE: Output = Output::new("certificate");
+    /// How many bytes the tensors have.
+    pub const BYTES: Fact<u64> = Fact::new("bytes");
+    /// How many tensors change type.
+    pub const QUANTIZED: Fact<u64> = Fact::new("quantized");
+    /// How many tensors there are.
+    pub const TENSORS: Fact<u64> = Fact::new("tensors");
+    /// llama.cpp's number of the file type, or `keep`.
+    pub const FILE_TYPE: Fact<String> = Fact::new("file_type");
+    /// `optimal`, or `gap`.
+    pub const PROVED: Fact<String> = Fact::new("proved");
+}
+
 impl Document for Policy {
     const KIND: &'static str = "policy";
     const FIELDS: &'static [Field] = &[
@@ -513,5 +532,5 @@ impl Document for Policy {
         ),
         field("rules", Version),
     ];
-    const OUTPUTS: &'static [&'static str] = &["policy", "certificate"];
+    const OUTPUTS: &'static [&'static str] = &[Self::POLICY.as_str(), Self::CERTIFICATE.as_str()];
 }

@@ -6,6 +6,8 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::Document;
+use super::output::Fact;
+use super::output::Output;
 use super::role::EngineRole::Quantizer;
 use super::role::Field;
 use super::role::Role::Engine;
@@ -41,6 +43,31 @@ pub struct Promote {
     pub writer: u32,
 }
 
+impl Promote {
+    /// Output: all bytes before the first tensor.
+    pub const HEADER: Output = Output::new("header");
+    /// Output: the tensors and hyperparameters.
+    pub const COMPUTE: Output = Output::new("compute");
+    /// Output: what stands where in the file.
+    pub const ASSEMBLY: Output = Output::new("assembly");
+    /// Output: the metadata that decide what the model computes.
+    pub const HYPERPARAMETERS: Output = Output::new("hyperparameters");
+    /// Output: the vocabulary.
+    pub const TOKENIZER: Output = Output::new("tokenizer");
+    /// The digest of the file.
+    pub const FILE: Fact<BlobDigest> = Fact::new("file");
+    /// The SHA-256 of the file.
+    pub const SHA256: Fact<String> = Fact::new("sha256");
+    /// How many weights the candidate has.
+    pub const ELEMENTS: Fact<u64> = Fact::new("elements");
+    /// How many tensors.
+    pub const TENSORS: Fact<u64> = Fact::new("tensors");
+    /// How many of them changed type.
+    pub const QUANTIZED: Fact<u64> = Fact::new("quantized");
+    /// What its policy measured of it, as `metrics` takes it.
+    pub const PROBED: Fact<String> = Fact::new("probed");
+}
+
 impl Document for Promote {
     const KIND: &'static str = "promote";
     const FIELDS: &'static [Field] = &[
@@ -53,5 +80,11 @@ impl Document for Promote {
         field("quantizer", Engine(Quantizer)),
         field("writer", Version),
     ];
-    const OUTPUTS: &'static [&'static str] = &["header", "compute", "assembly", "hyperparameters", "tokenizer"];
+    const OUTPUTS: &'static [&'static str] = &[
+        Self::HEADER.as_str(),
+        Self::COMPUTE.as_str(),
+        Self::ASSEMBLY.as_str(),
+        Self::HYPERPARAMETERS.as_str(),
+        Self::TOKENIZER.as_str(),
+    ];
 }

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::Document;
+use super::output::Output;
 use super::role::EngineRole::Evaluator;
 use super::role::Field;
 use super::role::Role::Engine;
@@ -31,6 +32,11 @@ pub struct ReferenceBlock {
     pub engine: Fingerprint,
 }
 
+impl ReferenceBlock {
+    /// Output: the log-probabilities.
+    pub const REFERENCE: Output = Output::new("reference");
+}
+
 impl Document for ReferenceBlock {
     const KIND: &'static str = "reference-block";
     const FIELDS: &'static [Field] = &[
@@ -40,5 +46,5 @@ impl Document for ReferenceBlock {
         field("codec", Version),
         field("engine", Engine(Evaluator)),
     ];
-    const OUTPUTS: &'static [&'static str] = &["reference"];
+    const OUTPUTS: &'static [&'static str] = &[Self::REFERENCE.as_str()];
 }

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::Document;
+use super::output::Output;
 use super::role::EngineRole::Quantizer;
 use super::role::Field;
 use super::role::Role::Engine;
@@ -32,6 +33,11 @@ pub struct Tensor {
     pub quantizer: Fingerprint,
 }
 
+impl Tensor {
+    /// Output: the quantized bytes.
+    pub const TENSOR: Output = Output::new("tensor");
+}
+
 impl Document for Tensor {
     const KIND: &'static str = "tensor";
     const FIELDS: &'static [Field] = &[
@@ -42,5 +48,5 @@ impl Document for Tensor {
         field("weights", PartOf(SLICES)),
         field("quantizer", Engine(Quantizer)),
     ];
-    const OUTPUTS: &'static [&'static str] = &["tensor"];
+    const OUTPUTS: &'static [&'static str] = &[Self::TENSOR.as_str()];
 }

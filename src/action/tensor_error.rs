@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::Document;
+use super::output::Output;
 use super::role::EngineRole::Quantizer;
 use super::role::Field;
 use super::role::Role::Engine;
@@ -30,6 +31,11 @@ pub struct TensorError {
     pub form: u32,
 }
 
+impl TensorError {
+    /// Output: the squared errors of each matrix.
+    pub const ERRORS: Output = Output::new("errors");
+}
+
 impl Document for TensorError {
     const KIND: &'static str = "tensor-error";
     const FIELDS: &'static [Field] = &[
@@ -38,5 +44,5 @@ impl Document for TensorError {
         field("quantizer", Engine(Quantizer)),
         field("form", Version),
     ];
-    const OUTPUTS: &'static [&'static str] = &["errors"];
+    const OUTPUTS: &'static [&'static str] = &[Self::ERRORS.as_str()];
 }

@@ -4,6 +4,8 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::Document;
+use super::output::Fact;
+use super::output::Output;
 use super::role::EngineRole::Evaluator;
 use super::role::Field;
 use super::role::Role::Engine;
@@ -28,6 +30,15 @@ pub struct Tokens {
     pub engine: Fingerprint,
 }
 
+impl Tokens {
+    /// Output: the tokens, 32-bit little-endian.
+    pub const TOKENS: Output = Output::new("tokens");
+    /// How many tokens.
+    pub const COUNT: Fact<u64> = Fact::new("tokens");
+    /// The token that every chunk begins with, -1 for none.
+    pub const BOS: Fact<i32> = Fact::new("bos");
+}
+
 impl Document for Tokens {
     const KIND: &'static str = "tokens";
     const FIELDS: &'static [Field] = &[
@@ -36,5 +47,5 @@ impl Document for Tokens {
         field("parse_special", Setting),
         field("engine", Engine(Evaluator)),
     ];
-    const OUTPUTS: &'static [&'static str] = &["tokens"];
+    const OUTPUTS: &'static [&'static str] = &[Self::TOKENS.as_str()];
 }

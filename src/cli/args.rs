@@ -138,7 +138,9 @@ pub(super) enum Command {
     Policy(Policy),
     /// Look at the store, check it, and make room
     Cache(crate::cli::cache::args::Cache),
-    /// Print the identity of the embedded engine
+    /// Run actions of the store again, from their documents
+    Exec(Exec),
+    /// Print the identities of the engines
     Engine,
     /// Print the JSON Schema of recipes, for editors
     Schema,
@@ -470,4 +472,27 @@ fn section_name(text: &str) -> Result<String, String> {
         None => Ok(text.to_owned()),
         Some(problem) => Err(format!("{problem}; names have letters, digits, `.`, `_` and `-`")),
     }
+}
+
+/// Arguments of `forge exec`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Exec {
+    /// Actions: their digests, or files with their documents
+    #[arg(value_name = "ACTION", required_unless_present = "worker")]
+    pub actions: Vec<String>,
+    /// A file that the actions name by digest: a source, or a candidate; of a split model any part. Can be given again
+    #[arg(long, value_name = "FILE")]
+    pub source: Vec<PathBuf>,
+    /// Commit the results that the store does not have yet
+    #[arg(long)]
+    pub commit: bool,
+    /// Write the files of candidates into this folder
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Threads to use [default: all cores, or `[engine.embedded] threads` of forge.toml]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: Option<u16>,
+    /// Serve a build: read requests from standard input, and answer on standard output
+    #[arg(long, hide = true, conflicts_with_all = ["actions", "source", "commit", "out"])]
+    pub worker: bool,
 }

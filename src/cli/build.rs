@@ -22,10 +22,10 @@ use crate::engine::Cancel;
 use crate::observer::Both;
 use crate::observer::Observer;
 use crate::observer::Silent;
-use crate::recipe::settings::PoolSettings;
 use crate::report::words;
 use crate::scheduler;
 use crate::scheduler::Report;
+use crate::settings::PoolSettings;
 use crate::sign::SecretKey;
 use crate::step::Class;
 use crate::step::StepError;
@@ -211,10 +211,8 @@ pub(super) fn explain(step: &str, error: &StepError) -> Diagnostic {
         }
         source = cause.source();
     }
-    if let StepError::Engine { source, .. } = error {
-        let said = source.log().iter().map(|line| format!("llama.cpp said: {line}"));
-        diagnostic = said.fold(diagnostic, Diagnostic::caused_by);
-    }
+    let lines = error.log().iter().map(|line| format!("the engine's log: {line}"));
+    diagnostic = lines.fold(diagnostic, Diagnostic::caused_by);
     if let StepError::Gate { evidence, .. } = error {
         diagnostic = evidence.iter().cloned().fold(diagnostic, Diagnostic::caused_by);
     }

@@ -6,9 +6,12 @@ use std::io::Write;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::diagnostic::Style;
 use crate::cli::escape::escape;
+use crate::engine::Engines;
+use crate::graph::Graph;
 use crate::recipe;
 use crate::recipe::LoadError;
 use crate::recipe::model::StepId;
+use crate::session::engines;
 use crate::text::Source;
 
 /// How messages are printed.
@@ -35,18 +38,19 @@ pub type Read<'a> = dyn FnMut(&str) -> Result<Source, LoadError> + 'a;
 
 /// Checks recipes: `ok` lines go to `out`, diagnostics to `err`. `open` reads a recipe by its path on the command line;
 /// `extend` reads a file that the recipe of the first path extends, by its path relative to that recipe's directory.
-/// Returns whether all are fine.
+/// Engines that recipes name must be `known`. Returns whether all are fine.
 pub fn run(
     recipes: &[String],
     open: &mut Read<'_>,
     extend: &mut dyn FnMut(&str, &str) -> Result<Source, LoadError>,
+    known: &Engines,
     messages: Messages,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<bool> {
     let mut fine = true;
     for path in recipes {
-        match load(path, open, extend) {
+        match load(path, open, extend, known) {
             Ok(parsed) => {
                 for warning in Diagnostic::recipe_warnings(&parsed.warnings) {
                     messages.write(&warning, err)?;
@@ -91,11 +95,12 @@ pub struct Problems {
     pub count: usize,
 }
 
-/// Reads a recipe for a verb; errors come as diagnostics.
+/// Reads a recipe for a verb, and checks that the engines that it names are `known` and can do what it asks; errors come as diagnostics.
 pub fn load(
     path: &str,
     open: &mut Read<'_>,
     extend: &mut dyn FnMut(&str, &str) -> Result<Source, LoadError>,
+    known: &Engines,
 ) -> Result<recipe::Parsed, Problems> {
     let source = open(path).map_err(|error| {
         let missing = Diagnostic::error(format!("can't read the recipe `{path}`")).code("recipe::unreadable");
@@ -109,10 +114,19 @@ pub fn load(
             count: 1,
         }
     })?;
-    recipe::parse(&source, &mut |extended| extend(path, extended)).map_err(|errors| Problems {
+    let parsed = recipe::parse(&source, &mut |extended| extend(path, extended)).map_err(|errors| Problems {
         diagnostics: Diagnostic::recipe_errors(&errors),
         count: errors.len(),
-    })
+    })?;
+    let graph = Graph::of(&parsed.recipe).map_err(|error| Problems {
+        diagnostics: vec![Diagnostic::from_error(&error)],
+        count: 1,
+    })?;
+    engines::check(&graph, known).map_err(|problems| Problems {
+        diagnostics: problems.iter().map(Diagnostic::engine).collect(),
+        count: problems.len(),
+    })?;
+    Ok(parsed)
 }
 
 fn count(number: usize, what: &str) -> String {
@@ -126,6 +140,7 @@ fn count(number: usize, what: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::EngineSettings;
 
     fn check(texts: &[(&str, &str)], messages: Messages) -> (bool, String, String) {
         let paths: Vec<String> = texts.iter().map(|(name, _)| (*name).to_owned()).collect();
@@ -141,6 +156,7 @@ mod tests {
             &paths,
             &mut |name| find(name),
             &mut |_, name| find(name),
+            &Engines::new(1, &EngineSettings::new()),
             messages,
             &mut out,
             &mut err,

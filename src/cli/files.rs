@@ -21,6 +21,8 @@ use crate::cli::show;
 use crate::cli::terminal::Terminal;
 use crate::digest::BlobDigest;
 use crate::engine::Cancel;
+use crate::engine::EngineSettings;
+use crate::engine::Engines;
 use crate::fs;
 use crate::recipe::LoadError;
 use crate::recipe::Parsed;
@@ -28,6 +30,7 @@ use crate::recipe::Recipe;
 use crate::report::words;
 use crate::session;
 use crate::session::Question;
+use crate::session::Runtime;
 use crate::session::Session;
 use crate::session::SessionError;
 use crate::store::Store;
@@ -78,9 +81,12 @@ impl Files {
 
     /// Reads a recipe; its warnings are printed.
     pub(super) fn recipe(&self, path: &str, terminal: &Terminal) -> Result<Parsed, Failure> {
-        let loaded = check::load(path, &mut |path| self.read(path), &mut |recipe, other| {
-            self.extend(recipe, other)
-        });
+        let loaded = check::load(
+            path,
+            &mut |path| self.read(path),
+            &mut |recipe, other| self.extend(recipe, other),
+            &known_engines(),
+        );
         self.loaded(path, loaded, terminal)
     }
 
@@ -92,10 +98,15 @@ impl Files {
         folder: &Path,
         terminal: &Terminal,
     ) -> Result<Parsed, Failure> {
-        let loaded = check::load(name, &mut |name| read_source(path, name), &mut |_, other| {
-            let beside = folder.join(other);
-            read_source(&beside, &beside.to_string_lossy())
-        });
+        let loaded = check::load(
+            name,
+            &mut |name| read_source(path, name),
+            &mut |_, other| {
+                let beside = folder.join(other);
+                read_source(&beside, &beside.to_string_lossy())
+            },
+            &known_engines(),
+        );
         // Git shows what is printed between other things: warnings would only be in the way there.
         match loaded {
             Ok(parsed) => Ok(parsed),
@@ -154,6 +165,7 @@ impl Files {
             out: target.out.as_ref().map(|out| self.directory.join(out)),
             steps: target.steps.clone(),
             program: std::env::current_exe().ok()?,
+            engines: known_engines(),
         })
     }
 
@@ -197,14 +209,14 @@ impl Files {
         let out = self.out(&target.recipe, &recipe.name, target.out.as_deref());
         check_utf8(&folder, "the recipe's folder", "rename the folder")?;
         check_utf8(&out, "the output folder", "give another place: `--out DIR`")?;
-        let threads = threads(target.jobs, &machine);
+        let runtime = runtime(target.jobs, &machine)?;
         let command = command_words();
-        let again = again(&self.directory.join(&target.recipe), &out, &cache_dir, threads);
+        let again = again(&self.directory.join(&target.recipe), &out, &cache_dir, runtime.threads);
         let settings = session::Settings {
             folder,
             out,
             cache_dir,
-            threads,
+            runtime,
             command,
             borrow: machine.borrow(),
             again,
@@ -310,6 +322,7 @@ impl Files {
             &check.recipes,
             &mut |path| self.read(path),
             &mut |recipe, other| self.extend(recipe, other),
+            &known_engines(),
             terminal.messages(),
             &mut out,
             &mut err,
@@ -397,6 +410,30 @@ pub(super) fn threads(jobs: Option<u16>, machine: &Machine) -> usize {
     // Refused only if a pool was built before, and then that one serves.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     threads
+}
+
+/// Returns the engines for verbs that run nothing on them.
+pub(super) fn known_engines() -> Engines {
+    Engines::new(1, &EngineSettings::new())
+}
+
+/// Returns what runs actions: the engines with the machine's settings, and worker processes of this program.
+pub(super) fn runtime(jobs: Option<u16>, machine: &Machine) -> Result<Runtime, Failure> {
+    let threads = threads(jobs, machine);
+    Ok(Runtime {
+        engines: Engines::new(threads, &machine.engines()?),
+        threads,
+        worker: program(),
+    })
+}
+
+/// Returns a path that leads to this very program as long as it runs, even if another file has its name meanwhile.
+fn program() -> Option<PathBuf> {
+    let own = Path::new("/proc/self/exe");
+    if fs::exists(own).unwrap_or(false) {
+        return Some(own.to_owned());
+    }
+    std::env::current_exe().ok()
 }
 
 pub(super) fn read_source(path: &Path, name: &str) -> Result<Source, LoadError> {
@@ -498,6 +535,10 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
             Exit::Environment,
             Diagnostic::from_error(error).code("environment::engine"),
         ),
+        SessionError::Engines(problems) => Failure {
+            diagnostics: problems.iter().map(Diagnostic::engine).collect(),
+            exit: Exit::Recipe,
+        },
         SessionError::Graph(_) | SessionError::Step(_) => Failure::new(Exit::Recipe, Diagnostic::from_error(error)),
     }
 }

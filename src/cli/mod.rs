@@ -8,6 +8,7 @@ pub mod check;
 pub mod diagnostic;
 mod diff;
 mod escape;
+mod exec;
 mod files;
 mod graph;
 pub mod init;
@@ -42,6 +43,7 @@ use crate::cli::args::Args;
 use crate::cli::args::Command;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::terminal::Terminal;
+use crate::engine::Role;
 
 /// How the program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,10 +163,16 @@ fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
             terminal.data(init::SCHEMA);
             Ok(Exit::Done)
         }
+        Command::Exec(exec) => exec::run(exec, &files, terminal),
         Command::Engine => {
-            for identity in [crate::engine::quantizer(), crate::engine::evaluator()] {
+            let engines = files::known_engines();
+            let names: Vec<&str> = engines.names().collect();
+            let identities = names
+                .iter()
+                .flat_map(|name| Role::ALL.map(|role| engines.identity(name, role)));
+            for identity in identities.flatten() {
                 if terminal.is_json() {
-                    terminal.data(&json::engine_line(&identity));
+                    terminal.data(&json::engine_line(identity));
                     continue;
                 }
                 terminal.data(&format!("{}  {}\n", identity.fingerprint(), identity.role));

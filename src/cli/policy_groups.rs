@@ -23,7 +23,7 @@ use crate::policy::ModelFacts;
 use crate::policy::Span;
 use crate::policy::TensorFacts;
 use crate::policy::TensorGroup;
-use crate::step::policy::energies_of;
+use crate::work::policy::energies_of;
 
 /// No imatrix is longer.
 const IMATRIX_CAP: u64 = 4 << 30;

@@ -123,7 +123,9 @@ fn chosen(
     });
     let table = || {
         let result = store.lookup_shallow(&key?).ok()??;
-        let bytes = store.read(&result.output("policy")?, TABLE_CAP).ok()?;
+        let bytes = store
+            .read(&result.output(crate::action::Policy::POLICY.as_str())?, TABLE_CAP)
+            .ok()?;
         serde_json::from_slice(&bytes).ok()
     };
     Ok(table())

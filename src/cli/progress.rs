@@ -91,6 +91,7 @@ fn template(unit: Unit) -> &'static str {
     match unit {
         Unit::BytesHashed => "  {msg} hashing {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left",
         Unit::BytesQuantized => "  {msg} quantizing {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left",
+        Unit::BytesCompared => "  {msg} comparing {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left",
         Unit::BytesWritten => "  {msg} writing {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left",
         Unit::Chunks => "  {msg} {pos}/{len} chunks, {eta} left",
         Unit::ReferenceChunks => "  {msg} reference: {pos}/{len} chunks, {eta} left",
@@ -105,6 +106,7 @@ fn unit_words(unit: Unit, done: u64, total: u64) -> String {
         Unit::Tensors => format!("{done} of {total} tensors"),
         Unit::BytesHashed => format!("hashed {} of {}", words::bytes(done), words::bytes(total)),
         Unit::BytesQuantized => format!("quantized {} of {}", words::bytes(done), words::bytes(total)),
+        Unit::BytesCompared => format!("compared {} of {}", words::bytes(done), words::bytes(total)),
         Unit::BytesWritten => format!("wrote {} of {}", words::bytes(done), words::bytes(total)),
     }
 }

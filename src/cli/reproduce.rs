@@ -53,8 +53,8 @@ pub(super) fn run(args: &args::Reproduce, files: &Files, terminal: &Terminal) ->
         return Err(Failure::new(Exit::Usage, nothing.code("usage")));
     }
     let machine = Machine::read(files.directory())?;
-    let threads = files::threads(args.jobs, &machine);
-    let reproduction = Reproduction::prepare(&manifest, places, &|_| {}).map_err(|error| failure(&error))?;
+    let runtime = files::runtime(args.jobs, &machine)?;
+    let reproduction = Reproduction::prepare(&manifest, places, runtime, &|_| {}).map_err(|error| failure(&error))?;
     let graph = reproduction.graph().map_err(|error| failure(&error))?;
     tell_found(&reproduction, terminal);
     let engine = |missing: &Missing| matches!(missing, Missing::Engine { .. });
@@ -76,7 +76,7 @@ pub(super) fn run(args: &args::Reproduce, files: &Files, terminal: &Terminal) ->
         let observer: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
         let options = build::options(&machine.pools());
         reproduction
-            .run(threads, command, cancel, options, observer)
+            .run(command, cancel, options, observer)
             .map_err(|error| failure(&error))?
     };
     for failure in &reproduced.report.failures {

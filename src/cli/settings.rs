@@ -13,12 +13,13 @@ use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::read_source;
+use crate::engine::EngineSettings;
+use crate::engine::default_engine;
 use crate::fs;
-use crate::recipe::settings::CacheSettings;
-use crate::recipe::settings::ColorChoice;
-use crate::recipe::settings::EngineSettings;
-use crate::recipe::settings::PoolSettings;
-use crate::recipe::settings::Settings;
+use crate::settings::CacheSettings;
+use crate::settings::ColorChoice;
+use crate::settings::PoolSettings;
+use crate::settings::Settings;
 
 const FILE: &str = "forge.toml";
 
@@ -82,12 +83,27 @@ impl Machine {
         }
     }
 
-    /// Returns how many threads the embedded engine is to use, if a file says so.
+    /// Returns the settings of engines.
+    ///
+    /// # Errors
+    ///
+    /// The folder's file sets a path and is not trusted.
+    pub(super) fn engines(&self) -> Result<EngineSettings, Failure> {
+        let mut engines = self.folder.engine.clone();
+        let paths = engines.iter().filter(|(_, values)| values.has_path());
+        if let Some((name, _)) = paths.filter(|_| !self.is_trusted).next() {
+            return Err(self.untrusted(&format!("engine.{name}"), "remove that section"));
+        }
+        for (name, values) in &self.own.engine {
+            engines.entry(name.clone()).or_default().fill_from(values);
+        }
+        Ok(engines)
+    }
+
+    /// Returns how many threads a computation is to use, if a file says so.
     pub(super) fn threads(&self) -> Option<u32> {
-        let threads = |engine: &EngineSettings| engine.embedded_threads;
-        threads(&self.folder.engine)
-            .or(threads(&self.own.engine))
-            .or(self.pools().cpu)
+        let threads = |settings: &Settings| settings.engine.get(default_engine())?.integer("threads");
+        threads(&self.folder).or(threads(&self.own)).or(self.pools().cpu)
     }
 
     /// Returns whether the store borrows tensors from outputs.

@@ -35,6 +35,15 @@ pub(super) fn survive_file_size_limit() {
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }
 
+/// Keeps SIGINT, SIGTERM and SIGHUP, which a terminal sends to a build and its workers alike, from ending a worker: the build
+/// stops it, by a request or by closing its input.
+pub(super) fn leave_stopping_to_the_build() {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // Refused only for signals that cannot be caught.
+        let _ = signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)));
+    }
+}
+
 /// The first SIGINT, SIGTERM or SIGHUP cancels the work, the second ends the program at once. A signal that the caller
 /// ignores, as `nohup` does with SIGHUP, stays ignored.
 pub(super) fn stop_on_signals(cancel: &Cancel, terminal: &Terminal) {

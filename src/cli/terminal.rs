@@ -15,7 +15,7 @@ use crate::cli::diagnostic::Diagnostic;
 use crate::cli::diagnostic::Style;
 use crate::cli::escape::escape;
 use crate::cli::escape::escape_lines;
-use crate::recipe::settings::ColorChoice as Setting;
+use crate::settings::ColorChoice as Setting;
 
 /// What can be printed, and how.
 pub(super) struct Terminal {

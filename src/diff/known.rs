@@ -9,15 +9,19 @@ use super::candidates::Tensor;
 use super::detect::Candidate;
 use crate::action;
 use crate::action::Action;
+use crate::action::Promote;
 use crate::digest::BlobDigest;
 use crate::figures;
 use crate::figures::Resampling;
-use crate::step::eval;
-use crate::step::model;
-use crate::step::promote::Assembly;
 use crate::store::Last;
 use crate::store::Store;
 use crate::tensor_type::TensorType;
+use crate::work::Assembly;
+use crate::work::Chunk;
+use crate::work::ComputeTensor;
+use crate::work::DOCUMENT_CAP;
+use crate::work::Figures;
+use crate::work::compute_digest;
 
 /// No action's document is longer.
 const ACTION_CAP: u64 = 16 << 20;
@@ -37,9 +41,11 @@ pub(super) fn assembly(store: &Store, candidate: &Candidate) -> Option<Known> {
     let promoted = records(store, "promote.");
     let result = promoted.iter().find_map(|record| {
         let result = store.lookup_shallow(&record.action).ok()??;
-        (result.facts.get("file") == Some(&file)).then_some(result)
+        (result.facts.get(Promote::FILE.as_str()) == Some(&file)).then_some(result)
     })?;
-    let bytes = store.read(&result.output("assembly")?, model::DOCUMENT_CAP).ok()?;
+    let bytes = store
+        .read(&result.output(Promote::ASSEMBLY.as_str())?, DOCUMENT_CAP)
+        .ok()?;
     let assembly: Assembly = serde_json::from_slice(&bytes).ok()?;
     let tensors = assembly.tensors.into_iter().map(|tensor| {
         (
@@ -54,14 +60,14 @@ pub(super) fn assembly(store: &Store, candidate: &Candidate) -> Option<Known> {
     });
     Some(Known {
         tensors: tensors.collect(),
-        compute: result.output("compute")?,
+        compute: result.output(Promote::COMPUTE.as_str())?,
     })
 }
 
 /// Returns the digest of the document of a candidate as far as it computes, by which evaluations name it.
 pub(super) fn compute(candidate: &Candidate, tensors: &BTreeMap<String, Tensor>) -> Option<BlobDigest> {
     let tensors = tensors.iter().map(|(name, tensor)| {
-        Some(model::ComputeTensor {
+        Some(ComputeTensor {
             name: name.clone(),
             ty: TensorType::from_name(&tensor.ty)?,
             dims: tensor.dims.clone(),
@@ -71,7 +77,7 @@ pub(super) fn compute(candidate: &Candidate, tensors: &BTreeMap<String, Tensor>)
             },
         })
     });
-    model::compute_digest(candidate.model.metadata(), tensors.collect::<Option<Vec<_>>>()?).ok()
+    compute_digest(candidate.model.metadata(), tensors.collect::<Option<Vec<_>>>()?).ok()
 }
 
 /// Returns what steps of a kind did, now and before, in all recipes.
@@ -94,7 +100,7 @@ fn records(store: &Store, prefix: &str) -> Vec<Last> {
 struct Measured {
     name: String,
     action: action::Eval,
-    figures: eval::Document,
+    figures: Figures,
 }
 
 fn measured(store: &Store, records: &[Last], compute: BlobDigest) -> Vec<Measured> {
@@ -106,7 +112,9 @@ fn measured(store: &Store, records: &[Last], compute: BlobDigest) -> Vec<Measure
             return None;
         }
         let result = store.lookup_shallow(&record.action).ok()??;
-        let bytes = store.read(&result.output("figures")?, model::DOCUMENT_CAP).ok()?;
+        let bytes = store
+            .read(&result.output(action::Eval::FIGURES.as_str())?, DOCUMENT_CAP)
+            .ok()?;
         let step = record.step.split('/').next().unwrap_or_default();
         Some(Measured {
             name: format!("{step} of {}", record.recipe),
@@ -159,7 +167,7 @@ fn rows(a: &Measured, b: &Measured) -> Vec<Row> {
         seed: a.action.seed,
         confidence: CONFIDENCE,
     };
-    let paired = |of: fn(&eval::Chunk) -> f64| {
+    let paired = |of: fn(&Chunk) -> f64| {
         let list = |measured: &Measured| measured.figures.chunks.iter().map(of).collect::<Vec<f64>>();
         let found = figures::paired_difference(&list(b), &list(a), &resampling).ok()?;
         Some(Paired {

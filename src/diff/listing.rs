@@ -9,6 +9,7 @@ use super::Kind;
 use super::Opened;
 use super::detect;
 use super::open;
+use crate::action::Policy;
 use crate::fs;
 use crate::gguf::Model;
 use crate::manifest;
@@ -56,13 +57,18 @@ fn open_listed(path: &Path) -> Result<Opened, DiffError> {
 pub fn policy_of(manifest: &Manifest) -> Option<&ActionRecord> {
     let forge = &manifest.predicate.forge;
     let read = forge.actions.get(&forge.action)?.document["inputs"]["policy"].as_str()?;
-    let wrote = |record: &&ActionRecord| record.outputs.get("policy").is_some_and(|table| table == read);
+    let wrote = |record: &&ActionRecord| {
+        record
+            .outputs
+            .get(Policy::POLICY.as_str())
+            .is_some_and(|table| table == read)
+    };
     forge.actions.values().find(wrote)
 }
 
 /// Returns the table of the policy that made a manifest's candidate, if the store still has it.
 pub fn table_of(manifest: &Manifest, store: Option<&Store>) -> Option<Table> {
-    let table = policy_of(manifest)?.outputs.get("policy")?;
+    let table = policy_of(manifest)?.outputs.get(Policy::POLICY.as_str())?;
     let bytes = store?.read(&table.parse().ok()?, TABLE_CAP).ok()?;
     serde_json::from_slice(&bytes).ok()
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::Capability;
 use crate::fs::PathError;
 use crate::tensor_type::TensorType;
 
@@ -11,6 +12,14 @@ pub enum EngineError {
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,
+    /// The engine lacks a capability that was asked of it.
+    #[error("the engine `{engine}` cannot {capability}")]
+    Unsupported {
+        /// The engine.
+        engine: String,
+        /// What it cannot do.
+        capability: Capability,
+    },
     /// A model without files.
     #[error("the model has no file")]
     NoFile,

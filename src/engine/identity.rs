@@ -1,24 +1,15 @@
-//! What the embedded engine is: the facts that decide its bytes and figures, as a document and its fingerprint.
-//!
-//! Left out on purpose: thread counts (results do not depend on them), paths, host names, the version of forge itself.
-//! In their place stand two numbers that are raised when forge's own code changes results ([`QUANTIZER_REVISION`],
-//! [`EVALUATOR_REVISION`]).
+//! What an engine is: the facts that decide its bytes and figures, as a document and its fingerprint.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde::Serialize;
 
-use super::embedded::sys;
-use super::error::EngineError;
+use super::Role;
 use crate::digest::Fingerprint;
 
 /// Version of the identity document.
 const SCHEMA: u32 = 1;
-/// Raised when forge's own part of quantizing (conversion of the source, use of importances) changes bytes.
-const QUANTIZER_REVISION: u32 = 1;
-/// Raised when forge's own part of evaluating (batches, context settings, formulas, codecs) changes results.
-const EVALUATOR_REVISION: u32 = 1;
 
 /// What identifies an engine. Two engines of equal documents give equal results on equal inputs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +17,7 @@ const EVALUATOR_REVISION: u32 = 1;
 pub struct Identity {
     /// Version of this document's form.
     pub schema: u32,
-    /// The engine's name, `embedded`.
+    /// The engine's name.
     pub engine: String,
     /// What it is used for: `quantizer` or `evaluator`.
     pub role: String,
@@ -35,6 +26,16 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Makes the identity of an engine in a role.
+    pub fn new(engine: impl Into<String>, role: Role, facts: BTreeMap<String, String>) -> Self {
+        Self {
+            schema: SCHEMA,
+            engine: engine.into(),
+            role: role.as_str().to_owned(),
+            facts,
+        }
+    }
+
     /// Returns the canonical document: JSON of the fields in order, facts sorted by name.
     pub fn document(&self) -> Vec<u8> {
         // Strings, one integer and a map of strings always serialize.
@@ -44,147 +45,5 @@ impl Identity {
     /// Returns the digest of the document.
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(&self.document())
-    }
-}
-
-/// Returns the identity of what quantizes: it decides the bytes of a tensor.
-pub fn quantizer() -> Identity {
-    let mut facts = common();
-    facts.insert("revision".to_owned(), QUANTIZER_REVISION.to_string());
-    Identity {
-        schema: SCHEMA,
-        engine: "embedded".to_owned(),
-        role: "quantizer".to_owned(),
-        facts,
-    }
-}
-
-/// Returns the identity of what computes with models: it decides importances, logits and figures.
-pub fn evaluator() -> Identity {
-    let mut facts = common();
-    facts.insert("revision".to_owned(), EVALUATOR_REVISION.to_string());
-    facts.insert("ggml options".to_owned(), env!("FORGE_ENGINE_OPTIONS").to_owned());
-    let devices: Vec<String> = sys::devices()
-        .into_iter()
-        .map(|(name, description)| {
-            if name == "CPU" {
-                name
-            } else {
-                format!("{name} ({description})")
-            }
-        })
-        .collect();
-    facts.insert("devices".to_owned(), devices.join(", "));
-    Identity {
-        schema: SCHEMA,
-        engine: "embedded".to_owned(),
-        role: "evaluator".to_owned(),
-        facts,
-    }
-}
-
-/// Says whether this build computes on devices of the machine besides its processor. If not, the program itself and the C
-/// library decide what it computes.
-pub fn has_devices() -> bool {
-    cfg!(any(
-        feature = "cuda",
-        feature = "vulkan",
-        feature = "rocm",
-        feature = "metal"
-    ))
-}
-
-/// Facts that matter to both: sources, compiler, flags, target and the C library, whose `qsort` breaks ties in the IQ1
-/// kernels and whose `expf`, `sinf` and `cosf` the model's operations call.
-fn common() -> BTreeMap<String, String> {
-    let (llama, ggml, commit) = sys::versions();
-    [
-        ("crate", format!("llama-cpp-sys-2 {}", env!("FORGE_ENGINE_CRATE"))),
-        ("crate checksum", env!("FORGE_ENGINE_CRATE_CHECKSUM").to_owned()),
-        ("llama.cpp", llama),
-        ("ggml", format!("{ggml} {commit}")),
-        ("c compiler", env!("FORGE_ENGINE_CC").to_owned()),
-        ("c flags", env!("FORGE_ENGINE_CFLAGS").to_owned()),
-        ("c++ compiler", env!("FORGE_ENGINE_CXX").to_owned()),
-        ("c++ flags", env!("FORGE_ENGINE_CXXFLAGS").to_owned()),
-        ("target", env!("FORGE_ENGINE_TARGET").to_owned()),
-        ("cpu", env!("FORGE_ENGINE_CPU").to_owned()),
-        ("c library", sys::c_library()),
-    ]
-    .into_iter()
-    .map(|(name, value)| (name.to_owned(), value))
-    .collect()
-}
-
-/// Refuses a processor that lacks an instruction set this binary was compiled to use: it would die by SIGILL later.
-pub fn check_cpu() -> Result<(), EngineError> {
-    let level = env!("FORGE_ENGINE_CPU");
-    let missing = missing(level, &super::embedded::cpu::lacking());
-    if missing.is_empty() {
-        Ok(())
-    } else {
-        Err(EngineError::Processor {
-            missing,
-            level: level.to_owned(),
-        })
-    }
-}
-
-/// Returns the features of `level` (comma separated) that are among `lacking`.
-fn missing(level: &str, lacking: &[&str]) -> Vec<String> {
-    level
-        .split(',')
-        .filter(|feature| lacking.contains(feature))
-        .map(str::to_owned)
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_facts_are_known_and_the_two_roles_differ() {
-        let (quantizer, evaluator) = (quantizer(), evaluator());
-        assert_ne!(quantizer.fingerprint(), evaluator.fingerprint());
-        assert_eq!(quantizer.fingerprint(), super::quantizer().fingerprint());
-        for identity in [&quantizer, &evaluator] {
-            for (name, value) in &identity.facts {
-                assert!(
-                    value != "unknown" && !value.ends_with(" unknown") || name == "ggml",
-                    "{name}: {value}"
-                );
-            }
-            for name in ["crate", "llama.cpp", "c compiler", "target", "c library"] {
-                assert!(identity.facts[name].len() > 2, "{name}: {:?}", identity.facts[name]);
-            }
-            let back: Identity = serde_json::from_slice(&identity.document()).unwrap();
-            assert_eq!(&back, identity);
-        }
-        assert!(evaluator.facts["devices"].contains("CPU"), "{evaluator:?}");
-    }
-
-    #[test]
-    fn any_other_fact_is_another_engine() {
-        let before = quantizer();
-        for name in before.facts.keys() {
-            let mut after = before.clone();
-            after.facts.insert(name.clone(), "other".to_owned());
-            assert_ne!(before.fingerprint(), after.fingerprint(), "{name}");
-        }
-    }
-
-    #[test]
-    fn this_processor_runs_this_build_and_an_older_one_is_named() {
-        check_cpu().unwrap();
-        assert_eq!(
-            missing("avx,avx2,fma,sse", &["avx2", "fma", "avx512f"]),
-            ["avx2", "fma"]
-        );
-        let error = EngineError::Processor {
-            missing: vec!["avx2".to_owned()],
-            level: "avx,avx2".to_owned(),
-        };
-        assert!(error.to_string().contains("lacks avx2"), "{error}");
     }
 }

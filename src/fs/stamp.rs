@@ -14,7 +14,7 @@ use rustix::fs::FileType;
 use crate::fs::PathError;
 
 /// Which file it is and when it last changed. Stamps are compared for equality only, never for order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Stamp {
     /// The device that holds the file.
     pub dev: u64,

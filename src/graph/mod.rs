@@ -11,6 +11,7 @@ use petgraph::algo::toposort;
 use petgraph::graph::DiGraph;
 use petgraph::graph::NodeIndex;
 
+use crate::recipe::model::EngineRef;
 use crate::recipe::model::MetricsStep;
 use crate::recipe::model::PolicyStep;
 use crate::recipe::model::Recipe;
@@ -79,13 +80,33 @@ pub enum Work {
     },
 }
 
+impl Work {
+    /// Returns the step, if it is one.
+    pub fn step(&self) -> Option<&Step> {
+        match self {
+            Self::Source(_) => None,
+            Self::Step(step) | Self::Promote { step, .. } | Self::Eval { step, .. } | Self::Figures { step, .. } => {
+                Some(step)
+            }
+        }
+    }
+}
+
+/// Returns the engine that a step uses: its own, or the recipe's.
+fn engine_of<'r>(recipe: &'r Recipe, step: Option<&'r Step>) -> &'r EngineRef {
+    let own = step.and_then(|step| step.engine.as_ref());
+    own.unwrap_or(&recipe.engine)
+}
+
 /// An evaluation of a candidate.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct FiguresOf {
     /// The evaluation.
     pub eval: StepId,
     /// The candidate.
     pub candidate: StepId,
+    /// The engine that measures.
+    pub engine: EngineRef,
 }
 
 impl FiguresOf {
@@ -105,6 +126,8 @@ pub struct Node {
     pub id: NodeId,
     /// What stands behind it.
     pub work: Work,
+    /// The engine that it uses, if it uses one.
+    pub engine: EngineRef,
 }
 
 impl Node {
@@ -151,7 +174,12 @@ impl Graph {
         let mut graph = DiGraph::new();
         let mut by_id = BTreeMap::new();
         let mut add = |graph: &mut DiGraph<Node, ()>, id: NodeId, work: Work| {
-            let index = graph.add_node(Node { id: id.clone(), work });
+            let engine = engine_of(recipe, work.step()).clone();
+            let index = graph.add_node(Node {
+                id: id.clone(),
+                work,
+                engine,
+            });
             match by_id.insert(id.clone(), index) {
                 None => Ok(()),
                 Some(_) => Err(GraphError::Twice(id.to_string())),
@@ -357,14 +385,15 @@ fn rows_of(recipe: &Recipe, metrics: &MetricsStep) -> Vec<FiguresOf> {
         .evals
         .iter()
         .filter_map(|eval| match recipe.step(eval).map(|step| &step.body) {
-            Some(StepBody::Eval(step)) => Some((eval, step)),
+            Some(StepBody::Eval(step)) => Some((eval, step, engine_of(recipe, recipe.step(eval)))),
             _ => None,
         });
     evals
-        .flat_map(|(eval, step)| {
+        .flat_map(|(eval, step, engine)| {
             step.candidates.iter().map(|candidate| FiguresOf {
                 eval: eval.clone(),
                 candidate: candidate.clone(),
+                engine: engine.clone(),
             })
         })
         .collect()

@@ -1,7 +1,10 @@
 //! Sections of steps as declared: typed and with defaults, sweeps not yet expanded.
 
+use std::collections::BTreeMap;
+
 use crate::recipe::model::Chunking;
 use crate::recipe::model::Device;
+use crate::recipe::model::EngineRef;
 use crate::recipe::model::MergeMode;
 use crate::recipe::model::OnProblem;
 use crate::recipe::model::Pattern;
@@ -68,6 +71,8 @@ pub(crate) struct Decls {
     pub(crate) evals: Vec<Decl<Eval>>,
     pub(crate) metrics: Vec<Decl<Metrics>>,
     pub(crate) gates: Vec<Decl<Gate>>,
+    /// The engines that sections name, by kind and name of the section.
+    pub(crate) engines: BTreeMap<(String, String), EngineRef>,
 }
 
 #[derive(Debug)]

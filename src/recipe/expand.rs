@@ -159,6 +159,7 @@ impl<'e> Expansion<'e> {
         self.steps.push(Step {
             id,
             body,
+            engine: None,
             origin: origin.clone(),
         });
     }

@@ -15,7 +15,6 @@ pub mod model;
 pub mod names;
 pub mod quantity;
 pub mod requirement;
-pub mod settings;
 
 mod body;
 mod body_policy;
@@ -24,9 +23,9 @@ mod expand;
 mod expand_candidates;
 mod expand_judge;
 mod expand_policy;
-mod field;
-mod raw;
-mod read;
+pub(crate) mod field;
+pub(crate) mod raw;
+pub(crate) mod read;
 mod read_boost;
 mod read_budget;
 mod read_devices;
@@ -132,7 +131,11 @@ fn check(merged: &raw::Merged, errors: &mut Vec<RecipeError>) -> Option<Recipe> 
         return None;
     }
     let expansion = expand::Expansion::new(&decls, errors);
-    let (steps, gate_candidates) = (expansion.steps, expansion.gate_candidates);
+    let (mut steps, gate_candidates) = (expansion.steps, expansion.gate_candidates);
+    for step in &mut steps {
+        let section = (step.id.kind.as_str().to_owned(), step.id.name.clone());
+        step.engine = decls.engines.get(&section).cloned();
+    }
     resolved.extend(expansion.implicit);
     for section in resolved.iter_mut().filter(|section| section.kind == "gate") {
         if let Some(labels) = gate_candidates.get(&section.name) {

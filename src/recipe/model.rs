@@ -43,7 +43,7 @@ pub struct Recipe {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// What runs the model's mathematics.
-    pub engine: Engine,
+    pub engine: EngineRef,
     /// The files that the recipe starts from, by name.
     pub sources: BTreeMap<SourceName, SourceDef>,
     /// All steps; a step stands after everything that it refers to.
@@ -100,21 +100,30 @@ pub(crate) struct ResolvedSection {
     pub(crate) entries: Vec<(&'static str, toml::Value)>,
 }
 
-/// What runs the model's mathematics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Engine {
-    /// llama.cpp, linked in.
-    #[default]
-    Embedded,
+/// The engine that a recipe or a step names. Whether there is such an engine, and whether it can do what it is asked for, is
+/// checked against the engines that the program has. Equal when the names are.
+#[derive(Debug, Clone)]
+pub struct EngineRef {
+    /// The engine's name.
+    pub name: String,
+    /// Where it is named; the start of the recipe, if it names none.
+    pub origin: Place,
 }
 
-impl Engine {
-    /// Returns the word that recipes use.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Embedded => "embedded",
-        }
+impl EngineRef {
+    /// The engine of a recipe that names none.
+    pub const DEFAULT: &'static str = "embedded";
+}
+
+impl PartialEq for EngineRef {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Serialize for EngineRef {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.name)
     }
 }
 
@@ -337,6 +346,9 @@ pub struct Step {
     pub id: StepId,
     /// What it is to do.
     pub body: StepBody,
+    /// The engine, if it is not the recipe's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineRef>,
     /// The name in its section's header; for an implicit step, of the section that asked for it.
     #[serde(skip)]
     pub origin: Place,
@@ -344,6 +356,6 @@ pub struct Step {
 
 impl PartialEq for Step {
     fn eq(&self, other: &Self) -> bool {
-        self.id == other.id && self.body == other.body
+        self.id == other.id && self.body == other.body && self.engine == other.engine
     }
 }

@@ -8,7 +8,7 @@ use crate::recipe::SCHEMA;
 use crate::recipe::error::RecipeError;
 use crate::recipe::field::Field;
 use crate::recipe::field::Reader;
-use crate::recipe::model::Engine;
+use crate::recipe::model::EngineRef;
 use crate::recipe::model::Place;
 use crate::recipe::model::RecipePath;
 use crate::recipe::model::ResolvedSection;
@@ -28,9 +28,6 @@ use crate::text::Source;
 /// The word of source sections.
 pub(crate) const SOURCE: &str = "source";
 
-/// Engines of later versions.
-const LATER_ENGINES: &[&str] = &["llama.cpp", "ds4", "hipfire", "command"];
-
 /// One `[kind.name]`.
 pub(crate) struct Section<'a> {
     pub(crate) kind: &'static str,
@@ -49,7 +46,7 @@ impl Section<'_> {
 pub(crate) struct Top {
     pub(crate) name: String,
     pub(crate) description: Option<String>,
-    pub(crate) engine: Engine,
+    pub(crate) engine: EngineRef,
     pub(crate) resolved: ResolvedSection,
 }
 
@@ -261,10 +258,11 @@ pub(crate) fn top(merged: &Merged, errors: &mut Vec<RecipeError>) -> Option<Top>
         }
     });
     let description = reader.read("description", |field| field.string("a text").map(str::to_owned));
-    let engine = reader.read("engine", |field| {
-        field.word(&[(Engine::Embedded.as_str(), Engine::Embedded)], LATER_ENGINES)
+    let engine = reader.read("engine", engine);
+    let engine = engine.unwrap_or_else(|| EngineRef {
+        name: EngineRef::DEFAULT.to_owned(),
+        origin: Place::new(source, 0..0),
     });
-    let engine = engine.unwrap_or_default();
     reader.put("schema", i64::from(SCHEMA));
     if let Some(name) = &name {
         reader.put("name", name.as_str());
@@ -272,13 +270,21 @@ pub(crate) fn top(merged: &Merged, errors: &mut Vec<RecipeError>) -> Option<Top>
     if let Some(description) = &description {
         reader.put("description", description.as_str());
     }
-    reader.put("engine", engine.as_str());
+    reader.put("engine", engine.name.as_str());
     let resolved = reader.finish()?;
     Some(Top {
         name: name?,
         description,
         engine,
         resolved,
+    })
+}
+
+/// Reads the name of an engine.
+pub(crate) fn engine(field: Field<'_>) -> Result<EngineRef, RecipeError> {
+    Ok(EngineRef {
+        name: field.string("the name of an engine")?.to_owned(),
+        origin: field.place(),
     })
 }
 

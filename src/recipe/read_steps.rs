@@ -22,6 +22,7 @@ use crate::recipe::quantity::Decimal;
 use crate::recipe::raw::File;
 use crate::recipe::read::Names;
 use crate::recipe::read::Section;
+use crate::recipe::read::engine;
 use crate::recipe::read::file_pattern;
 use crate::recipe::read_judge::eval;
 use crate::recipe::read_judge::gate;
@@ -59,7 +60,16 @@ pub(crate) fn steps(
         );
         macro_rules! read {
             ($list:ident, $read:ident) => {{
+                let engine = reads_engine(section.kind)
+                    .then(|| reader.read("engine", engine))
+                    .flatten();
                 let body = $read(&mut reader, context);
+                if let Some(engine) = engine {
+                    reader.put("engine", engine.name.as_str());
+                    decls
+                        .engines
+                        .insert((section.kind.to_owned(), section.name.to_owned()), engine);
+                }
                 if let (Some(section_resolved), Some(body)) = (reader.finish(), body) {
                     let place = section.place.clone();
                     decls.$list.push(Decl {
@@ -84,6 +94,11 @@ pub(crate) fn steps(
         }
     }
     (decls, resolved)
+}
+
+/// Says whether steps of a kind use an engine.
+fn reads_engine(kind: &str) -> bool {
+    matches!(kind, "imatrix" | "policy" | "promote" | "eval")
 }
 
 fn corpus(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Corpus> {

@@ -38,7 +38,6 @@ use crate::step::Inputs;
 use crate::step::Outcome;
 use crate::step::Pool;
 use crate::step::StepError;
-use crate::step::Task;
 use crate::store::Last;
 
 pub use reasons::sentence;
@@ -227,7 +226,7 @@ impl Scheduler<'_> {
         for id in left {
             self.set(&id, State::Skipped);
         }
-        self.report.stopped |= self.env.cancel.is_cancelled();
+        self.report.stopped |= self.env.machine.cancel.is_cancelled();
     }
 
     /// Returns how many nodes of a pool may run at once.
@@ -242,7 +241,7 @@ impl Scheduler<'_> {
     /// Returns the next node that may start: in the graph's order, if its pool has room.
     fn next(&mut self) -> Option<NodeId> {
         let halted = self.refused
-            || self.env.cancel.is_cancelled()
+            || self.env.machine.cancel.is_cancelled()
             || (!self.report.failures.is_empty() && !self.options.keep_going);
         if halted {
             return None;
@@ -339,10 +338,10 @@ impl Scheduler<'_> {
     fn mends(&mut self, node: &Node, error: &StepError) -> bool {
         let lost = error.lost();
         let first_time = !lost.is_empty() && lost.iter().all(|blob| self.lost.insert((node.id.clone(), *blob)));
-        if !first_time || self.env.cancel.is_cancelled() {
+        if !first_time || self.env.machine.cancel.is_cancelled() {
             return false;
         }
-        self.env.observer.event(&Event::Warning {
+        self.env.machine.observer.event(&Event::Warning {
             step: node.id.to_string(),
             message: format!("{error}; it is made again"),
         });
@@ -415,7 +414,7 @@ impl Scheduler<'_> {
         elapsed_ms: u64,
         summary: String,
     ) {
-        self.env.observer.event(&Event::StepFinished {
+        self.env.machine.observer.event(&Event::StepFinished {
             step: id.to_string(),
             outcome,
             ran,
@@ -439,17 +438,17 @@ fn reads_files(node: &Node) -> bool {
 fn carry_out(node: &Node, inputs: &Inputs, env: &Env<'_>, reason: &Reason) -> Ended {
     let started = Instant::now();
     let step = node.id.to_string();
-    env.observer.event(&Event::StepStarted {
+    env.machine.observer.event(&Event::StepStarted {
         step: step.clone(),
         why: sentence(reason),
         changes: changes(reason),
     });
-    let task = Task::new(step, env);
-    let result = step::carry_out(node, inputs, &task);
+    let work = env.context(&node.id, inputs);
+    let result = step::carry_out(node, inputs, env, &work);
     Ended {
         node: node.id.clone(),
         result,
-        counts: task.counts(),
+        counts: work.counts(),
         elapsed_ms: milliseconds(started),
     }
 }

@@ -18,7 +18,7 @@ use super::Session;
 use super::record;
 use crate::digest::BlobDigest;
 use crate::digest::Hash;
-use crate::engine;
+use crate::engine::Engines;
 use crate::fs;
 use crate::fs::Stamp;
 use crate::graph::NodeId;
@@ -43,6 +43,8 @@ pub struct Question {
     pub steps: Vec<String>,
     /// This program: another one may know better.
     pub program: PathBuf,
+    /// The engines.
+    pub engines: Engines,
 }
 
 impl Question {
@@ -54,14 +56,13 @@ impl Question {
             None => None,
         };
         // What it runs on may have changed, too: another GPU is another engine.
-        let quantizer = engine::quantizer().fingerprint().to_string();
-        let devices = engine::has_devices().then(|| engine::evaluator().fingerprint().to_string());
+        let engines = self.engines.quick_identity();
         let parts = (
             absolute(&self.recipe)?,
             out,
             &self.steps,
             absolute(&self.program)?,
-            (quantizer, devices),
+            engines,
         );
         Some(Hash::of(&serde_json::to_vec(&parts).ok()?))
     }

@@ -100,9 +100,12 @@ impl Session {
                 continue;
             };
             let found = Self::files_read(&self.graph.only(std::slice::from_ref(&node.id)), &report);
-            let told = engine_differences(&engines_of(manifest), &self.engines_used(manifest))
-                .into_iter()
-                .chain(file_differences(&files_of(manifest), &found, &|_| true));
+            let told = engine_differences(
+                &engines_of(manifest, &self.recipe.engine.name),
+                &self.engines_used(manifest),
+            )
+            .into_iter()
+            .chain(file_differences(&files_of(manifest), &found, &|_| true));
             differences.extend(told.map(|difference| (name.clone(), difference)));
         }
         let told = self.differs_from_record(&report).into_iter();
@@ -141,7 +144,13 @@ impl Session {
     /// Returns in what the engine differs that made the figures on record. Manifests tell of an engine that calibrated, not of
     /// one that only evaluated.
     fn evaluated_by_another(&self) -> Vec<LockDifference> {
-        let now = BTreeMap::from([locked_engine(&self.evaluator)]);
+        let now = self.locked_engines();
+        let evaluates = |name: &str| name.rsplit('.').next() == Some(EngineRole::Evaluator.as_str());
+        let now: BTreeMap<String, LockedEngine> = now.into_iter().filter(|(name, _)| evaluates(name)).collect();
+        let is_now = |engine: &Fingerprint| {
+            let fingerprint = engine.to_string();
+            now.values().any(|known| known.fingerprint == fingerprint)
+        };
         let evaluations = self.graph.nodes().filter(|node| matches!(node.work, Work::Eval { .. }));
         let documents = evaluations.filter_map(|node| {
             let last = self.store.last(&self.recipe.name, &node.id.to_string())?;
@@ -157,16 +166,23 @@ impl Session {
         };
         let others: BTreeSet<Fingerprint> = documents
             .flat_map(evaluators)
-            .filter(|engine| *engine != self.evaluator.fingerprint())
+            .filter(|engine| !is_now(engine))
             .collect();
         let identity_of = |engine: &Fingerprint| serde_json::from_slice::<Identity>(&self.store.engine(engine)?).ok();
         let told = others.iter().flat_map(|engine| {
-            let facts = identity_of(engine).map(|identity| identity.facts).unwrap_or_default();
-            let before = LockedEngine {
-                fingerprint: engine.to_string(),
-                facts,
+            let (name, before) = match identity_of(engine) {
+                Some(identity) => locked_engine(&identity, &self.recipe.engine.name),
+                None => (
+                    EngineRole::Evaluator.as_str().to_owned(),
+                    LockedEngine {
+                        fingerprint: engine.to_string(),
+                        facts: BTreeMap::new(),
+                    },
+                ),
             };
-            engine_differences(&BTreeMap::from([(self.evaluator.role.clone(), before)]), &now)
+            let same = now.get(&name).or(now.values().next()).cloned();
+            let same: BTreeMap<String, LockedEngine> = same.map(|same| (name.clone(), same)).into_iter().collect();
+            engine_differences(&BTreeMap::from([(name, before)]), &same)
         });
         told.collect()
     }
@@ -179,9 +195,9 @@ impl Session {
 
     /// Returns this program's engines, as far as a manifest's actions name one for the same use.
     fn engines_used(&self, manifest: &Manifest) -> BTreeMap<String, LockedEngine> {
-        let used = engines_of(manifest);
-        let engines = [&self.quantizer, &self.evaluator].into_iter().map(locked_engine);
-        engines.filter(|(role, _)| used.contains_key(role)).collect()
+        let used = engines_of(manifest, &self.recipe.engine.name);
+        let engines = self.locked_engines().into_iter();
+        engines.filter(|(name, _)| used.contains_key(name)).collect()
     }
 
     fn files_read(graph: &Graph, report: &Report) -> Files {
@@ -222,7 +238,7 @@ fn files_of(manifest: &Manifest) -> Files {
 }
 
 /// Returns the engines that a manifest's actions name, by what they are used for.
-fn engines_of(manifest: &Manifest) -> BTreeMap<String, LockedEngine> {
+fn engines_of(manifest: &Manifest, main: &str) -> BTreeMap<String, LockedEngine> {
     let used = super::reproduce::engines_used(manifest);
-    used.iter().map(locked_engine).collect()
+    used.iter().map(|identity| locked_engine(identity, main)).collect()
 }

@@ -343,15 +343,30 @@ pub(super) fn file_differences(locked: &Files, found: &Files, counts: &dyn Fn(&s
     differences
 }
 
-pub(super) fn locked_engine(identity: &Identity) -> (String, LockedEngine) {
+/// Returns an engine as a lock file has it, by what it is used for: its role, or, of an engine that is not the recipe's, its name
+/// and its role.
+pub(super) fn locked_engine(identity: &Identity, main: &str) -> (String, LockedEngine) {
     let engine = LockedEngine {
         fingerprint: identity.fingerprint().to_string(),
         facts: identity.facts.clone(),
     };
-    (identity.role.clone(), engine)
+    let name = if identity.engine == main {
+        identity.role.clone()
+    } else {
+        format!("{}.{}", identity.engine, identity.role)
+    };
+    (name, engine)
 }
 
 impl Session {
+    /// Returns the engines that the recipe uses, as a lock file has them.
+    pub(super) fn locked_engines(&self) -> BTreeMap<String, LockedEngine> {
+        let identities = self.identities(&self.graph).into_iter();
+        identities
+            .map(|identity| locked_engine(identity, &self.recipe.engine.name))
+            .collect()
+    }
+
     /// Reads the sources, as far as they are not known, and returns what the recipe would be locked to now. Results of
     /// reading stay in the store; no output is written.
     pub fn lock(&self, options: scheduler::Options, observer: &dyn Observer) -> Result<Lock, LockError> {
@@ -373,10 +388,7 @@ impl Session {
         Ok(Lock {
             schema: SCHEMA,
             recipe: self.recipe.name.clone(),
-            engine: [&self.quantizer, &self.evaluator]
-                .into_iter()
-                .map(locked_engine)
-                .collect(),
+            engine: self.locked_engines(),
             source,
         })
     }

@@ -2,6 +2,7 @@
 //! writes what stands beside outputs.
 
 mod chart;
+pub mod engines;
 mod fresh;
 mod frozen;
 mod lock;
@@ -20,9 +21,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::engine;
+use crate::action;
+use crate::digest::Fingerprint;
 use crate::engine::Cancel;
 use crate::engine::EngineError;
+use crate::engine::Engines;
+use crate::engine::Identity;
+use crate::engine::Role;
 use crate::fs;
 use crate::gguf;
 use crate::graph::Graph;
@@ -52,9 +57,14 @@ use crate::why::Overview;
 use crate::why::Reading;
 use crate::why::TensorError;
 use crate::why::Why;
+use crate::work::DOCUMENT_CAP;
+use crate::work::Machine;
+use crate::work::Models;
+use crate::work::Workers;
 
 pub use chart::ChartError;
 pub use chart::chart;
+pub use engines::EngineProblem;
 pub use fresh::Question;
 pub use fresh::nothing_to_do;
 pub use lock::Lock;
@@ -66,6 +76,17 @@ pub use room::Need;
 pub use room::NoRoom;
 pub use twice::Compared;
 
+/// What runs the actions of a session.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    /// The engines.
+    pub engines: Engines,
+    /// Threads of one computation.
+    pub threads: usize,
+    /// The program, a `forge`, to start worker processes from; without it, engines load models in this process.
+    pub worker: Option<PathBuf>,
+}
+
 /// What a session is opened with.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -75,8 +96,8 @@ pub struct Settings {
     pub out: PathBuf,
     /// Where the store is.
     pub cache_dir: PathBuf,
-    /// Threads.
-    pub threads: usize,
+    /// What runs actions.
+    pub runtime: Runtime,
     /// The command line, for manifests.
     pub command: Vec<String>,
     /// Whether outputs lend their tensors to the store.
@@ -94,6 +115,9 @@ pub enum SessionError {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Engines that do not exist, or cannot do what steps ask of them.
+    #[error("{} engines cannot be used as the recipe says", .0.len())]
+    Engines(Vec<EngineProblem>),
     /// The graph.
     #[error(transparent)]
     Graph(#[from] GraphError),
@@ -141,32 +165,39 @@ pub struct Session {
     store: Store,
     settings: Settings,
     cancel: Cancel,
-    quantizer: engine::Identity,
-    evaluator: engine::Identity,
+    workers: Option<Workers>,
+    models: Models,
     placed: BTreeMap<NodeId, Vec<PathBuf>>,
 }
 
 impl Session {
     /// Opens a recipe. With `wanted`, only those steps and what they need.
     pub fn open(recipe: Recipe, settings: Settings, wanted: &[String], cancel: Cancel) -> Result<Self, SessionError> {
-        engine::check_cpu()?;
         let whole = Graph::of(&recipe)?;
         let graph = if wanted.is_empty() {
             whole
         } else {
             whole.only(&find(&recipe, &whole, wanted)?)
         };
+        engines::check(&graph, &settings.runtime.engines).map_err(SessionError::Engines)?;
+        for name in engines::used(&graph) {
+            if let Some(engine) = settings.runtime.engines.get(&name) {
+                engine.check()?;
+            }
+        }
         let store = Store::open(&settings.cache_dir)?;
         store.set_lending(settings.borrow);
-        let (quantizer, evaluator) = (engine::quantizer(), engine::evaluator());
+        let runtime = &settings.runtime;
+        let workers = runtime.worker.as_ref();
+        let workers = workers.map(|program| Workers::new(program, &settings.cache_dir, runtime.threads));
         Ok(Self {
             recipe,
             graph,
             store,
             settings,
             cancel,
-            quantizer,
-            evaluator,
+            workers,
+            models: Models::default(),
             placed: BTreeMap::new(),
         })
     }
@@ -258,7 +289,7 @@ impl Session {
     pub fn build(&self, options: scheduler::Options, observer: &dyn Observer) -> Result<Report, SessionError> {
         let _lease = self.store.lease()?;
         let started = SystemTime::now();
-        let run = run::Run::start(&self.store, &self.settings, [&self.quantizer, &self.evaluator], started);
+        let run = run::Run::start(&self.store, &self.settings, self.identities(&self.graph), started);
         let observer = run::Tee { run: &run, observer };
         let env = self.env(&observer);
         self.check_sources(&env)?;
@@ -303,11 +334,30 @@ impl Session {
             .filter_map(|outcome| {
                 let json = self
                     .store
-                    .read(&outcome.output("json").ok()?, model::DOCUMENT_CAP)
+                    .read(&outcome.output(action::Metrics::JSON).ok()?, DOCUMENT_CAP)
                     .ok()?;
                 serde_json::from_slice(&json).ok()
             })
             .collect()
+    }
+
+    /// Returns the identities of the engines that a graph uses, in every role.
+    fn identities(&self, graph: &Graph) -> Vec<&Identity> {
+        let used = engines::used(graph);
+        used.iter()
+            .flat_map(|name| Role::ALL.map(|role| self.settings.runtime.engines.identity(name, role)))
+            .flatten()
+            .collect()
+    }
+
+    /// Returns the fingerprint of the recipe's own evaluator.
+    fn evaluator(&self) -> Fingerprint {
+        let found = self
+            .settings
+            .runtime
+            .engines
+            .fingerprint(&self.recipe.engine.name, Role::Evaluator);
+        found.unwrap_or_else(|| Fingerprint::of(b""))
     }
 
     /// Returns the event with which a build begins.
@@ -316,7 +366,7 @@ impl Session {
         Event::BuildStarted {
             recipe: self.recipe.name.clone(),
             steps: steps.count(),
-            engine: self.evaluator.fingerprint().to_string(),
+            engine: self.evaluator().to_string(),
         }
     }
 
@@ -329,17 +379,20 @@ impl Session {
             .count();
         Env {
             store: &self.store,
-            observer,
-            cancel: self.cancel.clone(),
-            threads: self.settings.threads,
-            quantizer: self.quantizer.clone(),
-            evaluator: self.evaluator.clone(),
+            machine: Machine {
+                store: &self.store,
+                observer,
+                cancel: self.cancel.clone(),
+                engines: &self.settings.runtime.engines,
+                workers: self.workers.as_ref(),
+                models: &self.models,
+                twice: None,
+            },
             recipe: self.recipe.name.clone(),
             only_table: tables < 2,
             folder: self.settings.folder.clone(),
             out: self.settings.out.clone(),
             placed: self.placed.clone(),
-            twice: None,
         }
     }
 

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::Session;
 use super::run::Run;
 use super::run::rfc3339;
+use crate::action;
 use crate::action::Action;
 use crate::action::ActionResult;
 use crate::digest::ActionDigest;
@@ -33,16 +34,16 @@ use crate::step::Env;
 use crate::step::Inputs;
 use crate::step::Key;
 use crate::step::Outcome;
+use crate::step::SourceFile;
 use crate::step::StepError;
-use crate::step::model::decode;
 use crate::step::output;
 use crate::step::promote;
-use crate::step::promote::Assembly;
-use crate::step::source_file::SourceFile;
 use crate::store::Last;
 use crate::store::StoreEvent;
 use crate::store::Tombstone;
 use crate::verify;
+use crate::work::Assembly;
+use crate::work::decode;
 
 /// Writes the manifest of every candidate that has no good one of its action. Returns how many were written, and what failed.
 pub(super) fn write_manifests(
@@ -152,7 +153,7 @@ fn write_manifest(
     env.store.materialize(&digest, &path)?;
     let signatures = path.with_file_name(format!("{}{}", promote::manifest_name(step), sign::SUFFIX));
     if fs::exists(&signatures).unwrap_or(false) {
-        env.observer.event(&Event::Warning {
+        env.machine.observer.event(&Event::Warning {
             step: id.to_string(),
             message: format!(
                 "`{}` signs an earlier manifest; sign this one, too",
@@ -160,7 +161,7 @@ fn write_manifest(
             ),
         });
     }
-    env.observer.event(&Event::OutputWritten {
+    env.machine.observer.event(&Event::OutputWritten {
         step: id.to_string(),
         path: path.display().to_string(),
         digest,
@@ -222,7 +223,7 @@ fn manifest_of(
     id: &NodeId,
     outcome: &Outcome,
 ) -> Result<Manifest, StepError> {
-    let assembly: Assembly = decode(env, "assembly", outcome.output("assembly")?)?;
+    let assembly: Assembly = decode(env.store, "assembly", outcome.output(action::Promote::ASSEMBLY)?)?;
     let mut actions = BTreeMap::new();
     let mut sources = Vec::new();
     let ancestors = session.graph.only(std::slice::from_ref(id));
@@ -330,7 +331,7 @@ fn manifest_of(
             forge: manifest::Forge {
                 schema: manifest::SCHEMA.to_owned(),
                 command: session.settings.command.clone(),
-                engines: BTreeMap::from([identity(&env.quantizer), identity(&env.evaluator)]),
+                engines: session.identities(&ancestors).into_iter().map(identity).collect(),
                 action: outcome.key.to_string(),
                 actions,
                 tensors,
@@ -373,9 +374,9 @@ fn record_of_lost(
 ) -> Result<ActionRecord, StepError> {
     let action = again()?.filter(|action| action.digest() == key);
     let action = action.ok_or_else(|| document("action", format!("{key} made a tensor, and its document is gone")))?;
-    let outputs = BTreeMap::from([("tensor".to_owned(), bytes.to_string())]);
+    let outputs = BTreeMap::from([(action::Tensor::TENSOR.as_str().to_owned(), bytes.to_string())]);
     let left = env.store.tombstone(&key);
-    let is_same = |left: &Tombstone| left.outputs.get("tensor") == Some(&bytes);
+    let is_same = |left: &Tombstone| left.outputs.get(action::Tensor::TENSOR.as_str()) == Some(&bytes);
     Ok(ActionRecord {
         step: None,
         document: serde_json::from_slice(&action.document()).map_err(|error| document("action", error))?,

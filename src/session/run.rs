@@ -46,7 +46,7 @@ struct First<'a> {
     command: &'a [String],
     folder: String,
     out: String,
-    engines: [String; 2],
+    engines: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -59,7 +59,7 @@ struct Line<'a> {
 /// A run: its name, and what happened.
 pub(super) struct Run<'a> {
     store: &'a Store,
-    engines: [&'a Identity; 2],
+    engines: Vec<&'a Identity>,
     wish: String,
     since: Instant,
     state: Mutex<State>,
@@ -80,9 +80,13 @@ impl<'a> Run<'a> {
     pub(super) fn start(
         store: &'a Store,
         settings: &Settings,
-        engines: [&'a Identity; 2],
+        engines: Vec<&'a Identity>,
         started: SystemTime,
     ) -> Self {
+        let fingerprints = engines
+            .iter()
+            .map(|identity| identity.fingerprint().to_string())
+            .collect();
         let run = Self {
             store,
             engines,
@@ -99,7 +103,7 @@ impl<'a> Run<'a> {
             command: &settings.command,
             folder: settings.folder.display().to_string(),
             out: settings.out.display().to_string(),
-            engines: engines.map(|identity| identity.fingerprint().to_string()),
+            engines: fingerprints,
         };
         push(&mut run.state().waiting, &line);
         run
@@ -156,7 +160,7 @@ impl<'a> Run<'a> {
         if state.writer.is_none() && !state.broken {
             state.writer = self.store.start_run(&self.wish).ok();
             state.broken = state.writer.is_none();
-            for identity in self.engines {
+            for identity in &self.engines {
                 self.store
                     .note_engine(&identity.fingerprint(), &identity.document())
                     .ok();

@@ -48,7 +48,7 @@ impl Session {
         let twice = Arc::new(Twice::of(chosen));
         let mut env = self.env(observer);
         scratch.path().clone_into(&mut env.out);
-        env.twice = Some(Arc::clone(&twice));
+        env.machine.twice = Some(Arc::clone(&twice));
         self.check_sources(&env)?;
         observer.event(&self.started());
         // What the last build did stays on record.

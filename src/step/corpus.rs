@@ -1,12 +1,8 @@
 //! `[corpus.NAME]`: the texts of a corpus, found, checked and put in order. The texts themselves stay where they are.
 
-use std::io::Read;
 use std::path::Component;
 use std::path::Path;
 use std::path::PathBuf;
-
-use serde::Deserialize;
-use serde::Serialize;
 
 use crate::action;
 use crate::action::Action;
@@ -15,7 +11,6 @@ use crate::digest::BlobDigest;
 use crate::fs;
 use crate::graph::Node;
 use crate::graph::Work;
-use crate::observer::Unit;
 use crate::recipe::model;
 use crate::recipe::model::CorpusStep;
 use crate::recipe::model::StepBody;
@@ -26,30 +21,13 @@ use crate::step::Inputs;
 use crate::step::Key;
 use crate::step::Kind;
 use crate::step::Outcome;
+use crate::step::SourceFile;
 use crate::step::StepError;
-use crate::step::Task;
 use crate::step::misplaced;
-use crate::step::model::encode;
-use crate::step::source_file::SourceFile;
-
-/// The version of [`Document`].
-const SCHEMA: u32 = 1;
+use crate::work::Context;
 
 /// A corpus.
 pub struct Corpus;
-
-/// What later steps depend on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Document {
-    /// The version of this form.
-    pub schema: u32,
-    /// How the texts are cut.
-    pub chunking: Chunking,
-    /// Whether special tokens in the texts are read as such.
-    pub parse_special: bool,
-    /// The texts, in order.
-    pub texts: Vec<BlobDigest>,
-}
 
 fn corpus(node: &Node) -> Result<&CorpusStep, StepError> {
     match &node.work {
@@ -221,45 +199,6 @@ pub fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepErro
     Ok(found)
 }
 
-/// Fails if a text is not UTF-8, naming the first byte that is not.
-fn check_utf8(file: &SourceFile) -> Result<(), StepError> {
-    let mut reader = file.open()?;
-    let mut piece = vec![0; 1 << 20];
-    let mut carried = 0;
-    let mut offset = 0u64;
-    loop {
-        let read = reader
-            .read(&mut piece[carried..])
-            .map_err(fs::PathError::on(&file.path, "read"))?;
-        let filled = carried + read;
-        let valid = match std::str::from_utf8(&piece[..filled]) {
-            Ok(_) => filled,
-            // A character may continue in the next piece.
-            Err(error) if error.error_len().is_none() && read > 0 => error.valid_up_to(),
-            Err(error) => {
-                return Err(StepError::input_hint(
-                    format!(
-                        "`{}` is not UTF-8: byte {} is 0x{:02x}",
-                        file.path.display(),
-                        offset + error.valid_up_to() as u64,
-                        piece[error.valid_up_to()]
-                    ),
-                    format!(
-                        "convert it, as with `iconv -t UTF-8 {0} > {0}.utf8`",
-                        file.path.display()
-                    ),
-                ));
-            }
-        };
-        if read == 0 {
-            return Ok(());
-        }
-        piece.copy_within(valid..filled, 0);
-        carried = filled - valid;
-        offset += valid as u64;
-    }
-}
-
 impl Kind for Corpus {
     fn key(&self, node: &Node, _inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError> {
         let corpus = corpus(node)?;
@@ -278,47 +217,26 @@ impl Kind for Corpus {
         })
     }
 
-    fn run(&self, node: &Node, _inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
+    fn run(&self, node: &Node, _inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {
         let corpus = corpus(node)?;
-        let paths = task.env.corpus_files(&node.id, corpus)?;
+        let paths = env.corpus_files(&node.id, corpus)?;
         let mut files = Vec::with_capacity(paths.len());
         for path in &paths {
-            files.push(SourceFile::read(task.env, path, &|_| {})?);
+            files.push(SourceFile::read(env.store, path, &|_| {})?);
         }
-        let total = files.iter().map(|file| file.digest.len).sum();
-        let action = action_of(corpus, files.iter().map(|file| file.digest).collect());
-        let performed = task.perform(&action, &files, |made| {
-            for file in &files {
-                task.check_cancel()?;
-                check_utf8(file)?;
-                task.advance(Unit::BytesHashed, file.digest.len, total);
-            }
-            if total == 0 {
-                return Err(StepError::input("all texts of the corpus are empty"));
-            }
-            let Action::Corpus(inputs) = &action else {
-                return Err(misplaced(node));
-            };
-            let document = Document {
-                schema: SCHEMA,
-                chunking: inputs.chunking,
-                parse_special: inputs.parse_special,
-                texts: inputs.texts.clone(),
-            };
-            made.output("corpus", task.env.store.put(&encode(&document)?)?);
-            made.fact("texts", files.len());
-            made.fact("bytes", total);
-            Ok(())
-        })?;
+        for file in &files {
+            work.locate(|located| located.add_file(file.clone()));
+        }
+        let performed = work.perform(&action_of(corpus, files.iter().map(|file| file.digest).collect()))?;
         Ok(Outcome::of(performed, files))
     }
 
     fn summary(&self, outcome: &Outcome) -> String {
-        let texts = outcome.number("texts").unwrap_or_default();
+        let texts = outcome.fact(action::Corpus::TEXTS).unwrap_or_default();
         format!(
             "{}, {}",
             words::count(texts, "text"),
-            words::bytes(outcome.number("bytes").unwrap_or_default())
+            words::bytes(outcome.fact(action::Corpus::BYTES).unwrap_or_default())
         )
     }
 }

@@ -5,13 +5,10 @@
 //! cannot differ from a build.
 
 pub mod corpus;
-mod error;
 pub mod eval;
 pub mod gate;
-mod hashed_file;
 pub mod imatrix;
 pub mod join;
-pub mod measure;
 pub mod metrics;
 pub mod model;
 pub mod output;
@@ -19,43 +16,65 @@ pub mod policy;
 pub mod promote;
 pub mod room;
 pub mod source;
-pub mod source_file;
-mod task;
-pub mod tensor;
-pub mod tokens;
-mod twice;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::action::Action;
 use crate::action::ActionResult;
+use crate::action::Fact;
+use crate::action::Output;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
-use crate::engine;
+use crate::digest::Fingerprint;
+use crate::engine::Capability;
+use crate::engine::Role;
 use crate::graph::Node;
 use crate::graph::NodeId;
 use crate::graph::Work;
 use crate::observer::ActionOutcome;
 use crate::observer::Event;
 use crate::recipe::model::CorpusStep;
+use crate::recipe::model::EngineRef;
 use crate::recipe::model::SourceDef;
 use crate::recipe::model::SourceName;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
-use crate::step::source_file::SourceFile;
 use crate::store::ReadFile;
+use crate::store::Store;
+use crate::work::Context;
+use crate::work::Located;
+use crate::work::Machine;
+use crate::work::Performed;
+use crate::work::fact_of;
+use crate::work::output_of;
 
-pub use error::Class;
-pub use error::StepError;
-pub use task::Env;
-pub use task::Made;
-pub use task::Performed;
-pub use task::Task;
-pub use twice::Twice;
-pub use twice::TwiceDifference;
+pub use crate::work::Class;
+pub use crate::work::SourceFile;
+pub use crate::work::StepError;
+pub use crate::work::Twice;
+pub use crate::work::TwiceDifference;
+
+/// What the steps of a build share. None of it is part of a key.
+pub struct Env<'a> {
+    /// The store.
+    pub store: &'a Store,
+    /// What the work of actions needs.
+    pub machine: Machine<'a>,
+    /// The recipe's name.
+    pub recipe: String,
+    /// Whether the recipe has one table of candidates.
+    pub only_table: bool,
+    /// The folder of the recipe: its paths start there.
+    pub folder: PathBuf,
+    /// Where outputs go.
+    pub out: PathBuf,
+    /// Files to use in place of those that the recipe names, by node and in order.
+    pub placed: BTreeMap<NodeId, Vec<PathBuf>>,
+}
 
 /// What can be told of a node's action before it runs.
 #[derive(Debug, Clone)]
@@ -102,28 +121,26 @@ impl Outcome {
     }
 
     /// Returns an output.
-    pub fn output(&self, name: &'static str) -> Result<BlobDigest, StepError> {
-        self.result.output(name).ok_or_else(|| StepError::Document {
-            what: "action result",
-            problem: format!("it has no output `{name}`"),
-        })
-    }
-
-    /// Returns a fact that is a number.
-    pub fn number(&self, name: &'static str) -> Result<u64, StepError> {
-        self.result
-            .facts
-            .get(name)
-            .and_then(|fact| fact.parse().ok())
-            .ok_or_else(|| StepError::Document {
-                what: "action result",
-                problem: format!("it does not say `{name}`"),
-            })
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::Document`] if the result has no such output.
+    pub fn output(&self, output: Output) -> Result<BlobDigest, StepError> {
+        output_of(&self.result, output)
     }
 
     /// Returns a fact.
-    pub fn fact(&self, name: &str) -> &str {
-        self.result.facts.get(name).map_or("", String::as_str)
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::Document`] if the result has no such fact.
+    pub fn fact<T: FromStr>(&self, fact: Fact<T>) -> Result<T, StepError> {
+        fact_of(&self.result, fact)
+    }
+
+    /// Returns a fact as a summary shows it: nothing where there is none.
+    pub fn shown<T>(&self, fact: Fact<T>) -> &str {
+        self.result.facts.get(fact.as_str()).map_or("", String::as_str)
     }
 }
 
@@ -233,8 +250,13 @@ pub trait Kind: Sync {
         Pool::Light
     }
 
+    /// Returns what the node needs an engine for.
+    fn needs(&self, _node: &Node) -> Vec<Capability> {
+        Vec::new()
+    }
+
     /// Carries the node out.
-    fn run(&self, node: &Node, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError>;
+    fn run(&self, node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError>;
 
     /// Says in a few words what came of it.
     fn summary(&self, _outcome: &Outcome) -> String {
@@ -260,17 +282,26 @@ pub fn kind_of(node: &Node) -> &'static dyn Kind {
     }
 }
 
-/// Carries a node out, and keeps what the engine says meanwhile.
-pub fn carry_out(node: &Node, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
-    let transcript = engine::Transcript::begin();
-    let result = kind_of(node).run(node, inputs, task);
-    let lines = transcript.lines();
+/// Returns what a node needs an engine for.
+pub fn needs(node: &Node) -> Vec<Capability> {
+    kind_of(node).needs(node)
+}
+
+/// Runs a node, and keeps what the engine logs meanwhile.
+///
+/// # Errors
+///
+/// Why the node failed.
+pub fn carry_out(node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {
+    let result = kind_of(node).run(node, inputs, env, work);
+    work.release();
+    let lines = work.take_log();
     // The log only explains: that it could not be kept is no failure of the step.
     if !lines.is_empty()
-        && let Ok(log) = task.env.store.put(format!("{}\n", lines.join("\n")).as_bytes())
+        && let Ok(log) = env.store.put(format!("{}\n", lines.join("\n")).as_bytes())
     {
-        task.tell(Event::StepLog {
-            step: task.step.clone(),
+        work.report(Event::StepLog {
+            step: work.step.clone(),
             log,
             lines: lines.len() as u64,
         });
@@ -296,7 +327,7 @@ pub(crate) fn key_of_files(
     let mut unread = Vec::new();
     let mut bytes = 0;
     for path in &paths {
-        if let Some(file) = SourceFile::known(env, path)? {
+        if let Some(file) = SourceFile::known(env.store, path)? {
             files.push(file);
         } else {
             bytes += crate::fs::Stamp::of(path)?.size;
@@ -316,6 +347,36 @@ pub(crate) fn key_of(action: Action) -> Key {
     Key::Action {
         action: Box::new(action),
         files: Vec::new(),
+    }
+}
+
+impl Inputs {
+    /// Returns where the files are that the nodes before have read or made.
+    pub fn located(&self) -> Located {
+        let mut located = Located::default();
+        for outcome in self.0.values() {
+            located.add(&outcome.result, &outcome.files);
+        }
+        located
+    }
+}
+
+impl<'a> Env<'a> {
+    /// Returns what the actions of a node run in.
+    pub fn context(&'a self, node: &NodeId, inputs: &Inputs) -> Context<'a> {
+        Context::new(node.to_string(), &self.machine, inputs.located())
+    }
+
+    /// Returns the fingerprint of an engine in a role.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::UnknownEngine`].
+    pub fn fingerprint(&self, engine: &EngineRef, role: Role) -> Result<Fingerprint, StepError> {
+        let found = self.machine.engines.fingerprint(&engine.name, role);
+        found.ok_or_else(|| StepError::UnknownEngine {
+            name: engine.name.clone(),
+        })
     }
 }
 
@@ -358,6 +419,6 @@ impl Env<'_> {
 
     /// Says whether the actions of a step run twice.
     pub fn is_twice(&self, step: &str) -> bool {
-        self.twice.as_ref().is_some_and(|twice| twice.wants(step))
+        self.machine.twice.as_ref().is_some_and(|twice| twice.wants(step))
     }
 }

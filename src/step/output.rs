@@ -8,11 +8,11 @@ use crate::digest::BlobDigest;
 use crate::fs;
 use crate::observer::Event;
 use crate::step::Env;
+use crate::step::SourceFile;
 use crate::step::StepError;
-use crate::step::Task;
-use crate::step::source_file::SourceFile;
 use crate::store::OutputLock;
 use crate::store::StoreError;
+use crate::work::Context;
 
 /// Returns the path of an output. Names were checked with the recipe; a link that leads elsewhere is refused here.
 pub fn path(env: &Env<'_>, name: &str) -> Result<PathBuf, StepError> {
@@ -40,25 +40,25 @@ pub fn intact(env: &Env<'_>, path: &Path, digest: &BlobDigest) -> Result<Option<
 
 /// Waits for the right to look at an output and to replace it, as [`Store::lock_output`](crate::store::Store::lock_output)
 /// does. The output folder must be there.
-pub fn lock(task: &Task<'_>, path: &Path, key: ActionDigest) -> Result<OutputLock, StepError> {
-    let lock = task.env.store.lock_output(
+pub fn lock(work: &Context<'_>, path: &Path, key: ActionDigest) -> Result<OutputLock, StepError> {
+    let lock = work.store().lock_output(
         path,
         &mut |holder| {
-            task.tell(Event::Waiting {
-                step: task.step.clone(),
+            work.report(Event::Waiting {
+                step: work.step.clone(),
                 key,
                 holder: holder.to_string(),
             });
         },
-        &|| task.env.cancel.is_cancelled(),
+        &|| work.cancel().is_cancelled(),
     )?;
     lock.ok_or(StepError::Stopped)
 }
 
 /// Reports a file that was just written, with the stamp that it has now.
-pub fn written(task: &Task<'_>, path: &Path, digest: &BlobDigest, stamp: fs::Stamp) -> SourceFile {
-    task.tell(Event::OutputWritten {
-        step: task.step.clone(),
+pub fn written(work: &Context<'_>, path: &Path, digest: &BlobDigest, stamp: fs::Stamp) -> SourceFile {
+    work.report(Event::OutputWritten {
+        step: work.step.clone(),
         path: path.display().to_string(),
         digest: *digest,
     });
@@ -70,14 +70,20 @@ pub fn written(task: &Task<'_>, path: &Path, digest: &BlobDigest, stamp: fs::Sta
 }
 
 /// Brings a blob of the store to an output's path, unless it is there. `key` is the action that made it.
-pub fn place(task: &Task<'_>, name: &str, key: ActionDigest, digest: &BlobDigest) -> Result<SourceFile, StepError> {
-    let path = path(task.env, name)?;
-    fs::create_dir_all(&task.env.out)?;
-    let _lock = lock(task, &path, key)?;
-    if let Some(file) = intact(task.env, &path, digest)? {
+pub fn place(
+    env: &Env<'_>,
+    work: &Context<'_>,
+    name: &str,
+    key: ActionDigest,
+    digest: &BlobDigest,
+) -> Result<SourceFile, StepError> {
+    let path = path(env, name)?;
+    fs::create_dir_all(&env.out)?;
+    let _lock = lock(work, &path, key)?;
+    if let Some(file) = intact(env, &path, digest)? {
         return Ok(file);
     }
-    let stamp = task.env.store.materialize(digest, &path)?;
-    task.count_ran();
-    Ok(written(task, &path, digest, stamp))
+    let stamp = work.store().materialize(digest, &path)?;
+    work.count_ran();
+    Ok(written(work, &path, digest, stamp))
 }

@@ -1,24 +1,16 @@
 //! `[policy.NAME]`: a table of tensor, type and why.
 
-mod boosting;
 mod budget;
-mod choose;
 mod cost;
-mod devices;
-mod error;
-mod measured;
 mod method;
-mod read;
-mod solving;
-mod told;
 
 use crate::action;
 use crate::action::Action;
+use crate::engine::Capability;
 use crate::graph::Node;
 use crate::graph::Work;
-use crate::policy;
+use crate::policy::HasImatrix;
 use crate::policy::ModelFacts;
-use crate::policy::Table;
 use crate::recipe::model;
 use crate::recipe::model::PolicyStep;
 use crate::recipe::model::StepBody;
@@ -31,24 +23,18 @@ use crate::step::Kind;
 use crate::step::Outcome;
 use crate::step::Pool;
 use crate::step::StepError;
-use crate::step::Task;
-use crate::step::join::Coverage;
 use crate::step::key_of;
 use crate::step::misplaced;
-use crate::step::model::Shape;
-use crate::step::model::decode;
-use crate::step::model::encode;
-use crate::step::model::facts_of;
 use crate::step::output;
-use crate::step::tokens;
+use crate::work::Context;
+use crate::work::Cut;
+use crate::work::policy::Inspected;
+use crate::work::policy::choose_by_rules;
 
-pub use budget::energies_of;
-pub use choose::foresee;
 pub use cost::foresee_probes;
 
-use choose::choose;
 use method::action_of;
-use told::sentence;
+use method::by_rules;
 
 /// A policy.
 pub struct Policy;
@@ -64,15 +50,15 @@ fn policy_step(node: &Node) -> Result<&PolicyStep, StepError> {
 }
 
 /// Returns the texts that a policy measures the model on, and what it takes of them; nothing of one that measures nothing.
-pub(super) fn measures_on(step: &PolicyStep) -> Option<(&model::StepId, tokens::Cut)> {
+pub(super) fn measures_on(step: &PolicyStep) -> Option<(&model::StepId, Cut)> {
     match &step.method {
         model::Method::Measured(measured) => {
-            let cut = tokens::Cut::spread(measured.context, measured.chunks, measured.block);
+            let cut = Cut::spread(measured.context, measured.chunks, measured.block);
             Some((&measured.corpus, cut.and_others()))
         }
         model::Method::Error(error) => {
             let probes = error.probes.as_ref()?;
-            let cut = tokens::Cut::spread(probes.context, probes.chunks, probes.block);
+            let cut = Cut::spread(probes.context, probes.chunks, probes.block);
             Some((&probes.corpus, cut))
         }
         _ => None,
@@ -81,7 +67,18 @@ pub(super) fn measures_on(step: &PolicyStep) -> Option<(&model::StepId, tokens::
 
 impl Kind for Policy {
     fn key(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError> {
-        Ok(key_of(action_of(policy_step(node)?, inputs, env)?))
+        Ok(key_of(action_of(policy_step(node)?, inputs, env, &node.engine)?))
+    }
+
+    fn needs(&self, node: &Node) -> Vec<Capability> {
+        let probes = [Capability::Tokenize, Capability::Score, Capability::Probe];
+        let errors = [Capability::Quantize, Capability::Compare];
+        match policy_step(node).map(|step| &step.method) {
+            Ok(model::Method::Measured(_)) => [probes.as_slice(), &errors].concat(),
+            Ok(model::Method::Error(error)) if error.probes.is_some() => [errors.as_slice(), &probes].concat(),
+            Ok(model::Method::Error(_)) => errors.to_vec(),
+            _ => Vec::new(),
+        }
     }
 
     fn pool(&self, node: &Node) -> Pool {
@@ -96,75 +93,36 @@ impl Kind for Policy {
         if !matches!(step.method, model::Method::Measured(_) | model::Method::Error(_)) {
             return Ok(Estimate::default());
         }
-        let Action::Policy(document) = action_of(step, inputs, env)? else {
+        let Action::Policy(document) = action_of(step, inputs, env, &node.engine)? else {
             return Err(misplaced(node));
         };
-        let looked = Looked::at(&document, env)?;
-        let covered = |name: &str| looked.covers(name);
-        cost::estimate(step, inputs, &looked.facts, looked.has(&covered), env)
+        let inspected = Inspected::load(&document, env.store)?;
+        let covered = |name: &str| inspected.covers(name);
+        cost::estimate(
+            step,
+            inputs,
+            &inspected.facts,
+            inspected.has(&covered),
+            env,
+            &node.engine,
+        )
     }
 
-    fn run(&self, node: &Node, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
-        let step = policy_step(node)?;
-        let action = action_of(step, inputs, task.env)?;
-        let Action::Policy(document) = &action else {
-            return Err(misplaced(node));
-        };
-        let performed = task.perform(&action, &[], |made| {
-            let env = task.env;
-            let looked = Looked::at(document, env)?;
-            let covered = |name: &str| looked.covers(name);
-            let (facts, has) = (&looked.facts, looked.has(&covered));
-            let Chosen {
-                table,
-                file_type,
-                solved,
-            } = match &step.method {
-                model::Method::Measured(_) => {
-                    let parts = measured::Parts::of(step, inputs)?;
-                    measured::choose(task, &parts, facts, &document.method, has)?
-                }
-                model::Method::Error(settings) => {
-                    let parts = error::Parts::of(step, settings, inputs)?;
-                    error::choose(task, &parts, facts, &document.method, has)?
-                }
-                _ => choose(env, facts, &document.method, has)?,
-            };
-            table.warnings.iter().for_each(|warning| task.warn(sentence(warning)));
-            if table.fallbacks() > 0 {
-                let fallbacks = words::count(table.fallbacks() as u64, "tensor");
-                task.warn(format!(
-                    "{fallbacks} got another type than asked for, since their rows are no whole blocks of it"
-                ));
-            }
-            made.fact("bytes", table.bytes().unwrap_or(u64::MAX));
-            made.fact(
-                "quantized",
-                table.choices.iter().filter(|choice| choice.from != choice.to).count(),
-            );
-            made.fact("tensors", table.choices.len());
-            made.fact(
-                "file_type",
-                file_type.map_or_else(|| "keep".to_owned(), |number| number.to_string()),
-            );
-            made.output("policy", env.store.put(&encode(&table)?)?);
-            if let Some(solved) = solved {
-                made.output("certificate", env.store.put(solved.certificate.as_bytes())?);
-                made.fact("proved", if solved.optimal { "optimal" } else { "gap" });
-            }
-            Ok(())
-        })?;
+    fn run(&self, node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {
+        let performed = work.perform(&action_of(policy_step(node)?, inputs, env, &node.engine)?)?;
         let mut outcome = Outcome::of(performed, Vec::new());
-        if let Ok(digest) = outcome.output("certificate") {
+        if let Ok(digest) = outcome.output(action::Policy::CERTIFICATE) {
             let name = certificate_name(node)?;
-            outcome.files.push(output::place(task, &name, outcome.key, &digest)?);
+            outcome
+                .files
+                .push(output::place(env, work, &name, outcome.key, &digest)?);
         }
-        outcome.ran |= task.counts().0 > 0;
+        outcome.ran |= work.counts().0 > 0;
         Ok(outcome)
     }
 
     fn intact(&self, node: &Node, outcome: &mut Outcome, _inputs: &Inputs, env: &Env<'_>) -> Result<bool, StepError> {
-        let Ok(digest) = outcome.output("certificate") else {
+        let Ok(digest) = outcome.output(action::Policy::CERTIFICATE) else {
             return Ok(true);
         };
         let found = output::intact(env, &output::path(env, &certificate_name(node)?)?, &digest)?;
@@ -173,62 +131,27 @@ impl Kind for Policy {
     }
 
     fn summary(&self, outcome: &Outcome) -> String {
-        let bytes = words::bytes(outcome.number("bytes").unwrap_or_default());
-        let proved = match outcome.fact("proved") {
+        let bytes = words::bytes(outcome.fact(action::Policy::BYTES).unwrap_or_default());
+        let proved = match outcome.shown(action::Policy::PROVED) {
             "optimal" => ", proved optimal for its losses",
             "gap" => ", not proved optimal",
             _ => "",
         };
         format!(
             "{} of {} tensors change type, {bytes}{proved}",
-            outcome.fact("quantized"),
-            outcome.fact("tensors")
+            outcome.shown(action::Policy::QUANTIZED),
+            outcome.shown(action::Policy::TENSORS)
         )
     }
 }
 
-/// What a policy looks at.
-struct Looked {
-    facts: ModelFacts,
-    coverage: Option<Coverage>,
-}
-
-impl Looked {
-    fn at(document: &action::Policy, env: &Env<'_>) -> Result<Self, StepError> {
-        let shape: Shape = decode(env, "shape", document.shape)?;
-        let coverage = document.coverage.map(|coverage| decode(env, "coverage", coverage));
-        Ok(Self {
-            facts: facts_of(env, &shape)?,
-            coverage: coverage.transpose()?,
-        })
-    }
-
-    /// Says whether the imatrix has data for a tensor.
-    fn covers(&self, name: &str) -> bool {
-        let coverage = self.coverage.as_ref();
-        coverage.is_some_and(|coverage| coverage.tensors.binary_search_by(|t| t.as_str().cmp(name)).is_ok())
-    }
-
-    fn has<'c>(&self, covered: &'c dyn Fn(&str) -> bool) -> policy::HasImatrix<'c> {
-        self.coverage.is_some().then_some(covered)
-    }
-}
-
-/// What a method chose.
-struct Chosen {
-    table: Table,
-    file_type: Option<u32>,
-    solved: Option<budget::Solved>,
-}
-
-impl Chosen {
-    fn of(table: Table, file_type: Option<u32>) -> Self {
-        Self {
-            table,
-            file_type,
-            solved: None,
-        }
-    }
+/// Returns how many bytes of tensors a candidate of this policy would have at the least, by the model's header alone: as if
+/// the imatrix covered every tensor. Nothing where the policy would fail, or where more than the header decides.
+pub fn foresee(step: &PolicyStep, facts: &ModelFacts) -> Option<u64> {
+    let all = |_: &str| true;
+    let has: HasImatrix<'_> = if step.join.is_some() { Some(&all) } else { None };
+    let (table, _) = choose_by_rules(facts, &by_rules(step)?, has).ok()?;
+    table.bytes()
 }
 
 fn certificate_name(node: &Node) -> Result<String, StepError> {

@@ -1,21 +1,25 @@
 //! `[promote.NAME]`: a candidate. One action for each tensor, and one that assembles them; the file is written straight
 //! from the tensors in the store, and is not stored a second time.
 
-mod assembly;
-mod draft;
-pub(in crate::step) mod parts;
-mod single;
-
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use crate::action;
 use crate::action::Action;
+use crate::action::ImatrixCollect;
+use crate::action::InspectModel;
+use crate::action::Join;
+use crate::action::Policy;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
+use crate::engine::Capability;
+use crate::engine::Role;
 use crate::fs;
 use crate::graph::Node;
+use crate::graph::Work;
 use crate::observer::Unit;
+use crate::policy::Choice;
+use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::report::words;
 use crate::step::Env;
@@ -25,25 +29,16 @@ use crate::step::Key;
 use crate::step::Kind;
 use crate::step::Outcome;
 use crate::step::Pool;
+use crate::step::SourceFile;
 use crate::step::StepError;
-use crate::step::Task;
 use crate::step::key_of;
-use crate::step::metrics;
-use crate::step::model::compute_of;
-use crate::step::model::decode;
-use crate::step::model::encode;
+use crate::step::misplaced;
 use crate::step::output;
-use crate::step::source_file::SourceFile;
-
-pub use assembly::AssembledTensor;
-pub use assembly::Assembly;
-pub use assembly::From;
-pub use single::PlannedTensor;
-pub use single::planned_tensors;
-
-use draft::Draft;
-use draft::Parts;
-use draft::promote;
+use crate::work::Assembly;
+use crate::work::Context;
+use crate::work::Draft;
+use crate::work::decode;
+use crate::work::write_again;
 
 /// The version of what is written around the tensors: raise it when a candidate's header changes.
 const WRITER: u32 = 1;
@@ -51,27 +46,67 @@ const WRITER: u32 = 1;
 /// A candidate.
 pub struct Promote;
 
-impl Promote {
-    fn action(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Action, StepError> {
-        let (_, promote) = promote(node)?;
-        let parts = Parts::of(node, inputs)?;
-        let facts = parts.join.map(|join| {
-            let fact = |name: &str| (name.to_owned(), join.fact(name).to_owned());
-            BTreeMap::from([fact("dataset"), fact("entries"), fact("chunks")])
-        });
-        let mut said = facts.unwrap_or_default();
-        said.insert("file_type".to_owned(), parts.policy.fact("file_type").to_owned());
-        Ok(Action::Promote(action::Promote {
-            model: parts.model.output("model")?,
-            metadata: parts.model.output("metadata")?,
-            policy: parts.policy.output("policy")?,
-            slices: parts.join.map(|join| join.output("slices")).transpose()?,
-            imatrix: said,
+/// What a candidate is made of.
+struct Parts<'i> {
+    id: &'i StepId,
+    allow_requantize: bool,
+    model: &'i Outcome,
+    policy: &'i Outcome,
+    join: Option<&'i Outcome>,
+}
+
+impl<'i> Parts<'i> {
+    fn of(node: &'i Node, inputs: &'i Inputs) -> Result<Self, StepError> {
+        let Work::Promote { step, policy } = &node.work else {
+            return Err(misplaced(node));
+        };
+        let StepBody::Promote(promote) = &step.body else {
+            return Err(misplaced(node));
+        };
+        Ok(Self {
+            id: &step.id,
             allow_requantize: promote.allow_requantize,
-            quantizer: env.quantizer.fingerprint(),
-            writer: WRITER,
-        }))
+            model: inputs.source(&policy.model)?,
+            policy: inputs.step(&promote.policy)?,
+            join: policy.join.as_ref().map(|join| inputs.step(join)).transpose()?,
+        })
     }
+
+    fn action(&self, node: &Node, env: &Env<'_>) -> Result<action::Promote, StepError> {
+        let mut facts = BTreeMap::new();
+        if let Some(join) = self.join {
+            facts.insert(Join::DATASET.as_str().to_owned(), join.fact(Join::DATASET)?);
+            for fact in [Join::ENTRIES, Join::CHUNKS] {
+                facts.insert(fact.as_str().to_owned(), join.fact(fact)?.to_string());
+            }
+        }
+        let file_type = self.policy.fact(Policy::FILE_TYPE)?;
+        facts.insert(Policy::FILE_TYPE.as_str().to_owned(), file_type);
+        Ok(action::Promote {
+            model: self.model.output(InspectModel::MODEL)?,
+            metadata: self.model.output(InspectModel::METADATA)?,
+            policy: self.policy.output(Policy::POLICY)?,
+            slices: self.join.map(|join| join.output(Join::SLICES)).transpose()?,
+            imatrix: facts,
+            allow_requantize: self.allow_requantize,
+            quantizer: env.fingerprint(&node.engine, Role::Quantizer)?,
+            writer: WRITER,
+        })
+    }
+
+    fn imatrix(&self) -> Result<Option<BlobDigest>, StepError> {
+        self.join.map(|join| join.output(ImatrixCollect::IMATRIX)).transpose()
+    }
+}
+
+/// Lays out the candidate of a node.
+fn draft_of(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Draft, StepError> {
+    let parts = Parts::of(node, inputs)?;
+    Draft::load(env.store, &parts.action(node, env)?, parts.imatrix()?)
+}
+
+fn id_of(node: &Node) -> Result<&StepId, StepError> {
+    node.work.step().map(|step| &step.id).ok_or_else(|| misplaced(node))
 }
 
 fn file_name(id: &StepId) -> String {
@@ -85,17 +120,17 @@ pub fn manifest_name(id: &StepId) -> String {
 
 impl Kind for Promote {
     fn key(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError> {
-        Ok(key_of(Self::action(node, inputs, env)?))
+        let action = Parts::of(node, inputs)?.action(node, env)?;
+        Ok(key_of(Action::Promote(action)))
     }
 
     fn intact(&self, node: &Node, outcome: &mut Outcome, _inputs: &Inputs, env: &Env<'_>) -> Result<bool, StepError> {
-        let (id, _) = promote(node)?;
         let expected = file_digest(outcome)?;
-        let path = output::path(env, &file_name(id))?;
+        let path = output::path(env, &file_name(id_of(node)?))?;
         let found = output::intact(env, &path, &expected)?;
         if found.is_some() && env.store.is_leased() {
             // The manifest needs the results that the candidate was made of, too.
-            let assembly: Assembly = decode(env, "assembly", outcome.output("assembly")?)?;
+            let assembly: Assembly = decode(env.store, "assembly", outcome.output(action::Promote::ASSEMBLY)?)?;
             env.store
                 .use_results(assembly.tensors.iter().filter_map(|tensor| tensor.action))?;
         }
@@ -113,24 +148,20 @@ impl Kind for Promote {
     }
 
     fn estimate(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Estimate, StepError> {
-        let draft = Draft::load(&Parts::of(node, inputs)?, env)?;
+        let draft = draft_of(node, inputs, env)?;
         let mut estimate = Estimate {
             unit: "tensor",
             writes: draft.layout.file_len(),
             outputs: draft.layout.file_len(),
             ..Estimate::default()
         };
-        for (tensor, choice) in draft.tensors.index.tensors.iter().zip(&draft.table.choices) {
-            if choice.from == choice.to {
+        for (tensor, choice) in draft.choices() {
+            let Some(action) = draft.action(tensor, choice) else {
                 estimate.reads += tensor.bytes.len;
                 continue;
-            }
+            };
             estimate.parts += 1;
-            if env
-                .store
-                .lookup(&draft.tensors.action(tensor, choice.to).digest())?
-                .is_none()
-            {
+            if env.store.lookup(&action.digest())?.is_none() {
                 estimate.missing += 1;
                 estimate.reads += tensor.bytes.len;
                 estimate.writes += choice.bytes;
@@ -140,99 +171,51 @@ impl Kind for Promote {
         Ok(estimate)
     }
 
+    fn needs(&self, _node: &Node) -> Vec<Capability> {
+        vec![Capability::Quantize]
+    }
+
     fn pool(&self, _node: &Node) -> Pool {
         Pool::Disk
     }
 
-    fn run(&self, node: &Node, inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
-        let (id, step) = promote(node)?;
-        let env = task.env;
-        let action = Self::action(node, inputs, env)?;
-        let draft = Draft::load(&Parts::of(node, inputs)?, env)?;
-        task.check_cancel()?;
-        draft.check_requantize(step)?;
-        let path = output::path(env, &file_name(id))?;
+    fn run(&self, node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {
+        let parts = Parts::of(node, inputs)?;
+        let promote = parts.action(node, env)?;
+        work.use_imatrix(parts.imatrix()?);
+        let action = Action::Promote(promote.clone());
+        let path = output::path(env, &file_name(parts.id))?;
         fs::create_dir_all(&env.out)?;
-        // Before the action's own lock: whoever waits here finds the file when it gets on.
-        let _lock = output::lock(task, &path, action.digest())?;
-        let mut pending = None;
-        let performed = task.perform(&action, &draft.tensors.model.files, |made| {
-            let written = draft.write(task)?;
-            let store = env.store;
-            made.output("header", store.put(draft.layout.header())?);
-            let hyperparameters = draft.tensors.model.output("hyperparameters")?;
-            made.output(
-                "compute",
-                store.put(&encode(&compute_of(hyperparameters, &written.tensors))?)?,
-            );
-            made.output("assembly", store.put(&encode(&written.assembly)?)?);
-            made.output("hyperparameters", hyperparameters);
-            made.output("tokenizer", draft.tensors.model.output("tokenizer")?);
-            made.fact("file", written.assembly.file);
-            made.fact("sha256", &written.assembly.sha256);
-            made.fact("elements", draft.tensors.model.fact("elements"));
-            made.fact("tensors", draft.table.choices.len());
-            if let Some(probed) = draft.table.probed_loss.as_ref().and_then(metrics::probed) {
-                made.fact("probed", probed);
-            }
-            made.fact(
-                "quantized",
-                draft
-                    .table
-                    .choices
-                    .iter()
-                    .filter(|choice| choice.from != choice.to)
-                    .count(),
-            );
-            pending = Some(written);
-            Ok(())
-        })?;
+        // Before the action's own lock: a build that waits here finds the file when it gets on.
+        let _lock = output::lock(work, &path, action.digest())?;
+        work.write_candidate_in(&env.out);
+        let performed = work.perform(&action)?;
         let mut outcome = Outcome::of(performed, Vec::new());
         let expected = file_digest(&outcome)?;
-        let file = match (pending, output::intact(env, &path, &expected)?) {
+        let file = match (work.take_candidate(), output::intact(env, &path, &expected)?) {
             (None, Some(file)) => {
                 if !env.store.is_lender(&path, &file.stamp, &expected)? {
                     lend(&outcome, &file, env)?;
                 }
                 file
             }
-            (pending, _) => {
-                // The result was known, but the file is not there: assemble it again.
-                let written = pending.map_or_else(|| draft.write(task), Ok)?;
-                if written.assembly.file != expected {
-                    return Err(StepError::Document {
-                        what: "record of this candidate",
-                        problem: format!("it says {expected}, but its tensors make {}", written.assembly.file),
-                    });
-                }
-                for file in &draft.tensors.model.files {
-                    file.check_unchanged()?;
-                }
-                let loans = written.assembly.loans();
-                let unnamed = fs::Stamp::of_file(written.temp.file(), written.temp.path())?;
-                env.store.promise_loans(&path, &unnamed, &expected, &loans)?;
-                let reclaimed = env.store.reclaim(&path, &loans)?;
-                let named = written.temp.persist(&path, fs::Durability::Synced)?;
-                drop(reclaimed);
-                fs::settle(named.file(), &path)?;
-                let read = Cell::new(0);
-                let stamp = env.store.confirm(&named, &expected, &|len| {
-                    task.advance(Unit::BytesHashed, len - read.replace(len), expected.len);
-                    !env.cancel.is_cancelled()
-                })?;
-                task.count_ran();
-                let file = output::written(task, &path, &expected, stamp);
-                env.store.lend(&path, &file.stamp, &expected, &loans)?;
-                file
-            }
+            // The result was known, but the file is not there: it is assembled again.
+            (None, None) => name_file(
+                env,
+                work,
+                &outcome,
+                &path,
+                write_again(work, &promote, &expected, &env.out)?,
+            )?,
+            (Some(written), _) => name_file(env, work, &outcome, &path, written)?,
         };
         outcome.files = vec![file];
-        outcome.ran |= task.counts().0 > 0;
+        outcome.ran |= work.counts().0 > 0;
         Ok(outcome)
     }
 
     fn summary(&self, outcome: &Outcome) -> String {
-        match (file_digest(outcome), outcome.number("elements")) {
+        match (file_digest(outcome), outcome.fact(action::Promote::ELEMENTS)) {
             (Ok(file), Ok(elements)) if elements > 0 => {
                 format!(
                     "{}, {:.3} bpw",
@@ -245,39 +228,88 @@ impl Kind for Promote {
     }
 }
 
+/// Gives a candidate's file, complete but for its name, its name.
+fn name_file(
+    env: &Env<'_>,
+    work: &Context<'_>,
+    outcome: &Outcome,
+    path: &std::path::Path,
+    written: fs::TempFile,
+) -> Result<SourceFile, StepError> {
+    let expected = file_digest(outcome)?;
+    let assembly: Assembly = decode(env.store, "assembly", outcome.output(action::Promote::ASSEMBLY)?)?;
+    let loans = assembly.loans();
+    let unnamed = fs::Stamp::of_file(written.file(), written.path())?;
+    env.store.promise_loans(path, &unnamed, &expected, &loans)?;
+    let reclaimed = env.store.reclaim(path, &loans)?;
+    let named = written.persist(path, fs::Durability::Synced)?;
+    drop(reclaimed);
+    fs::settle(named.file(), path)?;
+    let read = Cell::new(0);
+    work.expect(Unit::BytesHashed, expected.len);
+    let stamp = env.store.confirm(&named, &expected, &|len| {
+        work.advance(Unit::BytesHashed, len - read.replace(len));
+        !work.cancel().is_cancelled()
+    })?;
+    work.count_ran();
+    let file = output::written(work, path, &expected, stamp);
+    env.store.lend(path, &file.stamp, &expected, &loans)?;
+    Ok(file)
+}
+
 /// Returns the actions that quantize the tensors of a candidate, by key.
+///
+/// # Errors
+///
+/// Errors of reading the documents of the model and the policy.
 pub fn tensor_actions(
     node: &Node,
     inputs: &Inputs,
     env: &Env<'_>,
 ) -> Result<BTreeMap<ActionDigest, Action>, StepError> {
-    let draft = Draft::load(&Parts::of(node, inputs)?, env)?;
-    let changed = draft
-        .tensors
-        .index
-        .tensors
-        .iter()
-        .zip(&draft.table.choices)
-        .filter(|(_, choice)| choice.from != choice.to);
-    Ok(changed
-        .map(|(tensor, choice)| draft.tensors.action(tensor, choice.to))
-        .map(|action| (action.digest(), action))
-        .collect())
+    let draft = draft_of(node, inputs, env)?;
+    let actions = draft
+        .choices()
+        .filter_map(|(tensor, choice)| draft.action(tensor, choice));
+    Ok(actions.map(|action| (action.digest(), action)).collect())
+}
+
+/// A tensor of a candidate: what becomes of it, and how.
+#[derive(Debug, Clone)]
+pub struct PlannedTensor {
+    /// What the policy says of it.
+    pub choice: Choice,
+    /// The action that quantizes it; nothing where its bytes stay as they are.
+    pub action: Option<Action>,
+}
+
+/// Returns the tensors of a candidate, in the file's order.
+///
+/// # Errors
+///
+/// Errors of reading the documents of the model and the policy.
+pub fn planned_tensors(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Vec<PlannedTensor>, StepError> {
+    let draft = draft_of(node, inputs, env)?;
+    let planned = draft.choices().map(|(tensor, choice)| PlannedTensor {
+        choice: choice.clone(),
+        action: draft.action(tensor, choice),
+    });
+    Ok(planned.collect())
 }
 
 /// Lets a candidate's file lend its tensors to the store, which need not keep them then.
 fn lend(outcome: &Outcome, file: &SourceFile, env: &Env<'_>) -> Result<(), StepError> {
-    let assembly: Assembly = decode(env, "assembly", outcome.output("assembly")?)?;
+    let assembly: Assembly = decode(env.store, "assembly", outcome.output(action::Promote::ASSEMBLY)?)?;
     env.store
         .lend(&file.path, &file.stamp, &file.digest, &assembly.loans())?;
     Ok(())
 }
 
 /// Returns the digest of a candidate's file.
+///
+/// # Errors
+///
+/// [`StepError::Document`] if the result does not say it.
 pub fn file_digest(outcome: &Outcome) -> Result<BlobDigest, StepError> {
-    let fact = outcome.fact("file");
-    fact.parse().map_err(|_| StepError::Document {
-        what: "action result",
-        problem: format!("`{fact}` is no digest"),
-    })
+    outcome.fact(action::Promote::FILE)
 }

@@ -3,11 +3,16 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
+use crate::action::Corpus;
+use crate::action::InspectModel;
 use crate::digest::BlobDigest;
+use crate::digest::Fingerprint;
+use crate::engine::Role;
 use crate::figures;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::recipe::model::CorpusStep;
+use crate::recipe::model::EngineRef;
 use crate::recipe::model::SourceName;
 use crate::recipe::model::Step;
 use crate::recipe::model::StepBody;
@@ -16,14 +21,13 @@ use crate::step::Env;
 use crate::step::Inputs;
 use crate::step::Outcome;
 use crate::step::StepError;
-use crate::step::Task;
-use crate::step::eval::Reference;
-use crate::step::eval::failed;
 use crate::step::policy;
-use crate::step::tokens;
-use crate::step::tokens::Block;
-use crate::step::tokens::Cut;
-use crate::step::tokens::Take;
+use crate::work::Block;
+use crate::work::Cut;
+use crate::work::Reading;
+use crate::work::Reference;
+use crate::work::Take;
+use crate::work::evaluation_failed;
 
 /// More bytes than a token of a text has on average, in any language and with any vocabulary: before a corpus is read as
 /// tokens, its length divided by this tells how many there are at the least.
@@ -39,6 +43,8 @@ pub struct Comparison<'n> {
     cut: Cut,
     /// The digest of all that decides what the measured model computes; nothing where that is not known yet.
     compute: Option<BlobDigest>,
+    /// The engine that runs the models.
+    engine: &'n EngineRef,
 }
 
 impl<'n> Comparison<'n> {
@@ -46,7 +52,9 @@ impl<'n> Comparison<'n> {
     /// itself, on all chunks that anything else is measured on. `known` is what the nodes before it have made, as far as that
     /// can be told.
     pub fn of(node: &'n Node, known: &Inputs) -> Option<Self> {
-        let compute = |outcome: Result<&Outcome, StepError>| outcome.and_then(|outcome| outcome.output("compute")).ok();
+        let compute = |outcome: Result<&Outcome, StepError>| {
+            outcome.and_then(|outcome| outcome.output(InspectModel::COMPUTE)).ok()
+        };
         match &node.work {
             Work::Eval { step, candidate } => match &step.body {
                 StepBody::Eval(eval) if eval.kld => Some(Self {
@@ -59,6 +67,7 @@ impl<'n> Comparison<'n> {
                         take: Take::First,
                     },
                     compute: compute(known.step(candidate)),
+                    engine: &node.engine,
                 }),
                 _ => None,
             },
@@ -72,6 +81,7 @@ impl<'n> Comparison<'n> {
                     corpus,
                     cut,
                     compute: compute(known.source(&policy.model)),
+                    engine: &node.engine,
                 })
             }
             _ => None,
@@ -80,7 +90,7 @@ impl<'n> Comparison<'n> {
 }
 
 /// Corpora as blocks, each read once for all comparisons; nothing of one that was not yet read as tokens.
-pub type Corpora<'n> = BTreeMap<(&'n SourceName, &'n StepId, Cut), Option<Vec<Block>>>;
+pub type Corpora<'n> = BTreeMap<(&'n SourceName, &'n StepId, Cut, Fingerprint), Option<Vec<Block>>>;
 
 /// Returns how many bytes of the reference's log-probabilities a comparison still has to compute: for each block that it needs
 /// and that is not in the store, by a name that is the same for all comparisons that share the block. Of a model that is yet
@@ -104,14 +114,25 @@ pub fn foresee<'n>(
         corpus,
         cut,
         compute,
+        engine,
     } = *comparison;
-    let positions = figures::scored_positions(cut.context as usize).map_err(failed)?.len() as u64;
+    let engine = env.fingerprint(engine, Role::Evaluator)?;
+    let positions = figures::scored_positions(cut.context as usize)
+        .map_err(evaluation_failed)?
+        .len() as u64;
     let size = |chunks: u64| figures::size_of_reference(vocabulary, positions.saturating_mul(chunks));
     let outcome = known.source(model);
-    let blocks = match corpora.entry((model, corpus, cut)) {
+    let blocks = match corpora.entry((model, corpus, cut, engine)) {
         Entry::Occupied(read) => read.into_mut(),
         Entry::Vacant(free) => free.insert(match (&outcome, known.step(corpus)) {
-            (Ok(model), Ok(corpus)) => tokens::known_blocks(env, model, corpus, cut)?,
+            (Ok(model), Ok(corpus)) => {
+                let reading = Reading {
+                    corpus: corpus.output(Corpus::CORPUS)?,
+                    tokenizer: model.output(InspectModel::TOKENIZER)?,
+                    engine,
+                };
+                reading.known_blocks(env.store, cut)?
+            }
             _ => None,
         }),
     };
@@ -132,22 +153,22 @@ pub fn foresee<'n>(
             vec![(name, size(chunks))]
         });
     };
-    let task = Task::new(corpus_node.id.to_string(), env);
     let reference = Reference {
-        task: &task,
-        model: outcome,
+        model: outcome.output(InspectModel::COMPUTE)?,
+        tokenizer: outcome.output(InspectModel::TOKENIZER)?,
         context: cut.context,
+        engine,
     };
     let mut needed = Vec::new();
     for block in blocks.iter() {
         let is_known = match compute {
             Some(compute) => {
-                let action = reference.block_action(compute, block, true)?;
+                let action = reference.block_action(compute, block, true);
                 env.store.lookup(&action.digest())?.is_some()
             }
             None => false,
         };
-        let key = reference.action(block)?.digest();
+        let key = reference.action(block).digest();
         if !is_known && env.store.lookup(&key)?.is_none() {
             needed.push((key.to_string(), size(block.chunks.len() as u64)));
         }

@@ -2,6 +2,8 @@
 
 use crate::action::Action;
 use crate::action::ImatrixImport;
+use crate::action::InspectModel;
+use crate::digest::BlobDigest;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::recipe::model::SourceDef;
@@ -14,12 +16,13 @@ use crate::step::Key;
 use crate::step::Kind;
 use crate::step::Outcome;
 use crate::step::Pool;
+use crate::step::SourceFile;
 use crate::step::StepError;
-use crate::step::Task;
-use crate::step::imatrix;
 use crate::step::misplaced;
 use crate::step::model;
-use crate::step::source_file::SourceFile;
+use crate::work::Context;
+use crate::work::INDEX;
+use crate::work::hash_model;
 
 /// A source.
 pub struct Source;
@@ -31,12 +34,16 @@ fn source(node: &Node) -> Result<&SourceDef, StepError> {
     }
 }
 
+fn inspect_model(files: Vec<BlobDigest>) -> Action {
+    Action::InspectModel(InspectModel { files, index: INDEX })
+}
+
 impl Kind for Source {
     fn key(&self, node: &Node, _inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError> {
         let source = source(node)?;
         let path = env.source_path(source);
         match source.kind {
-            SourceKind::Model => model::key(env, &path),
+            SourceKind::Model => super::key_of_files(env, model::shard_paths(&path), inspect_model),
             SourceKind::Imatrix => super::key_of_files(env, vec![path], |files| {
                 Action::ImatrixImport(ImatrixImport { file: files[0] })
             }),
@@ -54,27 +61,33 @@ impl Kind for Source {
         Pool::Disk
     }
 
-    fn run(&self, node: &Node, _inputs: &Inputs, task: &Task<'_>) -> Result<Outcome, StepError> {
+    fn run(&self, node: &Node, _inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {
         let source = source(node)?;
-        let path = task.env.source_path(source);
-        match source.kind {
-            SourceKind::Model => model::run(task, &path),
-            SourceKind::Imatrix => {
-                let file = SourceFile::read(task.env, &path, &|_| {})?;
-                imatrix::import(task, &file)
+        let path = env.source_path(source);
+        let (action, files) = match source.kind {
+            SourceKind::Model => {
+                let files = hash_model(work, &model::shard_paths(&path))?;
+                (inspect_model(files.iter().map(|file| file.digest).collect()), files)
             }
-        }
+            SourceKind::Imatrix => {
+                let file = SourceFile::read(env.store, &path, &|_| {})?;
+                work.locate(|located| located.add_file(file.clone()));
+                (Action::ImatrixImport(ImatrixImport { file: file.digest }), vec![file])
+            }
+        };
+        let performed = work.perform(&action)?;
+        Ok(Outcome::of(performed, files))
     }
 
     fn summary(&self, outcome: &Outcome) -> String {
         let bytes = outcome.files.iter().map(|file| file.digest.len).sum();
-        match outcome.result.facts.get("tensors") {
-            Some(tensors) => format!(
+        match outcome.fact(InspectModel::TENSORS) {
+            Ok(tensors) => format!(
                 "{}, {tensors} tensors, {}",
-                outcome.fact("architecture"),
+                outcome.shown(InspectModel::ARCHITECTURE),
                 words::bytes(bytes)
             ),
-            None => words::bytes(bytes),
+            Err(_) => words::bytes(bytes),
         }
     }
 }

@@ -20,15 +20,15 @@ use crate::manifest::ActionRecord;
 use crate::manifest::Manifest;
 use crate::manifest::Resource;
 use crate::recipe;
-use crate::step::model::IndexedTensor;
-use crate::step::model::compute_of;
-use crate::step::promote::AssembledTensor;
-use crate::step::promote::Assembly;
-use crate::step::promote::From;
 use crate::tensor_type::TensorType;
 use crate::text::Source;
 use crate::verify::Part;
 use crate::verify::Problem;
+use crate::work::AssembledTensor;
+use crate::work::Assembly;
+use crate::work::From;
+use crate::work::IndexedTensor;
+use crate::work::compute_of;
 
 /// What a manifest says of its output.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -407,7 +407,7 @@ impl<'m> Check<'m> {
             return;
         };
         let assembly = Assembly {
-            schema: crate::step::model::INDEX,
+            schema: crate::work::INDEX,
             file,
             sha256,
             header,
@@ -460,6 +460,7 @@ impl<'m> Check<'m> {
         let Some(Node {
             id,
             work: Work::Promote { .. },
+            ..
         }) = wanted
         else {
             let what = format!("the recipe has no candidate `{}`", short(&parameters.step));

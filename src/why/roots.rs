@@ -8,6 +8,7 @@ use super::answer::Root;
 use super::answer::RootKind;
 use super::survey::Known;
 use crate::action::ActionResult;
+use crate::action::InspectModel;
 use crate::action::difference::Difference;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
@@ -15,10 +16,11 @@ use crate::engine::Identity;
 use crate::gguf::Metadata;
 use crate::graph::NodeId;
 use crate::report::words;
-use crate::step::model;
-use crate::step::model::ModelIndex;
 use crate::store::Last;
 use crate::store::ReadFile;
+use crate::work::ModelIndex;
+use crate::work::decode;
+use crate::work::decode_metadata;
 
 /// So many tensors and keys of a model are named.
 const MOST: usize = 20;
@@ -87,8 +89,7 @@ impl Why<'_> {
     pub(super) fn root_of_engine(&self, difference: &Difference) -> Root {
         let identity = |value: &Option<String>| -> Option<Identity> {
             let fingerprint: Fingerprint = value.as_deref()?.trim_matches('"').parse().ok()?;
-            let own = [&self.env.quantizer, &self.env.evaluator];
-            if let Some(own) = own.into_iter().find(|own| own.fingerprint() == fingerprint) {
+            if let Some(own) = self.env.machine.engines.identity_of(&fingerprint) {
                 return Some(own.clone());
             }
             serde_json::from_slice(&self.env.store.engine(&fingerprint)?).ok()
@@ -158,18 +159,18 @@ impl Why<'_> {
     /// Compares two models by the documents of their inspection: tensors, and keys of the metadata. A document that is no
     /// longer there tells nothing.
     fn inside(&self, before: &BTreeMap<String, BlobDigest>, now: &ActionResult) -> Vec<Detail> {
+        const METADATA: &str = InspectModel::METADATA.as_str();
+        const INDEX: &str = InspectModel::MODEL.as_str();
         let mut details = Vec::new();
-        let metadata = |digest: Option<&BlobDigest>| -> Option<Metadata> {
-            let bytes = self.env.store.read(digest?, model::DOCUMENT_CAP).ok()?;
-            model::decode_metadata(&bytes).ok()
-        };
+        let metadata =
+            |digest: Option<&BlobDigest>| -> Option<Metadata> { decode_metadata(self.env.store, *digest?).ok() };
         let index = |digest: Option<&BlobDigest>| -> Option<ModelIndex> {
-            model::decode(self.env, "model index", *digest?).ok()
+            decode(self.env.store, "model index", *digest?).ok()
         };
-        if let (Some(old), Some(new)) = (metadata(before.get("metadata")), metadata(now.outputs.get("metadata"))) {
+        if let (Some(old), Some(new)) = (metadata(before.get(METADATA)), metadata(now.outputs.get(METADATA))) {
             details.extend(keys(&old, &new));
         }
-        if let (Some(old), Some(new)) = (index(before.get("model")), index(now.outputs.get("model"))) {
+        if let (Some(old), Some(new)) = (index(before.get(INDEX)), index(now.outputs.get(INDEX))) {
             details.extend(tensors(&old, &new));
         }
         let more = details.len().saturating_sub(MOST);

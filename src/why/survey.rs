@@ -21,9 +21,8 @@ use crate::step::Env;
 use crate::step::Inputs;
 use crate::step::Key;
 use crate::step::Outcome;
+use crate::step::SourceFile;
 use crate::step::StepError;
-use crate::step::Task;
-use crate::step::source_file::SourceFile;
 use crate::store::ReadFile;
 
 /// Whether files may be read.
@@ -190,12 +189,12 @@ impl Survey {
     fn read(&self, node: &Node, env: &Env<'_>) -> Result<(), StepError> {
         let kind = step::kind_of(node);
         if matches!(node.id, NodeId::Source(_)) {
-            let task = Task::new(node.id.to_string(), env);
-            return kind.run(node, &self.outcomes, &task).map(|_| ());
+            let work = env.context(&node.id, &self.outcomes);
+            return kind.run(node, &self.outcomes, env, &work).map(|_| ());
         }
         if let Key::Unread { paths, .. } = kind.key(node, &self.outcomes, env)? {
             for path in &paths {
-                SourceFile::read(env, path, &|_| {})?;
+                SourceFile::read(env.store, path, &|_| {})?;
             }
         }
         Ok(())

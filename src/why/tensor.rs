@@ -11,6 +11,7 @@ use super::answer::Root;
 use super::answer::RootKind;
 use super::trace::push;
 use crate::action::Action;
+use crate::action::Promote;
 use crate::action::difference;
 use crate::action::role;
 use crate::action::role::Origin;
@@ -19,11 +20,11 @@ use crate::digest::ActionDigest;
 use crate::graph::NodeId;
 use crate::graph::Work;
 use crate::step::StepError;
-use crate::step::model;
 use crate::step::promote;
-use crate::step::promote::Assembly;
 use crate::step::promote::PlannedTensor;
 use crate::store::Last;
+use crate::work::Assembly;
+use crate::work::decode;
 
 /// A tensor that a candidate does not have.
 #[derive(Debug, thiserror::Error)]
@@ -228,7 +229,7 @@ impl Why<'_> {
     fn quantized(&self, record: &Last, name: &str) -> Option<(ActionDigest, Action)> {
         let store = self.env.store;
         let result = store.lookup_shallow(&record.action).ok().flatten()?;
-        let assembly: Assembly = model::decode(self.env, "assembly", result.output("assembly")?).ok()?;
+        let assembly: Assembly = decode(self.env.store, "assembly", result.output(Promote::ASSEMBLY.as_str())?).ok()?;
         let tensor = assembly.tensors.iter().find(|tensor| tensor.name == name)?;
         let key = tensor.action?;
         let kept = store.lookup_shallow(&key).ok().flatten();

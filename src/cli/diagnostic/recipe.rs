@@ -15,6 +15,8 @@ use crate::recipe::quantity::QuantityProblem;
 use crate::recipe::requirement::Figure;
 use crate::recipe::requirement::RequirementProblem;
 use crate::report::words;
+use crate::session::engines::EngineProblem;
+use crate::session::engines::EngineProblemKind;
 
 /// No more problems of one file are shown.
 const SHOWN: usize = 20;
@@ -45,6 +47,43 @@ impl Diagnostic {
     /// Words the warnings about a recipe: the first 20, and how many more there are.
     pub fn recipe_warnings(warnings: &[RecipeWarning]) -> Vec<Self> {
         first(warnings, Self::recipe_warning, "recipe", Level::Warning)
+    }
+
+    /// Words what is wrong with the use of an engine.
+    pub fn engine(problem: &EngineProblem) -> Self {
+        let name = &problem.engine.name;
+        let mut diagnostic = match &problem.what {
+            EngineProblemKind::Unknown { known } => {
+                let mut unknown = Self::error(format!("there is no engine `{name}`")).code("recipe::unknown-engine");
+                if let Some(near) = nearest(name, known.iter().map(String::as_str)) {
+                    unknown = unknown.hint(format!("did you mean `{near}`?"));
+                }
+                unknown.hint(format!("this program has: {}", words::names(known, LISTED)))
+            }
+            EngineProblemKind::Lacks {
+                capability, step, able, ..
+            } => {
+                let what = format!("the engine `{name}` cannot {capability}, which `{step}` needs");
+                let lacks = Self::error(what).code("recipe::engine-lacks");
+                if able.is_empty() {
+                    lacks.hint("no engine of this program can")
+                } else {
+                    lacks.hint(format!(
+                        "name another engine in that section: {}",
+                        words::names(able, LISTED)
+                    ))
+                }
+            }
+        };
+        let label = |place: &Place, text: &str| Label {
+            place: place.clone(),
+            text: text.to_owned(),
+        };
+        diagnostic.primary = Some(label(&problem.engine.origin, "the engine is named here"));
+        if let EngineProblemKind::Lacks { place, .. } = &problem.what {
+            diagnostic.context = vec![label(place, "this step needs it")];
+        }
+        diagnostic
     }
 
     fn spanned(error: &RecipeError, group: &str) -> Self {

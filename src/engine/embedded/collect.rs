@@ -13,7 +13,7 @@ use std::ffi::c_void;
 use llama_cpp_sys_2 as ffi;
 
 use super::model::LEAST_ROWS;
-use crate::engine::error::EngineError;
+use crate::engine::EngineError;
 use crate::imatrix::Entry;
 use crate::imatrix::Imatrix;
 

@@ -9,7 +9,7 @@ use super::quantize::ReadAt;
 use super::quantize::dequantize_rows;
 use super::quantize::resize;
 use crate::engine::Cancel;
-use crate::engine::error::EngineError;
+use crate::engine::EngineError;
 
 /// What a matrix of a tensor lost.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

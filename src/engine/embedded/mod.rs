@@ -1,9 +1,11 @@
 //! llama.cpp and ggml behind safe functions: the only place of the crate, beside the memory map, with `unsafe`.
 
+pub(super) mod adapter;
 pub(super) mod checkpoint;
 pub(super) mod collect;
 pub(super) mod compare;
 pub(super) mod cpu;
+pub(super) mod identity;
 pub(super) mod log;
 pub(super) mod model;
 pub(super) mod quantize;

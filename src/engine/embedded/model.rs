@@ -23,9 +23,11 @@ use super::sys::Batch;
 use super::sys::Context;
 use super::sys::Model;
 use crate::engine::Cancel;
+use crate::engine::CollectOptions;
+use crate::engine::EachLogits;
+use crate::engine::EngineError;
 use crate::engine::ModelFiles;
 use crate::engine::Options;
-use crate::engine::error::EngineError;
 use crate::fs::map::LossGuard;
 use crate::imatrix::Imatrix;
 
@@ -42,16 +44,6 @@ const TENSOR_ALIGNMENT: u64 = 32;
 
 /// llama.cpp's evaluation callback.
 pub(super) type Callback = unsafe extern "C" fn(*mut ffi::ggml_tensor, bool, *mut c_void) -> bool;
-
-/// Takes a position and the logits of it and of those that follow, a row each with one per token of the vocabulary.
-pub type EachLogits<'a> = dyn FnMut(usize, &[&[f32]]) -> Result<(), EngineError> + 'a;
-
-/// What to collect importances of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct CollectOptions {
-    /// Also of the output matrix (`output.weight`).
-    pub process_output: bool,
-}
 
 /// A model with its weights, ready to compute chunks of one length.
 pub struct LoadedModel {
@@ -81,7 +73,7 @@ fn can_be_mapped(path: &Path) -> bool {
 impl LoadedModel {
     /// Loads a GGUF model for chunks of `context` tokens.
     ///
-    /// Weights go to the GPU if the build has a GPU backend and there is one ([`crate::engine::evaluator`] names it), and
+    /// Weights go to the GPU if the build has a GPU backend and there is one (its identity names it), and
     /// stay in the mapped file if not; those of a file aligned to less than 32 bytes are read into memory. A context longer
     /// than the model was trained for is refused: its figures mean nothing.
     pub fn open(files: ModelFiles, options: &Options, context: u32) -> Result<Self, EngineError> {

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::sys;
 use crate::engine::Cancel;
-use crate::engine::error::EngineError;
+use crate::engine::EngineError;
 use crate::tensor_type::TensorType;
 
 /// Values of a piece: large enough for one read and one kernel call to cost more than their start, small enough for the

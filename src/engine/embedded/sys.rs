@@ -13,8 +13,8 @@ use llama_cpp_sys_2 as ffi;
 
 use super::log::Aliases;
 use super::log::Capture;
+use crate::engine::EngineError;
 use crate::engine::ModelFiles;
-use crate::engine::error::EngineError;
 use crate::tensor_type::TensorType;
 
 /// Starts llama.cpp once per process and takes its log away from the terminal.

@@ -5,8 +5,8 @@ use llama_cpp_sys_2 as ffi;
 
 use super::log::Capture;
 use super::sys::Model;
+use crate::engine::EngineError;
 use crate::engine::ModelFiles;
-use crate::engine::error::EngineError;
 
 /// A model of which only the vocabulary was loaded: metadata is read, no weights are.
 pub struct Vocabulary {

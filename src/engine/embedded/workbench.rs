@@ -25,21 +25,19 @@ use super::checkpoint::Tap;
 use super::checkpoint::Weight;
 use super::log::Capture;
 use super::model::Callback;
-use super::model::EachLogits;
 use super::model::LoadedModel;
 use super::sys;
 use super::sys::Context;
 use crate::engine::Cancel;
+use crate::engine::EachLogits;
+use crate::engine::EngineError;
 use crate::engine::ModelFiles;
 use crate::engine::Options;
-use crate::engine::error::EngineError;
+use crate::engine::SharedBytes;
 use crate::tensor_type::TensorType;
 
 /// What ggml's own buffers align tensors to, in bytes.
 const ALIGNMENT: usize = 32;
-
-/// Bytes that a weight points to.
-type Lent = Box<dyn Deref<Target = [u8]> + Send>;
 
 /// Where a weight's bytes are, and what they are.
 #[derive(Clone, Copy)]
@@ -105,7 +103,7 @@ struct Replaced {
     /// What lay there, if that was written over.
     saved: Option<Vec<u8>>,
     /// What it points to in place of that.
-    lent: Option<Lent>,
+    lent: Option<SharedBytes>,
 }
 
 /// A loaded model whose weights can be replaced.
@@ -220,7 +218,7 @@ impl Workbench {
         let weight = weight.ok_or_else(|| refuse("the graph of the model has no such weight".to_owned()))?;
         self.forget_after(name);
         // Boxed first: where they lie then is where they stay.
-        let bytes: Lent = Box::new(bytes);
+        let bytes: SharedBytes = Box::new(bytes);
         let to = sys::ggml_type(ty);
         let tensor = weight.tensor.as_ptr();
         // SAFETY: the weight lies in the live model, which nobody else uses while `self` is borrowed mutably; no graph is

@@ -12,15 +12,17 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
 
+use super::Runtime;
 use super::Session;
 use super::SessionError;
 use super::Settings;
 use super::lock::facts_that_differ;
 use crate::action::role;
 use crate::digest::BlobDigest;
-use crate::engine;
 use crate::engine::Cancel;
+use crate::engine::Engines;
 use crate::engine::Identity;
+use crate::engine::Role;
 use crate::fs;
 use crate::fs::PathError;
 use crate::fs::TempDir;
@@ -144,6 +146,7 @@ pub struct Reproduction {
     /// What is missing.
     pub missing: Vec<Missing>,
     places: Places,
+    runtime: Runtime,
 }
 
 /// What came of making a candidate again.
@@ -183,7 +186,12 @@ impl Reproduction {
     /// # Errors
     ///
     /// A manifest that is none, or that contradicts itself.
-    pub fn prepare(path: &Path, places: Places, progress: &dyn Fn(u64)) -> Result<Self, ReproduceError> {
+    pub fn prepare(
+        path: &Path,
+        places: Places,
+        runtime: Runtime,
+        progress: &dyn Fn(u64),
+    ) -> Result<Self, ReproduceError> {
         let broken = |problem: String| ReproduceError::Manifest {
             path: path.to_owned(),
             problem,
@@ -220,11 +228,12 @@ impl Reproduction {
             found: located.found,
             missing: Vec::new(),
             places,
+            runtime,
         };
         let missing = located.missing.into_iter();
         this.missing
             .extend(missing.map(|(wanted, other)| Missing::Source { wanted, other }));
-        this.missing.extend(this.other_engines());
+        this.missing.extend(this.other_engines(&this.runtime.engines));
         this.missing.extend(this.missing_room()?);
         Ok(this)
     }
@@ -252,11 +261,13 @@ impl Reproduction {
         bytes.unwrap_or(0)
     }
 
-    fn other_engines(&self) -> Vec<Missing> {
-        let here = [engine::quantizer(), engine::evaluator()];
+    fn other_engines(&self, engines: &Engines) -> Vec<Missing> {
         let mut missing = Vec::new();
         for wanted in engines_used(&self.manifest) {
-            let same_role = here.iter().find(|identity| identity.role == wanted.role);
+            let same_role = Role::ALL
+                .iter()
+                .find(|role| role.as_str() == wanted.role)
+                .and_then(|role| engines.identity(&wanted.engine, *role));
             let found = same_role.map_or_else(String::new, |identity| identity.fingerprint().to_string());
             if found == wanted.fingerprint().to_string() {
                 continue;
@@ -313,7 +324,6 @@ impl Reproduction {
     /// What keeps the build from beginning; a step that fails is in the report.
     pub fn run(
         self,
-        threads: usize,
         command: Vec<String>,
         cancel: Cancel,
         options: scheduler::Options,
@@ -351,7 +361,7 @@ impl Reproduction {
             folder: scratch.path().join("inputs"),
             out: out.clone(),
             cache_dir: store,
-            threads,
+            runtime: self.runtime.clone(),
             again: command.clone(),
             command,
             // The candidate may go away: a store that stays must hold its tensors itself.

@@ -3,22 +3,29 @@
 
 use std::collections::BTreeMap;
 
+use crate::action::InspectModel;
+use crate::action::Join;
+use crate::engine::Role;
 use crate::policy;
 use crate::policy::HasImatrix;
 use crate::policy::ModelFacts;
 use crate::policy::TensorGroup;
+use crate::recipe::model::EngineRef;
 use crate::recipe::model::Method;
 use crate::recipe::model::PolicyStep;
 use crate::step::Env;
 use crate::step::Estimate;
 use crate::step::Inputs;
 use crate::step::StepError;
-use crate::step::tensor::Tensors;
+
 use crate::tensor_type::TensorType;
+use crate::work::Slices;
+use crate::work::Tensors;
+use crate::work::decode;
+use crate::work::policy::Solving;
 
 use super::method::documents_of;
 use super::method::keep_of;
-use super::solving::Solving;
 
 /// A group in a type that it may have.
 type Choice<'g> = (&'g TensorGroup, TensorType);
@@ -31,9 +38,16 @@ pub(super) fn estimate(
     facts: &ModelFacts,
     has: HasImatrix<'_>,
     env: &Env<'_>,
+    engine: &EngineRef,
 ) -> Result<Estimate, StepError> {
     let join = step.join.as_ref().map(|join| inputs.step(join)).transpose()?;
-    let tensors = Tensors::load(inputs.source(&step.model)?, join, env)?;
+    let slices = match join {
+        Some(join) => decode(env.store, "slices", join.output(Join::SLICES)?)?,
+        None => Slices::default(),
+    };
+    let index = inputs.source(&step.model)?.output(InspectModel::MODEL)?;
+    let quantizer = env.fingerprint(engine, Role::Quantizer)?;
+    let tensors = Tensors::load(env.store, index, slices, None, quantizer)?;
     let is_missing = |at: usize, ty: TensorType, probed: bool| {
         let tensor = tensors.get(at)?;
         // What is only compared need not be there any more.

@@ -4,6 +4,10 @@ use crate::action;
 use crate::action::Action;
 use crate::action::BoostBase;
 use crate::action::BoostLayers;
+use crate::action::Corpus;
+use crate::action::ImatrixCollect;
+use crate::action::InspectModel;
+use crate::action::Join;
 use crate::action::Method;
 use crate::action::PolicyCache;
 use crate::action::PolicyDevice;
@@ -11,13 +15,15 @@ use crate::action::PolicyHeader;
 use crate::action::PolicyRule;
 use crate::allocation::DEFAULT_STATES;
 use crate::digest::BlobDigest;
+use crate::engine::Role;
 use crate::recipe::model;
+use crate::recipe::model::EngineRef;
 use crate::recipe::model::PolicyStep;
 use crate::step::Env;
 use crate::step::Inputs;
 use crate::step::Outcome;
 use crate::step::StepError;
-use crate::step::tensor::ERRORS;
+use crate::work::ERRORS;
 
 use super::budget;
 
@@ -94,7 +100,7 @@ pub(super) fn by_rules(step: &PolicyStep) -> Option<Method> {
     }
 }
 
-fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method, StepError> {
+fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>, engine: &EngineRef) -> Result<Method, StepError> {
     if let Some(method) = by_rules(step) {
         return Ok(method);
     }
@@ -102,13 +108,13 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
     let join_of = || step.join.as_ref().map(|join| inputs.step(join)).transpose();
     let header_of = |join: Option<&Outcome>| -> Result<PolicyHeader, StepError> {
         Ok(PolicyHeader {
-            metadata: inputs.source(&step.model)?.output("metadata")?,
-            dataset: join.map(|join| join.fact("dataset").to_owned()),
+            metadata: inputs.source(&step.model)?.output(InspectModel::METADATA)?,
+            dataset: join.map(|join| join.fact(Join::DATASET)).transpose()?,
         })
     };
     let importances = |method: &str| -> Result<(BlobDigest, PolicyHeader), StepError> {
         let join = join_of()?;
-        let imatrix = join.map(|join| join.output("imatrix")).transpose()?;
+        let imatrix = join.map(|join| join.output(ImatrixCollect::IMATRIX)).transpose()?;
         let missing = || StepError::input(format!("`{method}` works on an imatrix, and the policy names none"));
         Ok((imatrix.ok_or_else(missing)?, header_of(join)?))
     };
@@ -163,7 +169,7 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
                     imatrix: importances("boost")?.0,
                     baseline: baseline
                         .as_ref()
-                        .map(|baseline| inputs.step(baseline)?.output("imatrix"))
+                        .map(|baseline| inputs.step(baseline)?.output(ImatrixCollect::IMATRIX))
                         .transpose()?,
                 },
             },
@@ -189,19 +195,19 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
             let probes = error.probes.as_ref().map(|probes| {
                 Ok::<_, StepError>(action::Probes {
                     count: probes.count,
-                    corpus: inputs.step(&probes.corpus)?.output("corpus")?,
-                    tokenizer: model.output("tokenizer")?,
+                    corpus: inputs.step(&probes.corpus)?.output(Corpus::CORPUS)?,
+                    tokenizer: model.output(InspectModel::TOKENIZER)?,
                     context: probes.context,
                     chunks: probes.chunks,
                     block: probes.block,
-                    evaluator: env.evaluator.fingerprint(),
+                    evaluator: env.fingerprint(engine, Role::Evaluator)?,
                 })
             });
             Method::Error(Box::new(action::Errors {
                 header: header_of(join)?,
                 budget: budget::document_of(&error.budget, inputs, env)?,
-                model: model.output("compute")?,
-                imatrix: join.map(|join| join.output("imatrix")).transpose()?,
+                model: model.output(InspectModel::COMPUTE)?,
+                imatrix: join.map(|join| join.output(ImatrixCollect::IMATRIX)).transpose()?,
                 probes: probes.transpose()?,
                 types: error.types.iter().map(|name| name.as_str().to_owned()).collect(),
                 fuse: error.fuse.iter().map(|rule| (*rule).to_owned()).collect(),
@@ -212,7 +218,7 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
                 states: DEFAULT_STATES,
                 solver: SOLVER,
                 form: ERRORS,
-                quantizer: env.quantizer.fingerprint(),
+                quantizer: env.fingerprint(engine, Role::Quantizer)?,
             }))
         }
         model::Method::Measured(measured) => {
@@ -221,10 +227,10 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
             Method::Measured(Box::new(action::Measured {
                 header: header_of(join)?,
                 budget: budget::document_of(&measured.budget, inputs, env)?,
-                model: model.output("compute")?,
-                imatrix: join.map(|join| join.output("imatrix")).transpose()?,
-                corpus: inputs.step(&measured.corpus)?.output("corpus")?,
-                tokenizer: model.output("tokenizer")?,
+                model: model.output(InspectModel::COMPUTE)?,
+                imatrix: join.map(|join| join.output(ImatrixCollect::IMATRIX)).transpose()?,
+                corpus: inputs.step(&measured.corpus)?.output(Corpus::CORPUS)?,
+                tokenizer: model.output(InspectModel::TOKENIZER)?,
                 context: measured.context,
                 chunks: measured.chunks,
                 block: measured.block,
@@ -240,24 +246,29 @@ fn method_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Method
                 states: DEFAULT_STATES,
                 solver: SEARCH,
                 form: ERRORS,
-                quantizer: env.quantizer.fingerprint(),
-                evaluator: env.evaluator.fingerprint(),
+                quantizer: env.fingerprint(engine, Role::Quantizer)?,
+                evaluator: env.fingerprint(engine, Role::Evaluator)?,
             }))
         }
     })
 }
 
-pub(super) fn action_of(step: &PolicyStep, inputs: &Inputs, env: &Env<'_>) -> Result<Action, StepError> {
+pub(super) fn action_of(
+    step: &PolicyStep,
+    inputs: &Inputs,
+    env: &Env<'_>,
+    engine: &EngineRef,
+) -> Result<Action, StepError> {
     let coverage = step
         .join
         .as_ref()
-        .map(|join| inputs.step(join)?.output("coverage"))
+        .map(|join| inputs.step(join)?.output(Join::COVERAGE))
         .transpose()?;
-    let shape = inputs.source(&step.model)?.output("shape")?;
+    let shape = inputs.source(&step.model)?.output(InspectModel::SHAPE)?;
     Ok(Action::Policy(action::Policy {
         shape,
         coverage,
-        method: method_of(step, inputs, env)?,
+        method: method_of(step, inputs, env, engine)?,
         rules: RULES,
     }))
 }

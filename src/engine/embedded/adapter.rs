@@ -1,0 +1,248 @@
+//! llama.cpp, linked in, as an [`Engine`].
+
+use std::io::Write;
+use std::sync::Arc;
+
+use super::compare;
+use super::identity;
+use super::model::LoadedModel;
+use super::quantize;
+use super::vocabulary::Vocabulary;
+use super::workbench::Workbench;
+use crate::engine::Cancel;
+use crate::engine::Capability;
+use crate::engine::CollectOptions;
+use crate::engine::Collector;
+use crate::engine::EachLogits;
+use crate::engine::Engine;
+use crate::engine::EngineError;
+use crate::engine::Identity;
+use crate::engine::Isolation;
+use crate::engine::MatrixError;
+use crate::engine::Model;
+use crate::engine::ModelFiles;
+use crate::engine::Options;
+use crate::engine::Prober;
+use crate::engine::QuantizeJob;
+use crate::engine::Quantizer;
+use crate::engine::ReadAt;
+use crate::engine::Role;
+use crate::engine::Scorer;
+use crate::engine::Setting;
+use crate::engine::SettingKind;
+use crate::engine::SharedBytes;
+use crate::engine::Tokenizer;
+use crate::engine::Values;
+use crate::imatrix::Imatrix;
+use crate::tensor_type::TensorType;
+
+/// The engine's name.
+pub(in crate::engine) const NAME: &str = "embedded";
+
+/// The engine's settings.
+pub(in crate::engine) const SETTINGS: &[Setting] = &[
+    Setting {
+        key: "threads",
+        kind: SettingKind::Integer { least: 1, most: 4096 },
+    },
+    Setting {
+        key: "worker",
+        kind: SettingKind::Boolean,
+    },
+];
+
+/// Makes the engine.
+pub(in crate::engine) fn new(threads: usize, settings: &Values) -> Arc<dyn Engine> {
+    Arc::new(Embedded {
+        options: Options { threads },
+        worker: settings.boolean("worker").unwrap_or(true),
+    })
+}
+
+/// llama.cpp, linked in.
+#[derive(Debug)]
+struct Embedded {
+    options: Options,
+    /// Whether models are loaded in a worker process.
+    worker: bool,
+}
+
+impl Engine for Embedded {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn capabilities(&self) -> &[Capability] {
+        &[
+            Capability::Tokenize,
+            Capability::Collect,
+            Capability::Score,
+            Capability::Probe,
+            Capability::Quantize,
+            Capability::Compare,
+        ]
+    }
+
+    fn identity(&self, role: Role) -> Identity {
+        match role {
+            Role::Quantizer => identity::quantizer(),
+            Role::Evaluator => identity::evaluator(),
+        }
+    }
+
+    fn quick_identity(&self) -> String {
+        let quantizer = identity::quantizer().fingerprint();
+        // Without devices, what quantizes and what evaluates depend on the same facts.
+        if identity::has_devices() {
+            format!("{quantizer} {}", identity::evaluator().fingerprint())
+        } else {
+            quantizer.to_string()
+        }
+    }
+
+    fn isolation(&self) -> Isolation {
+        if self.worker {
+            Isolation::Worker
+        } else {
+            Isolation::SameProcess
+        }
+    }
+
+    fn check(&self) -> Result<(), EngineError> {
+        identity::check_cpu()
+    }
+
+    fn tokenizer(&self, files: &ModelFiles) -> Result<Box<dyn Tokenizer>, EngineError> {
+        Ok(Box::new(Vocabulary::open(files)?))
+    }
+
+    fn model(&self, files: ModelFiles, context: u32) -> Result<Box<dyn Model>, EngineError> {
+        Ok(Box::new(LoadedModel::open(files, &self.options, context)?))
+    }
+
+    fn prober(&self, files: ModelFiles, context: u32, cancel: &Cancel) -> Result<Box<dyn Prober>, EngineError> {
+        Ok(Box::new(Workbench::open(files, &self.options, context, cancel)?))
+    }
+
+    fn quantizer(&self) -> Result<&dyn Quantizer, EngineError> {
+        Ok(self)
+    }
+}
+
+impl Quantizer for Embedded {
+    fn quantize(
+        &self,
+        job: &QuantizeJob<'_>,
+        read: &ReadAt<'_>,
+        out: &mut (dyn Write + Send),
+        cancel: &Cancel,
+        progress: &dyn Fn(u64),
+    ) -> Result<(), EngineError> {
+        quantize::quantize(job, read, out, cancel, progress)
+    }
+
+    fn compare(
+        &self,
+        job: &QuantizeJob<'_>,
+        read: &ReadAt<'_>,
+        quantized: &[u8],
+        cancel: &Cancel,
+        progress: &dyn Fn(u64),
+    ) -> Result<Vec<MatrixError>, EngineError> {
+        compare::compare(job, read, quantized, cancel, progress)
+    }
+}
+
+impl Tokenizer for Vocabulary {
+    fn tokenize(&self, text: &str, parse_special: bool) -> Result<Vec<i32>, EngineError> {
+        self.tokenize(text, parse_special)
+    }
+
+    fn first_token(&self) -> Option<i32> {
+        self.add_bos().then(|| self.bos())
+    }
+}
+
+impl Collector for LoadedModel {
+    fn collect(
+        &mut self,
+        chunks: &[Vec<i32>],
+        options: CollectOptions,
+        cancel: &Cancel,
+        progress: &dyn Fn(usize),
+    ) -> Result<Imatrix, EngineError> {
+        self.collect(chunks, options, cancel, progress)
+    }
+}
+
+impl Scorer for LoadedModel {
+    fn vocabulary_size(&self) -> usize {
+        self.vocabulary_size()
+    }
+
+    fn logits(
+        &mut self,
+        chunk: &[i32],
+        first: usize,
+        cancel: &Cancel,
+        each: &mut EachLogits<'_>,
+    ) -> Result<(), EngineError> {
+        self.logits(chunk, first, cancel, each)
+    }
+}
+
+impl Scorer for Workbench {
+    fn vocabulary_size(&self) -> usize {
+        self.vocabulary_size()
+    }
+
+    fn logits(
+        &mut self,
+        chunk: &[i32],
+        first: usize,
+        cancel: &Cancel,
+        each: &mut EachLogits<'_>,
+    ) -> Result<(), EngineError> {
+        self.logits(chunk, first, cancel, each)
+    }
+}
+
+/// Bytes behind a box, as what they are.
+struct Boxed(SharedBytes);
+
+impl std::ops::Deref for Boxed {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Prober for Workbench {
+    fn replace(&mut self, tensor: &str, ty: TensorType, bytes: SharedBytes) -> Result<(), EngineError> {
+        self.replace(tensor, ty, Boxed(bytes))
+    }
+
+    fn restore(&mut self, tensor: &str) {
+        self.restore(tensor);
+    }
+
+    fn place(&self, changed: &mut dyn Iterator<Item = &str>) -> usize {
+        self.place(changed)
+    }
+
+    fn keep(
+        &mut self,
+        chunk: &[i32],
+        first: usize,
+        place: usize,
+        limit: u64,
+        cancel: &Cancel,
+    ) -> Result<(), EngineError> {
+        self.keep(chunk, first, place, limit, cancel)
+    }
+
+    fn forget(&mut self) {
+        self.forget();
+    }
+}

@@ -1,0 +1,300 @@
+//! What an engine can be asked for: one trait for each part of the work, so that linked-in code fits as well as a tool that
+//! takes whole files. An engine implements what it can do and lists it as capabilities; the rest fails with
+//! [`EngineError::Unsupported`].
+
+use std::fmt;
+use std::io::Write;
+use std::ops::Deref;
+
+use super::Cancel;
+use super::EngineError;
+use super::Identity;
+use super::MatrixError;
+use super::ModelFiles;
+use super::QuantizeJob;
+use super::ReadAt;
+use crate::imatrix::Imatrix;
+use crate::tensor_type::TensorType;
+
+/// What an engine is used for. Each role has an identity of its own, so that a new evaluator does not quantize again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// It runs models: tokens, imatrices, log-probabilities.
+    Evaluator,
+    /// It turns numbers into quantized bytes and back.
+    Quantizer,
+}
+
+impl Role {
+    /// Both roles.
+    pub const ALL: [Self; 2] = [Self::Quantizer, Self::Evaluator];
+
+    /// Returns the word for it, as identities and action documents spell it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Evaluator => "evaluator",
+            Self::Quantizer => "quantizer",
+        }
+    }
+}
+
+/// Something that an engine can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Capability {
+    /// Turn texts into tokens.
+    Tokenize,
+    /// Collect an imatrix.
+    Collect,
+    /// Compute logits.
+    Score,
+    /// Compute logits of a loaded model with some of its tensors replaced.
+    Probe,
+    /// Quantize a tensor.
+    Quantize,
+    /// Compute the squared error of a quantized tensor.
+    Compare,
+}
+
+impl Capability {
+    /// Returns the role whose identity stands for it.
+    pub const fn role(self) -> Role {
+        match self {
+            Self::Tokenize | Self::Collect | Self::Score | Self::Probe => Role::Evaluator,
+            Self::Quantize | Self::Compare => Role::Quantizer,
+        }
+    }
+}
+
+impl fmt::Display for Capability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tokenize => "tokenize texts",
+            Self::Collect => "collect an imatrix",
+            Self::Score => "evaluate a model",
+            Self::Probe => "measure tensor types on a loaded model",
+            Self::Quantize => "quantize tensors",
+            Self::Compare => "compute the errors of quantized tensors",
+        })
+    }
+}
+
+/// Where an engine's models are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// In the process that builds.
+    SameProcess,
+    /// In a worker process, so that a crash of the engine fails one action and not the build.
+    Worker,
+}
+
+/// An engine: what runs the mathematics of models.
+pub trait Engine: Send + Sync + fmt::Debug {
+    /// Returns the name that recipes and `forge.toml` use.
+    fn name(&self) -> &str;
+
+    /// Returns what the engine can do.
+    fn capabilities(&self) -> &[Capability];
+
+    /// Returns the identity of a role: the facts that decide its results.
+    fn identity(&self, role: Role) -> Identity;
+
+    /// Returns a text that differs whenever an identity may differ, and costs microseconds: a build with nothing to do
+    /// compares it.
+    fn quick_identity(&self) -> String;
+
+    /// Says where models are loaded.
+    fn isolation(&self) -> Isolation {
+        Isolation::SameProcess
+    }
+
+    /// Checks that the engine can run on this machine.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Processor`] and what else keeps it from running.
+    fn check(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    /// Opens the vocabulary of a model.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the model.
+    fn tokenizer(&self, _files: &ModelFiles) -> Result<Box<dyn Tokenizer>, EngineError> {
+        Err(self.unsupported(Capability::Tokenize))
+    }
+
+    /// Makes a model ready to compute chunks of `context` tokens.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the model, or with the machine.
+    fn model(&self, _files: ModelFiles, _context: u32) -> Result<Box<dyn Model>, EngineError> {
+        Err(self.unsupported(Capability::Score))
+    }
+
+    /// Loads a model whose tensors can be replaced, for chunks of `context` tokens.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::model`]; [`EngineError::Cancelled`].
+    fn prober(&self, _files: ModelFiles, _context: u32, _cancel: &Cancel) -> Result<Box<dyn Prober>, EngineError> {
+        Err(self.unsupported(Capability::Probe))
+    }
+
+    /// Returns what quantizes.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Unsupported`].
+    fn quantizer(&self) -> Result<&dyn Quantizer, EngineError> {
+        Err(self.unsupported(Capability::Quantize))
+    }
+
+    /// Returns the error of an engine that lacks a capability.
+    fn unsupported(&self, capability: Capability) -> EngineError {
+        EngineError::Unsupported {
+            engine: self.name().to_owned(),
+            capability,
+        }
+    }
+}
+
+/// The vocabulary of a model.
+pub trait Tokenizer: Send {
+    /// Turns a text into tokens, with the tokens before and after a text that the vocabulary asks for. With
+    /// `parse_special`, texts of special tokens become those tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Tokenize`].
+    fn tokenize(&self, text: &str, parse_special: bool) -> Result<Vec<i32>, EngineError>;
+
+    /// Returns the token that every text, and so every chunk, begins with, if the vocabulary asks for one.
+    fn first_token(&self) -> Option<i32>;
+}
+
+/// Receives the logits of a chunk: the position of the first row, and one row with a number for each token of the vocabulary
+/// for it and for each position after it. Its error ends the computation.
+pub type EachLogits<'a> = dyn FnMut(usize, &[&[f32]]) -> Result<(), EngineError> + 'a;
+
+/// What to collect importances of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CollectOptions {
+    /// Also of the output matrix (`output.weight`).
+    pub process_output: bool,
+}
+
+/// Collects imatrices.
+pub trait Collector: Send {
+    /// Collects the imatrix of some chunks: for every weight the sums of its squared inputs by column, and how many rows
+    /// were summed. `progress` receives the number of chunks that are done.
+    ///
+    /// # Errors
+    ///
+    /// What the computation fails with; [`EngineError::Cancelled`].
+    fn collect(
+        &mut self,
+        chunks: &[Vec<i32>],
+        options: CollectOptions,
+        cancel: &Cancel,
+        progress: &dyn Fn(usize),
+    ) -> Result<Imatrix, EngineError>;
+}
+
+/// Computes logits.
+pub trait Scorer: Send {
+    /// Returns the number of tokens in the vocabulary: the length of a row of logits.
+    fn vocabulary_size(&self) -> usize;
+
+    /// Computes a chunk and passes the logits of the positions from `first` on to `each`, batch by batch and in order. Logits
+    /// at a position predict the token after it.
+    ///
+    /// # Errors
+    ///
+    /// What the computation fails with, logits that are not finite among it; what `each` fails with;
+    /// [`EngineError::Cancelled`].
+    fn logits(
+        &mut self,
+        chunk: &[i32],
+        first: usize,
+        cancel: &Cancel,
+        each: &mut EachLogits<'_>,
+    ) -> Result<(), EngineError>;
+}
+
+/// A model that is ready to compute.
+pub trait Model: Collector + Scorer {}
+
+impl<T: Collector + Scorer> Model for T {}
+
+/// Bytes that stay where they are as long as their owner lives.
+pub type SharedBytes = Box<dyn Deref<Target = [u8]> + Send>;
+
+/// A loaded model whose tensors can be replaced.
+pub trait Prober: Scorer {
+    /// Gives a tensor another type and other bytes until it is replaced again or restored.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Replace`].
+    fn replace(&mut self, tensor: &str, ty: TensorType, bytes: SharedBytes) -> Result<(), EngineError>;
+
+    /// Gives a tensor the bytes back that it was loaded with.
+    fn restore(&mut self, tensor: &str);
+
+    /// Returns where a computation can begin if only these tensors have changed, in the order in which the model computes; 0
+    /// is its beginning.
+    fn place(&self, changed: &mut dyn Iterator<Item = &str>) -> usize;
+
+    /// Keeps, in at most `limit` bytes together with what else is kept, what the nodes from a place on need of a chunk, so that
+    /// [`Scorer::logits`] of this chunk can begin there. Keeping nothing is no error.
+    ///
+    /// # Errors
+    ///
+    /// As [`Scorer::logits`].
+    fn keep(
+        &mut self,
+        chunk: &[i32],
+        first: usize,
+        place: usize,
+        limit: u64,
+        cancel: &Cancel,
+    ) -> Result<(), EngineError>;
+
+    /// Frees what is kept of all chunks.
+    fn forget(&mut self);
+}
+
+/// Quantizes tensors, and computes what they lose. Rows are quantized independently of each other, so results do not depend on
+/// the number of threads.
+pub trait Quantizer: Send + Sync {
+    /// Quantizes a tensor. `progress` receives bytes of the source.
+    ///
+    /// # Errors
+    ///
+    /// What the job cannot be done for; errors of `read` and `out`; [`EngineError::Cancelled`].
+    fn quantize(
+        &self,
+        job: &QuantizeJob<'_>,
+        read: &ReadAt<'_>,
+        out: &mut (dyn Write + Send),
+        cancel: &Cancel,
+        progress: &dyn Fn(u64),
+    ) -> Result<(), EngineError>;
+
+    /// Returns the squared errors of each matrix of a tensor whose quantized bytes are given.
+    ///
+    /// # Errors
+    ///
+    /// As for quantizing.
+    fn compare(
+        &self,
+        job: &QuantizeJob<'_>,
+        read: &ReadAt<'_>,
+        quantized: &[u8],
+        cancel: &Cancel,
+        progress: &dyn Fn(u64),
+    ) -> Result<Vec<MatrixError>, EngineError>;
+}

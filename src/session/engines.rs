@@ -1,0 +1,90 @@
+//! Whether the engines that a recipe names exist, and can do what its steps ask of them.
+
+use std::collections::BTreeSet;
+
+use crate::engine::Capability;
+use crate::engine::Engines;
+use crate::graph::Graph;
+use crate::recipe::model::EngineRef;
+use crate::recipe::model::Place;
+use crate::step;
+
+/// An engine that cannot be used as a recipe says.
+#[derive(Debug, Clone)]
+pub struct EngineProblem {
+    /// The engine, and where it is named.
+    pub engine: EngineRef,
+    /// What is wrong.
+    pub what: EngineProblemKind,
+}
+
+/// What is wrong with the use of an engine.
+#[derive(Debug, Clone)]
+pub enum EngineProblemKind {
+    /// There is none of this name.
+    Unknown {
+        /// Those that there are.
+        known: Vec<String>,
+    },
+    /// It cannot do what a step needs.
+    Lacks {
+        /// What it cannot do.
+        capability: Capability,
+        /// The step.
+        step: String,
+        /// Where the step is.
+        place: Place,
+        /// Engines that can.
+        able: Vec<String>,
+    },
+}
+
+/// Returns the names of the engines that the steps of a graph use.
+pub fn used(graph: &Graph) -> BTreeSet<String> {
+    let using = graph.nodes().filter(|node| !step::needs(node).is_empty());
+    using.map(|node| node.engine.name.clone()).collect()
+}
+
+/// Checks that every engine exists and can do what the steps ask of it.
+///
+/// # Errors
+///
+/// All problems, each engine and capability once, in the order of the steps.
+pub fn check(graph: &Graph, engines: &Engines) -> Result<(), Vec<EngineProblem>> {
+    let mut problems = Vec::new();
+    let mut seen = BTreeSet::new();
+    for node in graph.nodes() {
+        let Some(named) = node.work.step() else { continue };
+        let Some(engine) = engines.get(&node.engine.name) else {
+            if seen.insert((node.engine.name.clone(), None)) {
+                problems.push(EngineProblem {
+                    engine: node.engine.clone(),
+                    what: EngineProblemKind::Unknown {
+                        known: engines.names().map(str::to_owned).collect(),
+                    },
+                });
+            }
+            continue;
+        };
+        for capability in step::needs(node) {
+            if engine.capabilities().contains(&capability)
+                || !seen.insert((node.engine.name.clone(), Some((named.id.clone(), capability))))
+            {
+                continue;
+            }
+            let able = engines
+                .all()
+                .filter(|engine| engine.capabilities().contains(&capability));
+            problems.push(EngineProblem {
+                engine: node.engine.clone(),
+                what: EngineProblemKind::Lacks {
+                    capability,
+                    step: node.id.to_string(),
+                    place: named.origin.clone(),
+                    able: able.map(|engine| engine.name().to_owned()).collect(),
+                },
+            });
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(problems) }
+}

@@ -1,0 +1,298 @@
+//! What the work of an action has beside its document: the store, the engines, where files are, and who listens.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
+use super::Located;
+use super::Made;
+use super::Models;
+use super::SourceFile;
+use super::StepError;
+use super::Twice;
+use super::locked;
+use super::places::Places;
+use super::variants::Variants;
+use super::worker::Worker;
+use super::worker::Workers;
+use crate::digest::BlobDigest;
+use crate::digest::Fingerprint;
+use crate::engine::Cancel;
+use crate::engine::Engine;
+use crate::engine::Engines;
+use crate::engine::Role;
+use crate::fs::TempFile;
+use crate::observer::Event;
+use crate::observer::Observer;
+use crate::observer::Unit;
+use crate::store::Store;
+
+/// What all work of a build shares. None of it is part of a key.
+pub struct Machine<'a> {
+    /// The store.
+    pub store: &'a Store,
+    /// Who listens.
+    pub observer: &'a dyn Observer,
+    /// Set when the work is to stop.
+    pub cancel: Cancel,
+    /// The engines.
+    pub engines: &'a Engines,
+    /// The worker processes of engines that load models in one; without it, models are loaded in this process.
+    pub workers: Option<&'a Workers>,
+    /// Models that this process has loaded.
+    pub models: &'a Models,
+    /// Whose actions run twice, to compare the results.
+    pub twice: Option<Arc<Twice>>,
+}
+
+impl Machine<'_> {
+    /// Returns the engine whose identity in a role has a fingerprint.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::NoEngine`].
+    pub fn engine(&self, role: Role, fingerprint: &Fingerprint) -> Result<&dyn Engine, StepError> {
+        let found = self.engines.by_fingerprint(role, fingerprint);
+        found.ok_or(StepError::NoEngine {
+            role,
+            fingerprint: *fingerprint,
+        })
+    }
+}
+
+/// The work of a kind of action, as a function of its document.
+pub trait Work: Sync {
+    /// Returns the files that the work reads. They are compared with their digests before and after.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::NotLocated`].
+    fn reads(&self, _context: &Context<'_>) -> Result<Vec<SourceFile>, StepError> {
+        Ok(Vec::new())
+    }
+
+    /// Returns the evaluator that loads a model for this work, if it needs one.
+    fn evaluator(&self) -> Option<Fingerprint> {
+        None
+    }
+
+    /// Does the work.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be done.
+    fn run(&self, context: &Context<'_>) -> Result<Made, StepError>;
+}
+
+/// How much of something is done.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Progress {
+    pub(super) done: u64,
+    pub(super) total: u64,
+    pub(super) reported: Option<Instant>,
+}
+
+/// What the actions of one step run in.
+pub struct Context<'a> {
+    /// The step, as users read it.
+    pub step: String,
+    /// What all work shares.
+    pub machine: &'a Machine<'a>,
+    /// Where files are.
+    located: Mutex<Arc<Located>>,
+    /// Where a candidate's file is to be written, and the file once it is.
+    pub(super) candidate: Mutex<CandidateFile>,
+    pub(super) worker: Mutex<Option<Worker>>,
+    pub(super) ran: AtomicU64,
+    pub(super) cached: AtomicU64,
+    pub(super) progress: Mutex<BTreeMap<u8, Progress>>,
+    /// The imatrix that the importances of tensors come from, where they are not in the store.
+    imatrix: Mutex<Option<BlobDigest>>,
+    /// Where the bytes of tensors are.
+    pub(super) places: Mutex<Places>,
+    /// Models that are measured without a file.
+    pub(super) variants: Mutex<Variants>,
+    /// What the engine logged.
+    pub(super) log: Mutex<Vec<String>>,
+    /// Receives progress in place of the observer.
+    advance: Option<&'a (dyn Fn(Unit, u64) + Sync)>,
+}
+
+/// Where a candidate's file is written.
+#[derive(Debug, Default)]
+pub enum CandidateFile {
+    /// Nowhere: its bytes are digested only.
+    #[default]
+    Nowhere,
+    /// In this folder, under a temporary name.
+    In(std::path::PathBuf),
+    /// It is complete, but for its name.
+    Written(TempFile),
+}
+
+impl<'a> Context<'a> {
+    /// Prepares the work of a step.
+    pub fn new(step: impl Into<String>, machine: &'a Machine<'a>, located: Located) -> Self {
+        Self {
+            step: step.into(),
+            machine,
+            located: Mutex::new(Arc::new(located)),
+            candidate: Mutex::default(),
+            worker: Mutex::default(),
+            ran: AtomicU64::new(0),
+            cached: AtomicU64::new(0),
+            progress: Mutex::default(),
+            imatrix: Mutex::default(),
+            places: Mutex::default(),
+            variants: Mutex::default(),
+            log: Mutex::default(),
+            advance: None,
+        }
+    }
+
+    /// Returns the store.
+    pub fn store(&self) -> &'a Store {
+        self.machine.store
+    }
+
+    /// Returns the request to stop.
+    pub fn cancel(&self) -> &Cancel {
+        &self.machine.cancel
+    }
+
+    /// Returns where files are.
+    pub fn located(&self) -> Arc<Located> {
+        Arc::clone(&locked(&self.located))
+    }
+
+    /// Adds files to those that are known.
+    pub fn locate(&self, add: impl FnOnce(&mut Located)) {
+        add(Arc::make_mut(&mut locked(&self.located)));
+    }
+
+    /// Takes the importances of tensors from an imatrix, where they are not in the store.
+    pub fn use_imatrix(&self, imatrix: Option<BlobDigest>) {
+        *locked(&self.imatrix) = imatrix;
+    }
+
+    /// Returns the imatrix that the importances of tensors come from, if it is known.
+    pub(super) fn imatrix(&self) -> Option<BlobDigest> {
+        *locked(&self.imatrix)
+    }
+
+    /// Returns a file that holds a tensor with these bytes, and where it begins there.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::NotLocated`], and errors of reading the index of a model.
+    pub(super) fn tensor_place(&self, tensor: &BlobDigest) -> Result<(SourceFile, u64), StepError> {
+        locked(&self.places).find(self.store(), &self.located(), tensor)
+    }
+
+    /// Has a candidate's file written in a folder, under a temporary name. Without this, its bytes are digested only.
+    pub fn write_candidate_in(&self, folder: &std::path::Path) {
+        *locked(&self.candidate) = CandidateFile::In(folder.to_owned());
+    }
+
+    /// Takes the candidate's file, if it was written.
+    pub fn take_candidate(&self) -> Option<TempFile> {
+        match std::mem::take(&mut *locked(&self.candidate)) {
+            CandidateFile::Written(file) => Some(file),
+            _ => None,
+        }
+    }
+
+    /// Fails if the work is to stop.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::Stopped`].
+    pub fn check_cancel(&self) -> Result<(), StepError> {
+        if self.machine.cancel.is_cancelled() {
+            Err(StepError::Stopped)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Reports an event.
+    pub fn report(&self, event: Event) {
+        self.machine.observer.event(&event);
+    }
+
+    /// Reports something that is as it should be.
+    pub fn note(&self, message: impl Into<String>) {
+        self.report(Event::Note {
+            step: self.step.clone(),
+            message: message.into(),
+        });
+    }
+
+    /// Reports something that a user should know.
+    pub fn warn(&self, message: impl Into<String>) {
+        self.report(Event::Warning {
+            step: self.step.clone(),
+            message: message.into(),
+        });
+    }
+
+    /// Says how much of a unit the step has to do in all. Of several calls the last one counts.
+    pub fn expect(&self, unit: Unit, total: u64) {
+        locked(&self.progress).entry(unit as u8).or_default().total = total;
+    }
+
+    /// Adds to what is done of a unit. The observer hears of it at most ten times a second, and only of units that the step
+    /// expects ([`Context::expect`]).
+    pub fn advance(&self, unit: Unit, by: u64) {
+        if let Some(advance) = self.advance {
+            advance(unit, by);
+            return;
+        }
+        let now = Instant::now();
+        // Sources are hashed once: it is actions that run twice.
+        let twice = self.machine.twice.as_ref().is_some_and(|twice| twice.wants(&self.step));
+        let times = u64::from(unit != Unit::BytesHashed && twice) + 1;
+        let due = {
+            let mut progress = locked(&self.progress);
+            let entry = progress.entry(unit as u8).or_default();
+            entry.done += by;
+            if entry.total == 0 {
+                return;
+            }
+            let total = entry.total.saturating_mul(times).max(entry.done);
+            let rested = entry
+                .reported
+                .is_none_or(|reported| now.duration_since(reported).as_millis() >= 100);
+            let due = rested || entry.done >= total;
+            if due {
+                entry.reported = Some(now);
+            }
+            due.then_some((entry.done, total))
+        };
+        if let Some((done, total)) = due {
+            self.report(Event::Progress {
+                step: self.step.clone(),
+                unit,
+                done,
+                total,
+            });
+        }
+    }
+
+    /// Passes progress on, piece by piece, in place of reporting it.
+    pub(super) fn pass_progress_on(&mut self, advance: &'a (dyn Fn(Unit, u64) + Sync)) {
+        self.advance = Some(advance);
+    }
+
+    /// Adds lines to what the engine logged during this step.
+    pub fn add_log(&self, lines: impl IntoIterator<Item = String>) {
+        locked(&self.log).extend(lines);
+    }
+
+    /// Takes what the engine logged.
+    pub fn take_log(&self) -> Vec<String> {
+        std::mem::take(&mut locked(&self.log))
+    }
+}

@@ -1,0 +1,106 @@
+//! The texts of a corpus, checked. The texts themselves stay where they are.
+
+use std::io::Read;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Context;
+use super::Made;
+use super::SourceFile;
+use super::StepError;
+use super::Work;
+use super::documents::encode;
+use crate::action::Chunking;
+use crate::action::Corpus;
+use crate::digest::BlobDigest;
+use crate::fs;
+use crate::observer::Unit;
+
+/// The version of [`Document`].
+const SCHEMA: u32 = 1;
+
+/// What later steps depend on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Document {
+    /// The version of this form.
+    pub schema: u32,
+    /// How the texts are cut.
+    pub chunking: Chunking,
+    /// Whether special tokens in the texts are read as such.
+    pub parse_special: bool,
+    /// The texts, in order.
+    pub texts: Vec<BlobDigest>,
+}
+
+impl Work for Corpus {
+    fn reads(&self, context: &Context<'_>) -> Result<Vec<SourceFile>, StepError> {
+        let located = context.located();
+        let files = self.texts.iter().map(|digest| located.file(digest).cloned());
+        files.collect()
+    }
+
+    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+        let files = self.reads(context)?;
+        let total: u64 = files.iter().map(|file| file.digest.len).sum();
+        context.expect(Unit::BytesHashed, total);
+        for file in &files {
+            context.check_cancel()?;
+            check_utf8(file)?;
+            context.advance(Unit::BytesHashed, file.digest.len);
+        }
+        if total == 0 {
+            return Err(StepError::input("all texts of the corpus are empty"));
+        }
+        let document = Document {
+            schema: SCHEMA,
+            chunking: self.chunking,
+            parse_special: self.parse_special,
+            texts: self.texts.clone(),
+        };
+        let mut made = Made::default();
+        made.output(Self::CORPUS, context.store().put(&encode(&document)?)?);
+        made.fact(Self::TEXTS, files.len());
+        made.fact(Self::BYTES, total);
+        Ok(made)
+    }
+}
+
+/// Fails if a text is not UTF-8, naming the first byte that is not.
+fn check_utf8(file: &SourceFile) -> Result<(), StepError> {
+    let mut reader = file.open()?;
+    let mut piece = vec![0; 1 << 20];
+    let mut carried = 0;
+    let mut offset = 0u64;
+    loop {
+        let read = reader
+            .read(&mut piece[carried..])
+            .map_err(fs::PathError::on(&file.path, "read"))?;
+        let filled = carried + read;
+        let valid = match std::str::from_utf8(&piece[..filled]) {
+            Ok(_) => filled,
+            // A character may continue in the next piece.
+            Err(error) if error.error_len().is_none() && read > 0 => error.valid_up_to(),
+            Err(error) => {
+                return Err(StepError::input_hint(
+                    format!(
+                        "`{}` is not UTF-8: byte {} is 0x{:02x}",
+                        file.path.display(),
+                        offset + error.valid_up_to() as u64,
+                        piece[error.valid_up_to()]
+                    ),
+                    format!(
+                        "convert it, as with `iconv -t UTF-8 {0} > {0}.utf8`",
+                        file.path.display()
+                    ),
+                ));
+            }
+        };
+        if read == 0 {
+            return Ok(());
+        }
+        piece.copy_within(valid..filled, 0);
+        carried = filled - valid;
+        offset += valid as u64;
+    }
+}

@@ -1,0 +1,77 @@
+//! Models that a process has loaded. One stays loaded after an action, so that the next action on the same model finds it.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::Mutex;
+
+use super::locked;
+use super::variants::Difference;
+use crate::digest::BlobDigest;
+use crate::digest::Fingerprint;
+use crate::engine::Model;
+use crate::engine::Prober;
+use crate::engine::Tokenizer;
+
+/// What a loaded model is found by: the engine, the document that describes the model, and the tokens in a chunk.
+pub(super) type Key = (Fingerprint, BlobDigest, u32);
+
+/// Loaded models. Whoever works with one takes it out and puts it back, so that steps that run side by side do not wait for each
+/// other. At most one of each sort stays when nobody works with it, and a model leaves before another is loaded.
+#[derive(Default)]
+pub struct Models {
+    pub(super) tokenizer: Mutex<Option<(Key, Box<dyn Tokenizer>)>>,
+    pub(super) model: Mutex<Option<(Key, Box<dyn Model>)>>,
+    pub(super) probing: Mutex<Option<(Key, Box<Probing>)>>,
+}
+
+impl std::fmt::Debug for Models {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Models").finish_non_exhaustive()
+    }
+}
+
+/// A loaded model some of whose tensors are replaced.
+pub(super) struct Probing {
+    pub(super) prober: Box<dyn Prober>,
+    /// The tensors that are replaced now, with the digest of their bytes.
+    pub(super) replaced: BTreeMap<String, BlobDigest>,
+    /// The document of what it computes now, if that is known.
+    pub(super) compute: Option<BlobDigest>,
+    /// Variants by their documents.
+    pub(super) known: BTreeMap<BlobDigest, Arc<Difference>>,
+    /// What is asked for next.
+    pub(super) batch: Batch,
+}
+
+/// Variants that are computed on the same tokens, one after the other.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) tokens: Option<BlobDigest>,
+    /// What most of them have in common.
+    pub(super) common: Difference,
+    /// Where each begins to differ from that, in the order in which the model computes.
+    pub(super) places: BTreeMap<BlobDigest, usize>,
+    /// Those that are not computed yet.
+    pub(super) left: BTreeSet<BlobDigest>,
+    /// Where computing begins with what is kept.
+    pub(super) kept: usize,
+}
+
+pub(super) fn take<T>(slot: &Mutex<Option<(Key, T)>>, key: &Key) -> Option<T> {
+    let mut slot = locked(slot);
+    let found = slot.take_if(|(known, _)| known == key);
+    found.map(|(_, model)| model)
+}
+
+impl Models {
+    /// Frees what takes memory of its own: a model that is loaded to have tensors replaced.
+    pub fn release(&self) {
+        drop(locked(&self.probing).take());
+    }
+
+    pub(super) fn release_all(&self) {
+        drop(locked(&self.model).take());
+        drop(locked(&self.probing).take());
+    }
+}

@@ -1,0 +1,205 @@
+//! `method = "error"`: what each tensor loses in each type is told from the squared errors of its quantized bytes, scaled by a
+//! few measurements on the model itself, and the choice within the budget solved exactly.
+
+use std::collections::BTreeMap;
+
+use crate::action::Errors;
+use crate::action::Probes;
+use crate::observer::Unit;
+use crate::policy;
+use crate::policy::HasImatrix;
+use crate::policy::Losses;
+use crate::policy::ModelFacts;
+use crate::policy::Sensitivity;
+use crate::policy::TensorGroup;
+use crate::report::words;
+use crate::tensor_type::TensorType;
+use crate::work::Context;
+use crate::work::LocatedModel;
+use crate::work::StepError;
+use crate::work::blocks::Cut;
+use crate::work::blocks::Reading;
+use crate::work::join::Slices;
+use crate::work::probe::Bench;
+use crate::work::probe::Variant;
+use crate::work::references::Reference;
+use crate::work::tensors::Tensors;
+
+use super::Chosen;
+use super::solving::Solving;
+
+/// A group in a type that it may have, and its squared error.
+pub(super) struct Known<'g> {
+    pub(super) group: &'g TensorGroup,
+    pub(super) ty: TensorType,
+    pub(super) error: f64,
+}
+
+/// Compares, measures a few, and chooses.
+pub(super) fn choose(
+    context: &Context<'_>,
+    facts: &ModelFacts,
+    method: &Errors,
+    slices: Slices,
+    has: HasImatrix<'_>,
+) -> Result<Chosen, StepError> {
+    let Errors {
+        header,
+        budget,
+        types,
+        fuse,
+        floors,
+        ceilings,
+        keep,
+        devices,
+        states,
+        ..
+    } = method;
+    let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
+    let limits = solving.limits(context, header, *budget, devices, *states)?;
+    // What the budget cannot hold fails before anything is compared or measured, whatever is lost.
+    let guessed = policy::prior(facts, &solving.groups, &solving.types);
+    let _ = solving.solve(context, &guessed, &limits)?;
+    let located = context.located();
+    let model = located.model(&method.model)?;
+    let tensors = Tensors::of_model(context, model, slices, method.imatrix, method.quantizer)?;
+    let known = compare(context, solving.options(), &tensors)?;
+    let sensitivities = match &method.probes {
+        Some(probes) => measure(context, model, probes, &tensors, &known)?,
+        None => BTreeMap::new(),
+    };
+    let mut losses = Losses::new();
+    for Known { group, ty, error } in &known {
+        let sensitivity = sensitivities.get(&group.name).unwrap_or(&Sensitivity::ONE);
+        losses.insert((group.name.clone(), *ty), sensitivity.loss(*error));
+    }
+    // What stays as it is loses nothing.
+    for group in &solving.groups {
+        if let Some(own) = group.own_type(facts) {
+            losses.insert((group.name.clone(), own), Sensitivity::ONE.loss(0.0));
+        }
+    }
+    let mut chosen = solving.choose(context, &losses, &limits)?;
+    // Sums of squared errors are no divergence: nobody shall take them for one.
+    if method.probes.is_none() {
+        chosen.table.predicted_loss = None;
+    }
+    Ok(chosen)
+}
+
+/// Returns the squared errors of groups in types.
+pub(super) fn compare<'g>(
+    context: &Context<'_>,
+    asked: Vec<(&'g TensorGroup, TensorType)>,
+    tensors: &Tensors,
+) -> Result<Vec<Known<'g>>, StepError> {
+    let parts = || {
+        asked
+            .iter()
+            .flat_map(|(group, ty)| group.members.iter().map(|at| (*at, *ty)))
+    };
+    let (mut missing, mut total) = (0_u64, 0_u64);
+    for (at, ty) in parts() {
+        let tensor = tensors.get(at)?;
+        if context
+            .store()
+            .lookup(&tensors.error_action(tensor, ty).digest())?
+            .is_none()
+        {
+            missing += 1;
+            total += tensor.bytes.len;
+        }
+    }
+    if missing > 0 {
+        context.note(format!(
+            "{missing} of {} tensors in types are to be quantized and compared with the source",
+            parts().count()
+        ));
+    }
+    let seen = tensors.tokens(context.store())?;
+    context.expect(Unit::BytesCompared, total);
+    let mut known = Vec::with_capacity(asked.len());
+    for (group, ty) in asked {
+        let mut error = 0.0;
+        for &at in &group.members {
+            context.check_cancel()?;
+            let tensor = tensors.get(at)?;
+            let lost = tensors.errors(context, tensor, ty)?;
+            error += policy::squared_error(&lost.errors, &tensors.counts(context.store(), &tensor.name)?, seen);
+        }
+        known.push(Known { group, ty, error });
+    }
+    Ok(known)
+}
+
+/// Returns what a squared error costs each group, in nats of divergence: a few types of each are measured.
+fn measure(
+    context: &Context<'_>,
+    model: &LocatedModel,
+    probes: &Probes,
+    tensors: &Tensors,
+    known: &[Known<'_>],
+) -> Result<BTreeMap<String, Sensitivity>, StepError> {
+    // Without an error there is nothing to divide by.
+    let erring = || known.iter().filter(|known| known.error > 0.0);
+    let mut options: BTreeMap<&str, Vec<TensorType>> = BTreeMap::new();
+    for known in erring() {
+        options.entry(&known.group.name).or_default().push(known.ty);
+    }
+    let count = probes.count as usize;
+    let probed: BTreeMap<&str, Vec<TensorType>> = options
+        .into_iter()
+        .map(|(name, options)| (name, policy::probed_types(&options, count)))
+        .collect();
+    let asked: Vec<&Known<'_>> = erring()
+        .filter(|known| {
+            probed
+                .get(known.group.name.as_str())
+                .is_some_and(|types| types.contains(&known.ty))
+        })
+        .collect();
+    let variant = |known: &&Known<'_>| {
+        known
+            .group
+            .members
+            .iter()
+            .map(|at| (*at, known.ty))
+            .collect::<Variant>()
+    };
+    // The last one is the model itself.
+    let variants: Vec<Variant> = asked.iter().map(variant).chain([Variant::new()]).collect();
+    let reading = Reading {
+        corpus: probes.corpus,
+        tokenizer: probes.tokenizer,
+        engine: probes.evaluator,
+    };
+    let blocks = reading.blocks(context, Cut::spread(probes.context, probes.chunks, probes.block))?;
+    let reference = Reference {
+        model: model.compute,
+        tokenizer: probes.tokenizer,
+        context: probes.context,
+        engine: probes.evaluator,
+    };
+    let what = format!(
+        "{} of {}",
+        words::count(variants.len() as u64, "probe"),
+        words::count(probed.len() as u64, "group")
+    );
+    let mut bench = Bench::new(context, reference, model.hyperparameters, tensors, &blocks);
+    let divergences = bench.divergences(&what, &variants, 0..blocks.len())?;
+    let Some((null, measured)) = divergences.split_last() else {
+        return Err(StepError::input("nothing was measured"));
+    };
+    let mut of_group: BTreeMap<&str, Vec<(f64, Vec<f64>)>> = BTreeMap::new();
+    for (known, found) in asked.iter().zip(measured) {
+        let lost = found.iter().zip(null).map(|(with, without)| with - without);
+        let measured = (known.error, lost.collect());
+        of_group.entry(&known.group.name).or_default().push(measured);
+    }
+    let mut found: BTreeMap<String, Sensitivity> = of_group
+        .into_iter()
+        .filter_map(|(name, measured)| Some((name.to_owned(), Sensitivity::of(&measured)?)))
+        .collect();
+    policy::lift_sensitivities(&mut found);
+    Ok(found)
+}

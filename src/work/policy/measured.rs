@@ -1,0 +1,172 @@
+//! `method = "measured"`: what each group of tensors loses in each type is measured on the model itself, and the choice within
+//! the budget solved exactly.
+//!
+//! All options are measured on a few chunks; those that the choice hangs on, on all. Choices by those losses and by what squared
+//! errors make of them are measured as a whole, and the best is where the search begins: single moves around the choice are
+//! measured, with all else as the choice has it, and another choice is taken only if it loses less when all of it is measured
+//! together. Whole choices are judged on other chunks than they are made by.
+
+mod refine;
+mod scan;
+
+use std::collections::BTreeSet;
+
+use crate::action::Measured;
+use crate::policy;
+use crate::policy::HasImatrix;
+use crate::policy::ModelFacts;
+use crate::policy::Probe;
+use crate::report::words;
+use crate::work::Context;
+use crate::work::StepError;
+use crate::work::blocks::Cut;
+use crate::work::blocks::Reading;
+use crate::work::join::Slices;
+use crate::work::probe::Bench;
+use crate::work::references::Reference;
+use crate::work::tensors::Tensors;
+
+use super::Chosen;
+use super::error::compare;
+use super::solving::Limits;
+use super::solving::Solving;
+use super::solving::chosen;
+
+use scan::Scan;
+
+/// Measures, and chooses.
+pub(super) fn choose(
+    context: &Context<'_>,
+    facts: &ModelFacts,
+    method: &Measured,
+    slices: Slices,
+    has: HasImatrix<'_>,
+) -> Result<Chosen, StepError> {
+    let Measured {
+        header,
+        budget,
+        chunks,
+        screen,
+        max_probes,
+        refine,
+        types,
+        fuse,
+        floors,
+        ceilings,
+        keep,
+        devices,
+        states,
+        ..
+    } = method;
+    let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
+    let limits = solving.limits(context, header, *budget, devices, *states)?;
+    let probes = worth_probing(context, facts, &solving, &limits, *max_probes)?;
+    let located = context.located();
+    let model = located.model(&method.model)?;
+    let tensors = Tensors::of_model(context, model, slices, method.imatrix, method.quantizer)?;
+    let reading = Reading {
+        corpus: method.corpus,
+        tokenizer: method.tokenizer,
+        engine: method.evaluator,
+    };
+    let cut = Cut::spread(method.context, *chunks, method.block).and_others();
+    let blocks = reading.blocks(context, cut)?;
+    let reference = Reference {
+        model: method.model,
+        tokenizer: method.tokenizer,
+        context: method.context,
+        engine: method.evaluator,
+    };
+    let bench = Bench::new(context, reference, model.hyperparameters, &tensors, &blocks);
+    let mut scan = Scan::new(context, facts, &solving, limits, bench, (*chunks, *screen))?;
+    let first = scan.screen(&probes)?;
+    let probed: BTreeSet<&Probe> = probes.iter().collect();
+    let mut options = solving.options();
+    options.retain(|(group, ty)| probed.contains(&(group.name.clone(), *ty)));
+    let errors = compare(context, options, &tensors)?;
+    let errors = errors
+        .into_iter()
+        .map(|known| ((known.group.name.clone(), known.ty), known.error));
+    let mut incumbent = scan.second_opinions(first, &errors.collect())?;
+    let predicted = incumbent.predicted;
+    incumbent = scan.refine(incumbent, *refine)?;
+    report(context, &scan, &incumbent, predicted);
+    let mut table = incumbent.prepared.table(&incumbent.answer);
+    table.predicted_loss = Some(format!("{:e}", incumbent.predicted));
+    table.probed_loss = Some(policy::Probed {
+        mean: format!("{:e}", policy::mean(&incumbent.judged)),
+        deviation: format!("{:e}", policy::variance(&incumbent.judged).sqrt()),
+        chunks: u32::try_from(incumbent.judged.len()).unwrap_or(u32::MAX),
+        context: method.context,
+    });
+    chosen(&incumbent.prepared, &incumbent.answer, table)
+}
+
+/// Returns the probes that are worth making within a number of them, by guessed losses; all without one. What the budget cannot
+/// hold fails here, before anything is measured.
+fn worth_probing(
+    context: &Context<'_>,
+    facts: &ModelFacts,
+    solving: &Solving<'_>,
+    limits: &Limits,
+    most: Option<u64>,
+) -> Result<Vec<Probe>, StepError> {
+    let guessed = policy::prior(facts, &solving.groups, &solving.types);
+    let (prepared, answer) = solving.solve(context, &guessed, limits)?;
+    let most = most.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
+    let options = solving.options();
+    let probes = options.iter().map(|(group, ty)| (group.name.clone(), *ty));
+    if options.len() <= most {
+        return Ok(probes.collect());
+    }
+    let probes: BTreeSet<Probe> = probes.collect();
+    let mut ranked: Vec<(bool, f64, Probe)> = Vec::new();
+    for (group, options) in prepared.priced(&answer) {
+        for option in options {
+            let probe = (group.clone(), option.ty);
+            if probes.contains(&probe) {
+                ranked.push((!option.chosen, option.cost, probe));
+            }
+        }
+    }
+    // What the guess chose comes first, so that the budget can be kept to.
+    ranked.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
+    let least = ranked.iter().filter(|(not_chosen, ..)| !not_chosen).count();
+    if most < least {
+        return Err(StepError::input_hint(
+            format!("`max_probes` is {most}, and a choice within the budget takes {least} at the least"),
+            "raise `max_probes`, or fuse tensors into fewer groups",
+        ));
+    }
+    context.note(format!(
+        "{most} of {} that are possible are made: those that guessed losses make likeliest to be chosen",
+        words::count(probes.len() as u64, "probe")
+    ));
+    ranked.truncate(most);
+    let mut worth: Vec<Probe> = ranked.into_iter().map(|(_, _, probe)| probe).collect();
+    worth.sort();
+    Ok(worth)
+}
+
+/// Says how the choice was found and how far the sum of losses can be trusted.
+fn report(context: &Context<'_>, scan: &Scan<'_, '_>, incumbent: &scan::Incumbent, alone: f64) {
+    let together = incumbent.lost;
+    let chunks = if scan.judges_on_others() {
+        "other chunks than those"
+    } else {
+        "the chunks"
+    };
+    let first = if incumbent.round > 0 {
+        format!(
+            "; before {} of moves around it, it was {:.6}",
+            words::count(u64::from(incumbent.round), "round"),
+            scan.first_loss()
+        )
+    } else {
+        String::new()
+    };
+    context.note(format!(
+            "all choices together lose {together:.6} on {chunks} that they were chosen by{first}; the losses that the first choice was made by add up to \
+             {alone:.6}"
+        ));
+}

@@ -1,0 +1,192 @@
+//! Moves around a choice, measured with all else as the choice has it.
+
+use std::collections::BTreeMap;
+
+use crate::allocation::Answer;
+use crate::policy;
+use crate::policy::Around;
+use crate::policy::Prepared;
+use crate::policy::Probe;
+use crate::report::words;
+use crate::tensor_type::TensorType;
+use crate::work::StepError;
+
+use super::scan::Incumbent;
+use super::scan::Scan;
+use super::scan::choice_of;
+
+/// By which part of itself a difference measured alone may be wrong beside the other groups.
+const INTERACTION: f64 = 0.3;
+
+/// How many moves of one group are measured in a round.
+const MOVES: usize = 4;
+
+/// How often a choice that turned out worse is asked for again with fewer moves.
+const RETRIES: u32 = 10;
+
+/// By how much moves are charged more each time.
+const STEEPER: f64 = 1.6;
+
+impl Scan<'_, '_> {
+    /// Measures moves around a choice and solves again, until nothing is better or so many rounds are over. A choice is taken
+    /// only if it loses less when all of it is measured together, by more than chunks make of themselves, and on other chunks than
+    /// those that speak for it: a search that is judged by what it searched in finds noise.
+    pub(super) fn refine(&mut self, mut incumbent: Incumbent, rounds: u32) -> Result<Incumbent, StepError> {
+        for round in 1..=rounds {
+            let moves = self.moves(&incumbent);
+            let together = self.together(&incumbent.choice)?;
+            let evidence = self.evidence.clone();
+            let mut around = Around::new(&evidence, incumbent.choice.clone());
+            let what = format!(
+                "round {round}: {} around the choice",
+                words::count(moves.len() as u64, "move")
+            );
+            // What moves lose more or less than alone is small beside the noise of a few chunks.
+            let (half, _) = self.bench.first_blocks(together.len().div_ceil(2) as u64);
+            self.look_around(&what, &moves, half.max(self.screened), &together, &mut around)?;
+            let (better, done) = self.step(round, &mut around, &together, incumbent)?;
+            incumbent = better;
+            if done {
+                break;
+            }
+        }
+        Ok(incumbent)
+    }
+
+    /// Returns the moves that could be worth making.
+    fn moves(&self, incumbent: &Incumbent) -> Vec<Probe> {
+        let open = self
+            .evidence
+            .undecided(&incumbent.prepared, &incumbent.answer, INTERACTION);
+        let mut moves: Vec<Probe> = Vec::new();
+        let mut of_group = ("", 0);
+        for (group, ty) in &open {
+            if incumbent.choice.get(group) == Some(ty) {
+                continue;
+            }
+            of_group = if of_group.0 == group {
+                (group, of_group.1 + 1)
+            } else {
+                (group, 1)
+            };
+            if of_group.1 <= MOVES {
+                moves.push((group.clone(), *ty));
+            }
+        }
+        moves
+    }
+
+    /// Measures moves, one at a time, on the first blocks. `together` is what the choice loses as a whole.
+    fn look_around(
+        &mut self,
+        what: &str,
+        moves: &[Probe],
+        blocks: usize,
+        together: &[f64],
+        around: &mut Around<'_>,
+    ) -> Result<(), StepError> {
+        let moved = |(group, ty): &Probe| {
+            let mut choice = around.choice().clone();
+            choice.insert(group.clone(), *ty);
+            self.variant(&choice)
+        };
+        let variants: Vec<_> = moves.iter().map(moved).collect();
+        let found = self.bench.divergences(what, &variants, 0..blocks)?;
+        for (probe, found) in moves.iter().zip(found) {
+            let change = found.iter().zip(together).map(|(with, without)| with - without);
+            around.insert(probe.clone(), change.collect());
+        }
+        Ok(())
+    }
+
+    /// Returns the best choice by the moves that were measured, where each that it makes was measured on all chunks: one that
+    /// a few chunks only made look good would else be preferred to all others.
+    fn propose(&mut self, around: &mut Around<'_>, together: &[f64], penalty: f64) -> Result<Proposal, StepError> {
+        loop {
+            let (prepared, answer) = self.solve(&around.losses(penalty))?;
+            let choice = choice_of(&prepared, &answer);
+            let moved: Vec<Probe> = choice
+                .iter()
+                .filter(|(group, ty)| around.choice().get(*group) != Some(ty))
+                .map(|(group, ty)| (group.clone(), *ty))
+                .collect();
+            let short: Vec<Probe> = moved
+                .iter()
+                .filter(|probe| around.measured_on(probe) < together.len())
+                .cloned()
+                .collect();
+            if short.is_empty() {
+                return Ok(Proposal {
+                    prepared,
+                    answer,
+                    choice,
+                    moved,
+                });
+            }
+            let what = format!("a closer look at {}", words::count(short.len() as u64, "move"));
+            self.look_around(&what, &short, self.measured, together, around)?;
+        }
+    }
+
+    /// Returns a better choice by the moves that were measured, or the same one; and whether there is nothing more to find.
+    fn step(
+        &mut self,
+        round: u32,
+        around: &mut Around<'_>,
+        together: &[f64],
+        incumbent: Incumbent,
+    ) -> Result<(Incumbent, bool), StepError> {
+        let mut penalty = 0.0;
+        let mut tried: Vec<Vec<Probe>> = Vec::new();
+        for _ in 0..=RETRIES {
+            let proposal = self.propose(around, together, penalty)?;
+            let change = around.change(&proposal.choice);
+            let predicted = incumbent.lost + change;
+            if proposal.moved.is_empty() && penalty > 0.0 {
+                break;
+            }
+            if proposal.moved.is_empty() {
+                // The choice is the best one of what was measured around it: that is what its certificate then says.
+                let settled = Incumbent {
+                    prepared: proposal.prepared,
+                    answer: proposal.answer,
+                    predicted,
+                    ..incumbent
+                };
+                return Ok((settled, true));
+            }
+            // Fewer moves next time, if this turns out worse: what gains least for each is not worth it.
+            let each = (-change / proposal.moved.len() as f64).max(0.0);
+            penalty = if penalty > 0.0 { STEEPER * penalty } else { each / 4.0 };
+            if !tried.contains(&proposal.moved) {
+                let judged = self.judge(&proposal.choice)?;
+                let lost = self.lost(&judged);
+                if policy::is_less(&judged, &incumbent.judged) {
+                    let better = Incumbent {
+                        prepared: proposal.prepared,
+                        answer: proposal.answer,
+                        choice: proposal.choice,
+                        predicted,
+                        judged,
+                        lost,
+                        round,
+                    };
+                    return Ok((better, false));
+                }
+                tried.push(proposal.moved);
+            }
+            if penalty == 0.0 {
+                break;
+            }
+        }
+        Ok((incumbent, true))
+    }
+}
+
+/// A choice that the moves around another one speak for.
+struct Proposal {
+    prepared: Prepared,
+    answer: Answer,
+    choice: BTreeMap<String, TensorType>,
+    moved: Vec<Probe>,
+}

@@ -1,0 +1,266 @@
+//! Options measured on as many chunks as the decision needs.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::super::solving::Limits;
+use super::super::solving::Solving;
+use crate::allocation::Answer;
+use crate::policy;
+use crate::policy::Evidence;
+use crate::policy::Losses;
+use crate::policy::ModelFacts;
+use crate::policy::Prepared;
+use crate::policy::Probe;
+use crate::policy::mean;
+use crate::report::words;
+use crate::tensor_type::TensorType;
+use crate::work::Context;
+use crate::work::StepError;
+use crate::work::probe::Bench;
+use crate::work::probe::Variant;
+
+/// Measures options and solves for choices.
+pub(super) struct Scan<'r, 't> {
+    pub(super) context: &'r Context<'t>,
+    facts: &'r ModelFacts,
+    solving: &'r Solving<'r>,
+    limits: Limits,
+    pub(super) bench: Bench<'r, 't>,
+    pub(super) evidence: Evidence,
+    /// What the model itself shows against its own coded reference, by chunk of those that options are measured on.
+    null: Vec<f64>,
+    /// How many blocks these are.
+    pub(super) measured: usize,
+    /// The blocks that choices are judged on: others, if the corpus has enough.
+    judging: Range<usize>,
+    /// What the model itself shows there on average.
+    judged_null: f64,
+    /// The blocks of the first look.
+    pub(super) screened: usize,
+    first_loss: f64,
+}
+
+/// A choice that was measured as a whole.
+pub(super) struct Incumbent {
+    /// The problem that it is the best choice of.
+    pub(super) prepared: Prepared,
+    pub(super) answer: Answer,
+    /// The type of each group that has a choice.
+    pub(super) choice: BTreeMap<String, TensorType>,
+    /// What that problem's losses predicted for it.
+    pub(super) predicted: f64,
+    /// Its divergence by chunk of those that choices are judged on, all of it together.
+    pub(super) judged: Vec<f64>,
+    /// The mean of that, less the model's own.
+    pub(super) lost: f64,
+    /// How many rounds of moves it took to find it.
+    pub(super) round: u32,
+}
+
+impl<'r, 't> Scan<'r, 't> {
+    pub(super) fn new(
+        context: &'r Context<'t>,
+        facts: &'r ModelFacts,
+        solving: &'r Solving<'r>,
+        limits: Limits,
+        mut bench: Bench<'r, 't>,
+        (chunks, screen): (u64, u64),
+    ) -> Result<Self, StepError> {
+        let all = bench.block_count();
+        let itself = bench.divergences("the model itself", &[Variant::new()], 0..all)?;
+        let mut null = itself.into_iter().next().unwrap_or_default();
+        let (measured, length) = bench.first_blocks(chunks);
+        let others = null.split_off(length);
+        let (judging, judged_null) = if others.is_empty() {
+            (0..measured, mean(&null))
+        } else {
+            (measured..all, mean(&others))
+        };
+        let (screened, _) = bench.first_blocks(screen.min(chunks));
+        Ok(Self {
+            context,
+            facts,
+            solving,
+            limits,
+            bench,
+            evidence: Evidence::new(null.len()),
+            null,
+            measured,
+            judging,
+            judged_null,
+            screened,
+            first_loss: 0.0,
+        })
+    }
+
+    /// Says whether choices are judged on other chunks than they are made by.
+    pub(super) fn judges_on_others(&self) -> bool {
+        self.judging.start > 0
+    }
+
+    /// Returns what the first choice lost, all of it together.
+    pub(super) fn first_loss(&self) -> f64 {
+        self.first_loss
+    }
+
+    /// Measures all probes on the first chunks and those that the choice hangs on, on more and in the end on all; returns the best
+    /// choice by them.
+    pub(super) fn screen(&mut self, probes: &[Probe]) -> Result<Incumbent, StepError> {
+        // What stays as it is loses nothing.
+        for group in &self.solving.groups {
+            if let Some(own) = group.own_type(self.facts) {
+                self.evidence
+                    .insert((group.name.clone(), own), vec![0.0; self.null.len()]);
+            }
+        }
+        let what = format!(
+            "a first look at {} of {}",
+            words::count(probes.len() as u64, "type"),
+            words::count(self.solving.groups.len() as u64, "group")
+        );
+        self.probe(&what, probes, self.screened)?;
+        loop {
+            let losses = self.evidence.losses();
+            let (prepared, answer) = self.solve(&losses)?;
+            let mut open = self.evidence.undecided(&prepared, &answer, 0.0);
+            open.retain(|probe| !self.evidence.is_whole(probe));
+            if open.is_empty() {
+                return self.as_a_whole(prepared, answer);
+            }
+            // Twice as many chunks each time: most of what looks open on few is not on some more.
+            let mut of_length: BTreeMap<usize, Vec<Probe>> = BTreeMap::new();
+            for probe in open {
+                of_length
+                    .entry(self.evidence.measured_on(&probe))
+                    .or_default()
+                    .push(probe);
+            }
+            for (chunks, open) in of_length {
+                let blocks = self.bench.first_blocks(2 * chunks as u64).0.min(self.measured);
+                let what = format!(
+                    "a closer look at {}, on which the choice hangs",
+                    words::count(open.len() as u64, "type")
+                );
+                self.probe(&what, &open, blocks)?;
+            }
+        }
+    }
+
+    /// Measures an answer to a problem as a whole.
+    fn as_a_whole(&mut self, prepared: Prepared, answer: Answer) -> Result<Incumbent, StepError> {
+        let predicted = prepared.predicted(&answer).0;
+        let choice = choice_of(&prepared, &answer);
+        let judged = self.judge(&choice)?;
+        let lost = self.lost(&judged);
+        Ok(Incumbent {
+            prepared,
+            answer,
+            choice,
+            predicted,
+            judged,
+            lost,
+            round: 0,
+        })
+    }
+
+    /// Returns the best of four choices, each measured as a whole: the one by measured losses, those by losses in proportion to
+    /// squared errors, as all types of a group tell and as the middle one does, and one by losses halfway between.
+    ///
+    /// Measured losses see all that a type does to a group; but they are noisy, and do not add up where each group alone sets off
+    /// what others set off as well, as the routing of tokens to experts. The losses that the best choice was made by are those
+    /// that go on to be corrected around it.
+    pub(super) fn second_opinions(
+        &mut self,
+        first: Incumbent,
+        errors: &BTreeMap<Probe, f64>,
+    ) -> Result<Incumbent, StepError> {
+        let measured = self.evidence.losses();
+        let by_errors = policy::in_proportion(&measured, errors, usize::MAX);
+        let by_the_middle = policy::in_proportion(&measured, errors, 1);
+        let halfway = policy::halfway(&measured, &by_errors);
+        let mut found = vec![first.lost];
+        let (mut best, mut told) = (first, None);
+        for losses in [by_errors, by_the_middle, halfway] {
+            let (prepared, answer) = self.solve(&losses)?;
+            let other = self.as_a_whole(prepared, answer)?;
+            found.push(other.lost);
+            if other.lost < best.lost {
+                (best, told) = (other, Some(losses));
+            }
+        }
+        self.context.note(format!(
+                "choices by measured losses, by squared errors as all types and as the middle one tell, and by both lose {:.6}, {:.6}, {:.6} \
+                 and {:.6}, each measured together",
+                found[0], found[1], found[2], found[3]
+            ));
+        if let Some(losses) = told {
+            self.evidence = self.evidence.told(&losses);
+        }
+        self.first_loss = best.lost;
+        Ok(best)
+    }
+
+    /// Returns the best choice by losses.
+    pub(super) fn solve(&self, losses: &Losses) -> Result<(Prepared, Answer), StepError> {
+        self.solving.solve(self.context, losses, &self.limits)
+    }
+
+    /// Returns the divergence of a choice by chunk, measured as a whole on the chunks that options are measured on.
+    pub(super) fn together(&mut self, choice: &BTreeMap<String, TensorType>) -> Result<Vec<f64>, StepError> {
+        self.whole("the choice as a whole", choice, 0..self.measured)
+    }
+
+    /// Returns the divergence of a choice by chunk, measured as a whole on the chunks that choices are judged on.
+    pub(super) fn judge(&mut self, choice: &BTreeMap<String, TensorType>) -> Result<Vec<f64>, StepError> {
+        self.whole("a choice as a whole, to judge it", choice, self.judging.clone())
+    }
+
+    fn whole(
+        &mut self,
+        what: &str,
+        choice: &BTreeMap<String, TensorType>,
+        blocks: Range<usize>,
+    ) -> Result<Vec<f64>, StepError> {
+        let variant = self.variant(choice);
+        let found = self.bench.divergences(what, &[variant], blocks)?;
+        Ok(found.into_iter().next().unwrap_or_default())
+    }
+
+    /// Returns the mean of divergences that a choice is judged by, less what the model itself shows.
+    pub(super) fn lost(&self, judged: &[f64]) -> f64 {
+        mean(judged) - self.judged_null
+    }
+
+    /// Returns the tensors that a choice changes.
+    pub(super) fn variant(&self, choice: &BTreeMap<String, TensorType>) -> Variant {
+        let groups = self.solving.groups.iter();
+        let changed = groups.filter_map(|group| Some((group, *choice.get(&group.name)?)));
+        changed
+            .flat_map(|(group, ty)| group.members.iter().map(move |at| (*at, ty)))
+            .filter(|(at, ty)| self.facts.tensors[*at].ty != *ty)
+            .collect()
+    }
+
+    /// Measures groups in types, each alone.
+    fn probe(&mut self, what: &str, probes: &[Probe], blocks: usize) -> Result<(), StepError> {
+        let variants: Vec<Variant> = probes
+            .iter()
+            .map(|(group, ty)| self.variant(&BTreeMap::from([(group.clone(), *ty)])))
+            .collect();
+        let found = self.bench.divergences(what, &variants, 0..blocks)?;
+        for (probe, found) in probes.iter().zip(found) {
+            let lost = found.iter().zip(&self.null).map(|(with, without)| with - without);
+            self.evidence.insert(probe.clone(), lost.collect());
+        }
+        Ok(())
+    }
+}
+
+/// Returns the type that an answer gives each group.
+pub(super) fn choice_of(prepared: &Prepared, answer: &Answer) -> BTreeMap<String, TensorType> {
+    let groups = prepared.problem().groups().iter().zip(&answer.choice);
+    groups
+        .filter_map(|(group, at)| Some((group.name.clone(), TensorType::from_name(&group.options[*at].name)?)))
+        .collect()
+}

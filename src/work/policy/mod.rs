@@ -1,0 +1,94 @@
+//! A table of tensor, type and why, chosen by one of the methods.
+
+mod boosting;
+mod budget;
+mod choose;
+mod chosen;
+mod devices;
+mod error;
+mod inspected;
+mod measured;
+mod read;
+mod solving;
+mod warnings;
+
+use super::Context;
+use super::Made;
+use super::StepError;
+use super::Work;
+use super::documents::encode;
+use super::imatrix;
+use super::join::Slices;
+use super::join::slice_bytes;
+use crate::action::Method;
+use crate::action::Policy;
+use crate::digest::BlobDigest;
+use crate::report::words;
+
+pub use budget::around;
+pub use budget::energies_of;
+pub use choose::choose_by_rules;
+pub use inspected::Inspected;
+pub use solving::Solving;
+
+use chosen::Chosen;
+use warnings::sentence;
+
+impl Work for Policy {
+    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+        let store = context.store();
+        let inspected = Inspected::load(self, store)?;
+        let covered = |name: &str| inspected.covers(name);
+        let (facts, has) = (&inspected.facts, inspected.has(&covered));
+        let slices = |imatrix: Option<BlobDigest>| slices_of(context, &inspected, imatrix);
+        let Chosen {
+            table,
+            file_type,
+            solved,
+        } = match &self.method {
+            Method::Measured(method) => measured::choose(context, facts, method, slices(method.imatrix)?, has)?,
+            Method::Error(method) => error::choose(context, facts, method, slices(method.imatrix)?, has)?,
+            method => choose::choose(context, facts, method, has)?,
+        };
+        table
+            .warnings
+            .iter()
+            .for_each(|warning| context.warn(sentence(warning)));
+        if table.fallbacks() > 0 {
+            let fallbacks = words::count(table.fallbacks() as u64, "tensor");
+            context.warn(format!(
+                "{fallbacks} got another type than asked for, since their rows are no whole blocks of it"
+            ));
+        }
+        let mut made = Made::default();
+        made.fact(Self::BYTES, table.bytes().unwrap_or(u64::MAX));
+        let quantized = table.choices.iter().filter(|choice| choice.from != choice.to);
+        made.fact(Self::QUANTIZED, quantized.count());
+        made.fact(Self::TENSORS, table.choices.len());
+        made.fact(
+            Self::FILE_TYPE,
+            file_type.map_or_else(|| "keep".to_owned(), |number| number.to_string()),
+        );
+        made.output(Self::POLICY, store.put(&encode(&table)?)?);
+        if let Some(solved) = solved {
+            made.output(Self::CERTIFICATE, store.put(solved.certificate.as_bytes())?);
+            made.fact(Self::PROVED, if solved.optimal { "optimal" } else { "gap" });
+        }
+        Ok(made)
+    }
+}
+
+/// Returns the digests of the importances of the tensors that an imatrix covers, as a join does.
+fn slices_of(context: &Context<'_>, inspected: &Inspected, imatrix: Option<BlobDigest>) -> Result<Slices, StepError> {
+    let mut slices = Slices::default();
+    if let Some(digest) = imatrix {
+        let imatrix = imatrix::load(context.store(), digest)?;
+        for (name, entry) in &imatrix.entries {
+            if inspected.covers(name) {
+                let weights = BlobDigest::of(&slice_bytes(&entry.weights()));
+                slices.tensors.insert(name.clone(), weights);
+            }
+        }
+    }
+    Ok(slices)
+}

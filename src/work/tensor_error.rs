@@ -1,0 +1,80 @@
+//! What a tensor loses in a type: the squared differences between its values and those of its quantized bytes.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Context;
+use super::Made;
+use super::SourceFile;
+use super::StepError;
+use super::Work;
+use super::documents::encode;
+use super::perform::output_of;
+use super::tensor::weights;
+use crate::action;
+use crate::action::Action;
+use crate::action::TensorError;
+use crate::engine::QuantizeJob;
+use crate::engine::Role;
+use crate::fs;
+use crate::observer::Unit;
+
+/// The version of [`TensorErrors`], and of how they are summed up.
+pub const ERRORS: u32 = 1;
+
+/// What a tensor lost in a type: output `errors`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TensorErrors {
+    /// [`ERRORS`].
+    pub schema: u32,
+    /// For each matrix (an expert, or the tensor itself) the sum of squared differences, weighted by column.
+    pub errors: Vec<f64>,
+    /// For each matrix the sum of squared values, weighted by column.
+    pub norms: Vec<f64>,
+}
+
+fn tensor_of(error: &TensorError, context: &Context<'_>) -> Result<action::Tensor, StepError> {
+    match context.action(&error.tensor)? {
+        Action::Tensor(tensor) => Ok(tensor),
+        other => Err(StepError::Document {
+            what: "action",
+            problem: format!("it is of kind `{}`, not `tensor`", other.kind()),
+        }),
+    }
+}
+
+impl Work for TensorError {
+    fn reads(&self, context: &Context<'_>) -> Result<Vec<SourceFile>, StepError> {
+        Ok(vec![tensor_of(self, context)?.place(context)?.0])
+    }
+
+    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+        let tensor = tensor_of(self, context)?;
+        let store = context.store();
+        let quantized = output_of(&context.result_of(&self.tensor)?, action::Tensor::TENSOR)?;
+        let quantized = store.map(&quantized)?;
+        let weights = self.weights.as_ref().map(|digest| weights(store, digest)).transpose()?;
+        let job = QuantizeJob {
+            weights: weights.as_deref(),
+            ..tensor.job()?
+        };
+        let engine = context.machine.engine(Role::Quantizer, &self.quantizer)?;
+        let what = || format!("comparing a tensor with its {}", job.to);
+        let quantizer = engine.quantizer().map_err(StepError::engine(what()))?;
+        let (source, start) = tensor.place(context)?;
+        let file = source.open()?;
+        let read = |offset: u64, buffer: &mut [u8]| fs::read_exact_at(&file, buffer, start + offset);
+        let progress = |bytes: u64| context.advance(Unit::BytesCompared, bytes);
+        let lost = quantizer
+            .compare(&job, &read, &quantized, context.cancel(), &progress)
+            .map_err(StepError::engine(what()))?;
+        let document = TensorErrors {
+            schema: ERRORS,
+            errors: lost.iter().map(|matrix| matrix.error).collect(),
+            norms: lost.iter().map(|matrix| matrix.norm).collect(),
+        };
+        let mut made = Made::default();
+        made.output(Self::ERRORS, store.put(&encode(&document)?)?);
+        Ok(made)
+    }
+}

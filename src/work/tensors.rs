@@ -1,0 +1,216 @@
+//! A model's tensors with their importances: what `promote` makes candidates of, what `measured` policies try, and what `error`
+//! policies compare with the source. Each is quantized by an action of its own.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+
+use super::Context;
+use super::LocatedModel;
+use super::Performed;
+use super::StepError;
+use super::documents::decode;
+use super::imatrix;
+use super::join::Slices;
+use super::join::slice_bytes;
+use super::locked;
+use super::model_documents::IndexedTensor;
+use super::model_documents::ModelIndex;
+use super::tensor_error::ERRORS;
+use super::tensor_error::TensorErrors;
+use crate::action;
+use crate::action::Action;
+use crate::digest::BlobDigest;
+use crate::digest::Fingerprint;
+use crate::imatrix::Imatrix;
+use crate::store::Store;
+use crate::tensor_type::TensorType;
+
+/// A model's tensors with their importances.
+pub struct Tensors {
+    /// Its tensors, in the file's order.
+    pub index: ModelIndex,
+    slices: Slices,
+    imatrix: Option<BlobDigest>,
+    /// Read when the first tensor needs it.
+    loaded: Mutex<Option<Arc<Imatrix>>>,
+    quantizer: Fingerprint,
+}
+
+impl Tensors {
+    /// Reads the index of a model from the store. `slices` are the digests of the importances, where there are any; the
+    /// importances themselves come from `imatrix`, or are in the store.
+    ///
+    /// # Errors
+    ///
+    /// Errors of the store.
+    pub fn load(
+        store: &Store,
+        index: BlobDigest,
+        slices: Slices,
+        imatrix: Option<BlobDigest>,
+        quantizer: Fingerprint,
+    ) -> Result<Self, StepError> {
+        Ok(Self {
+            index: decode(store, "model index", index)?,
+            slices,
+            imatrix,
+            loaded: Mutex::new(None),
+            quantizer,
+        })
+    }
+
+    /// Reads the index of a model of which the documents of its tensors and vocabulary are known.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::NotLocated`], and errors of the store.
+    pub fn of_model(
+        context: &Context<'_>,
+        model: &LocatedModel,
+        slices: Slices,
+        imatrix: Option<BlobDigest>,
+        quantizer: Fingerprint,
+    ) -> Result<Self, StepError> {
+        let index = model.index.ok_or(StepError::NotLocated {
+            what: "source model",
+            digest: model.compute,
+        })?;
+        Self::load(context.store(), index, slices, imatrix, quantizer)
+    }
+
+    /// Returns a tensor by its place in the index.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::Input`] if there is none.
+    pub fn get(&self, at: usize) -> Result<&IndexedTensor, StepError> {
+        let tensor = self.index.tensors.get(at);
+        tensor.ok_or_else(|| StepError::input(format!("the model has no tensor {at}")))
+    }
+
+    /// Returns the action that quantizes a tensor.
+    pub fn action(&self, tensor: &IndexedTensor, to: TensorType) -> Action {
+        let weights = self.slices.tensors.get(&tensor.name).copied();
+        Action::Tensor(action::Tensor {
+            source: tensor.bytes,
+            from: tensor.ty.name().to_owned(),
+            dims: tensor.dims.clone(),
+            to: to.name().to_owned(),
+            weights: weights.filter(|_| to.uses_imatrix()),
+            quantizer: self.quantizer,
+        })
+    }
+
+    /// Returns the action that compares a tensor with itself in a type.
+    pub fn error_action(&self, tensor: &IndexedTensor, to: TensorType) -> Action {
+        Action::TensorError(action::TensorError {
+            tensor: self.action(tensor, to).digest(),
+            weights: self.slices.tensors.get(&tensor.name).copied(),
+            quantizer: self.quantizer,
+            form: ERRORS,
+        })
+    }
+
+    /// Quantizes a tensor, unless that was done before.
+    ///
+    /// # Errors
+    ///
+    /// As quantizing fails with.
+    pub fn quantize(
+        &self,
+        context: &Context<'_>,
+        tensor: &IndexedTensor,
+        to: TensorType,
+    ) -> Result<Performed, StepError> {
+        let action = self.action(tensor, to);
+        if to.uses_imatrix() && context.may_run(&action)? {
+            self.save_weights(context, &tensor.name)?;
+        }
+        let performed = context.perform_part(&tensor.name, &action);
+        performed.map_err(|error| error.about(format!("quantizing `{}` to {to}", tensor.name)))
+    }
+
+    /// Returns what a tensor lost in a type, matrix by matrix, unless that was found out before: of the bytes that a candidate
+    /// would have, weighted by the mean squared activation of each column where the imatrix has data.
+    ///
+    /// # Errors
+    ///
+    /// As quantizing the tensor fails with.
+    pub fn errors(
+        &self,
+        context: &Context<'_>,
+        tensor: &IndexedTensor,
+        to: TensorType,
+    ) -> Result<TensorErrors, StepError> {
+        let action = self.error_action(tensor, to);
+        if context.may_run(&action)? {
+            self.save_weights(context, &tensor.name)?;
+            self.quantize(context, tensor, to)?;
+        }
+        let performed = context.perform_part(&tensor.name, &action);
+        let performed = performed.map_err(|error| error.about(format!("comparing `{}` with its {to}", tensor.name)))?;
+        let errors = performed.output(action::TensorError::ERRORS)?;
+        decode(context.store(), "tensor's errors", errors)
+    }
+
+    /// Returns how many rows each matrix of a tensor has seen; nothing without data.
+    ///
+    /// # Errors
+    ///
+    /// Errors of reading the imatrix.
+    pub fn counts(&self, store: &Store, tensor: &str) -> Result<Vec<f32>, StepError> {
+        if !self.slices.tensors.contains_key(tensor) {
+            return Ok(Vec::new());
+        }
+        let imatrix = self.imatrix(store)?;
+        let entry = imatrix.entries.get(tensor);
+        Ok(entry.map(|entry| entry.counts.clone()).unwrap_or_default())
+    }
+
+    /// Returns how many tokens the imatrix has seen: as many rows as the matrix that saw the most. Experts see fewer.
+    ///
+    /// # Errors
+    ///
+    /// Errors of reading the imatrix.
+    pub fn tokens(&self, store: &Store) -> Result<f64, StepError> {
+        if self.imatrix.is_none() {
+            return Ok(0.0);
+        }
+        let imatrix = self.imatrix(store)?;
+        let counts = imatrix.entries.values().flat_map(|entry| &entry.counts);
+        Ok(counts.fold(0.0, |most, count| f64::max(most, f64::from(*count))))
+    }
+
+    fn imatrix(&self, store: &Store) -> Result<Arc<Imatrix>, StepError> {
+        let mut loaded = locked(&self.loaded);
+        if let Some(imatrix) = &*loaded {
+            return Ok(Arc::clone(imatrix));
+        }
+        let digest = self.imatrix.ok_or_else(|| StepError::input("there is no imatrix"))?;
+        let imatrix = Arc::new(imatrix::load(store, digest)?);
+        *loaded = Some(Arc::clone(&imatrix));
+        Ok(imatrix)
+    }
+
+    /// Brings the importances of a tensor into the store, where the actions that use them find them.
+    fn save_weights(&self, context: &Context<'_>, tensor: &str) -> Result<(), StepError> {
+        let store = context.store();
+        let Some(expected) = self.slices.tensors.get(tensor) else {
+            return Ok(());
+        };
+        if store.has(expected) || self.imatrix.is_none() {
+            return Ok(());
+        }
+        let imatrix = self.imatrix(store)?;
+        let weights = imatrix.entries.get(tensor).map(crate::imatrix::Entry::weights);
+        let bytes = slice_bytes(&weights.unwrap_or_default());
+        if BlobDigest::of(&bytes) != *expected {
+            return Err(StepError::Document {
+                what: "imatrix",
+                problem: format!("its importances of `{tensor}` are not those of the join"),
+            });
+        }
+        store.put(&bytes)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,147 @@
+//! The worker process.
+
+use std::io::BufRead;
+use std::io::Write;
+use std::sync::Mutex;
+use std::sync::mpsc;
+
+use super::protocol::Answer;
+use super::protocol::Request;
+use crate::action::Action;
+use crate::engine::Cancel;
+use crate::engine::Engines;
+use crate::observer::Event;
+use crate::observer::Observer;
+use crate::observer::Unit;
+use crate::store::Store;
+use crate::work::Context;
+use crate::work::Located;
+use crate::work::Machine;
+use crate::work::Models;
+use crate::work::Reported;
+use crate::work::StepError;
+use crate::work::locked;
+
+/// Writes answers.
+struct Answers<W>(Mutex<W>);
+
+impl<W: Write> Answers<W> {
+    fn send(&self, answer: &Answer) {
+        // The build may be gone: then the input ends, too.
+        if let Ok(mut line) = serde_json::to_vec(answer) {
+            line.push(b'\n');
+            let mut out = locked(&self.0);
+            let _ = out.write_all(&line).and_then(|()| out.flush());
+        }
+    }
+}
+
+impl<W: Write + Send> Observer for Answers<W> {
+    fn event(&self, event: &Event) {
+        match event {
+            Event::Note { message, .. } => self.send(&Answer::Note {
+                message: message.clone(),
+            }),
+            Event::Warning { message, .. } => self.send(&Answer::Warning {
+                message: message.clone(),
+            }),
+            // Progress is passed on piece by piece; the rest is for the build to report.
+            _ => {}
+        }
+    }
+}
+
+/// Serves a build until its input ends: reads requests, runs actions, writes answers. `ended` is called when the input ends while
+/// an action is running; it is to end the process.
+///
+/// # Errors
+///
+/// [`StepError::Store`] if the store cannot be used.
+pub fn serve(
+    input: impl BufRead + Send,
+    output: impl Write + Send,
+    store: &Store,
+    engines: &Engines,
+    ended: impl Fn() + Send,
+) -> Result<(), StepError> {
+    let answers = Answers(Mutex::new(output));
+    let cancel = Cancel::new();
+    let models = Models::default();
+    // What is put while this lives is not collected.
+    let _lease = store.lease()?;
+    let machine = Machine {
+        store,
+        observer: &answers,
+        cancel: cancel.clone(),
+        engines,
+        workers: None,
+        models: &models,
+        twice: None,
+    };
+    let (sender, requests) = mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn({
+            let cancel = cancel.clone();
+            move || {
+                read(input, &cancel, &sender);
+                ended();
+            }
+        });
+        let advance = |unit: Unit, by: u64| answers.send(&Answer::Progress { unit, by });
+        let mut context = Context::new("", &machine, Located::default());
+        for request in requests {
+            match request {
+                Request::Begin { step, located } => {
+                    context = Context::new(step, &machine, *located);
+                    context.pass_progress_on(&advance);
+                }
+                Request::Run { action } => {
+                    let made = parse(&action).and_then(|action| context.run(&action));
+                    answers.send(&Answer::Log {
+                        lines: context.take_log(),
+                    });
+                    answers.send(&made.map_or_else(|error| failed(&error), Answer::Made));
+                }
+                Request::Prepare { actions } => {
+                    let actions = actions
+                        .iter()
+                        .map(|action| parse(action))
+                        .collect::<Result<Vec<_>, _>>();
+                    let order = actions.and_then(|actions| context.prepare(&actions));
+                    let order = order.map(|order| Answer::Order { order });
+                    answers.send(&order.unwrap_or_else(|error| failed(&error)));
+                }
+                Request::Release => models.release(),
+                // Read before it came here.
+                Request::Cancel => {}
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Passes requests on until the input ends.
+fn read(input: impl BufRead, cancel: &Cancel, requests: &mpsc::Sender<Request>) {
+    for line in input.lines() {
+        let Some(request) = line.ok().and_then(|line| serde_json::from_str(&line).ok()) else {
+            return;
+        };
+        if matches!(request, Request::Cancel) {
+            cancel.cancel();
+        }
+        if requests.send(request).is_err() {
+            return;
+        }
+    }
+}
+
+fn failed(error: &StepError) -> Answer {
+    Answer::Failed(Box::new(Reported::from(error)))
+}
+
+fn parse(document: &str) -> Result<Action, StepError> {
+    Action::parse(document.as_bytes()).map_err(|error| StepError::Document {
+        what: "action",
+        problem: error.to_string(),
+    })
+}
