@@ -4,7 +4,7 @@
 use forge::cli::diagnostic::Diagnostic;
 use forge::cli::diagnostic::Style;
 use forge::recipe::parse_alone;
-use forge::recipe::settings::Settings;
+use forge::settings::Settings;
 use forge::text::Source;
 use libfuzzer_sys::fuzz_target;
 

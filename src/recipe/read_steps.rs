@@ -60,10 +60,10 @@ pub(crate) fn steps(
         );
         macro_rules! read {
             ($list:ident, $read:ident) => {{
+                let body = $read(&mut reader, context);
                 let engine = reads_engine(section.kind)
                     .then(|| reader.read("engine", engine))
                     .flatten();
-                let body = $read(&mut reader, context);
                 if let Some(engine) = engine {
                     reader.put("engine", engine.name.as_str());
                     decls

@@ -46,7 +46,7 @@ pub fn decode<T: for<'de> Deserialize<'de>>(
 /// # Errors
 ///
 /// [`StepError::Input`] if they cannot be written.
-pub(super) fn encode_metadata(metadata: &Metadata) -> Result<Vec<u8>, StepError> {
+pub fn encode_metadata(metadata: &Metadata) -> Result<Vec<u8>, StepError> {
     // The header must have the alignment that the metadata state, or no reader would take it.
     let layout = metadata
         .alignment()

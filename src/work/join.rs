@@ -108,7 +108,7 @@ impl Default for Slices {
 }
 
 /// Returns the bytes of importances whose digest stands in [`Slices`].
-pub(super) fn slice_bytes(weights: &[f32]) -> Vec<u8> {
+pub fn slice_bytes(weights: &[f32]) -> Vec<u8> {
     weights.iter().flat_map(|weight| weight.to_le_bytes()).collect()
 }
 

@@ -66,12 +66,11 @@ impl Reference {
                 missing.push(*block);
             }
         }
-        if missing.is_empty() {
-            return Ok(());
+        if !missing.is_empty() {
+            context.expect(Unit::ReferenceChunks, chunks_of(&missing));
+            self.check_space(context, &missing)?;
         }
-        context.expect(Unit::ReferenceChunks, chunks_of(&missing));
-        self.check_space(context, &missing)?;
-        for (at, block) in missing.iter().enumerate() {
+        for (at, block) in blocks.iter().enumerate() {
             context.perform_part(&format!("block {at}"), &self.action(block))?;
         }
         Ok(())

@@ -31,6 +31,7 @@ fn question(forge: &Forge) -> Question {
         out: None,
         steps: Vec::new(),
         program: PathBuf::from(env!("CARGO_BIN_EXE_forge")),
+        engines: forge::engine::Engines::new(1, &forge::engine::EngineSettings::new()),
     }
 }
 

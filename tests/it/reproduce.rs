@@ -9,12 +9,12 @@ use std::process::Command;
 use forge::action::Action;
 use forge::digest::BlobDigest;
 use forge::manifest::Manifest;
-use forge::step::model::IndexedTensor;
-use forge::step::model::compute_of;
-use forge::step::promote::AssembledTensor;
-use forge::step::promote::Assembly;
-use forge::step::promote::From;
 use forge::tensor_type::TensorType;
+use forge::work::AssembledTensor;
+use forge::work::Assembly;
+use forge::work::From;
+use forge::work::IndexedTensor;
+use forge::work::compute_of;
 use serde_json::Value as Json;
 
 use crate::cut::build_well;

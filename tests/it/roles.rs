@@ -107,7 +107,7 @@ impl Built {
 
 /// An evaluator of another compiler.
 fn other_evaluator() -> Identity {
-    let mut identity = forge::engine::evaluator();
+    let mut identity = crate::support::identity(forge::engine::Role::Evaluator);
     identity
         .facts
         .insert("c compiler".to_owned(), "an older compiler".to_owned());
@@ -248,7 +248,10 @@ fn the_evaluator_of_a_measured_policy_is_held_against_manifests() {
     let built = Built::new();
     let _ = built.forge.run(&["build", "--frozen", "-j", "1"]).success();
     let mut manifest = built.manifest();
-    let (now, former) = (forge::engine::evaluator(), other_evaluator());
+    let (now, former) = (
+        crate::support::identity(forge::engine::Role::Evaluator),
+        other_evaluator(),
+    );
     let engines = &mut manifest.predicate.forge.engines;
     engines.remove(&now.fingerprint().to_string()).unwrap();
     engines.insert(

@@ -20,12 +20,12 @@ use forge::digest::BlobDigest;
 use forge::digest::Fingerprint;
 use forge::gguf::Metadata;
 use forge::gguf::Value as GgufValue;
-use forge::step::join::slice_bytes;
-use forge::step::model::IndexedTensor;
-use forge::step::model::compute_of;
-use forge::step::model::encode;
-use forge::step::model::encode_metadata;
 use forge::tensor_type::TensorType;
+use forge::work::IndexedTensor;
+use forge::work::compute_of;
+use forge::work::encode;
+use forge::work::encode_metadata;
+use forge::work::slice_bytes;
 use serde_json::Value;
 use serde_json::json;
 

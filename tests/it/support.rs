@@ -283,3 +283,9 @@ fn moe_of(dense: &Path) -> Vec<u8> {
         .unwrap();
     file
 }
+
+/// Returns the identity of the embedded engine in a role.
+pub(crate) fn identity(role: forge::engine::Role) -> forge::engine::Identity {
+    let engines = forge::engine::Engines::new(1, &forge::engine::EngineSettings::new());
+    engines.identity(forge::engine::default_engine(), role).unwrap().clone()
+}

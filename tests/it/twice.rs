@@ -1,97 +1,129 @@
 //! Actions that run twice: what is not deterministic is found, named and recorded.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use forge::action;
 use forge::action::Action;
 use forge::action::ActionResult;
-use forge::action::Chunking;
 use forge::digest::ActionDigest;
-use forge::digest::BlobDigest;
 use forge::engine::Cancel;
+use forge::engine::Engines;
+use forge::engine::Role;
 use forge::observer::Silent;
-use forge::step::Env;
-use forge::step::StepError;
-use forge::step::Task;
-use forge::step::Twice;
 use forge::store::Committed;
 use forge::store::Store;
 use forge::store::StoreEvent;
+use forge::work::Context;
+use forge::work::IndexedTensor;
+use forge::work::Located;
+use forge::work::Machine;
+use forge::work::ModelIndex;
+use forge::work::Models;
+use forge::work::SourceFile;
+use forge::work::StepError;
+use forge::work::Twice;
 
 use crate::cut::build_well;
 use crate::cut::manifest;
 use crate::cut::project;
+use crate::second_engine::Renamed;
+use crate::second_engine::engines;
+use crate::support::Forge;
 
-fn corpus(text: &str) -> Action {
-    Action::Corpus(action::Corpus {
-        texts: vec![BlobDigest::of(text.as_bytes())],
-        chunking: Chunking::PerFile,
-        parse_special: false,
-    })
+/// A model's tensors, and engines one of which gives `change`d bytes.
+struct Bench {
+    forge: Forge,
+    store: Store,
+    engines: Engines,
+    located: Located,
+    tensors: Vec<IndexedTensor>,
 }
 
-fn env<'e>(store: &'e Store, folder: &Path, twice: Option<Arc<Twice>>) -> Env<'e> {
-    Env {
-        store,
-        observer: &Silent,
-        cancel: Cancel::new(),
-        threads: 1,
-        quantizer: forge::engine::quantizer(),
-        evaluator: forge::engine::evaluator(),
-        recipe: "test".to_owned(),
-        only_table: true,
-        folder: folder.to_owned(),
-        out: folder.to_owned(),
-        placed: BTreeMap::new(),
-        twice,
+impl Bench {
+    fn new(change: impl Fn(&mut Vec<u8>) + Send + Sync + 'static) -> Self {
+        let forge = project();
+        build_well(&forge, &["recipe.toml", "source.model"]);
+        let store = Store::open(forge.store()).unwrap();
+        let file = SourceFile::known(&store, &forge.path("model.gguf")).unwrap().unwrap();
+        let inspect = Action::InspectModel(action::InspectModel {
+            files: vec![file.digest],
+            index: forge::work::INDEX,
+        });
+        let result = store.lookup(&inspect.digest()).unwrap().unwrap();
+        let mut located = Located::default();
+        located.add(&result, std::slice::from_ref(&file));
+        let index = result.output(action::InspectModel::MODEL.as_str()).unwrap();
+        let index: ModelIndex = forge::work::decode(&store, "model index", index).unwrap();
+        Self {
+            forge,
+            store,
+            engines: engines(Renamed::changing(change)),
+            located,
+            tensors: index.tensors,
+        }
     }
+
+    fn machine(&self, models: &'static Models, twice: Option<Arc<Twice>>) -> Machine<'_> {
+        Machine {
+            store: &self.store,
+            observer: &Silent,
+            cancel: Cancel::new(),
+            engines: &self.engines,
+            workers: None,
+            models,
+            twice,
+        }
+    }
+
+    /// The action that quantizes a tensor with the engine that changes bytes.
+    fn action(&self, tensor: &str) -> Action {
+        let tensor = self.tensors.iter().find(|known| known.name == tensor).unwrap();
+        Action::Tensor(action::Tensor {
+            source: tensor.bytes,
+            from: tensor.ty.name().to_owned(),
+            dims: tensor.dims.clone(),
+            to: "Q8_0".to_owned(),
+            weights: None,
+            quantizer: self.engines.fingerprint(Renamed::NAME, Role::Quantizer).unwrap(),
+        })
+    }
+}
+
+fn models() -> &'static Models {
+    Box::leak(Box::default())
 }
 
 #[test]
 fn an_action_that_gives_something_else_the_second_time_is_found() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(&dir.path().join("store")).unwrap();
-    let twice = Arc::new(Twice::of(BTreeSet::from(["corpus.a".to_owned()])));
-    let env = env(&store, dir.path(), Some(Arc::clone(&twice)));
-    let task = Task::new("corpus.a", &env);
-    let runs = Cell::new(0_u8);
-    let fickle = |made: &mut forge::step::Made| -> Result<(), StepError> {
-        runs.set(runs.get() + 1);
-        let mut bytes = vec![7; 100_000];
-        bytes[70_000] = runs.get();
-        made.output("corpus", store.put(&bytes)?);
-        made.output("same", store.put(b"same")?);
-        made.fact("run", runs.get());
-        Ok(())
-    };
-    let action = corpus("fickle");
-    let first = task.perform_part("text 3", &action, &[], fickle).unwrap();
-    assert_eq!((runs.get(), twice.again()), (2, 1));
+    let runs = Arc::new(AtomicU8::new(0));
+    let counted = Arc::clone(&runs);
+    let bench = Bench::new(move |bytes| bytes[700] = counted.fetch_add(1, Ordering::Relaxed));
+    let twice = Arc::new(Twice::of(BTreeSet::from(["promote.a".to_owned()])));
+    let machine = bench.machine(models(), Some(Arc::clone(&twice)));
+    let context = Context::new("promote.a", &machine, bench.located.clone());
+    let action = bench.action("blk.0.attn_q.weight");
+    let first = context.perform_part("attn_q", &action).unwrap();
+    assert_eq!((runs.load(Ordering::Relaxed), twice.again()), (2, 1));
     let found = twice.differences();
-    assert_eq!(found.len(), 2, "{found:#?}");
-    let output = &found[0];
+    let [output] = &found[..] else { panic!("{found:#?}") };
     assert_eq!(
         (output.step.as_str(), output.kind, output.part.as_str()),
-        ("corpus.a", "corpus", "text 3")
+        ("promote.a", "tensor", "attn_q")
     );
     assert_eq!(
         (output.output.as_str(), output.at, output.key),
-        ("corpus", Some(70_000), action.digest())
+        ("tensor", Some(700), action.digest())
     );
-    assert_eq!(
-        output.kept,
-        first.result.output("corpus").map(|digest| digest.to_string())
-    );
-    assert_eq!(
-        (found[1].output.as_str(), found[1].kept.as_deref(), found[1].at),
-        ("run", Some("1"), None)
-    );
-    // The first result stays, and the store has it on record.
+    let kept = first.output(action::Tensor::TENSOR).unwrap();
+    assert_eq!(output.kept, Some(kept.to_string()));
+    // The first result stays, and the store has the difference on record.
+    let store = &bench.store;
     assert_eq!(store.lookup(&action.digest()).unwrap().unwrap(), first.result);
     let events = store.events().unwrap();
     let [StoreEvent::Nondeterminism { key, kept, .. }] = &events[..] else {
@@ -99,69 +131,42 @@ fn an_action_that_gives_something_else_the_second_time_is_found() {
     };
     assert_eq!((key, kept), (&action.digest(), &first.result));
     // Once for each action, however often it is needed.
-    task.perform(&action, &[], fickle).unwrap();
-    assert_eq!((runs.get(), twice.again()), (2, 1));
-    // One whose outputs have another length, or are not there.
-    let longer = |made: &mut forge::step::Made| -> Result<(), StepError> {
-        runs.set(runs.get() + 1);
-        let bytes = vec![1; usize::from(runs.get())];
-        made.output("corpus", store.put(&bytes)?);
-        if runs.get().is_multiple_of(2) {
-            made.output("more", store.put(b"more")?);
-        }
-        Ok(())
-    };
-    task.perform(&corpus("longer"), &[], longer).unwrap();
-    let found = twice.differences();
-    let at = |output: &str| {
-        found
-            .iter()
-            .find(|it| it.key == corpus("longer").digest() && it.output == output)
-            .unwrap()
-            .at
-    };
-    assert_eq!((at("corpus"), at("more")), (Some(3), None));
+    context.perform(&action).unwrap();
+    assert_eq!((runs.load(Ordering::Relaxed), twice.again()), (2, 1));
 }
 
 #[test]
 fn a_result_that_is_there_is_made_once_more_and_other_steps_are_left_alone() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(&dir.path().join("store")).unwrap();
-    let runs = Cell::new(0);
-    let steady = |made: &mut forge::step::Made| -> Result<(), StepError> {
-        runs.set(runs.get() + 1);
-        made.output("corpus", store.put(b"steady")?);
-        Ok(())
-    };
-    let plain = env(&store, dir.path(), None);
-    Task::new("corpus.a", &plain)
-        .perform(&corpus("steady"), &[], steady)
-        .unwrap();
-    assert_eq!(runs.get(), 1);
-    let twice = Arc::new(Twice::of(BTreeSet::from(["corpus.a".to_owned()])));
-    let env = env(&store, dir.path(), Some(Arc::clone(&twice)));
-    Task::new("corpus.b", &env)
-        .perform(&corpus("steady"), &[], steady)
-        .unwrap();
-    assert_eq!((runs.get(), twice.again()), (1, 0));
-    Task::new("corpus.a", &env)
-        .perform(&corpus("steady"), &[], steady)
-        .unwrap();
-    assert_eq!((runs.get(), twice.again()), (2, 1));
-    assert_eq!(twice.differences(), []);
-    assert_eq!(store.events().unwrap(), []);
-    // An action that fails the second time fails.
-    let fails = Cell::new(false);
-    let failing = |made: &mut forge::step::Made| -> Result<(), StepError> {
-        made.output("corpus", store.put(b"a")?);
-        if fails.replace(true) {
-            Err(StepError::input("no"))
-        } else {
-            Ok(())
+    let runs = Arc::new(AtomicU8::new(0));
+    let counted = Arc::clone(&runs);
+    let bench = Bench::new(move |bytes| {
+        // One that is run a fourth time fails: the bytes are too few.
+        if counted.fetch_add(1, Ordering::Relaxed) == 3 {
+            bytes.pop();
         }
+    });
+    let count = || runs.load(Ordering::Relaxed);
+    let action = bench.action("blk.0.attn_k.weight");
+    let plain = bench.machine(models(), None);
+    let perform = |machine: &Machine<'_>, step: &str, action: &Action| {
+        Context::new(step, machine, bench.located.clone())
+            .perform(action)
+            .map(drop)
     };
-    let failed = Task::new("corpus.a", &env).perform(&corpus("fails"), &[], failing);
-    assert!(matches!(failed, Err(StepError::Input { .. })));
+    perform(&plain, "promote.a", &action).unwrap();
+    assert_eq!(count(), 1);
+    let twice = Arc::new(Twice::of(BTreeSet::from(["promote.a".to_owned()])));
+    let machine = bench.machine(models(), Some(Arc::clone(&twice)));
+    perform(&machine, "promote.b", &action).unwrap();
+    assert_eq!((count(), twice.again()), (1, 0));
+    perform(&machine, "promote.a", &action).unwrap();
+    assert_eq!((count(), twice.again()), (2, 1));
+    assert_eq!(twice.differences(), []);
+    assert_eq!(bench.store.events().unwrap(), []);
+    // An action that fails the second time fails.
+    let failed = perform(&machine, "promote.a", &bench.action("blk.0.attn_v.weight"));
+    assert!(matches!(failed, Err(StepError::Input { .. })), "{failed:?}");
+    drop(bench.forge);
 }
 
 fn written(folder: &Path) -> BTreeMap<String, (SystemTime, Vec<u8>)> {

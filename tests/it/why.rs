@@ -307,7 +307,7 @@ fn another_engine_is_told_by_its_facts() {
     let forge = built();
     let store = store(&forge);
     // What an earlier engine would have left: an action with its fingerprint, and its identity.
-    let mut identity = forge::engine::quantizer();
+    let mut identity = crate::support::identity(forge::engine::Role::Quantizer);
     let now = identity.facts["c compiler"].clone();
     identity
         .facts
