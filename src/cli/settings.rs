@@ -90,8 +90,10 @@ impl Machine {
     /// The folder's file sets a path and is not trusted.
     pub(super) fn engines(&self) -> Result<EngineSettings, Failure> {
         let mut engines = self.folder.engine.clone();
-        let paths = engines.iter().filter(|(_, values)| values.has_path());
-        if let Some((name, _)) = paths.filter(|_| !self.is_trusted).next() {
+        let with_path = engines.iter().find(|(_, values)| values.has_path());
+        if let Some((name, _)) = with_path
+            && !self.is_trusted
+        {
             return Err(self.untrusted(&format!("engine.{name}"), "remove that section"));
         }
         for (name, values) in &self.own.engine {

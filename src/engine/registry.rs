@@ -68,7 +68,7 @@ impl Engines {
         let made = BUILT_IN
             .iter()
             .map(|engine| (engine.new)(threads, settings.get(engine.name).unwrap_or(&none)));
-        made.fold(Self(Vec::new()), |engines, engine| engines.with(engine))
+        made.fold(Self(Vec::new()), Engines::with)
     }
 
     /// Adds an engine, in place of one with the same name.

@@ -106,17 +106,16 @@ fn index_tensors(context: &Context<'_>, model: &Model, files: &[SourceFile]) -> 
         context.check_cancel()?;
         let inside = tensors_in(model, shard);
         let ranges = ranges_of(model, &inside);
-        let digests = match located.digests(&file.digest, &ranges) {
-            Some(digests) => digests,
-            None => {
-                let (found, digests) = hash_file(context, &file.path, &ranges)?;
-                if found != *file {
-                    return Err(StepError::SourceChanged {
-                        path: file.path.clone(),
-                    });
-                }
-                digests
+        let digests = if let Some(digests) = located.digests(&file.digest, &ranges) {
+            digests
+        } else {
+            let (found, digests) = hash_file(context, &file.path, &ranges)?;
+            if found != *file {
+                return Err(StepError::SourceChanged {
+                    path: file.path.clone(),
+                });
             }
+            digests
         };
         for (index, bytes) in inside.into_iter().zip(digests) {
             let tensor = &model.tensors()[index];

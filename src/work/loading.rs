@@ -58,15 +58,14 @@ impl Context<'_> {
     ) -> Result<T, StepError> {
         let key = (engine, model.compute, context);
         let models = self.machine.models;
-        let mut loaded = match take(&models.model, &key) {
-            Some(loaded) => loaded,
-            None => {
-                models.release_all();
-                let files = files_of(model)?;
-                let what = format!("loading `{}`", files.path().display());
-                let engine = self.machine.engine(Role::Evaluator, &engine)?;
-                engine.model(files, context).map_err(StepError::engine(what))?
-            }
+        let mut loaded = if let Some(loaded) = take(&models.model, &key) {
+            loaded
+        } else {
+            models.release_all();
+            let files = files_of(model)?;
+            let what = format!("loading `{}`", files.path().display());
+            let engine = self.machine.engine(Role::Evaluator, &engine)?;
+            engine.model(files, context).map_err(StepError::engine(what))?
         };
         // A model whose work failed is not used again: what state it is in is not known.
         let done = work(loaded.as_mut())?;
@@ -92,18 +91,17 @@ impl Context<'_> {
     ) -> Result<T, StepError> {
         let key = (engine, model.compute, context);
         let models = self.machine.models;
-        let mut probing = match take(&models.probing, &key) {
-            Some(probing) => probing,
-            None => {
-                models.release_all();
-                Box::new(Probing {
-                    prober: self.load_prober(engine, model, context)?,
-                    replaced: BTreeMap::new(),
-                    compute: None,
-                    known: BTreeMap::new(),
-                    batch: Batch::default(),
-                })
-            }
+        let mut probing = if let Some(probing) = take(&models.probing, &key) {
+            probing
+        } else {
+            models.release_all();
+            Box::new(Probing {
+                prober: self.load_prober(engine, model, context)?,
+                replaced: BTreeMap::new(),
+                compute: None,
+                known: BTreeMap::new(),
+                batch: Batch::default(),
+            })
         };
         let done = work(&mut probing)?;
         *locked(&models.probing) = Some((key, probing));

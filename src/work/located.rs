@@ -26,6 +26,9 @@ pub struct LocatedModel {
     pub index: Option<BlobDigest>,
 }
 
+/// A part of a file: its offset and length in bytes, and the digest of these bytes.
+pub(super) type HashedRange = ((u64, u64), BlobDigest);
+
 /// Files by digest, and models by the documents that describe them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Located {
@@ -33,7 +36,7 @@ pub struct Located {
     models: Vec<LocatedModel>,
     /// The digests of parts of files that were hashed together with the file: where each begins, its length and its digest.
     #[serde(skip)]
-    hashed: BTreeMap<BlobDigest, Vec<((u64, u64), BlobDigest)>>,
+    hashed: BTreeMap<BlobDigest, Vec<HashedRange>>,
 }
 
 impl Located {
@@ -43,7 +46,7 @@ impl Located {
     }
 
     /// Adds a file with the digests of parts of it: where each begins, its length and its digest.
-    pub fn add_hashed(&mut self, file: SourceFile, parts: Vec<((u64, u64), BlobDigest)>) {
+    pub fn add_hashed(&mut self, file: SourceFile, parts: Vec<HashedRange>) {
         self.hashed.insert(file.digest, parts);
         self.add_file(file);
     }

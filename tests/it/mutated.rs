@@ -109,9 +109,9 @@ fn value(numbers: &mut Numbers) -> Value {
         0 => Value::U32(integer as u32),
         1 => Value::I32(-(integer as i32 & 0x7fff)),
         2 => Value::U64(integer),
-        3 => Value::I64(-(integer as i64 & 0x7fff_ffff)),
+        3 => Value::I64(-(integer.cast_signed() & 0x7fff_ffff)),
         4 => Value::F32(numbers.pick(&floats)),
-        5 => Value::Bool(integer % 2 == 0),
+        5 => Value::Bool(integer.is_multiple_of(2)),
         6 => Value::String(vec![b'x'; numbers.below(300)]),
         7 => Value::String(
             numbers
@@ -180,7 +180,7 @@ fn try_one(seed: u64) -> Verdict {
         assert!(
             !text.contains("panicked") && !text.contains("backtrace"),
             "{seed}: {text}"
-        )
+        );
     };
     shown(&plan.stderr);
     assert!(
@@ -193,7 +193,7 @@ fn try_one(seed: u64) -> Verdict {
     shown(&run.stderr);
     shown(&run.stdout);
     assert!(
-        started.elapsed() < Duration::from_secs(120),
+        started.elapsed() < Duration::from_mins(2),
         "{seed}: {:?}",
         started.elapsed()
     );
