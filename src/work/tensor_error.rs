@@ -19,7 +19,7 @@ use crate::engine::Role;
 use crate::fs;
 use crate::observer::Unit;
 
-/// The version of [`TensorErrors`], and of how they are summed up.
+/// The version of the output `errors`, and of how they are summed up.
 pub const ERRORS: u32 = 1;
 
 /// What a tensor lost in a type: output `errors`.
