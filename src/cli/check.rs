@@ -122,7 +122,7 @@ pub fn load(
         diagnostics: vec![Diagnostic::from_error(&error)],
         count: 1,
     })?;
-    engines::check(&graph, known).map_err(|problems| Problems {
+    engines::check(&parsed.recipe, &graph, known).map_err(|problems| Problems {
         diagnostics: problems.iter().map(Diagnostic::engine).collect(),
         count: problems.len(),
     })?;

@@ -55,14 +55,17 @@ pub(super) fn run(args: &args::Exec, files: &Files, terminal: &Terminal) -> Resu
     let runtime = files::runtime(args.jobs, &settings)?;
     if args.worker {
         signals::leave_stopping_to_the_build();
-        #[expect(clippy::exit, reason = "the build that this process works for is gone")]
-        let ended = || std::process::exit(0);
+        #[expect(
+            clippy::exit,
+            reason = "the build that this process works for is gone, and its work does not stop"
+        )]
+        let give_up = || std::process::exit(0);
         let served = serve(
             io::BufReader::new(io::stdin()),
             io::stdout(),
             &store,
             &runtime.engines,
-            ended,
+            give_up,
         );
         return served.map(|()| Exit::Done).map_err(|error| failure("worker", &error));
     }

@@ -7,6 +7,7 @@ use crate::engine::Engines;
 use crate::graph::Graph;
 use crate::recipe::model::EngineRef;
 use crate::recipe::model::Place;
+use crate::recipe::model::Recipe;
 use crate::step;
 
 /// An engine that cannot be used as a recipe says.
@@ -50,20 +51,24 @@ pub fn used(graph: &Graph) -> BTreeSet<String> {
 /// # Errors
 ///
 /// All problems, each engine and capability once, in the order of the steps.
-pub fn check(graph: &Graph, engines: &Engines) -> Result<(), Vec<EngineProblem>> {
+pub fn check(recipe: &Recipe, graph: &Graph, engines: &Engines) -> Result<(), Vec<EngineProblem>> {
     let mut problems = Vec::new();
     let mut seen = BTreeSet::new();
+    // The recipe's own engine must exist even if every step names another.
+    let named = std::iter::once(&recipe.engine).chain(graph.nodes().map(|node| &node.engine));
+    for engine in named {
+        if engines.get(&engine.name).is_none() && seen.insert((engine.name.clone(), None)) {
+            problems.push(EngineProblem {
+                engine: engine.clone(),
+                what: EngineProblemKind::Unknown {
+                    known: engines.names().map(str::to_owned).collect(),
+                },
+            });
+        }
+    }
     for node in graph.nodes() {
         let Some(named) = node.work.step() else { continue };
         let Some(engine) = engines.get(&node.engine.name) else {
-            if seen.insert((node.engine.name.clone(), None)) {
-                problems.push(EngineProblem {
-                    engine: node.engine.clone(),
-                    what: EngineProblemKind::Unknown {
-                        known: engines.names().map(str::to_owned).collect(),
-                    },
-                });
-            }
             continue;
         };
         for capability in step::needs(node) {

@@ -179,7 +179,7 @@ impl Session {
         } else {
             whole.only(&find(&recipe, &whole, wanted)?)
         };
-        engines::check(&graph, &settings.runtime.engines).map_err(SessionError::Engines)?;
+        engines::check(&recipe, &graph, &settings.runtime.engines).map_err(SessionError::Engines)?;
         for name in engines::used(&graph) {
             if let Some(engine) = settings.runtime.engines.get(&name) {
                 engine.check()?;

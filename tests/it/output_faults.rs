@@ -196,6 +196,28 @@ fn count_calls(project: &Project, calls: Calls) -> Option<usize> {
     threads.into_values().max()
 }
 
+/// Returns the processes that descend from a process.
+fn descendants(process: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut pending = vec![process];
+    while let Some(parent) = pending.pop() {
+        // Each thread of a process has children of its own. A process that has ended meanwhile has none.
+        let threads = std::fs::read_dir(format!("/proc/{parent}/task"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        for thread in threads {
+            let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            let children = children.split_whitespace().map(|pid| pid.parse::<u32>().unwrap());
+            pending.extend(children);
+        }
+        if parent != process {
+            found.push(parent);
+        }
+    }
+    found
+}
+
 /// Runs a build that is stopped at a call of each thread; `change` runs at each stop.
 fn run_stopped(project: &Forge, out: &Path, calls: Calls, number: usize, change: &dyn Fn()) -> Run {
     let log = project.path("stopped.log");
@@ -215,16 +237,16 @@ fn run_stopped(project: &Forge, out: &Path, calls: Calls, number: usize, change:
         let seen = std::fs::read_to_string(&log).unwrap_or_default();
         // Every thread reports the stop of the process; that counts once.
         let stopped = seen.matches("--- SIGSTOP {").count();
+        // Other processes of the build run on and write lines meanwhile.
         let is_stopped = seen
-            .lines()
-            .last()
-            .is_some_and(|line| line.contains("stopped by SIGSTOP"));
+            .rsplit_once("--- SIGSTOP {")
+            .is_some_and(|(_, after)| after.contains("stopped by SIGSTOP"));
         if stopped > stops && is_stopped {
             stops = stopped;
             change();
-            let children = std::fs::read_to_string(format!("/proc/{strace}/task/{strace}/children")).unwrap();
-            for pid in children.split_whitespace() {
-                let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
+            // The stopped process may be a worker process of the build.
+            for pid in descendants(strace) {
+                let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
                 let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT);
             }
         }

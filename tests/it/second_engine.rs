@@ -322,6 +322,11 @@ fn check_refuses_an_engine_that_does_not_exist_with_the_line() {
     );
     assert!(err.contains("did you mean `embedded`?"), "{err}");
     assert!(err.contains("recipe.toml:11:"), "{err}");
+    // The recipe's own engine must exist even if no step uses it.
+    let (fine, err) = checked("schema = 1\nname = \"t\"\nengine = \"llama.cpp\"\n[source.m]\npath = \"m.gguf\"\n");
+    assert!(!fine);
+    assert!(err.contains("there is no engine `llama.cpp`"), "{err}");
+    assert!(err.contains("recipe.toml:3:"), "{err}");
 }
 
 #[test]

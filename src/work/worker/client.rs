@@ -107,7 +107,7 @@ impl Workers {
         });
         Ok(Worker {
             child,
-            stdin,
+            stdin: Some(stdin),
             answers,
             log,
             begun: None,
@@ -141,7 +141,8 @@ fn keep(log: &Mutex<VecDeque<String>>, line: String) {
 #[derive(Debug)]
 pub(in crate::work) struct Worker {
     child: Child,
-    stdin: ChildStdin,
+    /// Closed when the worker is to end.
+    stdin: Option<ChildStdin>,
     answers: Receiver<Answer>,
     log: Arc<Mutex<VecDeque<String>>>,
     /// The step that it works for, and where the files of that are.
@@ -150,7 +151,15 @@ pub(in crate::work) struct Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // It ends by itself when its input does; one that computes is not waited for.
+        // A worker whose input ends stops its work, removes its temporary files and ends. One that is stuck is killed.
+        self.stdin = None;
+        let since = Instant::now();
+        while since.elapsed() < PATIENCE {
+            match self.child.try_wait() {
+                Ok(None) => std::thread::sleep(Duration::from_millis(2)),
+                Ok(Some(_)) | Err(_) => return,
+            }
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -160,8 +169,9 @@ impl Worker {
     pub(super) fn send(&mut self, request: &Request) -> std::io::Result<()> {
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
-        self.stdin.write_all(&line)?;
-        self.stdin.flush()
+        let stdin = self.stdin.as_mut().ok_or(std::io::ErrorKind::BrokenPipe)?;
+        stdin.write_all(&line)?;
+        stdin.flush()
     }
 
     /// Returns the next answer.
@@ -180,6 +190,7 @@ impl Worker {
                     Instant::now()
                 });
                 if first.elapsed() > PATIENCE {
+                    let _ = self.child.kill();
                     return Err(Ended::Killed);
                 }
             }

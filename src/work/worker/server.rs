@@ -4,6 +4,8 @@ use std::io::BufRead;
 use std::io::Write;
 use std::sync::Mutex;
 use std::sync::mpsc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
 use super::protocol::Answer;
 use super::protocol::Request;
@@ -51,8 +53,11 @@ impl<W: Write + Send> Observer for Answers<W> {
     }
 }
 
-/// Serves a build until its input ends: reads requests, runs actions, writes answers. `ended` is called when the input ends while
-/// an action is running; it is to end the process.
+/// How long an action may take to stop after the input has ended. It is longer than the build waits for its worker.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Serves a build until its input ends: reads requests, runs actions, writes answers. An action that is running then is stopped.
+/// One that does not stop within 10 seconds is not waited for: `give_up` is called, which must end the process.
 ///
 /// # Errors
 ///
@@ -62,7 +67,7 @@ pub fn serve(
     output: impl Write + Send,
     store: &Store,
     engines: &Engines,
-    ended: impl Fn() + Send,
+    give_up: impl Fn() + Send,
 ) -> Result<(), StepError> {
     let answers = Answers(Mutex::new(output));
     let cancel = Cancel::new();
@@ -79,12 +84,18 @@ pub fn serve(
         twice: None,
     };
     let (sender, requests) = mpsc::channel();
+    // Closed when the last action is done.
+    let (working, done) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
         scope.spawn({
             let cancel = cancel.clone();
             move || {
                 read(input, &cancel, &sender);
-                ended();
+                cancel.cancel();
+                drop(sender);
+                if done.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                    give_up();
+                }
             }
         });
         let advance = |unit: Unit, by: u64| answers.send(&Answer::Progress { unit, by });
@@ -116,6 +127,7 @@ pub fn serve(
                 Request::Cancel => {}
             }
         }
+        drop(working);
     });
     Ok(())
 }
