@@ -82,6 +82,7 @@ pub(super) fn run(args: &args::Exec, files: &Files, terminal: &Terminal) -> Resu
         workers: None,
         models: &models,
         twice: None,
+        failed: None,
     };
     let context = Context::new("exec", &machine, Located::default());
     for source in &args.source {
@@ -111,12 +112,15 @@ struct Executed {
     made: Made,
     /// The result of the store, if it has one.
     recorded: Option<ActionResult>,
+    /// Whether the action ran: with `--commit`, a result of the store is used.
+    is_run: bool,
 }
 
 impl Executed {
     /// Says how the result compares with the one of the store.
     fn verdict(&self) -> &'static str {
         match &self.recorded {
+            Some(_) if !self.is_run => "cached",
             None => "new",
             Some(recorded) if recorded.outputs == self.made.outputs && recorded.facts == self.made.facts => "same",
             Some(_) => "differs",
@@ -161,12 +165,13 @@ fn execute(context: &Context<'_>, named: &str, args: &args::Exec, files: &Files)
     let action = action_of(context, named, files)?;
     let key = action.digest();
     let recorded = context.store().lookup(&key)?;
+    let was_recorded = recorded.is_some();
     if let Some(out) = &args.out {
         let out = files.path(out);
         fs::create_dir_all(&out)?;
         context.write_candidate_in(&out);
     }
-    let made = if args.commit && recorded.is_none() {
+    let made = if args.commit {
         let performed = context.perform(&action)?;
         Made {
             outputs: performed.result.outputs,
@@ -184,6 +189,7 @@ fn execute(context: &Context<'_>, named: &str, args: &args::Exec, files: &Files)
         kind: action.kind(),
         made,
         recorded,
+        is_run: !(args.commit && was_recorded),
     })
 }
 
@@ -202,6 +208,7 @@ fn print(terminal: &Terminal, named: &str, done: &Executed) {
         return;
     }
     let verdict = match done.verdict() {
+        "cached" => "already in the store, not run",
         "same" => "the same as in the store",
         "differs" => "not the same as in the store",
         _ => "not in the store",

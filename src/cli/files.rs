@@ -211,7 +211,7 @@ impl Files {
         check_utf8(&out, "the output folder", "give another place: `--out DIR`")?;
         let runtime = runtime(target.jobs, &machine)?;
         let command = command_words();
-        let again = again(&self.directory.join(&target.recipe), &out, &cache_dir, runtime.threads);
+        let repeat = repeat(&self.directory.join(&target.recipe), &out, &cache_dir, runtime.threads);
         let settings = session::Settings {
             folder,
             out,
@@ -219,7 +219,7 @@ impl Files {
             runtime,
             command,
             borrow: machine.borrow(),
-            again,
+            repeat: Some(repeat),
         };
         let session = Session::open(recipe, settings, &target.steps, cancel);
         Ok((session.map_err(|error| session_failure(&error))?, machine))
@@ -371,19 +371,29 @@ fn check_utf8(path: &Path, what: &str, hint: &str) -> Result<(), Failure> {
     Err(Failure::new(Exit::Usage, error.hint(hint)))
 }
 
-/// Returns the words of a build with these settings, from any folder.
-fn again(recipe: &Path, out: &Path, cache_dir: &Path, threads: usize) -> Vec<String> {
+/// Returns the commands that repeat a part of a build with these settings, from any folder.
+fn repeat(recipe: &Path, out: &Path, cache_dir: &Path, threads: usize) -> session::Commands {
     let absolute = |path: &Path| {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         path.display().to_string()
     };
     let program = std::env::current_exe().map_or_else(|_| "forge".to_owned(), |path| path.display().to_string());
-    let mut words = vec![program, "build".to_owned()];
-    for (flag, path) in [("--cache-dir", cache_dir), ("--out", out)] {
-        words.extend([flag.to_owned(), absolute(path)]);
-    }
-    words.extend(["-j".to_owned(), threads.to_string(), absolute(recipe)]);
-    words
+    let command = |verb: &str| {
+        let words = [
+            &program,
+            verb,
+            "--cache-dir",
+            &absolute(cache_dir),
+            "-j",
+            &threads.to_string(),
+        ];
+        words.map(str::to_owned).to_vec()
+    };
+    let mut build = command("build");
+    build.extend(["--out".to_owned(), absolute(out), absolute(recipe)]);
+    let mut exec = command("exec");
+    exec.push("--commit".to_owned());
+    session::Commands { build, exec }
 }
 
 /// Returns the command line for records. JSON holds no bytes that are not UTF-8; those are written as `\xff`.

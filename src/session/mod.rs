@@ -58,6 +58,7 @@ use crate::why::Reading;
 use crate::why::TensorError;
 use crate::why::Why;
 use crate::work::DOCUMENT_CAP;
+use crate::work::FailedActions;
 use crate::work::Machine;
 use crate::work::Models;
 use crate::work::Workers;
@@ -102,8 +103,17 @@ pub struct Settings {
     pub command: Vec<String>,
     /// Whether outputs lend their tensors to the store.
     pub borrow: bool,
-    /// The words of a command that builds the same recipe with the same settings from any folder; a step may follow.
-    pub again: Vec<String>,
+    /// The commands that repeat a failed step from any folder; without them, nothing is kept of failed steps.
+    pub repeat: Option<Commands>,
+}
+
+/// Command lines, word by word, that repeat a part of a build with the same program, store and number of threads.
+#[derive(Debug, Clone)]
+pub struct Commands {
+    /// Builds the same recipe into the same folder. The name of a step may follow.
+    pub build: Vec<String>,
+    /// Runs an action (`forge exec`). The action and its files follow.
+    pub exec: Vec<String>,
 }
 
 /// Why a session cannot be opened or used.
@@ -167,6 +177,7 @@ pub struct Session {
     cancel: Cancel,
     workers: Option<Workers>,
     models: Models,
+    failed: FailedActions,
     placed: BTreeMap<NodeId, Vec<PathBuf>>,
 }
 
@@ -198,6 +209,7 @@ impl Session {
             cancel,
             workers,
             models: Models::default(),
+            failed: FailedActions::default(),
             placed: BTreeMap::new(),
         })
     }
@@ -310,8 +322,9 @@ impl Session {
         if let Some(no_room) = room.refused() {
             return Err(SessionError::NoRoom(no_room));
         }
-        let document = |id: &NodeId| record::document_of(self, &env, &report, id);
-        report.kept = run.keep_failed(&self.settings, &report.failures, &document);
+        if let Some(commands) = &self.settings.repeat {
+            report.kept = run.keep_failed(commands, &report.failures, &self.failed);
+        }
         for (node, path) in &report.kept {
             observer.event(&Event::StepKept {
                 step: node.to_string(),
@@ -387,6 +400,7 @@ impl Session {
                 workers: self.workers.as_ref(),
                 models: &self.models,
                 twice: None,
+                failed: Some(&self.failed),
             },
             recipe: self.recipe.name.clone(),
             only_table: tables < 2,

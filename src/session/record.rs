@@ -341,18 +341,6 @@ fn manifest_of(
     })
 }
 
-/// Returns the document of a node's action, if what it depends on was made and its files are known.
-pub(super) fn document_of(session: &Session, env: &Env<'_>, report: &Report, id: &NodeId) -> Option<Vec<u8>> {
-    let node = session.graph.node(id)?;
-    match step::kind_of(node)
-        .key(node, &inputs_of(session, report, id), env)
-        .ok()?
-    {
-        Key::Action { action, .. } => Some(action.document()),
-        Key::Unread { .. } => None,
-    }
-}
-
 /// Returns what a node was made of.
 fn inputs_of(session: &Session, report: &Report, node: &NodeId) -> Inputs {
     let mut inputs = Inputs::default();

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -13,6 +14,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
+use super::Commands;
 use super::Settings;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
@@ -29,11 +31,16 @@ use crate::step::Class;
 use crate::step::StepError;
 use crate::store::RunWriter;
 use crate::store::Store;
+use crate::store::StoreError;
+use crate::work::FailedAction;
+use crate::work::FailedActions;
 
 /// The version of the record's lines.
 const SCHEMA: u32 = 1;
 /// The script that repeats a failed step.
-const AGAIN: &str = "again.sh";
+const SCRIPT: &str = "again.sh";
+/// The document of the action that failed.
+const ACTION: &str = "action.json";
 
 /// The first line of a record.
 #[derive(Serialize)]
@@ -174,16 +181,16 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Keeps what each failed step left behind, with a script that repeats just that step; returns the scripts. A gate
-    /// that judged is no step that failed to run. `document` returns a step's action, if that could be told.
+    /// Keeps, for each failed step, the error, the log, the action that failed and a script that repeats it; returns the
+    /// scripts. A gate whose requirements are not met did not fail to run, so nothing is kept of it.
     ///
-    /// Half-written files are not kept: a step commits its parts (a tensor, a block of chunks, a text's tokens) one by one, so
-    /// whoever repeats it goes on where it failed, and what it was writing then is made of those parts in moments.
+    /// Unfinished files are not kept: the actions of a step (a tensor, a block of chunks) are committed one by one, so the script
+    /// continues where the step failed.
     pub(super) fn keep_failed(
         &self,
-        settings: &Settings,
+        commands: &Commands,
         failures: &[Failure],
-        document: &dyn Fn(&NodeId) -> Option<Vec<u8>>,
+        failed: &FailedActions,
     ) -> BTreeMap<NodeId, PathBuf> {
         let mut kept = BTreeMap::new();
         for failure in failures {
@@ -191,9 +198,10 @@ impl<'a> Run<'a> {
                 continue;
             }
             let step = failure.node.to_string();
-            let action = document(&failure.node);
-            if let Ok(folder) = self.keep(settings, &step, &failure.error, action.as_deref()) {
-                kept.insert(failure.node.clone(), folder);
+            let action = failed.take(&step);
+            // The folder only explains: that it cannot be written is no failure of its own.
+            if let Ok(script) = self.keep(commands, &step, &failure.error, action.as_ref()) {
+                kept.insert(failure.node.clone(), script);
             }
         }
         kept
@@ -201,14 +209,20 @@ impl<'a> Run<'a> {
 
     fn keep(
         &self,
-        settings: &Settings,
+        commands: &Commands,
         step: &str,
         error: &StepError,
-        action: Option<&[u8]>,
-    ) -> Result<PathBuf, crate::store::StoreError> {
+        action: Option<&FailedAction>,
+    ) -> Result<PathBuf, StoreError> {
         let folder = self.store.failed_folder(&self.id(), step)?;
         let leave = |name: &str, bytes: &[u8]| self.store.leave(&folder, name, bytes);
-        leave(AGAIN, again(&settings.again, step).as_bytes())?;
+        let document = folder.join(ACTION);
+        let script = script(
+            commands,
+            step,
+            action.map(|action| (document.as_path(), action.files.as_slice())),
+        );
+        leave(SCRIPT, script.as_bytes())?;
         let mut text = format!("step `{step}` failed: {error}\n");
         let mut source = std::error::Error::source(error);
         while let Some(cause) = source {
@@ -217,13 +231,13 @@ impl<'a> Run<'a> {
         }
         leave("error.txt", text.as_bytes())?;
         if let Some(action) = action {
-            leave("action.json", action)?;
+            leave(ACTION, &action.document)?;
         }
         let log = self.state().logs.get(step).copied();
         if let Some(log) = log {
             leave("log.txt", &self.store.read(&log, 64 << 20)?)?;
         }
-        Ok(folder.join(AGAIN))
+        Ok(folder.join(SCRIPT))
     }
 }
 
@@ -235,18 +249,27 @@ fn push(lines: &mut Vec<u8>, line: &impl Serialize) {
     }
 }
 
-/// Returns a script that runs a command with a step as its last word.
-fn again(command: &[String], step: &str) -> String {
-    let quoted: Vec<String> = command
-        .iter()
-        .map(String::as_str)
-        .chain([step])
-        .map(|word| format!("'{}'", word.replace('\'', r"'\''")))
-        .collect();
-    format!(
-        "#!/bin/sh\n# Repeats one step of a build that failed, with the same settings.\nexec {}\n",
-        quoted.join(" ")
-    )
+/// Returns a script that runs the action that failed, if one is known, and then the rest of its step.
+fn script(commands: &Commands, step: &str, action: Option<(&Path, &[PathBuf])>) -> String {
+    let mut script = "#!/bin/sh\n# Repeats a step of a build that failed, with the same settings.\nset -e\n".to_owned();
+    if let Some((document, files)) = action {
+        script.push_str("# The action that failed, in a process of its own. If it succeeds, its result is kept.\n");
+        let words = commands.exec.iter().cloned().chain([document.display().to_string()]);
+        let sources = files
+            .iter()
+            .flat_map(|file| ["--source".to_owned(), file.display().to_string()]);
+        let _ = writeln!(script, "{}", quoted(words.chain(sources)));
+    }
+    script.push_str("# The rest of the step, as the recipe is now.\n");
+    let words = commands.build.iter().cloned().chain([step.to_owned()]);
+    let _ = writeln!(script, "exec {}", quoted(words));
+    script
+}
+
+/// Quotes words for a shell.
+fn quoted(words: impl Iterator<Item = String>) -> String {
+    let quoted: Vec<String> = words.map(|word| format!("'{}'", word.replace('\'', r"'\''"))).collect();
+    quoted.join(" ")
 }
 
 /// Lets the run's record listen beside the user's observer.
@@ -287,11 +310,21 @@ mod tests {
 
     #[test]
     fn the_script_quotes_every_word() {
-        let command = ["/a b/forge", "build", "it's.toml"].map(str::to_owned);
-        let script = again(&command, "promote.x@Q4_0");
-        assert!(
-            script.ends_with("\nexec '/a b/forge' 'build' 'it'\\''s.toml' 'promote.x@Q4_0'\n"),
-            "{script}"
+        let words = |text: &str| text.split('|').map(str::to_owned).collect::<Vec<_>>();
+        let commands = Commands {
+            build: words("/a b/forge|build|it's.toml"),
+            exec: words("/a b/forge|exec"),
+        };
+        let files = [PathBuf::from("/m/a model.gguf")];
+        let script = script(&commands, "promote.x@Q4_0", Some((Path::new("/f/action.json"), &files)));
+        let commands: Vec<&str> = script.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(
+            commands,
+            [
+                "set -e",
+                "'/a b/forge' 'exec' '/f/action.json' '--source' '/m/a model.gguf'",
+                "exec '/a b/forge' 'build' 'it'\\''s.toml' 'promote.x@Q4_0'"
+            ]
         );
     }
 }

@@ -293,6 +293,10 @@ pub fn needs(node: &Node) -> Vec<Capability> {
 ///
 /// Why the node failed.
 pub fn carry_out(node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {
+    // A step that heals the store runs more than once in a build.
+    if let Some(failed) = env.machine.failed {
+        failed.take(&work.step);
+    }
     let result = kind_of(node).run(node, inputs, env, work);
     work.release();
     let lines = work.take_log();

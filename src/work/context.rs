@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
+use super::FailedActions;
 use super::Located;
 use super::Made;
 use super::Models;
@@ -45,6 +46,8 @@ pub struct Machine<'a> {
     pub models: &'a Models,
     /// Whose actions run twice, to compare the results.
     pub twice: Option<Arc<Twice>>,
+    /// Receives the actions that fail.
+    pub failed: Option<&'a FailedActions>,
 }
 
 impl Machine<'_> {

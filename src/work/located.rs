@@ -83,6 +83,11 @@ impl Located {
         }
     }
 
+    /// Returns all files.
+    pub fn files(&self) -> impl Iterator<Item = &SourceFile> {
+        self.files.values()
+    }
+
     /// Returns the models.
     pub fn models(&self) -> &[LocatedModel] {
         &self.models

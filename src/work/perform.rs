@@ -307,7 +307,7 @@ impl Context<'_> {
             return Ok(found);
         }
         let started = Instant::now();
-        let made = self.run(action)?;
+        let made = self.run(action).inspect_err(|error| self.note_failed(action, error))?;
         let cost_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let document = store.put(&document)?;
         let result = ActionResult {

@@ -162,7 +162,7 @@ fn session(folder: &Path, store: &Path, out: &Path, recipe: &str) -> Session {
         },
         command: Vec::new(),
         borrow: true,
-        again: Vec::new(),
+        repeat: None,
     };
     Session::open(parsed.recipe, settings, &[], Cancel::new()).unwrap()
 }

@@ -78,6 +78,7 @@ impl Bench {
             workers: None,
             models,
             twice,
+            failed: None,
         }
     }
 

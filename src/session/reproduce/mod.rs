@@ -362,7 +362,7 @@ impl Reproduction {
             out: out.clone(),
             cache_dir: store,
             runtime: self.runtime.clone(),
-            again: command.clone(),
+            repeat: None,
             command,
             // The candidate may go away: a store that stays must hold its tensors itself.
             borrow: false,

@@ -82,6 +82,7 @@ pub fn serve(
         workers: None,
         models: &models,
         twice: None,
+        failed: None,
     };
     let (sender, requests) = mpsc::channel();
     // Closed when the last action is done.

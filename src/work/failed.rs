@@ -1,0 +1,50 @@
+//! The actions that failed in a build, so that each can be run again alone.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use super::Context;
+use super::StepError;
+use super::locked;
+use crate::action::Action;
+
+/// An action that failed, and the files that it may read.
+#[derive(Debug, Clone)]
+pub struct FailedAction {
+    /// The action's document.
+    pub document: Vec<u8>,
+    /// The sources and candidates that the step knows by their digests, as absolute paths.
+    pub files: Vec<PathBuf>,
+}
+
+/// The first action that failed in each step.
+#[derive(Debug, Default)]
+pub struct FailedActions(Mutex<BTreeMap<String, FailedAction>>);
+
+impl FailedActions {
+    /// Removes and returns the action that failed in a step.
+    pub fn take(&self, step: &str) -> Option<FailedAction> {
+        locked(&self.0).remove(step)
+    }
+}
+
+impl Context<'_> {
+    /// Notes that an action failed. The first of a step is kept: an action that runs others fails after them.
+    pub(super) fn note_failed(&self, action: &Action, error: &StepError) {
+        let Some(failed) = self.machine.failed else { return };
+        if matches!(error, StepError::Stopped) {
+            return;
+        }
+        let mut failed = locked(&failed.0);
+        failed.entry(self.step.clone()).or_insert_with(|| FailedAction {
+            document: action.document(),
+            files: self.located().files().map(|file| absolute(&file.path)).collect(),
+        });
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
