@@ -22,7 +22,7 @@ struct BuiltIn {
 
 /// The engines that come with the program. The first is the one that a recipe gets that names none.
 const BUILT_IN: &[BuiltIn] = &[BuiltIn {
-    name: embedded::adapter::NAME,
+    name: embedded::identity::NAME,
     settings: embedded::adapter::SETTINGS,
     new: embedded::adapter::new,
 }];

@@ -36,9 +36,6 @@ use crate::engine::Values;
 use crate::imatrix::Imatrix;
 use crate::tensor_type::TensorType;
 
-/// The engine's name.
-pub(in crate::engine) const NAME: &str = "embedded";
-
 /// The engine's settings.
 pub(in crate::engine) const SETTINGS: &[Setting] = &[
     Setting {
@@ -69,7 +66,7 @@ struct Embedded {
 
 impl Engine for Embedded {
     fn name(&self) -> &str {
-        NAME
+        identity::NAME
     }
 
     fn capabilities(&self) -> &[Capability] {

@@ -12,10 +12,13 @@ use std::ffi::c_void;
 
 use llama_cpp_sys_2 as ffi;
 
-use super::model::LEAST_ROWS;
 use crate::engine::EngineError;
 use crate::imatrix::Entry;
 use crate::imatrix::Imatrix;
+
+/// Products of fewer rows do not count, as in `llama-imatrix`, so that generated tokens do not. A chunk is cut into batches of at
+/// least this many tokens.
+pub(super) const LEAST_ROWS: u32 = 16;
 
 /// The sums of one weight.
 struct Sums {

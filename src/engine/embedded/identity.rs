@@ -11,6 +11,9 @@ use crate::engine::EngineError;
 use crate::engine::Identity;
 use crate::engine::Role;
 
+/// The engine's name in recipes, in `forge.toml` and in identities.
+pub(in crate::engine) const NAME: &str = "embedded";
+
 /// Raised when forge's own part of quantizing (conversion of the source, use of importances) changes bytes.
 const QUANTIZER_REVISION: u32 = 1;
 /// Raised when forge's own part of evaluating (batches, context settings, formulas, codecs) changes results.
@@ -20,7 +23,7 @@ const EVALUATOR_REVISION: u32 = 1;
 pub(in crate::engine) fn quantizer() -> Identity {
     let mut facts = common();
     facts.insert("revision".to_owned(), QUANTIZER_REVISION.to_string());
-    Identity::new(super::adapter::NAME, Role::Quantizer, facts)
+    Identity::new(NAME, Role::Quantizer, facts)
 }
 
 /// Returns the identity of what computes with models: it decides importances, logits and figures.
@@ -39,7 +42,7 @@ pub(in crate::engine) fn evaluator() -> Identity {
         })
         .collect();
     facts.insert("devices".to_owned(), devices.join(", "));
-    Identity::new(super::adapter::NAME, Role::Evaluator, facts)
+    Identity::new(NAME, Role::Evaluator, facts)
 }
 
 /// Says whether this build computes on devices of the machine besides its processor. If not, the program itself and the C

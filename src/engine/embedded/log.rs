@@ -12,6 +12,7 @@ use std::ffi::c_char;
 use std::ffi::c_void;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Once;
 
 /// Lines kept of one call; an error carries the last [`TAIL`].
 const KEPT: usize = 200;
@@ -27,6 +28,16 @@ thread_local! {
     static CAPTURES: RefCell<Vec<Lines>> = const { RefCell::new(Vec::new()) };
     static TRANSCRIPTS: RefCell<Vec<Whole>> = const { RefCell::new(Vec::new()) };
     static ALIASES: RefCell<Vec<(String, String)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Starts llama.cpp, once per process, and directs its log lines here instead of to the terminal.
+pub(super) fn start_backend() {
+    static ONCE: Once = Once::new();
+    // SAFETY: both calls may be made at any time before other calls, and happen once; `receive` is a plain function.
+    ONCE.call_once(|| unsafe {
+        llama_cpp_sys_2::llama_log_set(Some(receive), std::ptr::null_mut());
+        llama_cpp_sys_2::llama_backend_init();
+    });
 }
 
 /// While it lives, paths in this thread's log are replaced by those that users know.
@@ -155,7 +166,7 @@ pub(super) struct Capture {
 impl Capture {
     /// Begins to capture on this thread.
     pub(super) fn begin() -> Self {
-        super::sys::backend();
+        start_backend();
         CAPTURES.with_borrow_mut(|captures| captures.push(Lines::default()));
         Self {
             _here: std::marker::PhantomData,
@@ -183,11 +194,7 @@ impl Drop for Capture {
 }
 
 /// llama.cpp's log callback. Text comes in pieces, in no certain encoding.
-pub(super) unsafe extern "C" fn receive(
-    _level: llama_cpp_sys_2::ggml_log_level,
-    text: *const c_char,
-    _data: *mut c_void,
-) {
+unsafe extern "C" fn receive(_level: llama_cpp_sys_2::ggml_log_level, text: *const c_char, _data: *mut c_void) {
     if text.is_null() {
         return;
     }

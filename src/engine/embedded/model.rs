@@ -18,6 +18,7 @@ use std::path::Path;
 use llama_cpp_sys_2 as ffi;
 
 use super::collect::Collector;
+use super::collect::LEAST_ROWS;
 use super::log::Capture;
 use super::sys::Batch;
 use super::sys::Context;
@@ -33,9 +34,6 @@ use crate::imatrix::Imatrix;
 
 /// Tokens of a physical batch, the default of llama.cpp's tools.
 const BATCH: u32 = 512;
-/// `llama-imatrix` ignores products of fewer rows, so that generated tokens do not count; a chunk is cut so that no
-/// batch is that small.
-pub(super) const LEAST_ROWS: u32 = 16;
 /// The shortest context that scores a position in its second half.
 const LEAST_CONTEXT: u32 = 4;
 

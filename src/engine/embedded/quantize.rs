@@ -12,6 +12,7 @@ use std::io::Write;
 use llama_cpp_sys_2 as ffi;
 use rayon::prelude::*;
 
+use super::log;
 use super::sys;
 use crate::engine::Cancel;
 use crate::engine::EngineError;
@@ -192,7 +193,7 @@ pub fn quantize(
 ) -> Result<(), EngineError> {
     let plan = Plan::new(job)?;
     cancel.check()?;
-    sys::backend();
+    log::start_backend();
     // SAFETY: takes any type; ggml builds the tables of a type once, under its own lock.
     unsafe { ffi::ggml_quantize_init(sys::ggml_type(job.to)) };
     let mut ready: Option<(Vec<u8>, u64)> = None;
@@ -414,7 +415,7 @@ pub fn dequantize_rows(ty: TensorType, bytes: &[u8], columns: u64, out: &mut [f3
             expected,
         });
     }
-    sys::backend();
+    log::start_backend();
     if bytes.as_ptr().align_offset(align_of::<u32>()) == 0 {
         convert(ty, bytes, out);
     } else {

@@ -7,27 +7,17 @@ use std::ffi::c_char;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::Once;
 
 use llama_cpp_sys_2 as ffi;
 
 use super::log::Aliases;
 use super::log::Capture;
+use super::log::start_backend;
 use crate::engine::EngineError;
 use crate::engine::ModelFiles;
 use crate::tensor_type::TensorType;
 
-/// Starts llama.cpp once per process and takes its log away from the terminal.
-pub(super) fn backend() {
-    static ONCE: Once = Once::new();
-    // SAFETY: both calls may be made at any time before other calls, and happen once; `receive` is a plain function.
-    ONCE.call_once(|| unsafe {
-        ffi::llama_log_set(Some(super::log::receive), std::ptr::null_mut());
-        ffi::llama_backend_init();
-    });
-}
-
-/// Returns what a function of no arguments says of a version.
+/// Copies a version that llama.cpp returned; "unknown" for a null pointer.
 fn version_text(text: *const c_char) -> String {
     if text.is_null() {
         return "unknown".to_owned();
@@ -50,7 +40,7 @@ pub(in crate::engine) fn versions() -> (String, String, String) {
 
 /// Returns the names and descriptions of the devices that computations may run on, in llama.cpp's order.
 pub(in crate::engine) fn devices() -> Vec<(String, String)> {
-    backend();
+    start_backend();
     // SAFETY: indices are below the count, and devices live as long as the process.
     unsafe {
         (0..ffi::ggml_backend_dev_count())
