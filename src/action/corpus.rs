@@ -16,29 +16,29 @@ use crate::digest::BlobDigest;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Chunking {
-    /// Each file by itself: no chunk crosses a file, so a file more costs only its own chunks.
+    /// Each file separately: no chunk spans two files, so adding a file adds only its own chunks.
     PerFile,
-    /// All files as one text.
+    /// All files joined into one text.
     Joined,
 }
 
 /// Checks the texts of a corpus.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Corpus {
-    /// The texts, in order.
+    /// The digests of the texts, in order.
     pub texts: Vec<BlobDigest>,
-    /// How they are cut.
+    /// How the texts are cut into chunks.
     pub chunking: Chunking,
-    /// Whether special tokens in the text are read as such.
+    /// Whether the text of a special token, such as `<s>`, becomes that token.
     pub parse_special: bool,
 }
 
 impl Corpus {
     /// Output: the texts, and how they are cut.
     pub const CORPUS: Output = Output::new("corpus");
-    /// How many texts.
+    /// The number of texts.
     pub const TEXTS: Fact<u64> = Fact::new("texts");
-    /// How many bytes they have.
+    /// The size of the texts in bytes.
     pub const BYTES: Fact<u64> = Fact::new("bytes");
 }
 

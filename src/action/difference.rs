@@ -1,4 +1,4 @@
-//! Two action documents, field by field.
+//! Compares two action documents field by field.
 
 use std::collections::BTreeMap;
 
@@ -12,36 +12,36 @@ use super::role::Role;
 /// A field in which two actions differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
-    /// The path of the field in the document, as `inputs.policy` or `inputs.texts.2`.
+    /// The path of the field in the document, such as `inputs.policy` or `inputs.texts.2`.
     pub field: String,
-    /// The value before, as JSON; nothing where the field was not there.
+    /// The earlier value as JSON; `None` if the field is new.
     pub before: Option<String>,
-    /// The value now.
+    /// The current value as JSON; `None` if the field is gone.
     pub after: Option<String>,
 }
 
 impl Difference {
-    /// Returns where the field comes from, if the two documents are actions of this kind.
+    /// Returns the origin of the field, given the kind of both documents.
     pub fn origin(&self, kind: &str) -> Origin {
         role::role_at(kind, &self.field).map_or(Origin::Recipe, Role::origin)
     }
 }
 
-/// Returns every field in which one JSON value differs from another, in their order.
+/// Compares two JSON values and returns every field that differs, in the order of the fields.
 pub fn of_values(before: &Value, after: &Value) -> Vec<Difference> {
     let mut found = Vec::new();
     compare("", Some(before), Some(after), &mut found);
     found
 }
 
-/// Returns every field in which `after` differs from `before`, in the document's order.
+/// Compares two actions and returns every field that differs, in the order of the document.
 pub fn differences(before: &Action, after: &Action) -> Vec<Difference> {
     let parse = |action: &Action| serde_json::from_slice::<Value>(&action.document()).unwrap_or(Value::Null);
     of_values(&parse(before), &parse(after))
 }
 
-/// Returns the rows of an array by name, where all of them are rows of candidates with names that differ: a candidate more
-/// is then one difference, and not one in every row after it.
+/// Returns the rows of an array by name, if all of them are rows of differently named candidates. An added candidate is then one
+/// difference, not one in each row after it.
 fn by_name(array: &[Value]) -> Option<BTreeMap<String, &Value>> {
     let mut rows = BTreeMap::new();
     for row in array {

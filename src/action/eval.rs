@@ -1,4 +1,4 @@
-//! Measures a candidate: the figures of all its blocks.
+//! `eval`: the figures of a candidate, over all its blocks of chunks.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -19,12 +19,12 @@ use super::shared::TOKENIZERS;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 
-/// Measures a candidate: the figures of all its blocks.
+/// Measures a candidate over all its blocks of chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Eval {
     /// The compute-relevant part of the candidate.
     pub candidate: BlobDigest,
-    /// The compute-relevant part of the reference, where KLD is measured.
+    /// The compute-relevant part of the reference, if KLD is measured.
     pub reference: Option<BlobDigest>,
     /// The reference's vocabulary.
     pub tokenizer: BlobDigest,
@@ -32,15 +32,15 @@ pub struct Eval {
     pub corpus: BlobDigest,
     /// Tokens per chunk.
     pub context: u32,
-    /// At most so many chunks.
+    /// The maximum number of chunks.
     pub chunks: Option<u64>,
     /// Chunks per block.
     pub block: u32,
-    /// Resamples of the bootstrap.
+    /// The number of bootstrap resamples.
     pub bootstrap: u32,
     /// The seed of the bootstrap.
     pub seed: u64,
-    /// The form of the figures.
+    /// The version of the figures' format.
     pub codec: u32,
     /// The engine that runs the models.
     pub engine: Fingerprint,
@@ -49,11 +49,11 @@ pub struct Eval {
 impl Eval {
     /// Output: the figures.
     pub const FIGURES: Output = Output::new("figures");
-    /// How many chunks were evaluated.
+    /// The number of evaluated chunks.
     pub const CHUNKS: Fact<u64> = Fact::new("chunks");
-    /// The perplexity, rounded.
+    /// The perplexity, rounded for display.
     pub const PPL: Fact<String> = Fact::new("ppl");
-    /// The mean KL divergence, rounded.
+    /// The mean KL divergence in nats, rounded for display.
     pub const KLD_MEAN: Fact<String> = Fact::new("kld_mean");
 }
 

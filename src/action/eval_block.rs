@@ -1,4 +1,4 @@
-//! Measures a candidate on a block of chunks.
+//! `eval-block`: the figures of a candidate on one block of chunks.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -23,14 +23,14 @@ use crate::digest::Fingerprint;
 pub struct EvalBlock {
     /// The compute-relevant part of the candidate.
     pub candidate: BlobDigest,
-    /// The action that makes the reference's log-probabilities, where KLD is measured. Not their digest: so that a
-    /// measured block stays known after its reference, large and cheap to make again, was collected.
+    /// The key of the action that computes the reference's log-probabilities, if KLD is measured. It is not their digest, so that the
+    /// result stays valid after garbage collection removes them: they are large and cheap to compute again.
     pub reference: Option<ActionDigest>,
     /// The tokens of the block.
     pub tokens: BlobDigest,
     /// Tokens per chunk.
     pub context: u32,
-    /// The form of the figures.
+    /// The version of the figures' format.
     pub codec: u32,
     /// The engine that runs the model.
     pub engine: Fingerprint,

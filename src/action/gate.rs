@@ -1,4 +1,4 @@
-//! Holds figures against bounds.
+//! `gate`: compares figures with requirements.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -13,18 +13,18 @@ use super::role::Role::Fields;
 use super::role::Role::Setting;
 use super::role::field;
 
-/// Holds figures against bounds.
+/// Compares figures with requirements.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gate {
-    /// The rows that are judged.
+    /// The rows that the requirements apply to.
     pub rows: Vec<MetricsRow>,
-    /// The rows that `baseline` means, one for each evaluation.
+    /// The rows that `baseline` refers to, one for each evaluation.
     pub baseline: Vec<MetricsRow>,
-    /// The requirements, as written.
+    /// The requirements, as the recipe writes them.
     pub require: Vec<String>,
-    /// The confidence of comparisons, in millionths.
+    /// The confidence level of comparisons, in millionths.
     pub confidence: u64,
-    /// Resamples of the bootstrap.
+    /// The number of bootstrap resamples.
     pub bootstrap: u32,
     /// The seed of the bootstrap.
     pub seed: u64,
@@ -33,9 +33,9 @@ pub struct Gate {
 impl Gate {
     /// Output: the result of every requirement.
     pub const VERDICT: Output = Output::new("verdict");
-    /// How many requirements there are.
+    /// The number of requirements.
     pub const CHECKS: Fact<u64> = Fact::new("checks");
-    /// How many are not met.
+    /// The number of requirements that are not met.
     pub const FAILED: Fact<u64> = Fact::new("failed");
 }
 

@@ -1,4 +1,4 @@
-//! Collects the imatrix of a block of chunks.
+//! `imatrix-block`: the imatrix of one block of chunks.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -19,13 +19,13 @@ use crate::digest::Fingerprint;
 /// Collects the imatrix of a block of chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImatrixBlock {
-    /// The compute-relevant part of the model: a document of its tensors and the metadata that matter.
+    /// The compute-relevant part of the model: a document with its tensors and the metadata that affect the computation.
     pub model: BlobDigest,
-    /// The tokens of the block, 32-bit little-endian, `chunks x context`.
+    /// The tokens of the block: `chunks` rows of `context` tokens, 32-bit little-endian.
     pub tokens: BlobDigest,
     /// Tokens per chunk.
     pub context: u32,
-    /// Whether data is collected for the output tensor too.
+    /// Whether data is also collected for the output tensor.
     pub process_output: bool,
     /// The engine that runs the model.
     pub engine: Fingerprint,

@@ -1,4 +1,4 @@
-//! Collects an imatrix: the sum of its blocks.
+//! `imatrix-collect`: an imatrix as the sum of its blocks.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -18,7 +18,7 @@ use super::shared::TOKENIZERS;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 
-/// Collects an imatrix: the sum of its blocks.
+/// Collects an imatrix: the sum of its blocks of chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImatrixCollect {
     /// The compute-relevant part of the model.
@@ -27,15 +27,15 @@ pub struct ImatrixCollect {
     pub tokenizer: BlobDigest,
     /// The corpus.
     pub corpus: BlobDigest,
-    /// The name that the imatrix records for its data set.
+    /// The data set name that the imatrix file records.
     pub dataset: String,
     /// Tokens per chunk.
     pub context: u32,
-    /// At most so many chunks.
+    /// The maximum number of chunks.
     pub chunks: Option<u64>,
     /// Chunks per block.
     pub block: u32,
-    /// Whether data is collected for the output tensor too.
+    /// Whether data is also collected for the output tensor.
     pub process_output: bool,
     /// The engine that runs the model.
     pub engine: Fingerprint,
@@ -44,11 +44,11 @@ pub struct ImatrixCollect {
 impl ImatrixCollect {
     /// Output: the imatrix.
     pub const IMATRIX: Output = Output::new("imatrix");
-    /// How many tensors it has data for.
+    /// The number of tensors with data.
     pub const ENTRIES: Fact<u64> = Fact::new("entries");
-    /// How many chunks it was collected on.
+    /// The number of chunks.
     pub const CHUNKS: Fact<u64> = Fact::new("chunks");
-    /// The name of its text.
+    /// The data set name.
     pub const DATASET: Fact<String> = Fact::new("dataset");
 }
 

@@ -1,4 +1,4 @@
-//! Reads a foreign imatrix.
+//! `imatrix-import`: an imatrix file of another program.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -10,10 +10,10 @@ use super::role::Role::Source;
 use super::role::field;
 use crate::digest::BlobDigest;
 
-/// Reads a foreign imatrix.
+/// Imports an imatrix file of another program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImatrixImport {
-    /// The file.
+    /// The digest of the file.
     pub file: BlobDigest,
 }
 

@@ -1,4 +1,4 @@
-//! Merges imatrices.
+//! `imatrix-merge`: one imatrix from several.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -16,22 +16,22 @@ use crate::digest::BlobDigest;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MergeMode {
-    /// Sums and counts are added: every token counts the same.
+    /// Adds sums and counts: every token has the same weight.
     Sum,
-    /// The importances are averaged: every imatrix counts by its weight.
+    /// Averages the importances: every imatrix has its own weight.
     Mean,
-    /// The largest importance of each column.
+    /// Takes the largest importance of each column.
     Max,
 }
 
 /// Merges imatrices.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImatrixMerge {
-    /// The imatrices, in order.
+    /// The digests of the imatrices, in order.
     pub imatrices: Vec<BlobDigest>,
     /// How they are merged.
     pub mode: MergeMode,
-    /// One weight each, in millionths.
+    /// The weight of each imatrix, in millionths.
     pub weights: Vec<u64>,
 }
 

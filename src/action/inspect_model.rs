@@ -1,4 +1,4 @@
-//! Reads a GGUF model's header and digests its tensors.
+//! `inspect-model`: the documents that describe a model.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -12,21 +12,21 @@ use super::role::Role::Version;
 use super::role::field;
 use crate::digest::BlobDigest;
 
-/// Reads a GGUF model's header and digests its tensors.
+/// Reads a model's header and hashes its tensors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InspectModel {
-    /// The file, or its shards in order.
+    /// The digest of the file, or of its shards in order.
     pub files: Vec<BlobDigest>,
-    /// The version of the index that is made.
+    /// The version of the index format.
     pub index: u32,
 }
 
 impl InspectModel {
-    /// Output: the place and digest of every tensor.
+    /// Output: the index, with the position and digest of every tensor.
     pub const MODEL: Output = Output::new("model");
     /// Output: all metadata.
     pub const METADATA: Output = Output::new("metadata");
-    /// Output: the metadata that decide what the model computes.
+    /// Output: the compute-relevant part: tensors, and the metadata that affect the computation.
     pub const HYPERPARAMETERS: Output = Output::new("hyperparameters");
     /// Output: the vocabulary.
     pub const TOKENIZER: Output = Output::new("tokenizer");
@@ -34,11 +34,11 @@ impl InspectModel {
     pub const COMPUTE: Output = Output::new("compute");
     /// Output: names, types and dimensions of the tensors.
     pub const SHAPE: Output = Output::new("shape");
-    /// How many weights the model has.
+    /// The number of weights.
     pub const ELEMENTS: Fact<u64> = Fact::new("elements");
-    /// How many tensors.
+    /// The number of tensors.
     pub const TENSORS: Fact<u64> = Fact::new("tensors");
-    /// How many bytes its files have.
+    /// The size of the files in bytes.
     pub const BYTES: Fact<u64> = Fact::new("bytes");
     /// The architecture.
     pub const ARCHITECTURE: Fact<String> = Fact::new("architecture");

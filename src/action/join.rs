@@ -1,4 +1,4 @@
-//! Holds an imatrix against a model.
+//! `join`: checks that an imatrix fits a model.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -14,53 +14,53 @@ use super::shared::IMATRICES;
 use super::shared::SHAPES;
 use crate::digest::BlobDigest;
 
-/// What to do about a flaw.
+/// What to do about a problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
-    /// Say so.
+    /// Warn.
     Warn,
-    /// Stop.
+    /// Fail.
     Fail,
 }
 
-/// Holds an imatrix against a model.
+/// Checks that an imatrix fits a model, and extracts the importances of each tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Join {
     /// The model's shape: names, types and dimensions of its tensors, and its hyperparameters.
     pub shape: BlobDigest,
     /// The imatrix.
     pub imatrix: BlobDigest,
-    /// What to do where a quantizable tensor has no data.
+    /// What to do if a quantizable tensor has no data.
     pub missing: Severity,
-    /// What to do where an expert was never routed.
+    /// What to do if an expert received too few tokens.
     pub unrouted: Severity,
-    /// The fewest rows that a matrix must have seen to count as routed.
+    /// The minimum number of tokens for an expert to count as covered.
     pub min_count: u64,
 }
 
 impl Join {
-    /// Output: which tensors have data.
+    /// Output: which tensors have importances.
     pub const COVERAGE: Output = Output::new("coverage");
     /// Output: the digest of each tensor's importances.
     pub const SLICES: Output = Output::new("slices");
     /// Output: the imatrix.
     pub const IMATRIX: Output = Output::new("imatrix");
-    /// Output: what fits and what does not.
+    /// Output: the report on what fits and what does not.
     pub const REPORT: Output = Output::new("join");
-    /// How many tensors have data.
+    /// The number of tensors with importances.
     pub const MATCHED: Fact<u64> = Fact::new("matched");
-    /// How many quantizable tensors have none.
+    /// The number of quantizable tensors without importances.
     pub const MISSING: Fact<u64> = Fact::new("missing");
-    /// How many have data of the wrong length.
+    /// The number of tensors with importances of the wrong length.
     pub const WRONG_LENGTH: Fact<u64> = Fact::new("wrong_length");
-    /// How many experts saw too few rows.
+    /// The number of experts that received too few tokens.
     pub const UNROUTED: Fact<u64> = Fact::new("unrouted");
-    /// How many tensors the imatrix has data for.
+    /// The number of tensors in the imatrix.
     pub const ENTRIES: Fact<u64> = Fact::new("entries");
-    /// How many chunks it was collected on.
+    /// The number of chunks of the imatrix.
     pub const CHUNKS: Fact<u64> = Fact::new("chunks");
-    /// The name of its text.
+    /// The data set name of the imatrix.
     pub const DATASET: Fact<String> = Fact::new("dataset");
 }
 

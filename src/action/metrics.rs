@@ -1,4 +1,4 @@
-//! Makes the table of candidates.
+//! `metrics`: the table of candidates.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -22,35 +22,35 @@ use crate::digest::Fingerprint;
 /// A row of the table of candidates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetricsRow {
-    /// The evaluation's name.
+    /// The name of the evaluation.
     pub eval: String,
-    /// The candidate's name.
+    /// The name of the candidate.
     pub candidate: String,
-    /// Its file.
+    /// The digest of the candidate's file.
     pub file: BlobDigest,
-    /// How many weights it holds.
+    /// The number of weights in the file.
     pub elements: u64,
-    /// Its figures.
+    /// The digest of its figures.
     pub figures: BlobDigest,
-    /// What its policy measured of it on other text: mean and deviation of a chunk's divergence in trillionths of a nat, chunks,
-    /// tokens in a chunk.
+    /// The held-out KLD that its policy measured: mean and standard deviation over chunks in trillionths of a nat, number of chunks,
+    /// tokens per chunk.
     pub probed: Option<String>,
-    /// The engine that measured.
+    /// The engine that computed the figures.
     pub engine: Fingerprint,
 }
 
-/// Makes the table of candidates.
+/// Builds the table of candidates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metrics {
-    /// The recipe's name.
+    /// The name of the recipe.
     pub recipe: String,
     /// The rows, in the recipe's order.
     pub rows: Vec<MetricsRow>,
-    /// The version of the table.
+    /// The version of the table's format.
     pub table: u32,
 }
 
-/// The fields of a row.
+/// The roles of the fields of a row.
 pub(super) const ROW: &[Field] = &[
     field("eval", Setting),
     field("candidate", Setting),
@@ -66,9 +66,9 @@ impl Metrics {
     pub const JSON: Output = Output::new("json");
     /// Output: the table as Markdown.
     pub const MARKDOWN: Output = Output::new("markdown");
-    /// How many rows it has.
+    /// The number of rows.
     pub const ROWS: Fact<u64> = Fact::new("rows");
-    /// How many of them are on the Pareto front.
+    /// The number of rows on the Pareto front.
     pub const FRONT: Fact<u64> = Fact::new("front");
 }
 

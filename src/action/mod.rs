@@ -1,6 +1,6 @@
-//! An action is a document: what will be done, with every input as a digest. Its canonical bytes are stored, and their
-//! hash is the key under which the result is found again. So a key can never cover less, or more, than what a person can
-//! read, and two actions are compared field by field (`docs/design-notes.md`, "An action is a document").
+//! Action documents. An action is one unit of cached work; its document holds every input as a digest. The canonical bytes of the
+//! document are stored, and their hash is the key of the result. So the key covers just what the document shows, and two
+//! actions can be compared field by field (`docs/design-notes.md`, "An action is a document").
 
 mod corpus;
 pub mod difference;
@@ -69,31 +69,31 @@ pub use tokens::Tokens;
 
 use role::Field;
 
-/// The version of the form of action documents. It stands in every document, so that raising it changes every key.
+/// The version of the format of action documents. It is part of every document, so raising it changes every key.
 pub const SCHEMA: u32 = 1;
 
-/// The inputs of a kind of action, with what forge must know of them without knowing the kind.
+/// What each kind of action declares.
 trait Document {
-    /// The kind, as documents spell it.
+    /// The name of the kind, as in documents.
     const KIND: &'static str;
-    /// Every field, with its role.
+    /// All fields of the inputs, with their roles.
     const FIELDS: &'static [Field];
     /// The names of the outputs.
     const OUTPUTS: &'static [&'static str];
 }
 
-/// A kind of action, as it is declared.
+/// The declaration of a kind of action.
 #[derive(Debug, Clone, Copy)]
 pub struct Kind {
-    /// Its name, as documents spell it.
+    /// The name, as in documents.
     pub name: &'static str,
-    /// The fields of its inputs.
+    /// All fields of the inputs, with their roles.
     pub fields: &'static [Field],
-    /// The names of its outputs.
+    /// The names of the outputs.
     pub outputs: &'static [&'static str],
 }
 
-/// Makes the type of all actions and the table of their kinds: a kind more is one line here and one file.
+/// Defines [`Action`] and [`KINDS`]. A new kind is a file and one line here.
 macro_rules! kinds {
     ($($(#[$about:meta])* $kind:ident,)*) => {
         /// One unit of cached work.
@@ -111,7 +111,7 @@ macro_rules! kinds {
         },)*];
 
         impl Action {
-            /// Returns the kind, as the document spells it.
+            /// Returns the name of the kind, as in documents.
             pub const fn kind(&self) -> &'static str {
                 match self {
                     $(Self::$kind(_) => <$kind as Document>::KIND,)*
@@ -122,39 +122,39 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// Reads a GGUF model's header and digests its tensors.
+    /// Reads a model's header and hashes its tensors.
     InspectModel,
     /// Checks the texts of a corpus.
     Corpus,
-    /// Turns texts into tokens.
+    /// Tokenizes texts.
     Tokens,
     /// Collects the imatrix of a block of chunks.
     ImatrixBlock,
-    /// Collects an imatrix: the sum of its blocks.
+    /// Collects an imatrix: the sum of its blocks of chunks.
     ImatrixCollect,
     /// Merges imatrices.
     ImatrixMerge,
-    /// Reads a foreign imatrix.
+    /// Imports an imatrix file of another program.
     ImatrixImport,
-    /// Holds an imatrix against a model.
+    /// Checks that an imatrix fits a model.
     Join,
-    /// Gives each tensor a type.
+    /// Chooses a type for each tensor.
     Policy,
     /// Quantizes one tensor.
     Tensor,
-    /// Compares a quantized tensor with its source.
+    /// Computes the squared errors of a quantized tensor.
     TensorError,
-    /// Assembles a candidate of its tensors.
+    /// Assembles a candidate from its tensors.
     Promote,
     /// Computes the reference's log-probabilities of a block of chunks.
     ReferenceBlock,
     /// Measures a candidate on a block of chunks.
     EvalBlock,
-    /// Measures a candidate: the figures of all its blocks.
+    /// Measures a candidate over all its blocks of chunks.
     Eval,
-    /// Makes the table of candidates.
+    /// Builds the table of candidates.
     Metrics,
-    /// Holds figures against bounds.
+    /// Compares figures with requirements.
     Gate,
 }
 
@@ -165,16 +165,16 @@ struct Envelope<A> {
     action: A,
 }
 
-/// A stored document that is not an action of this version.
+/// Why bytes are not an action document of this version.
 #[derive(Debug, thiserror::Error)]
 pub enum DocumentError {
-    /// Not JSON, or not of a known kind.
+    /// They are not JSON, or not of a known kind.
     #[error("not an action document: {0}")]
     Malformed(#[from] serde_json::Error),
-    /// Of another version.
+    /// They have another version of the format.
     #[error("an action document of schema {found}; this version of forge reads {SCHEMA}")]
     Schema {
-        /// The version that the document names.
+        /// The version in the document.
         found: u32,
     },
 }
@@ -193,7 +193,7 @@ impl Action {
         })
     }
 
-    /// Reads a document back.
+    /// Parses a document.
     pub fn parse(document: &[u8]) -> Result<Self, DocumentError> {
         let document: Envelope<Self> = serde_json::from_slice(document)?;
         if document.schema == SCHEMA {
@@ -203,12 +203,12 @@ impl Action {
         }
     }
 
-    /// Returns the key.
+    /// Returns the key: the digest of the document in the action domain.
     pub fn digest(&self) -> ActionDigest {
         ActionDigest::of(&self.document())
     }
 
-    /// Returns the digest under which the document itself is stored.
+    /// Returns the digest of the document as a blob.
     pub fn document_digest(&self) -> BlobDigest {
         BlobDigest::of(&self.document())
     }
@@ -219,7 +219,7 @@ mod tests {
     use super::role::Role;
     use super::*;
 
-    /// Calls `see` for every role that is declared, with the path of its field.
+    /// Calls `see` with the path and role of every declared field.
     fn walk(path: &str, fields: &[Field], see: &mut dyn FnMut(&str, &Role)) {
         for field in fields {
             let path = format!("{path}.{}", field.name);

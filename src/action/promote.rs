@@ -1,4 +1,4 @@
-//! Assembles a candidate of its tensors.
+//! `promote`: a candidate, assembled from its tensors.
 
 use std::collections::BTreeMap;
 
@@ -22,35 +22,35 @@ use super::shared::SLICES;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 
-/// Assembles a candidate of its tensors.
+/// Assembles a candidate from its tensors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Promote {
-    /// The index of the source model: all its metadata, and the digest of each tensor.
+    /// The index of the source model, with the digest of each tensor.
     pub model: BlobDigest,
-    /// The source's metadata, byte for byte.
+    /// The metadata of the source model, byte for byte.
     pub metadata: BlobDigest,
-    /// The table of types.
+    /// The table with the type of each tensor.
     pub policy: BlobDigest,
-    /// The digest of each tensor's importances, where there is an imatrix.
+    /// The digest of each tensor's importances, if there is an imatrix.
     pub slices: Option<BlobDigest>,
-    /// What the metadata say of the imatrix.
+    /// What the candidate's metadata record about the imatrix.
     pub imatrix: BTreeMap<String, String>,
-    /// Whether quantized tensors may be quantized again.
+    /// Whether tensors that are already quantized may be requantized.
     pub allow_requantize: bool,
     /// The quantizer.
     pub quantizer: Fingerprint,
-    /// The version of the writer.
+    /// The version of the file writer.
     pub writer: u32,
 }
 
 impl Promote {
-    /// Output: all bytes before the first tensor.
+    /// Output: the header, all bytes before the first tensor.
     pub const HEADER: Output = Output::new("header");
     /// Output: the tensors and hyperparameters.
     pub const COMPUTE: Output = Output::new("compute");
-    /// Output: what stands where in the file.
+    /// Output: the assembly, which lists the parts of the file in order.
     pub const ASSEMBLY: Output = Output::new("assembly");
-    /// Output: the metadata that decide what the model computes.
+    /// Output: the compute-relevant part: tensors, and the metadata that affect the computation.
     pub const HYPERPARAMETERS: Output = Output::new("hyperparameters");
     /// Output: the vocabulary.
     pub const TOKENIZER: Output = Output::new("tokenizer");
@@ -58,13 +58,13 @@ impl Promote {
     pub const FILE: Fact<BlobDigest> = Fact::new("file");
     /// The SHA-256 of the file.
     pub const SHA256: Fact<String> = Fact::new("sha256");
-    /// How many weights the candidate has.
+    /// The number of weights.
     pub const ELEMENTS: Fact<u64> = Fact::new("elements");
-    /// How many tensors.
+    /// The number of tensors.
     pub const TENSORS: Fact<u64> = Fact::new("tensors");
-    /// How many of them changed type.
+    /// The number of tensors whose type differs from the source.
     pub const QUANTIZED: Fact<u64> = Fact::new("quantized");
-    /// What its policy measured of it, as `metrics` takes it.
+    /// The held-out KLD that its policy measured, in the form that `metrics` takes.
     pub const PROBED: Fact<String> = Fact::new("probed");
 }
 

@@ -1,4 +1,4 @@
-//! Computes the reference's log-probabilities of a block of chunks.
+//! `reference-block`: the reference's log-probabilities on one block of chunks.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -17,7 +17,7 @@ use super::role::output;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 
-/// Computes the reference's log-probabilities of a block of chunks.
+/// Computes the reference's log-probabilities on a block of chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReferenceBlock {
     /// The compute-relevant part of the reference.
@@ -26,7 +26,7 @@ pub struct ReferenceBlock {
     pub tokens: BlobDigest,
     /// Tokens per chunk.
     pub context: u32,
-    /// The form in which they are stored.
+    /// The storage format of the log-probabilities.
     pub codec: u32,
     /// The engine that runs the model.
     pub engine: Fingerprint,

@@ -1,4 +1,4 @@
-//! What an action left behind.
+//! The result of an action.
 
 use std::collections::BTreeMap;
 
@@ -7,23 +7,23 @@ use serde::Serialize;
 
 use crate::digest::BlobDigest;
 
-/// The record of an action that was carried out: the only truth about it.
+/// The result of an action that ran. It is the only record that the store trusts about the action.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActionResult {
-    /// The version of this form.
+    /// The version of the format, [`ActionResult::SCHEMA`].
     pub schema: u32,
-    /// The action's document in the store.
+    /// The digest of the action's document.
     pub action: BlobDigest,
-    /// Outputs by name, each a blob in the store.
+    /// The digest of each output, by name.
     pub outputs: BTreeMap<String, BlobDigest>,
-    /// How long it took, in milliseconds: what it would cost to make again.
+    /// The time that the action took, in milliseconds: an estimate of what running it again costs.
     pub cost_ms: u64,
-    /// Short facts about the outputs that spare readers a look into them.
+    /// Short facts about the outputs, so that readers need not open them.
     pub facts: BTreeMap<String, String>,
 }
 
 impl ActionResult {
-    /// The version of the form.
+    /// The version of the format.
     pub const SCHEMA: u32 = 1;
 
     /// Returns an output by name.

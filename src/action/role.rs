@@ -1,5 +1,5 @@
-//! What each field of an action's document is: where its value comes from, and what it must agree with. `why`, `diff`,
-//! `verify`, `reproduce`, `lock` and `--frozen` ask this; none of them knows a field by its name.
+//! The role of each field of an action document: where its value comes from. `why`, `diff`, `verify`, `reproduce`, `lock` and
+//! `--frozen` use these roles; none of them knows a field by its name.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -10,14 +10,14 @@ use super::KINDS;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EngineRole {
-    /// It runs models: tokens, imatrices, log-probabilities.
+    /// Runs models: tokens, imatrices, log-probabilities.
     Evaluator,
-    /// It turns numbers into quantized bytes and back.
+    /// Quantizes tensors and computes their errors.
     Quantizer,
 }
 
 impl EngineRole {
-    /// Returns the word for it, as engine identities spell it.
+    /// Returns the name, as in engine identities.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Evaluator => "evaluator",
@@ -29,41 +29,41 @@ impl EngineRole {
 /// An output of a kind of action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutputOf {
-    /// The kind, as documents spell it.
+    /// The name of the kind, as in documents.
     pub kind: &'static str,
-    /// The output's name.
+    /// The name of the output.
     pub output: &'static str,
 }
 
-/// Names an output of a kind of action.
+/// Names an output of a kind of action, for the role of a field.
 pub(super) const fn output(kind: &'static str, output: &'static str) -> OutputOf {
     OutputOf { kind, output }
 }
 
-/// What a field is.
+/// The role of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// The digest of a file that the user owns, or a list of them.
     Source,
-    /// The digest of an output of another action, or a list of them: any of these outputs.
+    /// The digest of an output of another action, or a list of such digests. Each is one of these outputs.
     Input(&'static [OutputOf]),
-    /// A value that was taken from such outputs, or computed from them.
+    /// A value that is taken or computed from such outputs.
     PartOf(&'static [OutputOf]),
-    /// The key of another action, of this kind.
+    /// The key of another action of this kind.
     Key(&'static str),
-    /// Something that the recipe says.
+    /// A setting of the recipe.
     Setting,
     /// The fingerprint of an engine.
     Engine(EngineRole),
-    /// The version of a form, or of rules, of forge's own.
+    /// The version of a format or of rules of forge itself.
     Version,
     /// A document with fields of its own, or a list of such documents.
     Fields(&'static [Field]),
-    /// A document whose fields depend on what it has in the field `tag`.
+    /// A document whose fields depend on the value of its field `tag`.
     OneOf {
-        /// The field that tells which.
+        /// The name of the tag.
         tag: &'static str,
-        /// The values of that field, each with the other fields.
+        /// The possible values of the tag, each with the other fields.
         variants: &'static [(&'static str, &'static [Field])],
     },
 }
@@ -71,9 +71,9 @@ pub enum Role {
 /// A field of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Field {
-    /// Its name.
+    /// The name.
     pub name: &'static str,
-    /// What it is.
+    /// The role.
     pub role: Role,
 }
 
@@ -82,24 +82,24 @@ pub(super) const fn field(name: &'static str, role: Role) -> Field {
     Field { name, role }
 }
 
-/// Where the value of a field comes from, in the words of `forge why`.
+/// Where the value of a field comes from, as `forge why` reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Origin {
-    /// A file of the user's.
+    /// A source file.
     Source,
     /// The recipe.
     Recipe,
     /// The engine.
     Engine,
-    /// Forge itself: the version of a form or of built-in rules.
+    /// Forge itself: the version of a format or of built-in rules.
     Forge,
-    /// What a step before has made.
+    /// The result of an earlier step.
     Input,
 }
 
 impl Role {
-    /// Returns where a value with this role comes from. What has fields of its own comes and goes as the recipe says.
+    /// Returns where a value with this role comes from. A nested document as a whole is a setting of the recipe.
     pub const fn origin(&self) -> Origin {
         match self {
             Self::Source => Origin::Source,
@@ -110,7 +110,7 @@ impl Role {
         }
     }
 
-    /// Returns the role of a field of an object, whose tag tells which fields it has.
+    /// Returns the role of a field of an object; for tagged documents the tag of the object selects the fields.
     fn inner_of(&self, object: &serde_json::Map<String, Value>, name: &str) -> Option<&'static Role> {
         let Self::OneOf { tag, variants } = *self else {
             return self.inner(name);
@@ -123,20 +123,20 @@ impl Role {
         fields.iter().find(|field| field.name == name).map(|field| &field.role)
     }
 
-    /// Returns the role of a field inside, by its name.
+    /// Returns the role of a nested field, by its name.
     fn inner(&self, name: &str) -> Option<&'static Role> {
         let find = |fields: &'static [Field]| fields.iter().find(|field| field.name == name).map(|field| &field.role);
         match *self {
             Self::Fields(fields) => find(fields),
             Self::OneOf { tag, .. } if tag == name => Some(&Role::Setting),
-            // Variants that share a field's name have its values from the same origin: a test holds that.
+            // A field that several variants have comes from the same origin in each; a test checks that.
             Self::OneOf { variants, .. } => variants.iter().find_map(|(_, fields)| find(fields)),
             _ => None,
         }
     }
 }
 
-/// Returns the declared fields of a kind's inputs; nothing for a kind that this version does not know.
+/// Returns the fields of a kind's inputs; `None` for a kind that this version does not have.
 pub fn fields_of(kind: &str) -> Option<&'static [Field]> {
     KINDS
         .iter()
@@ -172,18 +172,18 @@ pub fn role_at(kind: &str, path: &str) -> Option<&'static Role> {
     Some(role)
 }
 
-/// A value in a document that is no document itself, with its role.
+/// A value in a document that has no nested fields, with its role.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaf<'d> {
-    /// Its path below `inputs`, with the numbers of elements of lists.
+    /// The path below `inputs`, with the indices of list elements.
     pub path: String,
-    /// Its role; nothing if the field is not declared.
+    /// The role; `None` if the field is not declared.
     pub role: Option<&'static Role>,
-    /// The value: a text, a number, a truth value, nothing, or what a map of settings holds.
+    /// The value: a string, number, boolean, null, or a map of settings.
     pub value: &'d Value,
 }
 
-/// Returns all values of the inputs of a document, in its order. `document` is the whole document.
+/// Returns all values of the inputs of a document, in the order of the document. `document` is the whole document.
 pub fn leaves(document: &Value) -> Vec<Leaf<'_>> {
     let kind = document.get("kind").and_then(Value::as_str).unwrap_or_default();
     let mut found = Vec::new();
@@ -211,7 +211,7 @@ fn gather<'d>(path: String, role: Option<&'static Role>, value: &'d Value, found
     }
 }
 
-/// Returns the fingerprints of engines that a document names, with what each is used for.
+/// Returns the engine fingerprints in a document, each with its role.
 pub fn engines_in(document: &Value) -> Vec<(String, EngineRole, &str)> {
     let leaves = leaves(document).into_iter();
     let engines = leaves.filter_map(|leaf| match (leaf.role, leaf.value) {

@@ -1,21 +1,21 @@
-//! Outputs that several kinds of actions take.
+//! Outputs that several kinds of action take as inputs.
 
 use super::role::OutputOf;
 use super::role::output;
 
-/// Where all bytes of a model are.
+/// Indices of models.
 pub(super) const MODELS: &[OutputOf] = &[output("inspect-model", "model")];
-/// What a policy can know of a model.
+/// The tensors and hyperparameters of a model.
 pub(super) const SHAPES: &[OutputOf] = &[output("inspect-model", "shape")];
-/// A model's vocabulary.
+/// Vocabularies of models.
 pub(super) const TOKENIZERS: &[OutputOf] = &[output("inspect-model", "tokenizer")];
-/// The texts of a corpus.
+/// Corpora.
 pub(super) const CORPORA: &[OutputOf] = &[output("corpus", "corpus")];
-/// Imatrices, however they came about.
+/// Imatrices, collected, merged or imported.
 pub(super) const IMATRICES: &[OutputOf] = &[
     output("imatrix-collect", "imatrix"),
     output("imatrix-merge", "imatrix"),
     output("imatrix-import", "imatrix"),
 ];
-/// The digest of each tensor's importances.
+/// The digests of each tensor's importances.
 pub(super) const SLICES: &[OutputOf] = &[output("join", "slices")];

@@ -1,4 +1,4 @@
-//! Quantizes one tensor.
+//! `tensor`: one quantized tensor.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -19,15 +19,15 @@ use crate::digest::Fingerprint;
 /// Quantizes one tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tensor {
-    /// The tensor's bytes in the source.
+    /// The digest of the tensor's bytes in the source model.
     pub source: BlobDigest,
-    /// Its type in the source.
+    /// The tensor type in the source model.
     pub from: String,
-    /// Its dimensions, the row length first.
+    /// The dimensions, row length first.
     pub dims: Vec<u64>,
-    /// Its type in the candidate.
+    /// The tensor type in the candidate.
     pub to: String,
-    /// Its importances, 32-bit floats, one for each column of each matrix, where the type uses them.
+    /// The digest of the importances: 32-bit floats, one for each column of each matrix. Only for types that use them.
     pub weights: Option<BlobDigest>,
     /// The quantizer.
     pub quantizer: Fingerprint,

@@ -1,4 +1,4 @@
-//! Compares a quantized tensor with its source.
+//! `tensor-error`: the squared errors of a quantized tensor.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -17,17 +17,17 @@ use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 
-/// Compares a quantized tensor with its source.
+/// Computes the squared errors of a quantized tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TensorError {
-    /// The action that quantizes the tensor: source, types and dimensions stand there. Not the digest of what it made, so that
-    /// the errors stay known after the quantized bytes were collected.
+    /// The key of the action that quantizes the tensor; it has the source, types and dimensions. It is not the digest of the quantized
+    /// bytes, so that the result stays valid after garbage collection removes them.
     pub tensor: ActionDigest,
-    /// The importances that squares are weighted with, whether or not the type uses them.
+    /// The importances that weight the squared errors, whether or not the type uses them.
     pub weights: Option<BlobDigest>,
-    /// What turns quantized bytes into numbers.
+    /// The engine that dequantizes and compares.
     pub quantizer: Fingerprint,
-    /// The version of the errors.
+    /// The version of the errors' format.
     pub form: u32,
 }
 

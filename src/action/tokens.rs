@@ -1,4 +1,4 @@
-//! Turns texts into tokens.
+//! `tokens`: texts as tokens.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -17,14 +17,14 @@ use super::shared::TOKENIZERS;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 
-/// Turns texts into tokens.
+/// Tokenizes texts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tokens {
-    /// The texts that are joined, in order.
+    /// The digests of the texts, which are joined in this order.
     pub texts: Vec<BlobDigest>,
-    /// The model's vocabulary: a document of its `tokenizer.*` metadata, chat template apart.
+    /// The model's vocabulary: a document with its `tokenizer.*` metadata except the chat template.
     pub tokenizer: BlobDigest,
-    /// Whether special tokens in the text are read as such.
+    /// Whether the text of a special token, such as `<s>`, becomes that token.
     pub parse_special: bool,
     /// The engine that tokenizes.
     pub engine: Fingerprint,
@@ -33,9 +33,9 @@ pub struct Tokens {
 impl Tokens {
     /// Output: the tokens, 32-bit little-endian.
     pub const TOKENS: Output = Output::new("tokens");
-    /// How many tokens.
+    /// The number of tokens.
     pub const COUNT: Fact<u64> = Fact::new("tokens");
-    /// The token that every chunk begins with, -1 for none.
+    /// The token at the start of every chunk; -1 if there is none.
     pub const BOS: Fact<i32> = Fact::new("bos");
 }
 

@@ -1,5 +1,5 @@
-//! The graph of a recipe: its sources and steps, an evaluation as one node for each candidate. Sealed: acyclic, every
-//! input made by exactly one node, in an order that never changes.
+//! The graph of a recipe. Its nodes are the sources and steps; an evaluation has one node for each candidate. A finished graph is
+//! acyclic, every input comes from exactly one node, and the order of the nodes is deterministic.
 
 mod render;
 
@@ -31,7 +31,7 @@ pub enum NodeId {
     Source(String),
     /// A step.
     Step(StepId),
-    /// What an evaluation does for one candidate.
+    /// An evaluation of one candidate.
     Eval {
         /// The evaluation.
         eval: StepId,
@@ -50,21 +50,21 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// What stands behind a node.
+/// What a node does.
 #[derive(Debug, Clone)]
 pub enum Work {
     /// A source.
     Source(SourceDef),
-    /// A step that says all about itself.
+    /// A step that needs no more than its own settings.
     Step(Step),
-    /// A candidate, with the policy that it follows.
+    /// A candidate, with its policy.
     Promote {
         /// The step.
         step: Step,
         /// Its policy.
         policy: PolicyStep,
     },
-    /// An evaluation (the step) of one candidate.
+    /// An evaluation of one candidate.
     Eval {
         /// The evaluation.
         step: Step,
@@ -75,13 +75,13 @@ pub enum Work {
     Figures {
         /// The step.
         step: Step,
-        /// Whose figures, in the recipe's order.
+        /// The evaluations whose figures it uses, in the recipe's order.
         rows: Vec<FiguresOf>,
     },
 }
 
 impl Work {
-    /// Returns the step, if it is one.
+    /// Returns the step; `None` for a source.
     pub fn step(&self) -> Option<&Step> {
         match self {
             Self::Source(_) => None,
@@ -105,12 +105,12 @@ pub struct FiguresOf {
     pub eval: StepId,
     /// The candidate.
     pub candidate: StepId,
-    /// The engine that measures.
+    /// The engine that runs the models.
     pub engine: EngineRef,
 }
 
 impl FiguresOf {
-    /// Returns the node that measures.
+    /// Returns the node of this evaluation.
     pub fn node(&self) -> NodeId {
         NodeId::Eval {
             eval: self.eval.clone(),
@@ -124,14 +124,14 @@ impl FiguresOf {
 pub struct Node {
     /// Its identity.
     pub id: NodeId,
-    /// What stands behind it.
+    /// What it does.
     pub work: Work,
-    /// The engine that it uses, if it uses one.
+    /// The engine that it uses, if it needs one.
     pub engine: EngineRef,
 }
 
 impl Node {
-    /// Says whether the node reads files that the user owns: a source, or a corpus.
+    /// Returns whether the node reads source files: a source, or a corpus.
     pub fn reads_files(&self) -> bool {
         match &self.work {
             Work::Source(_) => true,
@@ -141,11 +141,11 @@ impl Node {
     }
 }
 
-/// A graph that cannot be sealed. Checked recipes have none of these: an error here is a bug in the check.
+/// Why a graph cannot be built. A checked recipe has none of these errors: one that occurs is a bug in the check.
 #[derive(Debug, thiserror::Error)]
 pub enum GraphError {
-    /// A node needs one that is not there.
-    #[error("`{node}` needs `{missing}`, which nothing makes")]
+    /// A node needs a node that does not exist.
+    #[error("`{node}` needs `{missing}`, which does not exist")]
     Missing {
         /// The node.
         node: String,
@@ -160,7 +160,7 @@ pub enum GraphError {
     Cycle(String),
 }
 
-/// A sealed graph.
+/// The graph of a recipe.
 #[derive(Debug, Clone)]
 pub struct Graph {
     nodes: DiGraph<Node, ()>,
@@ -169,7 +169,7 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Builds and seals the graph of a recipe.
+    /// Builds the graph of a recipe.
     pub fn of(recipe: &Recipe) -> Result<Self, GraphError> {
         let mut graph = DiGraph::new();
         let mut by_id = BTreeMap::new();
@@ -254,17 +254,17 @@ impl Graph {
         })
     }
 
-    /// Returns all nodes; a node stands after everything it needs, otherwise in the recipe's order.
+    /// Returns all nodes: each after the nodes that it needs, otherwise in the recipe's order.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.order.iter().map(|&index| &self.nodes[index])
     }
 
-    /// Returns how many nodes there are.
+    /// Returns the number of nodes.
     pub fn len(&self) -> usize {
         self.order.len()
     }
 
-    /// Returns true if there is no node.
+    /// Returns whether the graph has no nodes.
     pub fn is_empty(&self) -> bool {
         self.order.is_empty()
     }
@@ -274,17 +274,17 @@ impl Graph {
         self.by_id.get(id).map(|&index| &self.nodes[index])
     }
 
-    /// Returns what a node needs, in the recipe's order.
+    /// Returns the nodes that a node needs, in the recipe's order.
     pub fn inputs(&self, id: &NodeId) -> Vec<&NodeId> {
         self.neighbours(id, Direction::Incoming)
     }
 
-    /// Returns what needs a node, in the recipe's order.
+    /// Returns the nodes that need a node, in the recipe's order.
     pub fn dependents(&self, id: &NodeId) -> Vec<&NodeId> {
         self.neighbours(id, Direction::Outgoing)
     }
 
-    /// Returns the part of the graph that the given nodes need, themselves among it.
+    /// Returns the subgraph of the given nodes and everything that they need.
     pub fn only(&self, wanted: &[NodeId]) -> Self {
         let mut keep: Vec<NodeId> = wanted.to_vec();
         let mut at = 0;
@@ -322,7 +322,7 @@ impl Graph {
     }
 }
 
-/// Orders nodes so that each stands after what it needs and, within that, as they were added.
+/// Sorts nodes topologically; nodes that do not depend on each other stay in the order in which they were added.
 fn stable(graph: &DiGraph<Node, ()>, count: usize) -> Vec<NodeIndex> {
     let mut order = Vec::with_capacity(count);
     let mut waits: Vec<usize> = graph
@@ -400,7 +400,7 @@ fn rows_of(recipe: &Recipe, metrics: &MetricsStep) -> Vec<FiguresOf> {
 }
 
 impl NodeId {
-    /// Returns the kind, as recipes spell it.
+    /// Returns the kind, as in recipes.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Source(_) => "source",

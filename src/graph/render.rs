@@ -1,4 +1,4 @@
-//! The graph as text for other programs.
+//! Writes a graph for other programs.
 
 use std::fmt::Write as _;
 
@@ -8,12 +8,12 @@ use serde::Serialize;
 
 use super::Graph;
 
-/// A form of the graph.
+/// A format of the graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// Graphviz.
     Dot,
-    /// Mermaid, as Markdown pages draw it.
+    /// Mermaid, which Markdown pages can contain.
     Mermaid,
     /// JSON, schema `forge.graph.v1`.
     Json,
@@ -34,7 +34,7 @@ struct NodeDocument {
 }
 
 impl Graph {
-    /// Writes the graph in a form.
+    /// Writes the graph in a format.
     pub fn render(&self, recipe: &str, format: Format) -> String {
         match format {
             Format::Dot => {

@@ -1,5 +1,4 @@
-//! What would run, and why. One function decides for plans and builds alike, so that a plan never says what a build
-//! does not do.
+//! What would run, and why. Plans and builds use the same function to decide, so a plan predicts what a build does.
 
 use std::sync::Arc;
 
@@ -23,89 +22,89 @@ use crate::store::Last;
 use crate::store::Lookup;
 use crate::store::Store;
 
-/// No action's document is longer.
+/// The maximum size of an action's document, in bytes.
 const ACTION_CAP: u64 = 16 << 20;
 
 /// Why a node runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
-    /// It never ran for this recipe.
+    /// It has never run for this recipe.
     New,
-    /// Files must be read before anything can be told.
+    /// Files must be read before its action is known.
     Unread {
-        /// How many.
+        /// The number of files.
         files: usize,
-        /// How long they are together.
+        /// Their total size in bytes.
         bytes: u64,
     },
-    /// Its action is not the one that ran last.
+    /// Its action differs from the one that ran last.
     Changed(Vec<Difference>),
-    /// Its result is known, but blobs of it are gone or damaged.
+    /// The store has its result, but blobs of it are missing or damaged.
     Incomplete,
-    /// Its result is known, but a file in the output folder is gone or was changed.
+    /// The store has its result, but a file in the output folder is missing or was changed.
     OutputGone,
-    /// Its output is as it should be, but the manifest beside it is gone, was edited, or contradicts itself: only that is
+    /// Its output is unchanged, but the manifest beside it is missing, was edited, or is inconsistent. Only the manifest is
     /// written.
     ManifestGone,
-    /// It ran last as it would now, but its result is not in the store.
+    /// Its action is the one that ran last, but the store no longer has the result.
     Forgotten,
-    /// Its result is known, and is to be made once more to compare.
+    /// The store has its result; it runs once more to compare (`--twice`).
     Again,
 }
 
-/// What is to be done about a node whose inputs are known.
+/// Whether a node whose inputs are known must run.
 #[derive(Debug, Clone)]
 pub enum Decision {
-    /// Nothing.
+    /// It does not run.
     Hit(Outcome),
     /// It runs.
     Miss(Reason),
 }
 
-/// What a plan says of a node.
+/// The state of a node in a plan.
 #[derive(Debug, Clone)]
 pub enum Status {
-    /// Nothing is to be done.
+    /// It does not run.
     Hit {
         /// Its action.
         key: ActionDigest,
     },
     /// It would run.
     Miss {
-        /// Its action, if that can be told.
+        /// Its action, if it is known.
         key: Option<ActionDigest>,
-        /// Why.
+        /// The reason.
         reason: Reason,
-        /// What it would do.
+        /// The estimated work.
         estimate: Estimate,
     },
-    /// It waits for nodes that would run.
+    /// It depends on nodes that would run.
     Unknown {
         /// Their names.
         waits_for: Vec<String>,
-        /// What it would do to begin with, where headers of sources tell that already.
+        /// The work that it would begin with, if the headers of sources determine it.
         foreseen: Option<Estimate>,
     },
-    /// It cannot be told.
+    /// Its state cannot be determined.
     Failed {
-        /// Why not.
+        /// The reason.
         error: Arc<StepError>,
     },
 }
 
-/// A node and what a plan says of it.
+/// A node and its state in a plan.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// The node, as users read it.
+    /// The name of the node.
     pub node: String,
-    /// Its status.
+    /// The state.
     pub status: Status,
 }
 
-/// A plan: every node of the graph, in the order of a build.
+/// A plan: all nodes of a graph, in build order.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
-    /// The entries.
+    /// The nodes.
     pub entries: Vec<Entry>,
 }
 
@@ -118,17 +117,16 @@ impl Plan {
     }
 }
 
-/// A node whose inputs are known, as it is judged.
+/// The decision about a node whose inputs are known.
 #[derive(Debug, Clone)]
 pub struct Judged {
-    /// Its action and the files that stand in it; nothing where files must be read before it can be told.
+    /// Its action and the files that it names; `None` if files must be read before it is known.
     pub action: Option<(Box<Action>, Vec<SourceFile>)>,
-    /// What is to be done.
+    /// Whether it must run.
     pub decision: Decision,
-    /// What it would give when it runs, where that is on record though its result is no hit: the same action gives the
-    /// same.
+    /// The recorded result, if there is one although the node must run: running the same action gives the same result.
     pub expected: Option<Outcome>,
-    /// The blobs that its result lacks.
+    /// The blobs that are missing from its result.
     pub missing: Vec<BlobDigest>,
 }
 
@@ -137,7 +135,7 @@ pub fn decide(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Decision, S
     Ok(judge(node, inputs, env)?.decision)
 }
 
-/// Decides whether a node whose inputs are known must run, and returns what that rests on.
+/// Decides whether a node whose inputs are known must run, and returns the reasons.
 pub fn judge(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Judged, StepError> {
     let kind = step::kind_of(node);
     let (action, files) = match kind.key(node, inputs, env)? {
@@ -184,7 +182,7 @@ pub fn judge(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Judged, Step
         }
         Lookup::Damaged { .. } => Decision::Miss(Reason::Incomplete),
         Lookup::Absent => {
-            // What a result that was removed on purpose named is still known.
+            // A tombstone still has the outputs of a collected result.
             expected = env.store.tombstone(&key).map(|left| {
                 outcome(ActionResult {
                     schema: ActionResult::SCHEMA,
@@ -205,7 +203,7 @@ pub fn judge(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Judged, Step
     })
 }
 
-/// Compares an action that has no result with what the node did last.
+/// Compares an action without a result with the action that the node ran last.
 fn why_absent(node: &Node, action: &Action, env: &Env<'_>) -> Reason {
     let Some(last) = env.store.last(&env.recipe, &node.id.to_string()) else {
         return Reason::New;
@@ -219,8 +217,7 @@ fn why_absent(node: &Node, action: &Action, env: &Env<'_>) -> Reason {
     }
 }
 
-/// Returns the action of a step's record: its document from the store or, where the result was removed on purpose, from
-/// what was left of it.
+/// Returns the action in a step's record: its document from the store or, if the result was collected, from its tombstone.
 pub fn document_of(store: &Store, last: &Last) -> Option<Action> {
     let kept = store.read(&last.document, ACTION_CAP).ok();
     let left = || store.tombstone(&last.action)?.document;
@@ -233,7 +230,7 @@ pub fn plan(graph: &Graph, env: &Env<'_>) -> Plan {
     survey(graph, env).0
 }
 
-/// Plans a build, and returns what the nodes have made that are done, too.
+/// Plans a build; also returns the results of the nodes that would not run.
 pub fn survey(graph: &Graph, env: &Env<'_>) -> (Plan, Inputs) {
     let mut known = Inputs::default();
     let mut plan = Plan::default();

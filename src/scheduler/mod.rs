@@ -1,5 +1,5 @@
-//! Runs what is stale. One thread owns all state: every node is in exactly one of the states below and moves through one
-//! function; other threads only carry nodes out and send what came of it.
+//! Runs what is stale. One thread owns all state: every node is in exactly one of the states below, and one function changes it.
+//! Other threads only run nodes and send the results.
 //!
 //! ```text
 //! Waiting -> Ready -> Running -> Done
@@ -8,9 +8,8 @@
 //!    '-> Skipped (something it needs failed, or the build was stopped)
 //! ```
 //!
-//! A node that fails because a blob was damaged in the store, or is gone, goes back to Waiting, and so does every node
-//! whose result names that blob: the store has moved it aside, so they make it again. A node has one such chance
-//! for each blob.
+//! A node that fails because a blob in the store is damaged or missing goes back to Waiting, and so does every node whose result
+//! names that blob: the store has quarantined it, so they run again. A node gets one such retry for each blob.
 
 mod reasons;
 
@@ -44,17 +43,17 @@ pub use reasons::sentence;
 
 use reasons::changes;
 
-/// How a build is run.
+/// Options of a build.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Go on with what does not need a step that failed.
+    /// Continue with steps that do not need a failed step.
     pub keep_going: bool,
-    /// How many steps may hold a model in memory at once.
+    /// The maximum number of steps that hold a model in memory at once.
     pub models: usize,
-    /// How many steps that mostly read and write files may run at once.
+    /// The maximum number of steps that mostly read and write files at once.
     pub disk: usize,
-    /// Whether what each step did is noted as what it did last. Not where only the sources are looked at: what the last build
-    /// made of them is to be told from what they are now.
+    /// Whether to record each step's action as the one that ran last. Off when only sources are examined, so that `why` can still
+    /// compare them with the last build.
     pub note: bool,
 }
 
@@ -69,7 +68,7 @@ impl Default for Options {
     }
 }
 
-/// Where a node is.
+/// The state of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Waiting,
@@ -85,34 +84,34 @@ enum State {
 pub struct Failure {
     /// The node.
     pub node: NodeId,
-    /// Why.
+    /// The error.
     pub error: StepError,
 }
 
-/// What came of a build.
+/// The result of a build.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Steps that ran.
+    /// The number of steps that ran.
     pub ran: usize,
-    /// Steps that were cached.
+    /// The number of steps that were cached.
     pub cached: usize,
-    /// Steps that waited for one that failed, or were stopped.
+    /// The number of steps that did not start because a step failed or the build was stopped.
     pub skipped: usize,
-    /// Steps that failed.
+    /// The number of steps that failed.
     pub failures: Vec<Failure>,
     /// Whether the user stopped it.
     pub stopped: bool,
-    /// What every node that is done has made.
+    /// The results of all nodes that are done.
     pub outcomes: BTreeMap<NodeId, Arc<Outcome>>,
-    /// Manifests that were written.
+    /// The number of manifests that were written.
     pub manifests: usize,
-    /// How long it took, in milliseconds.
+    /// The duration in milliseconds.
     pub elapsed_ms: u64,
-    /// The scripts that repeat failed steps, where what they left behind was kept.
+    /// The scripts that repeat failed steps.
     pub kept: BTreeMap<NodeId, PathBuf>,
 }
 
-/// How many steps that need little may run at once.
+/// The maximum number of light steps at once.
 const LIGHT: usize = 8;
 
 struct Ended {
@@ -132,13 +131,12 @@ struct Scheduler<'a> {
     ready: VecDeque<NodeId>,
     running: BTreeMap<NodeId, Pool>,
     report: Report,
-    /// What nodes that were sent back had not found.
+    /// The lost blobs for which each node was sent back.
     lost: BTreeSet<(NodeId, BlobDigest)>,
 }
 
-/// Builds everything in the graph. `fits` is asked whenever something is about to run: once it says no, nothing more is
-/// started. `after` is called when everything has ended; a failure that it returns for a lost blob
-/// sends the node back, and `after` is called again.
+/// Builds all nodes of a graph. `fits` is called before a node runs; once it returns false, no further node starts. `after` is called
+/// when all nodes have ended; if it returns a failure for a lost blob, the node is sent back, and `after` is called again.
 pub fn build(
     graph: &Graph,
     env: &Env<'_>,
@@ -229,7 +227,7 @@ impl Scheduler<'_> {
         self.report.stopped |= self.env.machine.cancel.is_cancelled();
     }
 
-    /// Returns how many nodes of a pool may run at once.
+    /// Returns the maximum number of nodes of a pool that run at once.
     fn depth(&self, pool: Pool) -> usize {
         match pool {
             Pool::Model => self.options.models.max(1),
@@ -238,7 +236,7 @@ impl Scheduler<'_> {
         }
     }
 
-    /// Returns the next node that may start: in the graph's order, if its pool has room.
+    /// Returns the next node that may start, in graph order, if its pool is not full.
     fn next(&mut self) -> Option<NodeId> {
         let halted = self.refused
             || self.env.machine.cancel.is_cancelled()
@@ -249,7 +247,7 @@ impl Scheduler<'_> {
         let room = |pool: Pool| self.running.values().filter(|&&running| running == pool).count() < self.depth(pool);
         let at = self.ready.iter().position(|id| {
             let node = self.graph.node(id);
-            // What a node needs may have been sent back after the node became ready.
+            // An input may have been sent back after the node became ready.
             self.has_inputs(id) && node.is_some_and(|node| room(step::kind_of(node).pool(node)))
         })?;
         self.ready.remove(at)
@@ -270,7 +268,7 @@ impl Scheduler<'_> {
         inputs
     }
 
-    /// The one way from state to state.
+    /// Changes the state of a node. Nothing else does.
     fn set(&mut self, id: &NodeId, state: State) {
         self.states.insert(id.clone(), state);
         match state {
@@ -329,12 +327,12 @@ impl Scheduler<'_> {
                 Vec::new()
             },
         };
-        // The record only serves explanations: that it could not be written is no failure of the step.
+        // The record only explains: a record that cannot be written does not fail the step.
         let _ = self.env.store.note_last(&last);
     }
 
-    /// Sends a node that failed for a lost blob back to be tried again, and those with it whose results name the blob.
-    /// Says whether it did.
+    /// Sends a node that failed because of a lost blob back to Waiting, with all nodes whose results name that blob. Returns
+    /// whether it did.
     fn mends(&mut self, node: &Node, error: &StepError) -> bool {
         let lost = error.lost();
         let first_time = !lost.is_empty() && lost.iter().all(|blob| self.lost.insert((node.id.clone(), *blob)));
@@ -343,7 +341,7 @@ impl Scheduler<'_> {
         }
         self.env.machine.observer.event(&Event::Warning {
             step: node.id.to_string(),
-            message: format!("{error}; it is made again"),
+            message: format!("{error}; forge makes it again"),
         });
         let names = |outcome: &Outcome| {
             let mut named = std::iter::once(&outcome.result.action).chain(outcome.result.outputs.values());
@@ -425,12 +423,12 @@ impl Scheduler<'_> {
     }
 }
 
-/// Sources are looked at in every build; only steps are counted.
+/// Only steps are counted: every build examines the sources.
 fn counts(id: &NodeId) -> bool {
     !matches!(id, NodeId::Source(_))
 }
 
-/// Sources and corpora are made of the user's files; the file of a candidate is what it makes.
+/// Sources and corpora read the user's files; a candidate's file is an output.
 fn reads_files(node: &Node) -> bool {
     matches!(node.id.kind(), "source" | "corpus")
 }

@@ -1,10 +1,10 @@
-//! Why a node runs, in words.
+//! Why a node runs, as a phrase.
 
 use crate::observer::FieldChange;
 use crate::plan::Reason;
 use crate::report::words;
 
-/// Returns what is different from the last time, for records of runs.
+/// Returns the differences from the last run, for run records.
 pub(super) fn changes(reason: &Reason) -> Vec<FieldChange> {
     let Reason::Changed(differences) = reason else {
         return Vec::new();
@@ -17,7 +17,7 @@ pub(super) fn changes(reason: &Reason) -> Vec<FieldChange> {
     changes.collect()
 }
 
-/// Cuts digests to their first eight digits: what a record of a run names in full, the store keeps as long as the record.
+/// Shortens digests to eight digits. A run record that names a digest in full would keep its blob in the store.
 fn without_digests(value: &str) -> String {
     let mut text = String::with_capacity(value.len());
     let mut rest = value;
@@ -38,7 +38,7 @@ fn without_digests(value: &str) -> String {
     text
 }
 
-/// Says why a node runs, in a few words.
+/// Describes in a few words why a node runs.
 pub fn sentence(reason: &Reason) -> String {
     match reason {
         Reason::New => "it has not run for this recipe yet".to_owned(),
