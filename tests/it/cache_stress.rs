@@ -82,7 +82,7 @@ fn builders_a_collector_and_a_checker_do_not_hurt_each_other() {
                     assert_eq!(run.status, Some(0), "{}{}", run.stdout, run.stderr);
                     for event in run.json_lines() {
                         let lost = event["reason"] == "warning"
-                            && event["message"].as_str().unwrap().ends_with("it is made again");
+                            && event["message"].as_str().unwrap().ends_with("forge makes it again");
                         assert!(!lost, "a blob went missing: {event}");
                     }
                     builds.fetch_add(1, Ordering::Relaxed);

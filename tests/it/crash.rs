@@ -199,7 +199,7 @@ fn all_damaged(how: Damage) {
         .iter()
         .filter(|event| event["reason"] == "warning")
         .filter_map(|event| event["message"].as_str())
-        .filter(|message| message.contains("was damaged") && message.ends_with("it is made again"))
+        .filter(|message| message.contains("was damaged") && message.ends_with("forge makes it again"))
         .count();
     match how {
         // What a lookup can see by a length is made again without a word; what only reading shows is told.
