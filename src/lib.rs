@@ -6,6 +6,8 @@
 pub mod digest;
 pub mod fs;
 pub mod observer;
+pub mod prose;
+
 pub mod sign;
 pub mod text;
 
@@ -14,6 +16,10 @@ pub mod tensor_type;
 pub mod gguf;
 
 pub mod imatrix;
+
+pub mod quantity;
+
+pub mod requirement;
 
 pub mod recipe;
 

@@ -11,6 +11,9 @@ use crate::cli::files::Files;
 use crate::cli::files::session_failure;
 use crate::cli::json;
 use crate::cli::lock;
+use crate::cli::outcome::exit_of;
+use crate::cli::outcome::explain;
+use crate::cli::outcome::options;
 use crate::cli::progress::Progress;
 use crate::cli::settings::Machine;
 use crate::cli::sign;
@@ -22,13 +25,10 @@ use crate::engine::Cancel;
 use crate::observer::Both;
 use crate::observer::Observer;
 use crate::observer::Silent;
-use crate::report::words;
+use crate::prose;
 use crate::scheduler;
 use crate::scheduler::Report;
-use crate::settings::PoolSettings;
 use crate::sign::SecretKey;
-use crate::step::Class;
-use crate::step::StepError;
 
 pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let started = Instant::now();
@@ -151,37 +151,14 @@ fn carry_out(
     Ok(exit_of(&report))
 }
 
-/// Returns how a build runs on this machine.
-pub(super) fn options(pools: &PoolSettings) -> scheduler::Options {
-    let defaults = scheduler::Options::default();
-    scheduler::Options {
-        models: pools.model.map_or(defaults.models, |models| models as usize),
-        disk: pools.disk.map_or(defaults.disk, |disk| disk as usize),
-        ..defaults
-    }
-}
-
-pub(super) fn exit_of(report: &Report) -> Exit {
-    let class = |wanted: Class| report.failures.iter().any(|failure| failure.error.class() == wanted);
-    if report.stopped {
-        Exit::Stopped
-    } else if class(Class::Step) {
-        Exit::Recipe
-    } else if !report.failures.is_empty() {
-        Exit::Environment
-    } else {
-        Exit::Done
-    }
-}
-
 fn summary(report: &Report) -> String {
-    let time = words::duration_ms(report.elapsed_ms);
+    let time = prose::duration_ms(report.elapsed_ms);
     let failed = report.failures.len();
     if report.ran == 0 && failed == 0 && report.skipped == 0 && !report.stopped {
         return match report.manifests as u64 {
             0 => format!("forge: nothing to do ({} cached) in {time}", report.cached),
             written => {
-                let manifests = words::count(written, "manifest");
+                let manifests = prose::count(written, "manifest");
                 format!(
                     "forge: {manifests} written, nothing else to do ({} cached) in {time}",
                     report.cached
@@ -199,28 +176,4 @@ fn summary(report: &Report) -> String {
         "forge: {how}{} ran, {} cached, {failed} failed{skipped} in {time}",
         report.ran, report.cached
     )
-}
-
-pub(super) fn explain(step: &str, error: &StepError) -> Diagnostic {
-    let mut diagnostic = Diagnostic::error(format!("step `{step}` failed: {error}"));
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        // The message of an engine's error is part of the step's.
-        if !diagnostic.message.contains(&cause.to_string()) {
-            diagnostic = diagnostic.caused_by(cause.to_string());
-        }
-        source = cause.source();
-    }
-    let lines = error.log().iter().map(|line| format!("the engine's log: {line}"));
-    diagnostic = lines.fold(diagnostic, Diagnostic::caused_by);
-    if let StepError::Gate { evidence, .. } = error {
-        diagnostic = evidence.iter().cloned().fold(diagnostic, Diagnostic::caused_by);
-    }
-    if let Some(hint) = error.hint() {
-        diagnostic = diagnostic.hint(hint);
-    }
-    diagnostic.code(match error.class() {
-        Class::Environment => "environment::step",
-        _ => "build::step",
-    })
 }

@@ -10,7 +10,7 @@ use crate::cli::sign;
 use crate::cli::terminal::Terminal;
 use crate::fs;
 use crate::manifest::Manifest;
-use crate::report::words;
+use crate::prose;
 use crate::sign::Bundle;
 use crate::sign::Envelope;
 use crate::verify;
@@ -53,7 +53,7 @@ pub(super) fn run(args: &args::Bundle, files: &Files, terminal: &Terminal) -> Re
         terminal.line(&format!(
             "wrote {}: {}",
             path.display(),
-            words::count(count as u64, "signed manifest")
+            prose::count(count as u64, "signed manifest")
         ));
     }
     Ok(Exit::Done)

@@ -9,11 +9,11 @@ use crate::action::InspectModel;
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
-use crate::cli::build;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::escape::escape;
 use crate::cli::files;
 use crate::cli::files::Files;
+use crate::cli::outcome;
 use crate::cli::signals;
 use crate::cli::terminal::Terminal;
 use crate::digest::ActionDigest;
@@ -95,7 +95,7 @@ pub(super) fn run(args: &args::Exec, files: &Files, terminal: &Terminal) -> Resu
             Ok(done) => print(terminal, named, &done),
             Err(error) => {
                 fine = false;
-                terminal.diagnostic(&build::explain(named, &error));
+                terminal.diagnostic(&outcome::explain(named, &error));
             }
         }
         if context.cancel().is_cancelled() {

@@ -19,15 +19,16 @@ use crate::cli::init;
 use crate::cli::settings::Machine;
 use crate::cli::show;
 use crate::cli::terminal::Terminal;
+use crate::cli::text_file::read_source;
 use crate::digest::BlobDigest;
 use crate::engine::Cancel;
 use crate::engine::EngineSettings;
 use crate::engine::Engines;
 use crate::fs;
+use crate::prose;
 use crate::recipe::LoadError;
 use crate::recipe::Parsed;
 use crate::recipe::Recipe;
-use crate::report::words;
 use crate::session;
 use crate::session::Question;
 use crate::session::Runtime;
@@ -36,9 +37,6 @@ use crate::session::SessionError;
 use crate::store::Store;
 use crate::text::Source;
 use crate::why::TensorError;
-
-/// No recipe or settings file is longer.
-const TEXT_CAP: u64 = 4 << 20;
 
 /// Finds files for the verbs.
 pub(super) struct Files {
@@ -446,20 +444,6 @@ fn program() -> Option<PathBuf> {
     std::env::current_exe().ok()
 }
 
-pub(super) fn read_source(path: &Path, name: &str) -> Result<Source, LoadError> {
-    let bytes = fs::read_small(path, TEXT_CAP).map_err(|error| LoadError {
-        message: if error.is_not_found() {
-            "there is no such file".to_owned()
-        } else {
-            error.to_string()
-        },
-    })?;
-    let text = String::from_utf8(bytes).map_err(|error| LoadError {
-        message: format!("it is not UTF-8: byte {} is wrong", error.utf8_error().valid_up_to()),
-    })?;
-    Ok(Source::new(name, text))
-}
-
 fn default_cache_dir() -> Result<PathBuf, Failure> {
     let base = etcetera::choose_base_strategy().map_err(|_| {
         let unknown = Diagnostic::error("no home folder is known, so the store has no place").code("environment::home");
@@ -522,14 +506,14 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
         SessionError::NoRoom(no_room) => {
             let mut room = Diagnostic::from_error(error).code("environment::room");
             for (step, bytes) in no_room.steps.iter().take(8) {
-                room = room.caused_by(format!("`{step}` would write {}", words::bytes(*bytes)));
+                room = room.caused_by(format!("`{step}` would write {}", prose::bytes(*bytes)));
             }
             if no_room.steps.len() > 8 {
-                let more = words::count((no_room.steps.len() - 8) as u64, "step");
+                let more = prose::count((no_room.steps.len() - 8) as u64, "step");
                 room = room.caused_by(format!("and {more} more"));
             }
             if no_room.unknown > 0 {
-                let unknown = words::count(no_room.unknown as u64, "step");
+                let unknown = prose::count(no_room.unknown as u64, "step");
                 room = room.caused_by(format!("what {unknown} would write is not known yet"));
             }
             Failure::new(

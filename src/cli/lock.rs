@@ -6,17 +6,17 @@ use std::path::PathBuf;
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
-use crate::cli::build;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
 use crate::cli::files::session_failure;
 use crate::cli::json;
+use crate::cli::outcome;
 use crate::cli::progress::Progress;
 use crate::cli::signals;
 use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
 use crate::observer::Observer;
-use crate::report::words;
+use crate::prose;
 use crate::scheduler;
 use crate::session::Lock;
 use crate::session::LockDifference;
@@ -44,7 +44,7 @@ pub(super) fn run(args: &args::Lock, files: &Files, terminal: &Terminal) -> Resu
     let lines = json::Lines(terminal);
     let progress = Progress::new(terminal, session.graph());
     let observer: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
-    let options = build::options(&machine.pools());
+    let options = outcome::options(&machine.pools());
     if args.check {
         let Some(lock) = Lock::load(&path).map_err(|error| failure(&error, &name))? else {
             let missing = Diagnostic::error(format!("there is no `{name}`")).code("lock::missing");
@@ -81,7 +81,7 @@ fn say(terminal: &Terminal, reason: &str, file: &str, sources: usize) {
         });
         terminal.data(&format!("{line}\n"));
     } else {
-        let sources = words::count(sources as u64, "file");
+        let sources = prose::count(sources as u64, "file");
         terminal.line(&match reason {
             "locked" => format!("wrote {file}: {sources} and the engines"),
             _ => format!("ok: {sources} and the engines are as in {file}"),
@@ -153,9 +153,9 @@ fn failure(error: &LockError, name: &str) -> Failure {
             diagnostics: report
                 .failures
                 .iter()
-                .map(|failure| build::explain(&failure.node.to_string(), &failure.error))
+                .map(|failure| outcome::explain(&failure.node.to_string(), &failure.error))
                 .collect(),
-            exit: build::exit_of(report),
+            exit: outcome::exit_of(report),
         },
         LockError::Nothing => {
             let nothing = Diagnostic::error(format!(

@@ -13,7 +13,7 @@ use crate::cli::files::session_failure;
 use crate::cli::json;
 use crate::cli::terminal::Terminal;
 use crate::cli::why::short;
-use crate::report::words;
+use crate::prose;
 use crate::runs;
 use crate::runs::Run;
 use crate::runs::RunError;
@@ -42,7 +42,7 @@ fn failure(error: RunError) -> Failure {
             let diagnostic = Diagnostic::error(message).code("usage::no-such-run");
             Failure::new(
                 Exit::Usage,
-                diagnostic.hint(format!("they are {}", words::names(&names, 5))),
+                diagnostic.hint(format!("they are {}", prose::names(&names, 5))),
             )
         }
         RunError::Unknown { .. } => {
@@ -120,7 +120,7 @@ fn line_of(run: &Run) -> Block {
         run.ran,
         run.cached,
         run.failed,
-        words::duration_ms(run.elapsed_ms),
+        prose::duration_ms(run.elapsed_ms),
         state(run.state)
     ))
 }
@@ -187,7 +187,7 @@ fn text(run: &Run) -> Block {
     for (name, value) in [
         ("recipe", run.recipe.clone()),
         ("started", run.started.clone()),
-        ("took", Some(words::duration_ms(run.elapsed_ms))),
+        ("took", Some(prose::duration_ms(run.elapsed_ms))),
         ("command", Some(run.command.join(" "))),
     ] {
         let _ = writeln!(
@@ -203,7 +203,7 @@ fn text(run: &Run) -> Block {
             text,
             "{outcome:8} {:width$}  {:>9}  {}",
             step.step,
-            words::duration_ms(step.elapsed_ms),
+            prose::duration_ms(step.elapsed_ms),
             step.summary
         );
         if let Some(why) = &step.why {
@@ -213,8 +213,8 @@ fn text(run: &Run) -> Block {
             let _ = writeln!(
                 text,
                 "           {}, {}",
-                words::count(count, &format!("{kind} action")),
-                words::duration_ms(cost)
+                prose::count(count, &format!("{kind} action")),
+                prose::duration_ms(cost)
             );
         }
         rest(step, &mut text);
@@ -256,7 +256,7 @@ fn step_text(step: &StepRun, log: Option<Result<String, String>>) -> Block {
         "{}: {} after {}\n",
         step.step,
         step.outcome.as_deref().unwrap_or("cut off"),
-        words::duration_ms(step.elapsed_ms)
+        prose::duration_ms(step.elapsed_ms)
     ));
     if let Some(why) = &step.why {
         let _ = writeln!(text, "  because {why}");
@@ -281,8 +281,8 @@ fn step_text(step: &StepRun, log: Option<Result<String, String>>) -> Block {
             action.outcome,
             action.kind,
             action.key.get(..8).unwrap_or(&action.key),
-            words::duration_ms(action.cost_ms),
-            words::bytes(action.bytes)
+            prose::duration_ms(action.cost_ms),
+            prose::bytes(action.bytes)
         );
     }
     rest(step, &mut text);

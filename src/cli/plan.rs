@@ -13,7 +13,7 @@ use crate::plan::Entry;
 use crate::plan::Plan;
 use crate::plan::Reason;
 use crate::plan::Status;
-use crate::report::words;
+use crate::prose;
 use crate::scheduler;
 use crate::step::Estimate;
 
@@ -66,7 +66,7 @@ fn text(plan: &Plan, terminal: &Terminal) -> Block {
                 let _ = writeln!(
                     text,
                     "unknown  {node:width$}  waits for {}{most}",
-                    words::names(waits_for, 3)
+                    prose::names(waits_for, 3)
                 );
             }
             Status::Failed { error } => {
@@ -80,11 +80,11 @@ fn text(plan: &Plan, terminal: &Terminal) -> Block {
     }
     let sizes = match (total.reads, total.writes) {
         (0, 0) => String::new(),
-        (reads, writes) => format!("; reads {}, writes {}", words::bytes(reads), words::bytes(writes)),
+        (reads, writes) => format!("; reads {}, writes {}", prose::bytes(reads), prose::bytes(writes)),
     };
     let more = if unknown > 0 { " or more" } else { "" };
     if misses + unknown == 0 {
-        let _ = writeln!(text, "plan: nothing to do, {}", words::count(hits, "hit"));
+        let _ = writeln!(text, "plan: nothing to do, {}", prose::count(hits, "hit"));
     } else {
         let _ = writeln!(
             text,
@@ -97,7 +97,7 @@ fn text(plan: &Plan, terminal: &Terminal) -> Block {
 
 fn work(estimate: &Estimate) -> String {
     let mut parts = Vec::new();
-    let of = words::count(estimate.parts, estimate.unit);
+    let of = prose::count(estimate.parts, estimate.unit);
     match estimate.unit {
         _ if estimate.parts == 0 => {}
         "" => {}
@@ -106,10 +106,10 @@ fn work(estimate: &Estimate) -> String {
         _ => parts.push(format!("{} of {of}", estimate.missing)),
     }
     if estimate.reads > 0 {
-        parts.push(format!("reads {}", words::bytes(estimate.reads)));
+        parts.push(format!("reads {}", prose::bytes(estimate.reads)));
     }
     if estimate.writes > 0 {
-        parts.push(format!("writes {}", words::bytes(estimate.writes)));
+        parts.push(format!("writes {}", prose::bytes(estimate.writes)));
     }
     if parts.is_empty() {
         String::new()

@@ -13,7 +13,7 @@ use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::policy_source::read;
 use crate::cli::terminal::Terminal;
-use crate::report::words;
+use crate::prose;
 
 /// No certificate is longer: some hundred bytes for each option of each group.
 const CERTIFICATE_CAP: u64 = 1 << 30;
@@ -88,7 +88,7 @@ fn loss_of(units: f64, exponent: i32) -> f64 {
 fn sentence(path: &str, number: usize, answer: &Checked) -> String {
     let loss = loss_of(answer.loss as f64, answer.unit_exponent);
     let bytes = |sizes: &[u64]| {
-        let sizes: Vec<String> = sizes.iter().map(|size| words::bytes(*size)).collect();
+        let sizes: Vec<String> = sizes.iter().map(|size| prose::bytes(*size)).collect();
         sizes.join(" and ")
     };
     let (uses, limits) = (bytes(&answer.uses), bytes(&answer.limits));

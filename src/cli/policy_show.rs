@@ -23,7 +23,7 @@ use crate::diff;
 use crate::policy::Listed;
 use crate::policy::Listing;
 use crate::policy::Sum;
-use crate::report::words;
+use crate::prose;
 use crate::tensor_type::TensorType;
 
 /// So many columns are used at the most, whatever the terminal has: what is read in a pipe is read at this width, too.
@@ -149,8 +149,8 @@ fn head(name: &str, listing: &Listing) -> String {
     let mut text = format!(
         "{}: {} in {}, {:.3} bpw",
         escape(name),
-        words::bytes(sum.bytes),
-        words::count(sum.tensors, "tensor"),
+        prose::bytes(sum.bytes),
+        prose::count(sum.tensors, "tensor"),
         sum.bpw()
     );
     let number = listing
@@ -232,7 +232,7 @@ fn by_class(listing: &Listing) -> String {
         let mut row = vec![
             left(name),
             right(sum.tensors.to_string()),
-            right(words::bytes(sum.bytes)),
+            right(prose::bytes(sum.bytes)),
             right(format!("{:.3}", sum.bpw())),
         ];
         if predicted {
@@ -269,7 +269,7 @@ fn by_tensor(listing: &Listing) -> String {
         let mut row = vec![
             left(&tensor.name),
             of_type(tensor.to),
-            right(words::bytes(tensor.bytes)),
+            right(prose::bytes(tensor.bytes)),
         ];
         if predicted {
             row.push(loss(tensor.loss));
@@ -310,7 +310,7 @@ fn by_layer(listing: &Listing) -> String {
         let rows: Vec<Vec<Cell>> = outside
             .iter()
             .map(|tensor| {
-                let size = right(words::bytes(tensor.bytes));
+                let size = right(prose::bytes(tensor.bytes));
                 vec![left(tensor.class()), of_type(tensor.to), size, loss(tensor.loss)]
             })
             .collect();
@@ -390,7 +390,7 @@ fn by_layer(listing: &Listing) -> String {
                     row.push(loss(sum.loss));
                 }
                 if with_size {
-                    row.push(right(words::bytes(sum.bytes)));
+                    row.push(right(prose::bytes(sum.bytes)));
                 }
             }
             rows.push(row);

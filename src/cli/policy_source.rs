@@ -19,13 +19,13 @@ use crate::observer::Silent;
 use crate::plan::Status;
 use crate::policy::Listing;
 use crate::policy::Table;
+use crate::prose;
+use crate::prose::nearest;
 use crate::recipe::Recipe;
 use crate::recipe::Step;
 use crate::recipe::StepBody;
 use crate::recipe::StepId;
 use crate::recipe::StepKind;
-use crate::recipe::names::nearest;
-use crate::report::words;
 use crate::store::Store;
 
 /// No table of types is longer.
@@ -168,9 +168,9 @@ fn step_of<'r>(word: &str, recipe: &'r Recipe, path: &str) -> Result<&'r Step, F
             let names: Vec<String> = several.iter().map(|step| step.id.label()).collect();
             let many = Diagnostic::error(format!(
                 "`{word}` are {}",
-                words::count(several.len() as u64, "candidate")
+                prose::count(several.len() as u64, "candidate")
             ));
-            Err(usage(many.hint(format!("name one of {}", words::names(&names, 12)))))
+            Err(usage(many.hint(format!("name one of {}", prose::names(&names, 12)))))
         }
     }
 }

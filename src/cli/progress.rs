@@ -20,7 +20,7 @@ use crate::observer::Event;
 use crate::observer::Observer;
 use crate::observer::StepOutcome;
 use crate::observer::Unit;
-use crate::report::words;
+use crate::prose;
 
 /// Shows a build to people.
 pub(super) struct Progress<'a> {
@@ -104,10 +104,10 @@ fn unit_words(unit: Unit, done: u64, total: u64) -> String {
         Unit::Chunks => format!("{done} of {total} chunks"),
         Unit::ReferenceChunks => format!("reference: {done} of {total} chunks"),
         Unit::Tensors => format!("{done} of {total} tensors"),
-        Unit::BytesHashed => format!("hashed {} of {}", words::bytes(done), words::bytes(total)),
-        Unit::BytesQuantized => format!("quantized {} of {}", words::bytes(done), words::bytes(total)),
-        Unit::BytesCompared => format!("compared {} of {}", words::bytes(done), words::bytes(total)),
-        Unit::BytesWritten => format!("wrote {} of {}", words::bytes(done), words::bytes(total)),
+        Unit::BytesHashed => format!("hashed {} of {}", prose::bytes(done), prose::bytes(total)),
+        Unit::BytesQuantized => format!("quantized {} of {}", prose::bytes(done), prose::bytes(total)),
+        Unit::BytesCompared => format!("compared {} of {}", prose::bytes(done), prose::bytes(total)),
+        Unit::BytesWritten => format!("wrote {} of {}", prose::bytes(done), prose::bytes(total)),
     }
 }
 
@@ -182,7 +182,7 @@ impl Observer for Progress<'_> {
                             bar.set_message(format!("{step} ({})", unit_words(*unit, *done, *total)));
                         }
                     } else if heartbeat {
-                        let time = words::duration_ms(running.started.elapsed().as_millis() as u64);
+                        let time = prose::duration_ms(running.started.elapsed().as_millis() as u64);
                         self.line(&format!("  ...  {step}: {}, {time}", unit_words(*unit, *done, *total)));
                         state.last_line = Instant::now();
                     }
@@ -197,7 +197,7 @@ impl Observer for Progress<'_> {
                 ..
             } => {
                 if self.terminal.verbose && *outcome != ActionOutcome::Hit {
-                    let time = words::duration_ms(*cost_ms);
+                    let time = prose::duration_ms(*cost_ms);
                     self.line(&format!("  {}  {step}: {kind} {} {time}", word(*outcome), key.short()));
                 }
             }
@@ -251,7 +251,7 @@ impl Observer for Progress<'_> {
                         StepOutcome::Skipped => "not started",
                     };
                     let width = state.width;
-                    let time = words::duration_ms(*elapsed_ms);
+                    let time = prose::duration_ms(*elapsed_ms);
                     let parts = if *cached > 0 && *ran > 0 {
                         format!(" ({ran} of {} parts ran)", ran + cached)
                     } else {

@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
-use crate::cli::build;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::escape::escape;
 use crate::cli::files;
 use crate::cli::files::Files;
 use crate::cli::files::session_failure;
 use crate::cli::json;
+use crate::cli::outcome;
 use crate::cli::progress::Progress;
 use crate::cli::settings::Machine;
 use crate::cli::sign;
@@ -21,7 +21,7 @@ use crate::cli::signals;
 use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
 use crate::observer::Observer;
-use crate::report::words;
+use crate::prose;
 use crate::scheduler::Report;
 use crate::session::reproduce::Comparison;
 use crate::session::reproduce::Missing;
@@ -74,16 +74,16 @@ pub(super) fn run(args: &args::Reproduce, files: &Files, terminal: &Terminal) ->
         let lines = json::Lines(terminal);
         let progress = Progress::new(terminal, &graph);
         let observer: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
-        let options = build::options(&machine.pools());
+        let options = outcome::options(&machine.pools());
         reproduction
             .run(command, cancel, options, observer)
             .map_err(|error| failure(&error))?
     };
     for failure in &reproduced.report.failures {
-        terminal.diagnostic(&build::explain(&failure.node.to_string(), &failure.error));
+        terminal.diagnostic(&outcome::explain(&failure.node.to_string(), &failure.error));
     }
     let Some(comparison) = &reproduced.comparison else {
-        return Ok(build::exit_of(&reproduced.report));
+        return Ok(outcome::exit_of(&reproduced.report));
     };
     tell(comparison, &reproduced, other_engine, terminal);
     Ok(match comparison.verdict {
@@ -104,7 +104,7 @@ fn tell_found(reproduction: &Reproduction, terminal: &Terminal) {
         "{} of recipe `{}`, {}\n",
         reproduction.step(),
         reproduction.recipe().name,
-        words::bytes(reproduction.bytes())
+        prose::bytes(reproduction.bytes())
     );
     let found = reproduction.found.iter().map(|(wanted, _)| wanted);
     let width = found.map(|wanted| wanted.node.len()).max().unwrap_or(0);
@@ -166,7 +166,7 @@ fn missing_text(missing: &Missing) -> String {
                 wanted.node,
                 wanted.name,
                 wanted.digest.hash,
-                words::bytes(wanted.digest.len)
+                prose::bytes(wanted.digest.len)
             )) + "\n"
         }
         Missing::Engine {
@@ -195,15 +195,15 @@ fn missing_text(missing: &Missing) -> String {
         Missing::Room { folder, needed, found } => format!(
             "missing  room in `{}`: {} are needed at least, and {} are free\n",
             folder.display(),
-            words::bytes(*needed),
-            words::bytes(*found)
+            prose::bytes(*needed),
+            prose::bytes(*found)
         ),
     }
 }
 
 fn missing(missing: &[Missing], args: &args::Reproduce) -> Failure {
     let is = |wanted: fn(&Missing) -> bool| missing.iter().any(wanted);
-    let count = words::count(missing.len() as u64, "thing");
+    let count = prose::count(missing.len() as u64, "thing");
     let mut diagnostic = Diagnostic::error(format!(
         "{count} that the candidate was made with {} missing",
         if missing.len() == 1 { "is" } else { "are" }
@@ -236,7 +236,7 @@ fn tell(comparison: &Comparison, reproduced: &Reproduced, other_engine: bool, te
         }
         Verdict::Different(tensors) => {
             let verb = if tensors.len() == 1 { "differs" } else { "differ" };
-            let _ = writeln!(text, "{} {verb}", words::count(tensors.len() as u64, "tensor"));
+            let _ = writeln!(text, "{} {verb}", prose::count(tensors.len() as u64, "tensor"));
             for tensor in tensors {
                 let _ = writeln!(
                     text,
@@ -267,8 +267,8 @@ fn tell(comparison: &Comparison, reproduced: &Reproduced, other_engine: bool, te
 }
 
 fn summary(report: &Report, resumed: bool) -> String {
-    let time = words::duration_ms(report.elapsed_ms);
-    let mut text = format!("forge: {} ran in {time}", words::count(report.ran as u64, "step"));
+    let time = prose::duration_ms(report.elapsed_ms);
+    let mut text = format!("forge: {} ran in {time}", prose::count(report.ran as u64, "step"));
     if resumed && report.cached > 0 {
         let _ = write!(
             text,

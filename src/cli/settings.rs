@@ -12,7 +12,7 @@ use etcetera::BaseStrategy as _;
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::diagnostic::Diagnostic;
-use crate::cli::files::read_source;
+use crate::cli::text_file::read_source;
 use crate::engine::EngineSettings;
 use crate::engine::default_engine;
 use crate::fs;

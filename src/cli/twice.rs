@@ -5,18 +5,18 @@ use std::path::Path;
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
-use crate::cli::build;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::files::session_failure;
 use crate::cli::json;
+use crate::cli::outcome;
 use crate::cli::progress::Progress;
 use crate::cli::signals;
 use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
 use crate::observer::Observer;
-use crate::report::words;
+use crate::prose;
 use crate::step::TwiceDifference;
 
 pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
@@ -44,11 +44,11 @@ pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Res
         let progress = Progress::new(terminal, session.graph());
         let observer: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
         session
-            .check_twice(&steps, build::options(&machine.pools()), observer)
+            .check_twice(&steps, outcome::options(&machine.pools()), observer)
             .map_err(|error| session_failure(&error))?
     };
     for failure in &compared.report.failures {
-        terminal.diagnostic(&build::explain(&failure.node.to_string(), &failure.error));
+        terminal.diagnostic(&outcome::explain(&failure.node.to_string(), &failure.error));
     }
     let mut actions: Vec<_> = compared.differences.iter().map(|difference| difference.key).collect();
     actions.sort();
@@ -71,10 +71,10 @@ pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Res
         };
         terminal.line(&format!(
             "forge: ran {} twice: {verdict}",
-            words::count(compared.again, "action")
+            prose::count(compared.again, "action")
         ));
     }
-    let exit = build::exit_of(&compared.report);
+    let exit = outcome::exit_of(&compared.report);
     Ok(match (exit, differ) {
         (Exit::Done, 1..) => Exit::Recipe,
         (exit, _) => exit,

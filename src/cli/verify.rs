@@ -24,7 +24,7 @@ use crate::cli::sign::key_failure;
 use crate::cli::terminal::Terminal;
 use crate::fs;
 use crate::manifest;
-use crate::report::words;
+use crate::prose;
 use crate::sign::PublicKey;
 use crate::sign::SUFFIX as SIGNATURES;
 use crate::verify;
@@ -174,7 +174,7 @@ fn text(verified: &Verified) -> String {
     let mut text = String::new();
     let output = escape(&verified.output.display().to_string());
     if verified.problems.is_empty() {
-        let tensors = words::count(verified.tensors as u64, "tensor");
+        let tensors = prose::count(verified.tensors as u64, "tensor");
         let signed = match (verified.keys, verified.signers.len()) {
             (0, 0) => "not signed".to_owned(),
             (0, _) => {
@@ -183,16 +183,16 @@ fn text(verified: &Verified) -> String {
                     .iter()
                     .map(|name| name.chars().take(16).collect())
                     .collect();
-                let names = escape(&words::names(&names, 3));
+                let names = escape(&prose::names(&names, 3));
                 format!("says that {names} signed it; `--key PUB` checks that")
             }
-            (keys, _) => format!("signed by {}", words::count(keys as u64, "given key")),
+            (keys, _) => format!("signed by {}", prose::count(keys as u64, "given key")),
         };
         let renamed = verified.renamed_from.as_ref();
         let renamed = renamed
             .map(|name| format!(", was `{}`", escape(name)))
             .unwrap_or_default();
-        let bytes = words::bytes(verified.bytes);
+        let bytes = prose::bytes(verified.bytes);
         let _ = writeln!(text, "good  {output}  {tensors}, {bytes}, {signed}{renamed}");
         return text;
     }

@@ -20,7 +20,7 @@ use crate::cli::signals;
 use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
 use crate::observer::Silent;
-use crate::report::words;
+use crate::prose;
 use crate::session::Reasons;
 use crate::session::SessionError;
 use crate::step::Class;
@@ -172,7 +172,7 @@ fn text(answer: &Answer, verbose: bool) -> Block {
             let _ = writeln!(
                 text,
                 "\nit ran last on {when}{of} (took {}, run {})",
-                words::duration_ms(ran.cost_ms),
+                prose::duration_ms(ran.cost_ms),
                 ran.run
             );
             if let Some(why) = &ran.why {
@@ -231,7 +231,7 @@ fn follows(steps: &[String], text: &mut Block) {
     let _ = writeln!(
         text,
         "and {} {verb}: {}",
-        words::count(steps.len() as u64, "step"),
+        prose::count(steps.len() as u64, "step"),
         names.join(", ")
     );
 }
@@ -260,7 +260,7 @@ pub(super) fn short(value: &str) -> String {
     let plain = value.trim_matches('"');
     let (hash, length) = plain.split_once(':').unwrap_or((plain, ""));
     if hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        let size = length.parse().map(|length| format!(" ({})", words::bytes(length)));
+        let size = length.parse().map(|length| format!(" ({})", prose::bytes(length)));
         return format!("{}{}", &hash[..8], size.unwrap_or_default());
     }
     value.to_owned()

@@ -11,22 +11,13 @@ use super::Row;
 use super::delta;
 use super::detect::Candidate;
 use super::known;
+use super::tensor::Tensor;
 use crate::digest::Hash;
-use crate::report::words;
+use crate::prose;
 use crate::store::Store;
 
 /// How much of a tensor is read at once.
 const PIECE: u64 = 4 << 20;
-
-/// A tensor as it is compared.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Tensor {
-    pub(super) ty: String,
-    pub(super) dims: Vec<u64>,
-    pub(super) bytes: u64,
-    /// The BLAKE3 of its bytes.
-    pub(super) digest: Option<Hash>,
-}
 
 pub(super) fn compare(
     a: &Candidate,
@@ -184,7 +175,7 @@ pub(super) fn types(a: &BTreeMap<String, (String, u64)>, b: &BTreeMap<String, (S
     for ((before, after), (count, by)) in moves {
         if let Some(row) = Row::of(Some(before), Some(after)) {
             part.rows.push(Row {
-                what: words::count(count, "tensor"),
+                what: prose::count(count, "tensor"),
                 ..row.effect(by as f64).note(delta(by))
             });
             part.changed += count;
@@ -196,7 +187,7 @@ pub(super) fn types(a: &BTreeMap<String, (String, u64)>, b: &BTreeMap<String, (S
 
 fn shown(tensor: &Tensor) -> String {
     let dims: Vec<String> = tensor.dims.iter().map(u64::to_string).collect();
-    format!("{} {} ({})", tensor.ty, dims.join("x"), words::bytes(tensor.bytes))
+    format!("{} {} ({})", tensor.ty, dims.join("x"), prose::bytes(tensor.bytes))
 }
 
 fn with_digest(tensor: &Tensor) -> String {

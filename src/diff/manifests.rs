@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use super::Part;
 use super::Row;
-use super::candidates::Tensor;
 use super::candidates::tensors;
 use super::recipes;
+use super::tensor::Tensor;
 use crate::digest::BlobDigest;
 use crate::manifest::Manifest;
 use crate::manifest::Resource;

@@ -9,6 +9,7 @@ mod listing;
 mod manifests;
 mod policies;
 mod recipes;
+mod tensor;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -297,7 +298,7 @@ impl Row {
 
 /// Writes a difference of sizes with its sign.
 fn delta(bytes: i128) -> String {
-    let size = crate::report::words::bytes(u64::try_from(bytes.unsigned_abs()).unwrap_or(u64::MAX));
+    let size = crate::prose::bytes(u64::try_from(bytes.unsigned_abs()).unwrap_or(u64::MAX));
     if bytes < 0 {
         format!("-{size}")
     } else {

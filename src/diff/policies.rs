@@ -12,7 +12,7 @@ use crate::policy::Listed;
 use crate::policy::Listing;
 use crate::policy::Sum;
 use crate::policy::Why;
-use crate::report::words;
+use crate::prose;
 
 pub(super) fn compare(a: &Listing, b: &Listing) -> Vec<Part> {
     let tensors = |listing: &Listing| -> BTreeMap<String, Listed> {
@@ -22,7 +22,7 @@ pub(super) fn compare(a: &Listing, b: &Listing) -> Vec<Part> {
     let (of_a, of_b) = (tensors(a), tensors(b));
     let (sum_a, sum_b) = (Sum::of(&a.tensors), Sum::of(&b.tensors));
     let mut about = Part::new("policy");
-    let row = Row::of(Some(words::bytes(sum_a.bytes)), Some(words::bytes(sum_b.bytes)));
+    let row = Row::of(Some(prose::bytes(sum_a.bytes)), Some(prose::bytes(sum_b.bytes)));
     match row.or_else(|| Row::of(Some(sum_a.bytes.to_string()), Some(sum_b.bytes.to_string()))) {
         Some(row) => about.push(Row {
             what: "bytes of all tensors".to_owned(),
@@ -140,7 +140,7 @@ struct Group {
 impl Group {
     /// `1.2 MiB, 4.50 bpw`.
     fn shown(&self) -> String {
-        format!("{}, {:.2} bpw", words::bytes(self.sum.bytes), self.sum.bpw())
+        format!("{}, {:.2} bpw", prose::bytes(self.sum.bytes), self.sum.bpw())
     }
 }
 
@@ -151,7 +151,7 @@ fn differing(a: Option<&Group>, b: Option<&Group>) -> String {
     let (a, b) = (types(a), types(b));
     let names = a.keys().chain(b.keys().filter(|name| !a.contains_key(*name)));
     let count = names.filter(|name| a.get(*name) != b.get(*name)).count();
-    words::count(count as u64, "tensor")
+    prose::count(count as u64, "tensor")
 }
 
 /// The reason in a few words, as its document has them.

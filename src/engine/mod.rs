@@ -6,22 +6,23 @@
 //! `tests/it/engine.rs` holds that, bit for bit), so they are part of no key.
 
 mod cancel;
+mod capability;
 mod embedded;
 mod error;
 mod files;
 mod identity;
 mod interface;
+mod job;
 mod options;
 mod registry;
 mod settings;
 
 pub use self::cancel::Cancel;
-pub use self::embedded::compare::MatrixError;
+pub use self::capability::Capability;
+pub use self::capability::Role;
 pub use self::embedded::compare::compare;
 pub use self::embedded::log::Transcript;
 pub use self::embedded::model::LoadedModel;
-pub use self::embedded::quantize::QuantizeJob;
-pub use self::embedded::quantize::ReadAt;
 pub use self::embedded::quantize::can_dequantize;
 pub use self::embedded::quantize::can_quantize;
 pub use self::embedded::quantize::dequantize_rows;
@@ -32,7 +33,6 @@ pub use self::embedded::workbench::Workbench;
 pub use self::error::EngineError;
 pub use self::files::ModelFiles;
 pub use self::identity::Identity;
-pub use self::interface::Capability;
 pub use self::interface::CollectOptions;
 pub use self::interface::Collector;
 pub use self::interface::EachLogits;
@@ -41,10 +41,12 @@ pub use self::interface::Isolation;
 pub use self::interface::Model;
 pub use self::interface::Prober;
 pub use self::interface::Quantizer;
-pub use self::interface::Role;
 pub use self::interface::Scorer;
 pub use self::interface::SharedBytes;
 pub use self::interface::Tokenizer;
+pub use self::job::MatrixError;
+pub use self::job::QuantizeJob;
+pub use self::job::ReadAt;
 pub use self::options::Options;
 pub use self::registry::EngineSettings;
 pub use self::registry::Engines;

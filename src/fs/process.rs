@@ -1,8 +1,6 @@
-//! What the system says about this process: signals that its caller ignores, and the limit on file size.
+//! The signals that this process ignores.
 
 use std::path::Path;
-
-use rustix::process::Resource;
 
 use crate::fs::read_small;
 
@@ -31,11 +29,6 @@ fn ignored(status: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(status).ok()?;
     let mask = text.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
     u64::from_str_radix(mask.trim(), 16).ok()
-}
-
-/// Returns how many bytes a file may have that this process writes (`ulimit -f`), if that is limited.
-pub fn file_size_limit() -> Option<u64> {
-    rustix::process::getrlimit(Resource::Fsize).current
 }
 
 #[cfg(test)]

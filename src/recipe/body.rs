@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde::Serializer;
 
+use crate::quantity::Decimal;
 use crate::recipe::model::BoostPolicy;
 use crate::recipe::model::Budget;
 use crate::recipe::model::Device;
@@ -14,8 +15,7 @@ use crate::recipe::model::SourceName;
 use crate::recipe::model::StepId;
 use crate::recipe::names::Mix;
 use crate::recipe::names::TypeName;
-use crate::recipe::quantity::Decimal;
-use crate::recipe::requirement::Requirement;
+use crate::requirement::Requirement;
 
 /// What a step is to do.
 #[derive(Debug, Clone, PartialEq, Serialize)]

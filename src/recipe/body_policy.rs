@@ -2,13 +2,13 @@
 
 use serde::Serialize;
 
+use crate::quantity::Quantity;
 use crate::recipe::model::Pattern;
 use crate::recipe::model::Rule;
 use crate::recipe::model::SourceName;
 use crate::recipe::model::StepId;
 use crate::recipe::names::Mix;
 use crate::recipe::names::TypeName;
-use crate::recipe::quantity::Quantity;
 
 /// The most that a candidate's file may have.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::quantity::Decimal;
+use crate::quantity::Quantity;
 use crate::recipe::model::Chunking;
 use crate::recipe::model::Device;
 use crate::recipe::model::EngineRef;
@@ -15,9 +17,7 @@ use crate::recipe::model::RuleType;
 use crate::recipe::model::SourceName;
 use crate::recipe::names::Mix;
 use crate::recipe::names::TypeName;
-use crate::recipe::quantity::Decimal;
-use crate::recipe::quantity::Quantity;
-use crate::recipe::requirement::Requirement;
+use crate::requirement::Requirement;
 
 use crate::recipe::field::Sweep;
 

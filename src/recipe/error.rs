@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use crate::prose::listed;
+use crate::quantity::QuantityProblem;
 use crate::recipe::model::Place;
 use crate::recipe::names::NameProblem;
-use crate::recipe::quantity::QuantityProblem;
-use crate::recipe::requirement::Figure;
-use crate::recipe::requirement::RequirementProblem;
-use crate::recipe::words::listed;
+use crate::requirement::Figure;
+use crate::requirement::RequirementProblem;
 
 /// Why a file named by `extends` could not be had. Whoever loads says it in words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -2,6 +2,9 @@
 
 use std::ops::RangeInclusive;
 
+use crate::prose::either;
+use crate::quantity::Decimal;
+use crate::quantity::Quantity;
 use crate::recipe::error::RecipeError;
 use crate::recipe::model::Pattern;
 use crate::recipe::model::Place;
@@ -10,13 +13,10 @@ use crate::recipe::names::MIXES;
 use crate::recipe::names::Mix;
 use crate::recipe::names::TYPES;
 use crate::recipe::names::TypeName;
-use crate::recipe::quantity::Decimal;
-use crate::recipe::quantity::Quantity;
 use crate::recipe::raw::Raw;
 use crate::recipe::raw::RawEntry;
 use crate::recipe::raw::RawValue;
 use crate::recipe::raw::inside;
-use crate::recipe::words::either;
 
 /// How many variants one section may have.
 pub(crate) const MAX_VARIANTS: usize = 1000;

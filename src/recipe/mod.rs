@@ -13,8 +13,6 @@
 pub mod error;
 pub mod model;
 pub mod names;
-pub mod quantity;
-pub mod requirement;
 
 mod body;
 mod body_policy;
@@ -23,6 +21,7 @@ mod expand;
 mod expand_candidates;
 mod expand_judge;
 mod expand_policy;
+mod extends;
 pub(crate) mod field;
 pub(crate) mod raw;
 pub(crate) mod read;
@@ -31,16 +30,19 @@ mod read_budget;
 mod read_devices;
 mod read_judge;
 mod read_policy;
+mod read_rules;
+mod read_shared;
 mod read_steps;
 mod show;
+mod version;
 mod warn;
 mod words;
 
+pub use crate::quantity::Decimal;
+pub use crate::quantity::Quantity;
 pub use crate::recipe::error::LoadError;
 pub use crate::recipe::error::RecipeError;
 pub use crate::recipe::model::*;
-pub use crate::recipe::quantity::Decimal;
-pub use crate::recipe::quantity::Quantity;
 pub use crate::recipe::warn::RecipeWarning;
 
 use crate::text::Source;
@@ -70,7 +72,7 @@ pub fn parse(
     load: &mut dyn FnMut(&str) -> Result<Source, LoadError>,
 ) -> Result<Parsed, Vec<RecipeError>> {
     let mut errors = Vec::new();
-    let merged = raw::load(source, load, &mut errors);
+    let merged = extends::load(source, load, &mut errors);
     let recipe = check(&merged, &mut errors);
     let order = |place: &Place| {
         let file = merged.files.iter().position(|file| file.source == place.source);
@@ -103,7 +105,7 @@ pub fn parse_alone(source: &Source) -> Result<Parsed, Vec<RecipeError>> {
 }
 
 /// Reads what was loaded; returns a recipe unless something is wrong, which then is in `errors`.
-fn check(merged: &raw::Merged, errors: &mut Vec<RecipeError>) -> Option<Recipe> {
+fn check(merged: &extends::Merged, errors: &mut Vec<RecipeError>) -> Option<Recipe> {
     if merged.entries.is_empty() && !errors.is_empty() {
         return None;
     }
@@ -117,7 +119,7 @@ fn check(merged: &raw::Merged, errors: &mut Vec<RecipeError>) -> Option<Recipe> 
     // What is wrong with a section's header may have been the source that others mean.
     names.sources_unsure |= !errors.is_empty() && sources.is_empty();
     let implicit = implicit_metrics(&mut names);
-    let context = read_steps::Context {
+    let context = read_shared::Context {
         names: &names,
         files: &merged.files,
     };

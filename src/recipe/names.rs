@@ -171,29 +171,6 @@ pub fn name_problem(name: &str) -> Option<NameProblem> {
     }
 }
 
-/// Returns the word nearest to `found` among `known`, if one is near enough to be what was meant.
-pub fn nearest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let lower = found.to_lowercase();
-    let length = lower.chars().count();
-    // A third of the letters may be wrong, at least one: enough for a slip, too little for another word.
-    let reach = (length / 3).clamp(1, 3);
-    let distance = |word: &str| strsim::damerau_levenshtein(&lower, &word.to_lowercase());
-    known
-        .into_iter()
-        .map(|word| (distance(word), word))
-        .filter(|(distance, word)| *distance <= reach || (length >= 4 && word.to_lowercase().starts_with(&lower)))
-        .min_by_key(|(distance, word)| (*distance, std::cmp::Reverse(common_start(&lower, word))))
-        .map(|(_, word)| word)
-}
-
-/// Returns how many characters two words begin with alike, in either case.
-fn common_start(a: &str, b: &str) -> usize {
-    a.chars()
-        .zip(b.chars())
-        .take_while(|(a, b)| a.eq_ignore_ascii_case(b))
-        .count()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,13 +204,5 @@ mod tests {
         assert_eq!(name_problem("a/b"), Some(NameProblem::BadCharacter('/')));
         assert_eq!(name_problem("größe"), Some(NameProblem::BadCharacter('ö')));
         assert_eq!(name_problem(&"x".repeat(101)), Some(NameProblem::TooLong(101)));
-    }
-
-    #[test]
-    fn the_nearest_word_is_near() {
-        assert_eq!(nearest("polcy", ["policy", "promote"]), Some("policy"));
-        assert_eq!(nearest("q4_k_m", MIXES.iter().copied()), Some("Q4_K_M"));
-        assert_eq!(nearest("Q4_K_XL", MIXES.iter().copied()), Some("Q4_K_S"));
-        assert_eq!(nearest("banana", ["policy", "promote"]), None);
     }
 }

@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use crate::recipe::SCHEMA;
 use crate::recipe::error::RecipeError;
+use crate::recipe::extends::File;
+use crate::recipe::extends::Merged;
+use crate::recipe::extends::resolve;
 use crate::recipe::field::Field;
 use crate::recipe::field::Reader;
 use crate::recipe::model::EngineRef;
@@ -17,13 +20,10 @@ use crate::recipe::model::SourceKind;
 use crate::recipe::model::SourceName;
 use crate::recipe::model::StepKind;
 use crate::recipe::names::name_problem;
-use crate::recipe::raw::File;
-use crate::recipe::raw::Merged;
 use crate::recipe::raw::RawEntry;
 use crate::recipe::raw::RawValue;
-use crate::recipe::raw::resolve;
+use crate::recipe::version;
 use crate::recipe::words::section_words;
-use crate::text::Source;
 
 /// The word of source sections.
 pub(crate) const SOURCE: &str = "source";
@@ -221,7 +221,7 @@ pub(crate) fn kinds() -> impl Iterator<Item = &'static str> {
 /// Reads the keys at the top, and reports unknown ones and unknown kinds of sections.
 pub(crate) fn top(merged: &Merged, errors: &mut Vec<RecipeError>) -> Option<Top> {
     let source = &merged.files.first()?.source;
-    schema(
+    version::check(
         merged.entries.iter().find(|entry| entry.key == "schema"),
         source,
         errors,
@@ -286,35 +286,6 @@ pub(crate) fn engine(field: Field<'_>) -> Result<EngineRef, RecipeError> {
         name: field.string("the name of an engine")?.to_owned(),
         origin: field.place(),
     })
-}
-
-/// Checks the version of the language; every file states it.
-pub(crate) fn schema(entry: Option<&RawEntry>, source: &Source, errors: &mut Vec<RecipeError>) {
-    let Some(entry) = entry else {
-        errors.push(RecipeError::MissingKey {
-            place: Place::new(source, 0..0),
-            section: "a recipe".to_owned(),
-            key: "schema",
-            example: "schema = 1",
-            because: None,
-        });
-        return;
-    };
-    let field = Field {
-        key: "schema",
-        raw: &entry.value,
-    };
-    match &entry.value.value {
-        RawValue::Integer(Some(value), _) if *value == i64::from(SCHEMA) => {}
-        RawValue::Integer(_, text) => {
-            errors.push(RecipeError::Schema {
-                place: field.place(),
-                found: text.clone(),
-                known: SCHEMA,
-            });
-        }
-        _ => errors.push(field.wrong_type(format!("the version of the language, {SCHEMA}"))),
-    }
 }
 
 /// Reads the sources.

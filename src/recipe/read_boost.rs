@@ -14,11 +14,11 @@ use crate::recipe::names::RANKINGS;
 use crate::recipe::names::TypeName;
 use crate::recipe::raw::RawValue;
 use crate::recipe::raw::inside;
-use crate::recipe::read_budget::needs_data;
-use crate::recipe::read_budget::word_of;
-use crate::recipe::read_policy::mixes_need_data;
-use crate::recipe::read_steps::Context;
-use crate::recipe::read_steps::number;
+use crate::recipe::read_shared::Context;
+use crate::recipe::read_shared::mixes_need_data;
+use crate::recipe::read_shared::needs_data;
+use crate::recipe::read_shared::number;
+use crate::recipe::read_shared::word_of;
 
 /// No model has more layers.
 const MAX_LAYERS: u32 = 512;

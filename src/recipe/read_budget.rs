@@ -1,5 +1,6 @@
 //! Keys of the policies that keep to a budget.
 
+use crate::quantity::Quantity;
 use crate::recipe::decl::Budget;
 use crate::recipe::decl::Method;
 use crate::recipe::decl::Probes;
@@ -8,7 +9,6 @@ use crate::recipe::field::Field;
 use crate::recipe::field::Reader;
 use crate::recipe::field::Sweep;
 use crate::recipe::model::Device;
-use crate::recipe::model::Place;
 use crate::recipe::model::Rule;
 use crate::recipe::model::RuleType;
 use crate::recipe::names::ASHQ1_LADDER;
@@ -17,20 +17,20 @@ use crate::recipe::names::MEASURED_TYPES;
 use crate::recipe::names::PRIOR_TYPES;
 use crate::recipe::names::TYPES;
 use crate::recipe::names::TypeName;
-use crate::recipe::quantity::Quantity;
 use crate::recipe::raw::RawValue;
 use crate::recipe::read_devices::devices;
 use crate::recipe::read_devices::put_devices;
-use crate::recipe::read_policy::put_rules;
-use crate::recipe::read_policy::rules;
-use crate::recipe::read_policy::unreachable_rules;
-use crate::recipe::read_steps::BLOCKS;
-use crate::recipe::read_steps::CONTEXTS;
-use crate::recipe::read_steps::COUNTS;
-use crate::recipe::read_steps::Context;
-use crate::recipe::read_steps::names_of;
-use crate::recipe::read_steps::number;
-use crate::recipe::read_steps::text;
+use crate::recipe::read_rules::put_rules;
+use crate::recipe::read_rules::rules;
+use crate::recipe::read_rules::unreachable_rules;
+use crate::recipe::read_shared::BLOCKS;
+use crate::recipe::read_shared::CONTEXTS;
+use crate::recipe::read_shared::COUNTS;
+use crate::recipe::read_shared::Context;
+use crate::recipe::read_shared::names_of;
+use crate::recipe::read_shared::number;
+use crate::recipe::read_shared::text;
+use crate::recipe::read_shared::word_of;
 use crate::tensor_type::TensorType;
 
 /// The chunks that `measured` probes with if the recipe does not say.
@@ -46,19 +46,6 @@ const DEFAULT_ROUNDS: u32 = 10;
 const ROUNDS: std::ops::RangeInclusive<u32> = 0..=100;
 
 const BUDGET: &str = "a size (`5700 MiB`), bits per weight (`4.5 bpw`) or `{ candidate = \"NAME\" }`";
-
-/// Reports that a method works on importances, where there are none.
-pub(crate) fn needs_data(reader: &mut Reader<'_, '_>, no_data: bool, method: Option<&Place>) {
-    if no_data {
-        reader.errors.push(RecipeError::MissingKey {
-            place: reader.head.clone(),
-            section: reader.words.clone(),
-            key: "imatrix",
-            example: "imatrix = \"NAME\"",
-            because: method.cloned(),
-        });
-    }
-}
 
 pub(crate) fn ashq1(reader: &mut Reader<'_, '_>) -> Option<Method> {
     reader.need("budget", "budget = \"4.5 bpw\"");
@@ -303,19 +290,6 @@ fn put_chunks(reader: &mut Reader<'_, '_>, corpus: &Sweep<String>, context: u32,
     reader.put("context", number(u64::from(context)));
     reader.put("chunks", chunks.to_toml(|value| number(*value)));
     reader.put("block", number(u64::from(block)));
-}
-
-/// Reads one of some words.
-pub(crate) fn word_of(field: &Field<'_>, what: &str, known: &[&'static str]) -> Result<&'static str, RecipeError> {
-    let found = field.string(what)?;
-    let word = known.iter().find(|word| **word == found).copied();
-    word.ok_or_else(|| RecipeError::UnknownWord {
-        place: field.place(),
-        key: field.key.to_owned(),
-        found: found.to_owned(),
-        what: what.to_owned(),
-        known: known.to_vec(),
-    })
 }
 
 /// Reads what a file may have at most: one budget, or several that make a sweep.

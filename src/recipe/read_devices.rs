@@ -1,5 +1,6 @@
 //! `[policy.NAME.device.NAME]`: memory that some of a candidate's tensors must fit into.
 
+use crate::quantity::Quantity;
 use crate::recipe::error::RecipeError;
 use crate::recipe::field::Field;
 use crate::recipe::field::Reader;
@@ -8,11 +9,10 @@ use crate::recipe::model::Device;
 use crate::recipe::model::Pattern;
 use crate::recipe::names::CACHE_TYPES;
 use crate::recipe::names::name_problem;
-use crate::recipe::quantity::Quantity;
 use crate::recipe::raw::RawEntry;
 use crate::recipe::raw::RawValue;
-use crate::recipe::read_budget::word_of;
-use crate::recipe::read_steps::number;
+use crate::recipe::read_shared::number;
+use crate::recipe::read_shared::word_of;
 
 /// Tokens that a cache may have room for.
 const CONTEXTS: std::ops::RangeInclusive<u32> = 1..=1 << 30;

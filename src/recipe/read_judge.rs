@@ -1,5 +1,7 @@
 //! `[eval.NAME]`, `[metrics.NAME]` and `[gate.NAME]`: how candidates are judged.
 
+use crate::quantity::Decimal;
+use crate::quantity::Quantity;
 use crate::recipe::decl::Eval;
 use crate::recipe::decl::Gate;
 use crate::recipe::decl::Metrics;
@@ -8,19 +10,17 @@ use crate::recipe::field::Field;
 use crate::recipe::field::Reader;
 use crate::recipe::model::Place;
 use crate::recipe::names::MAX_NAME;
-use crate::recipe::quantity::Decimal;
-use crate::recipe::quantity::Quantity;
 use crate::recipe::raw::inside;
 use crate::recipe::read::Names;
-use crate::recipe::read_steps::BLOCKS;
-use crate::recipe::read_steps::CONTEXTS;
-use crate::recipe::read_steps::COUNTS;
-use crate::recipe::read_steps::Context;
-use crate::recipe::read_steps::model;
-use crate::recipe::read_steps::number;
-use crate::recipe::read_steps::text;
-use crate::recipe::requirement::Bound;
-use crate::recipe::requirement::Requirement;
+use crate::recipe::read_shared::BLOCKS;
+use crate::recipe::read_shared::CONTEXTS;
+use crate::recipe::read_shared::COUNTS;
+use crate::recipe::read_shared::Context;
+use crate::recipe::read_shared::model;
+use crate::recipe::read_shared::number;
+use crate::recipe::read_shared::text;
+use crate::requirement::Bound;
+use crate::requirement::Requirement;
 
 /// Reads a candidate: the name of a `promote` section, or what may be the label of one of its variants.
 fn candidate(field: Field<'_>, names: &Names, user: &str) -> Result<String, RecipeError> {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::quantity::Decimal;
 use crate::recipe::decl::Corpus;
 use crate::recipe::decl::Decl;
 use crate::recipe::decl::Decls;
@@ -17,10 +18,6 @@ use crate::recipe::model::OnProblem;
 use crate::recipe::model::Place;
 use crate::recipe::model::ResolvedSection;
 use crate::recipe::model::SourceKind;
-use crate::recipe::model::SourceName;
-use crate::recipe::quantity::Decimal;
-use crate::recipe::raw::File;
-use crate::recipe::read::Names;
 use crate::recipe::read::Section;
 use crate::recipe::read::engine;
 use crate::recipe::read::file_pattern;
@@ -28,19 +25,14 @@ use crate::recipe::read_judge::eval;
 use crate::recipe::read_judge::gate;
 use crate::recipe::read_judge::metrics;
 use crate::recipe::read_policy::policy;
-
-/// What readers of steps need besides their section.
-pub(crate) struct Context<'a> {
-    pub(crate) names: &'a Names,
-    pub(crate) files: &'a [File],
-}
-
-/// Tokens in a chunk.
-pub(crate) const CONTEXTS: std::ops::RangeInclusive<u32> = 8..=1_048_576;
-/// Chunks in one action.
-pub(crate) const BLOCKS: std::ops::RangeInclusive<u32> = 1..=65_536;
-/// Counts that have no sensible limit.
-pub(crate) const COUNTS: std::ops::RangeInclusive<u64> = 1..=i64::MAX as u64;
+use crate::recipe::read_shared::BLOCKS;
+use crate::recipe::read_shared::CONTEXTS;
+use crate::recipe::read_shared::COUNTS;
+use crate::recipe::read_shared::Context;
+use crate::recipe::read_shared::model;
+use crate::recipe::read_shared::names_of;
+use crate::recipe::read_shared::number;
+use crate::recipe::read_shared::text;
 
 /// Reads the sections of all steps.
 pub(crate) fn steps(
@@ -130,51 +122,6 @@ fn corpus(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Corpus> 
         chunking,
         parse_special,
     })
-}
-
-/// Reads the model that a section is about: a source, by default the only model.
-pub(crate) fn model(reader: &mut Reader<'_, '_>, key: &'static str, names: &Names) -> Option<SourceName> {
-    let words = reader.words.clone();
-    if reader.has(key) {
-        return reader.read(key, |field| names.source(field, SourceKind::Model, &words));
-    }
-    match names.models.as_slice() {
-        [(only, _)] if !names.sources_unsure => Some(SourceName::new(only.as_str())),
-        models => {
-            if !names.sources_unsure {
-                reader.errors.push(RecipeError::NoDefault {
-                    place: reader.head.clone(),
-                    section: words,
-                    key,
-                    what: "model source",
-                    declared: models.to_vec(),
-                });
-            }
-            None
-        }
-    }
-}
-
-// By reference to a `String`, as the items of sweeps come.
-#[allow(clippy::ptr_arg)]
-pub(crate) fn text(value: &String) -> toml::Value {
-    toml::Value::from(value.as_str())
-}
-
-pub(crate) fn number(value: u64) -> toml::Value {
-    toml::Value::from(i64::try_from(value).unwrap_or(i64::MAX))
-}
-
-/// Reads a name, or several that make a sweep.
-pub(crate) fn names_of(
-    reader: &mut Reader<'_, '_>,
-    key: &'static str,
-    names: &Names,
-    kind: &'static str,
-    wanted: &'static str,
-) -> Option<Sweep<String>> {
-    let words = reader.words.clone();
-    reader.sweep(key, String::clone, |field| names.reference(field, kind, wanted, &words))
 }
 
 fn imatrix(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix> {

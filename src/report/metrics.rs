@@ -9,7 +9,7 @@ use comfy_table::presets;
 use serde::Deserialize;
 use serde::Serialize;
 
-use crate::report::words;
+use crate::prose;
 
 /// The name of the form of `metrics.json`.
 pub const SCHEMA: &str = "forge.metrics.v1";
@@ -277,7 +277,7 @@ pub(super) fn evidence(rows: &[&Row]) -> Vec<String> {
     if !missed.is_empty() {
         lines.push(format!(
             "! what the policy measured of {} does not hold here: this text is not like the one it chose by",
-            words::names(&missed, 3)
+            prose::names(&missed, 3)
         ));
     }
     lines.extend(unranked(rows));

@@ -3,4 +3,3 @@
 pub mod chart;
 pub mod gate;
 pub mod metrics;
-pub mod words;

@@ -2,7 +2,7 @@
 
 use crate::observer::FieldChange;
 use crate::plan::Reason;
-use crate::report::words;
+use crate::prose;
 
 /// Returns the differences from the last run, for run records.
 pub(super) fn changes(reason: &Reason) -> Vec<FieldChange> {
@@ -45,8 +45,8 @@ pub fn sentence(reason: &Reason) -> String {
         Reason::Unread { files, bytes } => {
             format!(
                 "{} of {} must be read first",
-                words::count(*files as u64, "file"),
-                words::bytes(*bytes)
+                prose::count(*files as u64, "file"),
+                prose::bytes(*bytes)
             )
         }
         Reason::Changed(differences) => {
@@ -54,7 +54,7 @@ pub fn sentence(reason: &Reason) -> String {
                 .iter()
                 .map(|difference| difference.field.trim_start_matches("inputs."))
                 .collect();
-            format!("{} changed", words::names(&fields, 3))
+            format!("{} changed", prose::names(&fields, 3))
         }
         Reason::Incomplete => "its result was incomplete or damaged in the store".to_owned(),
         Reason::OutputGone => "a file in the output folder is gone or was changed".to_owned(),

@@ -48,7 +48,7 @@ pub enum ChartError {
 }
 
 fn no_eval(wanted: Option<&String>, known: &[String]) -> String {
-    let known = crate::report::words::names(known, 8);
+    let known = crate::prose::names(known, 8);
     match wanted {
         Some(wanted) => format!("there is no evaluation `{wanted}`, but {known}"),
         None => format!("there are several evaluations: {known}"),

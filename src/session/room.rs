@@ -20,11 +20,11 @@ use crate::graph::Work;
 use crate::plan;
 use crate::plan::Status;
 use crate::policy::ModelFacts;
+use crate::prose;
 use crate::recipe::SourceName;
 use crate::recipe::Step;
 use crate::recipe::StepBody;
 use crate::recipe::StepId;
-use crate::report::words;
 use crate::step;
 use crate::step::Env;
 use crate::step::Estimate;
@@ -69,9 +69,9 @@ impl fmt::Display for NoRoom {
         write!(
             f,
             "the build does not fit: it would write {}{more} to the file system of `{}`, which has {} free",
-            words::bytes(self.needed),
+            prose::bytes(self.needed),
             self.path.display(),
-            words::bytes(self.found)
+            prose::bytes(self.found)
         )
     }
 }

@@ -11,10 +11,10 @@ use crate::digest::BlobDigest;
 use crate::fs;
 use crate::graph::Node;
 use crate::graph::Work;
+use crate::prose;
 use crate::recipe::model;
 use crate::recipe::model::CorpusStep;
 use crate::recipe::model::StepBody;
-use crate::report::words;
 use crate::step::Env;
 use crate::step::Estimate;
 use crate::step::Inputs;
@@ -235,8 +235,8 @@ impl Kind for Corpus {
         let texts = outcome.fact(action::Corpus::TEXTS).unwrap_or_default();
         format!(
             "{}, {}",
-            words::count(texts, "text"),
-            words::bytes(outcome.fact(action::Corpus::BYTES).unwrap_or_default())
+            prose::count(texts, "text"),
+            prose::bytes(outcome.fact(action::Corpus::BYTES).unwrap_or_default())
         )
     }
 }

@@ -5,10 +5,10 @@ use crate::action::Action;
 use crate::graph::FiguresOf;
 use crate::graph::Node;
 use crate::graph::Work;
+use crate::prose;
 use crate::recipe::model::GateStep;
 use crate::recipe::model::StepBody;
 use crate::report::gate::Verdict;
-use crate::report::words;
 use crate::step::Env;
 use crate::step::Inputs;
 use crate::step::Key;
@@ -90,7 +90,7 @@ impl Kind for Gate {
     fn summary(&self, outcome: &Outcome) -> String {
         format!(
             "{} met",
-            words::count(outcome.fact(action::Gate::CHECKS).unwrap_or_default(), "requirement")
+            prose::count(outcome.fact(action::Gate::CHECKS).unwrap_or_default(), "requirement")
         )
     }
 }

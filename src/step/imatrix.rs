@@ -12,12 +12,12 @@ use crate::engine::Capability;
 use crate::engine::Role;
 use crate::graph::Node;
 use crate::graph::Work;
+use crate::prose;
 use crate::recipe::model::CollectImatrix;
 use crate::recipe::model::ImatrixStep;
 use crate::recipe::model::MergeMode as RecipeMode;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::WeightedImatrix;
-use crate::report::words;
 use crate::step::Env;
 use crate::step::Inputs;
 use crate::step::Key;
@@ -118,7 +118,7 @@ impl Kind for Imatrix {
         let entries = outcome.fact(ImatrixCollect::ENTRIES).unwrap_or_default();
         format!(
             "{}, {} chunks",
-            words::count(entries, "tensor"),
+            prose::count(entries, "tensor"),
             outcome.shown(ImatrixCollect::CHUNKS)
         )
     }

@@ -8,7 +8,7 @@ use crate::engine::Role;
 use crate::graph::FiguresOf;
 use crate::graph::Node;
 use crate::graph::Work;
-use crate::report::words;
+use crate::prose;
 use crate::step::Env;
 use crate::step::Inputs;
 use crate::step::Key;
@@ -106,7 +106,7 @@ impl Kind for Metrics {
         let rows = outcome.fact(action::Metrics::ROWS).unwrap_or_default();
         format!(
             "{}, {} on the front",
-            words::count(rows, "row"),
+            prose::count(rows, "row"),
             outcome.shown(action::Metrics::FRONT)
         )
     }

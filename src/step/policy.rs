@@ -11,10 +11,10 @@ use crate::graph::Node;
 use crate::graph::Work;
 use crate::policy::HasImatrix;
 use crate::policy::ModelFacts;
+use crate::prose;
 use crate::recipe::model;
 use crate::recipe::model::PolicyStep;
 use crate::recipe::model::StepBody;
-use crate::report::words;
 use crate::step::Env;
 use crate::step::Estimate;
 use crate::step::Inputs;
@@ -131,7 +131,7 @@ impl Kind for Policy {
     }
 
     fn summary(&self, outcome: &Outcome) -> String {
-        let bytes = words::bytes(outcome.fact(action::Policy::BYTES).unwrap_or_default());
+        let bytes = prose::bytes(outcome.fact(action::Policy::BYTES).unwrap_or_default());
         let proved = match outcome.shown(action::Policy::PROVED) {
             "optimal" => ", proved optimal for its losses",
             "gap" => ", not proved optimal",

@@ -19,9 +19,9 @@ use crate::graph::Node;
 use crate::graph::Work;
 use crate::observer::Unit;
 use crate::policy::Choice;
+use crate::prose;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
-use crate::report::words;
 use crate::step::Env;
 use crate::step::Estimate;
 use crate::step::Inputs;
@@ -219,7 +219,7 @@ impl Kind for Promote {
             (Ok(file), Ok(elements)) if elements > 0 => {
                 format!(
                     "{}, {:.3} bpw",
-                    words::bytes(file.len),
+                    prose::bytes(file.len),
                     file.len as f64 * 8.0 / elements as f64
                 )
             }

@@ -6,9 +6,9 @@ use crate::action::InspectModel;
 use crate::digest::BlobDigest;
 use crate::graph::Node;
 use crate::graph::Work;
+use crate::prose;
 use crate::recipe::model::SourceDef;
 use crate::recipe::model::SourceKind;
-use crate::report::words;
 use crate::step::Env;
 use crate::step::Estimate;
 use crate::step::Inputs;
@@ -85,9 +85,9 @@ impl Kind for Source {
             Ok(tensors) => format!(
                 "{}, {tensors} tensors, {}",
                 outcome.shown(InspectModel::ARCHITECTURE),
-                words::bytes(bytes)
+                prose::bytes(bytes)
             ),
-            Err(_) => words::bytes(bytes),
+            Err(_) => prose::bytes(bytes),
         }
     }
 }

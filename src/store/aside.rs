@@ -12,8 +12,6 @@ use crate::fs::Stamp;
 use crate::store::Store;
 use crate::store::StoreError;
 use crate::store::layout;
-use crate::store::survey::FoundFile;
-use crate::store::survey::list_if_there;
 
 /// The mode of the store's blobs and results.
 const READ_ONLY: u32 = 0o444;
@@ -127,36 +125,5 @@ impl Store {
             return Ok(true);
         }
         Ok(fs::remove_file(path)?)
-    }
-
-    /// Returns what lies in the quarantine, each with the bytes of all that is in it.
-    pub(super) fn quarantined(&self) -> Result<Vec<FoundFile>, StoreError> {
-        let root = self.root().join(layout::QUARANTINE);
-        let mut all = Vec::new();
-        for entry in list_if_there(&root)? {
-            let path = root.join(&entry.name);
-            let Some(facts) = fs::facts(&path)? else { continue };
-            let mut stamp = facts.stamp;
-            if facts.kind == FileKind::Directory {
-                stamp.size = 0;
-                let mut folders = vec![path.clone()];
-                while let Some(folder) = folders.pop() {
-                    for entry in list_if_there(&folder)? {
-                        let path = folder.join(&entry.name);
-                        match fs::facts(&path)? {
-                            Some(found) if found.kind == FileKind::Directory => folders.push(path),
-                            Some(found) => stamp.size = stamp.size.saturating_add(found.stamp.size),
-                            None => {}
-                        }
-                    }
-                }
-            }
-            all.push(FoundFile {
-                path,
-                kind: facts.kind,
-                stamp,
-            });
-        }
-        Ok(all)
     }
 }

@@ -13,6 +13,7 @@ mod lease;
 mod loans;
 mod lock;
 mod pins;
+mod prepare;
 mod record;
 mod runs;
 mod sealed;
@@ -107,7 +108,7 @@ impl Store {
     /// (so that no backup ever skips a home directory for the tag that a cache carries), [`StoreError::Path`] otherwise.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let root = std::path::absolute(root).map_err(fs::PathError::on(root, "resolve"))?;
-        let moved = layout::prepare(&root)?;
+        let moved = prepare::prepare(&root)?;
         session::sweep(&root.join(layout::TMP))?;
         // Where a killed process can have left temporary files outside of `tmp`.
         for directory in ["", layout::RUNS_ENGINES] {

@@ -194,6 +194,37 @@ impl Store {
         Some(serde_json::from_slice::<KindOf>(&bytes).ok()?.kind)
     }
 
+    /// Returns the entries of the quarantine; the size of a directory is that of all files below it, in bytes.
+    pub(super) fn quarantined(&self) -> Result<Vec<FoundFile>, StoreError> {
+        let root = self.root().join(layout::QUARANTINE);
+        let mut all = Vec::new();
+        for entry in list_if_there(&root)? {
+            let path = root.join(&entry.name);
+            let Some(facts) = fs::facts(&path)? else { continue };
+            let mut stamp = facts.stamp;
+            if facts.kind == FileKind::Directory {
+                stamp.size = 0;
+                let mut folders = vec![path.clone()];
+                while let Some(folder) = folders.pop() {
+                    for entry in list_if_there(&folder)? {
+                        let path = folder.join(&entry.name);
+                        match fs::facts(&path)? {
+                            Some(found) if found.kind == FileKind::Directory => folders.push(path),
+                            Some(found) => stamp.size = stamp.size.saturating_add(found.stamp.size),
+                            None => {}
+                        }
+                    }
+                }
+            }
+            all.push(FoundFile {
+                path,
+                kind: facts.kind,
+                stamp,
+            });
+        }
+        Ok(all)
+    }
+
     /// Returns the plain files of one of the store's directories, with their stamps.
     pub(super) fn plain_files(&self, directory: &str) -> Result<Vec<FoundFile>, StoreError> {
         let root = self.root().join(directory);

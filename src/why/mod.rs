@@ -260,5 +260,5 @@ impl<'a> Why<'a> {
 
 fn waiting(waits: &[NodeId]) -> String {
     let names: Vec<String> = waits.iter().map(ToString::to_string).collect();
-    format!("waits for {}", crate::report::words::names(&names, 3))
+    format!("waits for {}", crate::prose::names(&names, 3))
 }

@@ -15,7 +15,7 @@ use crate::digest::Fingerprint;
 use crate::engine::Identity;
 use crate::gguf::Metadata;
 use crate::graph::NodeId;
-use crate::report::words;
+use crate::prose;
 use crate::store::Last;
 use crate::store::ReadFile;
 use crate::work::ModelIndex;
@@ -45,8 +45,8 @@ impl Why<'_> {
             .map(|difference| difference.field.trim_start_matches("inputs."))
             .collect();
         let what = match cause {
-            RootKind::Forge => format!("this version of forge has another {}", words::names(&names, 3)),
-            _ => format!("the recipe changed {}", words::names(&names, 3)),
+            RootKind::Forge => format!("this version of forge has another {}", prose::names(&names, 3)),
+            _ => format!("the recipe changed {}", prose::names(&names, 3)),
         };
         let details = differences.iter().zip(names).map(|(difference, name)| Detail {
             name: name.to_owned(),
@@ -103,7 +103,7 @@ impl Why<'_> {
             (Some(before), Some(after)) => {
                 let details = facts(before, after);
                 let names: Vec<&str> = details.iter().map(|detail| detail.name.as_str()).collect();
-                (format!("the {role} is another: {}", words::names(&names, 3)), details)
+                (format!("the {role} is another: {}", prose::names(&names, 3)), details)
             }
             _ => (
                 format!("the {role} is another, and the identity of the former one is not on record"),
@@ -135,7 +135,7 @@ impl Why<'_> {
         let what = if names.is_empty() {
             "the order of its files changed".to_owned()
         } else {
-            format!("{} changed", words::names(&names, 3))
+            format!("{} changed", prose::names(&names, 3))
         };
         if let Some(result) = self.result(before)
             && let Some(now) = &known.outcome
@@ -214,7 +214,7 @@ fn facts(before: &Identity, after: &Identity) -> Vec<Detail> {
 }
 
 fn digest(digest: &BlobDigest) -> String {
-    format!("{} ({})", digest.hash.short(), words::bytes(digest.len))
+    format!("{} ({})", digest.hash.short(), prose::bytes(digest.len))
 }
 
 fn files(before: &[ReadFile], now: &[ReadFile]) -> Vec<Detail> {

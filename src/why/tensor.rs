@@ -143,7 +143,7 @@ impl Why<'_> {
                     .iter()
                     .map(|field| field.field.trim_start_matches("inputs."))
                     .collect();
-                format!("{} changed", crate::report::words::names(&names, 3))
+                format!("{} changed", crate::prose::names(&names, 3))
             }
             _ if there => "its bytes are in the store".to_owned(),
             _ => "the candidate is there, so nothing of it is made again".to_owned(),

@@ -19,7 +19,7 @@ use crate::digest::ActionDigest;
 use crate::graph::NodeId;
 use crate::plan;
 use crate::plan::Reason;
-use crate::report::words;
+use crate::prose;
 use crate::store::Last;
 
 /// Steps depend on each other less deeply than this; what is deeper is a record that names itself.
@@ -153,7 +153,7 @@ impl Why<'_> {
             .map(|difference| difference.field.trim_start_matches("inputs."))
             .collect();
         names.dedup();
-        let mut tree = leaf(format!("{} changed", words::names(&names, 3)));
+        let mut tree = leaf(format!("{} changed", prose::names(&names, 3)));
         let mut inputs: BTreeMap<NodeId, Option<ActionDigest>> = BTreeMap::new();
         let mut of_recipe = Vec::new();
         let mut of_forge = Vec::new();
@@ -308,7 +308,7 @@ impl Why<'_> {
             let blobs = if missing.len() == 1 { "a blob" } else { "blobs" };
             format!(
                 "its result has lost {blobs} from the store: {}",
-                words::names(&missing, 3)
+                prose::names(&missing, 3)
             )
         };
         Root {

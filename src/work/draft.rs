@@ -36,7 +36,7 @@ use crate::observer::ActionOutcome;
 use crate::observer::Unit;
 use crate::policy::Choice;
 use crate::policy::Table;
-use crate::report::words;
+use crate::prose;
 use crate::store::Store;
 
 /// Tensors that are worked on at once. Their rows are quantized by all threads; more of them only keep the disk busy.
@@ -129,7 +129,7 @@ impl Draft {
         Err(StepError::input_hint(
             format!(
                 "{} {} quantized already",
-                words::names(&again, 3),
+                prose::names(&again, 3),
                 if again.len() == 1 { "is" } else { "are" }
             ),
             "start from an F32, F16 or BF16 model, or set `allow_requantize = true` and accept the loss",

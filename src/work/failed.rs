@@ -5,8 +5,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use super::Context;
-use super::StepError;
+use super::Located;
 use super::locked;
 use crate::action::Action;
 
@@ -30,17 +29,13 @@ impl FailedActions {
     }
 }
 
-impl Context<'_> {
-    /// Notes that an action failed. The first of a step is kept: an action that runs others fails after them.
-    pub(super) fn note_failed(&self, action: &Action, error: &StepError) {
-        let Some(failed) = self.machine.failed else { return };
-        if matches!(error, StepError::Stopped) {
-            return;
-        }
-        let mut failed = locked(&failed.0);
-        failed.entry(self.step.clone()).or_insert_with(|| FailedAction {
+impl FailedActions {
+    /// Adds an action that failed in a step. The first of a step is kept: an action that runs others fails after them.
+    pub(super) fn add(&self, step: &str, action: &Action, located: &Located) {
+        let mut failed = locked(&self.0);
+        failed.entry(step.to_owned()).or_insert_with(|| FailedAction {
             document: action.document(),
-            files: self.located().files().map(|file| absolute(&file.path)).collect(),
+            files: located.files().map(|file| absolute(&file.path)).collect(),
         });
     }
 }

@@ -12,13 +12,13 @@ use crate::action::Gate;
 use crate::action::MetricsRow;
 use crate::figures;
 use crate::figures::Resampling;
-use crate::recipe::requirement::Bound;
-use crate::recipe::requirement::Comparison;
-use crate::recipe::requirement::Figure;
-use crate::recipe::requirement::Requirement;
 use crate::report::gate::Check;
 use crate::report::gate::Verdict;
 use crate::report::metrics::Row;
+use crate::requirement::Bound;
+use crate::requirement::Comparison;
+use crate::requirement::Figure;
+use crate::requirement::Requirement;
 use crate::store::Store;
 
 impl Work for Gate {

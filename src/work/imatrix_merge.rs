@@ -9,7 +9,7 @@ use crate::action::ImatrixMerge;
 use crate::action::MergeMode;
 use crate::imatrix::Imatrix;
 use crate::imatrix::Weight;
-use crate::report::words;
+use crate::prose;
 
 impl Work for ImatrixMerge {
     fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
@@ -38,7 +38,7 @@ impl Work for ImatrixMerge {
                 .collect();
             context.warn(format!(
                 "{} has no data for `{}`",
-                words::names(&lacking, 3),
+                prose::names(&lacking, 3),
                 partial.name
             ));
         }

@@ -21,7 +21,7 @@ use crate::action::Severity;
 use crate::digest::BlobDigest;
 use crate::imatrix::Entry;
 use crate::policy;
-use crate::report::words;
+use crate::prose;
 use crate::store::Store;
 
 /// The version of the documents below.
@@ -226,7 +226,7 @@ fn report_problems(context: &Context<'_>, join: &Join, report: &Report) -> Resul
     if !missing.is_empty() {
         problems.push((
             join.missing,
-            format!("the imatrix has no data for {}", words::names(&missing, 5)),
+            format!("the imatrix has no data for {}", prose::names(&missing, 5)),
         ));
     }
     for (tensor, wrong) in &report.wrong_length {

@@ -16,7 +16,7 @@ use crate::engine::Prober;
 use crate::engine::Role;
 use crate::engine::Tokenizer;
 use crate::fs;
-use crate::report::words;
+use crate::prose;
 
 /// Opens the files of a model, which must be those whose digests were taken.
 fn files_of(model: &LocatedModel) -> Result<ModelFiles, StepError> {
@@ -121,8 +121,8 @@ impl Context<'_> {
             return Err(StepError::input_hint(
                 format!(
                     "measuring types takes the whole model in memory: {}, and {} are free",
-                    words::bytes(needed),
-                    words::bytes(free)
+                    prose::bytes(needed),
+                    prose::bytes(free)
                 ),
                 "measure on a machine with more memory, or choose by `method = \"error\"` with `probes = 0`, which needs no model in memory",
             ));

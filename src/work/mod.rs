@@ -32,6 +32,7 @@ mod models;
 mod perform;
 mod places;
 pub mod policy;
+mod prepare;
 mod probe;
 mod promote;
 mod reference_block;

@@ -9,7 +9,6 @@ use super::Made;
 use super::SourceFile;
 use super::StepError;
 use super::TwiceDifference;
-use super::eval_block;
 use super::table::work_of;
 use super::twice;
 use super::twice::Twice;
@@ -206,28 +205,7 @@ impl Context<'_> {
         made
     }
 
-    /// Prepares the engine for actions that run one after the other, and returns the order in which it does them best. Preparing
-    /// changes no result.
-    ///
-    /// # Errors
-    ///
-    /// Errors of loading the model.
-    pub(super) fn prepare(&self, actions: &[Action]) -> Result<Vec<usize>, StepError> {
-        let blocks = actions.iter().map(|action| match action {
-            Action::EvalBlock(block) => Some(block.clone()),
-            _ => None,
-        });
-        let Some(blocks) = blocks.collect::<Option<Vec<_>>>().filter(|blocks| blocks.len() > 1) else {
-            return Ok((0..actions.len()).collect());
-        };
-        if self.is_isolated(&blocks[0].engine)? {
-            self.prepare_in_worker(actions)
-        } else {
-            eval_block::prepare(self, &blocks)
-        }
-    }
-
-    fn is_isolated(&self, evaluator: &Fingerprint) -> Result<bool, StepError> {
+    pub(super) fn is_isolated(&self, evaluator: &Fingerprint) -> Result<bool, StepError> {
         let engine = self.machine.engine(Role::Evaluator, evaluator)?;
         Ok(engine.isolation() == Isolation::Worker && self.machine.workers.is_some())
     }
@@ -276,6 +254,14 @@ impl Context<'_> {
             twice.note(&found);
         }
         Ok(())
+    }
+
+    fn note_failed(&self, action: &Action, error: &StepError) {
+        if let Some(failed) = self.machine.failed
+            && !matches!(error, StepError::Stopped)
+        {
+            failed.add(&self.step, action, &self.located());
+        }
     }
 
     fn perform_once(&self, action: &Action) -> Result<Performed, StepError> {

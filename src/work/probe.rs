@@ -23,7 +23,7 @@ use crate::action::Tensor;
 use crate::digest::BlobDigest;
 use crate::figures::TokenBlock;
 use crate::observer::Unit;
-use crate::report::words;
+use crate::prose;
 use crate::tensor_type::TensorType;
 
 /// Tensors by their place in the model's index, and the type that each has instead of its own. Nothing at all is the model
@@ -117,7 +117,7 @@ impl<'r, 'c> Bench<'r, 'c> {
         let chunks: u64 = missing.map(|(block, _)| block.chunks.len() as u64).sum();
         if chunks > 0 {
             self.context
-                .note(format!("{what}: {} to compute", words::count(chunks, "chunk")));
+                .note(format!("{what}: {} to compute", prose::count(chunks, "chunk")));
             self.planned += chunks;
             self.context.expect(Unit::Chunks, self.planned);
             self.compute(&mut ready, blocks)?;
@@ -135,7 +135,7 @@ impl<'r, 'c> Bench<'r, 'c> {
         if named.is_empty() {
             "the model itself".to_owned()
         } else {
-            words::names(&named.iter().map(String::as_str).collect::<Vec<_>>(), 3)
+            prose::names(&named.iter().map(String::as_str).collect::<Vec<_>>(), 3)
         }
     }
 

@@ -13,7 +13,7 @@ use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::figures;
 use crate::observer::Unit;
-use crate::report::words;
+use crate::prose;
 
 /// A model that others are compared with, on chunks of one length.
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +87,7 @@ impl Reference {
         let found = store.free_space()?;
         context.note(format!(
             "the reference's log-probabilities of {chunks} chunks take {} in the store",
-            words::bytes(needed)
+            prose::bytes(needed)
         ));
         if found < needed {
             return Err(StepError::NoRoom {

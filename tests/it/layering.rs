@@ -1,6 +1,7 @@
-//! The rules of the house, held against the text of `src/`: which module may name which, who touches files, the process
-//! and `unsafe`, and how long a file may be (`docs/architecture.md`).
+//! The rules of the architecture (`docs/architecture.md`), checked on the text of `src/`: which module may name which, that no two
+//! files import each other, and which modules may use files, the process and `unsafe`.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use regex::Regex;
@@ -16,30 +17,60 @@ enum Names {
 }
 
 /// The modules, lowest first.
-const HOUSE: &[(&str, Names)] = &[
+const LAYERS: &[(&str, Names)] = &[
     ("digest", Names::Only(&[])),
     ("fs", Names::Only(&[])),
     ("observer", Names::Only(&["digest"])),
+    ("prose", Names::Only(&[])),
     ("sign", Names::Only(&["fs"])),
     ("text", Names::Only(&[])),
     ("tensor_type", Names::Only(&[])),
     ("gguf", Names::Only(&["fs", "tensor_type"])),
     ("imatrix", Names::Only(&["gguf", "tensor_type"])),
-    ("recipe", Names::Only(&["text", "tensor_type"])),
+    ("quantity", Names::Only(&["prose"])),
+    ("requirement", Names::Only(&["prose", "quantity"])),
+    (
+        "recipe",
+        Names::Only(&["prose", "quantity", "requirement", "tensor_type", "text"]),
+    ),
     (
         "engine",
         Names::Only(&["digest", "fs", "gguf", "imatrix", "tensor_type"]),
+    ),
+    (
+        "settings",
+        Names::Only(&["engine", "prose", "quantity", "recipe", "text"]),
     ),
     ("figures", Names::Only(&[])),
     // The checker of certificates shares nothing with the solver that writes them.
     ("allocation", Names::Only(&[])),
     ("certificate", Names::Only(&[])),
     ("policy", Names::Only(&["allocation", "gguf", "tensor_type"])),
-    ("report", Names::Only(&["figures"])),
+    ("report", Names::Only(&["figures", "prose"])),
     ("action", Names::Only(&["digest"])),
     ("store", Names::Only(&["action", "digest", "fs"])),
     ("runs", Names::Only(&["digest", "store"])),
     ("graph", Names::Only(&["recipe"])),
+    (
+        "work",
+        Names::Only(&[
+            "action",
+            "allocation",
+            "digest",
+            "engine",
+            "figures",
+            "fs",
+            "gguf",
+            "imatrix",
+            "observer",
+            "policy",
+            "prose",
+            "report",
+            "requirement",
+            "store",
+            "tensor_type",
+        ]),
+    ),
     (
         "step",
         Names::Only(&[
@@ -54,15 +85,28 @@ const HOUSE: &[(&str, Names)] = &[
             "imatrix",
             "observer",
             "policy",
+            "prose",
             "recipe",
             "report",
+            "requirement",
             "store",
             "tensor_type",
+            "work",
         ]),
     ),
     (
         "plan",
-        Names::Only(&["action", "digest", "graph", "observer", "step", "store"]),
+        Names::Only(&[
+            "action",
+            "digest",
+            "graph",
+            "observer",
+            "prose",
+            "requirement",
+            "step",
+            "store",
+            "work",
+        ]),
     ),
     ("manifest", Names::Only(&["action", "digest"])),
     (
@@ -75,17 +119,30 @@ const HOUSE: &[(&str, Names)] = &[
             "gguf",
             "graph",
             "manifest",
+            "prose",
             "recipe",
+            "requirement",
             "sign",
             "step",
             "tensor_type",
             "text",
+            "work",
         ]),
     ),
     (
         "scheduler",
         Names::Only(&[
-            "action", "digest", "graph", "observer", "plan", "report", "step", "store",
+            "action",
+            "digest",
+            "graph",
+            "observer",
+            "plan",
+            "prose",
+            "report",
+            "requirement",
+            "step",
+            "store",
+            "work",
         ]),
     ),
     (
@@ -97,11 +154,14 @@ const HOUSE: &[(&str, Names)] = &[
             "gguf",
             "graph",
             "plan",
+            "prose",
             "report",
+            "requirement",
             "runs",
             "scheduler",
             "step",
             "store",
+            "work",
         ]),
     ),
     (
@@ -116,19 +176,19 @@ const HOUSE: &[(&str, Names)] = &[
             "imatrix",
             "manifest",
             "policy",
+            "prose",
             "recipe",
             "report",
+            "requirement",
             "step",
             "store",
             "tensor_type",
+            "work",
         ]),
     ),
     ("session", Names::All),
     ("cli", Names::All),
 ];
-
-/// The most lines of a file under `src/`, its tests included: beyond that it has a seam to split along.
-const MOST_LINES: usize = 650;
 
 /// What only some places may have in their code: a pattern, where it may stand (prefixes of paths), and the way out.
 const RESERVED: &[(&str, &[&str], &str)] = &[
@@ -241,7 +301,7 @@ fn problems_of(path: &str, text: &str, is_test: bool) -> Vec<String> {
     let first = path.split('/').next().unwrap_or_default();
     let module = first.strip_suffix(".rs").unwrap_or(first);
     let root = matches!(path, "lib.rs" | "main.rs");
-    let place = HOUSE.iter().position(|(name, _)| *name == module);
+    let place = LAYERS.iter().position(|(name, _)| *name == module);
     if place.is_none() && !root {
         say(
             1,
@@ -255,8 +315,8 @@ fn problems_of(path: &str, text: &str, is_test: bool) -> Vec<String> {
         } else if let Some(place) = place
             && named != module
         {
-            let above = HOUSE[..place].iter().any(|(name, _)| *name == named);
-            let allowed = match &HOUSE[place].1 {
+            let above = LAYERS[..place].iter().any(|(name, _)| *name == named);
+            let allowed = match &LAYERS[place].1 {
                 Names::All => above,
                 Names::Only(names) => names.contains(&named),
             };
@@ -281,13 +341,6 @@ fn problems_of(path: &str, text: &str, is_test: bool) -> Vec<String> {
                 format!("`{}`: {way_out}", found.as_str()),
             );
         }
-    }
-    let lines = text.lines().count();
-    if lines > MOST_LINES {
-        say(
-            lines,
-            format!("{lines} lines, more than {MOST_LINES}: split it along a seam"),
-        );
     }
     problems
 }
@@ -336,15 +389,15 @@ fn sources() -> Vec<(String, String, bool)> {
 
 #[test]
 fn the_table_is_in_order_so_that_no_module_needs_itself() {
-    for (place, (module, names)) in HOUSE.iter().enumerate() {
+    for (place, (module, names)) in LAYERS.iter().enumerate() {
         assert!(
-            HOUSE[..place].iter().all(|(other, _)| other != module),
+            LAYERS[..place].iter().all(|(other, _)| other != module),
             "`{module}` stands twice"
         );
         if let Names::Only(names) = names {
             for name in *names {
                 assert!(
-                    HOUSE[..place].iter().any(|(above, _)| above == name),
+                    LAYERS[..place].iter().any(|(above, _)| above == name),
                     "`{module}` may name `{name}`, which does not stand above it"
                 );
             }
@@ -357,7 +410,7 @@ fn the_table_and_the_library_have_the_same_modules() {
     let lib = std::fs::read_to_string(project().join("src/lib.rs")).unwrap();
     let pattern = Regex::new(r"(?m)^pub mod (\w+);").unwrap();
     let there: Vec<String> = pattern.captures_iter(&lib).map(|found| found[1].to_owned()).collect();
-    let table: Vec<&str> = HOUSE.iter().map(|(module, _)| *module).collect();
+    let table: Vec<&str> = LAYERS.iter().map(|(module, _)| *module).collect();
     assert_eq!(
         there, table,
         "src/lib.rs declares the modules in the order of the table"
@@ -436,7 +489,6 @@ fn the_checker_finds_what_it_looks_for() {
     one("main.rs", "fn f() { eprint!(\"a\"); }", "only `cli` prints");
     one("store/mod.rs", "fn f() { std::process::exit(1); }", "only `cli` ends");
     one("store/mod.rs", "fn f() { std::env::var(\"A\"); }", "only `cli` looks");
-    one("store/mod.rs", &"\n".repeat(MOST_LINES + 1), "split it");
 }
 
 #[test]
@@ -463,7 +515,6 @@ fn the_checker_lets_pass_what_is_fine() {
             "engine/embedded/sys.rs",
             "fn f() { unsafe { g() }; std::env::consts::OS; }",
         ),
-        ("store/mod.rs", &"\n".repeat(MOST_LINES)),
     ] {
         assert_eq!(found(path, text), [""; 0], "{text}");
     }
@@ -477,4 +528,163 @@ fn the_checker_lets_pass_what_is_fine() {
         problems_of("store/tests.rs", "fn f() { std::fs::read(p); }", true),
         [""; 0]
     );
+}
+
+/// Returns a path of modules, as `store::gc`, for a file below `src/`.
+fn module_of(path: &str) -> String {
+    let path = path.strip_suffix(".rs").unwrap();
+    let path = path.strip_suffix("/mod").unwrap_or(path);
+    if matches!(path, "lib" | "main") {
+        String::new()
+    } else {
+        path.replace('/', "::")
+    }
+}
+
+/// The files of a program by their module, and the names that `use` gives to items of other modules.
+struct Files<'a> {
+    /// Each module's file, with its code.
+    modules: BTreeMap<String, (&'a str, String)>,
+    /// By module and name: the path of the item.
+    used: BTreeMap<(String, String), String>,
+}
+
+impl<'a> Files<'a> {
+    fn new(sources: &'a [(String, String, bool)]) -> Self {
+        let own = sources.iter().filter(|(_, _, is_test)| !is_test);
+        let modules: BTreeMap<String, (&str, String)> = own
+            .map(|(path, text, _)| (module_of(path), (path.as_str(), without_tests(&code_of(text)).0)))
+            .collect();
+        let pattern = Regex::new(r"\buse\s+([\w:]+)(?:\s+as\s+(\w+))?\s*;").unwrap();
+        let mut used = BTreeMap::new();
+        for (module, (_, code)) in &modules {
+            for found in pattern.captures_iter(code) {
+                let path = &found[1];
+                let name = found
+                    .get(2)
+                    .map_or(path.rsplit("::").next().unwrap(), |name| name.as_str());
+                used.insert((module.clone(), name.to_owned()), path.to_owned());
+            }
+        }
+        Self { modules, used }
+    }
+
+    /// Returns the file that defines what a path names in a module; nothing for paths of other crates.
+    fn defines(&self, module: &str, path: &str) -> Option<&'a str> {
+        let mut at = module.to_owned();
+        let mut names = path.split("::").map(str::trim).peekable();
+        match *names.peek()? {
+            "crate" => at.clear(),
+            "self" | "super" => {}
+            first if self.modules.contains_key(&inside(module, first)) => {}
+            _ => return None,
+        }
+        for name in names {
+            match name {
+                "crate" | "self" => {}
+                "super" => at = at.rsplit_once("::").map_or("", |(parent, _)| parent).to_owned(),
+                name if self.modules.contains_key(&inside(&at, name)) => at = inside(&at, name),
+                name => {
+                    if let Some(path) = self.used.get(&(at.clone(), name.to_owned())) {
+                        return self.defines(&at, path);
+                    }
+                    break;
+                }
+            }
+        }
+        self.modules.get(&at).map(|(path, _)| *path)
+    }
+
+    /// Returns, for each file, the files that define what it names. The files below a module's own file are left out: it declares
+    /// them, so it names them in any case.
+    fn imports(&self) -> BTreeMap<&'a str, BTreeSet<&'a str>> {
+        let pattern = Regex::new(r"(pub(?:\([^)]*\))?\s+use\s+)?\b(\w+(?:\s*::\s*\w+)+)").unwrap();
+        let of_module = |(module, (file, code)): (&String, &(&'a str, String))| {
+            // A re-export names an item for others; the module itself need not use it.
+            let named = pattern.captures_iter(code).filter(|found| found.get(1).is_none());
+            let files = named.filter_map(|found| self.defines(module, &found[2]));
+            let below = format!("{module}::");
+            let files = files.filter(|other| module.is_empty() || !module_of(other).starts_with(&below));
+            (*file, files.filter(|other| other != file).collect())
+        };
+        self.modules.iter().map(of_module).collect()
+    }
+}
+
+fn inside(module: &str, name: &str) -> String {
+    if module.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{module}::{name}")
+    }
+}
+
+/// Returns the circles: files that import each other, directly or through others.
+fn circles(sources: &[(String, String, bool)]) -> Vec<String> {
+    let files = Files::new(sources);
+    let imports = files.imports();
+    let mut graph = petgraph::graphmap::DiGraphMap::<&str, ()>::new();
+    for (file, others) in &imports {
+        for other in others {
+            graph.add_edge(file, other, ());
+        }
+    }
+    let circles = petgraph::algo::tarjan_scc(&graph).into_iter();
+    let mut circles: Vec<String> = circles
+        .filter(|files| files.len() > 1)
+        .map(|mut files| {
+            files.sort_unstable();
+            let inner = |file: &str| {
+                let others = imports[file].iter().filter(|other| files.contains(other));
+                others.copied().collect::<Vec<_>>().join(", ")
+            };
+            let lines = files.iter().map(|file| format!("  {file} imports {}", inner(file)));
+            lines.collect::<Vec<_>>().join("\n")
+        })
+        .collect();
+    circles.sort();
+    circles
+}
+
+#[test]
+fn no_two_files_import_each_other() {
+    let circles = circles(&sources());
+    assert!(
+        circles.is_empty(),
+        "{} circles:\n{}",
+        circles.len(),
+        circles.join("\n\n")
+    );
+}
+
+#[test]
+fn circles_are_found_through_modules_and_reexports() {
+    let found = |files: &[(&str, &str)]| {
+        let files: Vec<(String, String, bool)> = files
+            .iter()
+            .map(|(path, text)| ((*path).to_owned(), (*text).to_owned(), false))
+            .collect();
+        circles(&files).len()
+    };
+    let direct = [
+        ("a/mod.rs", "mod b; mod c;"),
+        ("a/b.rs", "use super::c::C;"),
+        ("a/c.rs", "fn f() { super::b::g(); }"),
+    ];
+    assert_eq!(found(&direct), 1);
+    let reexport = [
+        ("a/mod.rs", "mod b; mod c; pub use b::B; pub use c::C;"),
+        ("a/b.rs", "use super::C;"),
+        ("a/c.rs", "use crate::a::B;"),
+    ];
+    assert_eq!(found(&reexport), 1);
+    let fine = [
+        ("a/mod.rs", "mod b; mod c; pub use b::B; use c::C; pub struct A(B, C);"),
+        ("a/b.rs", "use super::A; use super::c::C;"),
+        (
+            "a/c.rs",
+            "// use super::b::B;\nuse std::fmt::Display;\n#[cfg(test)]\nmod tests { use super::super::b::B; }",
+        ),
+    ];
+    assert_eq!(found(&fine), 0);
 }

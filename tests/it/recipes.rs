@@ -16,7 +16,7 @@ use forge::recipe::Parsed;
 use forge::recipe::Recipe;
 use forge::recipe::RecipeError;
 use forge::recipe::names;
-use forge::recipe::requirement::Figure;
+use forge::requirement::Figure;
 use forge::text::Source;
 use proptest::prelude::*;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use forge::figures::size_of_reference;
-use forge::report::words;
+use forge::prose;
 
 use crate::small;
 use crate::small::RECIPE;
@@ -55,7 +55,7 @@ fn references_are_counted_before_the_first_step_and_exactly_once_the_tokens_are_
         run.stderr
     );
     let least = length / 8 / 64;
-    let told = words::bytes(size_of_reference(VOCABULARY, POSITIONS * least));
+    let told = prose::bytes(size_of_reference(VOCABULARY, POSITIONS * least));
     assert!(run.stderr.contains(&told), "{told}: {}", run.stderr);
     assert_eq!(committed(project.store()), BTreeSet::new());
     // A part of it does.
@@ -65,7 +65,7 @@ fn references_are_counted_before_the_first_step_and_exactly_once_the_tokens_are_
     project.recipe(&with_chunks(Some(260)));
     let before = committed(project.store());
     let run = project.run(&["build", "-j", "1"]).status(3);
-    let told = words::bytes(200 * size_of_reference(VOCABULARY, POSITIONS));
+    let told = prose::bytes(200 * size_of_reference(VOCABULARY, POSITIONS));
     // Of the table nobody can say.
     let sentence = format!("it would write {told} or more to the file system of");
     assert!(run.stderr.contains(&sentence), "{sentence}: {}", run.stderr);
@@ -90,7 +90,7 @@ fn a_policy_that_measures_counts_its_references_too() {
         )
     };
     let least = length / 8 / 64;
-    let told = words::bytes(size_of_reference(VOCABULARY, POSITIONS * least));
+    let told = prose::bytes(size_of_reference(VOCABULARY, POSITIONS * least));
     project.recipe(&with(1_000_000));
     let run = project.run(&["build", "-j", "1"]).status(3);
     let sentence = format!("`policy.mix` would write {told}");

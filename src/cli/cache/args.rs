@@ -7,7 +7,7 @@ use clap::Args as ClapArgs;
 use clap::Subcommand;
 use clap::ValueEnum;
 
-use crate::recipe::quantity::Quantity;
+use crate::quantity::Quantity;
 use crate::store::Sample;
 
 /// Look at the store, check it, and make room.

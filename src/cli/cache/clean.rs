@@ -11,7 +11,7 @@ use crate::cli::cache::open;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
 use crate::cli::terminal::Terminal;
-use crate::report::words;
+use crate::prose;
 
 pub(super) fn run(args: &args::Clean, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let store = open(files, terminal)?;
@@ -27,14 +27,14 @@ pub(super) fn run(args: &args::Clean, files: &Files, terminal: &Terminal) -> Res
         } else {
             terminal.line(&format!(
                 "forge: {} removed, {} free",
-                words::count(removed.files, "file"),
-                words::bytes(removed.room)
+                prose::count(removed.files, "file"),
+                prose::bytes(removed.room)
             ));
         }
         return Ok(Exit::Done);
     }
     let total = store.usage().map_err(|error| failure(&error))?.total();
-    let question = format!("remove the whole store at {root} ({})?", words::bytes(total.room));
+    let question = format!("remove the whole store at {root} ({})?", prose::bytes(total.room));
     if !args.yes && !terminal.ask(&question) {
         if !terminal.can_ask() {
             let unsure = Diagnostic::error("nothing was removed: nobody can be asked here").code("usage::unconfirmed");
@@ -57,7 +57,7 @@ pub(super) fn run(args: &args::Clean, files: &Files, terminal: &Terminal) -> Res
         terminal.line(&format!("forge: the store at {root} is removed"));
     }
     if !left.is_empty() {
-        let names = words::names(&left, 5);
+        let names = prose::names(&left, 5);
         terminal.diagnostic(&Diagnostic::warning(format!(
             "{names} in {root} stayed: no part of a store of forge"
         )));

@@ -11,7 +11,7 @@ use crate::cli::diagnostic::Diagnostic;
 use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::terminal::Terminal;
-use crate::report::words;
+use crate::prose;
 use crate::store::Cause;
 use crate::store::GcDone;
 use crate::store::GcPlan;
@@ -103,12 +103,12 @@ fn told(done: &GcDone, terminal: &Terminal) {
     }
     let spared = match done.spared {
         0 => String::new(),
-        spared => format!("; {} stayed, used meanwhile", words::count(spared, "thing")),
+        spared => format!("; {} stayed, used meanwhile", prose::count(spared, "thing")),
     };
     terminal.line(&format!(
         "forge: {} collected, {} free{spared}",
-        words::count(done.results, "result"),
-        words::bytes(done.room)
+        prose::count(done.results, "result"),
+        prose::bytes(done.room)
     ));
 }
 
@@ -116,14 +116,14 @@ fn too_large(plan: &GcPlan) -> Diagnostic {
     let limit = plan.max_size.unwrap_or_default();
     let warning = Diagnostic::warning(format!(
         "the store takes {} then, more than the limit of {}",
-        words::bytes(plan.after),
-        words::bytes(limit)
+        prose::bytes(plan.after),
+        prose::bytes(limit)
     ));
     let mut largest: Vec<(Keeper, u64)> = plan.stays.iter().map(|(keeper, room)| (*keeper, *room)).collect();
     largest.sort_by_key(|(keeper, room)| (std::cmp::Reverse(*room), *keeper));
     let stays: Vec<String> = largest
         .into_iter()
-        .map(|(keeper, room)| format!("{} of {}", words::bytes(room), whose(keeper)))
+        .map(|(keeper, room)| format!("{} of {}", prose::bytes(room), whose(keeper)))
         .collect();
     let mut warning = warning.code("cache::limit");
     if !stays.is_empty() {
@@ -203,19 +203,19 @@ fn text(plan: &GcPlan) -> Block {
     let rows = plan.groups.iter().map(|((cause, kind), group)| {
         let mut what = Vec::new();
         if group.results > 0 {
-            what.push(words::count(group.results, "result"));
+            what.push(prose::count(group.results, "result"));
         }
         if group.files > 0 {
-            what.push(words::count(group.files, "file"));
+            what.push(prose::count(group.files, "file"));
         }
         let cost = if group.results > 0 {
-            format!(", {} to make again", words::duration_ms(group.cost_ms))
+            format!(", {} to make again", prose::duration_ms(group.cost_ms))
         } else {
             String::new()
         };
         format!(
             "  {:>10}  {kind:16}  {}{cost}; {}",
-            words::bytes(group.room),
+            prose::bytes(group.room),
             what.join(" and "),
             sentence(*cause)
         )
@@ -225,7 +225,7 @@ fn text(plan: &GcPlan) -> Block {
         let _ = writeln!(
             text,
             "the store takes {}; nothing is to be collected",
-            words::bytes(plan.before)
+            prose::bytes(plan.before)
         );
         return text;
     }
@@ -237,9 +237,9 @@ fn text(plan: &GcPlan) -> Block {
     let _ = writeln!(
         text,
         "the store takes {} now, {} then; kept are {} of pins, {} of the newest outputs, {} in use",
-        words::bytes(plan.before),
-        words::bytes(plan.after),
-        words::count(kept.pinned, "result"),
+        prose::bytes(plan.before),
+        prose::bytes(plan.after),
+        prose::count(kept.pinned, "result"),
         kept.newest,
         kept.live
     );

@@ -17,7 +17,7 @@ use crate::cli::cache::open;
 use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::terminal::Terminal;
-use crate::report::words;
+use crate::prose;
 use crate::session::names::Names;
 
 pub(super) fn run(args: &args::List, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
@@ -74,8 +74,8 @@ pub(super) fn run(args: &args::List, files: &Files, terminal: &Terminal) -> Resu
             "{}  {:16}  {:>10}  {:>10}  {:>8} ago  {}",
             entry.key.short(),
             entry.kind,
-            words::bytes(entry.bytes),
-            words::duration_ms(entry.cost_ms),
+            prose::bytes(entry.bytes),
+            prose::duration_ms(entry.cost_ms),
             coarse(age),
             note.trim_start()
         );
@@ -85,7 +85,7 @@ pub(super) fn run(args: &args::List, files: &Files, terminal: &Terminal) -> Resu
     if shown < all && !terminal.quiet {
         terminal.line(&format!(
             "forge: {shown} of {} shown, {matching} match",
-            words::count(all as u64, "result")
+            prose::count(all as u64, "result")
         ));
     }
     Ok(Exit::Done)

@@ -15,7 +15,7 @@ use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::terminal::Terminal;
 use crate::digest::Hash;
-use crate::report::words;
+use crate::prose;
 use crate::store::Pin;
 use crate::store::Store;
 
@@ -50,17 +50,17 @@ pub(super) fn pin(args: &args::Pin, files: &Files, terminal: &Terminal) -> Resul
             terminal.line(&format!(
                 "forge: `{}` {how}: {} kept",
                 pinned.pin.output,
-                words::count(pinned.kept as u64, "result")
+                prose::count(pinned.kept as u64, "result")
             ));
             for (lender, bytes) in &pinned.borrowed {
                 terminal.line(&format!(
                     "forge: {} of that are tensors in `{}`: kept as long as it stands unchanged",
-                    words::bytes(*bytes),
+                    prose::bytes(*bytes),
                     lender.display()
                 ));
             }
             if pinned.gone > 0 {
-                let gone = words::count(pinned.gone as u64, "result");
+                let gone = prose::count(pinned.gone as u64, "result");
                 let warning = Diagnostic::warning(format!("{gone} of it are not in the store (any more)"));
                 terminal.diagnostic(&warning.hint("build its recipe: what is made again is kept"));
             }

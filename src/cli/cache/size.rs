@@ -10,7 +10,7 @@ use crate::cli::cache::open;
 use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::terminal::Terminal;
-use crate::report::words;
+use crate::prose;
 use crate::store::Amount;
 
 pub(super) fn dir(files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
@@ -66,8 +66,8 @@ pub(super) fn run(files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
         let _ = writeln!(
             text,
             "  {name:width$}  {:>10}  {}",
-            words::bytes(part.room),
-            words::count(part.files, "file")
+            prose::bytes(part.room),
+            prose::count(part.files, "file")
         );
     };
     for (name, part) in &rows {
@@ -78,11 +78,11 @@ pub(super) fn run(files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
         let _ = writeln!(
             text,
             "besides, outputs hold {} of {}, which the store need not keep",
-            words::bytes(usage.borrowed.bytes),
-            words::count(usage.borrowed.files, "blob")
+            prose::bytes(usage.borrowed.bytes),
+            prose::count(usage.borrowed.files, "blob")
         );
     }
-    let _ = writeln!(text, "free on this disk: {}", words::bytes(free));
+    let _ = writeln!(text, "free on this disk: {}", prose::bytes(free));
     terminal.data(text.as_str());
     Ok(Exit::Done)
 }

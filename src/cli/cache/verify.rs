@@ -23,7 +23,7 @@ use crate::cli::files::Files;
 use crate::cli::signals;
 use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
-use crate::report::words;
+use crate::prose;
 use crate::session::names::Names;
 use crate::store::Flaw;
 use crate::store::Owner;
@@ -109,17 +109,17 @@ fn told(verified: &Verified, terminal: &Terminal) {
     if verified.dropped > 0 {
         terminal.line(&format!(
             "forge: {} dropped that had lost a part; a build makes again what it needs of them",
-            words::count(verified.dropped, "result")
+            prose::count(verified.dropped, "result")
         ));
     }
     let part = if read < verified.all.bytes {
-        format!(" of {}", words::bytes(verified.all.bytes))
+        format!(" of {}", prose::bytes(verified.all.bytes))
     } else {
         String::new()
     };
     let lenders = match verified.lenders.files {
         0 => String::new(),
-        files => format!(" and {}", words::count(files, "output")),
+        files => format!(" and {}", prose::count(files, "output")),
     };
     let flaws = match verified.flaws.len() {
         0 => "nothing is damaged".to_owned(),
@@ -129,10 +129,10 @@ fn told(verified: &Verified, terminal: &Terminal) {
     let stopped = if verified.stopped { "stopped: " } else { "" };
     terminal.line(&format!(
         "forge: {stopped}{}{lenders} ({}{part}), {} and {} read: {flaws}",
-        words::count(verified.blobs.files, "blob"),
-        words::bytes(read),
-        words::count(verified.results, "result"),
-        words::count(verified.notes, "note")
+        prose::count(verified.blobs.files, "blob"),
+        prose::bytes(read),
+        prose::count(verified.results, "result"),
+        prose::count(verified.notes, "note")
     ));
     if verified.flaws.iter().any(is_remade) {
         terminal.line("forge: `forge build RECIPE` makes it again (or `forge cache verify --repair RECIPE`)");
@@ -309,7 +309,7 @@ impl<'t> Progress<'t> {
         if last.elapsed() >= HEARTBEAT && !self.terminal.is_json() && !self.terminal.quiet {
             *last = Instant::now();
             self.terminal
-                .line(&format!("reading: {} of {}", words::bytes(done), words::bytes(total)));
+                .line(&format!("reading: {} of {}", prose::bytes(done), prose::bytes(total)));
         }
     }
 

@@ -4,17 +4,17 @@ use crate::cli::diagnostic::Diagnostic;
 use crate::cli::diagnostic::Hint;
 use crate::cli::diagnostic::Label;
 use crate::cli::diagnostic::Level;
+use crate::prose;
+use crate::prose::nearest;
+use crate::quantity::Quantity;
+use crate::quantity::QuantityProblem;
 use crate::recipe::Place;
 use crate::recipe::RecipeError;
 use crate::recipe::RecipeWarning;
 use crate::recipe::error::ExtendsProblem;
 use crate::recipe::names::MAX_NAME;
-use crate::recipe::names::nearest;
-use crate::recipe::quantity::Quantity;
-use crate::recipe::quantity::QuantityProblem;
-use crate::recipe::requirement::Figure;
-use crate::recipe::requirement::RequirementProblem;
-use crate::report::words;
+use crate::requirement::Figure;
+use crate::requirement::RequirementProblem;
 use crate::session::engines::EngineProblem;
 use crate::session::engines::EngineProblemKind;
 
@@ -58,7 +58,7 @@ impl Diagnostic {
                 if let Some(near) = nearest(name, known.iter().map(String::as_str)) {
                     unknown = unknown.hint(format!("did you mean `{near}`?"));
                 }
-                unknown.hint(format!("this program has: {}", words::names(known, LISTED)))
+                unknown.hint(format!("this program has: {}", prose::names(known, LISTED)))
             }
             EngineProblemKind::Lacks {
                 capability, step, able, ..
@@ -70,7 +70,7 @@ impl Diagnostic {
                 } else {
                     lacks.hint(format!(
                         "name another engine in that section: {}",
-                        words::names(able, LISTED)
+                        prose::names(able, LISTED)
                     ))
                 }
             }
@@ -132,7 +132,7 @@ fn first<P>(problems: &[P], word: impl Fn(&P) -> Diagnostic, group: &str, level:
     if more > 0 {
         let what = if level == Level::Error { "error" } else { "warning" };
         let plural = if more == 1 { "" } else { "s" };
-        let message = format!("and {} more {what}{plural}", words::thousands(more as u64));
+        let message = format!("and {} more {what}{plural}", prose::thousands(more as u64));
         let mut diagnostic = Diagnostic::error(message).code(format!("{group}::more"));
         diagnostic.level = level;
         diagnostics.push(diagnostic);
@@ -256,7 +256,7 @@ fn listed<S: AsRef<str>>(words: &[S]) -> String {
         .join(", ");
     if words.len() > LISTED {
         text.push_str(" and ");
-        text.push_str(&words::thousands((words.len() - LISTED) as u64));
+        text.push_str(&prose::thousands((words.len() - LISTED) as u64));
         text.push_str(" more");
     }
     text

@@ -4,28 +4,13 @@
 use rayon::prelude::*;
 
 use super::quantize::Plan;
-use super::quantize::QuantizeJob;
-use super::quantize::ReadAt;
 use super::quantize::dequantize_rows;
 use super::quantize::resize;
 use crate::engine::Cancel;
 use crate::engine::EngineError;
-
-/// What a matrix of a tensor lost.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct MatrixError {
-    /// The sum over all values of the weight of the column times the squared difference.
-    pub error: f64,
-    /// The sum over all values of the weight of the column times the squared value: what it would lose if all became zero.
-    pub norm: f64,
-}
-
-impl MatrixError {
-    fn add(&mut self, other: Self) {
-        self.error += other.error;
-        self.norm += other.norm;
-    }
-}
+use crate::engine::MatrixError;
+use crate::engine::QuantizeJob;
+use crate::engine::ReadAt;
 
 /// Returns what each matrix of a tensor lost. `quantized` are the bytes that [`quantize`](crate::engine::quantize) made of the
 /// job; its weights are those of the columns, 1 without any, whether or not the type used them.

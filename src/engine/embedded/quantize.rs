@@ -6,7 +6,6 @@
 //! itself, so neither cut changes a byte: the result is what `llama-quantize` writes for the tensor.
 #![allow(unsafe_code)]
 
-use std::io;
 use std::io::Write;
 
 use llama_cpp_sys_2 as ffi;
@@ -16,6 +15,8 @@ use super::log;
 use super::sys;
 use crate::engine::Cancel;
 use crate::engine::EngineError;
+use crate::engine::QuantizeJob;
+use crate::engine::ReadAt;
 use crate::tensor_type::TensorType;
 
 /// Values of a piece: large enough for one read and one kernel call to cost more than their start, small enough for the
@@ -25,26 +26,6 @@ const PIECE: u64 = 64 * 1024;
 const WINDOW: u64 = 2 * 1024 * 1024;
 /// Above this magnitude a scale may overflow its 16 bits, so the result is read back.
 const SUSPECT: f32 = 32_768.0;
-
-/// Fills a buffer with the source bytes that begin at a byte offset in the tensor. Called from many threads at once.
-pub type ReadAt<'a> = dyn Fn(u64, &mut [u8]) -> io::Result<()> + Sync + 'a;
-
-/// One tensor to quantize: `matrices` matrices of `rows_per_matrix` rows of `columns` values, rows one after another.
-#[derive(Debug, Clone, Copy)]
-pub struct QuantizeJob<'a> {
-    /// Type of the source: F32, F16, BF16 or a quantized type.
-    pub from: TensorType,
-    /// Type of the result. The same as `from` copies bytes.
-    pub to: TensorType,
-    /// Values in a row (the first dimension in GGUF's order).
-    pub columns: u64,
-    /// Rows of one matrix (the second dimension).
-    pub rows_per_matrix: u64,
-    /// Matrices (the third dimension, times the fourth): experts, or 1.
-    pub matrices: u64,
-    /// Importances: `columns` per matrix, or `columns` that all matrices share. Each is finite and at least 0.
-    pub weights: Option<&'a [f32]>,
-}
 
 /// A job whose sizes were all checked.
 #[derive(Clone, Copy)]

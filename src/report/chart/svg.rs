@@ -341,7 +341,7 @@ impl Chart {
         let mut text = format!(
             "{}: {}, {:.3} bpw, {} {:.4e}",
             point.candidate,
-            crate::report::words::bytes(point.bytes),
+            crate::prose::bytes(point.bytes),
             point.bpw,
             self.loss.short(),
             point.loss

@@ -18,7 +18,7 @@ use crate::work::imatrix;
 
 use super::Chosen;
 use super::budget;
-use super::choose::choose_by_rules;
+use super::by_rules::choose_by_rules;
 use super::read::failed;
 use super::read::type_of;
 

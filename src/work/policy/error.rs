@@ -12,7 +12,7 @@ use crate::policy::Losses;
 use crate::policy::ModelFacts;
 use crate::policy::Sensitivity;
 use crate::policy::TensorGroup;
-use crate::report::words;
+use crate::prose;
 use crate::tensor_type::TensorType;
 use crate::work::Context;
 use crate::work::LocatedModel;
@@ -182,8 +182,8 @@ fn measure(
     };
     let what = format!(
         "{} of {}",
-        words::count(variants.len() as u64, "probe"),
-        words::count(probed.len() as u64, "group")
+        prose::count(variants.len() as u64, "probe"),
+        prose::count(probed.len() as u64, "group")
     );
     let mut bench = Bench::new(context, reference, model.hyperparameters, tensors, &blocks);
     let divergences = bench.divergences(&what, &variants, 0..blocks.len())?;

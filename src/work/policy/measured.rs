@@ -16,7 +16,7 @@ use crate::policy;
 use crate::policy::HasImatrix;
 use crate::policy::ModelFacts;
 use crate::policy::Probe;
-use crate::report::words;
+use crate::prose;
 use crate::work::Context;
 use crate::work::StepError;
 use crate::work::blocks::Cut;
@@ -140,7 +140,7 @@ fn worth_probing(
     }
     context.note(format!(
         "{most} of {} that are possible are made: those that guessed losses make likeliest to be chosen",
-        words::count(probes.len() as u64, "probe")
+        prose::count(probes.len() as u64, "probe")
     ));
     ranked.truncate(most);
     let mut worth: Vec<Probe> = ranked.into_iter().map(|(_, _, probe)| probe).collect();
@@ -159,7 +159,7 @@ fn report(context: &Context<'_>, scan: &Scan<'_, '_>, incumbent: &scan::Incumben
     let first = if incumbent.round > 0 {
         format!(
             "; before {} of moves around it, it was {:.6}",
-            words::count(u64::from(incumbent.round), "round"),
+            prose::count(u64::from(incumbent.round), "round"),
             scan.first_loss()
         )
     } else {

@@ -2,6 +2,7 @@
 
 mod boosting;
 mod budget;
+mod by_rules;
 mod choose;
 mod chosen;
 mod devices;
@@ -23,11 +24,11 @@ use super::join::slice_bytes;
 use crate::action::Method;
 use crate::action::Policy;
 use crate::digest::BlobDigest;
-use crate::report::words;
+use crate::prose;
 
 pub use budget::around;
 pub use budget::energies_of;
-pub use choose::choose_by_rules;
+pub use by_rules::choose_by_rules;
 pub use inspected::Inspected;
 pub use solving::Solving;
 
@@ -55,7 +56,7 @@ impl Work for Policy {
             .iter()
             .for_each(|warning| context.warn(sentence(warning)));
         if table.fallbacks() > 0 {
-            let fallbacks = words::count(table.fallbacks() as u64, "tensor");
+            let fallbacks = prose::count(table.fallbacks() as u64, "tensor");
             context.warn(format!(
                 "{fallbacks} got another type than asked for, since their rows are no whole blocks of it"
             ));

@@ -7,7 +7,7 @@ use crate::policy;
 use crate::policy::Around;
 use crate::policy::Prepared;
 use crate::policy::Probe;
-use crate::report::words;
+use crate::prose;
 use crate::tensor_type::TensorType;
 use crate::work::StepError;
 
@@ -39,7 +39,7 @@ impl Scan<'_, '_> {
             let mut around = Around::new(&evidence, incumbent.choice.clone());
             let what = format!(
                 "round {round}: {} around the choice",
-                words::count(moves.len() as u64, "move")
+                prose::count(moves.len() as u64, "move")
             );
             // What moves lose more or less than alone is small beside the noise of a few chunks.
             let (half, _) = self.bench.first_blocks(together.len().div_ceil(2) as u64);
@@ -123,7 +123,7 @@ impl Scan<'_, '_> {
                     moved,
                 });
             }
-            let what = format!("a closer look at {}", words::count(short.len() as u64, "move"));
+            let what = format!("a closer look at {}", prose::count(short.len() as u64, "move"));
             self.look_around(&what, &short, self.measured, together, around)?;
         }
     }

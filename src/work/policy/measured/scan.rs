@@ -13,7 +13,7 @@ use crate::policy::ModelFacts;
 use crate::policy::Prepared;
 use crate::policy::Probe;
 use crate::policy::mean;
-use crate::report::words;
+use crate::prose;
 use crate::tensor_type::TensorType;
 use crate::work::Context;
 use crate::work::StepError;
@@ -116,8 +116,8 @@ impl<'r, 't> Scan<'r, 't> {
         }
         let what = format!(
             "a first look at {} of {}",
-            words::count(probes.len() as u64, "type"),
-            words::count(self.solving.groups.len() as u64, "group")
+            prose::count(probes.len() as u64, "type"),
+            prose::count(self.solving.groups.len() as u64, "group")
         );
         self.probe(&what, probes, self.screened)?;
         loop {
@@ -140,7 +140,7 @@ impl<'r, 't> Scan<'r, 't> {
                 let blocks = self.bench.first_blocks(2 * chunks as u64).0.min(self.measured);
                 let what = format!(
                     "a closer look at {}, on which the choice hangs",
-                    words::count(open.len() as u64, "type")
+                    prose::count(open.len() as u64, "type")
                 );
                 self.probe(&what, &open, blocks)?;
             }

@@ -1,4 +1,4 @@
-//! Numbers as people read them.
+//! Numbers, counted nouns, lists and suggestions, as messages write them.
 
 /// Returns a number with commas between groups of three digits: `15,980`.
 pub fn thousands(number: u64) -> String {
@@ -68,6 +68,44 @@ pub fn names<S: AsRef<str>>(names: &[S], most: usize) -> String {
     }
 }
 
+/// Returns words as a list in prose: "`a`, `b` and `c`".
+pub fn listed<S: AsRef<str>>(words: &[S]) -> String {
+    let quoted: Vec<String> = words.iter().map(|word| format!("`{}`", word.as_ref())).collect();
+    match quoted.split_last() {
+        None => "nothing".to_owned(),
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+    }
+}
+
+/// Returns a choice of a few words in prose: "`a`, `b` or `c`".
+pub fn either<S: AsRef<str>>(words: &[S]) -> String {
+    listed(words).replace("` and `", "` or `")
+}
+
+/// Returns the word nearest to `found` among `known`, if one is near enough to be what was meant.
+pub fn nearest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let lower = found.to_lowercase();
+    let length = lower.chars().count();
+    // A third of the letters may be wrong, at least one: enough for a slip, too little for another word.
+    let reach = (length / 3).clamp(1, 3);
+    let distance = |word: &str| strsim::damerau_levenshtein(&lower, &word.to_lowercase());
+    known
+        .into_iter()
+        .map(|word| (distance(word), word))
+        .filter(|(distance, word)| *distance <= reach || (length >= 4 && word.to_lowercase().starts_with(&lower)))
+        .min_by_key(|(distance, word)| (*distance, std::cmp::Reverse(common_start(&lower, word))))
+        .map(|(_, word)| word)
+}
+
+/// Returns how many characters two words begin with alike, in either case.
+fn common_start(a: &str, b: &str) -> usize {
+    a.chars()
+        .zip(b.chars())
+        .take_while(|(a, b)| a.eq_ignore_ascii_case(b))
+        .count()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,5 +129,14 @@ mod tests {
         assert_eq!(names(&["a"], 3), "`a`");
         assert_eq!(names(&["a", "b", "c"], 3), "`a`, `b` and `c`");
         assert_eq!(names(&["a", "b", "c"], 2), "`a`, `b` and 1 more");
+    }
+
+    #[test]
+    fn the_nearest_word_is_near() {
+        let mixes = ["Q4_0", "Q4_K_S", "Q4_K_M", "Q5_K_M"];
+        assert_eq!(nearest("polcy", ["policy", "promote"]), Some("policy"));
+        assert_eq!(nearest("q4_k_m", mixes), Some("Q4_K_M"));
+        assert_eq!(nearest("Q4_K_XL", mixes), Some("Q4_K_S"));
+        assert_eq!(nearest("banana", ["policy", "promote"]), None);
     }
 }

@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use serde::{Serialize, Serializer};
 
-use crate::recipe::names::nearest;
-use crate::recipe::quantity::Quantity;
-use crate::recipe::quantity::QuantityProblem;
+use crate::prose::nearest;
+use crate::quantity::Quantity;
+use crate::quantity::QuantityProblem;
 
 /// A figure of a candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-use crate::recipe::names::nearest;
+use crate::prose::nearest;
 
 /// A decimal number that is not negative, kept exactly in millionths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

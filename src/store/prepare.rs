@@ -1,0 +1,258 @@
+//! Creates a store, or checks the version of one.
+
+use std::ffi::OsStr;
+use std::io;
+use std::io::Write as _;
+use std::path::Path;
+
+use crate::digest::Hash;
+use crate::fs;
+use crate::fs::FileKind;
+use crate::store::StoreError;
+use crate::store::aside;
+use crate::store::aside::Moved;
+use crate::store::layout::ACTIONS;
+use crate::store::layout::CAS;
+use crate::store::layout::DIRECTORIES;
+use crate::store::layout::LAYOUT;
+use crate::store::layout::LAYOUT_FILE;
+use crate::store::layout::LEASES;
+use crate::store::layout::LOCKS;
+use crate::store::layout::QUARANTINE;
+use crate::store::layout::RUN_FOLDERS;
+use crate::store::layout::RUNS;
+use crate::store::layout::SHARDED;
+use crate::store::layout::TAG_FILE;
+use crate::store::layout::TMP;
+
+const LAYOUT_WORD: &str = "forge-store";
+const LAYOUT_CAP: u64 = 256;
+const TAG_CAP: u64 = 4096;
+const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55
+# This directory is a cache of forge. Everything in it can be made again.
+# For information about cache directory tags see https://bford.info/cachedir/
+";
+
+/// Makes the directories of a store, or checks that those that are there are of a version that this program knows. What
+/// stands in the way of a file or a directory of the store is moved aside, and a damaged `layout` is written anew; returns
+/// what was moved.
+pub(super) fn prepare(root: &Path) -> Result<Vec<Moved>, StoreError> {
+    let layout = root.join(LAYOUT_FILE);
+    let found = read_layout(&layout)?;
+    match &found {
+        Layout::Known => {}
+        Layout::Newer(found) => {
+            return Err(StoreError::Newer {
+                path: layout,
+                found: *found,
+                supported: LAYOUT,
+            });
+        }
+        Layout::Absent | Layout::Damaged(_) if has_parts(root) => {}
+        Layout::Absent => refuse_foreign(root)?,
+        Layout::Damaged(text) => {
+            return Err(StoreError::NotAStore {
+                path: root.to_owned(),
+                found: format!("{LAYOUT_FILE}: {}", text.trim().chars().take(40).collect::<String>()),
+            });
+        }
+    }
+    let mut moved = Vec::new();
+    // Cheap when all is there; mends a store from which somebody removed a directory by hand. The quarantine comes first:
+    // everything else is moved there.
+    refuse_link(&root.join(QUARANTINE))?;
+    moved.extend(free_quarantine(root)?);
+    for directory in DIRECTORIES {
+        let path = root.join(directory);
+        refuse_link(&path)?;
+        moved.extend(aside::set_file_aside(root, &path)?);
+        fs::create_dir_all(&path)?;
+    }
+    moved.extend(heal_within(root)?);
+    if !matches!(found, Layout::Known) {
+        create_shards(root)?;
+    }
+    let tag = root.join(TAG_FILE);
+    moved.extend(aside::set_aside(root, &tag)?);
+    if !is_tag(&tag) {
+        write(root, TAG_FILE, TAG)?;
+    }
+    if !matches!(found, Layout::Known) {
+        // Last: a store that has this has all the rest.
+        moved.extend(aside::set_aside(root, &layout)?);
+        write(root, LAYOUT_FILE, &layout_text())?;
+    }
+    Ok(moved)
+}
+
+/// What the file says that tells the version.
+enum Layout {
+    Known,
+    Newer(u64),
+    Absent,
+    /// Something else, or no file: what can be read of it.
+    Damaged(String),
+}
+
+fn layout_text() -> String {
+    format!("{LAYOUT_WORD} {LAYOUT}\n")
+}
+
+fn read_layout(path: &Path) -> Result<Layout, StoreError> {
+    let text = match aside::read_own(path, LAYOUT_CAP) {
+        Ok((text, _)) => text,
+        Err(error) if error.is_not_found() => return Ok(Layout::Absent),
+        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::FileTooLarge) => {
+            return Ok(Layout::Damaged(error.source.to_string()));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let known = layout_text();
+    if text == known.as_bytes() {
+        return Ok(Layout::Known);
+    }
+    let words = String::from_utf8_lossy(&text).into_owned();
+    let version = words
+        .strip_prefix(LAYOUT_WORD)
+        .and_then(|rest| rest.trim().parse::<u64>().ok());
+    match version {
+        // A single flipped bit makes `3`, `5` or `9` of `1`. So later layouts do not use these numbers alone
+        // (`cache-schema/README.md`).
+        Some(found) if found > LAYOUT && !is_one_bit_from(&text, known.as_bytes()) => Ok(Layout::Newer(found)),
+        _ => Ok(Layout::Damaged(words)),
+    }
+}
+
+fn is_one_bit_from(text: &[u8], other: &[u8]) -> bool {
+    let bits = text.iter().zip(other).map(|(a, b)| (a ^ b).count_ones());
+    text.len() == other.len() && bits.sum::<u32>() == 1
+}
+
+/// Returns whether a directory is a store, as far as it can be told without its `layout`: it has a cache's tag, or nothing
+/// but what a store has, and in any case the directories of blobs and of results.
+fn has_parts(root: &Path) -> bool {
+    let is_there = |name: &str| {
+        let found = fs::facts(&root.join(name)).ok().flatten();
+        found.is_some_and(|found| found.kind == FileKind::Directory)
+    };
+    is_there(CAS) && is_there(ACTIONS) && (is_tag(&root.join(TAG_FILE)) || refuse_foreign(root).is_ok())
+}
+
+/// Returns whether a file begins as the tag of a cache does.
+fn is_tag(path: &Path) -> bool {
+    let signature = TAG.lines().next().unwrap_or_default();
+    let read = aside::read_own(path, TAG_CAP);
+    read.is_ok_and(|(text, _)| text.starts_with(signature.as_bytes()))
+}
+
+/// Makes place for the quarantine itself where something else has its name, which becomes the first thing in it.
+fn free_quarantine(root: &Path) -> Result<Option<Moved>, StoreError> {
+    let path = root.join(QUARANTINE);
+    if fs::facts(&path)?.is_none_or(|found| found.kind == FileKind::Directory) {
+        return Ok(None);
+    }
+    let what = fs::what_is(&path).unwrap_or("something else");
+    let made = root.join(fs::unique_name());
+    fs::create_dir(&made)?;
+    let name = format!("{}-0.odd", Hash::of(QUARANTINE.as_bytes()));
+    fs::rename(&path, &made.join(&name))?;
+    fs::rename(&made, &path)?;
+    Ok(Some(Moved {
+        to: path.join(name),
+        path,
+        what,
+    }))
+}
+
+/// Moves aside what stands in the way in the directories that every process needs: a file in place of a directory, and
+/// anything else than a file in place of a lock. Links to directories are refused: they lead out of the store.
+fn heal_within(root: &Path) -> Result<Vec<Moved>, StoreError> {
+    let mut moved = Vec::new();
+    for directory in SHARDED {
+        let directory = root.join(directory);
+        for entry in fs::list(&directory)? {
+            if !entry.is_dir {
+                let path = directory.join(&entry.name);
+                refuse_link(&path)?;
+                if is_shard(&entry.name) {
+                    moved.extend(aside::set_file_aside(root, &path)?);
+                    fs::create_dir_all(&path)?;
+                }
+            }
+        }
+    }
+    for folder in RUN_FOLDERS {
+        let path = root.join(RUNS).join(folder);
+        refuse_link(&path)?;
+        if let Some(odd) = aside::set_file_aside(root, &path)? {
+            fs::create_dir_all(&path)?;
+            moved.push(odd);
+        }
+    }
+    for directory in [LOCKS, LEASES, TMP] {
+        let path = root.join(directory);
+        for entry in fs::list(&path)? {
+            let is_lock = directory != TMP || Path::new(&entry.name).extension().is_some_and(|it| it == "lock");
+            if !entry.is_file && (is_lock || !entry.is_dir) {
+                moved.extend(aside::set_aside(root, &path.join(&entry.name))?);
+            }
+        }
+    }
+    Ok(moved)
+}
+
+fn is_shard(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.len() == 2 && name.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Refuses a link in place of a directory, as a store that came in an archive from elsewhere could have: what is written to
+/// it or removed from it would be somebody else's. The store's own root may be a link.
+fn refuse_link(path: &Path) -> Result<(), StoreError> {
+    match fs::facts(path)? {
+        Some(facts) if facts.kind == FileKind::Link => Err(StoreError::LeadsOut { path: path.to_owned() }),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a directory that holds anything that a store does not.
+fn refuse_foreign(root: &Path) -> Result<(), StoreError> {
+    if !fs::exists(root)? {
+        return Ok(());
+    }
+    for entry in fs::list(root)? {
+        let name = entry.name.to_string_lossy();
+        let ours = DIRECTORIES.contains(&&*name) || name == TAG_FILE || name == LAYOUT_FILE || name == "lost+found";
+        // A process killed while it made the store leaves these.
+        if !ours && !name.starts_with(".forge-") {
+            return Err(StoreError::NotAStore {
+                path: root.to_owned(),
+                found: name.into_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Makes the directories within those of blobs and of results. All of them when the store is made, and durably: a process
+/// that finds one need not wonder whether the one that made it had synced it.
+fn create_shards(root: &Path) -> Result<(), StoreError> {
+    for directory in [CAS, ACTIONS] {
+        let directory = root.join(directory);
+        for first in 0..=u8::MAX {
+            fs::create_dir(&directory.join(format!("{first:02x}")))?;
+        }
+        fs::sync_dir(&directory)?;
+    }
+    Ok(())
+}
+
+/// Writes a file in the store's own directory.
+fn write(root: &Path, name: &str, text: &str) -> Result<(), StoreError> {
+    let path = root.join(name);
+    let mut temp = fs::TempFile::own_in(root)?;
+    temp.write_all(text.as_bytes())
+        .map_err(fs::PathError::on(&path, "write"))?;
+    temp.persist(&path, fs::Durability::Synced)?;
+    Ok(())
+}
