@@ -20,7 +20,6 @@ use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
 use std::time::Instant;
 
 use forge::gguf::DEFAULT_ALIGNMENT;
@@ -102,9 +101,10 @@ fn forge(folder: &Path, arguments: &[&str]) -> (String, f64) {
 
 fn prepare(what: &str, folder: &Path) {
     let (_, first) = forge(folder, &["--quiet"]);
-    // A file that has just been written may be read once more; after that nothing may run. The stamps of outputs prove
-    // something when they are older than the grain of clocks.
-    std::thread::sleep(forge::fs::GRAIN + Duration::from_millis(100));
+    // A file that has just been written may be read once more; after that nothing may run.
+    let path = folder.join(".clock");
+    let file = fs::File::create(&path).unwrap();
+    forge::fs::settle(&file, &path).unwrap();
     forge(folder, &["--quiet"]);
     let (events, _) = forge(folder, &["--message-format", "json"]);
     assert!(

@@ -118,7 +118,7 @@ fn prepared() -> (Forge, Vec<(String, Vec<u8>)>) {
     cache_small::build_well(&forge, "out");
     let _ = forge.run(&["cache", "pin", "out/c0.gguf"]).success();
     // A note of a build with nothing to do is written once all stamps are old enough.
-    std::thread::sleep(Duration::from_millis(2100));
+    forge.settle();
     let _ = forge.run(&["build", "-j", "1", "--out", "out"]).success();
     let store = forge.store();
     let event = format!("{}-01234567", Hash::of(b"an action"));

@@ -2,7 +2,6 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use forge::session::Question;
 use forge::session::nothing_to_do;
@@ -126,8 +125,7 @@ fn a_note_is_believed_while_nothing_has_changed_and_never_after() {
         build_well(forge, &[]);
         assert_eq!(answer(forge), None, "{what}: a build that ran something notes nothing");
     });
-    // Until every stamp proves something.
-    std::thread::sleep(forge::fs::GRAIN + Duration::from_millis(100));
+    projects.iter().for_each(|(_, _, forge)| forge.settle());
     cut::in_parallel(&projects, |(what, change, forge)| {
         let steps = build_well(forge, &[]).events.last().unwrap()["cached"].as_u64();
         assert_eq!(answer(forge).map(|steps| steps as u64), steps, "{what}");
@@ -155,7 +153,7 @@ fn a_note_is_believed_while_nothing_has_changed_and_never_after() {
 fn what_others_add_to_the_store_leaves_a_note_as_it_is() {
     let forge = project();
     build_well(&forge, &[]);
-    std::thread::sleep(forge::fs::GRAIN + Duration::from_millis(100));
+    forge.settle();
     build_well(&forge, &[]);
     let steps = answer(&forge);
     assert!(steps.is_some());
@@ -175,7 +173,7 @@ fn what_others_add_to_the_store_leaves_a_note_as_it_is() {
 fn a_damaged_note_is_no_note() {
     let forge = project();
     build_well(&forge, &[]);
-    std::thread::sleep(forge::fs::GRAIN + Duration::from_millis(100));
+    forge.settle();
     build_well(&forge, &[]);
     assert!(answer(&forge).is_some());
     let folder = forge.store().join("runs-v1/fresh");
@@ -205,7 +203,8 @@ fn a_gate_that_fails_and_a_recipe_with_warnings_are_never_noted() {
     for _ in 0..2 {
         let _ = cut::build(&gated, &[]).run.status(1);
         build_well(&warned, &[]);
-        std::thread::sleep(forge::fs::GRAIN + Duration::from_millis(100));
+        gated.settle();
+        warned.settle();
     }
     assert_eq!(cut::build(&gated, &[]).run.status, Some(1));
     assert_eq!(answer(&gated), None);

@@ -14,6 +14,9 @@ use crate::support::Forge;
 /// Files that `make test` tries. `FORGE_TEST_MUTATIONS` says how many else; CI tries 300.
 const FILES: u64 = 40;
 
+/// More memory than any process needs for these models, in bytes. A count of the metadata that llama.cpp believed would ask for more.
+const MEMORY: i64 = 2 << 30;
+
 /// Everything that a model goes through, and a candidate of another model.
 const RECIPE: &str = r#"schema = 1
 name = "mutated"
@@ -248,6 +251,11 @@ fn mutated_metadata_fail_a_step_or_are_right_and_end_no_build() {
     for verdict in found.into_inner().unwrap() {
         counts[verdict as usize] += 1;
     }
+    // Builds and their worker processes: the largest of all that have ended.
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_CHILDREN).unwrap();
+    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
+    let peak = usage.max_rss() * unit;
+    assert!(peak < MEMORY, "a process had {peak} bytes in memory");
     let [built, refused, failed] = counts;
     eprintln!(
         "{files} files from seed {first}: {built} built, {refused} refused before the first step, {failed} failed in a step"

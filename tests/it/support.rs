@@ -125,6 +125,15 @@ impl Forge {
         command
     }
 
+    /// Waits until a later change of any file of the project shows in its stamp: milliseconds on most file systems.
+    pub(crate) fn settle(&self) {
+        let path = self.path(".clock");
+        let file = std::fs::File::create(&path).unwrap();
+        let (stamp, now) = forge::fs::settle(&file, &path).unwrap();
+        assert!(stamp.is_settled(&now), "the clock of the file system stands still");
+        std::fs::remove_file(&path).unwrap();
+    }
+
     pub(crate) fn run(&self, args: &[&str]) -> Run {
         Run::of(self.command(args).output().unwrap())
     }
