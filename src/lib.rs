@@ -17,6 +17,8 @@ pub mod gguf;
 
 pub mod imatrix;
 
+pub mod content;
+
 pub mod quantity;
 
 pub mod requirement;

@@ -181,7 +181,7 @@ fn execute(context: &Context<'_>, named: &str, args: &args::Exec, files: &Files)
         context.run(&action)?
     };
     if let (Some(out), Some(written)) = (&args.out, context.take_candidate()) {
-        let name = format!("{}.gguf", key.hash().short());
+        let name = gguf::file_name(&key.hash().short());
         written.persist(&files.path(out).join(name), fs::Durability::Synced)?;
     }
     Ok(Executed {

@@ -20,6 +20,7 @@ use crate::cli::settings::Machine;
 use crate::cli::show;
 use crate::cli::terminal::Terminal;
 use crate::cli::text_file::read_source;
+use crate::content::Content;
 use crate::digest::BlobDigest;
 use crate::engine::Cancel;
 use crate::engine::EngineSettings;
@@ -221,6 +222,15 @@ impl Files {
         };
         let session = Session::open(recipe, settings, &target.steps, cancel);
         Ok((session.map_err(|error| session_failure(&error))?, machine))
+    }
+
+    /// Returns whether a word of the command line names a recipe: a file with text that is not JSON. For a file that cannot be
+    /// read, its name decides which verb reports that.
+    pub(super) fn is_recipe(&self, word: &str) -> bool {
+        match Content::of(&self.path(Path::new(word))) {
+            Ok(content) => matches!(content, Content::Text),
+            Err(_) => Path::new(word).extension().is_some_and(|extension| extension == "toml"),
+        }
     }
 
     /// Returns where the store is, and the user's settings, for verbs that need no recipe: as for a recipe in this folder.

@@ -66,7 +66,7 @@ fn knows_unicode() -> bool {
 
 /// Returns the tables of metrics that a word means: those of a recipe's build, or the file itself.
 fn tables(file: &str, out: Option<&Path>, files: &Files, terminal: &Terminal) -> Result<Vec<PathBuf>, Failure> {
-    if Path::new(file).extension().is_none_or(|extension| extension != "toml") {
+    if !files.is_recipe(file) {
         return Ok(vec![files.place(Path::new(file))]);
     }
     let recipe = files.recipe(file, terminal)?.recipe;

@@ -14,6 +14,7 @@ use crate::cli::terminal::Terminal;
 use crate::diff;
 use crate::engine::Cancel;
 use crate::fs;
+use crate::gguf;
 use crate::manifest;
 use crate::observer::Silent;
 use crate::plan::Status;
@@ -80,7 +81,7 @@ pub(super) fn candidate(word: &str, of: &OfRecipe, files: &Files, terminal: &Ter
 
 fn file_of(candidate: &StepId, recipe: &Recipe, of: &OfRecipe, files: &Files) -> PathBuf {
     let out = files.out(&of.recipe, &recipe.name, of.out.as_deref());
-    out.join(format!("{}.gguf", candidate.label()))
+    out.join(gguf::file_name(&candidate.label()))
 }
 
 fn not_built(step: &StepId, of: &OfRecipe) -> Failure {

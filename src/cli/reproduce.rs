@@ -19,6 +19,7 @@ use crate::cli::settings::Machine;
 use crate::cli::sign;
 use crate::cli::signals;
 use crate::cli::terminal::Terminal;
+use crate::content::Content;
 use crate::engine::Cancel;
 use crate::observer::Observer;
 use crate::prose;
@@ -34,7 +35,7 @@ use crate::session::reproduce::Verdict;
 
 pub(super) fn run(args: &args::Reproduce, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let path = files.path(&args.path);
-    let manifest = if path.extension().is_some_and(|extension| extension == "json") {
+    let manifest = if matches!(Content::of(&path), Ok(Content::Json)) {
         path
     } else {
         sign::target(&path)?.manifest

@@ -9,6 +9,8 @@ use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
 use crate::cli::json;
 use crate::cli::terminal::Terminal;
+use crate::content::Content;
+use crate::gguf;
 use crate::graph::NodeId;
 use crate::graph::Work;
 use crate::manifest;
@@ -24,7 +26,7 @@ use crate::verify::Target;
 
 /// Returns what a path on the command line means: a manifest, or the output beside which it stands.
 pub(super) fn target(path: &Path) -> Result<Target, Failure> {
-    if path.extension().is_some_and(|extension| extension == "json") {
+    if matches!(Content::of(path), Ok(Content::Json)) {
         Target::of_manifest(path).ok_or_else(|| {
             let name = Diagnostic::error(format!("`{}` is not named as a manifest", path.display()));
             Failure::new(
@@ -102,7 +104,7 @@ pub(super) fn sign_outputs(
     for node in session.graph().nodes() {
         let done = report.outcomes.contains_key(&node.id) && !failed(&node.id);
         if let (Work::Promote { .. }, NodeId::Step(id), true) = (&node.work, &node.id, done) {
-            let target = Target::of_output(&session.out().join(format!("{}.gguf", id.label())));
+            let target = Target::of_output(&session.out().join(gguf::file_name(&id.label())));
             let envelope = target.signatures();
             // What is signed already is not worth a line for each build.
             let silent = crate::fs::exists(&envelope).unwrap_or(false) && signing::is_signed(&target, key.public());

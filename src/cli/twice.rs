@@ -1,7 +1,5 @@
 //! `forge check --twice`: runs actions twice and says which differ.
 
-use std::path::Path;
-
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
@@ -25,7 +23,7 @@ pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Res
         return Err(Failure::new(Exit::Usage, several));
     };
     let steps = args.twice.clone().unwrap_or_default();
-    if let Some(path) = steps.iter().find(|step| is_toml(step)) {
+    if let Some(path) = steps.iter().find(|step| files.is_recipe(step)) {
         let place = Diagnostic::error(format!("`{path}` is no step")).code("usage");
         let hint = format!("the recipe stands before the option: `forge check {path} --twice`");
         return Err(Failure::new(Exit::Usage, place.hint(hint)));
@@ -79,10 +77,6 @@ pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Res
         (Exit::Done, 1..) => Exit::Recipe,
         (exit, _) => exit,
     })
-}
-
-fn is_toml(path: &str) -> bool {
-    Path::new(path).extension().is_some_and(|extension| extension == "toml")
 }
 
 fn text(differences: &[TwiceDifference]) -> Block {

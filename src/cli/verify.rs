@@ -22,7 +22,9 @@ use crate::cli::settings::Machine;
 use crate::cli::sign;
 use crate::cli::sign::key_failure;
 use crate::cli::terminal::Terminal;
+use crate::content::Content;
 use crate::fs;
+use crate::gguf;
 use crate::manifest;
 use crate::prose;
 use crate::sign::PublicKey;
@@ -79,14 +81,14 @@ fn targets_of(path: &str, args: &args::Verify, files: &Files, terminal: &Termina
     if fs::list(&place).is_ok() {
         return in_folder(&place);
     }
-    if Path::new(path).extension().is_some_and(|extension| extension == "toml") {
+    if files.is_recipe(path) {
         let parsed = files.recipe(path, terminal)?;
         let out = match &args.out {
             Some(out) => files.path(out),
             None => files.folder(path).join("out").join(&parsed.recipe.name),
         };
         let candidates = parsed.recipe.candidates();
-        let outputs = candidates.map(|step| out.join(format!("{}.gguf", step.id.label())));
+        let outputs = candidates.map(|step| out.join(gguf::file_name(&step.id.label())));
         return Ok(outputs.map(|output| Target::of_output(&output)).collect());
     }
     let signed = path.strip_suffix(SIGNATURES);
@@ -101,10 +103,7 @@ fn in_folder(folder: &Path) -> Result<Vec<Target>, Failure> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if name.ends_with(manifest::SUFFIX) {
             targets.extend(Target::of_manifest(&path));
-        } else if Path::new(&name)
-            .extension()
-            .is_some_and(|extension| extension == "gguf")
-        {
+        } else if matches!(Content::of(&path), Ok(Content::Model | Content::Damaged(_))) {
             targets.push(Target::of_output(&path));
         }
     });

@@ -1,7 +1,6 @@
 //! `forge why`: why a step or a tensor runs, or when and why it ran last.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -37,7 +36,7 @@ const NAMED: usize = 12;
 
 pub(super) fn run(args: &args::Why, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     if let Some(step) = &args.step
-        && Path::new(step).extension().is_some_and(|extension| extension == "toml")
+        && files.is_recipe(step)
     {
         let misplaced = Diagnostic::error(format!("`{step}` is a recipe, not a step")).code("usage::no-such-step");
         return Err(Failure::new(

@@ -1,6 +1,5 @@
 //! What a file is, by what is in it.
 
-use std::io::Read as _;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -8,6 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::DiffError;
+use crate::content::Content;
 use crate::fs;
 use crate::gguf;
 use crate::gguf::Model;
@@ -16,8 +16,6 @@ use crate::manifest::Manifest;
 use crate::policy::Table;
 use crate::recipe::Recipe;
 
-/// So much of a file tells whether it is text.
-const START: u64 = 64 << 10;
 /// No JSON document is longer: a manifest has some 400 bytes for each tensor.
 const JSON_CAP: u64 = 256 << 20;
 /// No imatrix is longer: four bytes for each column of each expert.
@@ -103,53 +101,18 @@ pub fn detect(path: &Path) -> Result<Kind, DiffError> {
     if path == Path::new("/dev/null") {
         return Ok(Kind::Nothing);
     }
-    let mut start = Vec::new();
-    fs::open(path)?
-        .take(START)
-        .read_to_end(&mut start)
-        .map_err(fs::PathError::on(path, "read"))?;
-    let text = match std::str::from_utf8(&start) {
-        Ok(text) => Some(text),
-        // The last character may go on after what was read.
-        Err(error) if error.error_len().is_none() && start.len() as u64 == START => {
-            std::str::from_utf8(&start[..error.valid_up_to()]).ok()
-        }
-        Err(_) => None,
-    };
-    let text = text.filter(|text| !text.contains('\0'));
-    match text {
-        _ if start.is_empty() => Ok(Kind::Nothing),
-        _ if start.starts_with(&gguf::MAGIC) => gguf_kind(path),
-        Some(text) if text.trim_start().starts_with('{') => Ok(json(path)?.0),
-        Some(_) => Ok(Kind::Recipe),
-        None if may_be_dat(&start) => Ok(Kind::Imatrix),
-        None => Err(DiffError::Unknown {
+    match Content::of(path)? {
+        Content::Empty => Ok(Kind::Nothing),
+        Content::Text => Ok(Kind::Recipe),
+        Content::Json => Ok(json(path)?.0),
+        Content::Model => Ok(Kind::Candidate),
+        Content::Imatrix | Content::OldImatrix => Ok(Kind::Imatrix),
+        Content::Damaged(error) => Err(error.into()),
+        content @ (Content::Safetensors | Content::Unknown) => Err(DiffError::Unknown {
             path: path.to_owned(),
-            problem: "it is neither text nor GGUF, and does not begin as an imatrix of the older form".to_owned(),
+            problem: format!("it is {}", content.as_str()),
         }),
     }
-}
-
-/// The older form has no magic; but it begins with the number of entries, and the first one's name.
-fn may_be_dat(start: &[u8]) -> bool {
-    let number = |at: usize| -> Option<usize> {
-        let bytes = start.get(at..at + 4)?.try_into().ok()?;
-        usize::try_from(i32::from_le_bytes(bytes)).ok()
-    };
-    let (Some(entries), Some(length)) = (number(0), number(4)) else {
-        return false;
-    };
-    let name = start.get(8..).and_then(|rest| rest.get(..length));
-    let plain = name.is_some_and(|name| !name.is_empty() && name.iter().all(u8::is_ascii_graphic));
-    (1..1 << 20).contains(&entries) && plain
-}
-
-fn gguf_kind(path: &Path) -> Result<Kind, DiffError> {
-    let model = Model::open(path)?;
-    let sums = |name: &str| name.ends_with(".in_sum2") || name.ends_with(".counts");
-    let is_imatrix = model.metadata().get_str("general.type") == Some("imatrix")
-        || (!model.tensors().is_empty() && model.tensors().iter().all(|tensor| sums(&tensor.info.name)));
-    Ok(if is_imatrix { Kind::Imatrix } else { Kind::Candidate })
 }
 
 fn json(path: &Path) -> Result<(Kind, Value), DiffError> {

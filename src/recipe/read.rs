@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::recipe::SCHEMA;
@@ -295,6 +296,7 @@ pub(crate) fn sources(
     names: &mut Names,
     errors: &mut Vec<RecipeError>,
 ) -> Vec<(SourceDef, ResolvedSection)> {
+    let imported = imported(sections);
     let mut sources = Vec::new();
     for section in sections.iter().filter(|section| section.kind == SOURCE) {
         let mut reader = Reader::new(
@@ -307,7 +309,12 @@ pub(crate) fn sources(
         let path = reader.required("path", "path = \"model.gguf\"", |field| path(field, files));
         let kinds = [("model", SourceKind::Model), ("imatrix", SourceKind::Imatrix)];
         let kind = reader.read("kind", |field| field.word(&kinds, &[]));
-        let kind = kind.or_else(|| path.as_ref().map(|path| kind_by_name(&path.written)));
+        let by_use = if imported.contains(section.name) {
+            SourceKind::Imatrix
+        } else {
+            SourceKind::Model
+        };
+        let kind = Some(kind.unwrap_or(by_use));
         if let (Some(path), Some(kind)) = (&path, kind) {
             reader.put("path", path.resolved.as_str());
             reader.put("kind", if kind == SourceKind::Model { "model" } else { "imatrix" });
@@ -337,15 +344,17 @@ pub(crate) fn sources(
     sources
 }
 
-/// A `.dat` file, or one with `imatrix` between the dots of its name, is an importance matrix.
-fn kind_by_name(path: &str) -> SourceKind {
-    let file = path.rsplit(['/', '\\']).next().unwrap_or(path);
-    let extension = file.rsplit_once('.').map(|(_, extension)| extension);
-    if extension == Some("dat") || file.split('.').any(|part| part == "imatrix") {
-        SourceKind::Imatrix
-    } else {
-        SourceKind::Model
-    }
+/// Returns the names of the sources that sections of imatrices import. What a file is, its use tells: names of files differ.
+fn imported<'a>(sections: &[Section<'a>]) -> BTreeSet<&'a str> {
+    let imatrices = sections.iter().filter(|section| section.kind == "imatrix");
+    let sources = imatrices
+        .flat_map(|section| section.entries)
+        .filter(|entry| entry.key == "source");
+    let names = sources.filter_map(|entry| match &entry.value.value {
+        RawValue::String(name) => Some(name.as_str()),
+        _ => None,
+    });
+    names.collect()
 }
 
 /// Reads a path.
@@ -387,19 +396,4 @@ pub(crate) fn file_pattern(field: Field<'_>, files: &[File]) -> Result<RecipePat
     let directory = files.get(field.raw.file).map_or("", |file| file.directory.as_str());
     path.resolved = resolve(&glob::Pattern::escape(directory), &path.written);
     Ok(path)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_source_is_an_imatrix_when_its_name_says_so() {
-        for path in ["a.dat", "x/qwen.imatrix", "qwen.imatrix.gguf", "x/imatrix.gguf"] {
-            assert_eq!(kind_by_name(path), SourceKind::Imatrix, "{path}");
-        }
-        for path in ["a.gguf", "imatrix/a.gguf", "my-imatrix.gguf", "imatrix.d/a"] {
-            assert_eq!(kind_by_name(path), SourceKind::Model, "{path}");
-        }
-    }
 }

@@ -23,6 +23,7 @@ use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::engine::Identity;
 use crate::fs;
+use crate::gguf;
 use crate::graph::Graph;
 use crate::graph::Node;
 use crate::graph::NodeId;
@@ -77,7 +78,7 @@ impl Session {
         let candidates: Vec<&Node> = self.candidates().collect();
         for node in &candidates {
             let NodeId::Step(id) = &node.id else { continue };
-            let name = format!("{}.gguf{}", id.label(), manifest::SUFFIX);
+            let name = format!("{}{}", gguf::file_name(&id.label()), manifest::SUFFIX);
             match fs::read_small(&self.settings.out.join(&name), manifest::CAP) {
                 Ok(bytes) => {
                     let manifest =

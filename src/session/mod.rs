@@ -50,6 +50,7 @@ use crate::step;
 use crate::step::Env;
 use crate::step::StepError;
 use crate::step::model;
+use crate::step::source::check_content;
 use crate::store::Store;
 use crate::store::StoreError;
 use crate::why::Answer;
@@ -419,8 +420,10 @@ impl Session {
                 Work::Source(source) => {
                     let origin = &source.path.origin;
                     let (line, _) = origin.source.line_column(origin.span.start);
-                    check_source(env, &env.source_path(source), source.kind)
-                        .map_err(|error| format!("`{}`: {}:{line}: {error}", node.id, origin.source.name()))
+                    check_source(env, &env.source_path(source), source.kind).map_err(|error| {
+                        let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
+                        format!("`{}`: {}:{line}: {error}{hint}", node.id, origin.source.name())
+                    })
                 }
                 Work::Step(step) => match &step.body {
                     StepBody::Corpus(corpus) => env.corpus_files(&node.id, corpus).map(|_| ()).map_err(|error| {
@@ -469,7 +472,11 @@ fn check_source(env: &Env<'_>, path: &Path, kind: SourceKind) -> Result<(), Step
     for path in &paths {
         known &= env.store.known(&fs::Stamp::of(path)?).is_some();
     }
-    if kind == SourceKind::Model && !known {
+    if known {
+        return Ok(());
+    }
+    check_content(path, kind)?;
+    if kind == SourceKind::Model {
         gguf::Model::open(path)?;
     }
     Ok(())

@@ -15,6 +15,7 @@ use crate::action::ActionResult;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::fs;
+use crate::gguf;
 use crate::graph::Node;
 use crate::graph::NodeId;
 use crate::graph::Work;
@@ -302,7 +303,7 @@ fn manifest_of(
     Ok(Manifest {
         statement_type: manifest::STATEMENT_TYPE.to_owned(),
         subject: vec![Resource {
-            name: format!("{}.gguf", step.label()),
+            name: gguf::file_name(&step.label()),
             digest,
             annotations: BTreeMap::from([("bytes".to_owned(), assembly.file.len.to_string())]),
         }],

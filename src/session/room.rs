@@ -276,7 +276,7 @@ impl Session {
 
 /// Says whether a candidate's file is there, as far as can be told.
 fn is_there(candidate: &StepId, env: &Env<'_>) -> bool {
-    let path = output::path(env, &format!("{}.gguf", candidate.label()));
+    let path = output::path(env, &gguf::file_name(&candidate.label()));
     path.is_ok_and(|path| fs::exists(&path).unwrap_or(true))
 }
 

@@ -15,6 +15,7 @@ use crate::digest::BlobDigest;
 use crate::engine::Capability;
 use crate::engine::Role;
 use crate::fs;
+use crate::gguf;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::observer::Unit;
@@ -110,7 +111,7 @@ fn id_of(node: &Node) -> Result<&StepId, StepError> {
 }
 
 fn file_name(id: &StepId) -> String {
-    format!("{}.gguf", id.label())
+    gguf::file_name(&id.label())
 }
 
 /// Returns the file name of the manifest beside a candidate.

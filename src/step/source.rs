@@ -1,9 +1,13 @@
 //! `[source.NAME]`: a file that the user owns. Hashed, never copied.
 
+use std::path::Path;
+
 use crate::action::Action;
 use crate::action::ImatrixImport;
 use crate::action::InspectModel;
+use crate::content::Content;
 use crate::digest::BlobDigest;
+use crate::gguf;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::prose;
@@ -38,6 +42,43 @@ fn inspect_model(files: Vec<BlobDigest>) -> Action {
     Action::InspectModel(InspectModel { files, index: INDEX })
 }
 
+/// Checks that a file has the content that a recipe uses it for.
+///
+/// # Errors
+///
+/// What the file is instead, or why it cannot be read.
+pub fn check_content(path: &Path, kind: SourceKind) -> Result<(), StepError> {
+    let content = Content::of(path)?;
+    let (found, wanted, hint) = match (kind, content) {
+        (SourceKind::Model, Content::Model) | (SourceKind::Imatrix, Content::Imatrix | Content::OldImatrix) => {
+            return Ok(());
+        }
+        (_, Content::Damaged(error)) => return Err(error.into()),
+        (SourceKind::Model, content @ (Content::Imatrix | Content::OldImatrix)) => (
+            content,
+            "a model",
+            "an imatrix is used with `[imatrix.NAME]` and `source = \"...\"`",
+        ),
+        (SourceKind::Model, content @ Content::Safetensors) => (
+            content,
+            "a model",
+            "convert it to GGUF first, with `convert_hf_to_gguf.py` of llama.cpp",
+        ),
+        // The reader of GGUF says best what is wrong.
+        (SourceKind::Model, _) => return Ok(gguf::Model::open(path).map(|_| ())?),
+        (SourceKind::Imatrix, content @ (Content::Model | Content::Safetensors)) => {
+            (content, "an imatrix", "forge reads imatrix files of `llama-imatrix`")
+        }
+        // The reader of imatrix files says best what is wrong.
+        (SourceKind::Imatrix, _) => return Ok(()),
+    };
+    let found = found.as_str();
+    Err(StepError::input_hint(
+        format!("`{}` is {found}, and the recipe uses it as {wanted}", path.display()),
+        hint,
+    ))
+}
+
 impl Kind for Source {
     fn key(&self, node: &Node, _inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError> {
         let source = source(node)?;
@@ -64,6 +105,7 @@ impl Kind for Source {
     fn run(&self, node: &Node, _inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {
         let source = source(node)?;
         let path = env.source_path(source);
+        check_content(&path, source.kind)?;
         let (action, files) = match source.kind {
             SourceKind::Model => {
                 let files = hash_model(work, &model::shard_paths(&path))?;

@@ -13,6 +13,7 @@ use crate::action::role::Role;
 use crate::digest::BlobDigest;
 use crate::digest::Hash;
 use crate::engine::Identity;
+use crate::gguf;
 use crate::graph::Graph;
 use crate::graph::Node;
 use crate::graph::Work;
@@ -135,7 +136,7 @@ impl<'m> Check<'m> {
             self.say("subject[0]", "it says more than blake3, sha256 and bytes");
         }
         let step = &manifest.predicate.build_definition.external_parameters.step;
-        let label = step.parse::<recipe::StepId>().map(|id| format!("{}.gguf", id.label()));
+        let label = step.parse::<recipe::StepId>().map(|id| gguf::file_name(&id.label()));
         match label {
             Ok(name) if name == subject.name => {}
             Ok(name) => {

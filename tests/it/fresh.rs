@@ -125,7 +125,9 @@ fn a_note_is_believed_while_nothing_has_changed_and_never_after() {
         build_well(forge, &[]);
         assert_eq!(answer(forge), None, "{what}: a build that ran something notes nothing");
     });
-    projects.iter().for_each(|(_, _, forge)| forge.settle());
+    for (_, _, forge) in &projects {
+        forge.settle();
+    }
     cut::in_parallel(&projects, |(what, change, forge)| {
         let steps = build_well(forge, &[]).events.last().unwrap()["cached"].as_u64();
         assert_eq!(answer(forge).map(|steps| steps as u64), steps, "{what}");

@@ -27,6 +27,7 @@ const LAYERS: &[(&str, Names)] = &[
     ("tensor_type", Names::Only(&[])),
     ("gguf", Names::Only(&["fs", "tensor_type"])),
     ("imatrix", Names::Only(&["gguf", "tensor_type"])),
+    ("content", Names::Only(&["fs", "gguf"])),
     ("quantity", Names::Only(&["prose"])),
     ("requirement", Names::Only(&["prose", "quantity"])),
     (
@@ -74,6 +75,7 @@ const LAYERS: &[(&str, Names)] = &[
     (
         "step",
         Names::Only(&[
+            "content",
             "action",
             "allocation",
             "digest",
@@ -167,6 +169,7 @@ const LAYERS: &[(&str, Names)] = &[
     (
         "diff",
         Names::Only(&[
+            "content",
             "action",
             "digest",
             "engine",

@@ -23,6 +23,7 @@ mod cache_stress;
 mod certificate;
 mod concurrent;
 mod conformance;
+mod content;
 mod crash;
 mod crash_matrix;
 mod cut;

@@ -26,6 +26,7 @@ use crate::engine::Role;
 use crate::fs;
 use crate::fs::PathError;
 use crate::fs::TempDir;
+use crate::gguf;
 use crate::graph::Graph;
 use crate::graph::NodeId;
 use crate::manifest;
@@ -331,7 +332,7 @@ impl Reproduction {
     ) -> Result<Reproduced, ReproduceError> {
         fs::create_dir_all(&self.places.temporary)?;
         let scratch = TempDir::new_in(&self.places.temporary)?;
-        let name = format!("{}.gguf", self.step.label());
+        let name = gguf::file_name(&self.step.label());
         let out = match &self.places.out {
             Some(out) => {
                 for name in [name.clone(), format!("{name}{}", manifest::SUFFIX)] {
