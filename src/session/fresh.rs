@@ -8,11 +8,14 @@
 //! stat cache" and "A build with nothing to do"). One difference, and the build takes the long way, which finds out what
 //! the difference means. So the note can save time, and can decide nothing.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::ffi::CStr;
+use std::ffi::CString;
 use std::path::Path;
 use std::path::PathBuf;
-use std::str::FromStr;
+
+use serde::Deserialize;
+use serde::Serialize;
 
 use super::Session;
 use super::record;
@@ -73,24 +76,10 @@ impl Question {
 pub fn nothing_to_do(cache_dir: &Path, question: &Question) -> Option<usize> {
     let store = Store::look(cache_dir).ok()?;
     let name = question.name()?;
-    let cached = store.fresh(&name, |note| still_holds(note.as_bytes()))?;
+    let cached = store.fresh(&name, still_holds)?;
     // For the collector; a note that cannot be touched serves all the same.
     let _ = store.touch_fresh(&name);
     Some(cached)
-}
-
-/// Takes what stands before the next NUL.
-fn next<'n>(rest: &mut &'n [u8]) -> Option<&'n CStr> {
-    let record = CStr::from_bytes_until_nul(rest).ok()?;
-    *rest = &rest[record.count_bytes() + 1..];
-    Some(record)
-}
-
-/// Takes so many bytes.
-fn take<'n>(rest: &mut &'n [u8], len: &str) -> Option<&'n [u8]> {
-    let (taken, after) = rest.split_at_checked(len.parse().ok()?)?;
-    *rest = after;
-    Some(taken)
 }
 
 /// The stamps of some files, in order, for their digest.
@@ -120,11 +109,11 @@ impl Stamps {
         stamps
     }
 
-    /// Looks at files, whose names have a NUL behind each; `None` if one is not there.
-    fn of_files(folder: &fs::Folder, mut names: &[u8]) -> Option<Self> {
+    /// Stats files by their names in a folder; `None` if one is missing.
+    fn of_files(folder: &fs::Folder, names: &[Cow<'_, str>]) -> Option<Self> {
         let mut stamps = Self::default();
-        while let Some(name) = next(&mut names) {
-            stamps.add(&folder.stamp(name).ok()??);
+        for name in names {
+            stamps.add(&folder.stamp(&CString::new(name.as_ref()).ok()?).ok()??);
         }
         Some(stamps)
     }
@@ -134,82 +123,109 @@ impl Stamps {
     }
 }
 
-/// Returns how many steps a note says are done, if all that it rests on is as it was.
-fn still_holds(note: &[u8]) -> Option<usize> {
-    let mut cached = None;
-    let mut matched: Option<(PathBuf, &str, Vec<PathBuf>)> = None;
-    let mut folder: Option<fs::Folder> = None;
-    // Whether no name in the folder whose files come next was made, removed or replaced.
-    let mut untouched = false;
-    let mut rest = note;
-    while let Some(record) = next(&mut rest) {
-        let (kind, what) = record.to_str().ok()?.split_once(' ')?;
-        match kind {
-            "steps" => cached = Some(what.parse().ok()?),
-            "text" => {
-                let (digest, path) = what.split_once(' ')?;
-                let bytes = fs::read_small(Path::new(path), TEXT_CAP).ok()?;
-                if BlobDigest::of(&bytes) != BlobDigest::from_str(digest).ok()? {
-                    return None;
-                }
-            }
-            "in" => matched = Some((PathBuf::from(what), "", Vec::new())),
-            "pattern" => matched.as_mut()?.1 = what,
-            "match" => matched.as_mut()?.2.push(PathBuf::from(what)),
-            "matched" => {
-                let (folder, pattern, files) = matched.take()?;
-                if corpus::matches(pattern, &folder).ok()? != files {
-                    return None;
-                }
-            }
-            "folder" => folder = Some(fs::Folder::open(Path::new(what)).ok()?),
-            "within" => {
-                let (digest, len) = what.split_once(' ')?;
-                let mut name = take(&mut rest, len)?;
-                let stamp = folder.as_ref()?.stamp_of_folder(next(&mut name)?).ok()?;
-                untouched = stamp.is_some_and(|stamp| Some(Stamps::of(&stamp).digest()) == digest.parse().ok());
-            }
-            "files" => {
-                let (digest, len) = what.split_once(' ')?;
-                let names = take(&mut rest, len)?;
-                if !untouched && Stamps::of_files(folder.as_ref()?, names)?.digest() != digest.parse().ok()? {
-                    return None;
-                }
-                untouched = false;
-            }
-            _ => return None,
+/// The note as it is stored, version 3: JSON.
+#[derive(Debug, Serialize, Deserialize)]
+struct Note<'n> {
+    /// The number of steps that are done.
+    steps: usize,
+    /// The files that the recipe is read from.
+    #[serde(borrow)]
+    texts: Vec<Text<'n>>,
+    /// The file patterns of corpora.
+    patterns: Vec<Pattern<'n>>,
+    /// All files whose stamps matter.
+    folders: Vec<Folder<'n>>,
+}
+
+/// A file that is read and compared with its digest.
+#[derive(Debug, Serialize, Deserialize)]
+struct Text<'n> {
+    #[serde(borrow)]
+    path: Cow<'n, str>,
+    digest: BlobDigest,
+}
+
+/// A file pattern and the files that it matches.
+#[derive(Debug, Serialize, Deserialize)]
+struct Pattern<'n> {
+    #[serde(borrow)]
+    folder: Cow<'n, str>,
+    glob: Cow<'n, str>,
+    files: Vec<PathBuf>,
+}
+
+/// A folder that names of files start from.
+#[derive(Debug, Serialize, Deserialize)]
+struct Folder<'n> {
+    #[serde(borrow)]
+    path: Cow<'n, str>,
+    groups: Vec<Group<'n>>,
+}
+
+/// Files whose stamps are compared together.
+#[derive(Debug, Serialize, Deserialize)]
+struct Group<'n> {
+    /// The folder of the store that holds all of them, and the digest of its stamp. While it has that stamp, none of the files was
+    /// removed or replaced: files of the store are not written to once they have their names.
+    #[serde(borrow)]
+    within: Option<(Cow<'n, str>, Hash)>,
+    /// The digest of the stamps of the files, in order.
+    stamps: Hash,
+    files: Vec<Cow<'n, str>>,
+}
+
+/// Returns the number of steps that a note says are done, if everything that it depends on is unchanged.
+fn still_holds(note: &str) -> Option<usize> {
+    let note: Note<'_> = serde_json::from_str(note).ok()?;
+    for text in &note.texts {
+        let bytes = fs::read_small(Path::new(text.path.as_ref()), TEXT_CAP).ok()?;
+        if BlobDigest::of(&bytes) != text.digest {
+            return None;
         }
     }
-    cached
+    for pattern in &note.patterns {
+        if corpus::matches(&pattern.glob, Path::new(pattern.folder.as_ref())).ok()? != pattern.files {
+            return None;
+        }
+    }
+    for folder in &note.folders {
+        let opened = fs::Folder::open(Path::new(folder.path.as_ref())).ok()?;
+        for group in &folder.groups {
+            if !is_untouched(&opened, group)? && Stamps::of_files(&opened, &group.files)?.digest() != group.stamps {
+                return None;
+            }
+        }
+    }
+    Some(note.steps)
 }
 
-/// The note as it is written: what was asked and read first, then files, folder by folder.
-#[derive(Default)]
-struct Note {
-    text: String,
-    files: BTreeMap<Place, Group>,
+/// Returns whether no file of a group was made, removed or replaced, as far as the stamp of its folder proves that.
+fn is_untouched(folder: &fs::Folder, group: &Group<'_>) -> Option<bool> {
+    let Some((name, digest)) = &group.within else {
+        return Some(false);
+    };
+    let stamp = folder.stamp_of_folder(&CString::new(name.as_ref()).ok()?).ok()?;
+    Some(stamp.is_some_and(|stamp| Stamps::of(&stamp).digest() == *digest))
 }
 
-/// Where files lie that are looked at together.
+/// Where files are that are compared together.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
-    /// The folder from which their names start.
+    /// The folder that their names start from.
     base: PathBuf,
     /// The folder below it that holds all of them, if it is one of the store's.
     within: Option<PathBuf>,
 }
 
-/// Files that are looked at together.
-struct Group {
-    /// The stamp of the folder that holds them, looked at before they were, if whoever finds the same stamp later knows that
-    /// they are all there: none was removed or replaced. So it is for folders of the store, where files are never
-    /// written to once they have their names.
+/// Files that are compared together, while a note is made.
+struct Stamped {
+    /// The stamp of the folder of the store that holds them, taken before theirs, if it is settled.
     folder: Option<Stamp>,
     /// Their stamps, by their names.
     files: BTreeMap<PathBuf, Stamp>,
 }
 
-impl Group {
+impl Stamped {
     fn new(place: &Place, now: &fs::Moment) -> Self {
         let folder = place
             .within
@@ -222,23 +238,13 @@ impl Group {
     }
 }
 
-impl Note {
-    fn add(&mut self, kind: &str, what: &str) -> Option<()> {
-        self.push(&format!("{kind} {what}"))
-    }
+/// The files of a note, while it is made.
+#[derive(Default)]
+struct Files(BTreeMap<Place, Stamped>);
 
-    fn push(&mut self, record: &str) -> Option<()> {
-        // A path with a NUL or a line break in it would be read as something else.
-        if record.contains(|character: char| character.is_control()) {
-            return None;
-        }
-        self.text.push_str(record);
-        self.text.push('\0');
-        Some(())
-    }
-
-    /// Adds a file by its stamp; `known` is the one that was believed, if one was.
-    fn add_file(&mut self, path: &Path, known: Option<&Stamp>, now: &fs::Moment) -> Option<()> {
+impl Files {
+    /// Adds a file by its stamp; `known` is the stamp that the build relied on, if it did.
+    fn add(&mut self, path: &Path, known: Option<&Stamp>, now: &fs::Moment) -> Option<()> {
         let absolute = std::path::absolute(path).ok()?;
         let parent = absolute.parent()?;
         let place = Place {
@@ -259,10 +265,7 @@ impl Note {
 
     fn add_to(&mut self, place: Place, path: &Path, known: Option<&Stamp>, now: &fs::Moment) -> Option<()> {
         let name = path.strip_prefix(&place.base).ok()?.to_owned();
-        let group = self
-            .files
-            .entry(place)
-            .or_insert_with_key(|place| Group::new(place, now));
+        let group = self.0.entry(place).or_insert_with_key(|place| Stamped::new(place, now));
         let stamp = Stamp::of_plain_file(path).ok()??;
         if known.is_some_and(|known| *known != stamp) || !stamp.is_settled(now) {
             return None;
@@ -271,27 +274,34 @@ impl Note {
         Some(())
     }
 
-    fn finish(mut self) -> Option<String> {
-        let mut base = None;
-        for (place, group) in std::mem::take(&mut self.files) {
-            if base.as_ref() != Some(&place.base) {
-                self.add("folder", place.base.to_str()?)?;
-                base = Some(place.base);
-            }
-            if let (Some(stamp), Some(within)) = (group.folder, place.within) {
-                let digest = Stamps::of(&stamp).digest();
-                self.add("within", &format!("{digest} {}", within.as_os_str().len() + 1))?;
-                self.push(within.to_str()?)?;
-            }
+    /// Returns the files by folder; `None` if a path is not UTF-8.
+    fn finish(self) -> Option<Vec<Folder<'static>>> {
+        let text = |path: &Path| Some(Cow::Owned(path.to_str()?.to_owned()));
+        let mut folders: Vec<(PathBuf, Folder<'static>)> = Vec::new();
+        for (place, group) in self.0 {
+            let within = match (group.folder, &place.within) {
+                (Some(stamp), Some(within)) => Some((text(within)?, Stamps::of(&stamp).digest())),
+                _ => None,
+            };
             let mut stamps = Stamps::default();
             group.files.values().for_each(|stamp| stamps.add(stamp));
-            let names: usize = group.files.keys().map(|name| name.as_os_str().len() + 1).sum();
-            self.add("files", &format!("{} {names}", stamps.digest()))?;
-            for name in group.files.keys() {
-                self.push(name.to_str()?)?;
+            let group = Group {
+                within,
+                stamps: stamps.digest(),
+                files: group.files.keys().map(|name| text(name)).collect::<Option<_>>()?,
+            };
+            match folders.last_mut() {
+                Some((base, folder)) if *base == place.base => folder.groups.push(group),
+                _ => {
+                    let folder = Folder {
+                        path: text(&place.base)?,
+                        groups: vec![group],
+                    };
+                    folders.push((place.base, folder));
+                }
             }
         }
-        Some(self.text)
+        Some(folders.into_iter().map(|(_, folder)| folder).collect())
     }
 }
 
@@ -316,42 +326,49 @@ impl Session {
         let (store, now) = (&self.store, &fs::Moment::now());
         let env = self.env(&Silent);
         let events = store.events().ok()?;
-        let mut note = Note::default();
-        note.add("steps", &report.cached.to_string())?;
-        for (path, digest) in texts {
-            let path = std::path::absolute(path).ok()?;
-            note.add("text", &format!("{digest} {}", path.to_str()?))?;
-        }
-        note.add_file(&question.program, None, now)?;
+        let text = |path: &Path| Some(Cow::Owned(path.to_str()?.to_owned()));
+        let (mut files, mut patterns) = (Files::default(), Vec::new());
+        files.add(&question.program, None, now)?;
         for node in self.graph.nodes() {
             let outcome = report.outcomes.get(&node.id)?;
             for file in &outcome.files {
-                note.add_file(&file.path, Some(&file.stamp), now)?;
+                files.add(&file.path, Some(&file.stamp), now)?;
             }
             for path in store.files_of(&outcome.key, &outcome.result) {
-                note.add_own(store, &path, now)?;
+                files.add_own(store, &path, now)?;
             }
             match (&node.work, &node.id) {
                 (Work::Promote { .. }, NodeId::Step(step)) => {
                     let manifest = record::current_manifest(&env, step, outcome, &events).ok()??;
-                    note.add_file(&manifest.path, Some(&manifest.stamp), now)?;
+                    files.add(&manifest.path, Some(&manifest.stamp), now)?;
                 }
                 (Work::Step(step), _) => {
                     let StepBody::Corpus(corpus) = &step.body else { continue };
-                    // The current folder's name is empty.
+                    // The name of the current folder is empty.
                     let folder = std::path::absolute(Path::new(".").join(&self.settings.folder)).ok()?;
                     for pattern in corpus.files.iter().filter(|file| corpus::is_pattern(&file.resolved)) {
-                        note.add("in", folder.to_str()?)?;
-                        note.add("pattern", &pattern.resolved)?;
-                        for path in corpus::matches(&pattern.resolved, &folder).ok()? {
-                            note.add("match", path.to_str()?)?;
-                        }
-                        note.add("matched", "all")?;
+                        patterns.push(Pattern {
+                            folder: text(&folder)?,
+                            glob: Cow::Borrowed(&pattern.resolved),
+                            files: corpus::matches(&pattern.resolved, &folder).ok()?,
+                        });
                     }
                 }
                 _ => {}
             }
         }
-        Some((name, note.finish()?))
+        let texts = texts.iter().map(|(path, digest)| {
+            Some(Text {
+                path: text(&std::path::absolute(path).ok()?)?,
+                digest: *digest,
+            })
+        });
+        let note = Note {
+            steps: report.cached,
+            texts: texts.collect::<Option<_>>()?,
+            patterns,
+            folders: files.finish()?,
+        };
+        Some((name, serde_json::to_string(&note).ok()?))
     }
 }
