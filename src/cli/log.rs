@@ -11,6 +11,10 @@ use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::files::session_failure;
 use crate::cli::json;
+use crate::cli::table;
+use crate::cli::table::Cell;
+use crate::cli::table::left;
+use crate::cli::table::right;
 use crate::cli::terminal::Terminal;
 use crate::cli::why::short;
 use crate::prose;
@@ -67,6 +71,7 @@ fn list(store: &Store, number: usize, terminal: &Terminal) -> Result<Exit, Failu
     let ids = store.runs().map_err(|error| failure(error.into()))?;
     let most = if number == 0 { usize::MAX } else { number };
     let mut shown = 0;
+    let mut rows = Vec::new();
     for id in ids.iter().rev().take(most) {
         let run = read(store, id)?;
         shown += 1;
@@ -78,9 +83,10 @@ fn list(store: &Store, number: usize, terminal: &Terminal) -> Result<Exit, Failu
             });
             terminal.data(&format!("{line}\n"));
         } else {
-            terminal.data(line_of(&run).as_str());
+            rows.push(row_of(&run));
         }
     }
+    terminal.data(&table::rows(&rows, 2));
     if !terminal.is_json() {
         if shown == 0 {
             terminal.line("no run is on record in this store");
@@ -112,17 +118,16 @@ fn state(state: State) -> String {
     }
 }
 
-fn line_of(run: &Run) -> Block {
-    Block::of(format_args!(
-        "{}  {:20}  {:3} ran {:3} cached {:2} failed  {:>9}  {}\n",
-        run.run,
-        run.recipe.as_deref().unwrap_or("?"),
-        run.ran,
-        run.cached,
-        run.failed,
-        prose::duration_ms(run.elapsed_ms),
-        state(run.state)
-    ))
+fn row_of(run: &Run) -> Vec<Cell> {
+    vec![
+        left(&run.run),
+        left(run.recipe.as_deref().unwrap_or("?")),
+        right(format!("{} ran", run.ran)),
+        right(format!("{} cached", run.cached)),
+        right(format!("{} failed", run.failed)),
+        right(prose::duration_ms(run.elapsed_ms)),
+        left(state(run.state)),
+    ]
 }
 
 fn one(store: &Store, show: &args::LogShow, terminal: &Terminal) -> Result<Exit, Failure> {
@@ -274,17 +279,16 @@ fn step_text(step: &StepRun, log: Option<Result<String, String>>) -> Block {
     if !step.summary.is_empty() {
         let _ = writeln!(text, "  {}", step.summary);
     }
-    for action in &step.actions {
-        let _ = writeln!(
-            text,
-            "  {:6} {:16} {}  {:>9}  {}",
-            action.outcome,
-            action.kind,
-            action.key.get(..8).unwrap_or(&action.key),
-            prose::duration_ms(action.cost_ms),
-            prose::bytes(action.bytes)
-        );
-    }
+    let actions = step.actions.iter().map(|action| {
+        vec![
+            left(&action.outcome),
+            left(&action.kind),
+            left(action.key.get(..8).unwrap_or(&action.key)),
+            right(prose::duration_ms(action.cost_ms)),
+            right(prose::bytes(action.bytes)),
+        ]
+    });
+    table::add(&mut text, "  ", &actions.collect::<Vec<_>>());
     rest(step, &mut text);
     match log {
         Some(Ok(log)) => {

@@ -29,6 +29,7 @@ mod settings;
 pub mod show;
 mod sign;
 mod signals;
+mod table;
 mod terminal;
 mod text_file;
 mod trace;

@@ -8,8 +8,11 @@ use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::diagnostic::Diagnostic;
-use crate::cli::escape::Block;
 use crate::cli::files::Files;
+use crate::cli::table;
+use crate::cli::table::Cell;
+use crate::cli::table::left;
+use crate::cli::table::right;
 use crate::cli::terminal::Terminal;
 use crate::fs;
 use crate::gguf::Model;
@@ -71,12 +74,17 @@ pub(super) fn run(args: &args::PolicyGroups, files: &Files, terminal: &Terminal)
     } else {
         None
     };
-    for group in policy::groups(&facts, &energies, &options) {
-        if terminal.is_json() {
-            terminal.data(&line(&facts, &group, spans.as_deref()));
-        } else {
-            terminal.data(row(&facts, &group, spans.as_deref()).as_str());
+    let groups = policy::groups(&facts, &energies, &options);
+    if terminal.is_json() {
+        for group in &groups {
+            terminal.data(&line(&facts, group, spans.as_deref()));
         }
+    } else {
+        let rows: Vec<Vec<Cell>> = groups
+            .iter()
+            .map(|group| row(&facts, group, spans.as_deref()))
+            .collect();
+        terminal.data(&table::rows(&rows, 2));
     }
     Ok(Exit::Done)
 }
@@ -107,15 +115,19 @@ fn floors<'a>(group: &'a TensorGroup, spans: Option<&'a [Span]>) -> Option<impl 
     spans.map(|spans| group.members.iter().map(|at| (&spans[*at], *at)))
 }
 
-fn row(facts: &ModelFacts, group: &TensorGroup, spans: Option<&[Span]>) -> Block {
+fn row(facts: &ModelFacts, group: &TensorGroup, spans: Option<&[Span]>) -> Vec<Cell> {
     let first = floors(group, spans).and_then(|mut spans| spans.next());
     let span = match first {
         None => String::new(),
-        Some((Span::Fixed { to, .. }, _)) => format!("  {to}"),
-        Some((Span::Free { floor, ceiling }, _)) => format!("  {floor} to {ceiling}"),
+        Some((Span::Fixed { to, .. }, _)) => to.to_string(),
+        Some((Span::Free { floor, ceiling }, _)) => format!("{floor} to {ceiling}"),
     };
-    let (bond, elements) = (word_of(group.bond), elements(facts, group));
-    Block::of(format_args!("{bond:<5}  {elements:>12}  {}{span}\n", group.name))
+    vec![
+        left(word_of(group.bond)),
+        right(elements(facts, group).to_string()),
+        left(&group.name),
+        left(span),
+    ]
 }
 
 fn line(facts: &ModelFacts, group: &TensorGroup, spans: Option<&[Span]>) -> String {

@@ -18,6 +18,10 @@ use crate::cli::escape::escape;
 use crate::cli::files::Files;
 use crate::cli::json::SCHEMA;
 use crate::cli::policy_source::listing;
+use crate::cli::table;
+use crate::cli::table::Cell;
+use crate::cli::table::left;
+use crate::cli::table::right;
 use crate::cli::terminal::Terminal;
 use crate::diff;
 use crate::policy::Listed;
@@ -29,7 +33,7 @@ use crate::tensor_type::TensorType;
 /// So many columns are used at the most, whatever the terminal has: what is read in a pipe is read at this width, too.
 const WIDTH: usize = 80;
 /// Blanks between columns.
-const APART: usize = 2;
+const APART: u16 = 2;
 
 pub(super) fn run(args: &args::PolicyShow, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let listing = listing(&args.of, &args.recipe, files, terminal)?;
@@ -59,28 +63,6 @@ pub(super) fn diff(args: &args::PolicyDiff, files: &Files, terminal: &Terminal) 
     })
 }
 
-/// A cell of a table: its text, how it is coloured, and whether it stands at the right.
-struct Cell {
-    text: String,
-    style: Style,
-    right: bool,
-}
-
-fn left(text: impl Into<String>) -> Cell {
-    Cell {
-        text: escape(&text.into()),
-        style: Style::new(),
-        right: false,
-    }
-}
-
-fn right(text: impl Into<String>) -> Cell {
-    Cell {
-        right: true,
-        ..left(text)
-    }
-}
-
 fn of_type(ty: TensorType) -> Cell {
     Cell {
         style: colour(ty),
@@ -106,37 +88,6 @@ fn faint(cell: Cell) -> Cell {
         style: Style::new().dimmed(),
         ..cell
     }
-}
-
-/// Writes rows in columns as wide as they must be, so many blanks apart.
-fn columns(rows: &[Vec<Cell>], apart: usize) -> String {
-    let mut widths: Vec<usize> = Vec::new();
-    for row in rows {
-        widths.resize(widths.len().max(row.len()), 0);
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.text.chars().count());
-        }
-    }
-    let mut text = String::new();
-    for row in rows {
-        let last = row.iter().rposition(|cell| !cell.text.is_empty());
-        for (at, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            if last.is_none_or(|last| at > last) {
-                break;
-            }
-            let gap = if at == 0 { 0 } else { apart };
-            let free = width - cell.text.chars().count();
-            let (before, after) = if cell.right { (free, 0) } else { (0, free) };
-            // Nothing stands behind the last word of a line.
-            let after = if last == Some(at) { 0 } else { after };
-            let style = cell.style;
-            text.push_str(&" ".repeat(gap + before));
-            let _ = write!(text, "{style}{}{style:#}", cell.text);
-            text.push_str(&" ".repeat(after));
-        }
-        text.push('\n');
-    }
-    text
 }
 
 fn loss(loss: Option<f64>) -> Cell {
@@ -254,7 +205,7 @@ fn by_class(listing: &Listing) -> String {
                 .collect(),
         );
     }
-    columns(&rows, APART)
+    table::rows(&rows, APART)
 }
 
 fn by_tensor(listing: &Listing) -> String {
@@ -285,7 +236,7 @@ fn by_tensor(listing: &Listing) -> String {
             row.into_iter().map(faint).collect()
         });
     }
-    columns(&rows, APART)
+    table::rows(&rows, APART)
 }
 
 /// A class' name over two lines: `attn` and `output` of `attn_output`.
@@ -314,7 +265,7 @@ fn by_layer(listing: &Listing) -> String {
                 vec![left(tensor.class()), of_type(tensor.to), size, loss(tensor.loss)]
             })
             .collect();
-        text.push_str(&columns(&rows, APART));
+        text.push_str(&table::rows(&rows, APART));
         text.push('\n');
     }
     let layers: Vec<(u32, Sum)> = listing
@@ -398,7 +349,7 @@ fn by_layer(listing: &Listing) -> String {
         if at > 0 {
             text.push('\n');
         }
-        text.push_str(&columns(&rows, 1));
+        text.push_str(&table::rows(&rows, 1));
     }
     text
 }

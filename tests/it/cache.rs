@@ -55,7 +55,7 @@ fn dir_and_size_and_list_tell_what_is_there() {
     assert_eq!(size["borrowed"]["files"], 8, "two outputs of four tensors");
     assert!(size["blobs"]["promote"]["bytes"].as_u64().unwrap() > 0, "{size}");
     let text = forge.run(&["cache", "size"]).success().stdout;
-    assert!(text.contains("in all") && text.contains("outputs hold"), "{text}");
+    assert!(text.contains("total") && text.contains("outputs hold"), "{text}");
 
     let all = json(&forge, &["cache", "list"]);
     assert_eq!(all.len(), committed(forge.store()).len());

@@ -10,6 +10,10 @@ use crate::cli::cache::line;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::escape::Block;
 use crate::cli::files::Files;
+use crate::cli::table;
+use crate::cli::table::Cell;
+use crate::cli::table::left;
+use crate::cli::table::right;
 use crate::cli::terminal::Terminal;
 use crate::prose;
 use crate::store::Cause;
@@ -213,14 +217,13 @@ fn text(plan: &GcPlan) -> Block {
         } else {
             String::new()
         };
-        format!(
-            "  {:>10}  {kind:16}  {}{cost}; {}",
-            prose::bytes(group.room),
-            what.join(" and "),
-            sentence(*cause)
-        )
+        vec![
+            right(prose::bytes(group.room)),
+            left(kind),
+            left(format!("{}{cost}; {}", what.join(" and "), sentence(*cause))),
+        ]
     });
-    let rows: Vec<String> = rows.collect();
+    let rows: Vec<Vec<Cell>> = rows.collect();
     if rows.is_empty() {
         let _ = writeln!(
             text,
@@ -230,9 +233,7 @@ fn text(plan: &GcPlan) -> Block {
         return text;
     }
     let _ = writeln!(text, "to collect:");
-    for row in rows {
-        let _ = writeln!(text, "{row}");
-    }
+    table::add(&mut text, "  ", &rows);
     let kept = plan.kept;
     let _ = writeln!(
         text,

@@ -16,6 +16,9 @@ use crate::cli::cache::line;
 use crate::cli::cache::open;
 use crate::cli::escape::Block;
 use crate::cli::files::Files;
+use crate::cli::table;
+use crate::cli::table::left;
+use crate::cli::table::right;
 use crate::cli::terminal::Terminal;
 use crate::prose;
 use crate::session::names::Names;
@@ -59,7 +62,7 @@ pub(super) fn run(args: &args::List, files: &Files, terminal: &Terminal) -> Resu
         }
         return Ok(Exit::Done);
     }
-    let mut text = Block::new();
+    let mut rows = Vec::new();
     for entry in &listed {
         let age = now.saturating_sub(Duration::from_secs(entry.used));
         let mut note = names.action(&entry.key).unwrap_or_default().to_owned();
@@ -69,17 +72,17 @@ pub(super) fn run(args: &args::List, files: &Files, terminal: &Terminal) -> Resu
         if !entry.whole {
             let _ = write!(note, " (incomplete)");
         }
-        let _ = writeln!(
-            text,
-            "{}  {:16}  {:>10}  {:>10}  {:>8} ago  {}",
-            entry.key.short(),
-            entry.kind,
-            prose::bytes(entry.bytes),
-            prose::duration_ms(entry.cost_ms),
-            coarse(age),
-            note.trim_start()
-        );
+        rows.push(vec![
+            left(entry.key.short()),
+            left(&entry.kind),
+            right(prose::bytes(entry.bytes)),
+            right(prose::duration_ms(entry.cost_ms)),
+            right(format!("{} ago", coarse(age))),
+            left(note.trim_start()),
+        ]);
     }
+    let mut text = Block::new();
+    table::add(&mut text, "", &rows);
     terminal.data(text.as_str());
     let shown = listed.len();
     if shown < all && !terminal.quiet {

@@ -9,6 +9,10 @@ use crate::cli::cache::line;
 use crate::cli::cache::open;
 use crate::cli::escape::Block;
 use crate::cli::files::Files;
+use crate::cli::table;
+use crate::cli::table::Cell;
+use crate::cli::table::left;
+use crate::cli::table::right;
 use crate::cli::terminal::Terminal;
 use crate::prose;
 use crate::store::Amount;
@@ -60,20 +64,16 @@ pub(super) fn run(files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     rows.sort_by_key(|(_, part)| std::cmp::Reverse(part.room));
     let parts = usage.parts.iter().filter(|(_, part)| part.files > 0);
     rows.extend(parts.map(|(name, part)| (name.clone(), *part)));
-    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(20);
     let mut text = Block::of(format_args!("{}\n", store.root().display()));
-    let mut row = |name: &str, part: &Amount| {
-        let _ = writeln!(
-            text,
-            "  {name:width$}  {:>10}  {}",
-            prose::bytes(part.room),
-            prose::count(part.files, "file")
-        );
-    };
-    for (name, part) in &rows {
-        row(name, part);
-    }
-    row("in all", &total);
+    rows.push(("total".to_owned(), total));
+    let rows: Vec<Vec<Cell>> = rows
+        .iter()
+        .map(|(name, part)| {
+            let files = prose::count(part.files, "file");
+            vec![left(name), right(prose::bytes(part.room)), left(files)]
+        })
+        .collect();
+    table::add(&mut text, "  ", &rows);
     if usage.borrowed.files > 0 {
         let _ = writeln!(
             text,
