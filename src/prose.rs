@@ -98,6 +98,13 @@ pub fn nearest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
         .map(|(_, word)| word)
 }
 
+/// Returns the word closest to `found` among `known`, however different it is; `None` if there are none.
+pub fn closest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .min_by_key(|name| strsim::damerau_levenshtein(name, found))
+}
+
 /// Returns how many characters two words begin with alike, in either case.
 fn common_start(a: &str, b: &str) -> usize {
     a.chars()

@@ -8,6 +8,7 @@ use crate::cli::diagnostic::Style;
 use crate::cli::escape::escape;
 use crate::engine::Engines;
 use crate::graph::Graph;
+use crate::prose;
 use crate::recipe;
 use crate::recipe::LoadError;
 use crate::recipe::model::StepId;
@@ -62,8 +63,8 @@ pub fn run(
                         out,
                         "ok: {} ({}, {})",
                         escape(path),
-                        count(steps, "step"),
-                        count(candidates, "candidate")
+                        prose::count(steps as u64, "step"),
+                        prose::count(candidates as u64, "candidate")
                     )?;
                 } else {
                     writeln!(
@@ -79,7 +80,12 @@ pub fn run(
                     messages.write(diagnostic, err)?;
                 }
                 if let Messages::Text(_) = messages {
-                    writeln!(err, "forge: {} in {}", count(problems.count, "error"), escape(path))?;
+                    writeln!(
+                        err,
+                        "forge: {} in {}",
+                        prose::count(problems.count as u64, "error"),
+                        escape(path)
+                    )?;
                 }
             }
         }
@@ -127,14 +133,6 @@ pub fn load(
         count: problems.len(),
     })?;
     Ok(parsed)
-}
-
-fn count(number: usize, what: &str) -> String {
-    if number == 1 {
-        format!("1 {what}")
-    } else {
-        format!("{number} {what}s")
-    }
 }
 
 #[cfg(test)]

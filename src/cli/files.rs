@@ -469,9 +469,7 @@ fn default_cache_dir() -> Result<PathBuf, Failure> {
 pub(super) fn session_failure(error: &SessionError) -> Failure {
     match error {
         SessionError::NoSuchStep { wanted, known } => {
-            let near = known
-                .iter()
-                .min_by_key(|name| strsim::damerau_levenshtein(name, wanted));
+            let near = prose::closest(wanted, known.iter().map(String::as_str));
             let missing = Diagnostic::error(error.to_string()).code("usage::no-such-step");
             let hint = near.map(|near| format!("did you mean `{near}`? `forge graph RECIPE` shows all steps"));
             Failure::new(Exit::Usage, hint.into_iter().fold(missing, Diagnostic::hint))

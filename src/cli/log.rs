@@ -152,11 +152,8 @@ fn one(store: &Store, show: &args::LogShow, terminal: &Terminal) -> Result<Exit,
         steps.extend(run.steps.iter().filter(|step| variant(&step.step)));
     }
     if steps.is_empty() {
-        let known: Vec<&str> = run.steps.iter().map(|step| step.step.as_str()).collect();
-        let near = known
-            .iter()
-            .min_by_key(|name| strsim::damerau_levenshtein(name, wanted))
-            .map(|near| format!("did you mean `{near}`?"));
+        let near = prose::closest(wanted, run.steps.iter().map(|step| step.step.as_str()));
+        let near = near.map(|near| format!("did you mean `{near}`?"));
         let missing = Diagnostic::error(format!("run {id} has no step `{wanted}`")).code("usage::no-such-step");
         return Err(Failure::new(
             Exit::Usage,
