@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
-use crate::cli::cache;
+use crate::cli::cache::gc::hold_limit;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
 use crate::cli::files::session_failure;
@@ -146,7 +146,7 @@ fn carry_out(
         terminal.line(&summary(&report));
     }
     if report.ran > 0 {
-        cache::hold_limit(session.store(), max_size, terminal);
+        hold_limit(session.store(), max_size, terminal);
     }
     Ok(exit_of(&report))
 }
