@@ -8,6 +8,8 @@ pub mod fs;
 pub mod observer;
 pub mod prose;
 
+pub mod vocab;
+
 pub mod sign;
 pub mod text;
 

@@ -6,7 +6,6 @@ use serde::Serialize;
 use super::Document;
 use super::output::Fact;
 use super::output::Output;
-use super::role::EngineRole::Evaluator;
 use super::role::Field;
 use super::role::Role::Engine;
 use super::role::Role::Input;
@@ -18,6 +17,7 @@ use super::shared::CORPORA;
 use super::shared::TOKENIZERS;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
+use crate::vocab::EngineRole::Evaluator;
 
 /// Measures a candidate over all its blocks of chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,8 +6,6 @@ use serde::Serialize;
 use super::Document;
 use super::output::Fact;
 use super::output::Output;
-use super::role::EngineRole::Evaluator;
-use super::role::EngineRole::Quantizer;
 use super::role::Field;
 use super::role::OutputOf;
 use super::role::Role;
@@ -26,6 +24,8 @@ use super::shared::SHAPES;
 use super::shared::TOKENIZERS;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
+use crate::vocab::EngineRole::Evaluator;
+use crate::vocab::EngineRole::Quantizer;
 
 /// A rule of a manual policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,7 +8,6 @@ use serde::Serialize;
 use super::Document;
 use super::output::Fact;
 use super::output::Output;
-use super::role::EngineRole::Quantizer;
 use super::role::Field;
 use super::role::Role::Engine;
 use super::role::Role::Input;
@@ -21,6 +20,7 @@ use super::shared::MODELS;
 use super::shared::SLICES;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
+use crate::vocab::EngineRole::Quantizer;
 
 /// Assembles a candidate from its tensors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

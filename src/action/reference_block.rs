@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use super::Document;
 use super::output::Output;
-use super::role::EngineRole::Evaluator;
 use super::role::Field;
 use super::role::Role::Engine;
 use super::role::Role::Input;
@@ -16,6 +15,7 @@ use super::role::field;
 use super::role::output;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
+use crate::vocab::EngineRole::Evaluator;
 
 /// Computes the reference's log-probabilities on a block of chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,26 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::KINDS;
-
-/// What an engine is used for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum EngineRole {
-    /// Runs models: tokens, imatrices, log-probabilities.
-    Evaluator,
-    /// Quantizes tensors and computes their errors.
-    Quantizer,
-}
-
-impl EngineRole {
-    /// Returns the name, as in engine identities.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Evaluator => "evaluator",
-            Self::Quantizer => "quantizer",
-        }
-    }
-}
+use crate::vocab::EngineRole;
 
 /// An output of a kind of action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

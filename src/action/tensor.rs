@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use super::Document;
 use super::output::Output;
-use super::role::EngineRole::Quantizer;
 use super::role::Field;
 use super::role::Role::Engine;
 use super::role::Role::PartOf;
@@ -15,6 +14,7 @@ use super::shared::MODELS;
 use super::shared::SLICES;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
+use crate::vocab::EngineRole::Quantizer;
 
 /// Quantizes one tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

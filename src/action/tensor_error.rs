@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use super::Document;
 use super::output::Output;
-use super::role::EngineRole::Quantizer;
 use super::role::Field;
 use super::role::Role::Engine;
 use super::role::Role::Key;
@@ -16,6 +15,7 @@ use super::shared::SLICES;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
+use crate::vocab::EngineRole::Quantizer;
 
 /// Computes the squared errors of a quantized tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

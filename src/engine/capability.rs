@@ -2,27 +2,7 @@
 
 use std::fmt;
 
-/// What an engine is used for. Each role has an identity of its own, so that a new evaluator does not quantize again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
-    /// It runs models: tokens, imatrices, log-probabilities.
-    Evaluator,
-    /// It turns numbers into quantized bytes and back.
-    Quantizer,
-}
-
-impl Role {
-    /// Both roles.
-    pub const ALL: [Self; 2] = [Self::Quantizer, Self::Evaluator];
-
-    /// Returns the word for it, as identities and action documents spell it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Evaluator => "evaluator",
-            Self::Quantizer => "quantizer",
-        }
-    }
-}
+use super::Role;
 
 /// Something that an engine can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

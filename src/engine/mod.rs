@@ -19,7 +19,6 @@ mod settings;
 
 pub use self::cancel::Cancel;
 pub use self::capability::Capability;
-pub use self::capability::Role;
 pub use self::embedded::compare::compare;
 pub use self::embedded::log::Transcript;
 pub use self::embedded::model::LoadedModel;
@@ -56,3 +55,4 @@ pub use self::settings::Setting;
 pub use self::settings::SettingKind;
 pub use self::settings::SettingValue;
 pub use self::settings::Values;
+pub use crate::vocab::EngineRole as Role;

@@ -18,7 +18,6 @@ use super::lock::file_differences;
 use super::lock::locked_engine;
 use super::lock::readers;
 use crate::action::role;
-use crate::action::role::EngineRole;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::engine::Identity;
@@ -35,6 +34,7 @@ use crate::observer::Silent;
 use crate::scheduler;
 use crate::scheduler::Report;
 use crate::store::ReadFile;
+use crate::vocab::EngineRole;
 
 /// No action's document is longer.
 const ACTION_CAP: u64 = 16 << 20;

@@ -22,6 +22,7 @@ const LAYERS: &[(&str, Names)] = &[
     ("fs", Names::Only(&[])),
     ("observer", Names::Only(&["digest"])),
     ("prose", Names::Only(&[])),
+    ("vocab", Names::Only(&[])),
     ("sign", Names::Only(&["fs"])),
     ("text", Names::Only(&[])),
     ("tensor_type", Names::Only(&[])),
@@ -36,7 +37,7 @@ const LAYERS: &[(&str, Names)] = &[
     ),
     (
         "engine",
-        Names::Only(&["digest", "fs", "gguf", "imatrix", "tensor_type"]),
+        Names::Only(&["digest", "fs", "gguf", "imatrix", "tensor_type", "vocab"]),
     ),
     (
         "settings",
@@ -48,7 +49,7 @@ const LAYERS: &[(&str, Names)] = &[
     ("certificate", Names::Only(&[])),
     ("policy", Names::Only(&["allocation", "gguf", "tensor_type"])),
     ("report", Names::Only(&["figures", "prose"])),
-    ("action", Names::Only(&["digest"])),
+    ("action", Names::Only(&["digest", "vocab"])),
     ("store", Names::Only(&["action", "digest", "fs"])),
     ("runs", Names::Only(&["digest", "store"])),
     ("graph", Names::Only(&["recipe"])),
