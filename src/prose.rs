@@ -68,14 +68,12 @@ pub fn names<S: AsRef<str>>(names: &[S], most: usize) -> String {
     }
 }
 
-/// Returns words as a list in prose: "`a`, `b` and `c`".
+/// Returns words as a list in prose: "`a`, `b` and `c`"; "nothing" for none.
 pub fn listed<S: AsRef<str>>(words: &[S]) -> String {
-    let quoted: Vec<String> = words.iter().map(|word| format!("`{}`", word.as_ref())).collect();
-    match quoted.split_last() {
-        None => "nothing".to_owned(),
-        Some((last, [])) => last.clone(),
-        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+    if words.is_empty() {
+        return "nothing".to_owned();
     }
+    names(words, words.len())
 }
 
 /// Returns a choice of a few words in prose: "`a`, `b` or `c`".

@@ -16,6 +16,7 @@ use crate::cli::files::Files;
 use crate::cli::outcome;
 use crate::cli::signals;
 use crate::cli::terminal::Terminal;
+use crate::content::Content;
 use crate::digest::ActionDigest;
 use crate::engine::Cancel;
 use crate::fs;
@@ -138,7 +139,7 @@ fn locate(context: &Context<'_>, path: &Path) -> Result<(), StepError> {
     for file in &found {
         context.locate(|located| located.add_file(file.clone()));
     }
-    if gguf::Model::open(path).is_ok() {
+    if matches!(Content::of(path), Ok(Content::Model)) {
         let action = Action::InspectModel(InspectModel {
             files: found.iter().map(|file| file.digest).collect(),
             index: INDEX,
@@ -165,7 +166,7 @@ fn execute(context: &Context<'_>, named: &str, args: &args::Exec, files: &Files)
     let action = action_of(context, named, files)?;
     let key = action.digest();
     let recorded = context.store().lookup(&key)?;
-    let was_recorded = recorded.is_some();
+    let is_run = !(args.commit && recorded.is_some());
     if let Some(out) = &args.out {
         let out = files.path(out);
         fs::create_dir_all(&out)?;
@@ -189,7 +190,7 @@ fn execute(context: &Context<'_>, named: &str, args: &args::Exec, files: &Files)
         kind: action.kind(),
         made,
         recorded,
-        is_run: !(args.commit && was_recorded),
+        is_run,
     })
 }
 

@@ -369,7 +369,7 @@ fn check_utf8(path: &Path, what: &str, hint: &str) -> Result<(), Failure> {
     } else {
         path
     };
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let absolute = fs::absolute(path);
     if absolute.to_str().is_some() {
         return Ok(());
     }
@@ -381,10 +381,7 @@ fn check_utf8(path: &Path, what: &str, hint: &str) -> Result<(), Failure> {
 
 /// Returns the commands that repeat a part of a build with these settings, from any folder.
 fn repeat(recipe: &Path, out: &Path, cache_dir: &Path, threads: usize) -> session::Commands {
-    let absolute = |path: &Path| {
-        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        path.display().to_string()
-    };
+    let absolute = |path: &Path| fs::absolute(path).display().to_string();
     let program = std::env::current_exe().map_or_else(|_| "forge".to_owned(), |path| path.display().to_string());
     let command = |verb: &str| {
         let words = [

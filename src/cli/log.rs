@@ -86,8 +86,8 @@ fn list(store: &Store, number: usize, terminal: &Terminal) -> Result<Exit, Failu
             rows.push(row_of(&run));
         }
     }
-    terminal.data(&table::rows(&rows, 2));
     if !terminal.is_json() {
+        terminal.data(&table::rows(&rows, 2));
         if shown == 0 {
             terminal.line("no run is on record in this store");
         } else if shown < ids.len() {

@@ -2,6 +2,7 @@
 
 use crate::cli::Exit;
 use crate::cli::diagnostic::Diagnostic;
+use crate::observer::BuildOutcome;
 use crate::scheduler;
 use crate::scheduler::Report;
 use crate::settings::PoolSettings;
@@ -18,16 +19,13 @@ pub(super) fn options(pools: &PoolSettings) -> scheduler::Options {
     }
 }
 
+/// Returns the exit status for how a build ended.
 pub(super) fn exit_of(report: &Report) -> Exit {
-    let class = |wanted: Class| report.failures.iter().any(|failure| failure.error.class() == wanted);
-    if report.stopped {
-        Exit::Stopped
-    } else if class(Class::Step) {
-        Exit::Recipe
-    } else if !report.failures.is_empty() {
-        Exit::Environment
-    } else {
-        Exit::Done
+    match report.outcome() {
+        BuildOutcome::Done => Exit::Done,
+        BuildOutcome::Failed => Exit::Recipe,
+        BuildOutcome::Environment => Exit::Environment,
+        BuildOutcome::Stopped => Exit::Stopped,
     }
 }
 

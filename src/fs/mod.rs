@@ -67,6 +67,7 @@ pub use read::read_open;
 pub use read::read_plain;
 pub use read::read_small;
 pub use safe::UnsafePathError;
+pub use safe::absolute;
 pub use safe::safe_join;
 pub use stamp::Folder;
 pub use stamp::Stamp;

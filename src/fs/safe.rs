@@ -117,6 +117,11 @@ pub fn safe_join(root: &Path, relative: &Path) -> Result<PathBuf, UnsafePathErro
     Ok(joined)
 }
 
+/// Returns a path from the root; the path as it is if the current folder is unknown. Links are not followed.
+pub fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;

@@ -25,6 +25,7 @@ use crate::digest::BlobDigest;
 use crate::graph::Graph;
 use crate::graph::Node;
 use crate::graph::NodeId;
+use crate::observer::BuildOutcome;
 use crate::observer::Event;
 use crate::observer::StepOutcome;
 use crate::plan;
@@ -109,6 +110,22 @@ pub struct Report {
     pub elapsed_ms: u64,
     /// The scripts that repeat failed steps.
     pub kept: BTreeMap<NodeId, PathBuf>,
+}
+
+impl Report {
+    /// Returns how the build ended.
+    pub fn outcome(&self) -> BuildOutcome {
+        let class = |wanted: Class| self.failures.iter().any(|failure| failure.error.class() == wanted);
+        if self.stopped {
+            BuildOutcome::Stopped
+        } else if class(Class::Step) {
+            BuildOutcome::Failed
+        } else if self.failures.is_empty() {
+            BuildOutcome::Done
+        } else {
+            BuildOutcome::Environment
+        }
+    }
 }
 
 /// The maximum number of light steps at once.

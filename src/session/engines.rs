@@ -53,11 +53,11 @@ pub fn used(graph: &Graph) -> BTreeSet<String> {
 /// All problems, each engine and capability once, in the order of the steps.
 pub fn check(recipe: &Recipe, graph: &Graph, engines: &Engines) -> Result<(), Vec<EngineProblem>> {
     let mut problems = Vec::new();
-    let mut seen = BTreeSet::new();
+    let (mut unknown, mut lacking) = (BTreeSet::new(), BTreeSet::new());
     // The recipe's own engine must exist even if every step names another.
     let named = std::iter::once(&recipe.engine).chain(graph.nodes().map(|node| &node.engine));
     for engine in named {
-        if engines.get(&engine.name).is_none() && seen.insert((engine.name.clone(), None)) {
+        if engines.get(&engine.name).is_none() && unknown.insert(&engine.name) {
             problems.push(EngineProblem {
                 engine: engine.clone(),
                 what: EngineProblemKind::Unknown {
@@ -73,7 +73,7 @@ pub fn check(recipe: &Recipe, graph: &Graph, engines: &Engines) -> Result<(), Ve
         };
         for capability in step::needs(node) {
             if engine.capabilities().contains(&capability)
-                || !seen.insert((node.engine.name.clone(), Some((named.id.clone(), capability))))
+                || !lacking.insert((&node.engine.name, &named.id, capability))
             {
                 continue;
             }

@@ -217,6 +217,11 @@ struct Place {
     within: Option<PathBuf>,
 }
 
+/// Returns a path as the note has it; `None` if it is not UTF-8.
+fn text(path: &Path) -> Option<Cow<'static, str>> {
+    Some(Cow::Owned(path.to_str()?.to_owned()))
+}
+
 /// Files that are compared together, while a note is made.
 struct Stamped {
     /// The stamp of the folder of the store that holds them, taken before theirs, if it is settled.
@@ -276,7 +281,6 @@ impl Files {
 
     /// Returns the files by folder; `None` if a path is not UTF-8.
     fn finish(self) -> Option<Vec<Folder<'static>>> {
-        let text = |path: &Path| Some(Cow::Owned(path.to_str()?.to_owned()));
         let mut folders: Vec<(PathBuf, Folder<'static>)> = Vec::new();
         for (place, group) in self.0 {
             let within = match (group.folder, &place.within) {
@@ -326,7 +330,6 @@ impl Session {
         let (store, now) = (&self.store, &fs::Moment::now());
         let env = self.env(&Silent);
         let events = store.events().ok()?;
-        let text = |path: &Path| Some(Cow::Owned(path.to_str()?.to_owned()));
         let (mut files, mut patterns) = (Files::default(), Vec::new());
         files.add(&question.program, None, now)?;
         for node in self.graph.nodes() {

@@ -22,7 +22,6 @@ use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::engine::Identity;
 use crate::fs;
-use crate::gguf;
 use crate::graph::Graph;
 use crate::graph::Node;
 use crate::graph::NodeId;
@@ -33,6 +32,7 @@ use crate::observer::Observer;
 use crate::observer::Silent;
 use crate::scheduler;
 use crate::scheduler::Report;
+use crate::step::promote;
 use crate::store::ReadFile;
 use crate::vocab::EngineRole;
 
@@ -78,7 +78,7 @@ impl Session {
         let candidates: Vec<&Node> = self.candidates().collect();
         for node in &candidates {
             let NodeId::Step(id) = &node.id else { continue };
-            let name = format!("{}{}", gguf::file_name(&id.label()), manifest::SUFFIX);
+            let name = promote::manifest_name(id);
             match fs::read_small(&self.settings.out.join(&name), manifest::CAP) {
                 Ok(bytes) => {
                     let manifest =

@@ -29,7 +29,6 @@ use crate::engine::Engines;
 use crate::engine::Identity;
 use crate::engine::Role;
 use crate::fs;
-use crate::gguf;
 use crate::graph::Graph;
 use crate::graph::GraphError;
 use crate::graph::NodeId;
@@ -415,21 +414,24 @@ impl Session {
     /// not read for this.
     fn check_sources(&self, env: &Env<'_>) -> Result<(), SessionError> {
         let mut problems = Vec::new();
+        let with_hint = |error: &StepError| {
+            let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
+            format!("{error}{hint}")
+        };
         for node in self.graph.nodes() {
             let checked = match &node.work {
                 Work::Source(source) => {
                     let origin = &source.path.origin;
                     let (line, _) = origin.source.line_column(origin.span.start);
                     check_source(env, &env.source_path(source), source.kind).map_err(|error| {
-                        let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
-                        format!("`{}`: {}:{line}: {error}{hint}", node.id, origin.source.name())
+                        format!("`{}`: {}:{line}: {}", node.id, origin.source.name(), with_hint(&error))
                     })
                 }
                 Work::Step(step) => match &step.body {
-                    StepBody::Corpus(corpus) => env.corpus_files(&node.id, corpus).map(|_| ()).map_err(|error| {
-                        let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
-                        format!("`{}`: {error}{hint}", node.id)
-                    }),
+                    StepBody::Corpus(corpus) => env
+                        .corpus_files(&node.id, corpus)
+                        .map(|_| ())
+                        .map_err(|error| format!("`{}`: {}", node.id, with_hint(&error))),
                     _ => Ok(()),
                 },
                 _ => Ok(()),
@@ -452,7 +454,7 @@ fn finished(report: &Report) -> Event {
         failed: report.failures.len(),
         skipped: report.skipped,
         elapsed_ms: report.elapsed_ms,
-        outcome: run::outcome_of(report),
+        outcome: report.outcome(),
     }
 }
 
@@ -475,11 +477,7 @@ fn check_source(env: &Env<'_>, path: &Path, kind: SourceKind) -> Result<(), Step
     if known {
         return Ok(());
     }
-    check_content(path, kind)?;
-    if kind == SourceKind::Model {
-        gguf::Model::open(path)?;
-    }
-    Ok(())
+    check_content(path, kind)
 }
 
 /// Returns the nodes that names mean.

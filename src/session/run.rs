@@ -21,13 +21,10 @@ use crate::digest::BlobDigest;
 use crate::engine::Identity;
 use crate::graph::NodeId;
 use crate::observer::ActionOutcome;
-use crate::observer::BuildOutcome;
 use crate::observer::Event;
 use crate::observer::Observer;
 use crate::observer::StepOutcome;
 use crate::scheduler::Failure;
-use crate::scheduler::Report;
-use crate::step::Class;
 use crate::step::StepError;
 use crate::store::RunWriter;
 use crate::store::Store;
@@ -282,20 +279,6 @@ impl Observer for Tee<'_> {
     fn event(&self, event: &Event) {
         self.run.note(event);
         self.observer.event(event);
-    }
-}
-
-/// Says how a build ended.
-pub(super) fn outcome_of(report: &Report) -> BuildOutcome {
-    let class = |wanted: Class| report.failures.iter().any(|failure| failure.error.class() == wanted);
-    if report.stopped {
-        BuildOutcome::Stopped
-    } else if class(Class::Step) {
-        BuildOutcome::Failed
-    } else if report.failures.is_empty() {
-        BuildOutcome::Done
-    } else {
-        BuildOutcome::Environment
     }
 }
 

@@ -204,17 +204,7 @@ impl Store {
             let mut stamp = facts.stamp;
             if facts.kind == FileKind::Directory {
                 stamp.size = 0;
-                let mut folders = vec![path.clone()];
-                while let Some(folder) = folders.pop() {
-                    for entry in list_if_there(&folder)? {
-                        let path = folder.join(&entry.name);
-                        match fs::facts(&path)? {
-                            Some(found) if found.kind == FileKind::Directory => folders.push(path),
-                            Some(found) => stamp.size = stamp.size.saturating_add(found.stamp.size),
-                            None => {}
-                        }
-                    }
-                }
+                walk(&path, &mut |bytes| stamp.size = stamp.size.saturating_add(bytes))?;
             }
             all.push(FoundFile {
                 path,

@@ -1,13 +1,13 @@
 //! The actions that failed in a build, so that each can be run again alone.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
 use super::Located;
 use super::locked;
 use crate::action::Action;
+use crate::fs;
 
 /// An action that failed, and the files that it may read.
 #[derive(Debug, Clone)]
@@ -35,11 +35,7 @@ impl FailedActions {
         let mut failed = locked(&self.0);
         failed.entry(step.to_owned()).or_insert_with(|| FailedAction {
             document: action.document(),
-            files: located.files().map(|file| absolute(&file.path)).collect(),
+            files: located.files().map(|file| fs::absolute(&file.path)).collect(),
         });
     }
-}
-
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }

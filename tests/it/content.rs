@@ -1,24 +1,14 @@
 //! Files are recognized by their content, whatever their names.
 
 use crate::cut::build_well;
+use crate::cut::collected_imatrix;
 use crate::cut::project;
 use crate::support::Forge;
-
-const COLLECT: &str = "schema = 1\nname = \"first\"\n[source.model]\npath = \"model.gguf\"\n[corpus.prose]\nfiles = [\"prose.txt\"]\n\
-                       [imatrix.one]\ncorpus = \"prose\"\nchunks = 3\ncontext = 64\n";
 
 /// A project with an imatrix under names that models have, and a model under a name that imatrices have.
 fn oddly_named() -> Forge {
     let forge = project();
-    forge.recipe(COLLECT);
-    let events = build_well(&forge, &[]).events;
-    let collected = events
-        .iter()
-        .find(|event| event["reason"] == "action-finished" && event["kind"] == "imatrix-collect");
-    let key = collected.unwrap()["key"].as_str().unwrap().parse().unwrap();
-    let store = forge::store::Store::open(forge.store()).unwrap();
-    let imatrix = store.lookup(&key).unwrap().unwrap().outputs["imatrix"];
-    let imatrix = store.read(&imatrix, 1 << 30).unwrap();
+    let imatrix = collected_imatrix(&forge);
     for name in ["imatrix_unsloth.gguf_file", "X-imatrix.gguf"] {
         forge.write(name, &imatrix);
     }

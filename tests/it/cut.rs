@@ -358,3 +358,19 @@ pub(crate) fn in_parallel<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
         }
     });
 }
+
+/// Builds an imatrix of the project's model on its prose and returns its file. The project's recipe is replaced.
+pub(crate) fn collected_imatrix(forge: &Forge) -> Vec<u8> {
+    forge.recipe(
+        "schema = 1\nname = \"first\"\n[source.model]\npath = \"model.gguf\"\n[corpus.prose]\nfiles = [\"prose.txt\"]\n\
+         [imatrix.one]\ncorpus = \"prose\"\nchunks = 3\ncontext = 64\n",
+    );
+    let events = build_well(forge, &[]).events;
+    let collected = events
+        .iter()
+        .find(|event| event["reason"] == "action-finished" && event["kind"] == "imatrix-collect");
+    let key = collected.unwrap()["key"].as_str().unwrap().parse().unwrap();
+    let store = forge::store::Store::open(forge.store()).unwrap();
+    let imatrix = store.lookup(&key).unwrap().unwrap().outputs["imatrix"];
+    store.read(&imatrix, 1 << 30).unwrap()
+}

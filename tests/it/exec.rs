@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use forge::action::Action;
 use forge::action::KINDS;
-use forge::digest::BlobDigest;
 use forge::store::Store;
 use serde_json::Value as Json;
 
 use crate::cut::build_well;
+use crate::cut::collected_imatrix;
 use crate::cut::project;
 use crate::support::Forge;
 
@@ -94,17 +94,7 @@ require = ["kld_mean < 10"]
 /// A project with that recipe, built, and an imatrix of another run in it.
 fn built() -> Forge {
     let forge = project();
-    let first = "schema = 1\nname = \"first\"\n[source.model]\npath = \"model.gguf\"\n[corpus.prose]\nfiles = [\"prose.txt\"]\n\
-                 [imatrix.one]\ncorpus = \"prose\"\nchunks = 3\ncontext = 64\n";
-    forge.recipe(first);
-    let events = build_well(&forge, &[]).events;
-    let collected = events
-        .iter()
-        .find(|event| event["reason"] == "action-finished" && event["kind"] == "imatrix-collect");
-    let key = collected.unwrap()["key"].as_str().unwrap().parse().unwrap();
-    let store = Store::open(forge.store()).unwrap();
-    let imatrix: BlobDigest = store.lookup(&key).unwrap().unwrap().outputs["imatrix"];
-    forge.write("foreign.imatrix", store.read(&imatrix, 1 << 30).unwrap());
+    forge.write("foreign.imatrix", collected_imatrix(&forge));
     forge.recipe(RECIPE);
     build_well(&forge, &[]);
     forge

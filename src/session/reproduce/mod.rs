@@ -431,7 +431,7 @@ impl Reproduction {
 
 /// Returns the nearest folder above a path, or the path itself, that is there.
 fn existing(path: &Path) -> PathBuf {
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let path = fs::absolute(path);
     let there = path.ancestors().find(|path| fs::exists(path).unwrap_or(false));
     there.unwrap_or(Path::new("/")).to_owned()
 }
