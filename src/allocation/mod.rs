@@ -1,5 +1,5 @@
 //! Which option for each group, so that the total loss is least and the capacities hold: the multiple-choice knapsack, pure
-//! and exact. It knows nothing of models; `docs/policies.md` says what the groups and options are.
+//! and exact. It knows nothing of models; `docs/how-policies-work.md` says what the groups and options are.
 //!
 //! - [`Scale`] turns measured losses into integers. From there on all arithmetic is exact: "optimal" means optimal for these
 //!   integers, and the result is the same on every machine and for any order of the input.

@@ -1,8 +1,8 @@
 //! ASHQ1: every tensor starts at a floor, and the upgrade that gains most for its bytes is taken until the budget is spent.
 //!
 //! Gains are guessed: the importance of a tensor (its mean squared activation) times how much the error of a type is supposed
-//! to fall, `2^(-2 * bits)`. Nothing of the weights is measured; `docs/policies.md` says what that is worth, and how the points
-//! that the method's description leaves open are settled here.
+//! to fall, `2^(-2 * bits)`. Nothing of the weights is measured; `docs/how-policies-work.md` says what that is worth, and how the
+//! points that the method's description leaves open are settled here.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
