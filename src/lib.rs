@@ -25,11 +25,9 @@ pub mod quantity;
 
 pub mod requirement;
 
-pub mod recipe;
-
 pub mod engine;
 
-pub mod settings;
+pub mod syntax;
 
 pub mod figures;
 
@@ -38,6 +36,12 @@ pub mod allocation;
 pub mod certificate;
 
 pub mod policy;
+
+pub mod method;
+
+pub mod recipe;
+
+pub mod settings;
 
 pub mod report;
 

@@ -13,13 +13,13 @@ use crate::engine::SettingKind;
 use crate::engine::SettingValue;
 use crate::engine::Values;
 use crate::quantity::Quantity;
-use crate::recipe::error::RecipeError;
-use crate::recipe::field::Field;
-use crate::recipe::field::Reader;
 use crate::recipe::model::Place;
-use crate::recipe::raw;
-use crate::recipe::raw::RawEntry;
-use crate::recipe::raw::RawValue;
+use crate::syntax::error::RecipeError;
+use crate::syntax::field::Field;
+use crate::syntax::field::Reader;
+use crate::syntax::raw;
+use crate::syntax::raw::RawEntry;
+use crate::syntax::raw::RawValue;
 use crate::text::Source;
 
 /// Settings of a machine. What is absent is decided by the program.

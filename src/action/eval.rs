@@ -13,11 +13,11 @@ use super::role::Role::Setting;
 use super::role::Role::Version;
 use super::role::field;
 use super::role::output;
-use super::shared::CORPORA;
-use super::shared::TOKENIZERS;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::vocab::EngineRole::Evaluator;
+use crate::vocab::inputs::CORPORA;
+use crate::vocab::inputs::TOKENIZERS;
 
 /// Measures a candidate over all its blocks of chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,11 +12,11 @@ use super::role::Role::Input;
 use super::role::Role::Setting;
 use super::role::field;
 use super::role::output;
-use super::shared::CORPORA;
-use super::shared::TOKENIZERS;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::vocab::EngineRole::Evaluator;
+use crate::vocab::inputs::CORPORA;
+use crate::vocab::inputs::TOKENIZERS;
 
 /// Collects an imatrix: the sum of its blocks of chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

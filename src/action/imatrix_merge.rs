@@ -9,8 +9,8 @@ use super::role::Field;
 use super::role::Role::Input;
 use super::role::Role::Setting;
 use super::role::field;
-use super::shared::IMATRICES;
 use crate::digest::BlobDigest;
+use crate::vocab::inputs::IMATRICES;
 
 /// How imatrices are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,9 +10,9 @@ use super::role::Field;
 use super::role::Role::Input;
 use super::role::Role::Setting;
 use super::role::field;
-use super::shared::IMATRICES;
-use super::shared::SHAPES;
 use crate::digest::BlobDigest;
+use crate::vocab::inputs::IMATRICES;
+use crate::vocab::inputs::SHAPES;
 
 /// What to do about a problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

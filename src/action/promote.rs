@@ -16,11 +16,11 @@ use super::role::Role::Setting;
 use super::role::Role::Version;
 use super::role::field;
 use super::role::output;
-use super::shared::MODELS;
-use super::shared::SLICES;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::vocab::EngineRole::Quantizer;
+use crate::vocab::inputs::MODELS;
+use crate::vocab::inputs::SLICES;
 
 /// Assembles a candidate from its tensors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,11 +10,11 @@ use super::role::Role::Engine;
 use super::role::Role::PartOf;
 use super::role::field;
 use super::role::output;
-use super::shared::MODELS;
-use super::shared::SLICES;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::vocab::EngineRole::Quantizer;
+use crate::vocab::inputs::MODELS;
+use crate::vocab::inputs::SLICES;
 
 /// Quantizes one tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

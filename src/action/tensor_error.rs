@@ -11,11 +11,11 @@ use super::role::Role::Key;
 use super::role::Role::PartOf;
 use super::role::Role::Version;
 use super::role::field;
-use super::shared::SLICES;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::vocab::EngineRole::Quantizer;
+use crate::vocab::inputs::SLICES;
 
 /// Computes the squared errors of a quantized tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

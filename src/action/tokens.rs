@@ -12,10 +12,10 @@ use super::role::Role::Input;
 use super::role::Role::Setting;
 use super::role::Role::Source;
 use super::role::field;
-use super::shared::TOKENIZERS;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::vocab::EngineRole::Evaluator;
+use crate::vocab::inputs::TOKENIZERS;
 
 /// Tokenizes texts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

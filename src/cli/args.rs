@@ -468,7 +468,7 @@ pub(super) struct Graph {
 
 /// Reads a name that recipes take.
 fn section_name(text: &str) -> Result<String, String> {
-    match crate::recipe::names::name_problem(text) {
+    match crate::syntax::names::name_problem(text) {
         None => Ok(text.to_owned()),
         Some(problem) => Err(format!("{problem}; names have letters, digits, `.`, `_` and `-`")),
     }

@@ -15,7 +15,7 @@ use crate::policy;
 use crate::policy::ModelFacts;
 use crate::policy::Rule;
 use crate::policy::TensorFacts;
-use crate::recipe::names::TypeName;
+use crate::syntax::names::TypeName;
 use crate::tensor_type::TensorType;
 
 /// No file of rules is longer.

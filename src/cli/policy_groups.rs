@@ -48,7 +48,9 @@ pub(super) fn run(args: &args::PolicyGroups, files: &Files, terminal: &Terminal)
                 fs::read_small(&files.place(path), IMATRIX_CAP).map_err(|error| unreadable(path, error.to_string()))?;
             let imatrix = Imatrix::parse(&bytes).map_err(|error| unreadable(path, error.to_string()))?;
             let names: HashSet<&str> = facts.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
-            energies_of(&imatrix, |name| names.contains(name))
+            let mut energies = energies_of(&imatrix);
+            energies.retain(|name, _| names.contains(name.as_str()));
+            energies
         }
     };
     let options = GroupOptions {

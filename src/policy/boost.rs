@@ -39,6 +39,25 @@ pub enum Family {
 }
 
 impl Family {
+    /// All families.
+    pub const ALL: [Self; 5] = [Self::Gate, Self::Up, Self::Down, Self::Shared, Self::Attention];
+
+    /// Returns the word for it in recipes and documents.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gate => "gate",
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Shared => "shared",
+            Self::Attention => "attention",
+        }
+    }
+
+    /// Returns the one of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.as_str() == name)
+    }
+
     /// Returns the family of a tensor; nothing for one that belongs to none.
     pub fn of(name: &str) -> Option<Self> {
         match Role::of(name) {
@@ -65,6 +84,25 @@ pub enum Ranking {
     Contrast,
     /// By the trace of the second moments of their inputs: the mean squared activation times the columns, summed over tensors.
     Sensitivity,
+}
+
+impl Ranking {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Energy, Self::Contrast, Self::Sensitivity];
+
+    /// Returns the word for it in recipes and documents.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Energy => "energy",
+            Self::Contrast => "contrast",
+            Self::Sensitivity => "sensitivity",
+        }
+    }
+
+    /// Returns the one of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.as_str() == name)
+    }
 }
 
 /// What [`boost()`] is to do with the table of a mix, or of one type.

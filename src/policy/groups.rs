@@ -24,6 +24,25 @@ pub enum Fuse {
     Experts,
 }
 
+impl Fuse {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Attention, Self::FeedForward, Self::Experts];
+
+    /// Returns the word for it in recipes and documents.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Attention => "attention",
+            Self::FeedForward => "feed-forward",
+            Self::Experts => "experts",
+        }
+    }
+
+    /// Returns the one of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.as_str() == name)
+    }
+}
+
 /// What holds a group together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

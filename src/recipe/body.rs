@@ -1,21 +1,16 @@
 //! What the steps of a recipe are to do, one type for each kind.
 
 use serde::Serialize;
-use serde::Serializer;
 
+use crate::method::Budget;
+use crate::method::Method;
+use crate::method::SizeOf;
 use crate::quantity::Decimal;
-use crate::recipe::model::BoostPolicy;
-use crate::recipe::model::Budget;
-use crate::recipe::model::Device;
-use crate::recipe::model::ErrorPolicy;
-use crate::recipe::model::Place;
 use crate::recipe::model::RecipePath;
-use crate::recipe::model::SizeOf;
-use crate::recipe::model::SourceName;
-use crate::recipe::model::StepId;
-use crate::recipe::names::Mix;
-use crate::recipe::names::TypeName;
 use crate::requirement::Requirement;
+use crate::syntax::id::SourceName;
+use crate::syntax::id::StepId;
+use crate::syntax::pattern::Pattern;
 
 /// What a step is to do.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -48,11 +43,8 @@ impl StepBody {
             Self::Imatrix(ImatrixStep::Merge { inputs, .. }) => inputs.iter().map(|input| &input.imatrix).collect(),
             Self::Join(join) => vec![&join.imatrix],
             Self::Policy(policy) => {
-                let baseline = match &policy.method {
-                    Method::Boost(boost) => boost.layers.baseline(),
-                    _ => None,
-                };
-                let read = policy.corpus().into_iter().chain(baseline);
+                let measured = policy.method.measures().map(|measures| measures.corpus);
+                let read = measured.into_iter().chain(policy.method.references());
                 let sized = policy.size_of().into_iter();
                 let sized = sized.flat_map(|size| std::iter::once(&size.policy).chain(&size.join));
                 policy.join.iter().chain(read).chain(sized).collect()
@@ -212,233 +204,13 @@ pub struct PolicyStep {
     pub keep: Vec<Pattern>,
 }
 
-/// How types are chosen.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum Method {
-    /// As llama.cpp's named mix does.
-    Mix(MixPolicy),
-    /// By rules in the recipe.
-    Manual(ManualPolicy),
-    /// By importance, from floors up, until a budget is spent.
-    Ashq1(Ashq1Policy),
-    /// Two types: the larger one where it gains most for its bytes.
-    Density(DensityPolicy),
-    /// A mix, or one type, and a better type for families of tensors in a few layers.
-    Boost(BoostPolicy),
-    /// By losses that are guessed from roles, depth and types, solved exactly.
-    Prior(PriorPolicy),
-    /// By losses that are measured on the model itself, solved exactly.
-    Measured(Box<MeasuredPolicy>),
-    /// By the squared errors of the quantized tensors, scaled by a few measurements, solved exactly.
-    Error(Box<ErrorPolicy>),
-}
-
 impl PolicyStep {
-    /// Returns the most that the file may have, if the method keeps to a budget.
-    pub fn budget(&self) -> Option<&Budget> {
-        match &self.method {
-            Method::Mix(_) | Method::Manual(_) | Method::Boost(_) => None,
-            Method::Ashq1(ashq1) => Some(&ashq1.budget),
-            Method::Density(density) => Some(&density.budget),
-            Method::Prior(prior) => Some(&prior.budget),
-            Method::Measured(measured) => Some(&measured.budget),
-            Method::Error(error) => Some(&error.budget),
-        }
-    }
-
-    /// Returns the text that the method measures on.
-    pub fn corpus(&self) -> Option<&StepId> {
-        match &self.method {
-            Method::Measured(measured) => Some(&measured.corpus),
-            Method::Error(error) => error.probes.as_ref().map(|probes| &probes.corpus),
-            _ => None,
-        }
-    }
-
-    /// Returns the candidate that the file may be as long as, if the budget names one.
+    /// Returns the candidate whose size the file may have, if the budget names one.
     pub fn size_of(&self) -> Option<&SizeOf> {
-        match self.budget()? {
+        match self.method.budget()? {
             Budget::Quantity(_) => None,
             Budget::Candidate(size) => Some(size),
         }
-    }
-}
-
-/// Settings of a mix.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct MixPolicy {
-    /// Which mix.
-    pub mix: Mix,
-    /// Whether all tensors take the mix's base type.
-    pub pure: bool,
-    /// The type of the output tensor, if not the mix's.
-    pub output_type: Option<TypeName>,
-    /// The type of the token embedding, if not the mix's.
-    pub embedding_type: Option<TypeName>,
-}
-
-/// Rules; the first that matches wins.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ManualPolicy {
-    /// The rules, in order.
-    pub rules: Vec<Rule>,
-    /// The type of tensors that no rule matches; when absent, such a quantizable tensor is an error.
-    pub otherwise: Option<RuleType>,
-}
-
-/// Settings of `ashq1`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Ashq1Policy {
-    /// The most that the file may have.
-    pub budget: Budget,
-    /// Whether the first layer and the last ones count for more.
-    pub depth: bool,
-    /// Whether upgrades are taken that cost no bytes.
-    pub free: bool,
-    /// Whether the model was trained to be quantized.
-    pub qat: bool,
-    /// Other floors; the first that matches counts.
-    pub floors: Vec<Rule>,
-    /// Other ceilings; the first that matches counts.
-    pub ceilings: Vec<Rule>,
-}
-
-/// Settings of `density`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct DensityPolicy {
-    /// The most that the file may have.
-    pub budget: Budget,
-    /// The type of every tensor that can be quantized.
-    pub base: TypeName,
-    /// The larger type.
-    pub promotion: TypeName,
-    /// Whether tensors are promoted only together with the one whose type a runtime takes for them, too.
-    pub anchors: bool,
-}
-
-/// Settings of `prior`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct PriorPolicy {
-    /// The most that the file may have.
-    pub budget: Budget,
-    /// The types to choose from.
-    pub types: Vec<TypeName>,
-    /// Which tensors an engine wants to have one type.
-    pub fuse: Vec<&'static str>,
-    /// The least type of tensors; the first rule that matches counts.
-    pub floors: Vec<Rule>,
-    /// The largest type of tensors; the first rule that matches counts.
-    pub ceilings: Vec<Rule>,
-    /// Memory besides the file.
-    pub devices: Vec<Device>,
-}
-
-/// Settings of `measured`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct MeasuredPolicy {
-    /// The most that the file may have.
-    pub budget: Budget,
-    /// The texts that losses are measured on.
-    pub corpus: StepId,
-    /// Tokens in a chunk.
-    pub context: u32,
-    /// At most so many chunks.
-    pub chunks: u64,
-    /// Chunks in one action.
-    pub block: u32,
-    /// How many chunks every probe is measured on before it is said which need all.
-    pub screen: u64,
-    /// At most so many groups in types are probed.
-    pub max_probes: Option<u64>,
-    /// How many times at most moves around the choice are measured.
-    pub refine: u32,
-    /// The types to choose from, besides the source's own.
-    pub types: Vec<TypeName>,
-    /// Which tensors an engine wants to have one type.
-    pub fuse: Vec<&'static str>,
-    /// The least type of tensors; the first rule that matches counts.
-    pub floors: Vec<Rule>,
-    /// The largest type of tensors; the first rule that matches counts.
-    pub ceilings: Vec<Rule>,
-    /// Memory besides the file.
-    pub devices: Vec<Device>,
-}
-
-/// One rule.
-#[derive(Debug, Clone, Serialize)]
-pub struct Rule {
-    /// Which tensors.
-    #[serde(rename = "match")]
-    pub pattern: Pattern,
-    /// What they become.
-    #[serde(rename = "type")]
-    pub to: RuleType,
-    /// Where the rule stands.
-    #[serde(skip)]
-    pub origin: Place,
-}
-
-impl PartialEq for Rule {
-    fn eq(&self, other: &Self) -> bool {
-        self.pattern == other.pattern && self.to == other.to
-    }
-}
-
-/// What a rule makes of a tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RuleType {
-    /// It keeps the source's type.
-    Keep,
-    /// It becomes this type.
-    Type(TypeName),
-}
-
-impl RuleType {
-    /// Returns the word that recipes use.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Keep => "keep",
-            Self::Type(name) => name.as_str(),
-        }
-    }
-}
-
-impl Serialize for RuleType {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
-
-/// A regular expression over tensor names; it may match anywhere in a name unless anchored.
-#[derive(Debug, Clone)]
-pub struct Pattern(regex::Regex);
-
-impl Pattern {
-    pub(crate) fn new(regex: regex::Regex) -> Self {
-        Self(regex)
-    }
-
-    /// Returns whether a name matches.
-    pub fn is_match(&self, name: &str) -> bool {
-        self.0.is_match(name)
-    }
-
-    /// Returns the expression as the recipe has it.
-    pub fn as_str(&self) -> &str {
-        self.0.as_str()
-    }
-}
-
-impl PartialEq for Pattern {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_str() == other.as_str()
-    }
-}
-
-impl Serialize for Pattern {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
     }
 }
 

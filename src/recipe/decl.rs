@@ -2,55 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use crate::method::Method;
+use crate::method::Open;
+use crate::method::WrittenBudget;
 use crate::quantity::Decimal;
-use crate::quantity::Quantity;
 use crate::recipe::model::Chunking;
-use crate::recipe::model::Device;
 use crate::recipe::model::EngineRef;
 use crate::recipe::model::MergeMode;
 use crate::recipe::model::OnProblem;
 use crate::recipe::model::Pattern;
 use crate::recipe::model::Place;
 use crate::recipe::model::RecipePath;
-use crate::recipe::model::Rule;
-use crate::recipe::model::RuleType;
 use crate::recipe::model::SourceName;
-use crate::recipe::names::Mix;
-use crate::recipe::names::TypeName;
 use crate::requirement::Requirement;
 
-use crate::recipe::field::Sweep;
-
-/// The most that a candidate's file may have.
-#[derive(Debug, Clone)]
-pub(crate) enum Budget {
-    Quantity(Quantity),
-    /// As much as another candidate has: all those of a `promote` section, or the one of this name, which stands there.
-    Candidate(String, Place),
-}
-
-impl PartialEq for Budget {
-    fn eq(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Quantity(quantity), Self::Quantity(other)) => quantity == other,
-            (Self::Candidate(name, _), Self::Candidate(other, _)) => name == other,
-            _ => false,
-        }
-    }
-}
-
-impl Budget {
-    /// Returns it as the resolved recipe has it.
-    pub(crate) fn to_toml(&self) -> toml::Value {
-        match self {
-            Self::Quantity(quantity) => toml::Value::from(quantity.to_string()),
-            Self::Candidate(name, _) => {
-                let candidate = ("candidate".to_owned(), toml::Value::from(name.as_str()));
-                toml::Value::Table(toml::Table::from_iter([candidate]))
-            }
-        }
-    }
-}
+use crate::syntax::sweep::Sweep;
 
 /// A section: its name, where that stands, and what the section says.
 #[derive(Debug)]
@@ -123,114 +89,10 @@ pub(crate) enum Data {
 pub(crate) struct Policy {
     pub(crate) model: SourceName,
     pub(crate) data: Data,
-    pub(crate) method: Method,
+    pub(crate) method: Open<Method>,
+    /// The budgets, if the method keeps to one.
+    pub(crate) budgets: Option<Sweep<WrittenBudget>>,
     pub(crate) keep: Vec<Pattern>,
-}
-
-impl Policy {
-    /// Returns the budgets, if the method keeps to one.
-    pub(crate) fn budget(&self) -> Option<&Sweep<Budget>> {
-        match &self.method {
-            Method::Mix { .. } | Method::Manual { .. } | Method::Boost { .. } => None,
-            Method::Ashq1 { budget, .. }
-            | Method::Density { budget, .. }
-            | Method::Prior { budget, .. }
-            | Method::Measured { budget, .. }
-            | Method::Error { budget, .. } => Some(budget),
-        }
-    }
-}
-
-#[derive(Debug)]
-pub(crate) enum Method {
-    Mix {
-        mix: Sweep<Mix>,
-        pure: Sweep<bool>,
-        output_type: Option<Sweep<TypeName>>,
-        embedding_type: Option<Sweep<TypeName>>,
-    },
-    Manual {
-        rules: Vec<Rule>,
-        otherwise: Option<Sweep<RuleType>>,
-    },
-    Ashq1 {
-        budget: Sweep<Budget>,
-        depth: Sweep<bool>,
-        free: Sweep<bool>,
-        qat: bool,
-        floors: Vec<Rule>,
-        ceilings: Vec<Rule>,
-    },
-    Density {
-        budget: Sweep<Budget>,
-        base: TypeName,
-        promotion: TypeName,
-        anchors: bool,
-    },
-    Boost {
-        base: BoostBases,
-        layers: BoostLayers,
-        families: Vec<&'static str>,
-        promotion: Sweep<TypeName>,
-    },
-    Prior {
-        budget: Sweep<Budget>,
-        types: Vec<TypeName>,
-        fuse: Vec<&'static str>,
-        floors: Vec<Rule>,
-        ceilings: Vec<Rule>,
-        devices: Vec<Device>,
-    },
-    Measured {
-        budget: Sweep<Budget>,
-        corpus: Sweep<String>,
-        context: u32,
-        chunks: Sweep<u64>,
-        block: u32,
-        screen: Option<u64>,
-        max_probes: Option<u64>,
-        refine: u32,
-        types: Vec<TypeName>,
-        fuse: Vec<&'static str>,
-        floors: Vec<Rule>,
-        ceilings: Vec<Rule>,
-        devices: Vec<Device>,
-    },
-    Error {
-        budget: Sweep<Budget>,
-        probes: Option<Probes>,
-        types: Vec<TypeName>,
-        fuse: Vec<&'static str>,
-        floors: Vec<Rule>,
-        ceilings: Vec<Rule>,
-        devices: Vec<Device>,
-    },
-}
-
-/// What every tensor gets before some are boosted.
-#[derive(Debug)]
-pub(crate) enum BoostBases {
-    Mix(Sweep<Mix>),
-    Type(Sweep<TypeName>),
-}
-
-#[derive(Debug)]
-pub(crate) enum BoostLayers {
-    Listed(Vec<u32>),
-    Ranked {
-        count: u32,
-        ranking: &'static str,
-        baseline: Option<String>,
-    },
-}
-
-#[derive(Debug)]
-pub(crate) struct Probes {
-    pub(crate) count: u32,
-    pub(crate) corpus: Sweep<String>,
-    pub(crate) context: u32,
-    pub(crate) chunks: Sweep<u64>,
-    pub(crate) block: u32,
 }
 
 #[derive(Debug)]

@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 
+use crate::method::Scope;
 use crate::recipe::decl::Data;
 use crate::recipe::decl::Decl;
 use crate::recipe::decl::Decls;
 use crate::recipe::decl::Imatrix;
 use crate::recipe::decl::Join;
 use crate::recipe::decl::Policy;
-use crate::recipe::error::RecipeError;
-use crate::recipe::field::MAX_VARIANTS;
-use crate::recipe::field::Sweep;
 use crate::recipe::model::CollectImatrix;
 use crate::recipe::model::CorpusStep;
 use crate::recipe::model::ImatrixStep;
@@ -25,9 +23,17 @@ use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::recipe::model::StepKind;
 use crate::recipe::model::WeightedImatrix;
-use crate::recipe::names::name_problem;
 use crate::recipe::read_steps::join_entries;
-use crate::recipe::words::section_words;
+use crate::syntax::error::RecipeError;
+use crate::syntax::names::name_problem;
+use crate::syntax::sweep::Choice;
+use crate::syntax::sweep::MAX_VARIANTS;
+use crate::syntax::sweep::Sweep;
+use crate::syntax::sweep::choices;
+use crate::syntax::sweep::flag;
+use crate::syntax::sweep::joined;
+use crate::syntax::sweep::optional;
+use crate::syntax::words::section_words;
 
 /// How many steps a recipe may have.
 const MAX_STEPS: usize = 20_000;
@@ -46,51 +52,6 @@ pub(crate) struct Expansion<'e> {
     pub(crate) labels: HashMap<String, Vec<StepId>>,
     /// Which joins fit an imatrix to a model.
     joins: BTreeMap<(SourceName, StepId), Vec<(StepId, Place)>>,
-}
-
-/// One way to choose in one dimension of a sweep: its part of the variant's name, and what is chosen.
-pub(crate) struct Choice<T> {
-    pub(crate) part: Option<String>,
-    pub(crate) value: T,
-}
-
-/// Returns the choices that the values of a sweep are.
-pub(crate) fn choices<T: Clone>(sweep: &Sweep<T>, part: impl Fn(&T) -> String) -> Vec<Choice<T>> {
-    let choice = |(value, _): &(T, Place)| Choice {
-        part: sweep.list.then(|| part(value)),
-        value: value.clone(),
-    };
-    sweep.values.iter().map(choice).collect()
-}
-
-/// Returns the choices of a key that may be absent.
-pub(crate) fn optional<T: Clone>(sweep: Option<&Sweep<T>>, part: impl Fn(&T) -> String) -> Vec<Choice<Option<T>>> {
-    optional_choices(sweep.map(|sweep| choices(sweep, part)))
-}
-
-/// Returns choices that may be absent: then there is one, of nothing.
-pub(crate) fn optional_choices<T>(choices: Option<Vec<Choice<T>>>) -> Vec<Choice<Option<T>>> {
-    let Some(choices) = choices else {
-        return vec![Choice {
-            part: None,
-            value: None,
-        }];
-    };
-    let some = |choice: Choice<T>| Choice {
-        part: choice.part,
-        value: Some(choice.value),
-    };
-    choices.into_iter().map(some).collect()
-}
-
-/// Names a boolean choice: `pure`, `no-pure`.
-pub(crate) fn flag(key: &str) -> impl Fn(&bool) -> String {
-    move |value| if *value { key.to_owned() } else { format!("no-{key}") }
-}
-
-pub(crate) fn joined(parts: &[Option<String>]) -> Option<String> {
-    let parts: Vec<&str> = parts.iter().flatten().map(String::as_str).collect();
-    if parts.is_empty() { None } else { Some(parts.join("-")) }
 }
 
 /// Returns every combination of one index per dimension, the last dimension running fastest.
@@ -190,19 +151,6 @@ impl<'e> Expansion<'e> {
             limit,
         });
         None
-    }
-
-    /// Returns the steps that names refer to, with all their variants.
-    pub(crate) fn references(&self, kind: StepKind, names: &Sweep<String>) -> Vec<Choice<StepId>> {
-        let mut found = Vec::new();
-        for (name, _) in &names.values {
-            for variant in self.variants.get(&(kind, name.clone())).into_iter().flatten() {
-                let id = StepId::new(kind, name.as_str(), variant.clone());
-                let part = if names.list { Some(id.label()) } else { variant.clone() };
-                found.push(Choice { part, value: id });
-            }
-        }
-        found
     }
 
     fn corpora(&mut self, decls: &Decls) {

@@ -2,31 +2,27 @@
 
 use std::collections::HashSet;
 
-use crate::recipe::decl::Budget;
+use crate::method::Scope;
+use crate::method::WrittenBudget;
 use crate::recipe::decl::Decl;
 use crate::recipe::decl::Decls;
 use crate::recipe::decl::Policy;
 use crate::recipe::decl::Promote;
-use crate::recipe::error::RecipeError;
-use crate::recipe::expand::Choice;
 use crate::recipe::expand::Expansion;
-use crate::recipe::expand::joined;
-use crate::recipe::field::Sweep;
-use crate::recipe::model::Budget as PolicyBudget;
 use crate::recipe::model::Place;
 use crate::recipe::model::PromoteStep;
-use crate::recipe::model::SizeOf;
 use crate::recipe::model::StepBody;
-use crate::recipe::model::StepId;
 use crate::recipe::model::StepKind;
-use crate::recipe::words::section_words;
+use crate::syntax::error::RecipeError;
+use crate::syntax::sweep::joined;
+use crate::syntax::words::section_words;
 
 /// Returns the candidates whose size a policy's budgets are, by the names that the recipe uses.
 fn sizes(policy: &Policy) -> impl Iterator<Item = (&str, &Place)> {
-    let budgets = policy.budget().into_iter().flat_map(|budget| &budget.values);
+    let budgets = policy.budgets.iter().flat_map(|budgets| &budgets.values);
     budgets.filter_map(|(budget, _)| match budget {
-        Budget::Candidate(name, place) => Some((name.as_str(), place)),
-        Budget::Quantity(_) => None,
+        WrittenBudget::Candidate(name, place) => Some((name.as_str(), place)),
+        WrittenBudget::Quantity(_) => None,
     })
 }
 
@@ -152,47 +148,5 @@ impl Expansion<'_> {
                 break;
             }
         }
-    }
-
-    /// Returns the budgets of a policy: one for each candidate where a budget is the size of several.
-    pub(crate) fn budgets(&self, budget: &Sweep<Budget>) -> Vec<Choice<PolicyBudget>> {
-        let mut choices = Vec::new();
-        for (value, _) in &budget.values {
-            match value {
-                Budget::Quantity(quantity) => choices.push(Choice {
-                    part: budget.list.then(|| quantity.slug()),
-                    value: PolicyBudget::Quantity(*quantity),
-                }),
-                Budget::Candidate(name, _) => {
-                    for id in self.candidate(name) {
-                        let part = if budget.list {
-                            Some(id.label())
-                        } else {
-                            id.variant.clone().filter(|_| id.name == *name)
-                        };
-                        let size = self.size_of(id).map(|size| PolicyBudget::Candidate(Box::new(size)));
-                        choices.extend(size.map(|value| Choice { part, value }));
-                    }
-                }
-            }
-        }
-        choices
-    }
-
-    /// Returns what a candidate's size follows from.
-    fn size_of(&self, candidate: StepId) -> Option<SizeOf> {
-        let body = |id: &StepId| self.steps.iter().find(|step| step.id == *id).map(|step| &step.body);
-        let StepBody::Promote(promote) = body(&candidate)? else {
-            return None;
-        };
-        let StepBody::Policy(policy) = body(&promote.policy)? else {
-            return None;
-        };
-        Some(SizeOf {
-            policy: promote.policy.clone(),
-            model: policy.model.clone(),
-            join: policy.join.clone(),
-            candidate,
-        })
     }
 }

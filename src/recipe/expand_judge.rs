@@ -7,7 +7,6 @@ use indexmap::IndexSet;
 use crate::recipe::decl::Decl;
 use crate::recipe::decl::Decls;
 use crate::recipe::decl::Gate;
-use crate::recipe::error::RecipeError;
 use crate::recipe::expand::Expansion;
 use crate::recipe::model::EvalStep;
 use crate::recipe::model::GateStep;
@@ -16,7 +15,8 @@ use crate::recipe::model::Place;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::recipe::model::StepKind;
-use crate::recipe::words::section_words;
+use crate::syntax::error::RecipeError;
+use crate::syntax::words::section_words;
 
 impl Expansion<'_> {
     /// Returns the candidates that a name means: all variants of a `promote` section, or the one with this label.

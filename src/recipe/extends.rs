@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use crate::recipe::error::ExtendsProblem;
-use crate::recipe::error::LoadError;
-use crate::recipe::error::RecipeError;
-use crate::recipe::raw::RawEntry;
-use crate::recipe::raw::RawValue;
-use crate::recipe::raw::read;
+use crate::syntax::error::ExtendsProblem;
+use crate::syntax::error::LoadError;
+use crate::syntax::error::RecipeError;
+use crate::syntax::raw::RawEntry;
+use crate::syntax::raw::RawValue;
+use crate::syntax::raw::read;
 use crate::text::Source;
 
 /// How many files may extend each other in a row.

@@ -10,40 +10,31 @@
 // Errors carry their places; they are made once and never on a hot path.
 #![allow(clippy::result_large_err)]
 
-pub mod error;
 pub mod model;
-pub mod names;
 
 mod body;
-mod body_policy;
 mod decl;
 mod expand;
 mod expand_candidates;
 mod expand_judge;
 mod expand_policy;
 mod extends;
-pub(crate) mod field;
-pub(crate) mod raw;
 pub(crate) mod read;
-mod read_boost;
-mod read_budget;
-mod read_devices;
 mod read_judge;
 mod read_policy;
-mod read_rules;
-mod read_shared;
 mod read_steps;
 mod show;
 mod version;
 mod warn;
-mod words;
 
 pub use crate::quantity::Decimal;
 pub use crate::quantity::Quantity;
-pub use crate::recipe::error::LoadError;
-pub use crate::recipe::error::RecipeError;
 pub use crate::recipe::model::*;
 pub use crate::recipe::warn::RecipeWarning;
+pub use crate::syntax::error;
+pub use crate::syntax::error::LoadError;
+pub use crate::syntax::error::RecipeError;
+pub use crate::syntax::names;
 
 use crate::text::Source;
 
@@ -111,7 +102,7 @@ fn check(merged: &extends::Merged, errors: &mut Vec<RecipeError>) -> Option<Reci
     }
     let top = read::top(merged, errors);
     let sections = read::sections(merged, errors);
-    let mut names = read::Names::default();
+    let mut names = crate::syntax::declared::Names::default();
     for section in &sections {
         names.add(section.kind, section.name, &section.place);
     }
@@ -119,7 +110,7 @@ fn check(merged: &extends::Merged, errors: &mut Vec<RecipeError>) -> Option<Reci
     // What is wrong with a section's header may have been the source that others mean.
     names.sources_unsure |= !errors.is_empty() && sources.is_empty();
     let implicit = implicit_metrics(&mut names);
-    let context = read_shared::Context {
+    let context = read::Context {
         names: &names,
         files: &merged.files,
     };
@@ -165,7 +156,9 @@ fn check(merged: &extends::Merged, errors: &mut Vec<RecipeError>) -> Option<Reci
 }
 
 /// Declares `metrics.all` where evaluations or gates need one and nobody wrote any.
-fn implicit_metrics(names: &mut read::Names) -> Option<(decl::Decl<decl::Metrics>, ResolvedSection)> {
+fn implicit_metrics(
+    names: &mut crate::syntax::declared::Names,
+) -> Option<(decl::Decl<decl::Metrics>, ResolvedSection)> {
     if names.of("metrics").next().is_some() {
         return None;
     }

@@ -1,17 +1,11 @@
 //! The top of a recipe, its sources and its names: what has to be known before steps are read.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use crate::recipe::SCHEMA;
-use crate::recipe::error::RecipeError;
 use crate::recipe::extends::File;
 use crate::recipe::extends::Merged;
 use crate::recipe::extends::resolve;
-use crate::recipe::field::Field;
-use crate::recipe::field::Reader;
 use crate::recipe::model::EngineRef;
 use crate::recipe::model::Place;
 use crate::recipe::model::RecipePath;
@@ -20,14 +14,16 @@ use crate::recipe::model::SourceDef;
 use crate::recipe::model::SourceKind;
 use crate::recipe::model::SourceName;
 use crate::recipe::model::StepKind;
-use crate::recipe::names::name_problem;
-use crate::recipe::raw::RawEntry;
-use crate::recipe::raw::RawValue;
 use crate::recipe::version;
-use crate::recipe::words::section_words;
-
-/// The word of source sections.
-pub(crate) const SOURCE: &str = "source";
+use crate::syntax::declared::Names;
+use crate::syntax::declared::SOURCE;
+use crate::syntax::error::RecipeError;
+use crate::syntax::field::Field;
+use crate::syntax::field::Reader;
+use crate::syntax::names::name_problem;
+use crate::syntax::raw::RawEntry;
+use crate::syntax::raw::RawValue;
+use crate::syntax::words::section_words;
 
 /// One `[kind.name]`.
 pub(crate) struct Section<'a> {
@@ -43,110 +39,18 @@ impl Section<'_> {
     }
 }
 
+/// What readers of steps need besides their section.
+pub(crate) struct Context<'a> {
+    pub(crate) names: &'a Names,
+    pub(crate) files: &'a [File],
+}
+
 /// What the top of a recipe says.
 pub(crate) struct Top {
     pub(crate) name: String,
     pub(crate) description: Option<String>,
     pub(crate) engine: EngineRef,
     pub(crate) resolved: ResolvedSection,
-}
-
-/// Names with their places, shared by the errors that list them.
-type Listed = Arc<[(String, Place)]>;
-
-/// All names of a recipe, by kind, each with its place.
-#[derive(Default)]
-pub(crate) struct Names {
-    by_kind: BTreeMap<&'static str, BTreeMap<String, Place>>,
-    /// What [`Names::listed`] returned, by kind.
-    listed: RefCell<BTreeMap<&'static str, Listed>>,
-    /// Sources that are models.
-    pub(crate) models: Vec<(String, Place)>,
-    /// Sources that are importance matrices.
-    pub(crate) matrices: Vec<(String, Place)>,
-    /// Whether a source section was wrong, so that defaults can't be told.
-    pub(crate) sources_unsure: bool,
-}
-
-impl Names {
-    pub(crate) fn add(&mut self, kind: &'static str, name: &str, place: &Place) {
-        self.by_kind
-            .entry(kind)
-            .or_default()
-            .insert(name.to_owned(), place.clone());
-    }
-
-    /// Returns all names of a kind, in order.
-    pub(crate) fn of(&self, kind: &str) -> impl Iterator<Item = (&str, &Place)> {
-        self.by_kind
-            .get(kind)
-            .into_iter()
-            .flatten()
-            .map(|(name, place)| (name.as_str(), place))
-    }
-
-    pub(crate) fn place(&self, kind: &str, name: &str) -> Option<&Place> {
-        self.by_kind.get(kind)?.get(name)
-    }
-
-    /// Returns all names of a kind, in order, to be kept in errors. All names must be known by then.
-    pub(crate) fn listed(&self, kind: &'static str) -> Arc<[(String, Place)]> {
-        let mut listed = self.listed.borrow_mut();
-        let names = listed.entry(kind).or_insert_with(|| {
-            self.of(kind)
-                .map(|(name, place)| (name.to_owned(), place.clone()))
-                .collect()
-        });
-        Arc::clone(names)
-    }
-
-    /// Returns a name's kind and place, if something else than a `kind` has it.
-    pub(crate) fn elsewhere(&self, kind: &str, name: &str) -> Option<(String, Place)> {
-        let mut others = self.by_kind.iter().filter(|(other, _)| **other != kind);
-        others.find_map(|(other, names)| names.get(name).map(|place| ((*other).to_owned(), place.clone())))
-    }
-
-    /// Reads the name of a section of `kind`.
-    pub(crate) fn reference(
-        &self,
-        field: Field<'_>,
-        kind: &'static str,
-        wanted: &'static str,
-        user: &str,
-    ) -> Result<String, RecipeError> {
-        let name = field.string(&format!("the name of {wanted}"))?;
-        if self.place(kind, name).is_some() {
-            return Ok(name.to_owned());
-        }
-        Err(RecipeError::UnknownReference {
-            place: field.place(),
-            name: name.to_owned(),
-            user: user.to_owned(),
-            wanted: kind.to_owned(),
-            declared: self.listed(kind),
-            other: self.elsewhere(kind, name),
-        })
-    }
-
-    /// Reads the name of a source of one kind.
-    pub(crate) fn source(&self, field: Field<'_>, kind: SourceKind, user: &str) -> Result<SourceName, RecipeError> {
-        let name = self.reference(field, SOURCE, "a source", user)?;
-        let (others, wanted, found) = match kind {
-            SourceKind::Model => (&self.matrices, "a model", "an imatrix"),
-            SourceKind::Imatrix => (&self.models, "an imatrix", "a model"),
-        };
-        match others.iter().find(|(other, _)| *other == name) {
-            None => Ok(SourceName::new(name)),
-            Some((_, declared)) => Err(RecipeError::WrongSource {
-                place: field.place(),
-                name,
-                user: user.to_owned(),
-                wanted,
-                found,
-                declared: declared.clone(),
-            }),
-        }
-    }
 }
 
 /// Returns the sections of all kinds that are tables with good names; reports the others.
@@ -388,7 +292,7 @@ pub(crate) fn file_pattern(field: Field<'_>, files: &[File]) -> Result<RecipePat
         let rest = path.written.get(error.pos..).and_then(|rest| rest.chars().next());
         let range = error.pos..error.pos + rest.map_or(0, char::len_utf8);
         return Err(RecipeError::BadGlob {
-            place: crate::recipe::raw::inside(&field.raw.place, &path.written, range),
+            place: crate::syntax::raw::inside(&field.raw.place, &path.written, range),
             pattern: path.written,
             message: error.msg,
         });

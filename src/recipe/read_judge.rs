@@ -5,22 +5,22 @@ use crate::quantity::Quantity;
 use crate::recipe::decl::Eval;
 use crate::recipe::decl::Gate;
 use crate::recipe::decl::Metrics;
-use crate::recipe::error::RecipeError;
-use crate::recipe::field::Field;
-use crate::recipe::field::Reader;
 use crate::recipe::model::Place;
-use crate::recipe::names::MAX_NAME;
-use crate::recipe::raw::inside;
-use crate::recipe::read::Names;
-use crate::recipe::read_shared::BLOCKS;
-use crate::recipe::read_shared::CONTEXTS;
-use crate::recipe::read_shared::COUNTS;
-use crate::recipe::read_shared::Context;
-use crate::recipe::read_shared::model;
-use crate::recipe::read_shared::number;
-use crate::recipe::read_shared::text;
+use crate::recipe::read::Context;
 use crate::requirement::Bound;
 use crate::requirement::Requirement;
+use crate::syntax::declared::Names;
+use crate::syntax::error::RecipeError;
+use crate::syntax::field::Field;
+use crate::syntax::field::Reader;
+use crate::syntax::names::MAX_NAME;
+use crate::syntax::raw::inside;
+use crate::syntax::shared::BLOCKS;
+use crate::syntax::shared::CONTEXTS;
+use crate::syntax::shared::COUNTS;
+use crate::syntax::shared::model;
+use crate::syntax::shared::number;
+use crate::syntax::shared::text;
 
 /// Reads a candidate: the name of a `promote` section, or what may be the label of one of its variants.
 fn candidate(field: Field<'_>, names: &Names, user: &str) -> Result<String, RecipeError> {

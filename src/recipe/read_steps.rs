@@ -9,15 +9,13 @@ use crate::recipe::decl::Decls;
 use crate::recipe::decl::Imatrix;
 use crate::recipe::decl::Join;
 use crate::recipe::decl::Promote;
-use crate::recipe::error::RecipeError;
-use crate::recipe::field::Reader;
-use crate::recipe::field::Sweep;
 use crate::recipe::model::Chunking;
 use crate::recipe::model::MergeMode;
 use crate::recipe::model::OnProblem;
 use crate::recipe::model::Place;
 use crate::recipe::model::ResolvedSection;
 use crate::recipe::model::SourceKind;
+use crate::recipe::read::Context;
 use crate::recipe::read::Section;
 use crate::recipe::read::engine;
 use crate::recipe::read::file_pattern;
@@ -25,14 +23,16 @@ use crate::recipe::read_judge::eval;
 use crate::recipe::read_judge::gate;
 use crate::recipe::read_judge::metrics;
 use crate::recipe::read_policy::policy;
-use crate::recipe::read_shared::BLOCKS;
-use crate::recipe::read_shared::CONTEXTS;
-use crate::recipe::read_shared::COUNTS;
-use crate::recipe::read_shared::Context;
-use crate::recipe::read_shared::model;
-use crate::recipe::read_shared::names_of;
-use crate::recipe::read_shared::number;
-use crate::recipe::read_shared::text;
+use crate::syntax::error::RecipeError;
+use crate::syntax::field::Reader;
+use crate::syntax::shared::BLOCKS;
+use crate::syntax::shared::CONTEXTS;
+use crate::syntax::shared::COUNTS;
+use crate::syntax::shared::model;
+use crate::syntax::shared::names_of;
+use crate::syntax::shared::number;
+use crate::syntax::shared::text;
+use crate::syntax::sweep::Sweep;
 
 /// Reads the sections of all steps.
 pub(crate) fn steps(
@@ -131,18 +131,8 @@ fn imatrix(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix
         .into_iter()
         .filter_map(|key| reader.entry(key).map(|entry| (key, entry.key_place.clone())))
         .collect();
-    if let [(first_key, first), (second_key, second), ..] = forms.as_slice() {
-        let mut pair = [(*first_key, first.clone()), (*second_key, second.clone())];
-        pair.sort_by_key(|(_, place)| place.span);
-        let [(first_key, first), (second_key, second)] = pair;
-        let section = reader.words.clone();
-        reader.errors.push(RecipeError::Conflict {
-            section,
-            first,
-            first_key,
-            second,
-            second_key,
-        });
+    if let [(one, _), (other, _), ..] = forms.as_slice() {
+        reader.conflict(one, other);
         for key in COLLECT.iter().chain(MERGE) {
             reader.has(key);
         }

@@ -1,11 +1,11 @@
 //! The version of the recipe language.
 
 use crate::recipe::SCHEMA;
-use crate::recipe::error::RecipeError;
-use crate::recipe::field::Field;
 use crate::recipe::model::Place;
-use crate::recipe::raw::RawEntry;
-use crate::recipe::raw::RawValue;
+use crate::syntax::error::RecipeError;
+use crate::syntax::field::Field;
+use crate::syntax::raw::RawEntry;
+use crate::syntax::raw::RawValue;
 use crate::text::Source;
 
 /// Checks that a file states the version of the language that this program reads.

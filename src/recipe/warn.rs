@@ -148,7 +148,7 @@ fn corpora<'r>(steps: &Steps<'r>, id: &'r StepId) -> BTreeMap<&'r StepId, &'stat
                 let _ = found.insert(&collect.corpus, "imatrix");
             }
             StepBody::Policy(policy) => {
-                found.extend(policy.corpus().map(|corpus| (corpus, "policy")));
+                found.extend(policy.method.measures().map(|measures| (measures.corpus, "policy")));
                 // Whose size a budget is has no part in the choice.
                 todo.extend(&policy.join);
             }

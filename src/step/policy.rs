@@ -2,19 +2,18 @@
 
 mod budget;
 mod cost;
-mod method;
+mod document;
+mod foresee;
 
 use crate::action;
 use crate::action::Action;
 use crate::engine::Capability;
 use crate::graph::Node;
 use crate::graph::Work;
-use crate::policy::HasImatrix;
-use crate::policy::ModelFacts;
 use crate::prose;
-use crate::recipe::model;
 use crate::recipe::model::PolicyStep;
 use crate::recipe::model::StepBody;
+use crate::recipe::model::StepId;
 use crate::step::Env;
 use crate::step::Estimate;
 use crate::step::Inputs;
@@ -29,12 +28,11 @@ use crate::step::output;
 use crate::work::Context;
 use crate::work::Cut;
 use crate::work::policy::Inspected;
-use crate::work::policy::choose_by_rules;
 
 pub use cost::foresee_probes;
+pub use foresee::foresee;
 
-use method::action_of;
-use method::by_rules;
+use document::document_of;
 
 /// A policy.
 pub struct Policy;
@@ -50,52 +48,37 @@ fn policy_step(node: &Node) -> Result<&PolicyStep, StepError> {
 }
 
 /// Returns the texts that a policy measures the model on, and what it takes of them; nothing of one that measures nothing.
-pub(super) fn measures_on(step: &PolicyStep) -> Option<(&model::StepId, Cut)> {
-    match &step.method {
-        model::Method::Measured(measured) => {
-            let cut = Cut::spread(measured.context, measured.chunks, measured.block);
-            Some((&measured.corpus, cut.and_others()))
-        }
-        model::Method::Error(error) => {
-            let probes = error.probes.as_ref()?;
-            let cut = Cut::spread(probes.context, probes.chunks, probes.block);
-            Some((&probes.corpus, cut))
-        }
-        _ => None,
-    }
+pub(super) fn measures_on(step: &PolicyStep) -> Option<(&StepId, Cut)> {
+    let measures = step.method.measures()?;
+    let cut = Cut::spread(measures.context, measures.chunks, measures.block);
+    let cut = if measures.and_others { cut.and_others() } else { cut };
+    Some((measures.corpus, cut))
 }
 
 impl Kind for Policy {
     fn key(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError> {
-        Ok(key_of(action_of(policy_step(node)?, inputs, env, &node.engine)?))
+        let document = document_of(policy_step(node)?, inputs, env, &node.engine)?;
+        Ok(key_of(Action::Policy(document)))
     }
 
     fn needs(&self, node: &Node) -> Vec<Capability> {
-        let probes = [Capability::Tokenize, Capability::Score, Capability::Probe];
-        let errors = [Capability::Quantize, Capability::Compare];
-        match policy_step(node).map(|step| &step.method) {
-            Ok(model::Method::Measured(_)) => [probes.as_slice(), &errors].concat(),
-            Ok(model::Method::Error(error)) if error.probes.is_some() => [errors.as_slice(), &probes].concat(),
-            Ok(model::Method::Error(_)) => errors.to_vec(),
-            _ => Vec::new(),
-        }
+        policy_step(node).map(|step| step.method.needs()).unwrap_or_default()
     }
 
     fn pool(&self, node: &Node) -> Pool {
-        match policy_step(node).map(|step| &step.method) {
-            Ok(model::Method::Measured(_) | model::Method::Error(_)) => Pool::Model,
-            _ => Pool::Light,
+        if self.needs(node).is_empty() {
+            Pool::Light
+        } else {
+            Pool::Model
         }
     }
 
     fn estimate(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Estimate, StepError> {
         let step = policy_step(node)?;
-        if !matches!(step.method, model::Method::Measured(_) | model::Method::Error(_)) {
+        if step.method.needs().is_empty() {
             return Ok(Estimate::default());
         }
-        let Action::Policy(document) = action_of(step, inputs, env, &node.engine)? else {
-            return Err(misplaced(node));
-        };
+        let document = document_of(step, inputs, env, &node.engine)?;
         let inspected = Inspected::load(&document, env.store)?;
         let covered = |name: &str| inspected.covers(name);
         cost::estimate(
@@ -109,7 +92,8 @@ impl Kind for Policy {
     }
 
     fn run(&self, node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {
-        let performed = work.perform(&action_of(policy_step(node)?, inputs, env, &node.engine)?)?;
+        let document = document_of(policy_step(node)?, inputs, env, &node.engine)?;
+        let performed = work.perform(&Action::Policy(document))?;
         let mut outcome = Outcome::of(performed, Vec::new());
         if let Ok(digest) = outcome.output(action::Policy::CERTIFICATE) {
             let name = certificate_name(node)?;
@@ -143,15 +127,6 @@ impl Kind for Policy {
             outcome.shown(action::Policy::TENSORS)
         )
     }
-}
-
-/// Returns how many bytes of tensors a candidate of this policy would have at the least, by the model's header alone: as if
-/// the imatrix covered every tensor. Nothing where the policy would fail, or where more than the header decides.
-pub fn foresee(step: &PolicyStep, facts: &ModelFacts) -> Option<u64> {
-    let all = |_: &str| true;
-    let has: HasImatrix<'_> = if step.join.is_some() { Some(&all) } else { None };
-    let (table, _) = choose_by_rules(facts, &by_rules(step)?, has).ok()?;
-    table.bytes()
 }
 
 fn certificate_name(node: &Node) -> Result<String, StepError> {

@@ -11,6 +11,7 @@ use crate::engine::EngineError;
 use crate::engine::Role;
 use crate::fs::PathError;
 use crate::gguf::OpenError;
+use crate::method::MethodError;
 use crate::store::ErrorClass as StoreClass;
 use crate::store::StoreError;
 
@@ -173,6 +174,15 @@ impl From<Reported> for StepError {
             _ if reported.class == Class::Stopped => Self::Stopped,
             Some(path) => Self::SourceChanged { path: path.into() },
             None => Self::Reported(Box::new(reported)),
+        }
+    }
+}
+
+impl From<MethodError> for StepError {
+    fn from(error: MethodError) -> Self {
+        Self::Input {
+            what: error.what,
+            hint: error.hint.map(str::to_owned),
         }
     }
 }

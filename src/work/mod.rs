@@ -101,7 +101,6 @@ pub use references::Reference;
 pub use scoring::CODEC;
 pub use scoring::failed as evaluation_failed;
 pub use source_file::SourceFile;
-pub use tensor_error::ERRORS;
 pub use tensors::Tensors;
 pub use twice::Twice;
 pub use twice::TwiceDifference;

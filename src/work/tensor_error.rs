@@ -18,14 +18,12 @@ use crate::engine::QuantizeJob;
 use crate::engine::Role;
 use crate::fs;
 use crate::observer::Unit;
-
-/// The version of the output `errors`, and of how they are summed up.
-pub const ERRORS: u32 = 1;
+use crate::vocab::ERROR_FORM;
 
 /// What a tensor lost in a type: output `errors`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorErrors {
-    /// [`ERRORS`].
+    /// [`ERROR_FORM`].
     pub schema: u32,
     /// For each matrix (an expert, or the tensor itself) the sum of squared differences, weighted by column.
     pub errors: Vec<f64>,
@@ -69,7 +67,7 @@ impl Work for TensorError {
             .compare(&job, &read, &quantized, context.cancel(), &progress)
             .map_err(StepError::engine(what()))?;
         let document = TensorErrors {
-            schema: ERRORS,
+            schema: ERROR_FORM,
             errors: lost.iter().map(|matrix| matrix.error).collect(),
             norms: lost.iter().map(|matrix| matrix.norm).collect(),
         };

@@ -15,7 +15,6 @@ use super::join::slice_bytes;
 use super::locked;
 use super::model_documents::IndexedTensor;
 use super::model_documents::ModelIndex;
-use super::tensor_error::ERRORS;
 use super::tensor_error::TensorErrors;
 use crate::action;
 use crate::action::Action;
@@ -24,6 +23,7 @@ use crate::digest::Fingerprint;
 use crate::imatrix::Imatrix;
 use crate::store::Store;
 use crate::tensor_type::TensorType;
+use crate::vocab::ERROR_FORM;
 
 /// A model's tensors with their importances.
 pub struct Tensors {
@@ -107,7 +107,7 @@ impl Tensors {
             tensor: self.action(tensor, to).digest(),
             weights: self.slices.tensors.get(&tensor.name).copied(),
             quantizer: self.quantizer,
-            form: ERRORS,
+            form: ERROR_FORM,
         })
     }
 

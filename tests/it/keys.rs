@@ -11,6 +11,11 @@ use forge::digest::ActionDigest;
 use forge::digest::BlobDigest;
 use forge::digest::Fingerprint;
 use forge::gguf::Value;
+use forge::method;
+use forge::method::MethodDocument;
+use forge::policy::Family;
+use forge::policy::Fuse;
+use forge::policy::Ranking;
 use serde_json::Value as Json;
 
 use crate::cut::Gguf;
@@ -498,13 +503,13 @@ fn row(eval: &str) -> action::MetricsRow {
     }
 }
 
-fn device(name: &str) -> action::PolicyDevice {
-    action::PolicyDevice {
+fn device(name: &str) -> method::DeviceDocument {
+    method::DeviceDocument {
         name: name.to_owned(),
         tensors: vec!["a".to_owned(), "b".to_owned()],
         memory: 5000,
         reserve: 10,
-        cache: Some(action::PolicyCache {
+        cache: Some(method::CacheDocument {
             context: 256,
             ty: "F16".to_owned(),
         }),
@@ -520,7 +525,7 @@ fn samples() -> Vec<Action> {
         method,
         rules: 1,
     };
-    let rule = |pattern: &str, target: &str| action::PolicyRule {
+    let rule = |pattern: &str, target: &str| method::RuleDocument {
         pattern: pattern.to_owned(),
         target: target.to_owned(),
     };
@@ -571,64 +576,66 @@ fn samples() -> Vec<Action> {
             unrouted: action::Severity::Fail,
             min_count: 1,
         }),
-        Action::Policy(policy(action::Method::Mix {
+        Action::Policy(policy(MethodDocument::Mix(Box::new(method::mix::Document {
             mix: "Q4_K_M".to_owned(),
             pure: false,
             output_type: Some("Q6_K".to_owned()),
             embedding_type: Some("Q8_0".to_owned()),
             keep: vec!["a".to_owned(), "b".to_owned()],
-        })),
-        Action::Policy(policy(action::Method::Manual {
+        })))),
+        Action::Policy(policy(MethodDocument::Manual(Box::new(method::manual::Document {
             rules: vec![rule("a", "Q4_K"), rule("b", "Q5_K")],
             otherwise: Some("Q6_K".to_owned()),
-        })),
-        Action::Policy(policy(action::Method::Ashq1 {
+        })))),
+        Action::Policy(policy(MethodDocument::Ashq1(Box::new(method::ashq1::Document {
             imatrix: blob("imatrix"),
-            header: action::PolicyHeader {
+            header: method::HeaderDocument {
                 metadata: blob("metadata"),
                 dataset: Some("calibration".to_owned()),
             },
-            budget: action::PolicyBudget::Bytes { number: 1000 },
+            budget: method::BudgetDocument::Bytes { number: 1000 },
             depth: false,
             free: false,
             qat: false,
             floors: vec![rule("a", "Q4_K"), rule("b", "Q5_K")],
             ceilings: vec![rule("a", "Q6_K"), rule("b", "Q8_0")],
             keep: vec!["a".to_owned(), "b".to_owned()],
-        })),
-        Action::Policy(policy(action::Method::Density {
+        })))),
+        Action::Policy(policy(MethodDocument::Density(Box::new(method::density::Document {
             imatrix: blob("imatrix"),
-            header: action::PolicyHeader {
+            header: method::HeaderDocument {
                 metadata: blob("metadata"),
                 dataset: Some("calibration".to_owned()),
             },
-            budget: action::PolicyBudget::Bytes { number: 1000 },
+            budget: method::BudgetDocument::Bytes { number: 1000 },
             base: "Q4_K".to_owned(),
             promotion: "Q8_0".to_owned(),
             anchors: false,
             keep: vec!["a".to_owned(), "b".to_owned()],
-        })),
-        Action::Policy(policy(action::Method::Prior {
-            header: action::PolicyHeader {
+        })))),
+        Action::Policy(policy(MethodDocument::Prior(Box::new(method::prior::Document {
+            header: method::HeaderDocument {
                 metadata: blob("metadata"),
                 dataset: Some("calibration".to_owned()),
             },
-            budget: action::PolicyBudget::MillionthsOfBits { number: 4_500_000 },
-            types: vec!["Q4_K".to_owned(), "Q8_0".to_owned()],
-            fuse: vec!["attention".to_owned(), "experts".to_owned()],
-            floors: vec![rule("a", "Q4_K"), rule("b", "Q5_K")],
-            ceilings: vec![rule("a", "Q6_K"), rule("b", "Q8_0")],
-            keep: vec!["a".to_owned(), "b".to_owned()],
-            devices: vec![device("x"), device("y")],
+            budget: method::BudgetDocument::MillionthsOfBits { number: 4_500_000 },
+            constraints: method::ConstraintsDocument {
+                types: vec!["Q4_K".to_owned(), "Q8_0".to_owned()],
+                fuse: vec![Fuse::Attention, Fuse::Experts],
+                floors: vec![rule("a", "Q4_K"), rule("b", "Q5_K")],
+                ceilings: vec![rule("a", "Q6_K"), rule("b", "Q8_0")],
+                keep: vec!["a".to_owned(), "b".to_owned()],
+                devices: vec![device("x"), device("y")],
+            },
             states: 1000,
             solver: 1,
-        })),
-        Action::Policy(policy(action::Method::Measured(Box::new(action::Measured {
-            header: action::PolicyHeader {
+        })))),
+        Action::Policy(policy(MethodDocument::Measured(Box::new(method::measured::Document {
+            header: method::HeaderDocument {
                 metadata: blob("metadata"),
                 dataset: Some("calibration".to_owned()),
             },
-            budget: action::PolicyBudget::Bytes { number: 1000 },
+            budget: method::BudgetDocument::Bytes { number: 1000 },
             model: blob("compute"),
             imatrix: Some(blob("imatrix")),
             corpus: blob("corpus"),
@@ -639,48 +646,50 @@ fn samples() -> Vec<Action> {
             screen: 1,
             max_probes: Some(100),
             refine: 3,
-            types: vec!["Q4_K".to_owned(), "Q8_0".to_owned()],
-            fuse: vec!["attention".to_owned(), "experts".to_owned()],
-            floors: vec![rule("a", "Q4_K"), rule("b", "Q5_K")],
-            ceilings: vec![rule("a", "Q6_K"), rule("b", "Q8_0")],
-            keep: vec!["a".to_owned(), "b".to_owned()],
-            devices: vec![device("x"), device("y")],
+            constraints: method::ConstraintsDocument {
+                types: vec!["Q4_K".to_owned(), "Q8_0".to_owned()],
+                fuse: vec![Fuse::Attention, Fuse::Experts],
+                floors: vec![rule("a", "Q4_K"), rule("b", "Q5_K")],
+                ceilings: vec![rule("a", "Q6_K"), rule("b", "Q8_0")],
+                keep: vec!["a".to_owned(), "b".to_owned()],
+                devices: vec![device("x"), device("y")],
+            },
             states: 1000,
             solver: 1,
             form: 1,
             quantizer: engine,
             evaluator: engine,
         })))),
-        Action::Policy(policy(action::Method::Boost {
-            base: action::BoostBase::Mix {
+        Action::Policy(policy(MethodDocument::Boost(Box::new(method::boost::Document {
+            base: method::boost::BaseDocument::Mix {
                 mix: "Q4_K_M".to_owned(),
             },
-            layers: action::BoostLayers::Listed { layers: vec![1, 2] },
-            families: vec!["gate".to_owned(), "down".to_owned()],
+            layers: method::boost::LayersDocument::Listed { layers: vec![1, 2] },
+            families: vec![Family::Gate, Family::Down],
             promotion: "Q6_K".to_owned(),
             keep: vec!["a".to_owned(), "b".to_owned()],
-        })),
-        Action::Policy(policy(action::Method::Boost {
-            base: action::BoostBase::Type { to: "Q4_K".to_owned() },
-            layers: action::BoostLayers::Ranked {
+        })))),
+        Action::Policy(policy(MethodDocument::Boost(Box::new(method::boost::Document {
+            base: method::boost::BaseDocument::Type { to: "Q4_K".to_owned() },
+            layers: method::boost::LayersDocument::Ranked {
                 count: 6,
-                ranking: "contrast".to_owned(),
+                ranking: Ranking::Contrast,
                 imatrix: blob("imatrix"),
                 baseline: Some(blob("baseline")),
             },
-            families: vec!["gate".to_owned(), "down".to_owned()],
+            families: vec![Family::Gate, Family::Down],
             promotion: "Q6_K".to_owned(),
             keep: vec!["a".to_owned(), "b".to_owned()],
-        })),
-        Action::Policy(policy(action::Method::Error(Box::new(action::Errors {
-            header: action::PolicyHeader {
+        })))),
+        Action::Policy(policy(MethodDocument::Error(Box::new(method::error::Document {
+            header: method::HeaderDocument {
                 metadata: blob("metadata"),
                 dataset: Some("calibration".to_owned()),
             },
-            budget: action::PolicyBudget::Bytes { number: 1000 },
+            budget: method::BudgetDocument::Bytes { number: 1000 },
             model: blob("compute"),
             imatrix: Some(blob("imatrix")),
-            probes: Some(action::Probes {
+            probes: Some(method::error::ProbesDocument {
                 count: 1,
                 corpus: blob("corpus"),
                 tokenizer: blob("tokenizer"),
@@ -689,12 +698,14 @@ fn samples() -> Vec<Action> {
                 block: 2,
                 evaluator: engine,
             }),
-            types: vec!["Q4_K".to_owned(), "Q8_0".to_owned()],
-            fuse: vec!["attention".to_owned(), "experts".to_owned()],
-            floors: vec![rule("a", "Q4_K"), rule("b", "Q5_K")],
-            ceilings: vec![rule("a", "Q6_K"), rule("b", "Q8_0")],
-            keep: vec!["a".to_owned(), "b".to_owned()],
-            devices: vec![device("x"), device("y")],
+            constraints: method::ConstraintsDocument {
+                types: vec!["Q4_K".to_owned(), "Q8_0".to_owned()],
+                fuse: vec![Fuse::Attention, Fuse::Experts],
+                floors: vec![rule("a", "Q4_K"), rule("b", "Q5_K")],
+                ceilings: vec![rule("a", "Q6_K"), rule("b", "Q8_0")],
+                keep: vec!["a".to_owned(), "b".to_owned()],
+                devices: vec![device("x"), device("y")],
+            },
             states: 1000,
             solver: 1,
             form: 1,

@@ -7,13 +7,13 @@ use std::path::PathBuf;
 
 use forge::action::Action;
 use forge::action::KINDS;
-use forge::action::Method;
 use forge::action::Policy;
 use forge::action::role;
 use forge::action::role::Origin;
 use forge::digest::BlobDigest;
 use forge::engine::Identity;
 use forge::manifest::Manifest;
+use forge::method::MethodDocument;
 use forge::store::Last;
 use forge::store::Store;
 use serde_json::Value as Json;
@@ -221,7 +221,7 @@ fn why_names_another_evaluator_and_another_solver_of_a_measured_policy() {
     let store = Store::open(built.forge.store()).unwrap();
     store.note_engine(&former.fingerprint(), &former.document()).unwrap();
     built.was_made_by(|policy| {
-        let Method::Measured(measured) = &mut policy.method else {
+        let MethodDocument::Measured(measured) = &mut policy.method else {
             panic!("not measured");
         };
         measured.evaluator = former.fingerprint();
@@ -233,7 +233,7 @@ fn why_names_another_evaluator_and_another_solver_of_a_measured_policy() {
 
     let built = Built::new();
     built.was_made_by(|policy| {
-        let Method::Measured(measured) = &mut policy.method else {
+        let MethodDocument::Measured(measured) = &mut policy.method else {
             panic!("not measured");
         };
         measured.solver += 1;

@@ -11,15 +11,18 @@ use forge::action;
 use forge::action::Action;
 use forge::action::Chunking;
 use forge::action::MergeMode;
-use forge::action::Method;
 use forge::action::MetricsRow;
-use forge::action::PolicyRule;
 use forge::action::Severity;
 use forge::digest::ActionDigest;
 use forge::digest::BlobDigest;
 use forge::digest::Fingerprint;
 use forge::gguf::Metadata;
 use forge::gguf::Value as GgufValue;
+use forge::method;
+use forge::method::MethodDocument;
+use forge::policy::Family;
+use forge::policy::Fuse;
+use forge::policy::Ranking;
 use forge::tensor_type::TensorType;
 use forge::work::IndexedTensor;
 use forge::work::compute_of;
@@ -691,112 +694,114 @@ fn samples() -> Vec<(&'static str, Action)> {
             "policy, mix",
             policy(
                 Some(blob("coverage")),
-                Method::Mix {
+                MethodDocument::Mix(Box::new(method::mix::Document {
                     mix: "Q4_K_M".to_owned(),
                     pure: false,
                     output_type: Some("Q8_0".to_owned()),
                     embedding_type: None,
                     keep: vec![r"^blk\.0\.".to_owned()],
-                },
+                })),
             ),
         ),
         (
             "policy, manual",
             policy(
                 None,
-                Method::Manual {
-                    rules: vec![PolicyRule {
+                MethodDocument::Manual(Box::new(method::manual::Document {
+                    rules: vec![method::RuleDocument {
                         pattern: r"attn_v\.weight$".to_owned(),
                         target: "Q6_K".to_owned(),
                     }],
                     otherwise: Some("keep".to_owned()),
-                },
+                })),
             ),
         ),
         (
             "policy, ashq1",
             policy(
                 Some(blob("coverage")),
-                Method::Ashq1 {
+                MethodDocument::Ashq1(Box::new(method::ashq1::Document {
                     imatrix: blob("an imatrix"),
-                    header: action::PolicyHeader {
+                    header: method::HeaderDocument {
                         metadata: blob("metadata"),
                         dataset: Some("prose".to_owned()),
                     },
-                    budget: action::PolicyBudget::MillionthsOfBits { number: 4_500_000 },
+                    budget: method::BudgetDocument::MillionthsOfBits { number: 4_500_000 },
                     depth: false,
                     free: true,
                     qat: false,
-                    floors: vec![PolicyRule {
+                    floors: vec![method::RuleDocument {
                         pattern: "ffn_down".to_owned(),
                         target: "Q5_K".to_owned(),
                     }],
                     ceilings: Vec::new(),
                     keep: Vec::new(),
-                },
+                })),
             ),
         ),
         (
             "policy, density",
             policy(
                 Some(blob("coverage")),
-                Method::Density {
+                MethodDocument::Density(Box::new(method::density::Document {
                     imatrix: blob("an imatrix"),
-                    header: action::PolicyHeader {
+                    header: method::HeaderDocument {
                         metadata: blob("metadata"),
                         dataset: Some("prose".to_owned()),
                     },
-                    budget: action::PolicyBudget::MillionthsOfBits { number: 5_500_000 },
+                    budget: method::BudgetDocument::MillionthsOfBits { number: 5_500_000 },
                     base: "Q4_K".to_owned(),
                     promotion: "Q8_0".to_owned(),
                     anchors: true,
                     keep: Vec::new(),
-                },
+                })),
             ),
         ),
         (
             "policy, prior",
             policy(
                 None,
-                Method::Prior {
-                    header: action::PolicyHeader {
+                MethodDocument::Prior(Box::new(method::prior::Document {
+                    header: method::HeaderDocument {
                         metadata: blob("metadata"),
                         dataset: None,
                     },
-                    budget: action::PolicyBudget::Bytes { number: 5_976_883_200 },
-                    types: vec!["Q4_K".to_owned(), "F16".to_owned()],
-                    fuse: vec!["attention".to_owned()],
-                    floors: Vec::new(),
-                    ceilings: vec![PolicyRule {
-                        pattern: "ffn_".to_owned(),
-                        target: "Q5_K".to_owned(),
-                    }],
-                    keep: Vec::new(),
-                    devices: vec![action::PolicyDevice {
-                        name: "gpu0".to_owned(),
-                        tensors: vec![r"blk\.[0-3]\.".to_owned()],
-                        memory: 25_769_803_776,
-                        reserve: 0,
-                        cache: Some(action::PolicyCache {
-                            context: 8192,
-                            ty: "F16".to_owned(),
-                        }),
-                    }],
+                    budget: method::BudgetDocument::Bytes { number: 5_976_883_200 },
+                    constraints: method::ConstraintsDocument {
+                        types: vec!["Q4_K".to_owned(), "F16".to_owned()],
+                        fuse: vec![Fuse::Attention],
+                        floors: Vec::new(),
+                        ceilings: vec![method::RuleDocument {
+                            pattern: "ffn_".to_owned(),
+                            target: "Q5_K".to_owned(),
+                        }],
+                        keep: Vec::new(),
+                        devices: vec![method::DeviceDocument {
+                            name: "gpu0".to_owned(),
+                            tensors: vec![r"blk\.[0-3]\.".to_owned()],
+                            memory: 25_769_803_776,
+                            reserve: 0,
+                            cache: Some(method::CacheDocument {
+                                context: 8192,
+                                ty: "F16".to_owned(),
+                            }),
+                        }],
+                    },
                     states: 20_000_000,
                     solver: 1,
-                },
+                })),
             ),
         ),
         (
             "policy, measured",
             policy(
                 Some(blob("coverage")),
-                Method::Measured(Box::new(action::Measured {
-                    header: action::PolicyHeader {
+                MethodDocument::Measured(Box::new(method::measured::Document {
+                    header: method::HeaderDocument {
                         metadata: blob("metadata"),
                         dataset: Some("prose".to_owned()),
                     },
-                    budget: action::PolicyBudget::MillionthsOfBits { number: 4_500_000 },
+                    budget: method::BudgetDocument::MillionthsOfBits { number: 4_500_000 },
                     model: blob("a model"),
                     imatrix: Some(blob("imatrix")),
                     corpus: blob("a corpus"),
@@ -807,12 +812,14 @@ fn samples() -> Vec<(&'static str, Action)> {
                     screen: 4,
                     max_probes: None,
                     refine: 3,
-                    types: vec!["IQ3_XXS".to_owned(), "Q4_K".to_owned()],
-                    fuse: Vec::new(),
-                    floors: Vec::new(),
-                    ceilings: Vec::new(),
-                    keep: Vec::new(),
-                    devices: Vec::new(),
+                    constraints: method::ConstraintsDocument {
+                        types: vec!["IQ3_XXS".to_owned(), "Q4_K".to_owned()],
+                        fuse: Vec::new(),
+                        floors: Vec::new(),
+                        ceilings: Vec::new(),
+                        keep: Vec::new(),
+                        devices: Vec::new(),
+                    },
                     states: 20_000_000,
                     solver: 1,
                     form: 1,
@@ -825,48 +832,48 @@ fn samples() -> Vec<(&'static str, Action)> {
             "policy, boost of listed layers",
             policy(
                 None,
-                Method::Boost {
-                    base: action::BoostBase::Mix {
+                MethodDocument::Boost(Box::new(method::boost::Document {
+                    base: method::boost::BaseDocument::Mix {
                         mix: "Q4_K_M".to_owned(),
                     },
-                    layers: action::BoostLayers::Listed { layers: vec![0, 7] },
-                    families: vec!["down".to_owned()],
+                    layers: method::boost::LayersDocument::Listed { layers: vec![0, 7] },
+                    families: vec![Family::Down],
                     promotion: "Q6_K".to_owned(),
                     keep: vec!["^output".to_owned()],
-                },
+                })),
             ),
         ),
         (
             "policy, boost of ranked layers",
             policy(
                 Some(blob("coverage")),
-                Method::Boost {
-                    base: action::BoostBase::Type { to: "Q4_K".to_owned() },
-                    layers: action::BoostLayers::Ranked {
+                MethodDocument::Boost(Box::new(method::boost::Document {
+                    base: method::boost::BaseDocument::Type { to: "Q4_K".to_owned() },
+                    layers: method::boost::LayersDocument::Ranked {
                         count: 6,
-                        ranking: "contrast".to_owned(),
+                        ranking: Ranking::Contrast,
                         imatrix: blob("an imatrix"),
                         baseline: Some(blob("an imatrix of other texts")),
                     },
-                    families: vec!["gate".to_owned(), "up".to_owned(), "down".to_owned()],
+                    families: vec![Family::Gate, Family::Up, Family::Down],
                     promotion: "Q6_K".to_owned(),
                     keep: Vec::new(),
-                },
+                })),
             ),
         ),
         (
             "policy, error",
             policy(
                 Some(blob("coverage")),
-                Method::Error(Box::new(action::Errors {
-                    header: action::PolicyHeader {
+                MethodDocument::Error(Box::new(method::error::Document {
+                    header: method::HeaderDocument {
                         metadata: blob("metadata"),
                         dataset: Some("prose".to_owned()),
                     },
-                    budget: action::PolicyBudget::MillionthsOfBits { number: 4_500_000 },
+                    budget: method::BudgetDocument::MillionthsOfBits { number: 4_500_000 },
                     model: blob("a model"),
                     imatrix: Some(blob("an imatrix")),
-                    probes: Some(action::Probes {
+                    probes: Some(method::error::ProbesDocument {
                         count: 1,
                         corpus: blob("a corpus"),
                         tokenizer: blob("a tokenizer"),
@@ -875,12 +882,14 @@ fn samples() -> Vec<(&'static str, Action)> {
                         block: 8,
                         evaluator: engine,
                     }),
-                    types: vec!["IQ3_XXS".to_owned(), "Q4_K".to_owned()],
-                    fuse: Vec::new(),
-                    floors: Vec::new(),
-                    ceilings: Vec::new(),
-                    keep: Vec::new(),
-                    devices: Vec::new(),
+                    constraints: method::ConstraintsDocument {
+                        types: vec!["IQ3_XXS".to_owned(), "Q4_K".to_owned()],
+                        fuse: Vec::new(),
+                        floors: Vec::new(),
+                        ceilings: Vec::new(),
+                        keep: Vec::new(),
+                        devices: Vec::new(),
+                    },
                     states: 20_000_000,
                     solver: 1,
                     form: 1,

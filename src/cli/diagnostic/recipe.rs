@@ -11,12 +11,12 @@ use crate::quantity::QuantityProblem;
 use crate::recipe::Place;
 use crate::recipe::RecipeError;
 use crate::recipe::RecipeWarning;
-use crate::recipe::error::ExtendsProblem;
-use crate::recipe::names::MAX_NAME;
 use crate::requirement::Figure;
 use crate::requirement::RequirementProblem;
 use crate::session::engines::EngineProblem;
 use crate::session::engines::EngineProblemKind;
+use crate::syntax::error::ExtendsProblem;
+use crate::syntax::names::MAX_NAME;
 
 /// No more problems of one file are shown.
 const SHOWN: usize = 20;

@@ -3,11 +3,11 @@
 use crate::action::InspectModel;
 use crate::action::Join;
 use crate::action::Policy;
-use crate::action::PolicyBudget;
 use crate::gguf::TensorSpec;
+use crate::method::BudgetDocument;
 use crate::policy::Table;
 use crate::recipe::Quantity;
-use crate::recipe::model;
+use crate::recipe::model::Budget;
 use crate::recipe::model::SizeOf;
 use crate::step::Env;
 use crate::step::Inputs;
@@ -19,16 +19,14 @@ use crate::work::policy::around;
 
 /// Returns a budget of a recipe as actions hold it: of another candidate its bytes, so that what keeps to the same number of
 /// bytes is the same action, wherever the number comes from.
-pub(super) fn document_of(budget: &model::Budget, inputs: &Inputs, env: &Env<'_>) -> Result<PolicyBudget, StepError> {
+pub(super) fn document_of(budget: &Budget, inputs: &Inputs, env: &Env<'_>) -> Result<BudgetDocument, StepError> {
     Ok(match budget {
-        model::Budget::Quantity(Quantity::Bytes(number)) => PolicyBudget::Bytes { number: *number },
+        Budget::Quantity(Quantity::Bytes(number)) => BudgetDocument::Bytes { number: *number },
         // The recipe takes no percentages here.
-        model::Budget::Quantity(Quantity::BitsPerWeight(rate) | Quantity::Percent(rate)) => {
-            PolicyBudget::MillionthsOfBits {
-                number: rate.millionths(),
-            }
-        }
-        model::Budget::Candidate(size) => PolicyBudget::Bytes {
+        Budget::Quantity(Quantity::BitsPerWeight(rate) | Quantity::Percent(rate)) => BudgetDocument::MillionthsOfBits {
+            number: rate.millionths(),
+        },
+        Budget::Candidate(size) => BudgetDocument::Bytes {
             number: length_of(size, inputs, env)?,
         },
     })

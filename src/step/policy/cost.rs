@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use crate::action::InspectModel;
 use crate::action::Join;
 use crate::engine::Role;
+use crate::method::Probing;
+use crate::method::Solving;
 use crate::policy;
 use crate::policy::HasImatrix;
 use crate::policy::ModelFacts;
 use crate::policy::TensorGroup;
 use crate::recipe::model::EngineRef;
-use crate::recipe::model::Method;
 use crate::recipe::model::PolicyStep;
 use crate::step::Env;
 use crate::step::Estimate;
@@ -22,10 +23,8 @@ use crate::tensor_type::TensorType;
 use crate::work::Slices;
 use crate::work::Tensors;
 use crate::work::decode;
-use crate::work::policy::Solving;
 
-use super::method::documents_of;
-use super::method::keep_of;
+use super::document::keep_of;
 
 /// A group in a type that it may have.
 type Choice<'g> = (&'g TensorGroup, TensorType);
@@ -77,21 +76,21 @@ fn of(
     has: HasImatrix<'_>,
     is_missing: impl Fn(usize, TensorType, bool) -> Result<bool, StepError>,
 ) -> Result<Option<Estimate>, StepError> {
-    let (types, fuse, floors, ceilings) = match &step.method {
-        Method::Measured(measured) => (&measured.types, &measured.fuse, &measured.floors, &measured.ceilings),
-        Method::Error(error) => (&error.types, &error.fuse, &error.floors, &error.ceilings),
-        _ => return Ok(None),
+    let Some(constraints) = step.method.constraints() else {
+        return Ok(None);
     };
-    let types: Vec<String> = types.iter().map(|name| name.as_str().to_owned()).collect();
-    let fuse: Vec<String> = fuse.iter().map(|rule| (*rule).to_owned()).collect();
-    let (floors, ceilings) = (documents_of(floors), documents_of(ceilings));
-    let solving = Solving::of(facts, has, &types, &fuse, &keep_of(step), &floors, &ceilings)?;
+    // What only guesses takes nothing.
+    if step.method.needs().is_empty() {
+        return Ok(None);
+    }
+    let probing = step.method.probing();
+    let solving = Solving::of(facts, has, &constraints.document(keep_of(step)))?;
     let options = solving.options();
-    let most = match &step.method {
-        Method::Measured(measured) => measured.max_probes.unwrap_or(u64::MAX),
+    let most = match probing {
+        Probing::All { most: Some(most) } => most,
         _ => u64::MAX,
     };
-    let probed = probed_of(step, &options);
+    let probed = probed_of(probing, &options);
     let mut estimate = Estimate {
         unit: "probe",
         parts: most.min(probed.iter().filter(|probed| **probed).count() as u64),
@@ -117,11 +116,11 @@ fn of(
 }
 
 /// Says of each option whether the model is measured with it.
-fn probed_of(step: &PolicyStep, options: &[Choice<'_>]) -> Vec<bool> {
-    let count = match &step.method {
-        Method::Measured(_) => return vec![true; options.len()],
-        Method::Error(error) => error.probes.as_ref().map_or(0, |probes| probes.count as usize),
-        _ => 0,
+fn probed_of(probing: Probing, options: &[Choice<'_>]) -> Vec<bool> {
+    let count = match probing {
+        Probing::None => return vec![false; options.len()],
+        Probing::All { .. } => return vec![true; options.len()],
+        Probing::OfEachGroup(count) => count as usize,
     };
     let mut of_group: BTreeMap<&str, Vec<TensorType>> = BTreeMap::new();
     for (group, ty) in options {

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::action::Errors;
-use crate::action::Probes;
+use crate::method::Chosen;
+use crate::method::Solving;
+use crate::method::error::Document;
+use crate::method::error::ProbesDocument;
 use crate::observer::Unit;
 use crate::policy;
-use crate::policy::HasImatrix;
 use crate::policy::Losses;
-use crate::policy::ModelFacts;
 use crate::policy::Sensitivity;
 use crate::policy::TensorGroup;
 use crate::prose;
@@ -25,8 +25,7 @@ use crate::work::probe::Variant;
 use crate::work::references::Reference;
 use crate::work::tensors::Tensors;
 
-use super::Chosen;
-use super::solving::Solving;
+use super::stored::Stored;
 
 /// A group in a type that it may have, and its squared error.
 pub(super) struct Known<'g> {
@@ -36,30 +35,14 @@ pub(super) struct Known<'g> {
 }
 
 /// Compares, measures a few, and chooses.
-pub(super) fn choose(
-    context: &Context<'_>,
-    facts: &ModelFacts,
-    method: &Errors,
-    slices: Slices,
-    has: HasImatrix<'_>,
-) -> Result<Chosen, StepError> {
-    let Errors {
-        header,
-        budget,
-        types,
-        fuse,
-        floors,
-        ceilings,
-        keep,
-        devices,
-        states,
-        ..
-    } = method;
-    let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
-    let limits = solving.limits(context, header, *budget, devices, *states)?;
+pub(super) fn choose(stored: Stored<'_, '_>, method: &Document, slices: Slices) -> Result<Chosen, StepError> {
+    let Stored { context, facts, has } = stored;
+    let solving = Solving::of(facts, has, &method.constraints)?;
+    let devices = &method.constraints.devices;
+    let limits = solving.limits(&stored, &method.header, method.budget, devices, method.states)?;
     // What the budget cannot hold fails before anything is compared or measured, whatever is lost.
     let guessed = policy::prior(facts, &solving.groups, &solving.types);
-    let _ = solving.solve(context, &guessed, &limits)?;
+    let _ = solving.solve(&stored, &guessed, &limits)?;
     let located = context.located();
     let model = located.model(&method.model)?;
     let tensors = Tensors::of_model(context, model, slices, method.imatrix, method.quantizer)?;
@@ -79,7 +62,7 @@ pub(super) fn choose(
             losses.insert((group.name.clone(), own), Sensitivity::ONE.loss(0.0));
         }
     }
-    let mut chosen = solving.choose(context, &losses, &limits)?;
+    let mut chosen = solving.choose(&stored, &losses, &limits)?;
     // Sums of squared errors are no divergence: nobody shall take them for one.
     if method.probes.is_none() {
         chosen.table.predicted_loss = None;
@@ -136,7 +119,7 @@ pub(super) fn compare<'g>(
 fn measure(
     context: &Context<'_>,
     model: &LocatedModel,
-    probes: &Probes,
+    probes: &ProbesDocument,
     tensors: &Tensors,
     known: &[Known<'_>],
 ) -> Result<BTreeMap<String, Sensitivity>, StepError> {

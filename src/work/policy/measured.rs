@@ -11,10 +11,12 @@ mod scan;
 
 use std::collections::BTreeSet;
 
-use crate::action::Measured;
+use crate::method::Chosen;
+use crate::method::Limits;
+use crate::method::Solving;
+use crate::method::chosen;
+use crate::method::measured::Document;
 use crate::policy;
-use crate::policy::HasImatrix;
-use crate::policy::ModelFacts;
 use crate::policy::Probe;
 use crate::prose;
 use crate::work::Context;
@@ -26,41 +28,18 @@ use crate::work::probe::Bench;
 use crate::work::references::Reference;
 use crate::work::tensors::Tensors;
 
-use super::Chosen;
 use super::error::compare;
-use super::solving::Limits;
-use super::solving::Solving;
-use super::solving::chosen;
+use super::stored::Stored;
 
 use scan::Scan;
 
 /// Measures, and chooses.
-pub(super) fn choose(
-    context: &Context<'_>,
-    facts: &ModelFacts,
-    method: &Measured,
-    slices: Slices,
-    has: HasImatrix<'_>,
-) -> Result<Chosen, StepError> {
-    let Measured {
-        header,
-        budget,
-        chunks,
-        screen,
-        max_probes,
-        refine,
-        types,
-        fuse,
-        floors,
-        ceilings,
-        keep,
-        devices,
-        states,
-        ..
-    } = method;
-    let solving = Solving::of(facts, has, types, fuse, keep, floors, ceilings)?;
-    let limits = solving.limits(context, header, *budget, devices, *states)?;
-    let probes = worth_probing(context, facts, &solving, &limits, *max_probes)?;
+pub(super) fn choose(stored: Stored<'_, '_>, method: &Document, slices: Slices) -> Result<Chosen, StepError> {
+    let Stored { context, facts, has } = stored;
+    let solving = Solving::of(facts, has, &method.constraints)?;
+    let devices = &method.constraints.devices;
+    let limits = solving.limits(&stored, &method.header, method.budget, devices, method.states)?;
+    let probes = worth_probing(stored, &solving, &limits, method.max_probes)?;
     let located = context.located();
     let model = located.model(&method.model)?;
     let tensors = Tensors::of_model(context, model, slices, method.imatrix, method.quantizer)?;
@@ -69,7 +48,7 @@ pub(super) fn choose(
         tokenizer: method.tokenizer,
         engine: method.evaluator,
     };
-    let cut = Cut::spread(method.context, *chunks, method.block).and_others();
+    let cut = Cut::spread(method.context, method.chunks, method.block).and_others();
     let blocks = reading.blocks(context, cut)?;
     let reference = Reference {
         model: method.model,
@@ -78,7 +57,7 @@ pub(super) fn choose(
         engine: method.evaluator,
     };
     let bench = Bench::new(context, reference, model.hyperparameters, &tensors, &blocks);
-    let mut scan = Scan::new(context, facts, &solving, limits, bench, (*chunks, *screen))?;
+    let mut scan = Scan::new(stored, &solving, limits, bench, (method.chunks, method.screen))?;
     let first = scan.screen(&probes)?;
     let probed: BTreeSet<&Probe> = probes.iter().collect();
     let mut options = solving.options();
@@ -89,7 +68,7 @@ pub(super) fn choose(
         .map(|known| ((known.group.name.clone(), known.ty), known.error));
     let mut incumbent = scan.second_opinions(first, &errors.collect())?;
     let predicted = incumbent.predicted;
-    incumbent = scan.refine(incumbent, *refine)?;
+    incumbent = scan.refine(incumbent, method.refine)?;
     report(context, &scan, &incumbent, predicted);
     let mut table = incumbent.prepared.table(&incumbent.answer);
     table.predicted_loss = Some(format!("{:e}", incumbent.predicted));
@@ -99,20 +78,19 @@ pub(super) fn choose(
         chunks: u32::try_from(incumbent.judged.len()).unwrap_or(u32::MAX),
         context: method.context,
     });
-    chosen(&incumbent.prepared, &incumbent.answer, table)
+    Ok(chosen(&incumbent.prepared, &incumbent.answer, table)?)
 }
 
 /// Returns the probes that are worth making within a number of them, by guessed losses; all without one. What the budget cannot
 /// hold fails here, before anything is measured.
 fn worth_probing(
-    context: &Context<'_>,
-    facts: &ModelFacts,
+    stored: Stored<'_, '_>,
     solving: &Solving<'_>,
     limits: &Limits,
     most: Option<u64>,
 ) -> Result<Vec<Probe>, StepError> {
-    let guessed = policy::prior(facts, &solving.groups, &solving.types);
-    let (prepared, answer) = solving.solve(context, &guessed, limits)?;
+    let guessed = policy::prior(stored.facts, &solving.groups, &solving.types);
+    let (prepared, answer) = solving.solve(&stored, &guessed, limits)?;
     let most = most.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
     let options = solving.options();
     let probes = options.iter().map(|(group, ty)| (group.name.clone(), *ty));
@@ -138,7 +116,7 @@ fn worth_probing(
             "raise `max_probes`, or fuse tensors into fewer groups",
         ));
     }
-    context.note(format!(
+    stored.context.note(format!(
         "{most} of {} that are possible are made: those that guessed losses make likeliest to be chosen",
         prose::count(probes.len() as u64, "probe")
     ));

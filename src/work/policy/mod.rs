@@ -1,16 +1,9 @@
 //! A table of tensor, type and why, chosen by one of the methods.
 
-mod boosting;
-mod budget;
-mod by_rules;
-mod choose;
-mod chosen;
-mod devices;
 mod error;
 mod inspected;
 mod measured;
-mod read;
-mod solving;
+mod stored;
 mod warnings;
 
 use super::Context;
@@ -21,18 +14,17 @@ use super::documents::encode;
 use super::imatrix;
 use super::join::Slices;
 use super::join::slice_bytes;
-use crate::action::Method;
 use crate::action::Policy;
 use crate::digest::BlobDigest;
+use crate::method::Chosen;
+use crate::method::MethodDocument;
 use crate::prose;
 
-pub use budget::around;
-pub use budget::energies_of;
-pub use by_rules::choose_by_rules;
 pub use inspected::Inspected;
-pub use solving::Solving;
+pub use stored::around;
+pub use stored::energies_of;
 
-use chosen::Chosen;
+use stored::Stored;
 use warnings::sentence;
 
 impl Work for Policy {
@@ -40,16 +32,20 @@ impl Work for Policy {
         let store = context.store();
         let inspected = Inspected::load(self, store)?;
         let covered = |name: &str| inspected.covers(name);
-        let (facts, has) = (&inspected.facts, inspected.has(&covered));
+        let stored = Stored {
+            context,
+            facts: &inspected.facts,
+            has: inspected.has(&covered),
+        };
         let slices = |imatrix: Option<BlobDigest>| slices_of(context, &inspected, imatrix);
         let Chosen {
             table,
             file_type,
             solved,
         } = match &self.method {
-            Method::Measured(method) => measured::choose(context, facts, method, slices(method.imatrix)?, has)?,
-            Method::Error(method) => error::choose(context, facts, method, slices(method.imatrix)?, has)?,
-            method => choose::choose(context, facts, method, has)?,
+            MethodDocument::Measured(method) => measured::choose(stored, method, slices(method.imatrix)?)?,
+            MethodDocument::Error(method) => error::choose(stored, method, slices(method.imatrix)?)?,
+            method => method.choose(&stored)?,
         };
         table
             .warnings

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::super::solving::Limits;
-use super::super::solving::Solving;
+use super::super::stored::Stored;
 use crate::allocation::Answer;
+use crate::method::Limits;
+use crate::method::Solving;
 use crate::policy;
 use crate::policy::Evidence;
 use crate::policy::Losses;
-use crate::policy::ModelFacts;
 use crate::policy::Prepared;
 use crate::policy::Probe;
 use crate::policy::mean;
@@ -23,7 +23,7 @@ use crate::work::probe::Variant;
 /// Measures options and solves for choices.
 pub(super) struct Scan<'r, 't> {
     pub(super) context: &'r Context<'t>,
-    facts: &'r ModelFacts,
+    stored: Stored<'r, 't>,
     solving: &'r Solving<'r>,
     limits: Limits,
     pub(super) bench: Bench<'r, 't>,
@@ -60,8 +60,7 @@ pub(super) struct Incumbent {
 
 impl<'r, 't> Scan<'r, 't> {
     pub(super) fn new(
-        context: &'r Context<'t>,
-        facts: &'r ModelFacts,
+        stored: Stored<'r, 't>,
         solving: &'r Solving<'r>,
         limits: Limits,
         mut bench: Bench<'r, 't>,
@@ -79,8 +78,8 @@ impl<'r, 't> Scan<'r, 't> {
         };
         let (screened, _) = bench.first_blocks(screen.min(chunks));
         Ok(Self {
-            context,
-            facts,
+            context: stored.context,
+            stored,
             solving,
             limits,
             bench,
@@ -109,7 +108,7 @@ impl<'r, 't> Scan<'r, 't> {
     pub(super) fn screen(&mut self, probes: &[Probe]) -> Result<Incumbent, StepError> {
         // What stays as it is loses nothing.
         for group in &self.solving.groups {
-            if let Some(own) = group.own_type(self.facts) {
+            if let Some(own) = group.own_type(self.stored.facts) {
                 self.evidence
                     .insert((group.name.clone(), own), vec![0.0; self.null.len()]);
             }
@@ -203,7 +202,7 @@ impl<'r, 't> Scan<'r, 't> {
 
     /// Returns the best choice by losses.
     pub(super) fn solve(&self, losses: &Losses) -> Result<(Prepared, Answer), StepError> {
-        self.solving.solve(self.context, losses, &self.limits)
+        self.solving.solve(&self.stored, losses, &self.limits)
     }
 
     /// Returns the divergence of a choice by chunk, measured as a whole on the chunks that options are measured on.
@@ -238,7 +237,7 @@ impl<'r, 't> Scan<'r, 't> {
         let changed = groups.filter_map(|group| Some((group, *choice.get(&group.name)?)));
         changed
             .flat_map(|(group, ty)| group.members.iter().map(move |at| (*at, ty)))
-            .filter(|(at, ty)| self.facts.tensors[*at].ty != *ty)
+            .filter(|(at, ty)| self.stored.facts.tensors[*at].ty != *ty)
             .collect()
     }
 

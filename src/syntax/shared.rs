@@ -1,21 +1,13 @@
-//! What the readers of several kinds of sections share.
+//! Reading keys that several kinds of sections have.
 
-use crate::recipe::error::RecipeError;
-use crate::recipe::extends::File;
-use crate::recipe::field::Field;
-use crate::recipe::field::Reader;
-use crate::recipe::field::Sweep;
-use crate::recipe::model::Place;
-use crate::recipe::model::SourceKind;
-use crate::recipe::model::SourceName;
-use crate::recipe::names::Mix;
-use crate::recipe::read::Names;
-
-/// What readers of steps need besides their section.
-pub(crate) struct Context<'a> {
-    pub(crate) names: &'a Names,
-    pub(crate) files: &'a [File],
-}
+use crate::syntax::declared::Names;
+use crate::syntax::error::RecipeError;
+use crate::syntax::field::Field;
+use crate::syntax::field::Reader;
+use crate::syntax::id::SourceKind;
+use crate::syntax::id::SourceName;
+use crate::syntax::names::Mix;
+use crate::syntax::sweep::Sweep;
 
 /// Tokens in a chunk.
 pub(crate) const CONTEXTS: std::ops::RangeInclusive<u32> = 8..=1_048_576;
@@ -71,19 +63,6 @@ pub(crate) fn names_of(
     reader.sweep(key, String::clone, |field| names.reference(field, kind, wanted, &words))
 }
 
-/// Reports that a method works on importances, where there are none.
-pub(crate) fn needs_data(reader: &mut Reader<'_, '_>, no_data: bool, method: Option<&Place>) {
-    if no_data {
-        reader.errors.push(RecipeError::MissingKey {
-            place: reader.head.clone(),
-            section: reader.words.clone(),
-            key: "imatrix",
-            example: "imatrix = \"NAME\"",
-            because: method.cloned(),
-        });
-    }
-}
-
 /// Reads one of some words.
 pub(crate) fn word_of(field: &Field<'_>, what: &str, known: &[&'static str]) -> Result<&'static str, RecipeError> {
     let found = field.string(what)?;
@@ -98,8 +77,8 @@ pub(crate) fn word_of(field: &Field<'_>, what: &str, known: &[&'static str]) -> 
 }
 
 /// Reports mixes that are not made without an imatrix, where there is none.
-pub(crate) fn mixes_need_data(reader: &mut Reader<'_, '_>, mixes: &Sweep<Mix>, context: &Context<'_>) {
-    let declared: Vec<String> = context.names.of("imatrix").map(|(name, _)| name.to_owned()).collect();
+pub(crate) fn mixes_need_data(reader: &mut Reader<'_, '_>, mixes: &Sweep<Mix>, names: &Names) {
+    let declared: Vec<String> = names.of("imatrix").map(|(name, _)| name.to_owned()).collect();
     for (mix, place) in mixes.values.iter().filter(|(mix, _)| mix.needs_imatrix()) {
         reader.errors.push(RecipeError::NeedsImatrix {
             place: place.clone(),

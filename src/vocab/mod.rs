@@ -1,6 +1,12 @@
-//! Types that actions and engines share.
+//! Types that actions, the methods of policies and engines share.
+
+pub mod inputs;
+pub mod role;
 
 use serde::Serialize;
+
+/// The version of the document with a tensor's errors: raise it when an error is computed or told in another way.
+pub const ERROR_FORM: u32 = 1;
 
 /// What an engine is used for. Each role has an identity of its own, so that a new evaluator does not quantize again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

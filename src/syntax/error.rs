@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use crate::prose::listed;
 use crate::quantity::QuantityProblem;
-use crate::recipe::model::Place;
-use crate::recipe::names::NameProblem;
 use crate::requirement::Figure;
 use crate::requirement::RequirementProblem;
+use crate::syntax::id::Place;
+use crate::syntax::names::NameProblem;
 
 /// Why a file named by `extends` could not be had. Whoever loads says it in words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

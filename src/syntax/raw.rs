@@ -4,8 +4,8 @@ use toml::Spanned;
 use toml::de::DeTable;
 use toml::de::DeValue;
 
-use crate::recipe::error::RecipeError;
-use crate::recipe::model::Place;
+use crate::syntax::error::RecipeError;
+use crate::syntax::id::Place;
 use crate::text::Source;
 use crate::text::Span;
 

@@ -110,15 +110,6 @@ pub const MEASURED_TYPES: &[&str] = &[
 /// The types that a cache of keys and values can have, as llama.cpp's options spell them.
 pub const CACHE_TYPES: &[&str] = &["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"];
 
-/// What `families` of `boost` can name.
-pub const FAMILIES: &[&str] = &["gate", "up", "down", "shared", "attention"];
-
-/// How `boost` can rank layers.
-pub const RANKINGS: &[&str] = &["energy", "contrast", "sensitivity"];
-
-/// What `fuse` can name.
-pub const FUSES: &[&str] = &["attention", "feed-forward", "experts"];
-
 impl TypeName {
     /// Returns the type of this name, in exactly this spelling.
     pub fn from_name(name: &str) -> Option<Self> {

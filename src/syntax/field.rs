@@ -5,21 +5,20 @@ use std::ops::RangeInclusive;
 use crate::prose::either;
 use crate::quantity::Decimal;
 use crate::quantity::Quantity;
-use crate::recipe::error::RecipeError;
-use crate::recipe::model::Pattern;
-use crate::recipe::model::Place;
-use crate::recipe::model::ResolvedSection;
-use crate::recipe::names::MIXES;
-use crate::recipe::names::Mix;
-use crate::recipe::names::TYPES;
-use crate::recipe::names::TypeName;
-use crate::recipe::raw::Raw;
-use crate::recipe::raw::RawEntry;
-use crate::recipe::raw::RawValue;
-use crate::recipe::raw::inside;
-
-/// How many variants one section may have.
-pub(crate) const MAX_VARIANTS: usize = 1000;
+use crate::syntax::error::RecipeError;
+use crate::syntax::id::Place;
+use crate::syntax::id::ResolvedSection;
+use crate::syntax::names::MIXES;
+use crate::syntax::names::Mix;
+use crate::syntax::names::TYPES;
+use crate::syntax::names::TypeName;
+use crate::syntax::pattern::Pattern;
+use crate::syntax::raw::Raw;
+use crate::syntax::raw::RawEntry;
+use crate::syntax::raw::RawValue;
+use crate::syntax::raw::inside;
+use crate::syntax::sweep::MAX_VARIANTS;
+use crate::syntax::sweep::Sweep;
 
 /// Compiled patterns may take this much memory each.
 const REGEX_SIZE_LIMIT: usize = 1 << 20;
@@ -198,32 +197,6 @@ fn regex_problem(text: &str, error: &regex::Error) -> (String, Option<std::ops::
     (message, at)
 }
 
-/// A value, or the several values of a sweep.
-#[derive(Debug, Clone)]
-pub(crate) struct Sweep<T> {
-    pub(crate) values: Vec<(T, Place)>,
-    /// Whether a list was written: a list of one value names its variant too, so that adding a second renames nothing.
-    pub(crate) list: bool,
-}
-
-impl<T> Sweep<T> {
-    /// A default.
-    pub(crate) fn one(value: T, place: &Place) -> Self {
-        Self {
-            values: vec![(value, place.clone())],
-            list: false,
-        }
-    }
-
-    /// Returns the value or the list as TOML.
-    pub(crate) fn to_toml(&self, to: impl Fn(&T) -> toml::Value) -> toml::Value {
-        match self.values.as_slice() {
-            [(value, _)] if !self.list => to(value),
-            values => toml::Value::Array(values.iter().map(|(value, _)| to(value)).collect()),
-        }
-    }
-}
-
 /// Reads one section key by key, and gathers what is wrong.
 pub(crate) struct Reader<'a, 'e> {
     /// The section in words: "`policy.small`", "a recipe".
@@ -394,6 +367,25 @@ impl<'a, 'e> Reader<'a, 'e> {
                 keys: keys.to_vec(),
             });
         }
+    }
+
+    /// Reports two keys that exclude each other, if both are there.
+    pub(crate) fn conflict(&mut self, one: &'static str, other: &'static str) -> bool {
+        let mut place_of = |key| self.entry(key).map(|entry| (key, entry.key_place.clone()));
+        let (Some(one), Some(other)) = (place_of(one), place_of(other)) else {
+            return false;
+        };
+        let mut pair = [one, other];
+        pair.sort_by_key(|(_, place)| place.span);
+        let [(first_key, first), (second_key, second)] = pair;
+        self.errors.push(RecipeError::Conflict {
+            section: self.words.clone(),
+            first,
+            first_key,
+            second,
+            second_key,
+        });
+        true
     }
 
     /// Notes a key of the resolved recipe.

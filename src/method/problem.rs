@@ -1,0 +1,41 @@
+//! Why a method cannot choose.
+
+use crate::policy::PolicyError;
+
+/// Why a method cannot choose types, or have a document.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct MethodError {
+    /// What was found, and what was expected.
+    pub what: String,
+    /// The way out.
+    pub hint: Option<&'static str>,
+}
+
+impl MethodError {
+    /// An error without a way out.
+    pub fn new(what: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            hint: None,
+        }
+    }
+}
+
+impl From<PolicyError> for MethodError {
+    fn from(error: PolicyError) -> Self {
+        let hint = match error {
+            PolicyError::BelowMinimum { .. } => Some(
+                "raise the budget, or let tensors have smaller types: `types`, `floors`, `keep`, an imatrix where those need one",
+            ),
+            PolicyError::DeviceBelowMinimum { .. } => Some(
+                "let fewer tensors lie there, shorten the context, take a smaller type for the cache, or lower floors",
+            ),
+            _ => None,
+        };
+        Self {
+            what: error.to_string(),
+            hint,
+        }
+    }
+}

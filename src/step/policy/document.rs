@@ -1,0 +1,110 @@
+//! The document of a policy: all that decides on its table, and nothing else.
+
+use crate::action::Corpus;
+use crate::action::ImatrixCollect;
+use crate::action::InspectModel;
+use crate::action::Join;
+use crate::action::Policy;
+use crate::digest::BlobDigest;
+use crate::digest::Fingerprint;
+use crate::method;
+use crate::method::BudgetDocument;
+use crate::method::HeaderDocument;
+use crate::recipe::model::Budget;
+use crate::recipe::model::EngineRef;
+use crate::recipe::model::PolicyStep;
+use crate::recipe::model::StepId;
+use crate::step::Env;
+use crate::step::Inputs;
+use crate::step::Outcome;
+use crate::step::StepError;
+use crate::vocab::EngineRole;
+
+use super::budget;
+
+/// The version of the built-in rules: raise it when a mix gives other types.
+const RULES: u32 = 1;
+
+/// Returns the patterns of tensors that stay as they are.
+pub(super) fn keep_of(step: &PolicyStep) -> Vec<String> {
+    step.keep.iter().map(|pattern| pattern.as_str().to_owned()).collect()
+}
+
+/// What the steps before a policy made.
+struct Made<'s> {
+    step: &'s PolicyStep,
+    inputs: &'s Inputs,
+    env: &'s Env<'s>,
+    engine: &'s EngineRef,
+}
+
+impl Made<'_> {
+    fn model(&self) -> Result<&Outcome, StepError> {
+        self.inputs.source(&self.step.model)
+    }
+
+    fn join(&self) -> Result<Option<&Outcome>, StepError> {
+        self.step.join.as_ref().map(|join| self.inputs.step(join)).transpose()
+    }
+}
+
+impl method::Inputs for Made<'_> {
+    type Error = StepError;
+
+    fn model(&self) -> Result<BlobDigest, StepError> {
+        self.model()?.output(InspectModel::COMPUTE)
+    }
+
+    fn tokenizer(&self) -> Result<BlobDigest, StepError> {
+        self.model()?.output(InspectModel::TOKENIZER)
+    }
+
+    fn header(&self) -> Result<HeaderDocument, StepError> {
+        Ok(HeaderDocument {
+            metadata: self.model()?.output(InspectModel::METADATA)?,
+            dataset: self.join()?.map(|join| join.fact(Join::DATASET)).transpose()?,
+        })
+    }
+
+    fn imatrix(&self) -> Result<Option<BlobDigest>, StepError> {
+        let join = self.join()?;
+        join.map(|join| join.output(ImatrixCollect::IMATRIX)).transpose()
+    }
+
+    fn corpus(&self, step: &StepId) -> Result<BlobDigest, StepError> {
+        self.inputs.step(step)?.output(Corpus::CORPUS)
+    }
+
+    fn imatrix_of(&self, step: &StepId) -> Result<BlobDigest, StepError> {
+        self.inputs.step(step)?.output(ImatrixCollect::IMATRIX)
+    }
+
+    fn budget(&self, budget: &Budget) -> Result<BudgetDocument, StepError> {
+        budget::document_of(budget, self.inputs, self.env)
+    }
+
+    fn engine(&self, role: EngineRole) -> Result<Fingerprint, StepError> {
+        self.env.fingerprint(self.engine, role)
+    }
+}
+
+/// Returns the document of a policy.
+pub(super) fn document_of(
+    step: &PolicyStep,
+    inputs: &Inputs,
+    env: &Env<'_>,
+    engine: &EngineRef,
+) -> Result<Policy, StepError> {
+    let made = Made {
+        step,
+        inputs,
+        env,
+        engine,
+    };
+    Ok(Policy {
+        shape: made.model()?.output(InspectModel::SHAPE)?,
+        coverage: made.join()?.map(|join| join.output(Join::COVERAGE)).transpose()?,
+        method: step.method.document(keep_of(step), &made)?,
+        rules: RULES,
+    })
+}
