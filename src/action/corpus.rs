@@ -11,16 +11,7 @@ use super::role::Role::Setting;
 use super::role::Role::Source;
 use super::role::field;
 use crate::digest::BlobDigest;
-
-/// How texts are cut into chunks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Chunking {
-    /// Each file separately: no chunk spans two files, so adding a file adds only its own chunks.
-    PerFile,
-    /// All files joined into one text.
-    Joined,
-}
+use crate::vocab::Chunking;
 
 /// Checks the texts of a corpus.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -95,9 +95,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::action::Chunking;
     use crate::action::Corpus;
     use crate::digest::BlobDigest;
+    use crate::vocab::Chunking;
 
     #[test]
     fn only_the_fields_that_differ_are_named() {

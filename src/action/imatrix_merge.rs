@@ -10,19 +10,8 @@ use super::role::Role::Input;
 use super::role::Role::Setting;
 use super::role::field;
 use crate::digest::BlobDigest;
+use crate::vocab::MergeMode;
 use crate::vocab::inputs::IMATRICES;
-
-/// How imatrices are merged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MergeMode {
-    /// Adds sums and counts: every token has the same weight.
-    Sum,
-    /// Averages the importances: every imatrix has its own weight.
-    Mean,
-    /// Takes the largest importance of each column.
-    Max,
-}
 
 /// Merges imatrices.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,18 +11,9 @@ use super::role::Role::Input;
 use super::role::Role::Setting;
 use super::role::field;
 use crate::digest::BlobDigest;
+use crate::vocab::Severity;
 use crate::vocab::inputs::IMATRICES;
 use crate::vocab::inputs::SHAPES;
-
-/// What to do about a problem.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Severity {
-    /// Warn.
-    Warn,
-    /// Fail.
-    Fail,
-}
 
 /// Checks that an imatrix fits a model, and extracts the importances of each tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -30,7 +30,6 @@ use serde::Serialize;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 
-pub use corpus::Chunking;
 pub use corpus::Corpus;
 pub use eval::Eval;
 pub use eval_block::EvalBlock;
@@ -39,10 +38,8 @@ pub use imatrix_block::ImatrixBlock;
 pub use imatrix_collect::ImatrixCollect;
 pub use imatrix_import::ImatrixImport;
 pub use imatrix_merge::ImatrixMerge;
-pub use imatrix_merge::MergeMode;
 pub use inspect_model::InspectModel;
 pub use join::Join;
-pub use join::Severity;
 pub use metrics::Metrics;
 pub use metrics::MetricsRow;
 pub use output::Fact;

@@ -22,17 +22,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use super::{Entry, Imatrix};
-
-/// How inputs become one; see the module's text for the arithmetic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum MergeMode {
-    /// Adds sums and counts: every token counts the same.
-    Sum,
-    /// Averages importances: every input counts the same.
-    Mean,
-    /// Takes the largest importance of each column.
-    Max,
-}
+use crate::vocab::MergeMode;
 
 /// The weight of an input, in millionths. Never 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

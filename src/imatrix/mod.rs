@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 pub use dat::DatError;
 pub use gguf_form::GgufFormError;
-pub use merge::{MergeError, MergeMode, Merged, PartialTensor, Weight};
+pub use merge::{MergeError, Merged, PartialTensor, Weight};
 
 use crate::gguf::MAGIC;
 

@@ -31,19 +31,21 @@ pub(crate) struct MethodEntry {
 }
 
 macro_rules! methods {
-    ($($(#[$doc:meta])* $variant:ident = $module:ident,)*) => {
+    ($($variant:ident = $module:ident,)*) => {
         /// How types are chosen, as a recipe has it.
         #[derive(Debug, Clone, PartialEq, Serialize)]
         #[serde(tag = "kind", rename_all = "kebab-case")]
         pub enum Method {
-            $($(#[$doc])* $variant(Box<super::$module::Settings>),)*
+            $(#[doc = concat!("`method = \"", stringify!($module), "\"`: see [`super::", stringify!($module), "`].")]
+            $variant(Box<super::$module::Settings>),)*
         }
 
         /// How types are chosen, as an action's document has it.
         #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(tag = "name", rename_all = "kebab-case")]
         pub enum MethodDocument {
-            $($(#[$doc])* $variant(Box<super::$module::Document>),)*
+            $(#[doc = concat!("`method = \"", stringify!($module), "\"`: see [`super::", stringify!($module), "`].")]
+            $variant(Box<super::$module::Document>),)*
         }
 
         /// All methods, in the order in which messages list them.
@@ -132,21 +134,13 @@ macro_rules! methods {
 }
 
 methods! {
-    /// As llama.cpp's named mix does.
     Mix = mix,
-    /// By rules in the recipe.
     Manual = manual,
-    /// By importance, from floors up, until a budget is spent.
     Ashq1 = ashq1,
-    /// Two types: the larger one where it gains most for its bytes.
     Density = density,
-    /// By losses that are guessed from roles, depth and types, solved exactly.
     Prior = prior,
-    /// By losses that are measured on the model itself, solved exactly.
     Measured = measured,
-    /// A mix, or one type, and a better type for families of tensors in a few layers.
     Boost = boost,
-    /// By the squared errors of the quantized tensors, scaled by a few measurements, solved exactly.
     Error = error,
 }
 

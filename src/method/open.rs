@@ -25,8 +25,11 @@ pub(crate) trait Scope {
 /// The variants of a value, or how many there would be, where there are more than a section may have.
 type Variants<T> = Result<Vec<Choice<T>>, usize>;
 
+/// Returns the variants of a value, once the steps that it refers to exist.
+type Expand<T> = dyn Fn(&dyn Scope) -> Variants<T>;
+
 /// A value that is known for each variant of a section once the steps that it refers to exist.
-pub(crate) struct Open<T>(Box<dyn Fn(&dyn Scope) -> Variants<T>>);
+pub(crate) struct Open<T>(Box<Expand<T>>);
 
 impl<T> fmt::Debug for Open<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -11,6 +11,9 @@ use crate::requirement::Requirement;
 use crate::syntax::id::SourceName;
 use crate::syntax::id::StepId;
 use crate::syntax::pattern::Pattern;
+use crate::vocab::Chunking;
+use crate::vocab::MergeMode;
+use crate::vocab::Severity;
 
 /// What a step is to do.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -87,16 +90,6 @@ pub struct CorpusStep {
     pub parse_special: bool,
 }
 
-/// How texts become chunks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Chunking {
-    /// Each file by itself: no chunk crosses a file.
-    PerFile,
-    /// All files joined to one text.
-    Joined,
-}
-
 /// How an importance matrix comes to be.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "from", rename_all = "kebab-case")]
@@ -143,29 +136,6 @@ pub struct WeightedImatrix {
     pub weight: Decimal,
 }
 
-/// How matrices are merged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MergeMode {
-    /// Sums and counts add up: as if one run had read all texts.
-    Sum,
-    /// Every matrix counts the same, however many chunks it saw.
-    Mean,
-    /// The larger importance wins, per column.
-    Max,
-}
-
-impl MergeMode {
-    /// Returns the word that recipes use.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Sum => "sum",
-            Self::Mean => "mean",
-            Self::Max => "max",
-        }
-    }
-}
-
 /// Fits an importance matrix to a model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct JoinStep {
@@ -174,21 +144,11 @@ pub struct JoinStep {
     /// The matrix.
     pub imatrix: StepId,
     /// When a tensor has no data.
-    pub missing: OnProblem,
+    pub missing: Severity,
     /// When an expert was never routed to.
-    pub unrouted: OnProblem,
+    pub unrouted: Severity,
     /// The fewest tokens that count as data.
     pub min_count: Option<u64>,
-}
-
-/// What a found problem means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnProblem {
-    /// Say it and go on.
-    Warn,
-    /// The step fails.
-    Fail,
 }
 
 /// Chooses types.

@@ -6,15 +6,15 @@ use crate::method::Method;
 use crate::method::Open;
 use crate::method::WrittenBudget;
 use crate::quantity::Decimal;
-use crate::recipe::model::Chunking;
 use crate::recipe::model::EngineRef;
-use crate::recipe::model::MergeMode;
-use crate::recipe::model::OnProblem;
 use crate::recipe::model::Pattern;
 use crate::recipe::model::Place;
 use crate::recipe::model::RecipePath;
 use crate::recipe::model::SourceName;
 use crate::requirement::Requirement;
+use crate::vocab::Chunking;
+use crate::vocab::MergeMode;
+use crate::vocab::Severity;
 
 use crate::syntax::sweep::Sweep;
 
@@ -72,8 +72,8 @@ pub(crate) enum Imatrix {
 pub(crate) struct Join {
     pub(crate) model: SourceName,
     pub(crate) imatrix: Sweep<String>,
-    pub(crate) missing: OnProblem,
-    pub(crate) unrouted: OnProblem,
+    pub(crate) missing: Severity,
+    pub(crate) unrouted: Severity,
     pub(crate) min_count: Option<u64>,
 }
 

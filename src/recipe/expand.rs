@@ -14,7 +14,6 @@ use crate::recipe::model::CollectImatrix;
 use crate::recipe::model::CorpusStep;
 use crate::recipe::model::ImatrixStep;
 use crate::recipe::model::JoinStep;
-use crate::recipe::model::OnProblem;
 use crate::recipe::model::Place;
 use crate::recipe::model::ResolvedSection;
 use crate::recipe::model::SourceName;
@@ -34,6 +33,7 @@ use crate::syntax::sweep::flag;
 use crate::syntax::sweep::joined;
 use crate::syntax::sweep::optional;
 use crate::syntax::words::section_words;
+use crate::vocab::Severity;
 
 /// How many steps a recipe may have.
 const MAX_STEPS: usize = 20_000;
@@ -321,8 +321,8 @@ impl<'e> Expansion<'e> {
         let join = Join {
             model: model.clone(),
             imatrix: Sweep::one(imatrix.to_owned(), place),
-            missing: OnProblem::Warn,
-            unrouted: OnProblem::Warn,
+            missing: Severity::Warn,
+            unrouted: Severity::Warn,
             min_count: None,
         };
         self.join(&name, place, &join);

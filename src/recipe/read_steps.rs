@@ -9,9 +9,6 @@ use crate::recipe::decl::Decls;
 use crate::recipe::decl::Imatrix;
 use crate::recipe::decl::Join;
 use crate::recipe::decl::Promote;
-use crate::recipe::model::Chunking;
-use crate::recipe::model::MergeMode;
-use crate::recipe::model::OnProblem;
 use crate::recipe::model::Place;
 use crate::recipe::model::ResolvedSection;
 use crate::recipe::model::SourceKind;
@@ -33,6 +30,9 @@ use crate::syntax::shared::names_of;
 use crate::syntax::shared::number;
 use crate::syntax::shared::text;
 use crate::syntax::sweep::Sweep;
+use crate::vocab::Chunking;
+use crate::vocab::MergeMode;
+use crate::vocab::Severity;
 
 /// Reads the sections of all steps.
 pub(crate) fn steps(
@@ -304,13 +304,13 @@ fn join(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Join> {
     let model = model(reader, "model", context.names);
     reader.need("imatrix", "imatrix = \"general\"");
     let imatrix = names_of(reader, "imatrix", context.names, "imatrix", "an imatrix");
-    let words = [("warn", OnProblem::Warn), ("fail", OnProblem::Fail)];
+    let words = [("warn", Severity::Warn), ("fail", Severity::Fail)];
     let missing = reader
         .read("missing", |field| field.word(&words, &[]))
-        .unwrap_or(OnProblem::Warn);
+        .unwrap_or(Severity::Warn);
     let unrouted = reader
         .read("unrouted", |field| field.word(&words, &[]))
-        .unwrap_or(OnProblem::Warn);
+        .unwrap_or(Severity::Warn);
     let min_count = reader.read("min_count", |field| field.integer(COUNTS));
     let join = Join {
         model: model?,
@@ -325,7 +325,7 @@ fn join(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Join> {
 
 /// Returns the keys of a join as the resolved recipe has them.
 pub(crate) fn join_entries(join: &Join) -> Vec<(&'static str, toml::Value)> {
-    let word = |on: OnProblem| toml::Value::from(if on == OnProblem::Warn { "warn" } else { "fail" });
+    let word = |on: Severity| toml::Value::from(if on == Severity::Warn { "warn" } else { "fail" });
     let mut entries = vec![
         ("model", toml::Value::from(join.model.as_str())),
         ("imatrix", join.imatrix.to_toml(text)),

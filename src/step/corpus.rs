@@ -6,13 +6,11 @@ use std::path::PathBuf;
 
 use crate::action;
 use crate::action::Action;
-use crate::action::Chunking;
 use crate::digest::BlobDigest;
 use crate::fs;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::prose;
-use crate::recipe::model;
 use crate::recipe::model::CorpusStep;
 use crate::recipe::model::StepBody;
 use crate::step::Env;
@@ -40,13 +38,9 @@ fn corpus(node: &Node) -> Result<&CorpusStep, StepError> {
 }
 
 fn action_of(corpus: &CorpusStep, texts: Vec<BlobDigest>) -> Action {
-    let chunking = match corpus.chunking {
-        model::Chunking::PerFile => Chunking::PerFile,
-        model::Chunking::Joined => Chunking::Joined,
-    };
     Action::Corpus(action::Corpus {
         texts,
-        chunking,
+        chunking: corpus.chunking,
         parse_special: corpus.parse_special,
     })
 }

@@ -1,6 +1,5 @@
 //! `[imatrix.NAME]`: collected block by block, merged, or read from a foreign file.
 
-use crate::action;
 use crate::action::Action;
 use crate::action::Corpus;
 use crate::action::ImatrixCollect;
@@ -15,7 +14,6 @@ use crate::graph::Work;
 use crate::prose;
 use crate::recipe::model::CollectImatrix;
 use crate::recipe::model::ImatrixStep;
-use crate::recipe::model::MergeMode as RecipeMode;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::WeightedImatrix;
 use crate::step::Env;
@@ -28,6 +26,7 @@ use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::step::key_of;
 use crate::step::misplaced;
+use crate::vocab::MergeMode;
 use crate::work::Context;
 
 /// An imatrix.
@@ -58,17 +57,13 @@ fn collect_action(collect: &CollectImatrix, inputs: &Inputs, engine: Fingerprint
     }))
 }
 
-fn merge_action(parts: &[WeightedImatrix], mode: RecipeMode, inputs: &Inputs) -> Result<Action, StepError> {
+fn merge_action(parts: &[WeightedImatrix], mode: MergeMode, inputs: &Inputs) -> Result<Action, StepError> {
     let imatrices = parts
         .iter()
         .map(|part| inputs.step(&part.imatrix)?.output(ImatrixCollect::IMATRIX));
     Ok(Action::ImatrixMerge(ImatrixMerge {
         imatrices: imatrices.collect::<Result<_, _>>()?,
-        mode: match mode {
-            RecipeMode::Sum => action::MergeMode::Sum,
-            RecipeMode::Mean => action::MergeMode::Mean,
-            RecipeMode::Max => action::MergeMode::Max,
-        },
+        mode,
         weights: parts.iter().map(|part| part.weight.millionths()).collect(),
     }))
 }

@@ -7,11 +7,9 @@ use crate::action;
 use crate::action::Action;
 use crate::action::ImatrixCollect;
 use crate::action::InspectModel;
-use crate::action::Severity;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::recipe::model::JoinStep;
-use crate::recipe::model::OnProblem;
 use crate::recipe::model::StepBody;
 use crate::step::Env;
 use crate::step::Inputs;
@@ -36,19 +34,12 @@ fn join_step(node: &Node) -> Result<&JoinStep, StepError> {
     }
 }
 
-fn severity(problem: OnProblem) -> Severity {
-    match problem {
-        OnProblem::Warn => Severity::Warn,
-        OnProblem::Fail => Severity::Fail,
-    }
-}
-
 fn action_of(join: &JoinStep, inputs: &Inputs) -> Result<Action, StepError> {
     Ok(Action::Join(action::Join {
         shape: inputs.source(&join.model)?.output(InspectModel::SHAPE)?,
         imatrix: inputs.step(&join.imatrix)?.output(ImatrixCollect::IMATRIX)?,
-        missing: severity(join.missing),
-        unrouted: severity(join.unrouted),
+        missing: join.missing,
+        unrouted: join.unrouted,
         min_count: join.min_count.unwrap_or(1),
     }))
 }

@@ -10,11 +10,11 @@ use super::perform::fact_of;
 use super::perform::output_of;
 use crate::action::Action;
 use crate::action::ActionResult;
-use crate::action::Chunking;
 use crate::action::Tokens;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::store::Store;
+use crate::vocab::Chunking;
 
 /// The longest text that is tokenized in one piece, in bytes: what llama.cpp takes.
 pub(super) const TEXT_CAP: u64 = (1 << 31) - 128;

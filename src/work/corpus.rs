@@ -11,11 +11,11 @@ use super::SourceFile;
 use super::StepError;
 use super::Work;
 use super::documents::encode;
-use crate::action::Chunking;
 use crate::action::Corpus;
 use crate::digest::BlobDigest;
 use crate::fs;
 use crate::observer::Unit;
+use crate::vocab::Chunking;
 
 /// The version of [`Document`].
 const SCHEMA: u32 = 1;

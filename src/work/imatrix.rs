@@ -5,9 +5,9 @@ use super::StepError;
 use crate::action::ImatrixCollect;
 use crate::digest::BlobDigest;
 use crate::imatrix::Imatrix;
-use crate::imatrix::MergeMode;
 use crate::imatrix::Weight;
 use crate::store::Store;
+use crate::vocab::MergeMode;
 
 /// No imatrix is longer than this: one with every expert of the largest models known is some GB.
 pub(super) const IMATRIX_CAP: u64 = 1 << 36;

@@ -6,7 +6,6 @@ use super::StepError;
 use super::Work;
 use super::imatrix;
 use crate::action::ImatrixMerge;
-use crate::action::MergeMode;
 use crate::imatrix::Imatrix;
 use crate::imatrix::Weight;
 use crate::prose;
@@ -24,12 +23,7 @@ impl Work for ImatrixMerge {
             .enumerate()
             .map(|(at, (imatrix, weight))| Ok((imatrix, weight_of(*weight, &name(at, imatrix))?)))
             .collect::<Result<_, StepError>>()?;
-        let mode = match self.mode {
-            MergeMode::Sum => crate::imatrix::MergeMode::Sum,
-            MergeMode::Mean => crate::imatrix::MergeMode::Mean,
-            MergeMode::Max => crate::imatrix::MergeMode::Max,
-        };
-        let merged = Imatrix::merge(&weighted, mode).map_err(|error| StepError::input(error.to_string()))?;
+        let merged = Imatrix::merge(&weighted, self.mode).map_err(|error| StepError::input(error.to_string()))?;
         for partial in &merged.partial {
             let lacking: Vec<String> = partial
                 .missing_in

@@ -17,12 +17,12 @@ use super::imatrix;
 use super::model_documents::Shape;
 use super::model_documents::facts_of;
 use crate::action::Join;
-use crate::action::Severity;
 use crate::digest::BlobDigest;
 use crate::imatrix::Entry;
 use crate::policy;
 use crate::prose;
 use crate::store::Store;
+use crate::vocab::Severity;
 
 /// The version of the documents below.
 const SCHEMA: u32 = 1;

@@ -11,8 +11,8 @@ use std::process::Stdio;
 use forge::gguf::Model;
 use forge::gguf::Value;
 use forge::imatrix::Imatrix;
-use forge::imatrix::MergeMode;
 use forge::imatrix::Weight;
+use forge::vocab::MergeMode;
 
 use crate::cut::BARE;
 use crate::cut::Gguf;

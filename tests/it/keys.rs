@@ -16,6 +16,7 @@ use forge::method::MethodDocument;
 use forge::policy::Family;
 use forge::policy::Fuse;
 use forge::policy::Ranking;
+use forge::vocab;
 use serde_json::Value as Json;
 
 use crate::cut::Gguf;
@@ -536,7 +537,7 @@ fn samples() -> Vec<Action> {
         }),
         Action::Corpus(action::Corpus {
             texts: vec![blob("1"), blob("2")],
-            chunking: action::Chunking::PerFile,
+            chunking: vocab::Chunking::PerFile,
             parse_special: false,
         }),
         Action::Tokens(action::Tokens {
@@ -565,15 +566,15 @@ fn samples() -> Vec<Action> {
         }),
         Action::ImatrixMerge(action::ImatrixMerge {
             imatrices: vec![blob("1"), blob("2")],
-            mode: action::MergeMode::Sum,
+            mode: vocab::MergeMode::Sum,
             weights: vec![1_000_000, 500_000],
         }),
         Action::ImatrixImport(action::ImatrixImport { file: blob("file") }),
         Action::Join(action::Join {
             shape: blob("shape"),
             imatrix: blob("imatrix"),
-            missing: action::Severity::Warn,
-            unrouted: action::Severity::Fail,
+            missing: vocab::Severity::Warn,
+            unrouted: vocab::Severity::Fail,
             min_count: 1,
         }),
         Action::Policy(policy(MethodDocument::Mix(Box::new(method::mix::Document {
@@ -815,6 +816,12 @@ fn others(value: &Json) -> Vec<Json> {
         "other",
         "bytes",
         "millionths-of-bits",
+        "attention",
+        "feed-forward",
+        "gate",
+        "up",
+        "energy",
+        "contrast",
     ]
     .map(Json::from);
     match value {

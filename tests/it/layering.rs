@@ -27,7 +27,7 @@ const LAYERS: &[(&str, Names)] = &[
     ("text", Names::Only(&[])),
     ("tensor_type", Names::Only(&[])),
     ("gguf", Names::Only(&["fs", "tensor_type"])),
-    ("imatrix", Names::Only(&["gguf", "tensor_type"])),
+    ("imatrix", Names::Only(&["gguf", "tensor_type", "vocab"])),
     ("content", Names::Only(&["fs", "gguf"])),
     ("quantity", Names::Only(&["prose"])),
     ("requirement", Names::Only(&["prose", "quantity"])),
@@ -57,7 +57,7 @@ const LAYERS: &[(&str, Names)] = &[
     ),
     (
         "recipe",
-        Names::Only(&["method", "prose", "quantity", "requirement", "syntax", "text"]),
+        Names::Only(&["method", "prose", "quantity", "requirement", "syntax", "text", "vocab"]),
     ),
     (
         "settings",

@@ -42,6 +42,7 @@ mod log;
 mod manifests;
 mod measured;
 mod messages;
+mod method_patch;
 mod mutated;
 mod output_faults;
 mod peer_bytes;

@@ -130,7 +130,7 @@ fn the_schema_knows_the_same_words() {
         set(&mut names::TYPES.iter().copied().chain(["keep"]))
     );
     assert_eq!(words("priorType"), set(&mut names::PRIOR_TYPES.iter().copied()));
-    assert_eq!(words("rung"), set(&mut names::ASHQ1_LADDER.iter().copied()));
+    assert_eq!(words("ladderType"), set(&mut names::ASHQ1_LADDER.iter().copied()));
     let pattern = schema["$defs"]["requirement"]["pattern"].as_str().unwrap();
     for figure in Figure::ALL {
         assert!(

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use forge::gguf;
-use forge::imatrix::{Imatrix, MergeMode, Weight};
+use forge::imatrix::{Imatrix, Weight};
+use forge::vocab::MergeMode;
 use proptest::prelude::*;
 
 use super::files::Raw;
