@@ -136,7 +136,7 @@ pub(super) enum Command {
     /// Look at choices of tensor types, and at the proofs that come with them
     #[command(subcommand)]
     Policy(Policy),
-    /// Look at the store, check it, and make room
+    /// Look at the store, check it, and free space
     Cache(crate::cli::cache::args::Cache),
     /// Run actions of the store again, from their documents
     Exec(Exec),

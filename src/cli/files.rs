@@ -508,22 +508,22 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
                 store.hint("another place for the store: `--cache-dir DIR` or `FORGE_CACHE_DIR`"),
             )
         }
-        SessionError::NoRoom(no_room) => {
-            let mut room = Diagnostic::from_error(error).code("environment::room");
-            for (step, bytes) in no_room.steps.iter().take(8) {
-                room = room.caused_by(format!("`{step}` would write {}", prose::bytes(*bytes)));
+        SessionError::NoSpace(no_space) => {
+            let mut diagnostic = Diagnostic::from_error(error).code("environment::space");
+            for (step, bytes) in no_space.steps.iter().take(8) {
+                diagnostic = diagnostic.caused_by(format!("`{step}` would write {}", prose::bytes(*bytes)));
             }
-            if no_room.steps.len() > 8 {
-                let more = prose::count((no_room.steps.len() - 8) as u64, "step");
-                room = room.caused_by(format!("and {more} more"));
+            if no_space.steps.len() > 8 {
+                let more = prose::count((no_space.steps.len() - 8) as u64, "step");
+                diagnostic = diagnostic.caused_by(format!("and {more} more"));
             }
-            if no_room.unknown > 0 {
-                let unknown = prose::count(no_room.unknown as u64, "step");
-                room = room.caused_by(format!("what {unknown} would write is not known yet"));
+            if no_space.unknown > 0 {
+                let unknown = prose::count(no_space.unknown as u64, "step");
+                diagnostic = diagnostic.caused_by(format!("what {unknown} would write is not known yet"));
             }
             Failure::new(
                 Exit::Environment,
-                room.hint("make room: `forge cache gc` shows what the store can spare; or another place: `--out DIR`, `--cache-dir DIR`"),
+                diagnostic.hint("free space on the disk: `forge cache gc` shows what the store can spare; or another place: `--out DIR`, `--cache-dir DIR`"),
             )
         }
         SessionError::Output(_) => {

@@ -143,7 +143,7 @@ fn missing_line(missing: &Missing) -> String {
                 .map(|(fact, before, now)| serde_json::json!({ "fact": fact, "wanted": before, "found": now }))
                 .collect::<Vec<_>>(),
         }),
-        Missing::Room { folder, needed, found } => serde_json::json!({
+        Missing::Space { folder, needed, found } => serde_json::json!({
             "what": "room",
             "folder": folder.display().to_string(),
             "needed_bytes": needed,
@@ -193,8 +193,8 @@ fn missing_text(missing: &Missing) -> String {
             }
             text
         }
-        Missing::Room { folder, needed, found } => format!(
-            "missing  room in `{}`: {} are needed at least, and {} are free\n",
+        Missing::Space { folder, needed, found } => format!(
+            "missing  space in `{}`: {} are needed at least, and {} are free\n",
             folder.display(),
             prose::bytes(*needed),
             prose::bytes(*found)
@@ -216,7 +216,7 @@ fn missing(missing: &[Missing], args: &args::Reproduce) -> Failure {
     if is(|it| matches!(it, Missing::Engine { .. })) && !args.any_engine {
         diagnostic = diagnostic.hint("`--any-engine` goes on with this program's engine: bytes may differ");
     }
-    if is(|it| matches!(it, Missing::Room { .. })) {
+    if is(|it| matches!(it, Missing::Space { .. })) {
         diagnostic = diagnostic.hint("`--store DIR` and `--out DIR` give other places; `TMPDIR` another for both");
     }
     Failure::new(Exit::Environment, diagnostic)

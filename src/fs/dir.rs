@@ -1,4 +1,4 @@
-//! Directories, names in them, and the room that is left.
+//! Directories, names in them, and the free space of a disk.
 
 use std::ffi::OsString;
 use std::fs;

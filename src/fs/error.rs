@@ -41,7 +41,7 @@ impl PathError {
         matches!(self.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
     }
 
-    /// Returns true if there is no room: the disk is full, or the user's quota is used up.
+    /// Returns true if there is no space: the disk is full, or the user's quota is used up.
     pub fn is_disk_full(&self) -> bool {
         matches!(self.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
     }

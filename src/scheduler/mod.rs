@@ -261,11 +261,11 @@ impl Scheduler<'_> {
         if halted {
             return None;
         }
-        let room = |pool: Pool| self.running.values().filter(|&&running| running == pool).count() < self.depth(pool);
+        let is_free = |pool: Pool| self.running.values().filter(|&&running| running == pool).count() < self.depth(pool);
         let at = self.ready.iter().position(|id| {
             let node = self.graph.node(id);
             // An input may have been sent back after the node became ready.
-            self.has_inputs(id) && node.is_some_and(|node| room(step::kind_of(node).pool(node)))
+            self.has_inputs(id) && node.is_some_and(|node| is_free(step::kind_of(node).pool(node)))
         })?;
         self.ready.remove(at)
     }

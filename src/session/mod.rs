@@ -9,9 +9,9 @@ mod lock;
 pub mod names;
 mod record;
 pub mod reproduce;
-mod room;
 mod run;
 pub mod signing;
+mod space;
 mod twice;
 
 use std::collections::BTreeMap;
@@ -73,8 +73,8 @@ pub use lock::LockDifference;
 pub use lock::LockError;
 pub use lock::Locked;
 pub use lock::LockedEngine;
-pub use room::Need;
-pub use room::NoRoom;
+pub use space::Need;
+pub use space::NoSpace;
 pub use twice::Compared;
 
 /// What runs the actions of a session.
@@ -139,7 +139,7 @@ pub enum SessionError {
     Output(#[source] fs::PathError),
     /// What is to be built does not fit on the disk.
     #[error(transparent)]
-    NoRoom(room::NoRoom),
+    NoSpace(space::NoSpace),
     /// A step that the recipe does not have.
     #[error("the recipe has no step `{wanted}`")]
     NoSuchStep {
@@ -247,7 +247,7 @@ impl Session {
         let (mut plan, outcomes) = plan::survey(&self.graph, &env);
         // They only explain.
         let events = self.store.events().unwrap_or_default();
-        let mut headers = room::Headers::default();
+        let mut headers = space::Headers::default();
         for (node, entry) in self.graph.nodes().zip(&mut plan.entries) {
             match &mut entry.status {
                 Status::Unknown { foreseen, .. } => *foreseen = self.probes(node, &env, &mut headers),
@@ -311,16 +311,16 @@ impl Session {
         }
         check_out(&self.settings.out)?;
         observer.event(&self.started());
-        let room = room::Check::new(self, &env);
+        let space = space::Check::new(self, &env);
         let mut manifests = 0;
-        let mut report = scheduler::build(&self.graph, &env, options, &|| room.fits(), &mut |report| {
+        let mut report = scheduler::build(&self.graph, &env, options, &|| space.fits(), &mut |report| {
             let (written, failures) = record::write_manifests(self, &env, &run, started, report);
             manifests += written;
             failures
         });
         report.manifests = manifests;
-        if let Some(no_room) = room.refused() {
-            return Err(SessionError::NoRoom(no_room));
+        if let Some(no_space) = space.refused() {
+            return Err(SessionError::NoSpace(no_space));
         }
         if let Some(commands) = &self.settings.repeat {
             report.kept = run.keep_failed(commands, &report.failures, &self.failed);

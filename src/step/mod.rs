@@ -14,8 +14,8 @@ pub mod model;
 pub mod output;
 pub mod policy;
 pub mod promote;
-pub mod room;
 pub mod source;
+pub mod space;
 
 use std::collections::BTreeMap;
 use std::path::Path;

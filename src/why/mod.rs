@@ -206,7 +206,7 @@ impl<'a> Why<'a> {
         let tombstone = self.env.store.tombstone(key)?;
         let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(tombstone.removed);
         let why = match tombstone.why {
-            crate::store::Removal::Room => "to make room",
+            crate::store::Removal::Room => "to free space",
             crate::store::Removal::Age => "for its age",
             crate::store::Removal::Incomplete => "since it was incomplete",
         };

@@ -141,7 +141,7 @@ impl Draft {
         if let Some(folder) = folder {
             let found = fs::free_space(folder)?;
             if found < self.layout.file_len() {
-                return Err(StepError::NoRoom {
+                return Err(StepError::NoSpace {
                     path: folder.to_owned(),
                     needed: self.layout.file_len(),
                     found,

@@ -64,9 +64,9 @@ pub enum StepError {
         /// The way out.
         hint: Option<String>,
     },
-    /// The disk has too little room.
-    #[error("`{}` has room for {found} bytes, and {needed} are needed", path.display())]
-    NoRoom {
+    /// The disk has too little free space.
+    #[error("`{}` has {found} bytes free, and {needed} are needed", path.display())]
+    NoSpace {
         /// The folder.
         path: PathBuf,
         /// How many bytes are needed.
@@ -254,7 +254,7 @@ impl StepError {
             // A source that is not there is the recipe's; a folder that cannot be made is the machine's.
             Self::Path(error) if error.is_not_found() && !error.operation.starts_with("create") => Class::Step,
             Self::Path(_)
-            | Self::NoRoom { .. }
+            | Self::NoSpace { .. }
             | Self::NoMemory { .. }
             | Self::NoEngine { .. }
             | Self::Engine {
@@ -288,7 +288,7 @@ impl StepError {
                 "raise the limit, as with `ulimit -f unlimited`, and build again: what is finished is kept".to_owned(),
             ),
             Self::Path(error) if error.is_disk_full() => {
-                Some("make room, or give another place with `--out DIR` or `--cache-dir DIR`".to_owned())
+                Some("free space on the disk, or give another place with `--out DIR` or `--cache-dir DIR`".to_owned())
             }
             _ => None,
         }

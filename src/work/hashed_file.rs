@@ -131,7 +131,7 @@ mod tests {
         );
     }
 
-    /// A disk with room for so many bytes.
+    /// A disk with so many bytes free.
     struct Full(usize);
 
     impl Write for Full {
@@ -147,10 +147,10 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_what_the_error_says_wherever_it_fills() {
-        for room in [0, 3 * BLOCK, 99 * BLOCK] {
+        for free in [0, 3 * BLOCK, 99 * BLOCK] {
             let fill = |out: &mut dyn Write| (0..100).try_for_each(|_| out.write_all(&vec![7; BLOCK]));
-            let error = write_hashed(&mut Full(room), fill).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{room}");
+            let error = write_hashed(&mut Full(free), fill).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{free}");
         }
     }
 

@@ -57,7 +57,7 @@ impl Reference {
     ///
     /// # Errors
     ///
-    /// [`StepError::NoRoom`] if they do not fit on the disk; errors of the engine.
+    /// [`StepError::NoSpace`] if they do not fit on the disk; errors of the engine.
     pub fn compute(&self, context: &Context<'_>, blocks: &[&Block]) -> Result<(), StepError> {
         let mut missing = Vec::with_capacity(blocks.len());
         for block in blocks {
@@ -90,7 +90,7 @@ impl Reference {
             prose::bytes(needed)
         ));
         if found < needed {
-            return Err(StepError::NoRoom {
+            return Err(StepError::NoSpace {
                 path: store.root().to_owned(),
                 needed,
                 found,

@@ -339,15 +339,15 @@ fn a_disk_that_is_really_full_is_told_before_and_leaves_nothing() {
     // It was told from the header, before the model was read.
     assert!(run.stderr.contains("not known yet"), "{}", run.stderr);
     assert!(committed(project.store()).is_empty());
-    // The store has room enough, the outputs have not: the message names their place.
-    let roomy = forge.with_store(&forge.path("roomy"));
-    let run = roomy
+    // The store has space enough, the outputs have not: the message names their place.
+    let spacious = forge.with_store(&forge.path("spacious"));
+    let run = spacious
         .run(&["build", "--out", mount.join("out").to_str().unwrap()])
         .status(3);
     assert!(run.stderr.contains("small-disk/out"), "{}", run.stderr);
-    let (_, lines) = roomy.build_events(&["--out", mount.join("out").to_str().unwrap()]);
-    assert_eq!(lines.last().unwrap()["code"], "environment::room");
-    // With so little room that the prediction's reserve does not matter, the disk fills while the build runs.
+    let (_, lines) = spacious.build_events(&["--out", mount.join("out").to_str().unwrap()]);
+    assert_eq!(lines.last().unwrap()["code"], "environment::space");
+    // With so little space that the prediction's reserve does not matter, the disk fills while the build runs.
     let filler = mount.join("filler");
     let mut left = 40 << 20;
     while left > 4096 && std::fs::write(&filler, vec![1; left]).is_err() {

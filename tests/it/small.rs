@@ -135,7 +135,7 @@ pub(crate) fn fill(forge: &Forge) {
     forge.recipe(RECIPE);
 }
 
-/// A disk with little room, while it lives.
+/// A disk with little space, while it lives.
 pub(crate) struct SmallDisk(PathBuf);
 
 impl SmallDisk {

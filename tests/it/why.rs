@@ -417,7 +417,7 @@ fn a_result_that_was_collected_says_when_and_what_it_gave_is_still_known() {
     assert_eq!(answer["roots"][0]["cause"], "collected");
     assert_eq!(
         answer["why"],
-        "its result was in the store and was collected on 2026-10-26T07:33:20Z to make room"
+        "its result was in the store and was collected on 2026-10-26T07:33:20Z to free space"
     );
     let (said, _) = assert_agrees(&forge, "a collected result");
     assert_eq!(causes(&said), [cause("join.general", "collected", 0)]);

@@ -27,7 +27,7 @@ pub(in crate::cli) struct Lock {
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-First says all that is missing (sources by digest, the engine by fingerprint, room on disk) and
+First says all that is missing (sources by digest, the engine by fingerprint, space on the disk) and
 exits with 3. Sources are looked for at the recipe's paths (from the manifest's folder, two
 folders above it, and here), beside the manifest, and below every `--search DIR`, whatever they
 are called there. Then builds in an empty store, and says `identical` (exit status 0), `same

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use crate::quantity::Quantity;
 use crate::store::Sample;
 
-/// Look at the store, check it, and make room.
+/// Look at the store, check it, and free space.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 The store keeps every result under the hash of what it was made of. Everything in it can be made again; what that

@@ -108,8 +108,8 @@ pub enum Missing {
         /// The facts that differ: name, the manifest's value, this program's.
         facts: Vec<(String, String, String)>,
     },
-    /// Room for the store and the candidate.
-    Room {
+    /// Free space for the store and the candidate.
+    Space {
         /// The folder.
         folder: PathBuf,
         /// How many bytes are needed at least.
@@ -235,7 +235,7 @@ impl Reproduction {
         this.missing
             .extend(missing.map(|(wanted, other)| Missing::Source { wanted, other }));
         this.missing.extend(this.other_engines(&this.runtime.engines));
-        this.missing.extend(this.missing_room()?);
+        this.missing.extend(this.missing_space()?);
         Ok(this)
     }
 
@@ -286,7 +286,7 @@ impl Reproduction {
     }
 
     /// Adds up what will lie in the store and beside it: what the manifest's actions made, and the candidate.
-    fn missing_room(&self) -> Result<Vec<Missing>, ReproduceError> {
+    fn missing_space(&self) -> Result<Vec<Missing>, ReproduceError> {
         let mut blobs = BTreeSet::new();
         for record in self.manifest.predicate.forge.actions.values() {
             blobs.extend(
@@ -312,7 +312,7 @@ impl Reproduction {
         for (folder, needed) in needs.into_values() {
             let found = fs::free_space(&folder)?;
             if found < needed {
-                missing.push(Missing::Room { folder, needed, found });
+                missing.push(Missing::Space { folder, needed, found });
             }
         }
         Ok(missing)

@@ -48,9 +48,9 @@ pub struct Need {
     pub passing: u64,
 }
 
-/// A file system that has too little room for a build.
+/// A file system that has too little space for a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NoRoom {
+pub struct NoSpace {
     /// A folder on it: the store's, or that of the outputs.
     pub path: PathBuf,
     /// How many bytes are needed at the least.
@@ -63,7 +63,7 @@ pub struct NoRoom {
     pub unknown: usize,
 }
 
-impl fmt::Display for NoRoom {
+impl fmt::Display for NoSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let more = if self.unknown > 0 { " or more" } else { "" };
         write!(
@@ -76,7 +76,7 @@ impl fmt::Display for NoRoom {
     }
 }
 
-impl std::error::Error for NoRoom {}
+impl std::error::Error for NoSpace {}
 
 /// Asks, while a build goes on, whether the rest of it fits.
 pub(super) struct Check<'s> {
@@ -91,7 +91,7 @@ struct State {
     unknown: Option<usize>,
     /// Not before this: the plan of a large recipe takes its time, and is not to take a part of the build's that counts.
     next: Option<Instant>,
-    refused: Option<NoRoom>,
+    refused: Option<NoSpace>,
 }
 
 impl<'s> Check<'s> {
@@ -117,14 +117,14 @@ impl<'s> Check<'s> {
         let (needs, unknown) = self.session.needs(self.env);
         state.next = Some(Instant::now() + 20 * started.elapsed());
         if state.unknown != Some(unknown) {
-            state.refused = no_room(&needs, unknown, self.env);
+            state.refused = no_space(&needs, unknown, self.env);
         }
         state.unknown = Some(unknown);
         state.refused.is_none()
     }
 
     /// Returns why the build was stopped, if it was.
-    pub(super) fn refused(&self) -> Option<NoRoom> {
+    pub(super) fn refused(&self) -> Option<NoSpace> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.refused.clone()
     }
@@ -181,7 +181,7 @@ pub(super) type Headers = BTreeMap<PathBuf, Option<Header>>;
 /// What is known of references while the steps are gone through.
 #[derive(Default)]
 struct References<'n> {
-    corpora: step::room::Corpora<'n>,
+    corpora: step::space::Corpora<'n>,
     /// Blocks that a step before this one adds.
     counted: BTreeSet<String>,
 }
@@ -251,7 +251,7 @@ impl Session {
         {
             return None;
         }
-        let comparison = step::room::Comparison::of(node, known)?;
+        let comparison = step::space::Comparison::of(node, known)?;
         let vocabulary = self.header(comparison.reference, env, headers)?.vocabulary?;
         let corpus = self.graph.node(&NodeId::Step(comparison.corpus.clone()))?;
         let Work::Step(Step {
@@ -262,7 +262,7 @@ impl Session {
             return None;
         };
         let References { corpora, counted } = references;
-        let blocks = step::room::foresee(&comparison, known, env, vocabulary, (corpus, texts), corpora).ok()?;
+        let blocks = step::space::foresee(&comparison, known, env, vocabulary, (corpus, texts), corpora).ok()?;
         let new = blocks.into_iter().filter(|(name, _)| counted.insert(name.clone()));
         let bytes: u64 = new.map(|(_, bytes)| bytes).sum();
         (bytes > 0).then(|| Need {
@@ -280,8 +280,8 @@ fn is_there(candidate: &StepId, env: &Env<'_>) -> bool {
     path.is_ok_and(|path| fs::exists(&path).unwrap_or(true))
 }
 
-/// Returns the first file system that has too little room for the needs.
-fn no_room(needs: &[Need], unknown: usize, env: &Env<'_>) -> Option<NoRoom> {
+/// Returns the first file system that has too little space for the needs.
+fn no_space(needs: &[Need], unknown: usize, env: &Env<'_>) -> Option<NoSpace> {
     // Outputs may be on another disk than the store.
     let (store, out) = (env.store.root(), env.out.as_path());
     let device = |path: &Path| Stamp::of(path).map(|stamp| stamp.dev).ok();
@@ -303,7 +303,7 @@ fn no_room(needs: &[Need], unknown: usize, env: &Env<'_>) -> Option<NoRoom> {
     }
     disks.into_values().find_map(|(path, steps)| {
         let needed: u64 = steps.values().sum();
-        // What is being written now is part of what its step needs, and takes its room already.
+        // What is being written now is part of what its step needs, and takes its space already.
         let unfinished = if device(&path) == device(store) {
             env.store.unfinished()
         } else {
@@ -312,7 +312,7 @@ fn no_room(needs: &[Need], unknown: usize, env: &Env<'_>) -> Option<NoRoom> {
         let found = fs::free_space(&path).ok()?.saturating_add(unfinished);
         let mut steps: Vec<(String, u64)> = steps.into_iter().filter(|(_, bytes)| *bytes > 0).collect();
         steps.sort_by(|a, b| (b.1, &a.0).cmp(&(a.1, &b.0)));
-        (needed > 0 && found < needed.saturating_add(RESERVE)).then_some(NoRoom {
+        (needed > 0 && found < needed.saturating_add(RESERVE)).then_some(NoSpace {
             path,
             needed,
             found,

@@ -1,4 +1,4 @@
-//! Whether the disk has room for the reference's log-probabilities is told before the build begins.
+//! Whether the disk has space for the reference's log-probabilities is told before the build begins.
 
 use std::collections::BTreeSet;
 
