@@ -24,9 +24,9 @@ use crate::prose;
 use crate::prose::nearest;
 use crate::recipe::Recipe;
 use crate::recipe::Step;
-use crate::recipe::StepBody;
 use crate::recipe::StepId;
 use crate::recipe::StepKind;
+use crate::step::promote;
 use crate::store::Store;
 
 /// No table of types is longer.
@@ -42,15 +42,15 @@ pub(super) fn listing(word: &str, of: &OfRecipe, files: &Files, terminal: &Termi
     }
     let recipe = files.recipe(&of.recipe, terminal)?.recipe;
     let step = step_of(word, &recipe, &of.recipe)?;
-    let policy = match &step.body {
-        StepBody::Promote(promote) => {
+    let policy = match promote::policy_of(step) {
+        Some(policy) => {
             let file = file_of(&step.id, &recipe, of, files);
             if fs::exists(&file).unwrap_or(false) {
                 return diff::listing(&file, store.as_ref()).map_err(|error| failure(&error));
             }
-            &promote.policy
+            policy
         }
-        _ => &step.id,
+        None => &step.id,
     };
     // A policy is chosen before its candidate is written.
     let table = match store {

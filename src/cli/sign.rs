@@ -12,7 +12,6 @@ use crate::cli::terminal::Terminal;
 use crate::content::Content;
 use crate::gguf;
 use crate::graph::NodeId;
-use crate::graph::Work;
 use crate::manifest;
 use crate::scheduler::Report;
 use crate::session::Session;
@@ -22,6 +21,7 @@ use crate::session::signing::Signing;
 use crate::sign::KeyError;
 use crate::sign::PublicKey;
 use crate::sign::SecretKey;
+use crate::step::promote;
 use crate::verify::Target;
 
 /// Returns what a path on the command line means: a manifest, or the output beside which it stands.
@@ -103,7 +103,7 @@ pub(super) fn sign_outputs(
     let failed = |id: &NodeId| report.failures.iter().any(|failure| failure.node == *id);
     for node in session.graph().nodes() {
         let done = report.outcomes.contains_key(&node.id) && !failed(&node.id);
-        if let (Work::Promote { .. }, NodeId::Step(id), true) = (&node.work, &node.id, done) {
+        if let (Some(id), true) = (promote::candidate(node), done) {
             let target = Target::of_output(&session.out().join(gguf::file_name(&id.label())));
             let envelope = target.signatures();
             // What is signed already is not worth a line for each build.

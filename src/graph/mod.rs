@@ -130,17 +130,6 @@ pub struct Node {
     pub engine: EngineRef,
 }
 
-impl Node {
-    /// Returns whether the node reads source files: a source, or a corpus.
-    pub fn reads_files(&self) -> bool {
-        match &self.work {
-            Work::Source(_) => true,
-            Work::Step(step) => matches!(step.body, StepBody::Corpus(_)),
-            _ => false,
-        }
-    }
-}
-
 /// Why a graph cannot be built. A checked recipe has none of these errors: one that occurs is a bug in the check.
 #[derive(Debug, thiserror::Error)]
 pub enum GraphError {

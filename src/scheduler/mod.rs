@@ -338,7 +338,7 @@ impl Scheduler<'_> {
             manifest: None,
             manifest_checked: false,
             inputs: self.inputs(node).keys(),
-            files: if reads_files(node) {
+            files: if step::reads_files(node) {
                 self.env.named(&outcome.files)
             } else {
                 Vec::new()
@@ -443,11 +443,6 @@ impl Scheduler<'_> {
 /// Only steps are counted: every build examines the sources.
 fn counts(id: &NodeId) -> bool {
     !matches!(id, NodeId::Source(_))
-}
-
-/// Sources and corpora read the user's files; a candidate's file is an output.
-fn reads_files(node: &Node) -> bool {
-    matches!(node.id.kind(), "source" | "corpus")
 }
 
 fn carry_out(node: &Node, inputs: &Inputs, env: &Env<'_>, reason: &Reason) -> Ended {

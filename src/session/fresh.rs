@@ -24,12 +24,12 @@ use crate::digest::Hash;
 use crate::engine::Engines;
 use crate::fs;
 use crate::fs::Stamp;
-use crate::graph::NodeId;
-use crate::graph::Work;
 use crate::observer::Silent;
-use crate::recipe::StepBody;
 use crate::scheduler::Report;
-use crate::step::corpus;
+use crate::step;
+use crate::step::Watched;
+use crate::step::pattern;
+use crate::step::promote;
 use crate::store::Store;
 
 /// No recipe is longer.
@@ -131,7 +131,7 @@ struct Note<'n> {
     /// The files that the recipe is read from.
     #[serde(borrow)]
     texts: Vec<Text<'n>>,
-    /// The file patterns of corpora.
+    /// The file patterns of the recipe.
     patterns: Vec<Pattern<'n>>,
     /// All files whose stamps matter.
     folders: Vec<Folder<'n>>,
@@ -184,7 +184,7 @@ fn still_holds(note: &str) -> Option<usize> {
         }
     }
     for pattern in &note.patterns {
-        if corpus::matches(&pattern.glob, Path::new(pattern.folder.as_ref())).ok()? != pattern.files {
+        if pattern::matches(&pattern.glob, Path::new(pattern.folder.as_ref())).ok()? != pattern.files {
             return None;
         }
     }
@@ -332,6 +332,8 @@ impl Session {
         let events = store.events().ok()?;
         let (mut files, mut patterns) = (Files::default(), Vec::new());
         files.add(&question.program, None, now)?;
+        // The name of the current folder is empty.
+        let folder = std::path::absolute(Path::new(".").join(&self.settings.folder)).ok()?;
         for node in self.graph.nodes() {
             let outcome = report.outcomes.get(&node.id)?;
             for file in &outcome.files {
@@ -340,24 +342,17 @@ impl Session {
             for path in store.files_of(&outcome.key, &outcome.result) {
                 files.add_own(store, &path, now)?;
             }
-            match (&node.work, &node.id) {
-                (Work::Promote { .. }, NodeId::Step(step)) => {
-                    let manifest = record::current_manifest(&env, step, outcome, &events).ok()??;
-                    files.add(&manifest.path, Some(&manifest.stamp), now)?;
-                }
-                (Work::Step(step), _) => {
-                    let StepBody::Corpus(corpus) = &step.body else { continue };
-                    // The name of the current folder is empty.
-                    let folder = std::path::absolute(Path::new(".").join(&self.settings.folder)).ok()?;
-                    for pattern in corpus.files.iter().filter(|file| corpus::is_pattern(&file.resolved)) {
-                        patterns.push(Pattern {
-                            folder: text(&folder)?,
-                            glob: Cow::Borrowed(&pattern.resolved),
-                            files: corpus::matches(&pattern.resolved, &folder).ok()?,
-                        });
-                    }
-                }
-                _ => {}
+            if let Some(candidate) = promote::candidate(node) {
+                let manifest = record::current_manifest(&env, candidate, outcome, &events).ok()??;
+                files.add(&manifest.path, Some(&manifest.stamp), now)?;
+            }
+            for watched in step::kind_of(node).watches(node) {
+                let Watched::Pattern(glob) = watched else { continue };
+                patterns.push(Pattern {
+                    folder: text(&folder)?,
+                    files: pattern::matches(&glob, &folder).ok()?,
+                    glob: Cow::Owned(glob),
+                });
             }
         }
         let texts = texts.iter().map(|(path, digest)| {

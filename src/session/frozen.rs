@@ -25,13 +25,14 @@ use crate::fs;
 use crate::graph::Graph;
 use crate::graph::Node;
 use crate::graph::NodeId;
-use crate::graph::Work;
 use crate::manifest;
 use crate::manifest::Manifest;
 use crate::observer::Observer;
 use crate::observer::Silent;
+use crate::recipe::StepId;
 use crate::scheduler;
 use crate::scheduler::Report;
+use crate::step;
 use crate::step::promote;
 use crate::store::ReadFile;
 use crate::vocab::EngineRole;
@@ -75,9 +76,8 @@ impl Session {
         observer: &dyn Observer,
     ) -> Result<Vec<(String, LockDifference)>, LockError> {
         let mut manifests = BTreeMap::new();
-        let candidates: Vec<&Node> = self.candidates().collect();
-        for node in &candidates {
-            let NodeId::Step(id) = &node.id else { continue };
+        let candidates: Vec<(&Node, &StepId)> = self.candidates().collect();
+        for (node, id) in &candidates {
             let name = promote::manifest_name(id);
             match fs::read_small(&self.settings.out.join(&name), manifest::CAP) {
                 Ok(bytes) => {
@@ -94,7 +94,7 @@ impl Session {
         }
         let report = self.read_sources(options, observer)?;
         let mut differences = Vec::new();
-        for node in candidates {
+        for (node, _) in candidates {
             let Some((name, manifest)) = manifests.get(&node.id) else {
                 let candidate = node.id.to_string();
                 differences.push((String::new(), LockDifference::NoManifest { candidate }));
@@ -117,7 +117,7 @@ impl Session {
     /// Returns in what files that no candidate is made of, and the engine that evaluates, differ from what the store has on
     /// record of the last build.
     fn differs_from_record(&self, report: &Report) -> Vec<LockDifference> {
-        let candidates: Vec<NodeId> = self.candidates().map(|node| node.id.clone()).collect();
+        let candidates: Vec<NodeId> = self.candidates().map(|(node, _)| node.id.clone()).collect();
         let told = self.graph.only(&candidates);
         let silent = Silent;
         let env = self.env(&silent);
@@ -138,13 +138,13 @@ impl Session {
             now.extend(files(read.unwrap_or_default()));
         }
         differences.extend(file_differences(&before, &now, &|_| true));
-        differences.extend(self.evaluated_by_another());
+        differences.extend(self.evaluated_by_another(&told));
         differences
     }
 
     /// Returns in what the engine differs that made the figures on record. Manifests tell of an engine that calibrated, not of
-    /// one that only evaluated.
-    fn evaluated_by_another(&self) -> Vec<LockDifference> {
+    /// one that only evaluated: the steps that no manifest tells of are those that are not in `told`.
+    fn evaluated_by_another(&self, told: &Graph) -> Vec<LockDifference> {
         let now = self.locked_engines();
         let evaluates = |name: &str| name.rsplit('.').next() == Some(EngineRole::Evaluator.as_str());
         let now: BTreeMap<String, LockedEngine> = now.into_iter().filter(|(name, _)| evaluates(name)).collect();
@@ -152,8 +152,8 @@ impl Session {
             let fingerprint = engine.to_string();
             now.values().any(|known| known.fingerprint == fingerprint)
         };
-        let evaluations = self.graph.nodes().filter(|node| matches!(node.work, Work::Eval { .. }));
-        let documents = evaluations.filter_map(|node| {
+        let untold = self.graph.nodes().filter(|node| told.node(&node.id).is_none());
+        let documents = untold.filter(|node| !step::needs(node).is_empty()).filter_map(|node| {
             let last = self.store.last(&self.recipe.name, &node.id.to_string())?;
             let document = self.store.read(&last.document, ACTION_CAP).ok()?;
             serde_json::from_slice::<Value>(&document).ok()
@@ -188,10 +188,9 @@ impl Session {
         told.collect()
     }
 
-    fn candidates(&self) -> impl Iterator<Item = &Node> {
-        self.graph
-            .nodes()
-            .filter(|node| matches!(node.work, Work::Promote { .. }))
+    fn candidates(&self) -> impl Iterator<Item = (&Node, &StepId)> {
+        let nodes = self.graph.nodes();
+        nodes.filter_map(|node| Some((node, promote::candidate(node)?)))
     }
 
     /// Returns this program's engines, as far as a manifest's actions name one for the same use.

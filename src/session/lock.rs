@@ -23,6 +23,7 @@ use crate::observer::Observer;
 use crate::observer::StepOutcome;
 use crate::scheduler;
 use crate::scheduler::Report;
+use crate::step;
 
 /// The version of the form of lock files.
 const SCHEMA: u32 = 1;
@@ -372,7 +373,7 @@ impl Session {
     pub fn lock(&self, options: scheduler::Options, observer: &dyn Observer) -> Result<Lock, LockError> {
         let report = self.read_sources(options, observer)?;
         let mut source = Vec::new();
-        for node in self.graph.nodes().filter(|node| node.reads_files()) {
+        for node in readers(&self.graph) {
             let files = report.outcomes.get(&node.id).map(|outcome| &outcome.files);
             for file in files.into_iter().flatten() {
                 let path = file.path.strip_prefix(&self.settings.folder).unwrap_or(&file.path);
@@ -416,7 +417,7 @@ impl Session {
 
 /// Returns the nodes that read files.
 pub(super) fn readers(graph: &Graph) -> impl Iterator<Item = &Node> {
-    graph.nodes().filter(|node| node.reads_files())
+    graph.nodes().filter(|node| step::reads_files(node))
 }
 
 #[cfg(test)]

@@ -32,24 +32,20 @@ use crate::fs;
 use crate::graph::Graph;
 use crate::graph::GraphError;
 use crate::graph::NodeId;
-use crate::graph::Work;
 use crate::observer::Event;
 use crate::observer::Observer;
 use crate::plan;
 use crate::plan::Plan;
 use crate::plan::Status;
 use crate::recipe::Recipe;
-use crate::recipe::SourceKind;
-use crate::recipe::StepBody;
-use crate::recipe::StepKind;
 use crate::report::metrics::Metrics;
 use crate::scheduler;
 use crate::scheduler::Report;
 use crate::step;
 use crate::step::Env;
 use crate::step::StepError;
-use crate::step::model;
-use crate::step::source::check_content;
+use crate::step::metrics;
+use crate::step::space::Headers;
 use crate::store::Store;
 use crate::store::StoreError;
 use crate::why::Answer;
@@ -247,10 +243,12 @@ impl Session {
         let (mut plan, outcomes) = plan::survey(&self.graph, &env);
         // They only explain.
         let events = self.store.events().unwrap_or_default();
-        let mut headers = space::Headers::default();
+        let mut headers = Headers::new(&self.graph);
         for (node, entry) in self.graph.nodes().zip(&mut plan.entries) {
             match &mut entry.status {
-                Status::Unknown { foreseen, .. } => *foreseen = self.probes(node, &env, &mut headers),
+                Status::Unknown { foreseen, .. } => {
+                    *foreseen = step::kind_of(node).foresee(node, &env, &mut headers);
+                }
                 Status::Hit { key } => {
                     let (key, outcome) = (*key, outcomes.of(&node.id));
                     let is_good = outcome.and_then(|outcome| record::is_recorded(&env, node, outcome, &events));
@@ -337,12 +335,8 @@ impl Session {
 
     /// Returns the tables of candidates of a build, in the recipe's order.
     pub fn tables(&self, report: &Report) -> Vec<Metrics> {
-        let steps = self
-            .recipe
-            .steps
-            .iter()
-            .filter(|step| step.id.kind == StepKind::Metrics);
-        let outcomes = steps.filter_map(|step| report.outcomes.get(&NodeId::Step(step.id.clone())));
+        let tables = metrics::tables(&self.recipe);
+        let outcomes = tables.filter_map(|id| report.outcomes.get(&NodeId::Step(id.clone())));
         outcomes
             .filter_map(|outcome| {
                 let json = self
@@ -384,12 +378,6 @@ impl Session {
     }
 
     fn env<'e>(&'e self, observer: &'e dyn Observer) -> Env<'e> {
-        let tables = self
-            .recipe
-            .steps
-            .iter()
-            .filter(|step| step.id.kind == StepKind::Metrics)
-            .count();
         Env {
             store: &self.store,
             machine: Machine {
@@ -403,40 +391,21 @@ impl Session {
                 failed: Some(&self.failed),
             },
             recipe: self.recipe.name.clone(),
-            only_table: tables < 2,
+            only_table: metrics::tables(&self.recipe).count() < 2,
             folder: self.settings.folder.clone(),
             out: self.settings.out.clone(),
             placed: self.placed.clone(),
         }
     }
 
-    /// Looks at every source before the first work: early is better than after hours. A source whose digest is known is
-    /// not read for this.
+    /// Looks at the user's files before the first step runs: early is better than after hours.
     fn check_sources(&self, env: &Env<'_>) -> Result<(), SessionError> {
         let mut problems = Vec::new();
-        let with_hint = |error: &StepError| {
-            let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
-            format!("{error}{hint}")
-        };
         for node in self.graph.nodes() {
-            let checked = match &node.work {
-                Work::Source(source) => {
-                    let origin = &source.path.origin;
-                    let (line, _) = origin.source.line_column(origin.span.start);
-                    check_source(env, &env.source_path(source), source.kind).map_err(|error| {
-                        format!("`{}`: {}:{line}: {}", node.id, origin.source.name(), with_hint(&error))
-                    })
-                }
-                Work::Step(step) => match &step.body {
-                    StepBody::Corpus(corpus) => env
-                        .corpus_files(&node.id, corpus)
-                        .map(|_| ())
-                        .map_err(|error| format!("`{}`: {}", node.id, with_hint(&error))),
-                    _ => Ok(()),
-                },
-                _ => Ok(()),
-            };
-            problems.extend(checked.err());
+            if let Err(error) = step::kind_of(node).check(node, env) {
+                let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
+                problems.push(format!("`{}`: {error}{hint}", node.id));
+            }
         }
         if problems.is_empty() {
             Ok(())
@@ -462,22 +431,6 @@ fn finished(report: &Report) -> Event {
 /// written to, for a build with nothing to do needs no right to.
 fn check_out(out: &Path) -> Result<(), SessionError> {
     fs::create_dir_all(out).map_err(SessionError::Output)
-}
-
-fn check_source(env: &Env<'_>, path: &Path, kind: SourceKind) -> Result<(), StepError> {
-    let paths = if kind == SourceKind::Model {
-        model::shard_paths(path)
-    } else {
-        vec![path.to_owned()]
-    };
-    let mut known = true;
-    for path in &paths {
-        known &= env.store.known(&fs::Stamp::of(path)?).is_some();
-    }
-    if known {
-        return Ok(());
-    }
-    check_content(path, kind)
 }
 
 /// Returns the nodes that names mean.

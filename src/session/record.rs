@@ -18,7 +18,6 @@ use crate::fs;
 use crate::gguf;
 use crate::graph::Node;
 use crate::graph::NodeId;
-use crate::graph::Work;
 use crate::manifest;
 use crate::manifest::ActionRecord;
 use crate::manifest::Manifest;
@@ -59,11 +58,13 @@ pub(super) fn write_manifests(
     // Mostly there are none, and that is seen by one look into a folder. They only explain.
     let events = env.store.events().unwrap_or_default();
     for node in session.graph.nodes() {
-        let Work::Promote { .. } = &node.work else { continue };
+        let Some(candidate) = promote::candidate(node) else {
+            continue;
+        };
         let Some(outcome) = report.outcomes.get(&node.id) else {
             continue;
         };
-        match write_manifest(session, env, run, started, report, (&node.id, outcome), &events) {
+        match write_manifest(session, env, run, started, report, (candidate, outcome), &events) {
             Ok(wrote) => written += usize::from(wrote),
             Err(error) => failures.push(Failure {
                 node: node.id.clone(),
@@ -112,9 +113,9 @@ pub(super) fn is_recorded(
     outcome: &Outcome,
     events: &[StoreEvent],
 ) -> Result<bool, StepError> {
-    match (&node.work, &node.id) {
-        (Work::Promote { .. }, NodeId::Step(step)) => Ok(current_manifest(env, step, outcome, events)?.is_some()),
-        _ => Ok(true),
+    match promote::candidate(node) {
+        Some(candidate) => Ok(current_manifest(env, candidate, outcome, events)?.is_some()),
+        None => Ok(true),
     }
 }
 
@@ -124,20 +125,19 @@ fn write_manifest(
     run: &Run<'_>,
     started: SystemTime,
     report: &Report,
-    (id, outcome): (&NodeId, &Outcome),
+    (candidate, outcome): (&StepId, &Outcome),
     events: &[StoreEvent],
 ) -> Result<bool, StepError> {
-    let NodeId::Step(step) = id else { return Ok(false) };
     // Most often it is there; a lock is only for writing it.
-    if current_manifest(env, step, outcome, events)?.is_some() {
+    if current_manifest(env, candidate, outcome, events)?.is_some() {
         return Ok(false);
     }
-    let path = output::path(env, &promote::manifest_name(step))?;
+    let path = output::path(env, &promote::manifest_name(candidate))?;
     let _lock = env.store.lock_output(&path, &mut |_| {}, &|| false)?;
-    if current_manifest(env, step, outcome, events)?.is_some() {
+    if current_manifest(env, candidate, outcome, events)?.is_some() {
         return Ok(false);
     }
-    let mut manifest = manifest_of(session, env, run, started, report, id, outcome)?;
+    let mut manifest = manifest_of(session, env, run, started, report, candidate, outcome)?;
     manifest.predicate.forge.nondeterminism = nondeterminism(&manifest, events);
     let bytes = manifest.to_bytes().map_err(|error| document("manifest", error))?;
     // A manifest that contradicts itself proves nothing: it is not written.
@@ -152,10 +152,10 @@ fn write_manifest(
     }
     let digest = env.store.put(&bytes)?;
     env.store.materialize(&digest, &path)?;
-    let signatures = path.with_file_name(format!("{}{}", promote::manifest_name(step), sign::SUFFIX));
+    let signatures = path.with_file_name(format!("{}{}", promote::manifest_name(candidate), sign::SUFFIX));
     if fs::exists(&signatures).unwrap_or(false) {
         env.machine.observer.event(&Event::Warning {
-            step: id.to_string(),
+            step: candidate.to_string(),
             message: format!(
                 "`{}` signs an earlier manifest; sign this one, too",
                 signatures.display()
@@ -163,19 +163,19 @@ fn write_manifest(
         });
     }
     env.machine.observer.event(&Event::OutputWritten {
-        step: id.to_string(),
+        step: candidate.to_string(),
         path: path.display().to_string(),
         digest,
     });
     // Without the note the next build writes the manifest again: that it cannot be written fails nothing.
     let _ = env.store.note_last(&Last {
         recipe: env.recipe.clone(),
-        step: id.to_string(),
+        step: candidate.to_string(),
         action: outcome.key,
         document: outcome.result.action,
         manifest: Some(digest),
         manifest_checked: true,
-        inputs: inputs_of(session, report, id).keys(),
+        inputs: inputs_of(session, report, &NodeId::Step(candidate.clone())).keys(),
         files: Vec::new(),
     });
     Ok(true)
@@ -221,13 +221,14 @@ fn manifest_of(
     run: &Run<'_>,
     started: SystemTime,
     report: &Report,
-    id: &NodeId,
+    candidate: &StepId,
     outcome: &Outcome,
 ) -> Result<Manifest, StepError> {
+    let id = NodeId::Step(candidate.clone());
     let assembly: Assembly = decode(env.store, "assembly", outcome.output(action::Promote::ASSEMBLY)?)?;
     let mut actions = BTreeMap::new();
     let mut sources = Vec::new();
-    let ancestors = session.graph.only(std::slice::from_ref(id));
+    let ancestors = session.graph.only(std::slice::from_ref(&id));
     for node in ancestors.nodes() {
         let Some(outcome) = report.outcomes.get(&node.id) else {
             continue;
@@ -243,7 +244,7 @@ fn manifest_of(
         let record = record_of(env, run, outcome.key, &outcome.result, step, again)?;
         actions.insert(outcome.key.to_string(), record);
         // What else has files has them of these.
-        if node.reads_files() {
+        if step::reads_files(node) {
             for file in &outcome.files {
                 let file_name = file.path.file_name().map(|name| name.to_string_lossy().into_owned());
                 sources.push(Resource {
@@ -267,7 +268,7 @@ fn manifest_of(
                 } else {
                     let node = session
                         .graph
-                        .node(id)
+                        .node(&id)
                         .ok_or_else(|| document("graph", "it lost a node"))?;
                     let inputs = inputs_of(session, report, &node.id);
                     planned.insert(promote::tensor_actions(node, &inputs, env)?)
@@ -297,13 +298,10 @@ fn manifest_of(
         let value = serde_json::from_slice(&identity.document()).unwrap_or(Value::Null);
         (identity.fingerprint().to_string(), value)
     };
-    let NodeId::Step(step) = id else {
-        return Err(document("graph", "a candidate is a step"));
-    };
     Ok(Manifest {
         statement_type: manifest::STATEMENT_TYPE.to_owned(),
         subject: vec![Resource {
-            name: gguf::file_name(&step.label()),
+            name: gguf::file_name(&candidate.label()),
             digest,
             annotations: BTreeMap::from([("bytes".to_owned(), assembly.file.len.to_string())]),
         }],

@@ -13,23 +13,16 @@ use std::time::Instant;
 use super::Session;
 use crate::fs;
 use crate::fs::Stamp;
-use crate::gguf;
 use crate::graph::Node;
 use crate::graph::NodeId;
-use crate::graph::Work;
 use crate::plan;
 use crate::plan::Status;
-use crate::policy::ModelFacts;
 use crate::prose;
-use crate::recipe::SourceName;
-use crate::recipe::Step;
-use crate::recipe::StepBody;
-use crate::recipe::StepId;
 use crate::step;
 use crate::step::Env;
-use crate::step::Estimate;
 use crate::step::Inputs;
-use crate::step::output;
+use crate::step::space;
+use crate::step::space::Headers;
 
 /// What must stay free besides: results, records and manifests are small, and a disk that is full to the last byte serves
 /// nobody.
@@ -136,7 +129,7 @@ impl Session {
         let (plan, known) = plan::survey(&self.graph, env);
         let mut needs = Vec::new();
         let mut unknown = 0;
-        let mut headers = Headers::default();
+        let mut headers = Headers::new(&self.graph);
         let mut references = References::default();
         for (node, entry) in self.graph.nodes().zip(plan.entries) {
             match entry.status {
@@ -158,7 +151,13 @@ impl Session {
                 }
                 Status::Unknown { .. } => {
                     unknown += 1;
-                    needs.extend(self.foreseen(node, env, &mut headers));
+                    let least = step::kind_of(node).least_output(node, env, &mut headers);
+                    needs.extend(least.map(|out| Need {
+                        step: entry.node,
+                        store: 0,
+                        out,
+                        passing: 0,
+                    }));
                     needs.extend(self.reference(node, &known, env, &mut headers, &mut references));
                 }
                 Status::Failed { .. } => unknown += 1,
@@ -168,101 +167,29 @@ impl Session {
     }
 }
 
-/// What the header of a source model says.
-pub(super) struct Header {
-    facts: Option<ModelFacts>,
-    /// How many tokens it knows.
-    vocabulary: Option<u64>,
-}
-
-/// What the headers of source models say, by path: each is read once. Nothing of one that cannot be read.
-pub(super) type Headers = BTreeMap<PathBuf, Option<Header>>;
-
 /// What is known of references while the steps are gone through.
 #[derive(Default)]
 struct References<'n> {
-    corpora: step::space::Corpora<'n>,
+    corpora: space::Corpora<'n>,
     /// Blocks that a step before this one adds.
     counted: BTreeSet<String>,
 }
 
 impl Session {
-    fn header<'h>(&self, model: &SourceName, env: &Env<'_>, headers: &'h mut Headers) -> Option<&'h Header> {
-        let source = self.graph.node(&NodeId::Source(model.as_str().to_owned()))?;
-        let Work::Source(source) = &source.work else {
-            return None;
-        };
-        let path = env.source_path(source);
-        let read = |path: &Path| {
-            let model = gguf::Model::open(path).ok()?;
-            let tensors = model.tensors().iter().map(|tensor| (&tensor.info).into());
-            Some(Header {
-                facts: ModelFacts::from_metadata(model.metadata(), tensors.collect()).ok(),
-                vocabulary: model.metadata().get_array_len("tokenizer.ggml.tokens"),
-            })
-        };
-        headers.entry(path).or_insert_with_key(|path| read(path)).as_ref()
-    }
-
-    /// Returns what a policy that waits for other steps would measure to begin with, by the header of its source.
-    pub(super) fn probes(&self, node: &Node, env: &Env<'_>, headers: &mut Headers) -> Option<Estimate> {
-        let Work::Step(Step {
-            body: StepBody::Policy(policy),
-            ..
-        }) = &node.work
-        else {
-            return None;
-        };
-        let facts = self.header(&policy.model, env, headers)?.facts.as_ref()?;
-        step::policy::foresee_probes(policy, facts)
-    }
-
-    /// Returns what a candidate would write at the least that waits for other steps: told from the header of its source and
-    /// its policy. Nothing where its file is there already, for it may well turn out to be the right one.
-    fn foreseen(&self, node: &Node, env: &Env<'_>, headers: &mut Headers) -> Option<Need> {
-        let Work::Promote { step, policy } = &node.work else {
-            return None;
-        };
-        if is_there(&step.id, env) {
-            return None;
-        }
-        let facts = self.header(&policy.model, env, headers)?.facts.as_ref()?;
-        Some(Need {
-            step: node.id.to_string(),
-            store: 0,
-            out: step::policy::foresee(policy, facts)?,
-            passing: 0,
-        })
-    }
-
-    /// Returns what an evaluation or a policy that measures would add to the reference's log-probabilities. Nothing where the candidate is yet to be told and its file is there: it may be the one that was
-    /// measured.
+    /// Returns what a step would add to the log-probabilities of a reference in the store.
     fn reference<'n>(
         &self,
         node: &'n Node,
         known: &Inputs,
         env: &Env<'_>,
-        headers: &mut Headers,
+        headers: &mut Headers<'_>,
         references: &mut References<'n>,
     ) -> Option<Need> {
-        if let Work::Eval { candidate, .. } = &node.work
-            && known.step(candidate).is_err()
-            && is_there(candidate, env)
-        {
-            return None;
-        }
-        let comparison = step::space::Comparison::of(node, known)?;
-        let vocabulary = self.header(comparison.reference, env, headers)?.vocabulary?;
+        let comparison = step::kind_of(node).comparison(node, known, env)?;
+        let vocabulary = headers.of(comparison.reference, env)?.vocabulary?;
         let corpus = self.graph.node(&NodeId::Step(comparison.corpus.clone()))?;
-        let Work::Step(Step {
-            body: StepBody::Corpus(texts),
-            ..
-        }) = &corpus.work
-        else {
-            return None;
-        };
         let References { corpora, counted } = references;
-        let blocks = step::space::foresee(&comparison, known, env, vocabulary, (corpus, texts), corpora).ok()?;
+        let blocks = space::foresee(&comparison, known, env, vocabulary, corpus, corpora).ok()?;
         let new = blocks.into_iter().filter(|(name, _)| counted.insert(name.clone()));
         let bytes: u64 = new.map(|(_, bytes)| bytes).sum();
         (bytes > 0).then(|| Need {
@@ -272,12 +199,6 @@ impl Session {
             passing: 0,
         })
     }
-}
-
-/// Says whether a candidate's file is there, as far as can be told.
-fn is_there(candidate: &StepId, env: &Env<'_>) -> bool {
-    let path = output::path(env, &gguf::file_name(&candidate.label()));
-    path.is_ok_and(|path| fs::exists(&path).unwrap_or(true))
 }
 
 /// Returns the first file system that has too little space for the needs.

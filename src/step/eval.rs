@@ -22,8 +22,12 @@ use crate::step::Pool;
 use crate::step::StepError;
 use crate::step::key_of;
 use crate::step::misplaced;
+use crate::step::promote;
+use crate::step::space::Comparison;
 use crate::work::CODEC;
 use crate::work::Context;
+use crate::work::Cut;
+use crate::work::Take;
 
 /// An evaluation of a candidate.
 pub struct Eval;
@@ -63,6 +67,27 @@ fn action_of(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Action, Step
 impl Kind for Eval {
     fn key(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError> {
         Ok(key_of(action_of(node, inputs, env)?))
+    }
+
+    /// Nothing where the candidate is not known yet and its file is there: it may be the one that was measured.
+    fn comparison<'n>(&self, node: &'n Node, known: &Inputs, env: &Env<'_>) -> Option<Comparison<'n>> {
+        let (eval, candidate) = eval(node).ok()?;
+        let made = known.step(candidate);
+        if !eval.kld || (made.is_err() && promote::is_there(candidate, env)) {
+            return None;
+        }
+        Some(Comparison {
+            reference: &eval.reference,
+            corpus: &eval.corpus,
+            cut: Cut {
+                context: eval.context,
+                chunks: eval.chunks,
+                block: eval.block,
+                take: Take::First,
+            },
+            compute: made.and_then(|outcome| outcome.output(Promote::COMPUTE)).ok(),
+            engine: &node.engine,
+        })
     }
 
     fn needs(&self, _node: &Node) -> Vec<Capability> {

@@ -9,6 +9,9 @@ use crate::graph::FiguresOf;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::prose;
+use crate::recipe::model::Recipe;
+use crate::recipe::model::StepId;
+use crate::recipe::model::StepKind;
 use crate::step::Env;
 use crate::step::Inputs;
 use crate::step::Key;
@@ -31,6 +34,12 @@ fn rows(node: &Node) -> Result<(&str, &[FiguresOf]), StepError> {
         Work::Figures { step, rows } => Ok((&step.id.name, rows)),
         _ => Err(misplaced(node)),
     }
+}
+
+/// Returns the tables of candidates of a recipe, in its order.
+pub fn tables(recipe: &Recipe) -> impl Iterator<Item = &StepId> {
+    let ids = recipe.steps.iter().map(|step| &step.id);
+    ids.filter(|id| id.kind == StepKind::Metrics)
 }
 
 /// Returns the inputs of a row.

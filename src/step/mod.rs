@@ -2,7 +2,8 @@
 //!
 //! A kind answers three questions. `key`: which action is this, told without reading a source? `intact`: is what a user
 //! should find in the output folder there? `run`: carry it out. Planning asks the first two, building all three, so a plan
-//! cannot differ from a build.
+//! cannot differ from a build. What else other modules want to know of a step, they ask its kind, too: the files that it
+//! reads, and how much disk space it needs. Everything but `key` and `run` has a default.
 
 pub mod corpus;
 pub mod eval;
@@ -12,6 +13,7 @@ pub mod join;
 pub mod metrics;
 pub mod model;
 pub mod output;
+pub mod pattern;
 pub mod policy;
 pub mod promote;
 pub mod source;
@@ -37,12 +39,12 @@ use crate::graph::NodeId;
 use crate::graph::Work;
 use crate::observer::ActionOutcome;
 use crate::observer::Event;
-use crate::recipe::model::CorpusStep;
 use crate::recipe::model::EngineRef;
-use crate::recipe::model::SourceDef;
 use crate::recipe::model::SourceName;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
+use crate::step::space::Comparison;
+use crate::step::space::Headers;
 use crate::store::ReadFile;
 use crate::store::Store;
 use crate::work::Context;
@@ -224,10 +226,35 @@ pub enum Pool {
     Light,
 }
 
+/// What a recipe says of files that a node reads. Paths start in the recipe's folder, unless they are absolute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Watched {
+    /// A file.
+    File(PathBuf),
+    /// All files that match a pattern ([`pattern`]).
+    Pattern(String),
+}
+
 /// A kind of node.
 pub trait Kind: Sync {
     /// Returns the node's action, as far as it can be told without reading a source.
     fn key(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError>;
+
+    /// Returns which of the user's files it reads, as the recipe names them. Nothing for a node that reads only what other
+    /// nodes have made.
+    fn watches(&self, _node: &Node) -> Vec<Watched> {
+        Vec::new()
+    }
+
+    /// Returns the paths of these files, in order.
+    fn files(&self, _node: &Node, _env: &Env<'_>) -> Result<Vec<PathBuf>, StepError> {
+        Ok(Vec::new())
+    }
+
+    /// Checks these files before the first step of a build runs.
+    fn check(&self, node: &Node, env: &Env<'_>) -> Result<(), StepError> {
+        self.files(node, env).map(|_| ())
+    }
 
     /// Returns whether the outputs that a user sees are there and unchanged.
     fn intact(
@@ -243,6 +270,23 @@ pub trait Kind: Sync {
     /// Returns what running it would read, write and leave as it is.
     fn estimate(&self, _node: &Node, _inputs: &Inputs, _env: &Env<'_>) -> Result<Estimate, StepError> {
         Ok(Estimate::default())
+    }
+
+    /// Returns what it would do to begin with, where nodes before it have not run yet: as far as the recipe and the headers of
+    /// models tell.
+    fn foresee(&self, _node: &Node, _env: &Env<'_>, _headers: &mut Headers<'_>) -> Option<Estimate> {
+        None
+    }
+
+    /// Returns how many bytes it would write to the output folder at the least, where nodes before it have not run yet.
+    fn least_output(&self, _node: &Node, _env: &Env<'_>, _headers: &mut Headers<'_>) -> Option<u64> {
+        None
+    }
+
+    /// Returns what it compares with a reference's log-probabilities, which the store keeps. `known` is what the nodes before
+    /// it have made, as far as that can be told.
+    fn comparison<'n>(&self, _node: &'n Node, _known: &Inputs, _env: &Env<'_>) -> Option<Comparison<'n>> {
+        None
     }
 
     /// Returns what it needs while it runs.
@@ -280,6 +324,11 @@ pub fn kind_of(node: &Node) -> &'static dyn Kind {
             StepBody::Gate(_) => &gate::Gate,
         },
     }
+}
+
+/// Returns whether a node reads files of the user. Others read only what nodes before them have made.
+pub fn reads_files(node: &Node) -> bool {
+    !kind_of(node).watches(node).is_empty()
 }
 
 /// Returns what a node needs an engine for.
@@ -402,23 +451,6 @@ impl Env<'_> {
             digest: file.digest,
         });
         named.collect()
-    }
-
-    /// Returns where a source is: the first of its files.
-    pub fn source_path(&self, source: &SourceDef) -> PathBuf {
-        let node = NodeId::Source(source.name.as_str().to_owned());
-        match self.placed.get(&node).and_then(|files| files.first()) {
-            Some(path) => path.clone(),
-            None => self.path(&source.path.resolved),
-        }
-    }
-
-    /// Returns the files of a corpus, in order.
-    pub fn corpus_files(&self, node: &NodeId, corpus: &CorpusStep) -> Result<Vec<PathBuf>, StepError> {
-        match self.placed.get(node) {
-            Some(files) => Ok(files.clone()),
-            None => corpus::find(corpus, &self.folder),
-        }
     }
 
     /// Says whether the actions of a step run twice.

@@ -7,6 +7,7 @@ mod foresee;
 
 use crate::action;
 use crate::action::Action;
+use crate::action::InspectModel;
 use crate::engine::Capability;
 use crate::graph::Node;
 use crate::graph::Work;
@@ -25,6 +26,8 @@ use crate::step::StepError;
 use crate::step::key_of;
 use crate::step::misplaced;
 use crate::step::output;
+use crate::step::space::Comparison;
+use crate::step::space::Headers;
 use crate::work::Context;
 use crate::work::Cut;
 use crate::work::policy::Inspected;
@@ -48,7 +51,7 @@ fn policy_step(node: &Node) -> Result<&PolicyStep, StepError> {
 }
 
 /// Returns the texts that a policy measures the model on, and what it takes of them; nothing of one that measures nothing.
-pub(super) fn measures_on(step: &PolicyStep) -> Option<(&StepId, Cut)> {
+fn measures_on(step: &PolicyStep) -> Option<(&StepId, Cut)> {
     let measures = step.method.measures()?;
     let cut = Cut::spread(measures.context, measures.chunks, measures.block);
     let cut = if measures.and_others { cut.and_others() } else { cut };
@@ -89,6 +92,25 @@ impl Kind for Policy {
             env,
             &node.engine,
         )
+    }
+
+    fn foresee(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> Option<Estimate> {
+        let step = policy_step(node).ok()?;
+        foresee_probes(step, headers.of(&step.model, env)?.facts.as_ref()?)
+    }
+
+    /// A policy that measures computes the log-probabilities of the model itself, on all chunks that it measures anything on.
+    fn comparison<'n>(&self, node: &'n Node, known: &Inputs, _env: &Env<'_>) -> Option<Comparison<'n>> {
+        let step = policy_step(node).ok()?;
+        let (corpus, cut) = measures_on(step)?;
+        let model = known.source(&step.model);
+        Some(Comparison {
+            reference: &step.model,
+            corpus,
+            cut,
+            compute: model.and_then(|outcome| outcome.output(InspectModel::COMPUTE)).ok(),
+            engine: &node.engine,
+        })
     }
 
     fn run(&self, node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {

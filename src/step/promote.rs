@@ -21,6 +21,7 @@ use crate::graph::Work;
 use crate::observer::Unit;
 use crate::policy::Choice;
 use crate::prose;
+use crate::recipe::model::Step;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::step::Env;
@@ -35,6 +36,8 @@ use crate::step::StepError;
 use crate::step::key_of;
 use crate::step::misplaced;
 use crate::step::output;
+use crate::step::policy;
+use crate::step::space::Headers;
 use crate::work::Assembly;
 use crate::work::Context;
 use crate::work::Draft;
@@ -106,8 +109,26 @@ fn draft_of(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Draft, StepEr
     Draft::load(env.store, &parts.action(node, env)?, parts.imatrix()?)
 }
 
-fn id_of(node: &Node) -> Result<&StepId, StepError> {
-    node.work.step().map(|step| &step.id).ok_or_else(|| misplaced(node))
+/// Returns the candidate that a node writes; nothing of a node that writes none.
+pub fn candidate(node: &Node) -> Option<&StepId> {
+    match &node.work {
+        Work::Promote { step, .. } => Some(&step.id),
+        _ => None,
+    }
+}
+
+/// Returns the policy of the candidate that a step writes; nothing of a step that writes none.
+pub fn policy_of(step: &Step) -> Option<&StepId> {
+    match &step.body {
+        StepBody::Promote(promote) => Some(&promote.policy),
+        _ => None,
+    }
+}
+
+/// Returns whether a candidate's file is there, as far as can be told.
+pub(super) fn is_there(candidate: &StepId, env: &Env<'_>) -> bool {
+    let path = output::path(env, &file_name(candidate));
+    path.is_ok_and(|path| fs::exists(&path).unwrap_or(true))
 }
 
 fn file_name(id: &StepId) -> String {
@@ -127,7 +148,7 @@ impl Kind for Promote {
 
     fn intact(&self, node: &Node, outcome: &mut Outcome, _inputs: &Inputs, env: &Env<'_>) -> Result<bool, StepError> {
         let expected = file_digest(outcome)?;
-        let path = output::path(env, &file_name(id_of(node)?))?;
+        let path = output::path(env, &file_name(candidate(node).ok_or_else(|| misplaced(node))?))?;
         let found = output::intact(env, &path, &expected)?;
         if found.is_some() && env.store.is_leased() {
             // The manifest needs the results that the candidate was made of, too.
@@ -178,6 +199,18 @@ impl Kind for Promote {
 
     fn pool(&self, _node: &Node) -> Pool {
         Pool::Disk
+    }
+
+    /// By the header of the model and the policy. Nothing where the candidate's file is there: it may well turn out to be the
+    /// right one.
+    fn least_output(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> Option<u64> {
+        let Work::Promote { step, policy } = &node.work else {
+            return None;
+        };
+        if is_there(&step.id, env) {
+            return None;
+        }
+        policy::foresee(policy, headers.of(&policy.model, env)?.facts.as_ref()?)
     }
 
     fn run(&self, node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {

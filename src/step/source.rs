@@ -1,16 +1,19 @@
 //! `[source.NAME]`: a file that the user owns. Hashed, never copied.
 
 use std::path::Path;
+use std::path::PathBuf;
 
 use crate::action::Action;
 use crate::action::ImatrixImport;
 use crate::action::InspectModel;
 use crate::content::Content;
 use crate::digest::BlobDigest;
+use crate::fs::Stamp;
 use crate::gguf;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::prose;
+use crate::recipe::model::Place;
 use crate::recipe::model::SourceDef;
 use crate::recipe::model::SourceKind;
 use crate::step::Env;
@@ -22,6 +25,7 @@ use crate::step::Outcome;
 use crate::step::Pool;
 use crate::step::SourceFile;
 use crate::step::StepError;
+use crate::step::Watched;
 use crate::step::misplaced;
 use crate::step::model;
 use crate::work::Context;
@@ -38,6 +42,32 @@ fn source(node: &Node) -> Result<&SourceDef, StepError> {
     }
 }
 
+/// Returns where the source is: the first of its files.
+fn path_of(node: &Node, env: &Env<'_>) -> Result<PathBuf, StepError> {
+    match env.placed.get(&node.id).and_then(|files| files.first()) {
+        Some(path) => Ok(path.clone()),
+        None => Ok(env.path(&source(node)?.path.resolved)),
+    }
+}
+
+/// Returns the files of a source of which one is known: all parts of a split model.
+fn parts_of(path: PathBuf, kind: SourceKind) -> Vec<PathBuf> {
+    match kind {
+        SourceKind::Model => model::shard_paths(&path),
+        SourceKind::Imatrix => vec![path],
+    }
+}
+
+/// Says where in the recipe the file is named that an error is about.
+fn at(place: &Place, error: &StepError) -> StepError {
+    let (line, _) = place.source.line_column(place.span.start);
+    let what = format!("{}:{line}: {error}", place.source.name());
+    match error.hint() {
+        Some(hint) => StepError::input_hint(what, hint),
+        None => StepError::input(what),
+    }
+}
+
 fn inspect_model(files: Vec<BlobDigest>) -> Action {
     Action::InspectModel(InspectModel { files, index: INDEX })
 }
@@ -47,7 +77,7 @@ fn inspect_model(files: Vec<BlobDigest>) -> Action {
 /// # Errors
 ///
 /// What the file is instead, or why it cannot be read.
-pub fn check_content(path: &Path, kind: SourceKind) -> Result<(), StepError> {
+fn check_content(path: &Path, kind: SourceKind) -> Result<(), StepError> {
     let content = Content::of(path)?;
     let (found, wanted, hint) = match (kind, content) {
         (SourceKind::Model, Content::Model) | (SourceKind::Imatrix, Content::Imatrix | Content::OldImatrix) => {
@@ -81,14 +111,38 @@ pub fn check_content(path: &Path, kind: SourceKind) -> Result<(), StepError> {
 
 impl Kind for Source {
     fn key(&self, node: &Node, _inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError> {
+        let kind = source(node)?.kind;
+        super::key_of_files(env, self.files(node, env)?, |files| match kind {
+            SourceKind::Model => inspect_model(files),
+            SourceKind::Imatrix => Action::ImatrixImport(ImatrixImport { file: files[0] }),
+        })
+    }
+
+    fn watches(&self, node: &Node) -> Vec<Watched> {
+        let Ok(source) = source(node) else { return Vec::new() };
+        let parts = parts_of(PathBuf::from(&source.path.resolved), source.kind);
+        parts.into_iter().map(Watched::File).collect()
+    }
+
+    fn files(&self, node: &Node, env: &Env<'_>) -> Result<Vec<PathBuf>, StepError> {
+        Ok(parts_of(path_of(node, env)?, source(node)?.kind))
+    }
+
+    /// A source whose digest is known is not read for this.
+    fn check(&self, node: &Node, env: &Env<'_>) -> Result<(), StepError> {
         let source = source(node)?;
-        let path = env.source_path(source);
-        match source.kind {
-            SourceKind::Model => super::key_of_files(env, model::shard_paths(&path), inspect_model),
-            SourceKind::Imatrix => super::key_of_files(env, vec![path], |files| {
-                Action::ImatrixImport(ImatrixImport { file: files[0] })
-            }),
-        }
+        let checked = || {
+            let mut known = true;
+            for path in self.files(node, env)? {
+                known &= env.store.known(&Stamp::of(&path)?).is_some();
+            }
+            if known {
+                Ok(())
+            } else {
+                check_content(&path_of(node, env)?, source.kind)
+            }
+        };
+        checked().map_err(|error| at(&source.path.origin, &error))
     }
 
     fn estimate(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Estimate, StepError> {
@@ -103,12 +157,12 @@ impl Kind for Source {
     }
 
     fn run(&self, node: &Node, _inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {
-        let source = source(node)?;
-        let path = env.source_path(source);
-        check_content(&path, source.kind)?;
-        let (action, files) = match source.kind {
+        let kind = source(node)?.kind;
+        let path = path_of(node, env)?;
+        check_content(&path, kind)?;
+        let (action, files) = match kind {
             SourceKind::Model => {
-                let files = hash_model(work, &model::shard_paths(&path))?;
+                let files = hash_model(work, &self.files(node, env)?)?;
                 (inspect_model(files.iter().map(|file| file.digest).collect()), files)
             }
             SourceKind::Imatrix => {

@@ -1,7 +1,10 @@
-//! What the reference's log-probabilities will take in the store, told before the first of them is computed.
+//! How much disk space steps need, as far as that can be told before they run: what the headers of models say, and what a
+//! reference's log-probabilities take in the store.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::path::Path;
+use std::path::PathBuf;
 
 use crate::action::Corpus;
 use crate::action::InspectModel;
@@ -9,29 +12,66 @@ use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::engine::Role;
 use crate::figures;
+use crate::gguf;
+use crate::graph::Graph;
 use crate::graph::Node;
-use crate::graph::Work;
-use crate::recipe::model::CorpusStep;
+use crate::graph::NodeId;
+use crate::policy::ModelFacts;
 use crate::recipe::model::EngineRef;
 use crate::recipe::model::SourceName;
-use crate::recipe::model::Step;
-use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::step::Env;
 use crate::step::Inputs;
-use crate::step::Outcome;
 use crate::step::StepError;
-use crate::step::policy;
+use crate::step::kind_of;
 use crate::work::Block;
 use crate::work::Cut;
 use crate::work::Reading;
 use crate::work::Reference;
-use crate::work::Take;
 use crate::work::evaluation_failed;
 
 /// More bytes than a token of a text has on average, in any language and with any vocabulary: before a corpus is read as
 /// tokens, its length divided by this tells how many there are at the least.
 const BYTES_PER_TOKEN: u64 = 8;
+
+/// What the header of a model says.
+pub struct Header {
+    /// What policies need to know of the model.
+    pub facts: Option<ModelFacts>,
+    /// How many tokens it knows.
+    pub vocabulary: Option<u64>,
+}
+
+/// What the headers of source models say: each is read once. Nothing of one that cannot be read.
+pub struct Headers<'g> {
+    graph: &'g Graph,
+    read: BTreeMap<PathBuf, Option<Header>>,
+}
+
+impl<'g> Headers<'g> {
+    /// Returns the headers of a recipe's models; none is read yet.
+    pub fn new(graph: &'g Graph) -> Self {
+        Self {
+            graph,
+            read: BTreeMap::new(),
+        }
+    }
+
+    /// Returns what the header of a model says.
+    pub fn of(&mut self, model: &SourceName, env: &Env<'_>) -> Option<&Header> {
+        let node = self.graph.node(&NodeId::Source(model.as_str().to_owned()))?;
+        let path = kind_of(node).files(node, env).ok()?.into_iter().next()?;
+        let read = |path: &Path| {
+            let model = gguf::Model::open(path).ok()?;
+            let tensors = model.tensors().iter().map(|tensor| (&tensor.info).into());
+            Some(Header {
+                facts: ModelFacts::from_metadata(model.metadata(), tensors.collect()).ok(),
+                vocabulary: model.metadata().get_array_len("tokenizer.ggml.tokens"),
+            })
+        };
+        self.read.entry(path).or_insert_with_key(|path| read(path)).as_ref()
+    }
+}
 
 /// What is compared with a reference's log-probabilities.
 pub struct Comparison<'n> {
@@ -40,53 +80,11 @@ pub struct Comparison<'n> {
     /// The texts.
     pub corpus: &'n StepId,
     /// What is taken of them.
-    cut: Cut,
+    pub cut: Cut,
     /// The digest of all that decides what the measured model computes; nothing where that is not known yet.
-    compute: Option<BlobDigest>,
+    pub compute: Option<BlobDigest>,
     /// The engine that runs the models.
-    engine: &'n EngineRef,
-}
-
-impl<'n> Comparison<'n> {
-    /// Returns what a step compares first, if it compares anything: an evaluation its candidate, a policy that measures the model
-    /// itself, on all chunks that anything else is measured on. `known` is what the nodes before it have made, as far as that
-    /// can be told.
-    pub fn of(node: &'n Node, known: &Inputs) -> Option<Self> {
-        let compute = |outcome: Result<&Outcome, StepError>| {
-            outcome.and_then(|outcome| outcome.output(InspectModel::COMPUTE)).ok()
-        };
-        match &node.work {
-            Work::Eval { step, candidate } => match &step.body {
-                StepBody::Eval(eval) if eval.kld => Some(Self {
-                    reference: &eval.reference,
-                    corpus: &eval.corpus,
-                    cut: Cut {
-                        context: eval.context,
-                        chunks: eval.chunks,
-                        block: eval.block,
-                        take: Take::First,
-                    },
-                    compute: compute(known.step(candidate)),
-                    engine: &node.engine,
-                }),
-                _ => None,
-            },
-            Work::Step(Step {
-                body: StepBody::Policy(policy),
-                ..
-            }) => {
-                let (corpus, cut) = policy::measures_on(policy)?;
-                Some(Self {
-                    reference: &policy.model,
-                    corpus,
-                    cut,
-                    compute: compute(known.source(&policy.model)),
-                    engine: &node.engine,
-                })
-            }
-            _ => None,
-        }
-    }
+    pub engine: &'n EngineRef,
 }
 
 /// Corpora as blocks, each read once for all comparisons; nothing of one that was not yet read as tokens.
@@ -96,7 +94,7 @@ pub type Corpora<'n> = BTreeMap<(&'n SourceName, &'n StepId, Cut, Fingerprint), 
 /// and that is not in the store, by a name that is the same for all comparisons that share the block. Of a model that is yet
 /// to be made, every block counts. Where the corpus was not yet read as tokens, one entry stands for all blocks of it in chunks of
 /// that length, with the least that these can take.
-/// `vocabulary` is how many tokens the model knows, `texts` is the corpus.
+/// `vocabulary` is how many tokens the model knows, `texts` is the node of the corpus.
 ///
 /// # Errors
 ///
@@ -106,7 +104,7 @@ pub fn foresee<'n>(
     known: &Inputs,
     env: &Env<'_>,
     vocabulary: u64,
-    texts: (&Node, &CorpusStep),
+    texts: &Node,
     corpora: &mut Corpora<'n>,
 ) -> Result<Vec<(String, u64)>, StepError> {
     let Comparison {
@@ -136,9 +134,8 @@ pub fn foresee<'n>(
             _ => None,
         }),
     };
-    let (corpus_node, corpus_step) = texts;
     let (Ok(outcome), Some(blocks)) = (outcome, blocks) else {
-        let files = env.corpus_files(&corpus_node.id, corpus_step)?;
+        let files = kind_of(texts).files(texts, env)?;
         let bytes: u64 = files
             .iter()
             .filter_map(|path| crate::fs::Stamp::of(path).ok())

@@ -15,12 +15,13 @@ use crate::digest::Hash;
 use crate::engine::Identity;
 use crate::gguf;
 use crate::graph::Graph;
-use crate::graph::Node;
-use crate::graph::Work;
+use crate::graph::NodeId;
 use crate::manifest::ActionRecord;
 use crate::manifest::Manifest;
 use crate::manifest::Resource;
 use crate::recipe;
+use crate::step;
+use crate::step::promote;
 use crate::tensor_type::TensorType;
 use crate::text::Source;
 use crate::verify::Part;
@@ -458,20 +459,15 @@ impl<'m> Check<'m> {
             Err(error) => return self.say(place, error.to_string()),
         };
         let wanted = graph.nodes().find(|node| node.id.to_string() == parameters.step);
-        let Some(Node {
-            id,
-            work: Work::Promote { .. },
-            ..
-        }) = wanted
-        else {
+        let Some(candidate) = wanted.and_then(promote::candidate) else {
             let what = format!("the recipe has no candidate `{}`", short(&parameters.step));
             return self.say("predicate.buildDefinition.externalParameters.step", what);
         };
-        let graph = graph.only(std::slice::from_ref(id));
+        let graph = graph.only(&[NodeId::Step(candidate.clone())]);
         let nodes: BTreeSet<String> = graph.nodes().map(|node| node.id.to_string()).collect();
         let readers: BTreeSet<String> = graph
             .nodes()
-            .filter(|node| node.reads_files())
+            .filter(|node| step::reads_files(node))
             .map(|node| node.id.to_string())
             .collect();
         for (key, record) in &manifest.predicate.forge.actions {

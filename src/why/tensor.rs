@@ -18,7 +18,6 @@ use crate::action::role::Origin;
 use crate::action::role::Role;
 use crate::digest::ActionDigest;
 use crate::graph::NodeId;
-use crate::graph::Work;
 use crate::step::StepError;
 use crate::step::promote;
 use crate::step::promote::PlannedTensor;
@@ -54,10 +53,7 @@ impl Why<'_> {
     /// Returns why a tensor of a candidate is quantized, or when and why it was. The name may lack its `.weight`.
     pub fn tensor(&self, id: &NodeId, wanted: &str) -> Result<Answer, TensorError> {
         let step = id.to_string();
-        let node = self
-            .graph
-            .node(id)
-            .filter(|node| matches!(node.work, Work::Promote { .. }));
+        let node = self.graph.node(id).filter(|node| promote::candidate(node).is_some());
         let Some(node) = node else {
             return Err(TensorError::NoCandidate { step });
         };

@@ -12,11 +12,12 @@ use crate::digest::BlobDigest;
 use crate::digest::Hash;
 use crate::fs;
 use crate::fs::Stamp;
+use crate::graph::Graph;
 use crate::manifest::Manifest;
-use crate::recipe::Recipe;
-use crate::recipe::SourceKind;
-use crate::recipe::StepBody;
-use crate::step::model::shard_paths;
+use crate::step;
+use crate::step::Watched;
+use crate::step::pattern::anchored;
+use crate::step::pattern::is_pattern;
 
 /// How much of a file is read at once.
 const PIECE: usize = 8 << 20;
@@ -101,7 +102,7 @@ fn hash_of(path: &Path, size: u64, progress: &dyn Fn(u64)) -> Option<Hash> {
 /// Looks for files: at the recipe's paths from every base, beside the manifest, then below the folders to search.
 pub(super) fn locate(
     manifest: &Path,
-    recipe: &Recipe,
+    graph: &Graph,
     wanted: Vec<Wanted>,
     places: &Places,
     progress: &dyn Fn(u64),
@@ -116,7 +117,7 @@ pub(super) fn locate(
     for (at, wanted) in wanted.iter().enumerate() {
         let mut hints = vec![beside.join(&wanted.name)];
         for base in &places.bases {
-            hints.extend(hinted(recipe, wanted, base));
+            hints.extend(hinted(graph, wanted, base));
         }
         for path in hints {
             let Ok(Some(stamp)) = Stamp::of_plain_file(&path) else {
@@ -169,41 +170,37 @@ pub(super) fn locate(
 }
 
 /// Returns where the recipe says that a file is, if its paths start from `base`. They are only looked at.
-fn hinted(recipe: &Recipe, wanted: &Wanted, base: &Path) -> Vec<PathBuf> {
-    if let Some(name) = wanted.node.strip_prefix("source.") {
-        let Some(source) = recipe.sources.get(name) else {
-            return Vec::new();
-        };
-        let path = base.join(&source.path.resolved);
-        return match source.kind {
-            SourceKind::Model => shard_paths(&path),
-            SourceKind::Imatrix => vec![path],
-        };
-    }
-    let step = recipe.steps.iter().find(|step| step.id.to_string() == wanted.node);
-    let Some(StepBody::Corpus(corpus)) = step.map(|step| &step.body) else {
-        return Vec::new();
-    };
+fn hinted(graph: &Graph, wanted: &Wanted, base: &Path) -> Vec<PathBuf> {
+    let node = graph.nodes().find(|node| node.id.to_string() == wanted.node);
+    let watched = node.map(|node| step::kind_of(node).watches(node)).unwrap_or_default();
     let mut hints = Vec::new();
-    for pattern in &corpus.files {
-        let path = Path::new(&pattern.resolved);
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let plain = |text: &str| !text.contains(['*', '?', '[']);
-        if folder.to_str().is_some_and(plain) {
-            hints.push(base.join(folder).join(&wanted.name));
-        } else if path
-            .components()
-            .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
-        {
-            // Folders by a pattern: looked through only below the base, where the build itself would look.
-            let escaped = glob::Pattern::escape(&base.to_string_lossy());
-            let pattern = match escaped.as_str() {
-                "" => pattern.resolved.clone(),
-                base => format!("{base}/{}", pattern.resolved),
-            };
-            let found = glob::glob(&pattern).into_iter().flatten().flatten();
-            hints.extend(found.filter(|path| path.file_name().is_some_and(|name| *name == *wanted.name)));
+    for watched in watched {
+        match watched {
+            Watched::File(path) => {
+                let path = base.join(path);
+                hints.push(path.with_file_name(&wanted.name));
+                hints.push(path);
+            }
+            Watched::Pattern(pattern) => hints.extend(matching(&pattern, wanted, base)),
         }
     }
     hints
+}
+
+/// Returns the files of the name that is wanted that a pattern may mean.
+fn matching(pattern: &str, wanted: &Wanted, base: &Path) -> Vec<PathBuf> {
+    let path = Path::new(pattern);
+    let folder = path.parent().unwrap_or(Path::new(""));
+    if folder.to_str().is_some_and(|folder| !is_pattern(folder)) {
+        return vec![base.join(folder).join(&wanted.name)];
+    }
+    let mut parts = path.components();
+    if !parts.all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
+        return Vec::new();
+    }
+    // Folders by a pattern: looked through only below the base, where the build itself would look.
+    let found = glob::glob(&anchored(pattern, base)).into_iter().flatten().flatten();
+    found
+        .filter(|path| path.file_name().is_some_and(|name| *name == *wanted.name))
+        .collect()
 }

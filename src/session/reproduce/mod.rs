@@ -220,8 +220,9 @@ impl Reproduction {
             .step
             .parse()
             .map_err(|error: recipe::ParseStepIdError| broken(error.to_string()))?;
+        let graph = Graph::of(&recipe).map_err(SessionError::from)?;
         let wanted = find::wanted(&manifest).map_err(broken)?;
-        let located = find::locate(path, &recipe, wanted, &places, progress);
+        let located = find::locate(path, &graph, wanted, &places, progress);
         let mut this = Self {
             manifest,
             recipe,
