@@ -4,9 +4,8 @@
 use std::io::Read as _;
 use std::path::Path;
 
+use crate::container;
 use crate::fs;
-use crate::gguf;
-use crate::gguf::Model;
 
 /// Bytes from the start of a file that decide what it is.
 const START: u64 = 64 << 10;
@@ -31,7 +30,7 @@ pub enum Content {
     /// A model in safetensors.
     Safetensors,
     /// A GGUF file whose header cannot be read.
-    Damaged(gguf::OpenError),
+    Damaged(container::OpenError),
     /// None of these.
     Unknown,
 }
@@ -50,9 +49,9 @@ impl Content {
             .map_err(fs::PathError::on(path, "read"))?;
         Ok(if start.is_empty() {
             Self::Empty
-        } else if start.starts_with(&gguf::MAGIC) {
-            match Model::open(path) {
-                Ok(model) if is_imatrix(&model) => Self::Imatrix,
+        } else if container::recognize(&start).is_some() {
+            match container::open(path) {
+                Ok(model) if is_imatrix(model.as_ref()) => Self::Imatrix,
                 Ok(_) => Self::Model,
                 Err(error) => Self::Damaged(error),
             }
@@ -88,7 +87,7 @@ impl Content {
 }
 
 /// Returns whether a GGUF file is an imatrix: it says so, or it has nothing but sums and counts, as the first files of that format.
-fn is_imatrix(model: &Model) -> bool {
+fn is_imatrix(model: &dyn container::Source) -> bool {
     let is_sum = |name: &str| name.ends_with(".in_sum2") || name.ends_with(".counts");
     model.metadata().get_str("general.type") == Some("imatrix")
         || (!model.tensors().is_empty() && model.tensors().iter().all(|tensor| is_sum(&tensor.info.name)))

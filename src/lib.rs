@@ -19,6 +19,8 @@ pub mod gguf;
 
 pub mod imatrix;
 
+pub mod container;
+
 pub mod content;
 
 pub mod quantity;

@@ -16,14 +16,13 @@ use crate::cli::files::Files;
 use crate::cli::outcome;
 use crate::cli::signals;
 use crate::cli::terminal::Terminal;
+use crate::container;
 use crate::content::Content;
 use crate::digest::ActionDigest;
 use crate::engine::Cancel;
 use crate::fs;
-use crate::gguf;
 use crate::observer::Event;
 use crate::observer::Observer;
-use crate::step::model::shard_paths;
 use crate::work::Context;
 use crate::work::INDEX;
 use crate::work::Located;
@@ -131,7 +130,7 @@ impl Executed {
 
 /// Adds a file to those that actions find by digest, and what is in it if it is a model.
 fn locate(context: &Context<'_>, path: &Path) -> Result<(), StepError> {
-    let paths = shard_paths(path);
+    let paths = container::parts(path);
     let mut found = Vec::with_capacity(paths.len());
     for path in &paths {
         found.push(SourceFile::read(context.store(), path, &|_| {})?);
@@ -182,7 +181,7 @@ fn execute(context: &Context<'_>, named: &str, args: &args::Exec, files: &Files)
         context.run(&action)?
     };
     if let (Some(out), Some(written)) = (&args.out, context.take_candidate()) {
-        let name = gguf::file_name(&key.hash().short());
+        let name = container::file_name(&key.hash().short());
         written.persist(&files.path(out).join(name), fs::Durability::Synced)?;
     }
     Ok(Executed {

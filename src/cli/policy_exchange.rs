@@ -10,7 +10,7 @@ use crate::cli::files::Files;
 use crate::cli::policy_source::candidate;
 use crate::cli::policy_source::read;
 use crate::cli::terminal::Terminal;
-use crate::gguf::Model;
+use crate::container;
 use crate::policy;
 use crate::policy::ModelFacts;
 use crate::policy::Rule;
@@ -30,7 +30,7 @@ pub(super) fn export(args: &args::PolicyExport, files: &Files, terminal: &Termin
             Diagnostic::error(what).code("policy::unreadable").caused_by(cause),
         )
     };
-    let model = Model::open(&path).map_err(|error| unreadable(error.to_string()))?;
+    let model = container::open(&path).map_err(|error| unreadable(error.to_string()))?;
     let tensors = model.tensors().iter().map(|tensor| TensorFacts::from(&tensor.info));
     let facts = ModelFacts::from_metadata(model.metadata(), tensors.collect())
         .map_err(|error| unreadable(error.to_string()))?;

@@ -14,8 +14,8 @@ use crate::cli::table::Cell;
 use crate::cli::table::left;
 use crate::cli::table::right;
 use crate::cli::terminal::Terminal;
+use crate::container;
 use crate::fs;
-use crate::gguf::Model;
 use crate::imatrix::Imatrix;
 use crate::policy;
 use crate::policy::Bond;
@@ -37,7 +37,8 @@ pub(super) fn run(args: &args::PolicyGroups, files: &Files, terminal: &Terminal)
         Failure::new(Exit::Recipe, diagnostic)
     };
     let unreadable = |path: &std::path::Path, cause: String| failed(format!("can't read `{}`", path.display()), cause);
-    let model = Model::open(&files.place(&args.model)).map_err(|error| unreadable(&args.model, error.to_string()))?;
+    let model =
+        container::open(&files.place(&args.model)).map_err(|error| unreadable(&args.model, error.to_string()))?;
     let tensors = model.tensors().iter().map(|tensor| TensorFacts::from(&tensor.info));
     let facts = ModelFacts::from_metadata(model.metadata(), tensors.collect())
         .map_err(|error| unreadable(&args.model, error.to_string()))?;

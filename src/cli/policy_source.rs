@@ -11,10 +11,10 @@ use crate::cli::diagnostic::Diagnostic;
 use crate::cli::diff::failure;
 use crate::cli::files::Files;
 use crate::cli::terminal::Terminal;
+use crate::container;
 use crate::diff;
 use crate::engine::Cancel;
 use crate::fs;
-use crate::gguf;
 use crate::manifest;
 use crate::observer::Silent;
 use crate::plan::Status;
@@ -81,7 +81,7 @@ pub(super) fn candidate(word: &str, of: &OfRecipe, files: &Files, terminal: &Ter
 
 fn file_of(candidate: &StepId, recipe: &Recipe, of: &OfRecipe, files: &Files) -> PathBuf {
     let out = files.out(&of.recipe, &recipe.name, of.out.as_deref());
-    out.join(gguf::file_name(&candidate.label()))
+    out.join(container::file_name(&candidate.label()))
 }
 
 fn not_built(step: &StepId, of: &OfRecipe) -> Failure {

@@ -9,8 +9,8 @@ use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
 use crate::cli::json;
 use crate::cli::terminal::Terminal;
+use crate::container;
 use crate::content::Content;
-use crate::gguf;
 use crate::graph::NodeId;
 use crate::manifest;
 use crate::scheduler::Report;
@@ -104,7 +104,7 @@ pub(super) fn sign_outputs(
     for node in session.graph().nodes() {
         let done = report.outcomes.contains_key(&node.id) && !failed(&node.id);
         if let (Some(id), true) = (promote::candidate(node), done) {
-            let target = Target::of_output(&session.out().join(gguf::file_name(&id.label())));
+            let target = Target::of_output(&session.out().join(container::file_name(&id.label())));
             let envelope = target.signatures();
             // What is signed already is not worth a line for each build.
             let silent = crate::fs::exists(&envelope).unwrap_or(false) && signing::is_signed(&target, key.public());

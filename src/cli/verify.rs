@@ -22,9 +22,9 @@ use crate::cli::settings::Machine;
 use crate::cli::sign;
 use crate::cli::sign::key_failure;
 use crate::cli::terminal::Terminal;
+use crate::container;
 use crate::content::Content;
 use crate::fs;
-use crate::gguf;
 use crate::manifest;
 use crate::prose;
 use crate::sign::PublicKey;
@@ -88,7 +88,7 @@ fn targets_of(path: &str, args: &args::Verify, files: &Files, terminal: &Termina
             None => files.folder(path).join("out").join(&parsed.recipe.name),
         };
         let candidates = parsed.recipe.candidates();
-        let outputs = candidates.map(|step| out.join(gguf::file_name(&step.id.label())));
+        let outputs = candidates.map(|step| out.join(container::file_name(&step.id.label())));
         return Ok(outputs.map(|output| Target::of_output(&output)).collect());
     }
     let signed = path.strip_suffix(SIGNATURES);

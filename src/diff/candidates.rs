@@ -25,7 +25,7 @@ pub(super) fn compare(
     store: Option<&Store>,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Part>, DiffError> {
-    let sizes = |candidate: &Candidate| candidate.model.shard_lens().sum::<u64>();
+    let sizes = |candidate: &Candidate| candidate.model.file_lens().into_iter().sum::<u64>();
     let (size_a, size_b) = (sizes(a), sizes(b));
     let mut about = Part::new("file");
     match Row::of(Some(size_a.to_string()), Some(size_b.to_string())) {
@@ -106,7 +106,7 @@ fn hashed(candidate: &Candidate) -> Result<BTreeMap<String, Tensor>, DiffError> 
             let mut at = 0;
             while at < tensor.info.len {
                 let len = usize::try_from(PIECE.min(tensor.info.len - at)).unwrap_or(0);
-                model.read_tensor_at(tensor, at, &mut piece[..len])?;
+                model.read_at(tensor, at, &mut piece[..len])?;
                 hasher.update(&piece[..len]);
                 at += len as u64;
             }

@@ -7,10 +7,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::DiffError;
+use crate::container;
+use crate::container::Source;
 use crate::content::Content;
 use crate::fs;
-use crate::gguf;
-use crate::gguf::Model;
 use crate::imatrix::Imatrix;
 use crate::manifest::Manifest;
 use crate::policy::Table;
@@ -74,7 +74,7 @@ pub struct Candidate {
     /// Where.
     pub path: PathBuf,
     /// Its headers.
-    pub model: Model,
+    pub model: Box<dyn Source>,
 }
 
 impl Opened {
@@ -156,12 +156,12 @@ pub fn open(path: &Path, kind: Kind) -> Result<Opened, DiffError> {
         }
         Kind::Candidate => Opened::Candidate(Candidate {
             path: path.to_owned(),
-            model: Model::open(path)?,
+            model: container::open(path)?,
         }),
         Kind::Imatrix => {
             let bytes = fs::read_small(path, CAP)?;
             let imatrix = Imatrix::parse(&bytes).map_err(|source| {
-                if bytes.starts_with(&gguf::MAGIC) {
+                if container::recognize(&bytes).is_some() {
                     DiffError::Imatrix {
                         path: path.to_owned(),
                         source: Box::new(source),

@@ -10,8 +10,8 @@ use super::Opened;
 use super::detect;
 use super::open;
 use crate::action::Policy;
+use crate::container::Source;
 use crate::fs;
-use crate::gguf::Model;
 use crate::manifest;
 use crate::manifest::ActionRecord;
 use crate::manifest::Manifest;
@@ -34,7 +34,7 @@ pub fn listing(path: &Path, store: Option<&Store>) -> Result<Listing, DiffError>
     match open_listed(path)? {
         Opened::Policy(table) => Ok(Listing::of(&table)),
         Opened::Manifest(manifest) => Ok(of_manifest(&manifest, store)),
-        Opened::Candidate(candidate) => of_model(path, &candidate.model, store),
+        Opened::Candidate(candidate) => of_model(path, candidate.model.as_ref(), store),
         other => Err(DiffError::Unlisted {
             path: path.to_owned(),
             kind: other.kind(),
@@ -84,7 +84,7 @@ fn of_manifest(manifest: &Manifest, store: Option<&Store>) -> Listing {
     Listing::of_tensors(tensors)
 }
 
-fn of_model(path: &Path, model: &Model, store: Option<&Store>) -> Result<Listing, DiffError> {
+fn of_model(path: &Path, model: &dyn Source, store: Option<&Store>) -> Result<Listing, DiffError> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(manifest::SUFFIX);
     let known = fs::read_small(&PathBuf::from(beside), manifest::CAP)

@@ -16,8 +16,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::container;
 use crate::fs;
-use crate::gguf;
 use crate::policy::Listing;
 use crate::store::Store;
 
@@ -144,7 +144,7 @@ pub enum DiffError {
     Path(#[from] fs::PathError),
     /// A GGUF file is broken.
     #[error(transparent)]
-    Gguf(#[from] gguf::OpenError),
+    Gguf(#[from] container::OpenError),
     /// A part of a file cannot be read.
     #[error("`{}` cannot be read: {source}", path.display())]
     Read {

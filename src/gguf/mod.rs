@@ -32,11 +32,6 @@ pub use metadata::{Entries, Entry, Metadata, StringArray};
 pub use model::{Model, ModelTensor, TensorReader};
 pub use value::{Value, ValueType};
 
-/// Returns the file name of a candidate.
-pub fn file_name(candidate: &str) -> String {
-    format!("{candidate}.gguf")
-}
-
 /// The bytes every GGUF file begins with.
 pub const MAGIC: [u8; 4] = *b"GGUF";
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::problem::MethodError;
 use super::rules::regex_of;
 use super::rules::type_of;
-use crate::gguf::Metadata;
+use crate::container::Metadata;
 use crate::policy;
 use crate::policy::CacheShape;
 use crate::policy::ModelFacts;

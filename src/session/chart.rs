@@ -4,9 +4,9 @@
 use std::path::Path;
 use std::path::PathBuf;
 
+use crate::container;
 use crate::diff;
 use crate::fs;
-use crate::gguf;
 use crate::manifest;
 use crate::manifest::Manifest;
 use crate::policy::Mix;
@@ -188,7 +188,7 @@ fn told(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> (Told, Opti
 
 /// What the manifest of a candidate tells, if it is of the very file that was measured.
 fn by_manifest(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> Option<(Told, Option<Choice>)> {
-    let path = folder.join(format!("{}{}", gguf::file_name(&row.candidate), manifest::SUFFIX));
+    let path = folder.join(format!("{}{}", container::file_name(&row.candidate), manifest::SUFFIX));
     let manifest = Manifest::parse(&fs::read_small(&path, manifest::CAP).ok()?).ok()?;
     let digest = manifest.subject.first()?.digest.get("blake3")?;
     if *digest != row.blake3 {

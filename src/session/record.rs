@@ -12,10 +12,10 @@ use super::run::rfc3339;
 use crate::action;
 use crate::action::Action;
 use crate::action::ActionResult;
+use crate::container;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::fs;
-use crate::gguf;
 use crate::graph::Node;
 use crate::graph::NodeId;
 use crate::manifest;
@@ -301,7 +301,7 @@ fn manifest_of(
     Ok(Manifest {
         statement_type: manifest::STATEMENT_TYPE.to_owned(),
         subject: vec![Resource {
-            name: gguf::file_name(&candidate.label()),
+            name: container::file_name(&candidate.label()),
             digest,
             annotations: BTreeMap::from([("bytes".to_owned(), assembly.file.len.to_string())]),
         }],

@@ -11,7 +11,6 @@ pub mod gate;
 pub mod imatrix;
 pub mod join;
 pub mod metrics;
-pub mod model;
 pub mod output;
 pub mod pattern;
 pub mod policy;

@@ -10,12 +10,12 @@ use crate::action::ImatrixCollect;
 use crate::action::InspectModel;
 use crate::action::Join;
 use crate::action::Policy;
+use crate::container;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::engine::Capability;
 use crate::engine::Role;
 use crate::fs;
-use crate::gguf;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::observer::Unit;
@@ -132,7 +132,7 @@ pub(super) fn is_there(candidate: &StepId, env: &Env<'_>) -> bool {
 }
 
 fn file_name(id: &StepId) -> String {
-    gguf::file_name(&id.label())
+    container::file_name(&id.label())
 }
 
 /// Returns the file name of the manifest beside a candidate.

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use crate::action::Action;
 use crate::action::ImatrixImport;
 use crate::action::InspectModel;
+use crate::container;
 use crate::content::Content;
 use crate::digest::BlobDigest;
 use crate::fs::Stamp;
-use crate::gguf;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::prose;
@@ -27,7 +27,6 @@ use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::step::Watched;
 use crate::step::misplaced;
-use crate::step::model;
 use crate::work::Context;
 use crate::work::INDEX;
 use crate::work::hash_model;
@@ -53,7 +52,7 @@ fn path_of(node: &Node, env: &Env<'_>) -> Result<PathBuf, StepError> {
 /// Returns the files of a source of which one is known: all parts of a split model.
 fn parts_of(path: PathBuf, kind: SourceKind) -> Vec<PathBuf> {
     match kind {
-        SourceKind::Model => model::shard_paths(&path),
+        SourceKind::Model => container::parts(&path),
         SourceKind::Imatrix => vec![path],
     }
 }
@@ -95,7 +94,7 @@ fn check_content(path: &Path, kind: SourceKind) -> Result<(), StepError> {
             "convert it to GGUF first, with `convert_hf_to_gguf.py` of llama.cpp",
         ),
         // The reader of GGUF says best what is wrong.
-        (SourceKind::Model, _) => return Ok(gguf::Model::open(path).map(|_| ())?),
+        (SourceKind::Model, _) => return Ok(container::open(path).map(|_| ())?),
         (SourceKind::Imatrix, content @ (Content::Model | Content::Safetensors)) => {
             (content, "an imatrix", "forge reads imatrix files of `llama-imatrix`")
         }

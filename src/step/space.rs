@@ -8,11 +8,11 @@ use std::path::PathBuf;
 
 use crate::action::Corpus;
 use crate::action::InspectModel;
+use crate::container;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::engine::Role;
 use crate::figures;
-use crate::gguf;
 use crate::graph::Graph;
 use crate::graph::Node;
 use crate::graph::NodeId;
@@ -62,7 +62,7 @@ impl<'g> Headers<'g> {
         let node = self.graph.node(&NodeId::Source(model.as_str().to_owned()))?;
         let path = kind_of(node).files(node, env).ok()?.into_iter().next()?;
         let read = |path: &Path| {
-            let model = gguf::Model::open(path).ok()?;
+            let model = container::open(path).ok()?;
             let tensors = model.tensors().iter().map(|tensor| (&tensor.info).into());
             Some(Header {
                 facts: ModelFacts::from_metadata(model.metadata(), tensors.collect()).ok(),

@@ -10,10 +10,10 @@ use crate::action::Action;
 use crate::action::role;
 use crate::action::role::OutputOf;
 use crate::action::role::Role;
+use crate::container;
 use crate::digest::BlobDigest;
 use crate::digest::Hash;
 use crate::engine::Identity;
-use crate::gguf;
 use crate::graph::Graph;
 use crate::graph::NodeId;
 use crate::manifest::ActionRecord;
@@ -137,7 +137,9 @@ impl<'m> Check<'m> {
             self.say("subject[0]", "it says more than blake3, sha256 and bytes");
         }
         let step = &manifest.predicate.build_definition.external_parameters.step;
-        let label = step.parse::<recipe::StepId>().map(|id| gguf::file_name(&id.label()));
+        let label = step
+            .parse::<recipe::StepId>()
+            .map(|id| container::file_name(&id.label()));
         match label {
             Ok(name) if name == subject.name => {}
             Ok(name) => {

@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use sha2::Digest as _;
 use sha2::Sha256;
 
+use crate::container;
 use crate::digest::BlobDigest;
 use crate::digest::Hash;
 use crate::fs;
@@ -56,7 +57,7 @@ pub(super) fn check(path: &Path, facts: &Facts, progress: &(dyn Fn(u64) + Sync),
 
 /// Holds the header's own table of tensors against the manifest's.
 fn header(path: &Path, facts: &Facts, problems: &mut Vec<Problem>) {
-    let model = match gguf::Model::open(path) {
+    let model = match container::open(path) {
         Ok(model) => model,
         Err(error) => return problems.push(Problem::new(Part::Output, "header", error.to_string())),
     };

@@ -3,7 +3,7 @@
 use super::StepError;
 use crate::action::Join;
 use crate::action::Promote;
-use crate::gguf::Metadata;
+use crate::container::Metadata;
 use crate::gguf::Value;
 
 /// What a candidate says of the imatrix that it was made with.

@@ -4,9 +4,9 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::StepError;
+use crate::container::Metadata;
 use crate::digest::BlobDigest;
 use crate::gguf::Layout;
-use crate::gguf::Metadata;
 use crate::store::Store;
 
 /// No document about a model is longer than this (a header holds the vocabulary: some tens of MB).

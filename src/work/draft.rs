@@ -27,11 +27,11 @@ use super::tensors::Tensors;
 use crate::action;
 use crate::action::Action;
 use crate::action::Promote;
+use crate::container;
+use crate::container::TensorSpec;
 use crate::digest::BlobDigest;
 use crate::digest::DigestWriter;
 use crate::fs;
-use crate::gguf::Layout;
-use crate::gguf::TensorSpec;
 use crate::observer::ActionOutcome;
 use crate::observer::Unit;
 use crate::policy::Choice;
@@ -52,7 +52,7 @@ pub struct Draft {
     /// What becomes of each.
     pub table: Table,
     /// The file.
-    pub layout: Layout,
+    pub layout: Box<dyn container::Candidate>,
 }
 
 /// A candidate's file, complete but without its name.
@@ -100,7 +100,8 @@ impl Draft {
                 dims: tensor.dims.clone(),
             })
             .collect();
-        let layout = Layout::new(&metadata, &specs, index.alignment)
+        let layout = container::OF_CANDIDATES
+            .lay_out(&metadata, &specs, index.alignment)
             .map_err(|error| StepError::input(format!("the candidate cannot be laid out: {error}")))?;
         Ok(Self { tensors, table, layout })
     }
@@ -246,7 +247,7 @@ impl Draft {
         let mut assembled = Vec::with_capacity(digests.len());
         for (index, (place, &bytes)) in self.layout.tensors().iter().zip(digests).enumerate() {
             let (source, choice) = (&self.tensors.index.tensors[index], &self.table.choices[index]);
-            let start = self.layout.data_offset() + place.offset;
+            let start = self.layout.header().len() as u64 + place.offset;
             tensors.push(IndexedTensor {
                 ty: choice.to,
                 start,

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::container::OpenError;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::engine::EngineError;
 use crate::engine::Role;
 use crate::fs::PathError;
-use crate::gguf::OpenError;
 use crate::method::MethodError;
 use crate::store::ErrorClass as StoreClass;
 use crate::store::StoreError;

@@ -20,9 +20,10 @@ use super::model_documents::compute_of;
 use super::model_documents::header_of;
 use super::model_documents::inert;
 use crate::action::InspectModel;
+use crate::container;
+use crate::container::Source;
 use crate::digest::BlobDigest;
 use crate::fs;
-use crate::gguf::Model;
 use crate::observer::Unit;
 
 /// How much of a file is read at once.
@@ -38,7 +39,7 @@ impl Work for InspectModel {
     fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
         let files = self.reads(context)?;
         let model = open(&files)?;
-        let tensors = index_tensors(context, &model, &files)?;
+        let tensors = index_tensors(context, model.as_ref(), &files)?;
         let store = context.store();
         let put = |bytes: &[u8]| {
             context.check_cancel()?;
@@ -82,10 +83,10 @@ impl Work for InspectModel {
 }
 
 /// Opens a model whose files are known.
-fn open(files: &[SourceFile]) -> Result<Model, StepError> {
+fn open(files: &[SourceFile]) -> Result<Box<dyn Source>, StepError> {
     let first = files.first().ok_or_else(|| StepError::input("the model has no file"))?;
-    let model = Model::open(&first.path)?;
-    if model.shard_paths().iter().eq(files.iter().map(|file| &file.path)) {
+    let model = container::open(&first.path)?;
+    if model.files().iter().eq(files.iter().map(|file| &file.path)) {
         Ok(model)
     } else {
         Err(StepError::input_hint(
@@ -99,7 +100,11 @@ fn open(files: &[SourceFile]) -> Result<Model, StepError> {
 }
 
 /// Returns the places and digests of a model's tensors. Files that were hashed in this process are not read again.
-fn index_tensors(context: &Context<'_>, model: &Model, files: &[SourceFile]) -> Result<Vec<IndexedTensor>, StepError> {
+fn index_tensors(
+    context: &Context<'_>,
+    model: &dyn Source,
+    files: &[SourceFile],
+) -> Result<Vec<IndexedTensor>, StepError> {
     let located = context.located();
     let mut tensors: Vec<Option<IndexedTensor>> = vec![None; model.tensors().len()];
     for (shard, file) in files.iter().enumerate() {
@@ -133,7 +138,7 @@ fn index_tensors(context: &Context<'_>, model: &Model, files: &[SourceFile]) -> 
 }
 
 /// Returns the tensors in a file of a model, in the order of their places.
-fn tensors_in(model: &Model, shard: usize) -> Vec<usize> {
+fn tensors_in(model: &dyn Source, shard: usize) -> Vec<usize> {
     let tensors = model.tensors();
     let mut inside: Vec<usize> = (0..tensors.len()).filter(|&at| tensors[at].shard == shard).collect();
     inside.sort_by_key(|&at| tensors[at].start);
@@ -141,7 +146,7 @@ fn tensors_in(model: &Model, shard: usize) -> Vec<usize> {
 }
 
 /// Returns where tensors begin in their file, and how long they are.
-fn ranges_of(model: &Model, tensors: &[usize]) -> Vec<(u64, u64)> {
+fn ranges_of(model: &dyn Source, tensors: &[usize]) -> Vec<(u64, u64)> {
     let range = |&at: &usize| (model.tensors()[at].start, model.tensors()[at].info.len);
     tensors.iter().map(range).collect()
 }
@@ -153,13 +158,13 @@ fn ranges_of(model: &Model, tensors: &[usize]) -> Vec<(u64, u64)> {
 /// What is wrong with a file; [`StepError::SourceChanged`].
 pub fn hash_model(context: &Context<'_>, paths: &[PathBuf]) -> Result<Vec<SourceFile>, StepError> {
     let first = paths.first().ok_or_else(|| StepError::input("the model has no file"))?;
-    let model = Model::open(first)?;
+    let model = container::open(first)?;
     // Headers may be long: a user who stopped the build meanwhile does not wait for what follows.
     context.check_cancel()?;
-    context.expect(Unit::BytesHashed, model.shard_lens().sum());
+    context.expect(Unit::BytesHashed, model.file_lens().into_iter().sum());
     let mut files = Vec::with_capacity(paths.len());
     for (shard, path) in paths.iter().enumerate() {
-        let ranges = ranges_of(&model, &tensors_in(&model, shard));
+        let ranges = ranges_of(model.as_ref(), &tensors_in(model.as_ref(), shard));
         let (file, digests) = hash_file(context, path, &ranges)?;
         context.locate(|located| located.add_hashed(file.clone(), ranges.into_iter().zip(digests).collect()));
         files.push(file);

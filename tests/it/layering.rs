@@ -28,7 +28,8 @@ const LAYERS: &[(&str, Names)] = &[
     ("tensor_type", Names::Only(&[])),
     ("gguf", Names::Only(&["fs", "tensor_type"])),
     ("imatrix", Names::Only(&["gguf", "tensor_type", "vocab"])),
-    ("content", Names::Only(&["fs", "gguf"])),
+    ("container", Names::Only(&["fs", "gguf", "tensor_type"])),
+    ("content", Names::Only(&["container", "fs"])),
     ("quantity", Names::Only(&["prose"])),
     ("requirement", Names::Only(&["prose", "quantity"])),
     (
@@ -45,9 +46,9 @@ const LAYERS: &[(&str, Names)] = &[
         "method",
         Names::Only(&[
             "allocation",
+            "container",
             "digest",
             "engine",
-            "gguf",
             "policy",
             "quantity",
             "syntax",
@@ -71,6 +72,7 @@ const LAYERS: &[(&str, Names)] = &[
     (
         "work",
         Names::Only(&[
+            "container",
             "action",
             "allocation",
             "digest",
@@ -93,6 +95,7 @@ const LAYERS: &[(&str, Names)] = &[
     (
         "step",
         Names::Only(&[
+            "container",
             "content",
             "action",
             "allocation",
@@ -134,6 +137,7 @@ const LAYERS: &[(&str, Names)] = &[
     (
         "verify",
         Names::Only(&[
+            "container",
             "action",
             "digest",
             "engine",
@@ -170,6 +174,7 @@ const LAYERS: &[(&str, Names)] = &[
     (
         "why",
         Names::Only(&[
+            "container",
             "action",
             "digest",
             "engine",
@@ -189,6 +194,7 @@ const LAYERS: &[(&str, Names)] = &[
     (
         "diff",
         Names::Only(&[
+            "container",
             "content",
             "action",
             "digest",

@@ -1,6 +1,7 @@
 //! The words of recipes and the types behind them. `recipe` knows neither the policies nor the engine, so it lists the
 //! words itself; here the lists are held against each other.
 
+use forge::container;
 use forge::policy::Mix;
 use forge::recipe::names;
 use forge::tensor_type::TensorType;
@@ -78,4 +79,6 @@ fn the_types_of_methods_are_the_same_for_recipes() {
     let known: Vec<&str> = forge::policy::CURVE.iter().map(|(ty, _)| ty.name()).collect();
     assert_eq!(names::PRIOR_TYPES, known);
     assert!(rungs.iter().all(|rung| names::TYPES.contains(rung)));
+    let held: Vec<&str> = container::OF_CANDIDATES.types().iter().map(|ty| ty.name()).collect();
+    assert!(names::TYPES.iter().all(|name| held.contains(name)));
 }

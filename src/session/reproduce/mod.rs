@@ -18,6 +18,7 @@ use super::SessionError;
 use super::Settings;
 use super::lock::facts_that_differ;
 use crate::action::role;
+use crate::container;
 use crate::digest::BlobDigest;
 use crate::engine::Cancel;
 use crate::engine::Engines;
@@ -26,7 +27,6 @@ use crate::engine::Role;
 use crate::fs;
 use crate::fs::PathError;
 use crate::fs::TempDir;
-use crate::gguf;
 use crate::graph::Graph;
 use crate::graph::NodeId;
 use crate::manifest;
@@ -333,7 +333,7 @@ impl Reproduction {
     ) -> Result<Reproduced, ReproduceError> {
         fs::create_dir_all(&self.places.temporary)?;
         let scratch = TempDir::new_in(&self.places.temporary)?;
-        let name = gguf::file_name(&self.step.label());
+        let name = container::file_name(&self.step.label());
         let out = match &self.places.out {
             Some(out) => {
                 for name in [name.clone(), format!("{name}{}", manifest::SUFFIX)] {

@@ -3,7 +3,7 @@
 use crate::action::InspectModel;
 use crate::action::Join;
 use crate::action::Policy;
-use crate::gguf::TensorSpec;
+use crate::container::TensorSpec;
 use crate::method::BudgetDocument;
 use crate::policy::Table;
 use crate::recipe::Quantity;

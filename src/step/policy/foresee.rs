@@ -1,9 +1,9 @@
 //! What a policy would choose, by the header of its model alone: as if the imatrix covered every tensor.
 
+use crate::container::Metadata;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::engine::Cancel;
-use crate::gguf::Metadata;
 use crate::method;
 use crate::method::BudgetDocument;
 use crate::method::HeaderDocument;

@@ -1,11 +1,11 @@
 //! What methods choose by, read from the store: the model, what an imatrix saw, and the exact length of the file.
 
+use crate::container;
+use crate::container::Metadata;
+use crate::container::TensorSpec;
 use crate::digest::BlobDigest;
 use crate::digest::Hash;
 use crate::engine::Cancel;
-use crate::gguf::Layout;
-use crate::gguf::Metadata;
-use crate::gguf::TensorSpec;
 use crate::imatrix::Entry;
 use crate::imatrix::Imatrix;
 use crate::method::HeaderDocument;
@@ -92,10 +92,10 @@ pub fn around(
     let metadata = candidate_metadata(metadata, file_type, imatrix)?;
     let layout = metadata
         .alignment()
-        .and_then(|alignment| Layout::new(&metadata, &specs, alignment))
+        .and_then(|alignment| container::OF_CANDIDATES.lay_out(&metadata, &specs, alignment))
         .map_err(|error| StepError::input(format!("the candidate cannot be laid out: {error}")))?;
     Ok(FileSize {
-        header: layout.data_offset(),
+        header: layout.header().len() as u64,
         alignment: layout.alignment(),
     })
 }
