@@ -74,11 +74,11 @@ impl Content {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Empty => "an empty file",
-            Self::Text => "a text",
+            Self::Text => "a text file",
             Self::Json => "a JSON document",
             Self::Model => "a GGUF model",
             Self::Imatrix => "an imatrix (GGUF)",
-            Self::OldImatrix => "an imatrix of the older format",
+            Self::OldImatrix => "a legacy imatrix",
             Self::Safetensors => "a safetensors model",
             Self::Damaged(_) => "a damaged GGUF file",
             Self::Unknown => "a file that forge does not recognize",
@@ -142,13 +142,10 @@ mod tests {
     #[test]
     fn content_decides_whatever_the_name() {
         assert_eq!(found(b""), "an empty file");
-        assert_eq!(found(b"schema = 1\n"), "a text");
+        assert_eq!(found(b"schema = 1\n"), "a text file");
         assert_eq!(found(b"  {\"schema\": 1}"), "a JSON document");
         assert_eq!(found(b"GGUF\x03"), "a damaged GGUF file");
-        assert_eq!(
-            found(b"\x02\0\0\0\x05\0\0\0blk.0rest"),
-            "an imatrix of the older format"
-        );
+        assert_eq!(found(b"\x02\0\0\0\x05\0\0\0blk.0rest"), "a legacy imatrix");
         assert_eq!(found(b"\x40\0\0\0\0\0\0\0{\"__metadata__\":{}}"), "a safetensors model");
         assert_eq!(found(b"\x7fELF\0\0\0"), "a file that forge does not recognize");
     }

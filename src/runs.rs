@@ -190,7 +190,7 @@ pub enum RunError {
         found: Vec<String>,
     },
     /// Nothing is on record.
-    #[error("no run is on record in this store")]
+    #[error("this store has no recorded runs")]
     None,
     /// The store.
     #[error(transparent)]

@@ -47,7 +47,7 @@ pub struct Checked {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Wrong {
     /// It is no such document.
-    #[error("no certificate of schema `{SCHEMA}`: {message}")]
+    #[error("not a certificate of schema `{SCHEMA}`: {message}")]
     Form {
         /// Why.
         message: String,

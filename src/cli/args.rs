@@ -1,4 +1,4 @@
-//! What can be typed.
+//! The arguments of the command line.
 
 mod proof;
 mod types;
@@ -14,10 +14,10 @@ use clap::builder::BoolishValueParser;
 pub(super) use proof::*;
 pub(super) use types::*;
 
-/// Build quantized language models from a recipe, and only what changed.
+/// Build quantized language models from a recipe, and rebuild only what changed.
 ///
-/// A recipe (TOML) says which model, which texts, how to choose tensor types and what to measure. `forge build` makes of it
-/// quantized candidates and a table of their size and quality. Every result is kept under the hash of what it was made of,
+/// A recipe (TOML) names the model and the texts, and says how to choose tensor types and what to measure. `forge build`
+/// writes quantized candidates and a table of their size and quality. Every result is cached under the hash of its inputs,
 /// so the next build runs only what changed.
 #[derive(Debug, Parser)]
 #[command(
@@ -26,8 +26,8 @@ pub(super) use types::*;
     max_term_width = 100,
     after_help = "\
 Start with `forge init`, then `forge build recipe.toml`.
-Exit status: 0 done, 1 the recipe or a step, 2 usage, 3 environment.
-A build that a signal stops keeps what is committed: 130 after SIGINT (Ctrl-C), 143 after SIGTERM, 129 after SIGHUP."
+Exit status: 0 success, 1 error in the recipe or a step, 2 usage error, 3 error in the environment (disk, permissions, engine).
+A build that a signal stops keeps its finished results: 130 after SIGINT (Ctrl-C), 143 after SIGTERM, 129 after SIGHUP."
 )]
 pub(super) struct Args {
     #[command(flatten)]
@@ -36,10 +36,10 @@ pub(super) struct Args {
     pub(super) command: Command,
 }
 
-/// Options of every verb.
+/// Options of every command.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Global {
-    /// Work as if started in this folder
+    /// Run as if started in this folder
     #[arg(
         short = 'C',
         long,
@@ -48,7 +48,7 @@ pub(super) struct Global {
         help_heading = "Global options"
     )]
     pub(super) directory: Option<PathBuf>,
-    /// Where results are kept
+    /// The store: the folder in which results are cached
     #[arg(
         long,
         global = true,
@@ -57,10 +57,10 @@ pub(super) struct Global {
         help_heading = "Global options"
     )]
     pub(super) cache_dir: Option<PathBuf>,
-    /// Say less: no notes, no finished steps
+    /// Print less: no notes, no finished steps
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub(super) quiet: bool,
-    /// Say more: every action, and why each step runs
+    /// Print more: every action, and why each step runs
     #[arg(
         short,
         long,
@@ -69,7 +69,7 @@ pub(super) struct Global {
         help_heading = "Global options"
     )]
     pub(super) verbose: bool,
-    /// When to use colours (NO_COLOR is heeded)
+    /// When to use colours (NO_COLOR is respected)
     #[arg(
         long,
         global = true,
@@ -88,13 +88,13 @@ pub(super) struct Global {
         help_heading = "Global options"
     )]
     pub(super) no_progress: bool,
-    /// How to speak: to people, or to programs (one JSON object a line, on stdout)
+    /// Output for people, or for programs (one JSON object per line, on stdout)
     #[arg(
         long,
         global = true,
         value_enum,
         default_value = "human",
-        value_name = "FORM",
+        value_name = "FORMAT",
         help_heading = "Global options"
     )]
     pub(super) message_format: MessageFormat,
@@ -117,72 +117,72 @@ pub(super) enum MessageFormat {
 pub(super) enum Command {
     /// Write a commented recipe to start from
     Init(Init),
-    /// Check recipes: all errors at once, each with its line and a way out
+    /// Check recipes: report all errors at once, each with its line and a fix
     Check(Check),
     /// Print a recipe with everything resolved: defaults, sweeps, what it extends
     Show(Show),
-    /// Say what a build would run, and why; reads no source, writes nothing
+    /// Show what a build would run, and why; reads no source, writes nothing
     Plan(Plan),
     /// Bring all candidates and figures up to date
     Build(Build),
-    /// Say why a step or a tensor runs, or when and why it ran last
+    /// Explain why a step or a tensor would run, or when and why it last ran
     Why(Why),
     /// Compare two recipes, manifests, candidates, imatrices or policies
     Diff(Diff),
-    /// List the runs on record, or show one
+    /// List recorded runs, or show one
     Log(Log),
-    /// Draw the steps and what each needs
+    /// Print the graph of steps and their dependencies
     Graph(Graph),
-    /// Look at choices of tensor types, and at the proofs that come with them
+    /// Show, compare, exchange and check choices of tensor types
     #[command(subcommand)]
     Policy(Policy),
-    /// Look at the store, check it, and free space
+    /// Inspect, verify and shrink the store of cached results
     Cache(crate::cli::cache::args::Cache),
-    /// Run actions of the store again, from their documents
+    /// Run single actions from their documents
     Exec(Exec),
-    /// Print the identities of the engines
+    /// Print what identifies each engine: versions, compiler, flags, devices
     Engine,
     /// Print the JSON Schema of recipes, for editors
     Schema,
-    /// Write down the digest of every source, and the engines, for `forge build --frozen`
+    /// Record the digest of every source, and the engines, in a lock file for `forge build --frozen`
     Lock(Lock),
-    /// Make a candidate again from its manifest alone, and compare
+    /// Rebuild a candidate from its manifest alone, and compare
     Reproduce(Reproduce),
-    /// Hold outputs against their manifests, and manifests against their signatures
+    /// Check outputs against their manifests, and manifests against their signatures
     Verify(Verify),
     /// Sign manifests with an Ed25519 key
     Sign(Sign),
-    /// Make or show a signing key
+    /// Create or show a signing key
     Key(Key),
-    /// Export signed manifests in the forms of other tools
+    /// Export signed manifests in the formats of other tools
     Bundle(Bundle),
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Policy {
-    /// Say whether what certificates claim is true; shares no code with the solver that wrote them
+    /// Check certificates, with code that is independent of the solver that wrote them
     ///
-    /// Everything is worked out anew from the problem that stands in the certificate: losses, bytes, the lower bound. Where a
-    /// choice is claimed to be the best, a search of another kind shows that no better one exists. Exit status 1 if
-    /// anything is not as stated; the first such thing is named.
+    /// Everything is computed again from the problem in the certificate: losses, bytes, the lower bound. Where a choice is
+    /// claimed to be optimal, a different kind of search shows that no better one exists. Exit status 1 if a claim is wrong;
+    /// the first wrong claim is named.
     Check(PolicyCheck),
-    /// Show which tensors of a model get their types together
+    /// Show which tensors of a model always get the same type
     ///
-    /// Tensors of a layer that have the same inputs are tied; that is told from an imatrix. Others are fused by rule, where an
-    /// engine wants one type. What is never quantized is in no group.
+    /// Tensors of a layer that have the same inputs are tied; an imatrix shows which. Others are fused by rule, where an
+    /// engine needs one type. Tensors that are never quantized are in no group.
     Groups(PolicyGroups),
-    /// Print the types of a candidate as rules that `llama-quantize --tensor-type-file` reads, or as a recipe of forgequant
+    /// Print the types of a candidate as rules that `llama-quantize --tensor-type-file` reads, or as a forgequant recipe
     ///
-    /// Every tensor that can be quantized is named, so that the tool's mix decides on none; tell it any mix but a plain float. Given
-    /// the same source and imatrix, it then makes the same tensors.
+    /// Every tensor that can be quantized is named, so the mix that you give to `llama-quantize` decides none: give it any mix
+    /// except F32, F16 and BF16. With the same source and imatrix, it then writes the same tensors.
     Export(PolicyExport),
-    /// Print a file of rules (`pattern=type` a line), or a recipe of forgequant, as a section of a recipe
+    /// Convert a file of rules (one `pattern=type` per line), or a forgequant recipe, to a section of a recipe
     Import(PolicyImport),
-    /// Show the types of a candidate: by class, by layer, or tensor by tensor
+    /// Show the types of a candidate by class, by layer or by tensor
     Show(PolicyShow),
-    /// Compare the types of two candidates: what changes by class, by layer and tensor by tensor, in bytes and in predicted loss
+    /// Compare the types of two candidates by class, by layer and by tensor, in bytes and in predicted loss
     Diff(PolicyDiff),
-    /// Draw loss against bytes: candidates of policies as lines, llama.cpp's mixes as marks, the front told apart
+    /// Plot loss against bytes: policies as lines, llama.cpp's mixes as marks, the Pareto front highlighted
     Chart(PolicyChart),
 }
 
@@ -193,7 +193,7 @@ pub(super) struct PolicyExport {
     pub(super) candidate: String,
     #[command(flatten)]
     pub(super) of: OfRecipe,
-    /// A line for every tensor, one for all layers that have the same type, or a recipe of forgequant (JSON)
+    /// One line per tensor, one rule for all layers that have the same type, or a forgequant recipe (JSON)
     #[arg(long, value_enum, default_value = "tensors")]
     pub(super) format: ExportFormat,
 }
@@ -210,7 +210,7 @@ pub(super) struct PolicyImport {
     /// The file
     #[arg(value_name = "FILE")]
     pub(super) rules: String,
-    /// What it is [default: a recipe of forgequant if it begins with a brace, else rules]
+    /// The file's format [default: a forgequant recipe if it begins with a brace, else rules]
     #[arg(long, value_enum)]
     pub(super) format: Option<ImportFormat>,
     /// The name of the section
@@ -226,19 +226,19 @@ pub(super) enum ImportFormat {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct PolicyGroups {
-    /// The model (GGUF; of several files the first)
+    /// The model (GGUF; of a split model the first file)
     #[arg(value_name = "MODEL")]
     pub(super) model: PathBuf,
     /// Tie tensors that have equal sums in this imatrix
     #[arg(long, value_name = "FILE")]
     pub(super) imatrix: Option<PathBuf>,
-    /// Fuse what an engine wants to have one type
+    /// Fuse tensors that an engine needs in one type
     #[arg(long, value_enum, value_delimiter = ',', value_name = "RULE")]
     pub(super) fuse: Vec<Fuse>,
-    /// Show where `ashq1` starts each tensor, and how far it may rise
+    /// Show the lowest and the highest type that `ashq1` considers for each tensor
     #[arg(long)]
     pub(super) show_floors: bool,
-    /// The model was trained to be quantized: floors are lower
+    /// The model was trained for quantization (QAT): use lower floors
     #[arg(long, requires = "show_floors")]
     pub(super) qat: bool,
 }
@@ -258,7 +258,7 @@ pub(super) struct PolicyCheck {
     /// The certificates (`forge.certificate.v1`)
     #[arg(required = true, value_name = "CERTIFICATE")]
     pub(super) certificates: Vec<String>,
-    /// How many states to search at most for each answer before its claim counts as not shown
+    /// The maximum number of states to search for each answer; a claim that needs more counts as unproven
     #[arg(long, value_name = "N", default_value_t = crate::certificate::DEFAULT_STATES)]
     pub(super) states: u64,
 }
@@ -271,7 +271,7 @@ pub(super) struct Init {
     /// The model (GGUF; F32, F16 or BF16)
     #[arg(long, value_name = "PATH")]
     pub(super) model: Option<String>,
-    /// The calibration text, or a pattern for several
+    /// The calibration text, or a pattern that matches several
     #[arg(long, value_name = "PATH")]
     pub(super) corpus: Option<String>,
     /// The recipe's name
@@ -284,7 +284,7 @@ pub(super) struct Check {
     /// The recipes
     #[arg(default_value = "recipe.toml", value_name = "RECIPE")]
     pub(super) recipes: Vec<String>,
-    /// Run actions twice and compare: those of these steps, or all; outputs are not touched
+    /// Run the actions of these steps, or of all, twice and compare the results; outputs are not touched
     #[arg(long, value_name = "STEP", num_args = 0..)]
     pub(super) twice: Option<Vec<String>>,
     /// Threads to use with `--twice` [default: all cores]
@@ -303,7 +303,7 @@ pub(super) struct Show {
     /// The recipe
     #[arg(default_value = "recipe.toml", value_name = "RECIPE")]
     pub(super) recipe: String,
-    /// As a recipe again, or as JSON with every step of every sweep
+    /// A recipe, or JSON with every step of every sweep
     #[arg(long, value_enum, default_value = "toml")]
     pub(super) format: ShowFormat,
 }
@@ -314,7 +314,7 @@ pub(super) struct Target {
     /// The recipe
     #[arg(default_value = "recipe.toml", value_name = "RECIPE")]
     pub(super) recipe: String,
-    /// Only these steps and what they need, as `promote.small` or `eval.quality`
+    /// Only these steps and what they need, such as `promote.small` or `eval.quality`
     #[arg(value_name = "STEP")]
     pub(super) steps: Vec<String>,
     /// Where outputs go [default: `out/<recipe name>/` beside the recipe]
@@ -338,11 +338,11 @@ pub(super) struct Plan {
 pub(super) struct Build {
     #[command(flatten)]
     pub(super) target: Target,
-    /// Go on with what does not need a step that failed
+    /// After a failure, continue with steps that do not depend on the failed one
     #[arg(short, long)]
     pub(super) keep_going: bool,
     /// Build nothing if a source or engine differs from the lock file, or else from the manifests in the output folder and
-    /// from the last build on record
+    /// from the last recorded build
     #[arg(long)]
     pub(super) frozen: bool,
     /// The lock file for `--frozen` [default: the recipe's name with `.lock` for `.toml`]
@@ -351,27 +351,27 @@ pub(super) struct Build {
     /// Sign the manifests with this Ed25519 key [default: `[signing] key` of forge.toml, if it names one]
     #[arg(long, value_name = "KEY")]
     pub(super) sign: Option<PathBuf>,
-    /// Write what happened when to a file that Perfetto and Chrome open (chrome://tracing)
+    /// Write a timeline of the build for Perfetto or Chrome (chrome://tracing)
     #[arg(long, value_name = "FILE")]
     pub(super) trace: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-Compares the action that would run with what the step did last, field by field, and follows every digest that differs
-down to the file, the line of the recipe or the engine that began it. Without STEP: every cause, and what follows from it.
+Compares the action that would run with the last one of the step, field by field, and follows every digest that differs
+to the file, the line of the recipe or the engine that caused it. Without STEP: every cause, and the steps that it affects.
 
   forge why
   forge why promote.small
   forge why promote.small@Q4_K_M blk.3.ffn_down
   forge why -f other.toml eval.quality
 
-Files that were edited are read, as the next build would read them, and not again by that. docs/why.md has more.")]
+Edited files are read and hashed now; the next build does not read them again. See docs/why.md.")]
 pub(super) struct Why {
-    /// The step, as `promote.small` or `eval.quality`; all variants of a sweep unless one is named
+    /// The step, such as `promote.small` or `eval.quality`; all variants of a sweep unless one is named
     #[arg(value_name = "STEP")]
     pub(super) step: Option<String>,
-    /// A tensor of a candidate, as `blk.3.ffn_down` (with or without `.weight`)
+    /// A tensor of a candidate, such as `blk.3.ffn_down` (with or without `.weight`)
     #[arg(value_name = "TENSOR")]
     pub(super) tensor: Option<String>,
     /// The recipe
@@ -380,7 +380,7 @@ pub(super) struct Why {
     /// Where outputs go [default: `out/<recipe name>/` beside the recipe]
     #[arg(long, value_name = "DIR")]
     pub(super) out: Option<PathBuf>,
-    /// Read no file: of one that was edited it is only said that it must be read
+    /// Do not read edited files; only say that they must be read
     #[arg(long)]
     pub(super) no_read: bool,
 }
@@ -394,17 +394,17 @@ pub(super) enum DiffFormat {
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-What the two are is seen from what is in them: recipes (TOML), manifests (JSON), candidates and imatrices (GGUF; imatrices
-also in the older .dat form), policies (JSON). Two of different kinds are refused.
+The kind of each file is detected from its content: recipes (TOML), manifests (JSON), candidates and imatrices (GGUF;
+imatrices also in the legacy .dat format), policies (JSON). Both files must be of the same kind.
 
   forge diff recipe.toml other.toml
   forge diff out/a/small-Q4_0.gguf out/b/small-Q4_0.gguf
   forge diff --exit-code old.gguf.manifest.json new.gguf.manifest.json
 
-As git's diff driver:
+To use it as git's diff driver:
   git config diff.forge.command 'forge diff --git'
   echo '*.toml diff=forge' >> .gitattributes
-docs/diff.md has more.")]
+See docs/diff.md.")]
 pub(super) struct Diff {
     /// The first file, and the second; with --git, the seven arguments (or nine, of a renamed file) that git gives
     #[arg(value_name = "A B", required = true, num_args = 2..=9)]
@@ -412,13 +412,13 @@ pub(super) struct Diff {
     /// Exit with 1 if they differ
     #[arg(long)]
     pub(super) exit_code: bool,
-    /// For people, for programs, or for a comment on a change
+    /// The output format; Markdown is meant for comments on a change
     #[arg(long, value_enum, default_value = "text")]
     pub(super) format: DiffFormat,
-    /// Show at most so many rows of each part in text and Markdown; 0 for all
+    /// The maximum number of rows of each part in text and Markdown; 0 for all
     #[arg(long, default_value = "30", value_name = "N")]
     pub(super) rows: usize,
-    /// Be the program that git calls: `git config diff.forge.command 'forge diff --git'`
+    /// Act as git's diff driver: `git config diff.forge.command 'forge diff --git'`
     #[arg(long, conflicts_with = "exit_code")]
     pub(super) git: bool,
 }
@@ -428,14 +428,14 @@ pub(super) struct Diff {
 pub(super) struct Log {
     #[command(subcommand)]
     pub(super) verb: Option<LogVerb>,
-    /// How many runs, the latest first; 0 for all
+    /// The number of runs, the latest first; 0 for all
     #[arg(short = 'n', long, default_value = "20", value_name = "N")]
     pub(super) number: usize,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum LogVerb {
-    /// Show a run: its steps, why each ran, what ran and what it cost, warnings, outputs
+    /// Show a run: its steps, why each ran, its actions and their cost, warnings, outputs
     Show(LogShow),
 }
 
@@ -444,7 +444,7 @@ pub(super) struct LogShow {
     /// The run: its name, the start of it, or `last`
     #[arg(default_value = "last", value_name = "RUN")]
     pub(super) run: String,
-    /// A step of it: also every action, and what the engine said
+    /// A step of the run, with every action and the engine's log
     #[arg(value_name = "STEP")]
     pub(super) step: Option<String>,
 }
@@ -461,7 +461,7 @@ pub(super) struct Graph {
     /// The recipe
     #[arg(default_value = "recipe.toml", value_name = "RECIPE")]
     pub(super) recipe: String,
-    /// For Graphviz, for Markdown, or for programs
+    /// The output format: Graphviz, Mermaid (for Markdown) or JSON
     #[arg(long, value_enum, default_value = "mermaid")]
     pub(super) format: GraphFormat,
 }
@@ -470,20 +470,20 @@ pub(super) struct Graph {
 fn section_name(text: &str) -> Result<String, String> {
     match crate::syntax::names::name_problem(text) {
         None => Ok(text.to_owned()),
-        Some(problem) => Err(format!("{problem}; names have letters, digits, `.`, `_` and `-`")),
+        Some(problem) => Err(format!("{problem}; names consist of letters, digits, `.`, `_` and `-`")),
     }
 }
 
 /// Arguments of `forge exec`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Exec {
-    /// Actions: their digests, or files with their documents
+    /// Actions: their digests, or files with action documents
     #[arg(value_name = "ACTION", required_unless_present = "worker")]
     pub actions: Vec<String>,
-    /// A file that the actions name by digest: a source, or a candidate; of a split model any part. Can be given again
+    /// A file that the actions refer to by digest: a source or a candidate, of a split model any part; may be given several times
     #[arg(long, value_name = "FILE")]
     pub source: Vec<PathBuf>,
-    /// Commit the results that the store does not have yet
+    /// Save results that are not in the store yet
     #[arg(long)]
     pub commit: bool,
     /// Write the files of candidates into this folder

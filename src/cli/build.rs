@@ -105,7 +105,7 @@ fn carry_out(
             let trace = Diagnostic::from_error(&error).code("environment::trace");
             Failure::new(
                 Exit::Environment,
-                trace.hint("another place for the trace: `--trace FILE`"),
+                trace.hint("write the trace to another file: `--trace FILE`"),
             )
         })?;
     let report = {
@@ -127,7 +127,7 @@ fn carry_out(
         let mut diagnostic = explain(&failure.node.to_string(), &failure.error);
         if let Some(script) = report.kept.get(&failure.node) {
             diagnostic = diagnostic.hint(format!(
-                "what it left is kept; repeat just this step: sh {}",
+                "its error, log and action are kept; to repeat only this step: sh {}",
                 script.display()
             ));
         }

@@ -1,4 +1,4 @@
-//! `forge bundle`: signed manifests in the forms of other tools.
+//! `forge bundle`: signed manifests in the formats of other tools.
 
 use crate::cli::Exit;
 use crate::cli::Failure;
@@ -29,7 +29,7 @@ pub(super) fn run(args: &args::Bundle, files: &Files, terminal: &Terminal) -> Re
             args::BundleFormat::Sigstore => {
                 let bundle = Bundle::of(&envelope).filter(|_| args.paths.len() == 1);
                 let Some(bundle) = bundle else {
-                    let several = Diagnostic::error("a sigstore bundle holds one manifest with one signature");
+                    let several = Diagnostic::error("a Sigstore bundle holds one manifest with one signature");
                     let hint = "`--format in-toto` holds any number";
                     return Err(Failure::new(Exit::Usage, several.code("usage").hint(hint)));
                 };

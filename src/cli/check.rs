@@ -111,7 +111,7 @@ pub fn load(
     let source = open(path).map_err(|error| {
         let missing = Diagnostic::error(format!("can't read the recipe `{path}`")).code("recipe::unreadable");
         let hint = if path.parse::<StepId>().is_ok() {
-            format!("the recipe stands before the names of steps: `recipe.toml {path}`")
+            format!("the recipe comes before the names of steps: `recipe.toml {path}`")
         } else {
             "`forge init` writes a recipe to start from".to_owned()
         };

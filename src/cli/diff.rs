@@ -32,7 +32,7 @@ pub(super) fn run(args: &args::Diff, files: &Files, terminal: &Terminal) -> Resu
     }
     let [a, b] = args.files.as_slice() else {
         let many = Diagnostic::error(format!(
-            "{} files were given, and two can be compared",
+            "{} files were given, but `forge diff` compares two",
             args.files.len()
         ));
         return Err(Failure::new(Exit::Usage, many.code("usage::diff")));
@@ -80,7 +80,7 @@ fn open(files: &Files, terminal: &Terminal, name: &str, path: &Path, folder: Opt
 pub(super) fn failure(error: &DiffError) -> Failure {
     match error {
         DiffError::Kinds { .. } => {
-            let kinds = Diagnostic::error(format!("two of different kinds cannot be compared: {error}"));
+            let kinds = Diagnostic::error(format!("files of different kinds cannot be compared: {error}"));
             Failure::new(Exit::Usage, kinds.code("usage::diff-kinds"))
         }
         DiffError::Unknown { .. } => Failure::new(
@@ -92,7 +92,7 @@ pub(super) fn failure(error: &DiffError) -> Failure {
         DiffError::Unlisted { .. } => Failure::new(
             Exit::Usage,
             Diagnostic::from_error(error).code("usage::no-types").hint(
-                "what has types: a candidate or another model (GGUF), a manifest, a policy (`policy.v1`), or the name of a candidate",
+                "give a candidate or another model (GGUF), a manifest, a policy (`policy.v1`), or the name of a candidate",
             ),
         ),
         DiffError::Path(path) if path.is_not_found() => {
@@ -115,7 +115,7 @@ fn git(args: &args::Diff, files: &Files, terminal: &Terminal) -> Result<Exit, Fa
         let few = Diagnostic::error("git gives seven arguments or nine").code("usage::diff-git");
         return Err(Failure::new(
             Exit::Usage,
-            few.hint("this form is for git: `git config diff.forge.command 'forge diff --git'`"),
+            few.hint("`--git` is for use by git: `git config diff.forge.command 'forge diff --git'`"),
         ));
     };
     let new_name = rest.first().unwrap_or(name);
@@ -173,13 +173,13 @@ pub(super) fn show(found: &Diff, format: DiffFormat, rows: usize, terminal: &Ter
     }
 }
 
-/// `tensors: 2 added, 3 changed, 40 alike`.
+/// `tensors: 2 added, 3 changed, 40 unchanged`.
 fn counts(part: &Part) -> String {
     let counts = [
         (part.added, "added"),
         (part.removed, "removed"),
         (part.changed, "changed"),
-        (part.same, "alike"),
+        (part.same, "unchanged"),
     ];
     let said: Vec<String> = counts
         .into_iter()
@@ -217,8 +217,8 @@ fn text(found: &Diff, most: usize) -> Block {
             let change = match (&row.before, &row.after) {
                 (Some(before), Some(after)) if before == after => format!(": {after}"),
                 (Some(before), Some(after)) => format!(": {before} -> {after}"),
-                // That a thing is there is said by its mark.
-                (Some(one), None) | (None, Some(one)) if one == "there" => String::new(),
+                // The mark says that it is present.
+                (Some(one), None) | (None, Some(one)) if one == "present" => String::new(),
                 (Some(one), None) | (None, Some(one)) => format!(": {one}"),
                 (None, None) => String::new(),
             };

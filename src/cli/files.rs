@@ -152,7 +152,7 @@ impl Files {
         check_utf8(
             &dir,
             "the store",
-            "give another place: `--cache-dir DIR` or `FORGE_CACHE_DIR`",
+            "choose another folder: `--cache-dir DIR` or `FORGE_CACHE_DIR`",
         )?;
         Ok(dir)
     }
@@ -207,7 +207,7 @@ impl Files {
         let cache_dir = self.cache_dir(&machine)?;
         let out = self.out(&target.recipe, &recipe.name, target.out.as_deref());
         check_utf8(&folder, "the recipe's folder", "rename the folder")?;
-        check_utf8(&out, "the output folder", "give another place: `--out DIR`")?;
+        check_utf8(&out, "the output folder", "choose another folder: `--out DIR`")?;
         let runtime = runtime(target.jobs, &machine)?;
         let command = command_words();
         let repeat = repeat(&self.directory.join(&target.recipe), &out, &cache_dir, runtime.threads);
@@ -295,10 +295,10 @@ impl Files {
         };
         let path = folder.join(init::FILE);
         if fs::exists(&path).unwrap_or(true) {
-            let exists = Diagnostic::error(format!("`{}` is there already", path.display())).code("init::exists");
+            let exists = Diagnostic::error(format!("`{}` already exists", path.display())).code("init::exists");
             return Err(Failure::new(
                 Exit::Recipe,
-                exists.hint("give another folder: `forge init DIR`"),
+                exists.hint("choose another folder: `forge init DIR`"),
             ));
         }
         let schema = folder.join(init::SCHEMA_FILE);
@@ -375,7 +375,7 @@ fn check_utf8(path: &Path, what: &str, hint: &str) -> Result<(), Failure> {
     }
     let path = text_of_bytes(absolute.as_os_str());
     let error = Diagnostic::error(format!("the path of {what} is not UTF-8: `{path}`")).code("usage::not-utf8");
-    let error = error.caused_by("manifests and run records hold text only, so they could not name it");
+    let error = error.caused_by("manifests and run records are UTF-8 text, so they could not contain it");
     Err(Failure::new(Exit::Usage, error.hint(hint)))
 }
 
@@ -453,7 +453,8 @@ fn program() -> Option<PathBuf> {
 
 fn default_cache_dir() -> Result<PathBuf, Failure> {
     let base = etcetera::choose_base_strategy().map_err(|_| {
-        let unknown = Diagnostic::error("no home folder is known, so the store has no place").code("environment::home");
+        let unknown = Diagnostic::error("the home folder is unknown, so the store has no default folder")
+            .code("environment::home");
         Failure::new(
             Exit::Environment,
             unknown.hint("set `FORGE_CACHE_DIR` or give `--cache-dir DIR`"),
@@ -505,7 +506,7 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
             let store = Diagnostic::from_error(error).code("environment::store");
             Failure::new(
                 Exit::Environment,
-                store.hint("another place for the store: `--cache-dir DIR` or `FORGE_CACHE_DIR`"),
+                store.hint("choose another folder for the store: `--cache-dir DIR` or `FORGE_CACHE_DIR`"),
             )
         }
         SessionError::NoSpace(no_space) => {
@@ -523,12 +524,15 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
             }
             Failure::new(
                 Exit::Environment,
-                diagnostic.hint("free space on the disk: `forge cache gc` shows what the store can spare; or another place: `--out DIR`, `--cache-dir DIR`"),
+                diagnostic.hint("free disk space (`forge cache gc` shows what can be removed from the store), or choose another folder: `--out DIR`, `--cache-dir DIR`"),
             )
         }
         SessionError::Output(_) => {
             let out = Diagnostic::from_error(error).code("environment::output");
-            Failure::new(Exit::Environment, out.hint("another place for outputs: `--out DIR`"))
+            Failure::new(
+                Exit::Environment,
+                out.hint("choose another folder for outputs: `--out DIR`"),
+            )
         }
         SessionError::Engine(_) => Failure::new(
             Exit::Environment,

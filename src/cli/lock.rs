@@ -84,7 +84,7 @@ fn say(terminal: &Terminal, reason: &str, file: &str, sources: usize) {
         let sources = prose::count(sources as u64, "file");
         terminal.line(&match reason {
             "locked" => format!("wrote {file}: {sources} and the engines"),
-            _ => format!("ok: {sources} and the engines are as in {file}"),
+            _ => format!("ok: {sources} and the engines match {file}"),
         });
     }
 }
@@ -138,7 +138,7 @@ fn differs(differences: impl IntoIterator<Item = (String, LockDifference)>, code
         })
         .collect();
     if let Some(last) = diagnostics.pop() {
-        diagnostics.push(last.hint("nothing was built; `forge lock` takes note of what is there now"));
+        diagnostics.push(last.hint("nothing was built; `forge lock` records the current state"));
     }
     Failure {
         diagnostics,
@@ -165,7 +165,7 @@ fn failure(error: &LockError, name: &str) -> Failure {
                 Exit::Recipe,
                 nothing
                     .code("frozen::no-lock")
-                    .hint("`forge lock` writes it: check what it says, and keep it with the recipe"),
+                    .hint("`forge lock` writes it: check its content, and keep it with the recipe"),
             )
         }
         LockError::Path(_) => Failure::new(Exit::Environment, Diagnostic::from_error(error)),

@@ -1,4 +1,4 @@
-//! `forge log`: the runs on record, and what each did.
+//! `forge log`: the recorded runs, and what each did.
 
 use serde_json::Value;
 use serde_json::json;
@@ -46,7 +46,7 @@ fn failure(error: RunError) -> Failure {
             let diagnostic = Diagnostic::error(message).code("usage::no-such-run");
             Failure::new(
                 Exit::Usage,
-                diagnostic.hint(format!("they are {}", prose::names(&names, 5))),
+                diagnostic.hint(format!("the matching runs are {}", prose::names(&names, 5))),
             )
         }
         RunError::Unknown { .. } => {
@@ -57,7 +57,7 @@ fn failure(error: RunError) -> Failure {
             let diagnostic = Diagnostic::error(message).code("usage::no-such-run");
             Failure::new(
                 Exit::Usage,
-                diagnostic.hint("a build that runs something leaves a record; `--cache-dir DIR` names another store"),
+                diagnostic.hint("only builds that run something are recorded; `--cache-dir DIR` selects another store"),
             )
         }
     }
@@ -89,9 +89,12 @@ fn list(store: &Store, number: usize, terminal: &Terminal) -> Result<Exit, Failu
     if !terminal.is_json() {
         terminal.data(&table::rows(&rows, 2));
         if shown == 0 {
-            terminal.line("no run is on record in this store");
+            terminal.line("this store has no recorded runs");
         } else if shown < ids.len() {
-            terminal.line(&format!("{} earlier ones: `forge log -n 0`", ids.len() - shown));
+            terminal.line(&format!(
+                "{} earlier runs are not shown: `forge log -n 0`",
+                ids.len() - shown
+            ));
         }
     }
     Ok(Exit::Done)
@@ -110,7 +113,7 @@ fn exit(state: State) -> Option<u8> {
 
 fn state(state: State) -> String {
     match (state, exit(state)) {
-        (State::Running, _) => "goes on".to_owned(),
+        (State::Running, _) => "running".to_owned(),
         (State::Stopped, _) => "stopped".to_owned(),
         (_, Some(0)) => "done".to_owned(),
         (_, Some(exit)) => format!("failed, exit {exit}"),
@@ -192,18 +195,14 @@ fn text(run: &Run) -> Block {
         ("took", Some(prose::duration_ms(run.elapsed_ms))),
         ("command", Some(run.command.join(" "))),
     ] {
-        let _ = writeln!(
-            text,
-            "  {name:8} {}",
-            value.unwrap_or_else(|| "not on record".to_owned())
-        );
+        let _ = writeln!(text, "  {name:8} {}", value.unwrap_or_else(|| "unknown".to_owned()));
     }
     let width = run.steps.iter().map(|step| step.step.len()).max().unwrap_or(0);
     for step in &run.steps {
-        let outcome = step.outcome.as_deref().unwrap_or("cut off");
+        let outcome = step.outcome.as_deref().unwrap_or("unfinished");
         let _ = writeln!(
             text,
-            "{outcome:8} {:width$}  {:>9}  {}",
+            "{outcome:10} {:width$}  {:>9}  {}",
             step.step,
             prose::duration_ms(step.elapsed_ms),
             step.summary
@@ -248,7 +247,7 @@ fn rest(step: &StepRun, text: &mut Block) {
     let lines = step.warnings.iter().map(|line| ("warning", line));
     let lines = lines.chain(step.notes.iter().map(|line| ("note", line)));
     let lines = lines.chain(step.outputs.iter().map(|line| ("wrote", line)));
-    for (what, line) in lines.chain(step.kept.iter().map(|line| ("again: sh", line))) {
+    for (what, line) in lines.chain(step.kept.iter().map(|line| ("repeat: sh", line))) {
         let _ = writeln!(text, "           {what} {line}");
     }
 }
@@ -257,7 +256,7 @@ fn step_text(step: &StepRun, log: Option<Result<String, String>>) -> Block {
     let mut text = Block::of(format_args!(
         "{}: {} after {}\n",
         step.step,
-        step.outcome.as_deref().unwrap_or("cut off"),
+        step.outcome.as_deref().unwrap_or("unfinished"),
         prose::duration_ms(step.elapsed_ms)
     ));
     if let Some(why) = &step.why {
@@ -289,16 +288,16 @@ fn step_text(step: &StepRun, log: Option<Result<String, String>>) -> Block {
     rest(step, &mut text);
     match log {
         Some(Ok(log)) => {
-            let _ = writeln!(text, "  the engine said:");
+            let _ = writeln!(text, "  the engine's log:");
             for line in log.lines() {
                 let _ = writeln!(text, "    {line}");
             }
         }
         Some(Err(error)) => {
-            let _ = writeln!(text, "  what the engine said is no longer there: {error}");
+            let _ = writeln!(text, "  the engine's log is no longer in the store: {error}");
         }
         None => {
-            let _ = writeln!(text, "  the engine said nothing");
+            let _ = writeln!(text, "  the engine logged nothing");
         }
     }
     text

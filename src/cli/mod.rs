@@ -107,7 +107,8 @@ pub fn main() -> ExitCode {
     match terminal.unwritten() {
         // Whoever takes what was printed for the whole would be wrong.
         Some(error) => {
-            let cut = Diagnostic::error("what was printed is not complete").code("environment::stdout");
+            let cut =
+                Diagnostic::error("the output is incomplete: stdout could not be written").code("environment::stdout");
             terminal.styled_line(&cut.caused_by(error.to_string()).render(diagnostic::Style::PLAIN));
             Exit::Environment.into()
         }

@@ -47,7 +47,7 @@ fn check(args: &args::PolicyCheck, files: &Files, terminal: &Terminal) -> Result
         match certificate::check(&text, args.states) {
             Ok(answers) if answers.is_empty() => {
                 let refused = Diagnostic::error(format!("`{path}` is refused")).code("policy::certificate");
-                diagnostics.push(refused.caused_by("it claims nothing"));
+                diagnostics.push(refused.caused_by("it makes no claim"));
             }
             Ok(answers) => {
                 for (at, answer) in answers.iter().enumerate() {
@@ -64,9 +64,9 @@ fn check(args: &args::PolicyCheck, files: &Files, terminal: &Terminal) -> Result
                     .caused_by(wrong.to_string());
                 diagnostics.push(match wrong {
                     certificate::Wrong::NotShown { .. } => {
-                        refused.hint("it may be true all the same: give the search more room, `--states N`")
+                        refused.hint("the claim may still be true: allow a longer search with `--states N`")
                     }
-                    _ => refused.hint("nothing in it can be relied on: make it anew"),
+                    _ => refused.hint("do not rely on it: create it again"),
                 });
             }
         }
@@ -104,7 +104,7 @@ fn sentence(path: &str, number: usize, answer: &Checked) -> String {
             )
         }
         Verdict::BelowMinimum => {
-            format!("{path}: answer {number} is the smallest there is: {uses}; {limits} can't be held\n")
+            format!("{path}: answer {number} is the smallest possible: {uses}; the limit of {limits} cannot be met\n")
         }
     }
 }

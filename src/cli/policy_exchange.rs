@@ -1,4 +1,4 @@
-//! `forge policy export` and `import`: types in forms that other programs read, and back. What is read is always a `manual` policy.
+//! `forge policy export` and `import`: types in formats that other programs read, and back. What is read is always a `manual` policy.
 
 use crate::cli::Exit;
 use crate::cli::Failure;
@@ -46,7 +46,7 @@ pub(super) fn export(args: &args::PolicyExport, files: &Files, terminal: &Termin
             let name = path.file_stem().unwrap_or_default().to_string_lossy();
             policy::forgequant_of(&facts, &name).map_err(|error| {
                 let diagnostic = Diagnostic::error(error.to_string()).code("policy::forgequant");
-                let hint = "choose among its types (`types = [...]` of a policy), or export with `--format tensors`";
+                let hint = "choose types that it has (`types = [...]` of a policy), or export with `--format tensors`";
                 Failure::new(Exit::Recipe, diagnostic.hint(hint))
             })?
         }
@@ -73,11 +73,11 @@ pub(super) fn import(args: &args::PolicyImport, files: &Files, terminal: &Termin
         ImportFormat::Forgequant => policy::rules_of_forgequant(&text).map_err(|errors| all(sentences(&errors)))?,
     };
     if rules.is_empty() {
-        return Err(failed(vec![of("it holds no rules".to_owned())]));
+        return Err(failed(vec![of("it contains no rules".to_owned())]));
     }
     let mut section = format!(
         "[policy.{}]\nmethod = \"manual\"\n\
-         # imatrix = \"NAME\"   # what the types were made with: without it their bytes are others, and types below Q2_K have none\n\
+         # imatrix = \"NAME\"   # the imatrix that the types were made with; without it the bytes differ, and types below Q2_K cannot be made\n\
          rules = [\n",
         toml_key(&args.name)
     );
@@ -86,7 +86,7 @@ pub(super) fn import(args: &args::PolicyImport, files: &Files, terminal: &Termin
     }
     section += "]\n";
     if format == ImportFormat::Forgequant {
-        section += "# What a recipe of forgequant does not name stays as it is.\notherwise = \"keep\"\n";
+        section += "# Tensors that a forgequant recipe does not name keep their type.\notherwise = \"keep\"\n";
     }
     terminal.document(&section);
     Ok(Exit::Done)
@@ -100,7 +100,7 @@ fn line_of(rule: &Rule) -> Result<String, String> {
     let ty = match rule.to {
         policy::Target::Keep => "keep",
         policy::Target::Type(ty) => TypeName::from_name(ty.name())
-            .ok_or_else(|| format!("recipes have no type {ty}"))?
+            .ok_or_else(|| format!("recipes cannot use the type {ty}"))?
             .as_str(),
     };
     let pattern = toml::Value::from(rule.pattern.as_str());

@@ -1,4 +1,4 @@
-//! `forge policy groups`: which tensors of a model get their types together.
+//! `forge policy groups`: which tensors of a model always get the same type.
 
 use std::collections::HashSet;
 

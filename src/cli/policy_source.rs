@@ -85,8 +85,8 @@ fn file_of(candidate: &StepId, recipe: &Recipe, of: &OfRecipe, files: &Files) ->
 }
 
 fn not_built(step: &StepId, of: &OfRecipe) -> Failure {
-    let missing =
-        Diagnostic::error(format!("`{step}` is not built as `{}` has it", of.recipe)).code("policy::not-built");
+    let missing = Diagnostic::error(format!("`{step}` has not been built as `{}` defines it", of.recipe))
+        .code("policy::not-built");
     Failure::new(
         Exit::Recipe,
         missing.hint(format!("build it: `forge build {} {step}`", of.recipe)),
@@ -168,7 +168,7 @@ fn step_of<'r>(word: &str, recipe: &'r Recipe, path: &str) -> Result<&'r Step, F
         several => {
             let names: Vec<String> = several.iter().map(|step| step.id.label()).collect();
             let many = Diagnostic::error(format!(
-                "`{word}` are {}",
+                "`{word}` matches {}",
                 prose::count(several.len() as u64, "candidate")
             ));
             Err(usage(many.hint(format!("name one of {}", prose::names(&names, 12)))))

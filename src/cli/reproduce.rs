@@ -50,7 +50,7 @@ pub(super) fn run(args: &args::Reproduce, files: &Files, terminal: &Terminal) ->
         out: args.out.as_ref().map(|out| files.path(out)),
     };
     if let Some(folder) = places.search.iter().find(|folder| crate::fs::list(folder).is_err()) {
-        let nothing = Diagnostic::error(format!("`{}` is no folder that can be searched", folder.display()));
+        let nothing = Diagnostic::error(format!("`{}` is not a folder that can be searched", folder.display()));
         return Err(Failure::new(Exit::Usage, nothing.code("usage")));
     }
     let machine = Machine::read(files.directory())?;
@@ -160,7 +160,7 @@ fn missing_text(missing: &Missing) -> String {
         Missing::Source { wanted, other } => {
             let other = other
                 .as_ref()
-                .map(|path| format!("; `{}` holds something else", path.display()))
+                .map(|path| format!("; `{}` has different content", path.display()))
                 .unwrap_or_default();
             escape(&format!(
                 "missing  {}  {}  (blake3 {}, {}{other})",
@@ -194,7 +194,7 @@ fn missing_text(missing: &Missing) -> String {
             text
         }
         Missing::Space { folder, needed, found } => format!(
-            "missing  space in `{}`: {} are needed at least, and {} are free\n",
+            "missing  disk space in `{}`: at least {} are needed, and {} are free\n",
             folder.display(),
             prose::bytes(*needed),
             prose::bytes(*found)
@@ -206,18 +206,19 @@ fn missing(missing: &[Missing], args: &args::Reproduce) -> Failure {
     let is = |wanted: fn(&Missing) -> bool| missing.iter().any(wanted);
     let count = prose::count(missing.len() as u64, "thing");
     let mut diagnostic = Diagnostic::error(format!(
-        "{count} that the candidate was made with {} missing",
+        "{count} needed to reproduce the candidate {} missing",
         if missing.len() == 1 { "is" } else { "are" }
     ))
     .code("reproduce::missing");
     if is(|it| matches!(it, Missing::Source { .. })) {
-        diagnostic = diagnostic.hint("`--search DIR` looks for sources below a folder, whatever their names are there");
+        diagnostic = diagnostic.hint("`--search DIR` searches a folder for sources, under any name");
     }
     if is(|it| matches!(it, Missing::Engine { .. })) && !args.any_engine {
-        diagnostic = diagnostic.hint("`--any-engine` goes on with this program's engine: bytes may differ");
+        diagnostic = diagnostic.hint("`--any-engine` continues with this program's engine: bytes may differ");
     }
     if is(|it| matches!(it, Missing::Space { .. })) {
-        diagnostic = diagnostic.hint("`--store DIR` and `--out DIR` give other places; `TMPDIR` another for both");
+        diagnostic =
+            diagnostic.hint("choose other folders with `--store DIR` and `--out DIR`, or set `TMPDIR` for both");
     }
     Failure::new(Exit::Environment, diagnostic)
 }
@@ -233,7 +234,7 @@ fn tell(comparison: &Comparison, reproduced: &Reproduced, other_engine: bool, te
             let _ = writeln!(text, "identical: blake3 {}", comparison.after);
         }
         Verdict::SameTensors => {
-            let _ = writeln!(text, "same tensors, other metadata");
+            let _ = writeln!(text, "same tensors, different metadata");
         }
         Verdict::Different(tensors) => {
             let verb = if tensors.len() == 1 { "differs" } else { "differ" };
@@ -252,12 +253,12 @@ fn tell(comparison: &Comparison, reproduced: &Reproduced, other_engine: bool, te
     }
     if comparison.verdict != Verdict::Identical {
         let _ = writeln!(text, "  the manifest says  blake3 {}", comparison.before);
-        let _ = writeln!(text, "  what was made has  blake3 {}", comparison.after);
+        let _ = writeln!(text, "  the new file has   blake3 {}", comparison.after);
         if let Some(parting) = &comparison.parting {
             text.push_str(&parting_text(parting));
         }
         if other_engine {
-            let _ = writeln!(text, "  another engine than the manifest's was used");
+            let _ = writeln!(text, "  an engine other than the manifest's was used");
         }
     }
     terminal.data(&text);
@@ -273,7 +274,7 @@ fn summary(report: &Report, resumed: bool) -> String {
     if resumed && report.cached > 0 {
         let _ = write!(
             text,
-            "; {} had results in the store already, so this is no whole reproduction",
+            "; {} had results in the store already, so this is not a full reproduction",
             report.cached
         );
     }
@@ -281,7 +282,11 @@ fn summary(report: &Report, resumed: bool) -> String {
 }
 
 fn parting_text(parting: &Parting) -> String {
-    let mut text = format!("  the histories part at {} ({})", escape(&parting.place), parting.kind);
+    let mut text = format!(
+        "  the histories diverge at {} ({})",
+        escape(&parting.place),
+        parting.kind
+    );
     if !parting.inputs.is_empty() {
         text.push_str(": its inputs differ\n");
         for input in &parting.inputs {
@@ -290,11 +295,15 @@ fn parting_text(parting: &Parting) -> String {
             let _ = writeln!(text, "    {}: {} -> {}", input.field, escape(was), escape(is));
         }
     } else if parting.other_engine {
-        let _ = writeln!(text, ": another engine made other {}", parting.outputs.join(", "));
+        let _ = writeln!(
+            text,
+            ": a different engine made different {}",
+            parting.outputs.join(", ")
+        );
     } else {
         let _ = writeln!(
             text,
-            ": the same action made other {}, so it is not deterministic",
+            ": the same action made different {}, so it is not deterministic",
             parting.outputs.join(", ")
         );
     }
@@ -363,12 +372,12 @@ fn failure(error: &ReproduceError) -> Failure {
             let there = Diagnostic::error(error.to_string()).code("usage::output-there");
             Failure::new(
                 Exit::Usage,
-                there.hint("give a folder that has no such file: `--out DIR`"),
+                there.hint("choose a folder without this file: `--out DIR`"),
             )
         }
         ReproduceError::StoreNotEmpty { .. } => {
             let there = Diagnostic::error(error.to_string()).code("usage::store-not-empty");
-            let hint = "give an empty folder, or `--resume` to use what an earlier attempt made";
+            let hint = "choose an empty folder, or give `--resume` to use the results of an earlier attempt";
             Failure::new(Exit::Usage, there.hint(hint))
         }
     }

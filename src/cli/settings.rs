@@ -55,7 +55,7 @@ impl Machine {
             return Err(Failure::new(
                 Exit::Environment,
                 misplaced.code("settings::untrusted").hint(format!(
-                    "only your own file can list trusted folders: `{}`",
+                    "only your own settings file can list trusted folders: `{}`",
                     own_file(own_place.as_deref())
                 )),
             ));
@@ -121,7 +121,7 @@ impl Machine {
     pub(super) fn cache_dir(&self) -> Result<Option<PathBuf>, Failure> {
         self.path(
             "cache_dir",
-            "give `--cache-dir DIR`, which goes before both files",
+            "give `--cache-dir DIR`, which overrides both files",
             |settings| settings.cache_dir.as_deref(),
         )
     }
@@ -134,7 +134,7 @@ impl Machine {
     pub(super) fn signing_key(&self) -> Result<Option<PathBuf>, Failure> {
         self.path(
             "signing.key",
-            "name the key on the command line, which goes before both files",
+            "name the key on the command line, which overrides both files",
             |settings| settings.signing_key.as_deref(),
         )
     }
@@ -171,11 +171,11 @@ impl Machine {
         let file = self.folder_place.join(FILE);
         let folder = real(&self.folder_place).unwrap_or_else(|| self.folder_place.clone());
         let error = Diagnostic::error(format!(
-            "`{}` sets `{key}`, and its folder is not trusted",
+            "`{}` sets `{key}`, but its folder is not trusted",
             file.display()
         ))
         .code("settings::untrusted")
-        .caused_by("a file beside a recipe may not choose where forge writes, what it deletes or what it signs with")
+        .caused_by("a file next to a recipe may not choose where forge writes, what it deletes or what it signs with")
         .hint(format!(
             "to trust this folder and those below it, write `trusted = [{}]` into `{}`",
             toml::Value::String(folder.display().to_string()),

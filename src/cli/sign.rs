@@ -28,7 +28,7 @@ use crate::verify::Target;
 pub(super) fn target(path: &Path) -> Result<Target, Failure> {
     if matches!(Content::of(path), Ok(Content::Json)) {
         Target::of_manifest(path).ok_or_else(|| {
-            let name = Diagnostic::error(format!("`{}` is not named as a manifest", path.display()));
+            let name = Diagnostic::error(format!("`{}` is not named like a manifest", path.display()));
             Failure::new(
                 Exit::Usage,
                 name.code("usage")
@@ -43,7 +43,7 @@ pub(super) fn target(path: &Path) -> Result<Target, Failure> {
 pub(super) fn run(args: &args::Sign, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let path = files.signing_key(args.key.as_deref(), files.directory())?;
     let Some(path) = path else {
-        let missing = Diagnostic::error("no key is given").code("usage::no-key");
+        let missing = Diagnostic::error("no key was given").code("usage::no-key");
         return Err(Failure::new(
             Exit::Usage,
             missing.hint("`--key KEY`, or `[signing] key` of forge.toml; `forge key new FILE` makes one"),
@@ -76,8 +76,8 @@ fn sign(target: &Target, key: &SecretKey, terminal: &Terminal) -> Result<(), Fai
         terminal.data(&format!("{line}\n"));
     } else if !terminal.quiet {
         let what = match signing {
-            Signing::There => "was signed already",
-            Signing::Replaced => "signed anew",
+            Signing::There => "was already signed",
+            Signing::Replaced => "signed again",
             _ => "signed",
         };
         terminal.line(&format!("{what} by {}: {}", id.short(), path.display()));
@@ -153,11 +153,11 @@ pub(super) fn key_failure(error: &KeyError) -> Failure {
     let exists = matches!(error, KeyError::Path(error) if error.kind() == std::io::ErrorKind::AlreadyExists);
     let diagnostic = Diagnostic::from_error(error).code("sign::key");
     let diagnostic = match error {
-        KeyError::Path(_) if exists => diagnostic.hint("keys are never overwritten: give another name"),
+        KeyError::Path(_) if exists => diagnostic.hint("keys are never overwritten: choose another name"),
         KeyError::Form { .. } => diagnostic.hint("`forge key new FILE` makes a key; `ssh-keygen -t ed25519` does, too"),
-        KeyError::Exposed { path, .. } => diagnostic.hint(format!("take the access from others: chmod 600 {}", path.display())),
+        KeyError::Exposed { path, .. } => diagnostic.hint(format!("remove the access of others: chmod 600 {}", path.display())),
         KeyError::Encrypted { .. } => diagnostic.hint(
-            "make a copy without one where only you can read it: `openssl pkey -in KEY -out COPY`, or `ssh-keygen -p -f COPY`",
+            "make a copy without a passphrase that only you can read: `openssl pkey -in KEY -out COPY`, or `ssh-keygen -p -f COPY`",
         ),
         _ => diagnostic,
     };
@@ -180,7 +180,10 @@ pub(super) fn failure(error: &SignError) -> Failure {
         ),
         SignError::Envelope { .. } => {
             let other = Diagnostic::error(error.to_string()).code("sign::envelope");
-            Failure::new(Exit::Recipe, other.hint("move it away: signatures would go there"))
+            Failure::new(
+                Exit::Recipe,
+                other.hint("move it: forge writes signatures to this file"),
+            )
         }
     }
 }

@@ -68,7 +68,7 @@ pub(super) fn stop_on_signals(cancel: &Cancel, terminal: &Terminal) {
             if !is_json {
                 let _ = writeln!(
                     std::io::stderr(),
-                    "\nforge: stopping; what is committed stays (Ctrl-C again to stop at once)"
+                    "\nforge: stopping; finished results are kept (Ctrl-C again to stop at once)"
                 );
             }
         }

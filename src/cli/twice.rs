@@ -24,8 +24,8 @@ pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Res
     };
     let steps = args.twice.clone().unwrap_or_default();
     if let Some(path) = steps.iter().find(|step| files.is_recipe(step)) {
-        let place = Diagnostic::error(format!("`{path}` is no step")).code("usage");
-        let hint = format!("the recipe stands before the option: `forge check {path} --twice`");
+        let place = Diagnostic::error(format!("`{path}` is not a step")).code("usage");
+        let hint = format!("the recipe comes before the option: `forge check {path} --twice`");
         return Err(Failure::new(Exit::Usage, place.hint(hint)));
     }
     let target = args::Target {
@@ -64,8 +64,8 @@ pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Res
         terminal.data(text(&compared.differences).as_str());
         let same = compared.again.saturating_sub(differ);
         let verdict = match differ {
-            0 => "all gave the same".to_owned(),
-            _ => format!("{same} gave the same, {differ} did not"),
+            0 => "all results are equal".to_owned(),
+            _ => format!("{same} gave equal results, {differ} did not"),
         };
         terminal.line(&format!(
             "forge: ran {} twice: {verdict}",

@@ -52,7 +52,7 @@ pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Re
         let found = targets_of(path, args, files, terminal)?;
         if found.is_empty() {
             let nothing =
-                Diagnostic::error(format!("`{path}` has no candidate and no manifest")).code("verify::nothing");
+                Diagnostic::error(format!("`{path}` contains no candidate and no manifest")).code("verify::nothing");
             return Err(Failure::new(Exit::Recipe, nothing));
         }
         targets.extend(found);
@@ -183,13 +183,13 @@ fn text(verified: &Verified) -> String {
                     .map(|name| name.chars().take(16).collect())
                     .collect();
                 let names = escape(&prose::names(&names, 3));
-                format!("says that {names} signed it; `--key PUB` checks that")
+                format!("claims to be signed by {names}; check it with `--key PUB`")
             }
             (keys, _) => format!("signed by {}", prose::count(keys as u64, "given key")),
         };
         let renamed = verified.renamed_from.as_ref();
         let renamed = renamed
-            .map(|name| format!(", was `{}`", escape(name)))
+            .map(|name| format!(", renamed from `{}`", escape(name)))
             .unwrap_or_default();
         let bytes = prose::bytes(verified.bytes);
         let _ = writeln!(text, "good  {output}  {tensors}, {bytes}, {signed}{renamed}");

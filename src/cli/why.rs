@@ -117,7 +117,7 @@ fn text(answer: &Answer, verbose: bool) -> Block {
         Verdict::MayRun => "may run",
         Verdict::Cached => "is cached",
         Verdict::Copied => "is copied",
-        Verdict::Error => "cannot be told",
+        Verdict::Error => "cannot be determined",
     };
     let _ = writeln!(text, "{name} {verdict}: {}", answer.why);
     if !answer.roots.is_empty() {
@@ -128,7 +128,7 @@ fn text(answer: &Answer, verbose: bool) -> Block {
         follows(&answer.follows, &mut text);
     }
     if !answer.tree.causes.is_empty() {
-        let _ = writeln!(text, "\nhow it comes to {}", answer.step);
+        let _ = writeln!(text, "\nhow this leads to {}", answer.step);
         let mut seen = BTreeSet::new();
         for cause in &answer.tree.causes {
             tree(cause, 1, &mut seen, &mut text);
@@ -161,7 +161,8 @@ fn text(answer: &Answer, verbose: bool) -> Block {
     }
     match (&answer.last_ran, answer.verdict) {
         (Some(ran), _) => {
-            let when = ran.started.as_deref().unwrap_or("at a time that is not on record");
+            let when = ran.started.as_deref();
+            let when = when.map_or_else(|| "at an unknown time".to_owned(), |time| format!("on {time}"));
             let of = match &ran.recipe {
                 Some(recipe) if *recipe != answer.recipe || ran.step != answer.step => {
                     format!(" for `{}` of recipe `{recipe}`", ran.step)
@@ -170,7 +171,7 @@ fn text(answer: &Answer, verbose: bool) -> Block {
             };
             let _ = writeln!(
                 text,
-                "\nit ran last on {when}{of} (took {}, run {})",
+                "\nit last ran {when}{of} (took {}, run {})",
                 prose::duration_ms(ran.cost_ms),
                 ran.run
             );
@@ -192,7 +193,7 @@ fn text(answer: &Answer, verbose: bool) -> Block {
             }
         }
         (None, Verdict::Cached) => {
-            let _ = writeln!(text, "\nno run on record has run it");
+            let _ = writeln!(text, "\nno recorded run has run it");
         }
         _ => {}
     }
@@ -272,7 +273,7 @@ fn overview_text(overview: &Overview) -> Block {
         let _ = write!(text, "  ");
         follows(steps, &mut text);
         if steps.is_empty() {
-            let _ = writeln!(text, "nothing follows");
+            let _ = writeln!(text, "no step follows");
         }
     }
     let count = |verdict| overview.count(verdict);
@@ -284,7 +285,7 @@ fn overview_text(overview: &Overview) -> Block {
         return text;
     }
     let failed = if errors > 0 {
-        format!(", {errors} cannot be told")
+        format!(", {errors} cannot be determined")
     } else {
         String::new()
     };

@@ -58,7 +58,7 @@ pub(super) fn compare(
                 before: shown(a),
                 after: shown(b),
                 effect: None,
-                note: Some("other elements".to_owned()),
+                note: Some("different elements".to_owned()),
                 paired: None,
             })
         })
@@ -150,7 +150,10 @@ pub(super) fn tensors(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>
         if looks_alike {
             // By less than any other type would, but the larger the more.
             let row = Row::of(Some(with_digest(of_a)), Some(with_digest(of_b)))?;
-            return Some(row.effect(of_b.bytes as f64 / (1_u64 << 53) as f64).note("other bytes"));
+            return Some(
+                row.effect(of_b.bytes as f64 / (1_u64 << 53) as f64)
+                    .note("different bytes"),
+            );
         }
         let row = Row::of(Some(shown(of_a)), Some(shown(of_b)))?.effect(by as f64);
         Some(if by == 0 { row } else { row.note(delta(by)) })

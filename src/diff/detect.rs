@@ -121,7 +121,7 @@ fn json(path: &Path) -> Result<(Kind, Value), DiffError> {
         problem,
     };
     let bytes = fs::read_small(path, JSON_CAP)?;
-    let value: Value = serde_json::from_slice(&bytes).map_err(|error| unknown(format!("it is no JSON: {error}")))?;
+    let value: Value = serde_json::from_slice(&bytes).map_err(|error| unknown(format!("it is not JSON: {error}")))?;
     let schema = value.get("schema").and_then(Value::as_str).unwrap_or_default();
     let kind = if value.get("_type").and_then(Value::as_str) == Some(crate::manifest::STATEMENT_TYPE) {
         Kind::Manifest
@@ -168,7 +168,7 @@ pub fn open(path: &Path, kind: Kind) -> Result<Opened, DiffError> {
                     }
                 } else {
                     // The older form has no magic: what is not text is taken for it, and most likely is something else.
-                    unknown(format!("as an imatrix of the older form, {source}"))
+                    unknown(format!("as a legacy imatrix, {source}"))
                 }
             })?;
             Opened::Imatrix(imatrix)

@@ -23,7 +23,7 @@ fn entry(a: Option<&Entry>, b: Option<&Entry>) -> Option<Row> {
     match (a, b) {
         (Some(a), Some(b)) if a == b => None,
         (Some(a), Some(b)) if a.sums.len() != b.sums.len() => {
-            Row::of(Some(shown(a)), Some(shown(b))).map(|row| row.effect(f64::MAX).note("of another shape"))
+            Row::of(Some(shown(a)), Some(shown(b))).map(|row| row.effect(f64::MAX).note("of a different shape"))
         }
         (Some(of_a), Some(of_b)) => {
             let apart = relative_difference(&of_a.sums, &of_b.sums);

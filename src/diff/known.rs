@@ -183,7 +183,7 @@ fn rows(a: &Measured, b: &Measured) -> Vec<Row> {
             return;
         };
         let note = paired.map(|paired| match paired.ci95 {
-            [low, high] if low <= 0.0 && high >= 0.0 => "cannot be told apart",
+            [low, high] if low <= 0.0 && high >= 0.0 => "no significant difference",
             [low, _] if (low > 0.0) == lower => "worse",
             _ => "better",
         });

@@ -124,7 +124,7 @@ pub enum DiffError {
         kind_b: Kind,
     },
     /// A file is nothing that can be compared.
-    #[error("`{}` is no recipe, manifest, candidate, imatrix or policy: {problem}", path.display())]
+    #[error("`{}` is not a recipe, manifest, candidate, imatrix or policy: {problem}", path.display())]
     Unknown {
         /// The file.
         path: PathBuf,
@@ -132,7 +132,7 @@ pub enum DiffError {
         problem: String,
     },
     /// A file has no types to be listed.
-    #[error("`{}` is {}, which has no tensors of its own", path.display(), kind.words())]
+    #[error("`{}` is {}, which has no tensors", path.display(), kind.words())]
     Unlisted {
         /// The file.
         path: PathBuf,

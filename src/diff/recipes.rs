@@ -101,7 +101,10 @@ pub(super) fn fields(name: &'static str, a: &BTreeMap<String, Value>, b: &BTreeM
                 }));
             }
             (before, after) => {
-                if let Some(row) = Row::of(before.map(|_| "there".to_owned()), after.map(|_| "there".to_owned())) {
+                if let Some(row) = Row::of(
+                    before.map(|_| "present".to_owned()),
+                    after.map(|_| "present".to_owned()),
+                ) {
                     part.push(Row {
                         what: what.clone(),
                         ..row

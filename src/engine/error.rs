@@ -206,7 +206,7 @@ pub enum EngineError {
         least: u32,
     },
     /// A model that is no decoder of text (an encoder, or a diffusion model).
-    #[error("`{}` is no autoregressive text model: {what}", path.display())]
+    #[error("`{}` is not an autoregressive text model: {what}", path.display())]
     NotAutoregressive {
         /// The model file.
         path: PathBuf,
@@ -282,7 +282,7 @@ pub enum EngineError {
         log: Vec<String>,
     },
     /// The path cannot be handed to llama.cpp.
-    #[error("llama.cpp cannot take the path `{}`: {what}", path.display())]
+    #[error("llama.cpp cannot open the path `{}`: {what}", path.display())]
     Path {
         /// The path.
         path: PathBuf,

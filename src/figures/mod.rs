@@ -71,7 +71,7 @@ pub enum FigureError {
         vocabulary: usize,
     },
     /// Bytes that are no block of this kind, or a damaged one.
-    #[error("these bytes are no block of {kind}: {what}")]
+    #[error("these bytes are not a block of {kind}: {what}")]
     Block {
         /// What was expected.
         kind: &'static str,

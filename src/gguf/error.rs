@@ -119,7 +119,7 @@ pub enum Problem {
         left: u64,
     },
     /// A count that the file has no room for.
-    #[error("the header claims {count} {what}, but the {left} bytes left have room for {room} at most")]
+    #[error("the header claims {count} {what}, but the {left} remaining bytes hold at most {room}")]
     Count {
         /// What is counted.
         what: &'static str,
@@ -141,7 +141,7 @@ pub enum Problem {
         left: u64,
     },
     /// A header that no model has.
-    #[error("the header is longer than {limit} bytes, which no model's is; the file is damaged")]
+    #[error("the header is longer than {limit} bytes, longer than any model's; the file is damaged")]
     HeaderTooLong {
         /// The limit.
         limit: u64,
@@ -165,7 +165,7 @@ pub enum Problem {
     #[error("the name occurs twice")]
     Duplicate,
     /// A value type that is not one.
-    #[error("{found} is not a type of values (0 to 12 are)")]
+    #[error("{found} is not a value type (these are 0 to 12)")]
     UnknownValueType {
         /// The number.
         found: u32,
@@ -212,7 +212,7 @@ pub enum Problem {
         asked: u64,
     },
     /// Too many dimensions, or none.
-    #[error("the tensor has {found} dimensions; 1 to 4 are possible")]
+    #[error("the tensor has {found} dimensions; it must have 1 to 4")]
     Dimensions {
         /// How many.
         found: u64,
@@ -298,7 +298,7 @@ fn printable(bytes: &[u8]) -> String {
 
 fn removed(id: u32) -> &'static str {
     match id {
-        4 | 5 | 31..=33 | 36..=38 => ": ggml had it once and has removed it; convert the model again",
+        4 | 5 | 31..=33 | 36..=38 => ": it was removed from ggml; convert the model again",
         _ => " that this version knows; the file is damaged or was made by a fork or a newer llama.cpp",
     }
 }

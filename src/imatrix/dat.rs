@@ -23,7 +23,7 @@ pub enum DatError {
     #[error(transparent)]
     Memory(#[from] NoMemory),
     /// Too short for anything.
-    #[error("{len} bytes are no imatrix; the file is empty or truncated")]
+    #[error("not an imatrix: the file has only {len} bytes; it is empty or truncated")]
     TooShort {
         /// The length.
         len: usize,
@@ -85,7 +85,7 @@ pub enum DatError {
         offset: usize,
     },
     /// More bytes than the file should have.
-    #[error("{left} bytes follow the end of the imatrix (at byte {offset}); the file is damaged or no imatrix")]
+    #[error("{left} bytes follow the end of the imatrix (at byte {offset}); the file is damaged or not an imatrix")]
     LeftOver {
         /// How many.
         left: usize,
@@ -96,7 +96,7 @@ pub enum DatError {
     #[error("there is no entry with data")]
     NoEntries,
     /// A number that does not fit the form's 31 bits.
-    #[error("entry `{entry}` is too large for the legacy form; write the GGUF form")]
+    #[error("entry `{entry}` is too large for the legacy format; write GGUF")]
     TooLarge {
         /// The weight.
         entry: String,

@@ -73,8 +73,8 @@ pub enum MergeError {
     NoInputs,
     /// Counts in chunks and counts in tokens.
     #[error(
-        "input number {legacy} is a legacy imatrix, whose counts are in chunks of unknown size; beside inputs that count \
-         tokens, say how many tokens its chunks had"
+        "input number {legacy} is a legacy imatrix, whose counts are in chunks of unknown size; to merge it with \
+         inputs that count tokens, say how many tokens its chunks had"
     )]
     ChunkSizeUnknown {
         /// The legacy input, from 0.

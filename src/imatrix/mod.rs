@@ -103,9 +103,7 @@ pub enum ImatrixError {
         value: f32,
     },
     /// No weight has any importance.
-    #[error(
-        "all {entries} entries of the imatrix are zeros, which say nothing; collect it again, with a model that computes and text that it reads"
-    )]
+    #[error("all {entries} entries of the imatrix are zeros; collect it again, and check the model and the text")]
     Zeros {
         /// How many entries there are.
         entries: usize,

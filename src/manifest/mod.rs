@@ -204,7 +204,7 @@ pub const SUFFIX: &str = ".manifest.json";
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// Not JSON, or not of this form.
-    #[error("it is no manifest: {0}")]
+    #[error("it is not a manifest: {0}")]
     Malformed(String),
     /// Another program's statement, or one of another version.
     #[error("its {field} is `{found}`, and this version of forge reads `{expected}`")]

@@ -57,10 +57,10 @@ pub fn sentence(reason: &Reason) -> String {
             format!("{} changed", prose::names(&fields, 3))
         }
         Reason::Incomplete => "its result was incomplete or damaged in the store".to_owned(),
-        Reason::OutputGone => "a file in the output folder is gone or was changed".to_owned(),
-        Reason::ManifestGone => "only its manifest is written: that is gone, was edited or is incomplete".to_owned(),
+        Reason::OutputGone => "a file in the output folder is missing or has changed".to_owned(),
+        Reason::ManifestGone => "only its manifest is written: the old one is missing, edited or incomplete".to_owned(),
         Reason::Forgotten => "its result is no longer in the store".to_owned(),
-        Reason::Again => "it is made once more, to compare".to_owned(),
+        Reason::Again => "it runs once more, to compare the results".to_owned(),
     }
 }
 

@@ -28,7 +28,7 @@ pub enum ChartError {
     #[error(transparent)]
     Path(#[from] fs::PathError),
     /// A file is no table of metrics.
-    #[error("`{}` is no table of metrics (`{}`): {problem}", path.display(), metrics::SCHEMA)]
+    #[error("`{}` is not a table of metrics (`{}`): {problem}", path.display(), metrics::SCHEMA)]
     NoMetrics {
         /// The file.
         path: PathBuf,
@@ -51,7 +51,7 @@ pub enum ChartError {
 fn no_eval(wanted: Option<&String>, known: &[String]) -> String {
     let known = crate::prose::names(known, 8);
     match wanted {
-        Some(wanted) => format!("there is no evaluation `{wanted}`, but {known}"),
+        Some(wanted) => format!("there is no evaluation `{wanted}`; there are {known}"),
         None => format!("there are several evaluations: {known}"),
     }
 }

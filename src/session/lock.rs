@@ -77,7 +77,7 @@ pub enum LockError {
     #[error(transparent)]
     Path(#[from] fs::PathError),
     /// Not a lock file.
-    #[error("it is no lock file: {0}")]
+    #[error("it is not a lock file: {0}")]
     Malformed(String),
     /// One of another version.
     #[error("it is a lock file of schema {found}; this version of forge reads {SCHEMA}")]
@@ -86,7 +86,7 @@ pub enum LockError {
         found: u32,
     },
     /// Nothing says what the recipe was locked to.
-    #[error("nothing says what the sources and engines should be")]
+    #[error("nothing records what the sources and engines should be")]
     Nothing,
     /// The sources could not be read: what failed is in the report.
     #[error("the sources could not be read")]
@@ -100,7 +100,7 @@ pub enum LockError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LockDifference {
     /// The lock is another recipe's.
-    #[error("it is the lock of recipe `{locked}`, and this is `{found}`")]
+    #[error("it is the lock file of recipe `{locked}`, but this recipe is `{found}`")]
     Recipe {
         /// The recipe in the lock.
         locked: String,
@@ -148,13 +148,13 @@ pub enum LockDifference {
         path: String,
     },
     /// A candidate that no manifest tells of.
-    #[error("`{candidate}` has no manifest that says what it was made of")]
+    #[error("`{candidate}` has no manifest that says what it was made from")]
     NoManifest {
         /// The candidate.
         candidate: String,
     },
     /// Something that only evaluations read, and no build on record has read.
-    #[error("no build on record says what `{node}` was: only evaluations read it, so no manifest does")]
+    #[error("no recorded build has read `{node}`, and no manifest lists it, since only evaluations read it")]
     NoRecord {
         /// The node.
         node: String,

@@ -131,7 +131,7 @@ pub enum SessionError {
     #[error(transparent)]
     Step(#[from] StepError),
     /// The folder where outputs go.
-    #[error("outputs have no place: {0}")]
+    #[error("the output folder cannot be created: {0}")]
     Output(#[source] fs::PathError),
     /// What is to be built does not fit on the disk.
     #[error(transparent)]

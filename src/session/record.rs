@@ -144,7 +144,7 @@ fn write_manifest(
     if let Some(problem) = verify::check_document(&manifest, &bytes).1.into_iter().next() {
         return Err(StepError::input_hint(
             format!(
-                "no manifest was written, since it would be wrong: {}: {}",
+                "no manifest was written, because it would be wrong: {}: {}",
                 problem.place, problem.what
             ),
             "check the store with `forge cache verify`, then build again",
@@ -157,7 +157,7 @@ fn write_manifest(
         env.machine.observer.event(&Event::Warning {
             step: candidate.to_string(),
             message: format!(
-                "`{}` signs an earlier manifest; sign this one, too",
+                "`{}` signs an earlier manifest; sign the new one, too",
                 signatures.display()
             ),
         });
@@ -360,7 +360,8 @@ fn record_of_lost(
     again: impl FnOnce() -> Result<Option<Action>, StepError>,
 ) -> Result<ActionRecord, StepError> {
     let action = again()?.filter(|action| action.digest() == key);
-    let action = action.ok_or_else(|| document("action", format!("{key} made a tensor, and its document is gone")))?;
+    let action =
+        action.ok_or_else(|| document("action", format!("{key} made a tensor, and its document is missing")))?;
     let outputs = BTreeMap::from([(action::Tensor::TENSOR.as_str().to_owned(), bytes.to_string())]);
     let left = env.store.tombstone(&key);
     let is_same = |left: &Tombstone| left.outputs.get(action::Tensor::TENSOR.as_str()) == Some(&bytes);

@@ -35,7 +35,7 @@ use crate::work::FailedActions;
 /// The version of the record's lines.
 const SCHEMA: u32 = 1;
 /// The script that repeats a failed step.
-const SCRIPT: &str = "again.sh";
+const SCRIPT: &str = "repeat.sh";
 /// The document of the action that failed.
 const ACTION: &str = "action.json";
 

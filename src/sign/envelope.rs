@@ -40,7 +40,7 @@ pub struct Signature {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {
     /// Not JSON of this form.
-    #[error("it is no DSSE envelope: {0}")]
+    #[error("it is not a DSSE envelope: {0}")]
     Malformed(String),
 }
 
@@ -48,7 +48,7 @@ pub enum EnvelopeError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
     /// The payload is not what is beside it.
-    #[error("it signs other bytes than the manifest's{}", at.map(|at| format!(": they part at byte {at}")).unwrap_or_default())]
+    #[error("it signs bytes other than the manifest's{}", at.map(|at| format!(": they differ from byte {at} on")).unwrap_or_default())]
     Payload {
         /// The first byte that differs, where both are readable.
         at: Option<u64>,
@@ -60,10 +60,10 @@ pub enum Flaw {
         found: String,
     },
     /// Nobody signed.
-    #[error("it holds no signature")]
+    #[error("it contains no signature")]
     Empty,
     /// A key that must have signed has not, or what stands under its name is not its signature.
-    #[error("{}", match named { true => format!("the signature of key {} is not good", key.short()), false => format!("key {} has not signed it", key.short()) })]
+    #[error("{}", match named { true => format!("the signature by key {} is invalid", key.short()), false => format!("key {} has not signed it", key.short()) })]
     Key {
         /// The key.
         key: KeyId,
@@ -71,7 +71,7 @@ pub enum Flaw {
         named: bool,
     },
     /// A good signature stands under another key's name.
-    #[error("the signature of key {} stands under the name `{found}`", key.short())]
+    #[error("the signature by key {} has the key ID `{found}`", key.short())]
     Name {
         /// The key.
         key: KeyId,

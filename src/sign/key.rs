@@ -29,7 +29,7 @@ pub enum KeyError {
     #[error(transparent)]
     Path(#[from] fs::PathError),
     /// It is none of the forms that are read.
-    #[error("`{}` is no Ed25519 key: {problem}", path.display())]
+    #[error("`{}` is not an Ed25519 key: {problem}", path.display())]
     Form {
         /// The file.
         path: PathBuf,
@@ -37,13 +37,13 @@ pub enum KeyError {
         problem: String,
     },
     /// It is kept under a passphrase.
-    #[error("the key in `{}` is kept under a passphrase, which forge does not ask for", path.display())]
+    #[error("the key in `{}` has a passphrase, and forge does not ask for passphrases", path.display())]
     Encrypted {
         /// The file.
         path: PathBuf,
     },
     /// It is a public key, and a secret one is needed.
-    #[error("`{}` is a public key; only the secret one signs", path.display())]
+    #[error("`{}` is a public key; signing needs the secret key", path.display())]
     NotSecret {
         /// The file.
         path: PathBuf,

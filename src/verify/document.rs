@@ -110,7 +110,7 @@ impl<'m> Check<'m> {
         let line = bytes[..at].split(|byte| *byte == b'\n').count();
         self.say(
             "",
-            format!("it is not as forge writes it from byte {at} (line {line}) on: it was edited or reformatted"),
+            format!("from byte {at} (line {line}) on it is not as forge writes it: it was edited or reformatted"),
         );
     }
 
@@ -119,7 +119,7 @@ impl<'m> Check<'m> {
         let manifest = self.manifest;
         let [subject] = &manifest.subject[..] else {
             let found = manifest.subject.len();
-            self.say("subject", format!("it has {found} entries, and one output is expected"));
+            self.say("subject", format!("it has {found} entries instead of one output"));
             return facts;
         };
         facts.file = digest_of(subject);
@@ -128,13 +128,13 @@ impl<'m> Check<'m> {
         }
         facts.sha256 = subject.digest.get("sha256").cloned();
         if facts.sha256.as_ref().is_none_or(|sum| sum.parse::<Hash>().is_err()) {
-            self.say("subject[0].digest.sha256", "it is no SHA-256 of 64 lowercase digits");
+            self.say("subject[0].digest.sha256", "it is not a SHA-256 of 64 lowercase digits");
         }
         let known = |names: Vec<&String>, expected: &[&str]| names.iter().all(|name| expected.contains(&name.as_str()));
         if !known(subject.digest.keys().collect(), &["blake3", "sha256"])
             || !known(subject.annotations.keys().collect(), &["bytes"])
         {
-            self.say("subject[0]", "it says more than blake3, sha256 and bytes");
+            self.say("subject[0]", "it has fields other than blake3, sha256 and bytes");
         }
         let step = &manifest.predicate.build_definition.external_parameters.step;
         let label = step
@@ -146,12 +146,12 @@ impl<'m> Check<'m> {
                 let found = short(&subject.name);
                 self.say(
                     "subject[0].name",
-                    format!("it is `{found}`, and `{}` makes `{name}`", short(step)),
+                    format!("it is `{found}`, but `{}` writes `{name}`", short(step)),
                 );
             }
             Err(_) => self.say(
                 "predicate.buildDefinition.externalParameters.step",
-                format!("`{}` is no step", short(step)),
+                format!("`{}` is not a step", short(step)),
             ),
         }
         facts
@@ -175,7 +175,7 @@ impl<'m> Check<'m> {
             if serde_json::from_slice::<Value>(&document).ok().as_ref() != Some(&record.document) {
                 self.say(
                     format!("{place}.document"),
-                    "it has fields that such an action does not have",
+                    "it has fields that an action of this kind does not have",
                 );
             }
             let found = action.digest().to_string();
@@ -184,7 +184,7 @@ impl<'m> Check<'m> {
             }
             for (name, digest) in &record.outputs {
                 if digest.parse::<BlobDigest>().is_err() {
-                    self.say(format!("{place}.outputs.{}", short(name)), "it is no digest");
+                    self.say(format!("{place}.outputs.{}", short(name)), "it is not a digest");
                 }
             }
             actions.insert(key, (action, record));
@@ -200,7 +200,7 @@ impl<'m> Check<'m> {
             let found = identity.map(|identity| identity.fingerprint().to_string());
             if found.as_ref() != Some(fingerprint) {
                 let what = found.map_or_else(
-                    || "it is no identity of an engine".to_owned(),
+                    || "it is not the identity of an engine".to_owned(),
                     |found| format!("its fingerprint is {found}"),
                 );
                 self.say(format!("predicate.forge.engines[{}]", short(fingerprint)), what);
@@ -211,7 +211,7 @@ impl<'m> Check<'m> {
                 let what = match engines.get(named) {
                     None => format!("{} is not among the engines", short(named)),
                     Some(engine) if engine["role"] != role.as_str() => {
-                        format!("{} is no {}", short(named), role.as_str())
+                        format!("{} is not an engine with the role {}", short(named), role.as_str())
                     }
                     Some(_) => continue,
                 };
@@ -239,7 +239,7 @@ impl<'m> Check<'m> {
             if !is_file_name(&source.name) {
                 self.say(
                     format!("{place}.name"),
-                    format!("`{}` is no file's name", short(&source.name)),
+                    format!("`{}` is not a file name", short(&source.name)),
                 );
             }
             match digest_of(source) {
@@ -252,7 +252,7 @@ impl<'m> Check<'m> {
                 Some(node) => {
                     nodes.insert(node.clone());
                 }
-                None => self.say(place, "it does not say which node it is of"),
+                None => self.say(place, "it does not name its node"),
             }
         }
         let mut named = BTreeSet::new();
@@ -290,7 +290,7 @@ impl<'m> Check<'m> {
                 let is_made = |of: &OutputOf| made.contains(&(of.kind, of.output, digest));
                 if !outputs.iter().any(is_made) {
                     let place = format!("predicate.forge.actions[{}].document.inputs.{}", short(key), leaf.path);
-                    self.say(place, format!("no action of the manifest has made {}", short(digest)));
+                    self.say(place, format!("no action of the manifest outputs {}", short(digest)));
                 }
             }
         }
@@ -306,23 +306,23 @@ impl<'m> Check<'m> {
             if !names.insert(&tensor.name) {
                 self.say(
                     format!("{place}.name"),
-                    format!("`{}` is there twice", short(&tensor.name)),
+                    format!("`{}` occurs twice", short(&tensor.name)),
                 );
             }
             let bytes: Option<BlobDigest> = tensor.bytes.parse().ok();
             if bytes.is_none() {
-                self.say(format!("{place}.bytes"), "it is no digest");
+                self.say(format!("{place}.bytes"), "it is not a digest");
             }
             if let Some(key) = &tensor.action {
                 used.insert(key.as_str());
                 match actions.get(key.as_str()) {
                     Some((Action::Tensor(action), record)) => {
                         if record.outputs.get("tensor") != Some(&tensor.bytes) {
-                            self.say(format!("{place}.bytes"), "it is not what its action has made");
+                            self.say(format!("{place}.bytes"), "it is not the output of its action");
                         }
                         if action.to != tensor.ty {
                             let what = format!(
-                                "it is {}, and its action makes {}",
+                                "it is {}, but its action makes {}",
                                 short(&tensor.ty),
                                 short(&action.to)
                             );
@@ -332,7 +332,7 @@ impl<'m> Check<'m> {
                             self.say(format!("{place}.dims"), "they are not those of its action");
                         }
                     }
-                    Some(_) => self.say(format!("{place}.action"), "that action quantizes no tensor"),
+                    Some(_) => self.say(format!("{place}.action"), "that action does not quantize a tensor"),
                     None => self.say(
                         format!("{place}.action"),
                         format!("{} is not among the actions", short(key)),
@@ -349,7 +349,7 @@ impl<'m> Check<'m> {
         }
         for (key, (action, _)) in actions {
             if matches!(action, Action::Tensor(_)) && !used.contains(key) {
-                let what = "no tensor of the manifest is its";
+                let what = "no tensor of the manifest is its output";
                 self.say(format!("predicate.forge.actions[{}]", short(key)), what);
             }
         }
@@ -366,7 +366,7 @@ impl<'m> Check<'m> {
             return self.say("predicate.forge.action", what);
         };
         if record.step.as_ref() != Some(step) {
-            let what = format!("it belongs to another step than `{}`", short(step));
+            let what = format!("it belongs to a step other than `{}`", short(step));
             self.say("predicate.forge.action", what);
         }
         let output = |name: &str| {
@@ -380,7 +380,10 @@ impl<'m> Check<'m> {
         let mut assembled = Vec::new();
         for (tensor, fact) in forge.tensors.iter().zip(&facts.tensors) {
             let (Some(ty), Some(bytes)) = (TensorType::from_name(&tensor.ty), fact.bytes) else {
-                let what = format!("`{}`: there is no such type, or no digest", short(&tensor.name));
+                let what = format!(
+                    "`{}`: its type is unknown, or its digest is not a digest",
+                    short(&tensor.name)
+                );
                 return self.say("predicate.forge.tensors", what);
             };
             let action = match tensor.action.as_deref().map(str::parse) {
@@ -421,7 +424,7 @@ impl<'m> Check<'m> {
         if digest(serde_json::to_vec(&assembly)) != output("assembly") {
             self.say(
                 "predicate.forge.tensors",
-                "the tensors and the subject's digests are not those of the record of the assembly",
+                "the tensors or the subject's digests differ from those in the assembly's record",
             );
         }
         let made = output("hyperparameters").map(|digest| compute_of(digest, &indexed));
@@ -439,7 +442,7 @@ impl<'m> Check<'m> {
             Ok(parsed) => parsed.recipe,
             Err(errors) => {
                 let first = errors.first().map(ToString::to_string).unwrap_or_default();
-                return self.say(place, format!("it is no recipe: {first}"));
+                return self.say(place, format!("it is not a valid recipe: {first}"));
             }
         };
         // Another version may print its defaults in other words.
@@ -452,7 +455,7 @@ impl<'m> Check<'m> {
                 self.say(place, "it is not as forge writes it: it was edited");
             }
             if serde_json::to_value(&parsed).ok().as_ref() != Some(&parameters.recipe) {
-                let what = "it is not what recipeToml says";
+                let what = "it differs from recipeToml";
                 self.say("predicate.buildDefinition.externalParameters.recipe", what);
             }
         }
@@ -474,7 +477,7 @@ impl<'m> Check<'m> {
             .collect();
         for (key, record) in &manifest.predicate.forge.actions {
             if let Some(step) = record.step.as_ref().filter(|step| !nodes.contains(*step)) {
-                let what = format!("`{}` is no step that leads to the output", short(step));
+                let what = format!("`{}` is not a step that leads to the output", short(step));
                 self.say(format!("predicate.forge.actions[{}].step", short(key)), what);
             }
         }
@@ -499,7 +502,10 @@ impl<'m> Check<'m> {
             let kept = actions.get(event.action.as_str()).map(|(_, record)| &record.outputs);
             if kept != Some(&event.kept) {
                 let place = format!("predicate.forge.nondeterminism[{at}]");
-                self.say(place, "what was kept is not what an action of the manifest has made");
+                self.say(
+                    place,
+                    "the result that was kept is not that of an action of the manifest",
+                );
             }
         }
     }

@@ -72,7 +72,7 @@ fn header(path: &Path, facts: &Facts, problems: &mut Vec<Problem>) {
     for tensor in &facts.tensors {
         let place = format!("tensor {}", tensor.name);
         let Some(there) = model.tensor(&tensor.name) else {
-            say(place, "the header does not name it".to_owned());
+            say(place, "it is not in the header".to_owned());
             continue;
         };
         if there.info.ty.name() != tensor.ty {
@@ -128,12 +128,12 @@ fn segments<'f>(facts: &'f Facts, size: u64, problems: &mut Vec<Problem>) -> Vec
             _ => "header".to_owned(),
         };
         let Some(end) = start.checked_add(len).filter(|end| *end <= size) else {
-            let what = format!("{len} bytes from byte {start} on, and the file ends at {size}");
+            let what = format!("{len} bytes from byte {start} on, but the file ends at {size}");
             problems.push(Problem::new(Part::Output, place, what));
             continue;
         };
         if start < at {
-            let what = format!("it would begin at byte {start}, within what stands before it");
+            let what = format!("it would begin at byte {start}, inside the part before it");
             problems.push(Problem::new(Part::Manifest, place, what));
             continue;
         }
@@ -211,7 +211,7 @@ fn read(path: &Path, facts: &Facts, progress: &(dyn Fn(u64) + Sync)) -> Result<F
         Ok(Hash::from_bytes(sum.into()).to_string())
     })?;
     if fs::Stamp::of_file(&file, path)? != before {
-        let what = "it changed while it was read: nothing of it is certain";
+        let what = "it changed while it was read, so nothing can be said about it";
         walk.problems.push(Problem::new(Part::Output, "", what));
     }
     let mut problems = walk.problems;
@@ -298,7 +298,7 @@ impl Walk<'_, '_> {
             }
             Stretch::Padding => {
                 if let Some(stray) = stray {
-                    let what = format!("byte {stray} is between tensors and not zero");
+                    let what = format!("byte {stray} is padding but not zero");
                     say("padding".to_owned(), what);
                 }
             }

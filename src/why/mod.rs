@@ -159,14 +159,14 @@ impl<'a> Why<'a> {
         match (&known.error, &known.reason, known.waits.as_slice()) {
             (Some(error), ..) => error.to_string(),
             (None, Some(reason), _) => self.reason(id, known, reason),
-            (None, None, []) => "its result is there".to_owned(),
+            (None, None, []) => "its result is in the store".to_owned(),
             (None, None, waits) => {
-                let they = if waits.len() == 1 {
-                    "that gives what it"
+                let unchanged = if waits.len() == 1 {
+                    "the result of that is unchanged"
                 } else {
-                    "they give what they"
+                    "their results are unchanged"
                 };
-                format!("it {}, and runs unless {they} gave before", waiting(waits))
+                format!("it {}, and runs unless {unchanged}", waiting(waits))
             }
         }
     }
@@ -176,13 +176,13 @@ impl<'a> Why<'a> {
             Reason::Forgotten => known.key().and_then(|key| self.removed(&key)),
             Reason::OutputGone => self
                 .twin(id, known)
-                .map(|twin| format!("it is new, and its result is that of `{twin}`: only its files are to be written")),
+                .map(|twin| format!("it is new, but its result is that of `{twin}`: only its files must be written")),
             _ => None,
         }
         .unwrap_or_else(|| scheduler::sentence(reason))
     }
 
-    /// Returns the step that a step which is not on record shares its action with: it may have been renamed.
+    /// Returns the step that a step without a record shares its action with: it may have been renamed.
     fn twin(&self, id: &NodeId, known: &Known) -> Option<String> {
         let store = self.env.store;
         if store.last(&self.env.recipe, &id.to_string()).is_some() {
@@ -206,12 +206,12 @@ impl<'a> Why<'a> {
         let tombstone = self.env.store.tombstone(key)?;
         let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(tombstone.removed);
         let why = match tombstone.why {
-            crate::store::Removal::Room => "to free space",
-            crate::store::Removal::Age => "for its age",
-            crate::store::Removal::Incomplete => "since it was incomplete",
+            crate::store::Removal::Room => "to save disk space",
+            crate::store::Removal::Age => "because of its age",
+            crate::store::Removal::Incomplete => "because it was incomplete",
         };
         Some(format!(
-            "its result was in the store and was collected on {} {why}",
+            "its result was removed from the store on {} {why}",
             humantime::format_rfc3339_seconds(time)
         ))
     }

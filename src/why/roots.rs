@@ -45,7 +45,7 @@ impl Why<'_> {
             .map(|difference| difference.field.trim_start_matches("inputs."))
             .collect();
         let what = match cause {
-            RootKind::Forge => format!("this version of forge has another {}", prose::names(&names, 3)),
+            RootKind::Forge => format!("this version of forge has a different {}", prose::names(&names, 3)),
             _ => format!("the recipe changed {}", prose::names(&names, 3)),
         };
         let details = differences.iter().zip(names).map(|(difference, name)| Detail {
@@ -80,7 +80,7 @@ impl Why<'_> {
             ..self.root(
                 &id.to_string(),
                 RootKind::Recipe,
-                "the recipe changed what it is made of".to_owned(),
+                "the recipe changed its inputs".to_owned(),
             )
         }
     }
@@ -103,10 +103,10 @@ impl Why<'_> {
             (Some(before), Some(after)) => {
                 let details = facts(before, after);
                 let names: Vec<&str> = details.iter().map(|detail| detail.name.as_str()).collect();
-                (format!("the {role} is another: {}", prose::names(&names, 3)), details)
+                (format!("the {role} has changed: {}", prose::names(&names, 3)), details)
             }
             _ => (
-                format!("the {role} is another, and the identity of the former one is not on record"),
+                format!("the {role} has changed, and the identity of the earlier one is not recorded"),
                 vec![Detail {
                     name: "fingerprint".to_owned(),
                     before: difference

@@ -29,7 +29,7 @@ use crate::work::decode;
 #[derive(Debug, thiserror::Error)]
 pub enum TensorError {
     /// The step writes no candidate.
-    #[error("`{step}` is no candidate, so it has no tensors")]
+    #[error("`{step}` is not a candidate, so it has no tensors")]
     NoCandidate {
         /// The step.
         step: String,
@@ -119,7 +119,7 @@ impl Why<'_> {
             });
             self.compare_tensor(id, &record, &before, action, &mut answer);
         } else if runs {
-            let what = "no candidate on record has this tensor".to_owned();
+            let what = "no recorded candidate has this tensor".to_owned();
             push(&mut answer.roots, self.root(&id.to_string(), RootKind::New, what));
         }
         answer.why = match (answer.verdict, answer.fields.as_slice()) {
@@ -142,7 +142,7 @@ impl Why<'_> {
                 format!("{} changed", crate::prose::names(&names, 3))
             }
             _ if there => "its bytes are in the store".to_owned(),
-            _ => "the candidate is there, so nothing of it is made again".to_owned(),
+            _ => "the candidate exists, so none of its tensors is quantized again".to_owned(),
         };
         if answer.verdict == Verdict::Cached {
             answer.last_ran = self.last_ran(id, &key);
@@ -192,7 +192,7 @@ impl Why<'_> {
                 ..self.root(
                     &id.to_string(),
                     RootKind::New,
-                    format!("it is new; the nearest on record is of `{}`", record.step),
+                    format!("it is new; the nearest recorded one is of `{}`", record.step),
                 )
             };
             push(&mut answer.roots, root);

@@ -143,7 +143,7 @@ impl Why<'_> {
             return self.explained(id, roots, depth + 1);
         };
         let Some(action) = plan::document_of(self.env.store, before) else {
-            let what = "what it did before is no longer on record".to_owned();
+            let what = "what it did before is no longer recorded".to_owned();
             push(roots, self.root(&step, RootKind::Unrecorded, what.clone()));
             return leaf(what);
         };
@@ -210,14 +210,14 @@ impl Why<'_> {
         }
         if known.key() == Some(key) {
             // The same action, and other outputs: it ran again and gave something else.
-            let what = "it gave another result than before, though nothing that it depends on changed".to_owned();
+            let what = "its result differs from the one before, although nothing that it depends on changed".to_owned();
             push(roots, self.root(&input.to_string(), RootKind::Unrecorded, what));
             return None;
         }
         if let Some(record) = self.record(input, &key) {
             return Some(self.changed(input, &record, roots, depth + 1));
         }
-        let what = "what it did before is no longer on record".to_owned();
+        let what = "what it did before is no longer recorded".to_owned();
         push(roots, self.root(&input.to_string(), RootKind::Unrecorded, what.clone()));
         Some(Tree {
             step: input.to_string(),
@@ -306,10 +306,7 @@ impl Why<'_> {
             "its result was damaged in the store".to_owned()
         } else {
             let blobs = if missing.len() == 1 { "a blob" } else { "blobs" };
-            format!(
-                "its result has lost {blobs} from the store: {}",
-                prose::names(&missing, 3)
-            )
+            format!("its result lacks {blobs} in the store: {}", prose::names(&missing, 3))
         };
         Root {
             step: Some(step.to_owned()),

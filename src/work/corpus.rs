@@ -90,7 +90,7 @@ fn check_utf8(file: &SourceFile) -> Result<(), StepError> {
                         piece[error.valid_up_to()]
                     ),
                     format!(
-                        "convert it, as with `iconv -t UTF-8 {0} > {0}.utf8`",
+                        "convert it, for example with `iconv -t UTF-8 {0} > {0}.utf8`",
                         file.path.display()
                     ),
                 ));

@@ -68,7 +68,7 @@ impl Draft {
     ///
     /// # Errors
     ///
-    /// [`StepError::Input`] if the policy was made for another model; errors of the store.
+    /// [`StepError::Input`] if the policy was made for a different model; errors of the store.
     pub fn load(store: &Store, promote: &Promote, imatrix: Option<BlobDigest>) -> Result<Self, StepError> {
         let slices = match promote.slices {
             Some(slices) => decode(store, "slices", slices)?,
@@ -84,7 +84,7 @@ impl Draft {
                 .zip(&table.choices)
                 .all(|(tensor, choice)| tensor.name == choice.tensor && tensor.ty == choice.from);
         if !same {
-            return Err(StepError::input("the policy was made for another model"));
+            return Err(StepError::input("the policy was made for a different model"));
         }
         let metadata = decode_metadata(store, promote.metadata)?;
         let said = ImatrixFacts::of(promote)?;

@@ -51,7 +51,7 @@ pub enum StepError {
         source: EngineError,
     },
     /// A source changed while it was read or used.
-    #[error("`{}` changed while it was being used; nothing that was made of it was kept", path.display())]
+    #[error("`{}` changed while it was being used; nothing made from it was kept", path.display())]
     SourceChanged {
         /// The file.
         path: PathBuf,
@@ -64,8 +64,8 @@ pub enum StepError {
         /// The way out.
         hint: Option<String>,
     },
-    /// The disk has too little free space.
-    #[error("`{}` has {found} bytes free, and {needed} are needed", path.display())]
+    /// The disk has too little room.
+    #[error("`{}` has {found} bytes of free disk space, and {needed} are needed", path.display())]
     NoSpace {
         /// The folder.
         path: PathBuf,
@@ -276,19 +276,22 @@ impl StepError {
                     .to_owned(),
             ),
             Self::WorkerEnded { .. } => Some(
-                "if the model file is as it should be, this is a fault of the engine: its last lines are above"
+                "if the model file is intact, this is a bug in the engine; the last lines of its log are above"
                     .to_owned(),
             ),
             Self::Store(StoreError::OutputChanged { .. }) => {
                 Some("let the other program finish, then build again: forge writes the file again".to_owned())
             }
             Self::SourceChanged { .. } => Some("run the build again when the file is complete".to_owned()),
-            Self::Path(error) if error.is_permission() => Some("see who may read and write there".to_owned()),
+            Self::Path(error) if error.is_permission() => {
+                Some("check the permissions of the file and its folder".to_owned())
+            }
             Self::Path(error) | Self::Store(StoreError::Path(error)) if error.is_over_size_limit() => Some(
-                "raise the limit, as with `ulimit -f unlimited`, and build again: what is finished is kept".to_owned(),
+                "raise the limit, for example with `ulimit -f unlimited`, and build again: finished results are kept"
+                    .to_owned(),
             ),
             Self::Path(error) if error.is_disk_full() => {
-                Some("free space on the disk, or give another place with `--out DIR` or `--cache-dir DIR`".to_owned())
+                Some("free disk space, or choose another folder with `--out DIR` or `--cache-dir DIR`".to_owned())
             }
             _ => None,
         }

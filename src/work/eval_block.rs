@@ -139,7 +139,7 @@ impl Probing {
         }
         let own = context.compute_document(base.compute)?;
         let found = difference(&own, &*context.compute_document(compute)?);
-        let found = Arc::new(found.ok_or_else(|| StepError::input("the variant is of another model"))?);
+        let found = Arc::new(found.ok_or_else(|| StepError::input("the variant is of a different model"))?);
         self.known.insert(compute, Arc::clone(&found));
         Ok(found)
     }

@@ -231,8 +231,9 @@ fn report_problems(context: &Context<'_>, join: &Join, report: &Report) -> Resul
     }
     for (tensor, wrong) in &report.wrong_length {
         let (found, expected) = wrong.sides();
-        let what =
-            format!("the imatrix has {found} for `{tensor}`, which takes {expected}: it was made with another model");
+        let what = format!(
+            "the imatrix has {found} for `{tensor}`, which takes {expected}: it was made with a different model"
+        );
         problems.push((Severity::Fail, what));
     }
     for (tensor, matched) in report
@@ -248,9 +249,9 @@ fn report_problems(context: &Context<'_>, join: &Join, report: &Report) -> Resul
             .join(", ");
         let least = join.min_count;
         let what = if tensor.contains("_exps.") {
-            format!("experts {experts} of `{tensor}` saw fewer than {least} tokens; their weights count alike")
+            format!("experts {experts} of `{tensor}` saw fewer than {least} tokens; their weights count equally")
         } else {
-            format!("`{tensor}` saw fewer than {least} tokens; its weights count alike")
+            format!("`{tensor}` saw fewer than {least} tokens; its weights count equally")
         };
         problems.push((join.unrouted, what));
     }

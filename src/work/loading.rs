@@ -120,7 +120,7 @@ impl Context<'_> {
         {
             return Err(StepError::input_hint(
                 format!(
-                    "measuring types takes the whole model in memory: {}, and {} are free",
+                    "measuring types needs the whole model in memory: {}, and {} are free",
                     prose::bytes(needed),
                     prose::bytes(free)
                 ),

@@ -106,7 +106,7 @@ impl<'r, 'c> Bench<'r, 'c> {
         blocks: Range<usize>,
     ) -> Result<Vec<Vec<f64>>, StepError> {
         let blocks = self.blocks.get(blocks);
-        let blocks = blocks.ok_or_else(|| StepError::input("there are not so many blocks"))?;
+        let blocks = blocks.ok_or_else(|| StepError::input("the corpus has too few blocks"))?;
         let mut ready = Vec::with_capacity(variants.len());
         for variant in variants {
             ready.push(self.ready(variant, blocks)?);
@@ -242,7 +242,7 @@ impl<'r, 'c> Bench<'r, 'c> {
             let expected = ready.bytes.get(&at);
             if expected != Some(&self.quantized(at, ty)?) {
                 return Err(StepError::input(format!(
-                    "`{}` in {ty} was quantized to other bytes before: `forge check --twice` finds out why",
+                    "`{}` in {ty} was quantized to different bytes before: `forge check --twice` shows which actions are not deterministic",
                     tensor.name
                 )));
             }
@@ -257,7 +257,7 @@ impl<'r, 'c> Bench<'r, 'c> {
         let mut divergences = Vec::new();
         for at in 0..blocks {
             let figures = ready.known.get(&at);
-            let figures = figures.ok_or_else(|| StepError::input("a measured block went missing: build again"))?;
+            let figures = figures.ok_or_else(|| StepError::input("a measured block is missing: build again"))?;
             let bytes = store.read(figures, DOCUMENT_CAP)?;
             let part = TokenBlock::decode(&bytes).map_err(failed)?;
             divergences.extend(part.means().iter().map(|means| means.kld));

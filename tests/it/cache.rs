@@ -92,11 +92,11 @@ fn gc_shows_its_plan_and_asks_first() {
     build_well(&forge, "out");
     let before = committed(forge.store());
     let run = forge.run(&["cache", "gc"]).success();
-    assert!(run.stdout.contains("nothing is to be collected"), "{}", run.stdout);
+    assert!(run.stdout.contains("there is nothing to remove"), "{}", run.stdout);
     let args = ["cache", "gc", "--max-size", "0B", "--also-newest"];
     let run = forge.run(&args).status(2);
     assert!(
-        run.stdout.contains("to collect:") && run.stdout.contains("tensor"),
+        run.stdout.contains("to remove:") && run.stdout.contains("tensor"),
         "{}",
         run.stdout
     );
@@ -108,7 +108,7 @@ fn gc_shows_its_plan_and_asks_first() {
     let mut yes = args.to_vec();
     yes.push("--yes");
     let run = forge.run(&yes).success();
-    assert!(run.stderr.contains("collected"), "{}", run.stderr);
+    assert!(run.stderr.contains(" removed, "), "{}", run.stderr);
     assert_eq!(committed(forge.store()), BTreeSet::new());
     // What the last records name is kept: they explain.
     assert!(sharded(forge.store(), "cas-v1").len() <= 2 * 7);
@@ -179,7 +179,7 @@ fn the_newest_outputs_and_pins_are_kept_and_age_lets_go_of_the_rest() {
     // Nothing was used for long but the pinned one, which is asked for by nobody.
     age(&forge, 40);
     let kept = forge.run(&["cache", "gc", "--older-than", "60d", "--yes"]).success();
-    assert!(kept.stdout.contains("nothing is to be collected"), "{}", kept.stdout);
+    assert!(kept.stdout.contains("there is nothing to remove"), "{}", kept.stdout);
     let _ = json(&forge, &["cache", "gc", "--older-than", "30d", "--yes"]);
     let left = committed(forge.store());
     assert!(!left.is_empty() && left.len() < first.len());
@@ -254,7 +254,7 @@ fn a_limit_in_the_settings_is_held_after_each_build() {
     forge.recipe(&cache_small::recipe("moment", &[["Q4_1"; 4]]));
     let before = committed(forge.store());
     let run = forge.run(&["build", "--out", "out"]).success();
-    assert!(run.stderr.contains("collected"), "{}", run.stderr);
+    assert!(run.stderr.contains(" removed, "), "{}", run.stderr);
     let left = committed(forge.store());
     assert!(before.difference(&left).count() > 0);
     assert_clean(&forge, "a limit");
@@ -348,7 +348,7 @@ fn pins_are_listed_and_let_go() {
         .success();
     assert!(run.stderr.contains("`c0.gguf` is pinned") && run.stderr.contains("`c1.gguf` is pinned"));
     let again = forge.run(&["cache", "pin", "out/c1.gguf"]).success();
-    assert!(again.stderr.contains("was pinned before"), "{}", again.stderr);
+    assert!(again.stderr.contains("was already pinned"), "{}", again.stderr);
     let listed = json(&forge, &["cache", "pin"]);
     assert_eq!(listed.len(), 2);
     assert_eq!(listed[0]["output"], "c0.gguf");
@@ -389,7 +389,7 @@ fn verify_reads_a_sample_and_finds_what_is_gone() {
     std::fs::remove_file(&tensor).unwrap();
     let run = forge.run(&["cache", "verify"]).status(1);
     assert!(
-        run.stderr.contains("is gone: the tensor `token_embd.weight` as Q8_0"),
+        run.stderr.contains("is missing: the tensor `token_embd.weight` as Q8_0"),
         "{}",
         run.stderr
     );

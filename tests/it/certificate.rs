@@ -321,7 +321,7 @@ fn the_verb_says_what_is_true_and_refuses_the_rest() {
         lines[0]
     );
     assert!(
-        lines[1].starts_with("good.json: answer 2 is the smallest there is: "),
+        lines[1].starts_with("good.json: answer 2 is the smallest possible: "),
         "{}",
         lines[1]
     );

@@ -126,7 +126,7 @@ fn prepared() -> (Forge, Vec<(String, Vec<u8>)>) {
     let failed = store.join("runs-v1/failed/20261127T000000-1-a");
     std::fs::create_dir_all(&failed).unwrap();
     std::fs::write(failed.join("error.txt"), "it failed\n").unwrap();
-    std::fs::write(failed.join("again.sh"), "forge build\n").unwrap();
+    std::fs::write(failed.join("repeat.sh"), "forge build\n").unwrap();
     for name in [".forge-1-2-0123456789abcdef", ".forge-1-3-0123456789abcdef"] {
         std::fs::write(store.join("leases").join(name), "{}\n").unwrap();
         std::fs::create_dir_all(store.join("tmp").join(name)).unwrap();

@@ -99,12 +99,12 @@ fn recipes_differ_by_what_they_mean() {
     insta::assert_snapshot!(run.stdout, @r"
     --- recipe.toml
     +++ other.toml
-    recipe: 1 changed, 2 alike
+    recipe: 1 changed, 2 unchanged
       ~ name: small -> other
-    candidates: 1 added, 1 removed, 1 alike
+    candidates: 1 added, 1 removed, 1 unchanged
       - small-Q8_0: policy.mix@Q8_0
       + small-Q5_0: policy.mix@Q5_0
-    steps: 2 added, 2 removed, 2 changed, 6 alike
+    steps: 2 added, 2 removed, 2 changed, 6 unchanged
       ~ eval.quality: candidates.1: promote.small@Q8_0 -> promote.small@Q5_0
       ~ imatrix.general: chunks: 4 -> 5
       - policy.mix@Q8_0
@@ -126,13 +126,13 @@ fn recipes_differ_by_what_they_mean() {
     insta::assert_snapshot!(run.stdout, @r"
     ### `recipe.toml` and `other.toml`
 
-    **recipe**: 1 changed, 2 alike
+    **recipe**: 1 changed, 2 unchanged
 
     | | what | before | after | |
     |---|---|---|---|---|
     | changed | name | small | other |  |
 
-    **candidates**: 1 added, 1 removed, 1 alike
+    **candidates**: 1 added, 1 removed, 1 unchanged
 
     | | what | before | after | |
     |---|---|---|---|---|
@@ -140,7 +140,7 @@ fn recipes_differ_by_what_they_mean() {
 
     and 1 more
 
-    **steps**: 2 added, 2 removed, 2 changed, 6 alike
+    **steps**: 2 added, 2 removed, 2 changed, 6 unchanged
 
     | | what | before | after | |
     |---|---|---|---|---|
@@ -286,7 +286,7 @@ fn what_cannot_be_compared_is_refused() {
             "noise.bin",
             "noise.bin",
             2,
-            "is no recipe, manifest, candidate, imatrix or policy",
+            "is not a recipe, manifest, candidate, imatrix or policy",
         ),
         ("torn.gguf", "torn.gguf", 1, "torn.gguf"),
         ("old.dat", "old.dat", 2, "as an imatrix of the older form"),
@@ -347,7 +347,7 @@ fn git_uses_it_as_its_diff_driver() {
     let said = git(&forge, &["diff"]).stdout;
     assert_eq!(
         said,
-        "--- a/recipe.toml\n+++ b/recipe.toml\nsteps: 1 changed, 9 alike\n  ~ imatrix.general: chunks: 4 -> 7\n"
+        "--- a/recipe.toml\n+++ b/recipe.toml\nsteps: 1 changed, 9 unchanged\n  ~ imatrix.general: chunks: 4 -> 7\n"
     );
     let _ = git(&forge, &["commit", "-qam", "second"]);
     std::fs::rename(forge.path("recipe.toml"), forge.path("new.toml")).unwrap();

@@ -184,6 +184,6 @@ fn without_a_lock_what_only_evaluations_read_is_held_against_the_last_build() {
     // Nothing can be said where nothing is on record.
     std::fs::remove_dir_all(forge.store().join("runs-v1")).unwrap();
     let run = forge.run(&["build", "--frozen", "-j", "1"]).status(1);
-    let told = "no build on record says what `corpus.held-out` was";
+    let told = "no recorded build has read `corpus.held-out`";
     assert!(run.stderr.contains(told), "{}", run.stderr);
 }

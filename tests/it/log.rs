@@ -33,7 +33,7 @@ fn a_build_is_on_record_with_what_ran_and_why_and_a_null_build_is_not() {
     let empty = forge.run(&["log"]).success();
     assert_eq!(
         (empty.stdout.as_str(), empty.stderr.as_str()),
-        ("", "no run is on record in this store\n")
+        ("", "this store has no recorded runs\n")
     );
     let _ = small::build_of(&forge).success();
     let _ = small::build_of(&forge).success();
@@ -66,7 +66,7 @@ fn a_build_is_on_record_with_what_ran_and_why_and_a_null_build_is_not() {
         "{log}"
     );
     let text = forge.run(&["log", "show", "last", "imatrix.general"]).success().stdout;
-    assert!(text.contains("the engine said:\n    "), "{text}");
+    assert!(text.contains("the engine's log:\n    "), "{text}");
     let both = shown(&forge, &["last", "eval.quality"]);
     assert_eq!(both.len(), 2, "of both candidates");
 
@@ -123,7 +123,7 @@ fn repeat(script: &Path) -> support::Run {
 
 /// Returns the script that a build names for a step that failed.
 fn script_of(run: &support::Run, step: &str) -> PathBuf {
-    let file = format!("{step}/again.sh");
+    let file = format!("{step}/repeat.sh");
     let line = run.stderr.lines().find(|line| line.contains(&file));
     let line = line.unwrap_or_else(|| panic!("{}", run.stderr));
     PathBuf::from(line.split("sh ").nth(1).unwrap().trim())

@@ -434,7 +434,7 @@ fn exported_types_make_the_same_file_again() {
     );
     forge.write("empty.txt", "# nothing\n");
     let run = forge.run(&["policy", "import", "empty.txt"]).status(1);
-    assert!(run.stderr.contains("it holds no rules"), "{}", run.stderr);
+    assert!(run.stderr.contains("it contains no rules"), "{}", run.stderr);
     let run = forge.run(&["policy", "export", "types.txt"]).status(1);
     assert!(run.stderr.contains("can't read `types.txt`"), "{}", run.stderr);
 }

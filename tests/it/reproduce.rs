@@ -479,7 +479,11 @@ fn where_the_histories_part_is_told() {
         *manifest = serde_json::from_str(&text.replace(imatrix, &other_digest(imatrix))).unwrap();
     });
     let (run, line) = reproduce(&manifest);
-    assert!(run.stdout.contains("same tensors, other metadata"), "{}", run.stdout);
+    assert!(
+        run.stdout.contains("same tensors, different metadata"),
+        "{}",
+        run.stdout
+    );
     assert!(
         run.stdout
             .contains("part at imatrix.general (imatrix-collect): the same action"),

@@ -228,7 +228,10 @@ fn why_names_another_evaluator_and_another_solver_of_a_measured_policy() {
     });
     assert_eq!(
         built.roots(),
-        [("engine".to_owned(), "the evaluator is another: `c compiler`".to_owned())]
+        [(
+            "engine".to_owned(),
+            "the evaluator has changed: `c compiler`".to_owned()
+        )]
     );
 
     let built = Built::new();
@@ -324,7 +327,7 @@ fn an_imatrix_of_another_model_in_a_manifest_is_found() {
     let verified = forge.run(&["verify", "out/small/p.gguf.manifest.json"]).status(1);
     assert!(verified.stdout.contains("inputs.method.imatrix"), "{}", verified.stdout);
     assert!(
-        verified.stdout.contains("no action of the manifest has made"),
+        verified.stdout.contains("no action of the manifest outputs"),
         "{}",
         verified.stdout
     );

@@ -186,7 +186,7 @@ fn every_action_of_a_recipe_gives_the_same_twice_and_outputs_are_not_touched() {
     let forge = project();
     // In an empty store each runs twice.
     let run = forge.run(&["check", "--twice", "-j", "1"]).success();
-    assert!(run.stderr.contains("twice: all gave the same"), "{}", run.stderr);
+    assert!(run.stderr.contains("twice: all results are equal"), "{}", run.stderr);
     assert!(!forge.path("out/small/a.gguf").exists());
     build_well(&forge, &[]);
     let before = written(&forge.path("out/small"));

@@ -87,7 +87,7 @@ fn good_outputs_are_good_in_every_way_to_name_them() {
         .unwrap();
     }
     let run = forge.run(&["verify", "moved", "--key", "key.pub"]).success();
-    assert!(run.stdout.contains("was `a.gguf`"), "{}", run.stdout);
+    assert!(run.stdout.contains("renamed from `a.gguf`"), "{}", run.stdout);
     std::fs::remove_file(forge.path("moved/best.gguf.manifest.json")).unwrap();
     let run = forge.run(&["verify", "moved"]).status(1);
     assert!(run.stdout.contains("best.gguf.manifest.json`"), "{}", run.stdout);
@@ -243,7 +243,7 @@ fn every_byte_of_a_manifest_and_of_its_signature_counts() {
     std::fs::write(&target.manifest, [&manifest[..], b"\n"].concat()).unwrap();
     let run = forge.run(&["verify", "out/small/b.gguf", "--key", "key.pub"]).status(1);
     assert!(
-        run.stdout.contains("signature, payload: it signs other bytes"),
+        run.stdout.contains("signature, payload: it signs bytes other than"),
         "{}",
         run.stdout
     );
@@ -256,7 +256,7 @@ fn every_byte_of_a_manifest_and_of_its_signature_counts() {
     flip(&target.signatures(), signature.len() - 20, 0);
     let run = forge.run(&["verify", "out/small/b.gguf", "--key", "key.pub"]).status(1);
     assert!(
-        run.stdout.contains("signature, signatures: the signature of key"),
+        run.stdout.contains("signature, signatures: the signature by key"),
         "{}",
         run.stdout
     );
@@ -528,7 +528,7 @@ fn keys_of_openssl_and_openssh_sign_and_a_new_key_is_read_by_openssl() {
         assert!(run.stderr.contains("signed by"), "{}", run.stderr);
         let _ = forge.run(&["verify", "out/small/a.gguf", "--key", public]).success();
         let run = forge.run(&["sign", "out/small/a.gguf", "--key", secret]).success();
-        assert!(run.stderr.contains("was signed already"), "{}", run.stderr);
+        assert!(run.stderr.contains("was already signed"), "{}", run.stderr);
         let run = forge.run(&["sign", "out/small/a.gguf", "--key", public]).status(3);
         assert!(run.stderr.contains("public key"), "{}", run.stderr);
     }
@@ -579,7 +579,7 @@ fn a_build_signs_what_it_writes_and_says_when_a_signature_is_old() {
     let run = forge.run(&["verify", "out/small/a.gguf"]).status(1);
     assert!(run.stdout.contains("signature, payload"), "{}", run.stdout);
     let run = forge.run(&["sign", "out/small/a.gguf", "--key", "keys.pem"]).success();
-    assert!(run.stderr.contains("signed anew"), "{}", run.stderr);
+    assert!(run.stderr.contains("signed again"), "{}", run.stderr);
     let _ = forge
         .run(&["verify", "out/small/a.gguf", "--key", "keys.pem.pub"])
         .success();
@@ -658,6 +658,6 @@ fn bundles_hold_the_very_bytes_and_check_out_by_other_means() {
     )
     .unwrap();
     let run = forge.run(&["bundle", "out/small/a.gguf", "-o", "x"]).status(1);
-    assert!(run.stderr.contains("other bytes"), "{}", run.stderr);
+    assert!(run.stderr.contains("bytes other than"), "{}", run.stderr);
     assert!(!forge.path("x").exists());
 }

@@ -341,7 +341,7 @@ fn another_engine_is_told_by_its_facts() {
     assert_eq!(answer["roots"].as_array().unwrap().len(), 1, "{answer:#}");
     let root = &answer["roots"][0];
     assert_eq!((&root["cause"], &root["step"]), (&json!("engine"), &Value::Null));
-    assert_eq!(root["what"], "the quantizer is another: `c compiler`");
+    assert_eq!(root["what"], "the quantizer has changed: `c compiler`");
     assert_eq!(
         root["details"],
         json!([{ "name": "c compiler", "before": "an older compiler", "after": now }])
@@ -417,7 +417,7 @@ fn a_result_that_was_collected_says_when_and_what_it_gave_is_still_known() {
     assert_eq!(answer["roots"][0]["cause"], "collected");
     assert_eq!(
         answer["why"],
-        "its result was in the store and was collected on 2026-10-26T07:33:20Z to free space"
+        "its result was removed from the store on 2026-10-26T07:33:20Z to save disk space"
     );
     let (said, _) = assert_agrees(&forge, "a collected result");
     assert_eq!(causes(&said), [cause("join.general", "collected", 0)]);
@@ -461,7 +461,7 @@ fn a_renamed_step_is_known_by_what_it_does() {
     assert_eq!(answer["roots"][0]["cause"], "new");
     assert_eq!(
         answer["why"],
-        "it is new, and its result is that of `promote.small@Q4_0`: only its files are to be written"
+        "it is new, but its result is that of `promote.small@Q4_0`: only its files must be written"
     );
     assert_eq!(why(&forge, &["eval.quality/tiny-Q4_0"])["verdict"], "cached");
     let (said, outcomes) = assert_agrees(&forge, "a renamed step");
@@ -591,14 +591,14 @@ fn the_words_for_people() {
     ));
     let shown = forge.run(&["why", PROMOTE]).success().stdout;
     insta::assert_snapshot!(shown, @r#"
-    promote.small@Q4_0 may run: it waits for `policy.mix@Q4_0`, and runs unless that gives what it gave before
+    promote.small@Q4_0 may run: it waits for `policy.mix@Q4_0`, and runs unless the result of that is unchanged
 
     because
       policy.mix@Q4_0: the recipe changed `method.embedding_type`
         method.embedding_type: new, "Q8_0"
     and 3 steps follow: promote.small@Q4_0, eval.quality/small-Q4_0, metrics.all
 
-    how it comes to promote.small@Q4_0
+    how this leads to promote.small@Q4_0
       policy.mix@Q4_0: `method.embedding_type` changed
     "#);
     let shown = forge.run(&["why"]).success().stdout;

@@ -1,4 +1,4 @@
-//! What can be typed to look at types.
+//! The arguments of the commands that show and compare types.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use super::DiffFormat;
 /// Which recipe a name is one of.
 #[derive(Debug, ClapArgs)]
 pub(in crate::cli) struct OfRecipe {
-    /// The recipe that names are looked for in
+    /// The recipe in which names are looked up
     #[arg(short = 'f', long, default_value = "recipe.toml", value_name = "RECIPE")]
     pub(in crate::cli) recipe: String,
     /// Where its outputs are [default: `out/<recipe name>/` beside the recipe]
@@ -24,13 +24,13 @@ pub(in crate::cli) struct OfRecipe {
   forge policy show --by layer out/small/small-Q4_K_M.gguf
   forge policy show --by tensor downloaded.gguf
 
-What a policy said of a candidate (why, predicted losses) is known where its manifest lies beside
-it, and the store still has the policy. Of other files only the types are.")]
+The policy's reasons and predicted losses are shown if the manifest is next to the candidate and
+the store still has the policy. Of other files, only the types are shown.")]
 pub(in crate::cli) struct PolicyShow {
     /// A candidate or another model (GGUF), a manifest, a policy (JSON), or the name of a candidate or policy of the recipe
     #[arg(value_name = "CANDIDATE|POLICY|GGUF")]
     pub(in crate::cli) of: String,
-    /// By which the tensors are taken together; by layer it is a map, a row a layer and a column a class
+    /// How to group the tensors; `layer` draws a map with a row for each layer and a column for each class
     #[arg(long, value_enum, default_value = "class")]
     pub(in crate::cli) by: By,
     #[command(flatten)]
@@ -49,7 +49,7 @@ pub(in crate::cli) enum By {
   forge policy diff small-7bpw small-Q5_K_M
   forge policy diff --exit-code old.gguf new.gguf
 
-Bytes of tensors are not looked at: `forge diff` compares those of two candidates, too.")]
+Compares types only; `forge diff` also compares the bytes of two candidates' tensors.")]
 pub(in crate::cli) struct PolicyDiff {
     /// The first: as for `forge policy show`
     #[arg(value_name = "A")]
@@ -60,10 +60,10 @@ pub(in crate::cli) struct PolicyDiff {
     /// Exit with 1 if they differ
     #[arg(long)]
     pub(in crate::cli) exit_code: bool,
-    /// For people, for programs, or for a comment on a change
+    /// The output format; Markdown is meant for comments on a change
     #[arg(long, value_enum, default_value = "text")]
     pub(in crate::cli) format: DiffFormat,
-    /// Show at most so many rows of each part in text and Markdown; 0 for all
+    /// The maximum number of rows of each part in text and Markdown; 0 for all
     #[arg(long, default_value = "30", value_name = "N")]
     pub(in crate::cli) rows: usize,
     #[command(flatten)]
@@ -75,26 +75,26 @@ pub(in crate::cli) struct PolicyDiff {
   forge policy chart
   forge policy chart --svg front.svg recipe.toml other/metrics.json
 
-The axis of losses is logarithmic. Bars are 95 % intervals; crosses are what a policy predicted,
-where the store still has it. Figures of other engines or texts than the first file's are marked as
-historical.")]
+The loss axis is logarithmic. Bars are 95 % confidence intervals; crosses are the predictions of
+policies that the store still has. Figures from other engines or texts than the first file's are
+marked as historical.")]
 pub(in crate::cli) struct PolicyChart {
     /// Recipes that were built, or their `metrics.json`
     #[arg(default_value = "recipe.toml", value_name = "RECIPE|METRICS")]
     pub(in crate::cli) files: Vec<String>,
-    /// The evaluation, where there are several
+    /// The evaluation, if there are several
     #[arg(long, value_name = "NAME")]
     pub(in crate::cli) eval: Option<String>,
-    /// Write the chart as a picture
+    /// Write the chart as an SVG image
     #[arg(long, value_name = "FILE")]
     pub(in crate::cli) svg: Option<PathBuf>,
-    /// Draw with characters of ASCII only [default: if the locale says that the terminal knows no others]
+    /// Draw with ASCII characters only [default: if the locale is not UTF-8]
     #[arg(long)]
     pub(in crate::cli) ascii: bool,
     /// Columns of the chart
     #[arg(long, default_value = "80", value_name = "N", value_parser = clap::value_parser!(u16).range(40..=400))]
     pub(in crate::cli) width: u16,
-    /// Rows of the field with the marks
+    /// Rows of the plot area
     #[arg(long, default_value = "22", value_name = "N", value_parser = clap::value_parser!(u16).range(6..=200))]
     pub(in crate::cli) height: u16,
     /// Where the recipes' outputs are [default: `out/<recipe name>/` beside each recipe]

@@ -1,4 +1,4 @@
-//! What can be typed after `forge cache`.
+//! The arguments of `forge cache`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use clap::ValueEnum;
 use crate::quantity::Quantity;
 use crate::store::Sample;
 
-/// Look at the store, check it, and free space.
+/// Inspect, verify and shrink the store of cached results.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-The store keeps every result under the hash of what it was made of. Everything in it can be made again; what that
-costs is recorded, and `gc` keeps what is dearest. `forge.toml` can set a limit that is held after each build:
+The store keeps every result under the hash of its inputs. Everything in it can be computed again; the cost is
+recorded, and `gc` keeps the most expensive results. `forge.toml` can set a limit that is enforced after each build:
 
   [cache]
   max-size = \"200 GB\"")]
@@ -27,19 +27,19 @@ pub(in crate::cli) struct Cache {
 pub(in crate::cli) enum Verb {
     /// Print where the store is
     Dir,
-    /// Say how much room the store takes, and what for
+    /// Show how much disk space the store uses, and for what
     Size,
-    /// List results: what each is, when it was last used, what it cost, how large it is
+    /// List results with their kind, last use, cost and size
     List(List),
-    /// Read the store again, all of it or a sample; what is damaged is moved aside and named
+    /// Check the store, all of it or a sample; damaged files are reported and quarantined
     Verify(Verify),
-    /// Collect what nothing needs, and more if the store is to become smaller
+    /// Remove what nothing needs, and more if the store must become smaller
     Gc(Gc),
-    /// Keep everything that a manifest names, whatever is collected; without a name, list what is pinned
+    /// Protect everything that a manifest names from `gc`; without arguments, list the pins
     Pin(Pin),
-    /// Let go of what was pinned
+    /// Remove pins
     Unpin(Unpin),
-    /// Remove leftovers of killed builds and what was moved aside; with `--all` the whole store
+    /// Remove leftovers of killed builds and quarantined files; with `--all`, the whole store
     Clean(Clean),
 }
 
@@ -49,7 +49,7 @@ pub(in crate::cli) enum Sort {
     Size,
     /// The longest unused first
     Age,
-    /// The dearest first
+    /// The most expensive first
     Cost,
     /// By kind, then the largest first
     Kind,
@@ -57,32 +57,32 @@ pub(in crate::cli) enum Sort {
 
 #[derive(Debug, ClapArgs)]
 pub(in crate::cli) struct List {
-    /// Only of this kind, as `tensor` or `reference-block`; may be given several times
+    /// Only results of this kind, such as `tensor` or `reference-block`; may be given several times
     #[arg(long, value_name = "KIND")]
     pub(in crate::cli) kind: Vec<String>,
-    /// Only what was not used for so long, as `30d` or `12h`
+    /// Only results that were not used for this long, such as `30d` or `12h`
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(in crate::cli) older_than: Option<Duration>,
-    /// Only what is larger, as `1GB`
+    /// Only results larger than this, such as `1GB`
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     pub(in crate::cli) larger_than: Option<u64>,
-    /// In which order
+    /// The order
     #[arg(long, value_enum, default_value = "size", value_name = "ORDER")]
     pub(in crate::cli) sort: Sort,
-    /// At most so many
+    /// The maximum number of results
     #[arg(long, value_name = "N")]
     pub(in crate::cli) limit: Option<usize>,
 }
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-What outputs lend to the store is read, too: an output whose bytes changed although its times did not is found here.
-Exit status 1 if anything was damaged, even though it was moved aside (and with --repair made again).")]
+Tensors that the store borrows from outputs are read, too: this finds outputs whose bytes changed but whose timestamps
+did not. Exit status 1 if anything was damaged, even if it was quarantined (and, with --repair, made again).")]
 pub(in crate::cli) struct Verify {
-    /// Read only a part, chosen anew each time: a share as `5%`, or so many bytes as `10GB`
+    /// Read only a random part: a percentage such as `5%`, or a size such as `10GB`
     #[arg(long, value_name = "PART", value_parser = sample)]
     pub(in crate::cli) sample: Option<Sample>,
-    /// Then build this recipe, which makes again what it needs of that
+    /// Then build this recipe, which restores what it needs of the damaged results
     #[arg(long, value_name = "RECIPE")]
     pub(in crate::cli) repair: Option<String>,
     /// Threads to use [default: all cores]
@@ -92,45 +92,45 @@ pub(in crate::cli) struct Verify {
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-First goes what nothing can use: blobs that killed builds left, results that have lost a blob, old quarantine. Then, for
---older-than, what was not used for so long; then, for --max-size, what is cheapest to make again for its room, the
-reference's log-probabilities before all. Never what a pinned manifest or a build that is running needs; nor what the newest
-outputs of recipes need, unless --also-newest is given. Builds may go on meanwhile.")]
+Removed first is what nothing can use: blobs left by killed builds, results that have lost a blob, old quarantined
+files. Then, for --older-than, results that were not used for that long; then, for --max-size, what is cheapest to compute
+again for its size, the reference's log-probabilities first. Never removed is what a pinned manifest or a running build
+needs, nor, unless --also-newest is given, what the newest outputs of recipes need. Builds may run meanwhile.")]
 pub(in crate::cli) struct Gc {
-    /// Make the store no larger than this, as `200GB` [default: `[cache] max-size` of forge.toml]
+    /// Make the store no larger than this, such as `200GB` [default: `[cache] max-size` of forge.toml]
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     pub(in crate::cli) max_size: Option<u64>,
-    /// Also results that were not used for so long, as `30d`
+    /// Also remove results that were not used for this long, such as `30d`
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(in crate::cli) older_than: Option<Duration>,
-    /// Also what the newest outputs would need to be made again without work
+    /// Also remove the results from which the newest outputs could be written again without computing anything
     #[arg(long)]
     pub(in crate::cli) also_newest: bool,
-    /// Only show what would go
+    /// Only show what would be removed
     #[arg(short = 'n', long, conflicts_with = "yes")]
     pub(in crate::cli) dry_run: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(short, long)]
     pub(in crate::cli) yes: bool,
 }
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-A pin keeps what lies in the store. Tensors that the store borrows from an output are kept as long as that file stands
-unchanged: delete it, and they are quantized again when a build needs them. Where the store is to hold all of it by itself,
-forge.toml says so before the build:
+A pin protects what is in the store. Tensors that the store borrows from an output last as long as that file is
+unchanged: if it is deleted, they are quantized again when a build needs them. To keep all tensors in the store itself,
+set this in forge.toml before the build:
 
   [cache]
   borrow = false")]
 pub(in crate::cli) struct Pin {
-    /// A manifest, an output with its manifest beside it, or a run (its name in the store) with all its outputs
+    /// A manifest, an output with its manifest next to it, or the name of a run (all its outputs)
     #[arg(value_name = "MANIFEST|GGUF|RUN")]
     pub(in crate::cli) targets: Vec<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(in crate::cli) struct Unpin {
-    /// As for `pin`; or the output's name or the first digits of the manifest's hash, as `forge cache pin` lists them
+    /// The same as for `pin`; or the output's name or the first digits of the manifest's hash, as `forge cache pin` lists them
     #[arg(value_name = "MANIFEST|GGUF|RUN", required = true)]
     pub(in crate::cli) targets: Vec<PathBuf>,
 }
@@ -140,7 +140,7 @@ pub(in crate::cli) struct Clean {
     /// The whole store
     #[arg(long)]
     pub(in crate::cli) all: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(short, long)]
     pub(in crate::cli) yes: bool,
 }
@@ -157,7 +157,7 @@ fn sample(text: &str) -> Result<Sample, String> {
     match text.parse::<Quantity>() {
         Ok(Quantity::Bytes(bytes)) => Ok(Sample::Bytes(bytes)),
         Ok(Quantity::Percent(percent)) => Ok(Sample::Millionths(percent.millionths() / 100)),
-        Ok(Quantity::BitsPerWeight(_)) => Err("a share or a size is needed, like `5%` or `10GB`".to_owned()),
+        Ok(Quantity::BitsPerWeight(_)) => Err("a percentage or a size is needed, like `5%` or `10GB`".to_owned()),
         Err(error) => Err(format!("{error}; a part looks like `5%` or `10GB`")),
     }
 }

@@ -26,7 +26,7 @@ pub(super) fn run(args: &args::Clean, files: &Files, terminal: &Terminal) -> Res
             );
         } else {
             terminal.line(&format!(
-                "forge: {} removed, {} free",
+                "forge: {} removed, {} freed",
                 prose::count(removed.files, "file"),
                 prose::bytes(removed.room)
             ));
@@ -37,7 +37,8 @@ pub(super) fn run(args: &args::Clean, files: &Files, terminal: &Terminal) -> Res
     let question = format!("remove the whole store at {root} ({})?", prose::bytes(total.room));
     if !args.yes && !terminal.ask(&question) {
         if !terminal.can_ask() {
-            let unsure = Diagnostic::error("nothing was removed: nobody can be asked here").code("usage::unconfirmed");
+            let unsure = Diagnostic::error("nothing was removed: there is no terminal to ask for confirmation")
+                .code("usage::unconfirmed");
             return Err(Failure::new(
                 Exit::Usage,
                 unsure.hint("give `--yes` to remove the whole store"),
@@ -54,12 +55,12 @@ pub(super) fn run(args: &args::Clean, files: &Files, terminal: &Terminal) -> Res
             json!({ "path": root, "files": total.files, "room": total.room, "all": true }),
         );
     } else {
-        terminal.line(&format!("forge: the store at {root} is removed"));
+        terminal.line(&format!("forge: removed the store at {root}"));
     }
     if !left.is_empty() {
         let names = prose::names(&left, 5);
         terminal.diagnostic(&Diagnostic::warning(format!(
-            "{names} in {root} stayed: no part of a store of forge"
+            "kept {names} in {root}: not part of a forge store"
         )));
     }
     Ok(Exit::Done)

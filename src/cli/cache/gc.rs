@@ -1,4 +1,4 @@
-//! `forge cache gc`, and the limit that is held after each build.
+//! `forge cache gc`, and the limit that is enforced after each build.
 
 use serde_json::json;
 
@@ -49,16 +49,16 @@ pub(super) fn run(args: &args::Gc, files: &Files, terminal: &Terminal) -> Result
     if args.dry_run || plan.is_empty() {
         return Ok(Exit::Done);
     }
-    if !args.yes && !terminal.ask("collect this?") {
+    if !args.yes && !terminal.ask("remove this?") {
         if !terminal.can_ask() {
-            let unsure =
-                Diagnostic::error("nothing was collected: nobody can be asked here").code("usage::unconfirmed");
+            let unsure = Diagnostic::error("nothing was removed: there is no terminal to ask for confirmation")
+                .code("usage::unconfirmed");
             return Err(Failure::new(
                 Exit::Usage,
-                unsure.hint("give `--yes` to collect, or `--dry-run` to look"),
+                unsure.hint("give `--yes` to remove it, or `--dry-run` to only see the plan"),
             ));
         }
-        terminal.line("forge: nothing was collected");
+        terminal.line("forge: nothing was removed");
         return Ok(Exit::Done);
     }
     let done = store.gc_run(plan, &|_, _| {}).map_err(|error| failure(&error))?;
@@ -93,7 +93,7 @@ pub(in crate::cli) fn hold_limit(store: &Store, max_size: Option<u64>, terminal:
         // Whoever collects now holds the limit.
         Ok(_) | Err(StoreError::Busy { .. }) => {}
         Err(error) => {
-            let warning = Diagnostic::warning(format!("the limit of the store could not be held: {error}"));
+            let warning = Diagnostic::warning(format!("the size limit of the store could not be enforced: {error}"));
             terminal.diagnostic(&warning.code("environment::store"));
         }
     }
@@ -107,10 +107,10 @@ fn told(done: &GcDone, terminal: &Terminal) {
     }
     let spared = match done.spared {
         0 => String::new(),
-        spared => format!("; {} stayed, used meanwhile", prose::count(spared, "thing")),
+        spared => format!("; {} kept, in use since the plan", prose::count(spared, "item")),
     };
     terminal.line(&format!(
-        "forge: {} collected, {} free{spared}",
+        "forge: {} removed, {} freed{spared}",
         prose::count(done.results, "result"),
         prose::bytes(done.room)
     ));
@@ -119,7 +119,7 @@ fn told(done: &GcDone, terminal: &Terminal) {
 fn too_large(plan: &GcPlan) -> Diagnostic {
     let limit = plan.max_size.unwrap_or_default();
     let warning = Diagnostic::warning(format!(
-        "the store takes {} then, more than the limit of {}",
+        "after this the store uses {}, more than the limit of {}",
         prose::bytes(plan.after),
         prose::bytes(limit)
     ));
@@ -127,11 +127,11 @@ fn too_large(plan: &GcPlan) -> Diagnostic {
     largest.sort_by_key(|(keeper, room)| (std::cmp::Reverse(*room), *keeper));
     let stays: Vec<String> = largest
         .into_iter()
-        .map(|(keeper, room)| format!("{} of {}", prose::bytes(room), whose(keeper)))
+        .map(|(keeper, room)| format!("{} for {}", prose::bytes(room), whose(keeper)))
         .collect();
     let mut warning = warning.code("cache::limit");
     if !stays.is_empty() {
-        warning = warning.caused_by(format!("what stays: {}", stays.join(", ")));
+        warning = warning.caused_by(format!("what is kept: {}", stays.join(", ")));
     }
     let has = |keeper| plan.stays.contains_key(&keeper);
     let mut ways = Vec::new();
@@ -142,7 +142,7 @@ fn too_large(plan: &GcPlan) -> Diagnostic {
         ways.push("run `forge cache gc --also-newest`");
     }
     if has(Keeper::Running) {
-        ways.push("collect again when no build runs");
+        ways.push("run `forge cache gc` when no build is running");
     }
     ways.push("raise the limit");
     let last = ways.len() - 1;
@@ -178,14 +178,14 @@ fn keeper_word(keeper: Keeper) -> &'static str {
 
 fn sentence(cause: Cause) -> &'static str {
     match cause {
-        Cause::Unreferenced => "no result needs it (left by builds that were stopped)",
+        Cause::Unreferenced => "no result refers to it (left by interrupted builds)",
         Cause::Lent => "an output holds the same bytes",
         Cause::Incomplete => "incomplete: a part was lost",
-        Cause::Quarantined => "was damaged, and moved aside",
-        Cause::Stale => "explains nothing any more",
-        Cause::Age => "not used for so long",
+        Cause::Quarantined => "was damaged, and quarantined",
+        Cause::Stale => "an outdated note",
+        Cause::Age => "not used for longer than --older-than",
         Cause::History => "no build needs it, and the limit is exceeded",
-        Cause::Room => "cheap to make again for its room",
+        Cause::Room => "cheap to compute again for its size, and the limit is exceeded",
     }
 }
 
@@ -213,7 +213,7 @@ fn text(plan: &GcPlan) -> Block {
             what.push(prose::count(group.files, "file"));
         }
         let cost = if group.results > 0 {
-            format!(", {} to make again", prose::duration_ms(group.cost_ms))
+            format!(", {} to compute again", prose::duration_ms(group.cost_ms))
         } else {
             String::new()
         };
@@ -227,17 +227,17 @@ fn text(plan: &GcPlan) -> Block {
     if rows.is_empty() {
         let _ = writeln!(
             text,
-            "the store takes {}; nothing is to be collected",
+            "the store uses {}; there is nothing to remove",
             prose::bytes(plan.before)
         );
         return text;
     }
-    let _ = writeln!(text, "to collect:");
+    let _ = writeln!(text, "to remove:");
     table::add(&mut text, "  ", &rows);
     let kept = plan.kept;
     let _ = writeln!(
         text,
-        "the store takes {} now, {} then; kept are {} of pins, {} of the newest outputs, {} in use",
+        "the store uses {} now, {} afterwards; kept: {} for pins, {} for the newest outputs, {} in use",
         prose::bytes(plan.before),
         prose::bytes(plan.after),
         prose::count(kept.pinned, "result"),

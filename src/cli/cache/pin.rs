@@ -46,7 +46,11 @@ pub(super) fn pin(args: &args::Pin, files: &Files, terminal: &Terminal) -> Resul
                 line(terminal, "cache-pin", told);
                 continue;
             }
-            let how = if pinned.again { "was pinned before" } else { "is pinned" };
+            let how = if pinned.again {
+                "was already pinned"
+            } else {
+                "is pinned"
+            };
             terminal.line(&format!(
                 "forge: `{}` {how}: {} kept",
                 pinned.pin.output,
@@ -54,15 +58,15 @@ pub(super) fn pin(args: &args::Pin, files: &Files, terminal: &Terminal) -> Resul
             ));
             for (lender, bytes) in &pinned.borrowed {
                 terminal.line(&format!(
-                    "forge: {} of that are tensors in `{}`: kept as long as it stands unchanged",
+                    "forge: {} of that are tensors in `{}`: kept as long as that file is unchanged",
                     prose::bytes(*bytes),
                     lender.display()
                 ));
             }
             if pinned.gone > 0 {
                 let gone = prose::count(pinned.gone as u64, "result");
-                let warning = Diagnostic::warning(format!("{gone} of it are not in the store (any more)"));
-                terminal.diagnostic(&warning.hint("build its recipe: what is made again is kept"));
+                let warning = Diagnostic::warning(format!("{gone} of it are missing from the store"));
+                terminal.diagnostic(&warning.hint("build its recipe to restore them"));
             }
         }
     }
@@ -77,7 +81,7 @@ pub(super) fn unpin(args: &args::Unpin, files: &Files, terminal: &Terminal) -> R
         let digits = |pin: &Pin| name.len() >= 8 && pin.manifest.hash.to_string().starts_with(&*name);
         let mut found: Vec<&Pin> = pins.iter().filter(|pin| pin.output == name || digits(pin)).collect();
         if found.is_empty() {
-            // What is no manifest is not pinned, either.
+            // A file that is not a manifest is not pinned.
             let hashes: Vec<Hash> = manifests(&store, files, target)
                 .unwrap_or_default()
                 .iter()
@@ -118,7 +122,7 @@ fn manifests(store: &Store, files: &Files, target: &Path) -> Result<Vec<Vec<u8>>
         let none = Diagnostic::from_error(&missing).code("cache::no-manifest");
         return Err(Failure::new(
             Exit::Recipe,
-            none.hint("name an output's `.manifest.json`, the output beside which it stands, or a run of the store"),
+            none.hint("name a manifest (`.manifest.json`), the output that it belongs to, or a run of the store"),
         ));
     }
     Ok(of_run)

@@ -23,16 +23,12 @@ pub(super) fn open(files: &Files, terminal: &Terminal) -> Result<Store, Failure>
 pub(super) fn failure(error: &StoreError) -> Failure {
     let diagnostic = Diagnostic::from_error(error).code("environment::store");
     let hint = match error {
-        StoreError::Busy { .. } => Some("wait until it has ended, then try again"),
-        StoreError::InUse { .. } => Some("wait until they have ended, or stop them"),
-        StoreError::LeadsOut { .. } => {
-            Some("no store of forge has such a thing in it: do not use this one, start anew")
-        }
-        StoreError::NotAManifest { .. } => {
-            Some("name an output's `.manifest.json`, or the output beside which it stands")
-        }
+        StoreError::Busy { .. } => Some("wait until it has finished, then try again"),
+        StoreError::InUse { .. } => Some("wait until they have finished, or stop them"),
+        StoreError::LeadsOut { .. } => Some("a forge store never contains this: use another folder for the store"),
+        StoreError::NotAManifest { .. } => Some("name a manifest (`.manifest.json`), or the output that it belongs to"),
         StoreError::NotAStore { .. } => Some("name the store with `--cache-dir DIR` or `FORGE_CACHE_DIR`"),
-        _ if error.class() == ErrorClass::Permission => Some("see who may read and write there"),
+        _ if error.class() == ErrorClass::Permission => Some("check the permissions of the folder"),
         _ => None,
     };
     let exit = if matches!(error, StoreError::NotAManifest { .. }) {

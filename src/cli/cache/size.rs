@@ -77,7 +77,7 @@ pub(super) fn run(files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     if usage.borrowed.files > 0 {
         let _ = writeln!(
             text,
-            "besides, outputs hold {} of {}, which the store need not keep",
+            "in addition, the store borrows {} in {} from outputs",
             prose::bytes(usage.borrowed.bytes),
             prose::count(usage.borrowed.files, "blob")
         );

@@ -101,14 +101,14 @@ fn told(verified: &Verified, terminal: &Terminal) {
     }
     for path in &verified.foreign {
         let warning = Diagnostic::warning(format!(
-            "`{}` is no part of a store; it was left as it is",
+            "`{}` is not part of a forge store; it was left in place",
             path.display()
         ));
         terminal.diagnostic(&warning);
     }
     if verified.dropped > 0 {
         terminal.line(&format!(
-            "forge: {} dropped that had lost a part; a build makes again what it needs of them",
+            "forge: {} dropped because a part is missing; a build restores what it needs",
             prose::count(verified.dropped, "result")
         ));
     }
@@ -123,8 +123,8 @@ fn told(verified: &Verified, terminal: &Terminal) {
     };
     let flaws = match verified.flaws.len() {
         0 => "nothing is damaged".to_owned(),
-        1 => "1 is damaged and was moved aside".to_owned(),
-        flaws => format!("{flaws} are damaged and were moved aside"),
+        1 => "1 is damaged".to_owned(),
+        flaws => format!("{flaws} are damaged"),
     };
     let stopped = if verified.stopped { "stopped: " } else { "" };
     terminal.line(&format!(
@@ -135,7 +135,7 @@ fn told(verified: &Verified, terminal: &Terminal) {
         prose::count(verified.notes, "note")
     ));
     if verified.flaws.iter().any(is_remade) {
-        terminal.line("forge: `forge build RECIPE` makes it again (or `forge cache verify --repair RECIPE`)");
+        terminal.line("forge: `forge build RECIPE` restores it (or `forge cache verify --repair RECIPE`)");
     }
 }
 
@@ -161,7 +161,7 @@ fn owner_words(owner: &Owner, names: &Names) -> String {
 
 fn owners_words(owners: &[Owner], otherwise: Option<&str>, names: &Names) -> String {
     match owners {
-        [] => otherwise.map_or_else(|| "no result needs it".to_owned(), str::to_owned),
+        [] => otherwise.map_or_else(|| "no result refers to it".to_owned(), str::to_owned),
         [only] => owner_words(only, names),
         [first, rest @ ..] => format!("{}, and {} more", owner_words(first, names), rest.len()),
     }
@@ -196,21 +196,24 @@ fn sentence(flaw: &Flaw, names: &Names) -> (String, Option<String>) {
             Some(format!("it was moved to `{}`", moved_to.display())),
         ),
         Flaw::Gone { digest, owner } => (
-            format!("blob {} is gone: {}", digest.hash.short(), owner_words(owner, names)),
-            Some("nothing says how it was lost; the result that named it was dropped".to_owned()),
+            format!("blob {} is missing: {}", digest.hash.short(), owner_words(owner, names)),
+            Some("how it was lost is not known; the result that refers to it was dropped".to_owned()),
         ),
         Flaw::Loan { digest, path, owners } => (
             format!(
-                "`{}` does not hold blob {} any more: {}",
+                "`{}` no longer contains blob {}: {}",
                 path.display(),
                 digest.hash.short(),
                 owners_words(owners, None, names)
             ),
-            Some("its bytes changed although its times did not; the next build reads the file again".to_owned()),
+            Some("its bytes changed but its timestamps did not; the next build reads the file again".to_owned()),
         ),
         Flaw::Lender { path } => (
-            format!("`{}` has changed although its times did not", path.display()),
-            Some("what it lends to the store is whole; the next build makes the file again".to_owned()),
+            format!("`{}` has changed but its timestamps have not", path.display()),
+            Some(
+                "the tensors that the store borrows from it are intact; the next build writes the file again"
+                    .to_owned(),
+            ),
         ),
         Flaw::Note {
             directory,
@@ -219,7 +222,7 @@ fn sentence(flaw: &Flaw, names: &Names) -> (String, Option<String>) {
         } => (
             format!("note `{directory}/{name}` is damaged"),
             Some(format!(
-                "it was moved to `{}`; notes explain, nothing rests on them",
+                "it was moved to `{}`; notes only explain, no result depends on them",
                 moved_to.display()
             )),
         ),

@@ -58,7 +58,7 @@ impl Diagnostic {
                 if let Some(near) = nearest(name, known.iter().map(String::as_str)) {
                     unknown = unknown.hint(format!("did you mean `{near}`?"));
                 }
-                unknown.hint(format!("this program has: {}", prose::names(known, LISTED)))
+                unknown.hint(format!("available engines: {}", prose::names(known, LISTED)))
             }
             EngineProblemKind::Lacks {
                 capability, step, able, ..
@@ -66,7 +66,7 @@ impl Diagnostic {
                 let what = format!("the engine `{name}` cannot {capability}, which `{step}` needs");
                 let lacks = Self::error(what).code("recipe::engine-lacks");
                 if able.is_empty() {
-                    lacks.hint("no engine of this program can")
+                    lacks.hint("no available engine can")
                 } else {
                     lacks.hint(format!(
                         "name another engine in that section: {}",
@@ -103,20 +103,22 @@ impl Diagnostic {
         diagnostic.level = Level::Warning;
         let text = match warning {
             RecipeWarning::Unused { .. } => "declared here".to_owned(),
-            RecipeWarning::EvalOnCalibration { candidate, .. } => format!("`{candidate}` is judged here"),
+            RecipeWarning::EvalOnCalibration { candidate, .. } => format!("`{candidate}` is evaluated here"),
         };
         diagnostic.primary = Some(Label {
             place: warning.place().clone(),
             text,
         });
         match warning {
-            RecipeWarning::Unused { user, .. } => diagnostic.hints.push(Hint::Text(format!("{user} would name it"))),
+            RecipeWarning::Unused { user, .. } => diagnostic
+                .hints
+                .push(Hint::Text(format!("to use it, name it in {user}"))),
             RecipeWarning::EvalOnCalibration { declared, .. } => {
                 diagnostic.context.push(Label {
                     place: declared.clone(),
                     text: "the corpus".to_owned(),
                 });
-                let text = "evaluate on text that had no part in making them; on this one figures are too good";
+                let text = "evaluate on text that was not used to make them; on this text the figures are too good";
                 diagnostic.hints.push(Hint::Text(text.to_owned()));
             }
         }
@@ -160,12 +162,12 @@ fn label(error: &RecipeError) -> String {
         RecipeError::Duplicate { .. } => "the second is here".to_owned(),
         RecipeError::BadQuantity { example, .. } => format!("expected something like \"{example}\""),
         RecipeError::UnreachableRule { .. } => "never reached".to_owned(),
-        RecipeError::NoFigure { figure, .. } => format!("wants `{figure}`"),
+        RecipeError::NoFigure { figure, .. } => format!("needs `{figure}`"),
         RecipeError::ModelMismatch { other, .. } => format!("for the model `{other}`"),
         RecipeError::NotSingle { .. } => "expected one of them".to_owned(),
         RecipeError::Cycle { path, .. } => {
             let next = path.get(1).or(path.first()).map_or("", |(name, _)| name);
-            format!("waits for `{next}`")
+            format!("depends on `{next}`")
         }
         RecipeError::TooMany { limit, .. } => format!("at most {limit}"),
         _ => String::new(),
@@ -205,10 +207,10 @@ fn context(error: &RecipeError) -> Vec<Label> {
         RecipeError::NoDefault { declared, .. } => declared
             .iter()
             .take(4)
-            .map(|(_, place)| label(place, "it may be this"))
+            .map(|(_, place)| label(place, "it could be this"))
             .collect(),
         RecipeError::Duplicate { first, .. } => vec![label(first, "the first is here")],
-        RecipeError::UnreachableRule { earlier, .. } => vec![label(earlier, "this one takes its tensors")],
+        RecipeError::UnreachableRule { earlier, .. } => vec![label(earlier, "this rule matches its tensors first")],
         RecipeError::NoFigure {
             metrics: Some(place), ..
         } => vec![label(place, "its figures come from here")],
@@ -219,7 +221,7 @@ fn context(error: &RecipeError) -> Vec<Label> {
             .filter(|(_, (_, other))| other != place)
             .map(|(at, (_, place))| {
                 let (next, _) = &path[(at + 1) % path.len()];
-                label(place, &format!("waits for `{next}`"))
+                label(place, &format!("depends on `{next}`"))
             })
             .collect(),
         _ => Vec::new(),
@@ -293,7 +295,7 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
             Some(near) => vec![patch(place, near.to_owned(), near)],
             None => vec![text(there(known))],
         },
-        RecipeError::UnnamedSection { kind, .. } => vec![text(format!("write `[{kind}.NAME]` with a name of yours"))],
+        RecipeError::UnnamedSection { kind, .. } => vec![text(format!("give it a name: `[{kind}.NAME]`"))],
         RecipeError::UnknownKey {
             place,
             found,
@@ -340,7 +342,7 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
                 None => vec![text(there(&names))],
             }
         }
-        RecipeError::WrongSource { .. } => vec![text("a source's `kind` says what it holds")],
+        RecipeError::WrongSource { .. } => vec![text("a source's `kind` says what the file contains")],
         RecipeError::NoDefault { declared, what, .. } if declared.is_empty() => vec![text(match *what {
             "candidate" => "a `[promote.NAME]` section makes candidates",
             "model source" => "a `[source.NAME]` section with `path = \"model.gguf\"` names a model",
@@ -352,7 +354,7 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
         }
         RecipeError::Duplicate { only_case: true, .. } => {
             vec![text(
-                "some file systems don't tell upper and lower case apart: choose other names",
+                "some file systems ignore upper and lower case: choose other names",
             )]
         }
         RecipeError::Duplicate { what: "candidate", .. } => {
@@ -411,7 +413,7 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
             problem: ExtendsProblem::Load(_),
             ..
         } => {
-            vec![text("paths are relative to the recipe that states them")]
+            vec![text("paths are relative to the recipe that contains them")]
         }
         _ => Vec::new(),
     }

@@ -139,7 +139,7 @@ impl Collector {
         if sums.squares.len() != columns * matrices || sums.columns != columns {
             return self.fail(
                 name,
-                format!("its input has {columns} columns and {matrices} matrices, and had others before"),
+                format!("its input has {columns} columns and {matrices} matrices, unlike before"),
             );
         }
         for i3 in 0..input.counts[3] {
@@ -186,7 +186,7 @@ impl Collector {
         if sums.squares.len() != columns * experts || sums.columns != columns {
             return self.fail(
                 name,
-                format!("its input has {columns} columns and {experts} experts, and had others before"),
+                format!("its input has {columns} columns and {experts} experts, unlike before"),
             );
         }
         if sums.rows.len() != experts {
@@ -292,7 +292,7 @@ pub(super) unsafe extern "C" fn receive(node: *mut ffi::ggml_tensor, ask: bool, 
                     ffi::ggml_backend_tensor_get(routes, collector.routes.as_mut_ptr().cast(), 0, length);
                     collector.add_routed(&name, weight_view, input_view, rows, view);
                 }
-                _ => collector.fail(&name, "its rows are routed by no table of numbers".to_owned()),
+                _ => collector.fail(&name, "its rows are not routed by a table of numbers".to_owned()),
             }
         }
         collector.input = copy;

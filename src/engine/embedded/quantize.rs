@@ -391,7 +391,7 @@ pub fn dequantize_rows(ty: TensorType, bytes: &[u8], columns: u64, out: &mut [f3
     if Some(out.len() as u64) != expected {
         let expected = expected.unwrap_or(u64::MAX);
         return Err(EngineError::Length {
-            what: "room for numbers",
+            what: "the buffer for numbers",
             found: out.len() as u64,
             expected,
         });

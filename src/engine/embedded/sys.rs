@@ -82,7 +82,7 @@ fn c_path(path: &Path) -> Result<CString, EngineError> {
         path: path.to_owned(),
         what,
     };
-    CString::new(path.as_os_str().as_bytes()).map_err(|_| error("it holds a zero byte"))
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| error("it contains a zero byte"))
 }
 
 /// A loaded model (or only its vocabulary).

@@ -233,7 +233,7 @@ impl Workbench {
             let rows = ((*tensor).ne[1] * (*tensor).ne[2] * (*tensor).ne[3]) as usize;
             if row.checked_mul(rows) != Some(bytes.len()) {
                 return Err(refuse(format!(
-                    "{} bytes were given, and {ty} takes {rows} rows of {row}",
+                    "{} bytes were given, but {ty} takes {rows} rows of {row}",
                     bytes.len()
                 )));
             }
@@ -256,7 +256,7 @@ impl Workbench {
                 let needed = ffi::ggml_backend_buft_get_alloc_size(buffers, &next.with(tensor));
                 if needed > weight.room {
                     return Err(refuse(format!(
-                        "it takes {needed} bytes in {ty}, and was loaded with {}",
+                        "it takes {needed} bytes in {ty}, but was loaded with {}",
                         weight.room
                     )));
                 }

@@ -71,7 +71,7 @@ pub enum ReproduceError {
     #[error(transparent)]
     Path(#[from] PathError),
     /// Something has the name of the output already.
-    #[error("`{}` is there already", path.display())]
+    #[error("`{}` already exists", path.display())]
     OutputThere {
         /// The path.
         path: PathBuf,

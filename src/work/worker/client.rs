@@ -204,7 +204,7 @@ impl Worker {
         std::thread::sleep(LOOK);
         let log = locked(&self.log);
         let skip = log.len().saturating_sub(TAIL);
-        let how = status.map_or_else(|error| format!("cannot be asked how it ended ({error})"), how_it_ended);
+        let how = status.map_or_else(|error| format!("ended in an unknown way ({error})"), how_it_ended);
         (how, log.iter().skip(skip).cloned().collect())
     }
 }
@@ -223,11 +223,11 @@ fn how_it_ended(status: ExitStatus) -> String {
         (Some(signal), _) => {
             let name = signal_hook::low_level::signal_name(signal).unwrap_or("unknown");
             let why = if signal == signal_hook::consts::SIGKILL {
-                ", as the system does when memory runs out"
+                ", which happens when memory runs out"
             } else {
                 ""
             };
-            format!("was ended by signal {signal} ({name}){why}")
+            format!("was killed by signal {signal} ({name}){why}")
         }
         (None, Some(code)) => format!("ended with status {code}"),
         (None, None) => "ended".to_owned(),

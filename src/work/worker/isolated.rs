@@ -23,7 +23,7 @@ impl Context<'_> {
         match self.ask(&request, &what)? {
             Answer::Made(made) => Ok(made),
             _ => Err(StepError::input(
-                "a worker process gave another answer than it was asked for",
+                "a worker process gave an answer that does not match the request",
             )),
         }
     }
@@ -37,7 +37,7 @@ impl Context<'_> {
         match self.ask(&request, "loading a model")? {
             Answer::Order { order } if order.len() == count && order.iter().all(|at| *at < count) => Ok(order),
             _ => Err(StepError::input(
-                "a worker process gave another answer than it was asked for",
+                "a worker process gave an answer that does not match the request",
             )),
         }
     }

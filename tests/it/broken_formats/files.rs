@@ -176,7 +176,7 @@ pub(crate) fn broken_gguf_files() -> Vec<Broken> {
         (
             "cut-key-name",
             cut(30),
-            "the header claims 6 keys, but the 6 bytes left have room for 0",
+            "the header claims 6 keys, but the 6 remaining bytes hold at most 0",
         ),
         ("cut-in-keys", cut(150), "it is truncated or damaged"),
         (
