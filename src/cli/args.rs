@@ -1,6 +1,6 @@
 //! The arguments of the command line.
 
-mod proof;
+mod provenance;
 mod types;
 
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use clap::Subcommand;
 use clap::ValueEnum;
 use clap::builder::BoolishValueParser;
 
-pub(super) use proof::*;
+pub(super) use provenance::*;
 pub(super) use types::*;
 
 /// Build quantized language models from a recipe, and rebuild only what changed.
@@ -192,7 +192,7 @@ pub(super) struct PolicyExport {
     #[arg(value_name = "CANDIDATE")]
     pub(super) candidate: String,
     #[command(flatten)]
-    pub(super) of: OfRecipe,
+    pub(super) of: RecipeArgs,
     /// One line per tensor, one rule for all layers that have the same type, or a forgequant recipe (JSON)
     #[arg(long, value_enum, default_value = "tensors")]
     pub(super) format: ExportFormat,
@@ -427,14 +427,14 @@ pub(super) struct Diff {
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Log {
     #[command(subcommand)]
-    pub(super) verb: Option<LogVerb>,
+    pub(super) command: Option<LogCommand>,
     /// The number of runs, the latest first; 0 for all
     #[arg(short = 'n', long, default_value = "20", value_name = "N")]
     pub(super) number: usize,
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum LogVerb {
+pub(super) enum LogCommand {
     /// Show a run: its steps, why each ran, its actions and their cost, warnings, outputs
     Show(LogShow),
 }

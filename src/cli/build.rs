@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
-use crate::cli::cache::gc::hold_limit;
+use crate::cli::cache::gc::enforce_limit;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
 use crate::cli::files::session_failure;
@@ -15,7 +15,7 @@ use crate::cli::outcome::exit_of;
 use crate::cli::outcome::explain;
 use crate::cli::outcome::options;
 use crate::cli::progress::Progress;
-use crate::cli::settings::Machine;
+use crate::cli::settings::Config;
 use crate::cli::sign;
 use crate::cli::signals::stop_on_signals;
 use crate::cli::terminal::Terminal;
@@ -36,14 +36,14 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
     let key = sign::key_of_build(args, files)?;
     // The short way, for people: whoever wants to hear of every step goes the long one, and so does what is to be checked
     // or signed.
-    let question = files.question(&args.target);
-    if let Some(question) = &question
+    let request = files.request(&args.target);
+    if let Some(request) = &request
         && key.is_none()
         && !args.frozen
         && !terminal.is_json()
         && !terminal.verbose
         && args.trace.is_none()
-        && let Some(cached) = files.nothing_to_do(&args.target, question, terminal)
+        && let Some(cached) = files.nothing_to_do(&args.target, request, terminal)
     {
         let report = Report {
             cached,
@@ -85,13 +85,13 @@ fn carry_out(
     terminal: &Terminal,
     cancel: Cancel,
 ) -> Result<Exit, Failure> {
-    let question = files.question(&args.target);
+    let request = files.request(&args.target);
     // Asked for before a store is made.
-    let max_size = Machine::read(&files.folder(&args.target.recipe))?.max_size()?;
-    let (session, machine) = files.session(&args.target, terminal, cancel)?;
+    let max_size = Config::read(&files.folder(&args.target.recipe))?.max_size()?;
+    let (session, config) = files.session(&args.target, terminal, cancel)?;
     let options = scheduler::Options {
         keep_going: args.keep_going,
-        ..options(&machine.pools())
+        ..options(&config.pools())
     };
     if args.frozen {
         lock::check_frozen(args, &session, options, files, terminal)?;
@@ -120,8 +120,8 @@ fn carry_out(
             .build(options, observer)
             .map_err(|error| session_failure(&error))?
     };
-    if let Some(question) = &question {
-        session.note_fresh(question, &files.texts(), &report);
+    if let Some(request) = &request {
+        session.note_fresh(request, &files.texts(), &report);
     }
     for failure in &report.failures {
         let mut diagnostic = explain(&failure.node.to_string(), &failure.error);
@@ -146,7 +146,7 @@ fn carry_out(
         terminal.line(&summary(&report));
     }
     if report.ran > 0 {
-        hold_limit(session.store(), max_size, terminal);
+        enforce_limit(session.store(), max_size, terminal);
     }
     Ok(exit_of(&report))
 }

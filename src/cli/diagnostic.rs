@@ -285,9 +285,9 @@ impl Diagnostic {
 }
 
 /// Texts up to this length are handed to the renderer whole: it takes time for every line of what it is given.
-const WHOLE: usize = 1 << 16;
+const MAX_WHOLE_TEXT: usize = 1 << 16;
 /// So many lines around a place are handed to the renderer.
-const AROUND: usize = 5;
+const CONTEXT_LINES: usize = 5;
 
 /// A part of a text, of whole lines.
 #[derive(Debug, PartialEq, Eq)]
@@ -311,7 +311,7 @@ impl Excerpt {
 
 /// Returns the parts of a text that show these spans: of a short text all of it, of a long one the lines around each span.
 fn excerpts(text: &str, spans: &[Range<usize>]) -> Vec<Excerpt> {
-    if text.len() <= WHOLE {
+    if text.len() <= MAX_WHOLE_TEXT {
         return vec![Excerpt {
             range: 0..text.len(),
             line: 1,
@@ -321,10 +321,10 @@ fn excerpts(text: &str, spans: &[Range<usize>]) -> Vec<Excerpt> {
         let before = text.as_bytes()[..span.start].iter().enumerate().rev();
         let start = before
             .filter(|(_, byte)| **byte == b'\n')
-            .nth(AROUND)
+            .nth(CONTEXT_LINES)
             .map_or(0, |(at, _)| at + 1);
         let after = text.as_bytes()[span.end..].iter().enumerate();
-        let end = after.filter(|(_, byte)| **byte == b'\n').nth(AROUND);
+        let end = after.filter(|(_, byte)| **byte == b'\n').nth(CONTEXT_LINES);
         start..end.map_or(text.len(), |(at, _)| span.end + at + 1)
     };
     let mut ranges: Vec<Range<usize>> = spans.iter().map(around).collect();
@@ -332,7 +332,7 @@ fn excerpts(text: &str, spans: &[Range<usize>]) -> Vec<Excerpt> {
     let mut parts: Vec<Range<usize>> = Vec::new();
     for range in ranges {
         match parts.last_mut() {
-            Some(last) if range.start < last.end + WHOLE => last.end = last.end.max(range.end),
+            Some(last) if range.start < last.end + MAX_WHOLE_TEXT => last.end = last.end.max(range.end),
             _ => parts.push(range),
         }
     }

@@ -57,7 +57,7 @@ fn store(files: &Files, terminal: &Terminal, opened: &Opened) -> Option<Store> {
     if opened.kind() != Kind::Candidate {
         return None;
     }
-    let place = files.store_place(terminal).ok()?;
+    let place = files.store_dir(terminal).ok()?;
     if !fs::exists(&place).unwrap_or(false) {
         return None;
     }

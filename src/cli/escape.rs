@@ -22,7 +22,7 @@ pub(super) fn escape_excerpt(text: &str) -> String {
 fn escaped(text: &str, keeps: impl Fn(char) -> bool) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        if steers(c) && !keeps(c) {
+        if is_terminal_control(c) && !keeps(c) {
             shown.extend(c.escape_default());
         } else {
             shown.push(c);
@@ -33,7 +33,7 @@ fn escaped(text: &str, keeps: impl Fn(char) -> bool) -> String {
 
 /// Returns whether a terminal obeys the character instead of showing it: a control character, a separator of lines, or one
 /// that changes the direction of the text after it.
-pub(super) fn steers(c: char) -> bool {
+pub(super) fn is_terminal_control(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

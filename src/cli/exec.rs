@@ -54,7 +54,7 @@ pub(super) fn run(args: &args::Exec, files: &Files, terminal: &Terminal) -> Resu
     let (_, settings) = files.cache()?;
     let runtime = files::runtime(args.jobs, &settings)?;
     if args.worker {
-        signals::leave_stopping_to_the_build();
+        signals::ignore_stop_signals();
         #[expect(
             clippy::exit,
             reason = "the build that this process works for is gone, and its work does not stop"

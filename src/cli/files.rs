@@ -16,7 +16,7 @@ use crate::cli::check;
 use crate::cli::check::Problems;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::init;
-use crate::cli::settings::Machine;
+use crate::cli::settings::Config;
 use crate::cli::show;
 use crate::cli::terminal::Terminal;
 use crate::cli::text_file::read_source;
@@ -31,7 +31,7 @@ use crate::recipe::LoadError;
 use crate::recipe::Parsed;
 use crate::recipe::Recipe;
 use crate::session;
-use crate::session::Question;
+use crate::session::BuildRequest;
 use crate::session::Runtime;
 use crate::session::Session;
 use crate::session::SessionError;
@@ -144,10 +144,10 @@ impl Files {
         self.directory.join(recipe).parent().unwrap_or(Path::new("")).to_owned()
     }
 
-    fn cache_dir(&self, machine: &Machine) -> Result<PathBuf, Failure> {
+    fn cache_dir(&self, config: &Config) -> Result<PathBuf, Failure> {
         let dir = match &self.cache_dir {
             Some(dir) => dir.clone(),
-            None => machine.cache_dir()?.map_or_else(default_cache_dir, Ok)?,
+            None => config.cache_dir()?.map_or_else(default_cache_dir, Ok)?,
         };
         check_utf8(
             &dir,
@@ -158,8 +158,8 @@ impl Files {
     }
 
     /// Returns what a build is asked, for [`session::nothing_to_do`].
-    pub(super) fn question(&self, target: &args::Target) -> Option<Question> {
-        Some(Question {
+    pub(super) fn request(&self, target: &args::Target) -> Option<BuildRequest> {
+        Some(BuildRequest {
             recipe: self.directory.join(&target.recipe),
             out: target.out.as_ref().map(|out| self.directory.join(out)),
             steps: target.steps.clone(),
@@ -172,14 +172,14 @@ impl Files {
     pub(super) fn nothing_to_do(
         &self,
         target: &args::Target,
-        question: &Question,
+        request: &BuildRequest,
         terminal: &Terminal,
     ) -> Option<usize> {
         // What is wrong with the settings is said on the long way.
-        let machine = Machine::read(&self.folder(&target.recipe)).ok()?;
-        machine.max_size().ok()?;
-        terminal.prefer(machine.color());
-        session::nothing_to_do(&self.cache_dir(&machine).ok()?, question)
+        let config = Config::read(&self.folder(&target.recipe)).ok()?;
+        config.max_size().ok()?;
+        terminal.set_preferred_color(config.color());
+        session::nothing_to_do(&self.cache_dir(&config).ok()?, request)
     }
 
     /// Opens a session for a recipe.
@@ -188,7 +188,7 @@ impl Files {
         target: &args::Target,
         terminal: &Terminal,
         cancel: Cancel,
-    ) -> Result<(Session, Machine), Failure> {
+    ) -> Result<(Session, Config), Failure> {
         let recipe = self.recipe(&target.recipe, terminal)?.recipe;
         self.session_of(recipe, target, terminal, cancel)
     }
@@ -200,16 +200,16 @@ impl Files {
         target: &args::Target,
         terminal: &Terminal,
         cancel: Cancel,
-    ) -> Result<(Session, Machine), Failure> {
+    ) -> Result<(Session, Config), Failure> {
         let folder = self.folder(&target.recipe);
-        let machine = Machine::read(&folder)?;
-        terminal.prefer(machine.color());
-        let cache_dir = self.cache_dir(&machine)?;
+        let config = Config::read(&folder)?;
+        terminal.set_preferred_color(config.color());
+        let cache_dir = self.cache_dir(&config)?;
         let out = self.out(&target.recipe, &recipe.name, target.out.as_deref());
         check_utf8(&folder, "the recipe's folder", "rename the folder")?;
         check_utf8(&out, "the output folder", "choose another folder: `--out DIR`")?;
-        let runtime = runtime(target.jobs, &machine)?;
-        let command = command_words();
+        let runtime = runtime(target.jobs, &config)?;
+        let command = command_line();
         let repeat = repeat(&self.directory.join(&target.recipe), &out, &cache_dir, runtime.threads);
         let settings = session::Settings {
             folder,
@@ -217,15 +217,15 @@ impl Files {
             cache_dir,
             runtime,
             command,
-            borrow: machine.borrow(),
+            borrow: config.borrow(),
             repeat: Some(repeat),
         };
         let session = Session::open(recipe, settings, &target.steps, cancel);
-        Ok((session.map_err(|error| session_failure(&error))?, machine))
+        Ok((session.map_err(|error| session_failure(&error))?, config))
     }
 
     /// Returns whether a word of the command line names a recipe: a file with text that is not JSON. For a file that cannot be
-    /// read, its name decides which verb reports that.
+    /// read, its name decides which subcommand reports that.
     pub(super) fn is_recipe(&self, word: &str) -> bool {
         match Content::of(&self.path(Path::new(word))) {
             Ok(content) => matches!(content, Content::Text),
@@ -234,34 +234,29 @@ impl Files {
     }
 
     /// Returns where the store is, and the user's settings, for verbs that need no recipe: as for a recipe in this folder.
-    pub(super) fn cache(&self) -> Result<(PathBuf, Machine), Failure> {
-        let machine = Machine::read(&self.directory)?;
-        Ok((self.cache_dir(&machine)?, machine))
-    }
-
-    /// Returns where a path that was typed leads.
-    pub(super) fn place(&self, path: &Path) -> PathBuf {
-        self.directory.join(path)
+    pub(super) fn cache(&self) -> Result<(PathBuf, Config), Failure> {
+        let config = Config::read(&self.directory)?;
+        Ok((self.cache_dir(&config)?, config))
     }
 
     /// Returns where the outputs of the recipe in a file are: where the command line says, else beside it.
-    pub(super) fn out(&self, recipe: &str, name: &str, told: Option<&Path>) -> PathBuf {
-        match told {
-            Some(out) => self.place(out),
+    pub(super) fn out(&self, recipe: &str, name: &str, explicit: Option<&Path>) -> PathBuf {
+        match explicit {
+            Some(out) => self.path(out),
             None => self.folder(recipe).join("out").join(name),
         }
     }
 
     /// Returns where the store is, for verbs that need no recipe: settings are looked for in the folder that they work in.
-    pub(super) fn store_place(&self, terminal: &Terminal) -> Result<PathBuf, Failure> {
-        let machine = Machine::read(&self.directory)?;
-        terminal.prefer(machine.color());
-        self.cache_dir(&machine)
+    pub(super) fn store_dir(&self, terminal: &Terminal) -> Result<PathBuf, Failure> {
+        let config = Config::read(&self.directory)?;
+        terminal.set_preferred_color(config.color());
+        self.cache_dir(&config)
     }
 
     /// Opens the store, for verbs that need no recipe.
     pub(super) fn store(&self, terminal: &Terminal) -> Result<Store, Failure> {
-        let place = self.store_place(terminal)?;
+        let place = self.store_dir(terminal)?;
         Store::open(&place).map_err(|error| session_failure(&SessionError::Store(error)))
     }
 
@@ -280,7 +275,7 @@ impl Files {
         if let Some(asked) = asked {
             return Ok(Some(self.path(asked)));
         }
-        Machine::read(folder)?.signing_key()
+        Config::read(folder)?.signing_key()
     }
 
     pub(super) fn init(&self, init: &args::Init, terminal: &Terminal) -> Result<Exit, Failure> {
@@ -383,10 +378,10 @@ fn check_utf8(path: &Path, what: &str, hint: &str) -> Result<(), Failure> {
 fn repeat(recipe: &Path, out: &Path, cache_dir: &Path, threads: usize) -> session::Commands {
     let absolute = |path: &Path| fs::absolute(path).display().to_string();
     let program = std::env::current_exe().map_or_else(|_| "forge".to_owned(), |path| path.display().to_string());
-    let command = |verb: &str| {
+    let command = |subcommand: &str| {
         let words = [
             &program,
-            verb,
+            subcommand,
             "--cache-dir",
             &absolute(cache_dir),
             "-j",
@@ -402,7 +397,7 @@ fn repeat(recipe: &Path, out: &Path, cache_dir: &Path, threads: usize) -> sessio
 }
 
 /// Returns the command line for records. JSON holds no bytes that are not UTF-8; those are written as `\xff`.
-pub(super) fn command_words() -> Vec<String> {
+pub(super) fn command_line() -> Vec<String> {
     std::env::args_os().map(|word| text_of_bytes(&word)).collect()
 }
 
@@ -418,9 +413,9 @@ fn text_of_bytes(word: &OsStr) -> String {
 }
 
 /// Returns how many threads to use, and makes the pool of that size.
-pub(super) fn threads(jobs: Option<u16>, machine: &Machine) -> usize {
+pub(super) fn threads(jobs: Option<u16>, config: &Config) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let wanted = jobs.map(usize::from).or(machine.threads().map(|n| n as usize));
+    let wanted = jobs.map(usize::from).or(config.threads().map(|n| n as usize));
     let threads = wanted.unwrap_or(cores).max(1);
     // Refused only if a pool was built before, and then that one serves.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
@@ -433,10 +428,10 @@ pub(super) fn known_engines() -> Engines {
 }
 
 /// Returns what runs actions: the engines with the machine's settings, and worker processes of this program.
-pub(super) fn runtime(jobs: Option<u16>, machine: &Machine) -> Result<Runtime, Failure> {
-    let threads = threads(jobs, machine);
+pub(super) fn runtime(jobs: Option<u16>, config: &Config) -> Result<Runtime, Failure> {
+    let threads = threads(jobs, config);
     Ok(Runtime {
-        engines: Engines::new(threads, &machine.engines()?),
+        engines: Engines::new(threads, &config.engines()?),
         threads,
         worker: program(),
     })

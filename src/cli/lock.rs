@@ -24,7 +24,7 @@ use crate::session::LockError;
 use crate::session::Session;
 
 /// Returns where a recipe's lock file is.
-fn place(recipe: &str, asked: Option<&PathBuf>) -> PathBuf {
+fn lock_path(recipe: &str, asked: Option<&PathBuf>) -> PathBuf {
     asked.map_or_else(|| Path::new(recipe).with_extension("lock"), Clone::clone)
 }
 
@@ -35,16 +35,16 @@ pub(super) fn run(args: &args::Lock, files: &Files, terminal: &Terminal) -> Resu
         out: None,
         jobs: args.jobs,
     };
-    let place = place(&args.recipe, args.file.as_ref());
+    let place = lock_path(&args.recipe, args.file.as_ref());
     let name = place.display().to_string();
     let path = files.path(&place);
     let cancel = Cancel::new();
     signals::stop_on_signals(&cancel, terminal);
-    let (session, machine) = files.session(&target, terminal, cancel)?;
+    let (session, config) = files.session(&target, terminal, cancel)?;
     let lines = json::Lines(terminal);
     let progress = Progress::new(terminal, session.graph());
     let observer: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
-    let options = outcome::options(&machine.pools());
+    let options = outcome::options(&config.pools());
     if args.check {
         let Some(lock) = Lock::load(&path).map_err(|error| failure(&error, &name))? else {
             let missing = Diagnostic::error(format!("there is no `{name}`")).code("lock::missing");
@@ -59,7 +59,7 @@ pub(super) fn run(args: &args::Lock, files: &Files, terminal: &Terminal) -> Resu
                 "lock::differs",
             ));
         }
-        say(terminal, "lock-checked", &name, lock.source.len());
+        print_done(terminal, "lock-checked", &name, lock.source.len());
         return Ok(Exit::Done);
     }
     let lock = session
@@ -67,11 +67,11 @@ pub(super) fn run(args: &args::Lock, files: &Files, terminal: &Terminal) -> Resu
         .map_err(|error| failure(&error, &name))?;
     lock.save(&path)
         .map_err(|error| Failure::new(Exit::Environment, Diagnostic::from_error(&error)))?;
-    say(terminal, "locked", &name, lock.source.len());
+    print_done(terminal, "locked", &name, lock.source.len());
     Ok(Exit::Done)
 }
 
-fn say(terminal: &Terminal, reason: &str, file: &str, sources: usize) {
+fn print_done(terminal: &Terminal, reason: &str, file: &str, sources: usize) {
     if terminal.is_json() {
         let line = serde_json::json!({
             "schema": json::SCHEMA,
@@ -97,7 +97,7 @@ pub(super) fn check_frozen(
     files: &Files,
     terminal: &Terminal,
 ) -> Result<(), Failure> {
-    let place = place(&args.target.recipe, args.lock.as_ref());
+    let place = lock_path(&args.target.recipe, args.lock.as_ref());
     let name = place.display().to_string();
     let lines = json::Lines(terminal);
     let progress = Progress::new(terminal, session.graph());

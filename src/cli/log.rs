@@ -31,9 +31,9 @@ const LOG_CAP: u64 = 64 << 20;
 
 pub(super) fn run(args: &args::Log, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let store = files.store(terminal)?;
-    match &args.verb {
+    match &args.command {
         None => list(&store, args.number, terminal),
-        Some(args::LogVerb::Show(show)) => one(&store, show, terminal),
+        Some(args::LogCommand::Show(show)) => show_run(&store, show, terminal),
     }
 }
 
@@ -133,7 +133,7 @@ fn row_of(run: &Run) -> Vec<Cell> {
     ]
 }
 
-fn one(store: &Store, show: &args::LogShow, terminal: &Terminal) -> Result<Exit, Failure> {
+fn show_run(store: &Store, show: &args::LogShow, terminal: &Terminal) -> Result<Exit, Failure> {
     let id = runs::find(store, &show.run).map_err(failure)?;
     let run = read(store, &id)?;
     let Some(wanted) = &show.step else {
@@ -218,7 +218,7 @@ fn text(run: &Run) -> Block {
                 prose::duration_ms(cost)
             );
         }
-        rest(step, &mut text);
+        write_details(step, &mut text);
     }
     let _ = writeln!(
         text,
@@ -243,7 +243,7 @@ fn kinds(step: &StepRun) -> Vec<(&str, u64, u64)> {
     kinds
 }
 
-fn rest(step: &StepRun, text: &mut Block) {
+fn write_details(step: &StepRun, text: &mut Block) {
     let lines = step.warnings.iter().map(|line| ("warning", line));
     let lines = lines.chain(step.notes.iter().map(|line| ("note", line)));
     let lines = lines.chain(step.outputs.iter().map(|line| ("wrote", line)));
@@ -285,7 +285,7 @@ fn step_text(step: &StepRun, log: Option<Result<String, String>>) -> Block {
         ]
     });
     table::add(&mut text, "  ", &actions.collect::<Vec<_>>());
-    rest(step, &mut text);
+    write_details(step, &mut text);
     match log {
         Some(Ok(log)) => {
             let _ = writeln!(text, "  the engine's log:");

@@ -104,7 +104,7 @@ pub fn main() -> ExitCode {
         }
         failure.exit
     });
-    match terminal.unwritten() {
+    match terminal.write_error() {
         // Whoever takes what was printed for the whole would be wrong.
         Some(error) => {
             let cut =
@@ -128,7 +128,10 @@ fn usage(error: &clap::Error) -> ExitCode {
         let first = text.lines().next().unwrap_or_default();
         let diagnostic = Diagnostic::error(first.trim_start_matches("error: ")).code("usage");
         let _ = writeln!(std::io::stdout(), "{}", diagnostic.to_json());
-    } else if args.iter().any(|arg| arg.to_string_lossy().chars().any(escape::steers)) {
+    } else if args
+        .iter()
+        .any(|arg| arg.to_string_lossy().chars().any(escape::is_terminal_control))
+    {
         // A message quotes arguments, and a pattern of the shell may have made them of file names.
         let _ = write!(std::io::stderr(), "{}", escape::escape_lines(&error.to_string()));
     } else {

@@ -27,7 +27,7 @@ pub(super) fn run(args: &args::PolicyChart, files: &Files, terminal: &Terminal) 
     let store = store(files, terminal);
     let chart = session::chart(&paths, args.eval.as_deref(), store.as_ref()).map_err(|error| failure(&error))?;
     if let Some(svg) = &args.svg {
-        let path = files.place(svg);
+        let path = files.path(svg);
         fs::write_atomic(&path, chart.svg().as_bytes(), fs::Durability::Synced).map_err(|error| {
             let written = Diagnostic::from_error(&error).code("environment::chart");
             Failure::new(Exit::Environment, written)
@@ -42,7 +42,7 @@ pub(super) fn run(args: &args::PolicyChart, files: &Files, terminal: &Terminal) 
         terminal.data(&chart.terminal(Style {
             width: args.width.into(),
             height: args.height.into(),
-            ascii: args.ascii || !knows_unicode(),
+            ascii: args.ascii || !locale_has_unicode(),
         }));
     }
     Ok(Exit::Done)
@@ -53,7 +53,7 @@ pub(super) fn run(args: &args::PolicyChart, files: &Files, terminal: &Terminal) 
     clippy::disallowed_methods,
     reason = "the locale is the terminal's business, which is cli's"
 )]
-fn knows_unicode() -> bool {
+fn locale_has_unicode() -> bool {
     let named = ["LC_ALL", "LC_CTYPE", "LANG"]
         .into_iter()
         .filter_map(|name| std::env::var(name).ok())
@@ -67,7 +67,7 @@ fn knows_unicode() -> bool {
 /// Returns the tables of metrics that a word means: those of a recipe's build, or the file itself.
 fn tables(file: &str, out: Option<&Path>, files: &Files, terminal: &Terminal) -> Result<Vec<PathBuf>, Failure> {
     if !files.is_recipe(file) {
-        return Ok(vec![files.place(Path::new(file))]);
+        return Ok(vec![files.path(Path::new(file))]);
     }
     let recipe = files.recipe(file, terminal)?.recipe;
     let folder = files.out(file, &recipe.name, out);

@@ -38,7 +38,7 @@ pub(super) fn run(args: &args::PolicyGroups, files: &Files, terminal: &Terminal)
     };
     let unreadable = |path: &std::path::Path, cause: String| failed(format!("can't read `{}`", path.display()), cause);
     let model =
-        container::open(&files.place(&args.model)).map_err(|error| unreadable(&args.model, error.to_string()))?;
+        container::open(&files.path(&args.model)).map_err(|error| unreadable(&args.model, error.to_string()))?;
     let tensors = model.tensors().iter().map(|tensor| TensorFacts::from(&tensor.info));
     let facts = ModelFacts::from_metadata(model.metadata(), tensors.collect())
         .map_err(|error| unreadable(&args.model, error.to_string()))?;
@@ -46,7 +46,7 @@ pub(super) fn run(args: &args::PolicyGroups, files: &Files, terminal: &Terminal)
         None => Energies::new(),
         Some(path) => {
             let bytes =
-                fs::read_small(&files.place(path), IMATRIX_CAP).map_err(|error| unreadable(path, error.to_string()))?;
+                fs::read_small(&files.path(path), IMATRIX_CAP).map_err(|error| unreadable(path, error.to_string()))?;
             let imatrix = Imatrix::parse(&bytes).map_err(|error| unreadable(path, error.to_string()))?;
             let names: HashSet<&str> = facts.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
             let mut energies = energies_of(&imatrix);

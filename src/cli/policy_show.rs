@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
-use crate::cli::args::By;
+use crate::cli::args::GroupBy;
 use crate::cli::escape::escape;
 use crate::cli::files::Files;
 use crate::cli::json::SCHEMA;
@@ -33,7 +33,7 @@ use crate::tensor_type::TensorType;
 /// So many columns are used at the most, whatever the terminal has: what is read in a pipe is read at this width, too.
 const WIDTH: usize = 80;
 /// Blanks between columns.
-const APART: u16 = 2;
+const COLUMN_GAP: u16 = 2;
 
 pub(super) fn run(args: &args::PolicyShow, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let listing = listing(&args.of, &args.recipe, files, terminal)?;
@@ -43,9 +43,9 @@ pub(super) fn run(args: &args::PolicyShow, files: &Files, terminal: &Terminal) -
     }
     let mut text = head(&args.of, &listing);
     text.push_str(&match args.by {
-        By::Class => by_class(&listing),
-        By::Layer => by_layer(&listing),
-        By::Tensor => by_tensor(&listing),
+        GroupBy::Class => by_class(&listing),
+        GroupBy::Layer => by_layer(&listing),
+        GroupBy::Tensor => by_tensor(&listing),
     });
     terminal.styled(&text);
     Ok(Exit::Done)
@@ -205,7 +205,7 @@ fn by_class(listing: &Listing) -> String {
                 .collect(),
         );
     }
-    table::rows(&rows, APART)
+    table::rows(&rows, COLUMN_GAP)
 }
 
 fn by_tensor(listing: &Listing) -> String {
@@ -236,7 +236,7 @@ fn by_tensor(listing: &Listing) -> String {
             row.into_iter().map(faint).collect()
         });
     }
-    table::rows(&rows, APART)
+    table::rows(&rows, COLUMN_GAP)
 }
 
 /// A class' name over two lines: `attn` and `output` of `attn_output`.
@@ -265,7 +265,7 @@ fn by_layer(listing: &Listing) -> String {
                 vec![left(tensor.class()), of_type(tensor.to), size, loss(tensor.loss)]
             })
             .collect();
-        text.push_str(&table::rows(&rows, APART));
+        text.push_str(&table::rows(&rows, COLUMN_GAP));
         text.push('\n');
     }
     let layers: Vec<(u32, Sum)> = listing

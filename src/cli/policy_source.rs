@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::cli::Exit;
 use crate::cli::Failure;
-use crate::cli::args::OfRecipe;
+use crate::cli::args::RecipeArgs;
 use crate::cli::args::Target;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::diff::failure;
@@ -34,7 +34,7 @@ const TABLE_CAP: u64 = 64 << 20;
 
 /// Lists the types of what a word of the command line means: a file if there is one of that name, else a candidate or a policy
 /// of the recipe.
-pub(super) fn listing(word: &str, of: &OfRecipe, files: &Files, terminal: &Terminal) -> Result<Listing, Failure> {
+pub(super) fn listing(word: &str, of: &RecipeArgs, files: &Files, terminal: &Terminal) -> Result<Listing, Failure> {
     let path = files.path(Path::new(word));
     let store = store(files, terminal);
     if fs::exists(&path).unwrap_or(false) || is_path(word) {
@@ -64,7 +64,7 @@ pub(super) fn listing(word: &str, of: &OfRecipe, files: &Files, terminal: &Termi
 
 /// Returns the file of a candidate: the word of the command line if that is one, else the file that a build of the recipe writes for
 /// the candidate of that name. A manifest stands for the file beside it.
-pub(super) fn candidate(word: &str, of: &OfRecipe, files: &Files, terminal: &Terminal) -> Result<PathBuf, Failure> {
+pub(super) fn candidate(word: &str, of: &RecipeArgs, files: &Files, terminal: &Terminal) -> Result<PathBuf, Failure> {
     let path = files.path(Path::new(word.strip_suffix(manifest::SUFFIX).unwrap_or(word)));
     if fs::exists(&path).unwrap_or(false) || is_path(word) {
         return Ok(path);
@@ -79,12 +79,12 @@ pub(super) fn candidate(word: &str, of: &OfRecipe, files: &Files, terminal: &Ter
     }
 }
 
-fn file_of(candidate: &StepId, recipe: &Recipe, of: &OfRecipe, files: &Files) -> PathBuf {
+fn file_of(candidate: &StepId, recipe: &Recipe, of: &RecipeArgs, files: &Files) -> PathBuf {
     let out = files.out(&of.recipe, &recipe.name, of.out.as_deref());
     out.join(container::file_name(&candidate.label()))
 }
 
-fn not_built(step: &StepId, of: &OfRecipe) -> Failure {
+fn not_built(step: &StepId, of: &RecipeArgs) -> Failure {
     let missing = Diagnostic::error(format!("`{step}` has not been built as `{}` defines it", of.recipe))
         .code("policy::not-built");
     Failure::new(
@@ -105,7 +105,7 @@ fn chosen(
     store: &Store,
     policy: &StepId,
     recipe: &Recipe,
-    of: &OfRecipe,
+    of: &RecipeArgs,
     files: &Files,
     terminal: &Terminal,
 ) -> Result<Option<Table>, Failure> {
@@ -134,7 +134,7 @@ fn chosen(
 
 /// Opens the store, if there is one. None is made for this.
 pub(super) fn store(files: &Files, terminal: &Terminal) -> Option<Store> {
-    let place = files.store_place(terminal).ok()?;
+    let place = files.store_dir(terminal).ok()?;
     fs::exists(&place)
         .unwrap_or(false)
         .then(|| Store::open(&place).ok())
@@ -186,7 +186,7 @@ pub(super) fn read(path: &str, cap: u64, files: &Files) -> Result<String, Failur
         let unread = Diagnostic::error(format!("can't read `{path}`")).code("policy::unreadable");
         Failure::new(exit, unread.caused_by(cause))
     };
-    let bytes = fs::read_small(&files.place(Path::new(path)), cap).map_err(|error| {
+    let bytes = fs::read_small(&files.path(Path::new(path)), cap).map_err(|error| {
         if error.is_not_found() {
             unreadable(Exit::Usage, "there is no such file".to_owned())
         } else {

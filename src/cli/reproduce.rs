@@ -15,7 +15,7 @@ use crate::cli::files::session_failure;
 use crate::cli::json;
 use crate::cli::outcome;
 use crate::cli::progress::Progress;
-use crate::cli::settings::Machine;
+use crate::cli::settings::Config;
 use crate::cli::sign;
 use crate::cli::signals;
 use crate::cli::terminal::Terminal;
@@ -25,8 +25,8 @@ use crate::observer::Observer;
 use crate::prose;
 use crate::scheduler::Report;
 use crate::session::reproduce::Comparison;
+use crate::session::reproduce::Divergence;
 use crate::session::reproduce::Missing;
-use crate::session::reproduce::Parting;
 use crate::session::reproduce::Places;
 use crate::session::reproduce::ReproduceError;
 use crate::session::reproduce::Reproduced;
@@ -53,11 +53,11 @@ pub(super) fn run(args: &args::Reproduce, files: &Files, terminal: &Terminal) ->
         let nothing = Diagnostic::error(format!("`{}` is not a folder that can be searched", folder.display()));
         return Err(Failure::new(Exit::Usage, nothing.code("usage")));
     }
-    let machine = Machine::read(files.directory())?;
-    let runtime = files::runtime(args.jobs, &machine)?;
+    let config = Config::read(files.directory())?;
+    let runtime = files::runtime(args.jobs, &config)?;
     let reproduction = Reproduction::prepare(&manifest, places, runtime, &|_| {}).map_err(|error| failure(&error))?;
     let graph = reproduction.graph().map_err(|error| failure(&error))?;
-    tell_found(&reproduction, terminal);
+    print_found(&reproduction, terminal);
     let engine = |missing: &Missing| matches!(missing, Missing::Engine { .. });
     let fatal = reproduction
         .missing
@@ -70,12 +70,12 @@ pub(super) fn run(args: &args::Reproduce, files: &Files, terminal: &Terminal) ->
     let other_engine = reproduction.missing.iter().any(engine);
     let cancel = Cancel::new();
     signals::stop_on_signals(&cancel, terminal);
-    let command = files::command_words();
+    let command = files::command_line();
     let reproduced = {
         let lines = json::Lines(terminal);
         let progress = Progress::new(terminal, &graph);
         let observer: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
-        let options = outcome::options(&machine.pools());
+        let options = outcome::options(&config.pools());
         reproduction
             .run(command, cancel, options, observer)
             .map_err(|error| failure(&error))?
@@ -86,7 +86,7 @@ pub(super) fn run(args: &args::Reproduce, files: &Files, terminal: &Terminal) ->
     let Some(comparison) = &reproduced.comparison else {
         return Ok(outcome::exit_of(&reproduced.report));
     };
-    tell(comparison, &reproduced, other_engine, terminal);
+    print_result(comparison, &reproduced, other_engine, terminal);
     Ok(match comparison.verdict {
         Verdict::Identical => Exit::Done,
         _ => Exit::Recipe,
@@ -94,7 +94,7 @@ pub(super) fn run(args: &args::Reproduce, files: &Files, terminal: &Terminal) ->
 }
 
 /// Lists what the candidate was made of, where it is, and what is missing.
-fn tell_found(reproduction: &Reproduction, terminal: &Terminal) {
+fn print_found(reproduction: &Reproduction, terminal: &Terminal) {
     if terminal.is_json() {
         for missing in &reproduction.missing {
             terminal.data(&missing_line(missing));
@@ -223,7 +223,7 @@ fn missing(missing: &[Missing], args: &args::Reproduce) -> Failure {
     Failure::new(Exit::Environment, diagnostic)
 }
 
-fn tell(comparison: &Comparison, reproduced: &Reproduced, other_engine: bool, terminal: &Terminal) {
+fn print_result(comparison: &Comparison, reproduced: &Reproduced, other_engine: bool, terminal: &Terminal) {
     if terminal.is_json() {
         terminal.data(&verdict_line(comparison, reproduced));
         return;
@@ -254,8 +254,8 @@ fn tell(comparison: &Comparison, reproduced: &Reproduced, other_engine: bool, te
     if comparison.verdict != Verdict::Identical {
         let _ = writeln!(text, "  the manifest says  blake3 {}", comparison.before);
         let _ = writeln!(text, "  the new file has   blake3 {}", comparison.after);
-        if let Some(parting) = &comparison.parting {
-            text.push_str(&parting_text(parting));
+        if let Some(divergence) = &comparison.divergence {
+            text.push_str(&divergence_text(divergence));
         }
         if other_engine {
             let _ = writeln!(text, "  an engine other than the manifest's was used");
@@ -281,30 +281,30 @@ fn summary(report: &Report, resumed: bool) -> String {
     text
 }
 
-fn parting_text(parting: &Parting) -> String {
+fn divergence_text(divergence: &Divergence) -> String {
     let mut text = format!(
         "  the histories diverge at {} ({})",
-        escape(&parting.place),
-        parting.kind
+        escape(&divergence.place),
+        divergence.kind
     );
-    if !parting.inputs.is_empty() {
+    if !divergence.inputs.is_empty() {
         text.push_str(": its inputs differ\n");
-        for input in &parting.inputs {
+        for input in &divergence.inputs {
             let was = input.before.as_deref().unwrap_or("nothing");
             let is = input.after.as_deref().unwrap_or("nothing");
             let _ = writeln!(text, "    {}: {} -> {}", input.field, escape(was), escape(is));
         }
-    } else if parting.other_engine {
+    } else if divergence.other_engine {
         let _ = writeln!(
             text,
             ": a different engine made different {}",
-            parting.outputs.join(", ")
+            divergence.outputs.join(", ")
         );
     } else {
         let _ = writeln!(
             text,
             ": the same action made different {}, so it is not deterministic",
-            parting.outputs.join(", ")
+            divergence.outputs.join(", ")
         );
     }
     text
@@ -323,15 +323,15 @@ fn verdict_line(comparison: &Comparison, reproduced: &Reproduced) -> String {
             "after": tensor.after,
         })
     });
-    let parting = comparison.parting.as_ref().map(|parting| {
+    let divergence = comparison.divergence.as_ref().map(|divergence| {
         serde_json::json!({
-            "place": parting.place,
-            "kind": parting.kind,
-            "key_before": parting.keys.0,
-            "key_after": parting.keys.1,
-            "inputs": parting.inputs.iter().map(|input| input.field.clone()).collect::<Vec<_>>(),
-            "outputs": parting.outputs,
-            "other_engine": parting.other_engine,
+            "place": divergence.place,
+            "kind": divergence.kind,
+            "key_before": divergence.keys.0,
+            "key_after": divergence.keys.1,
+            "inputs": divergence.inputs.iter().map(|input| input.field.clone()).collect::<Vec<_>>(),
+            "outputs": divergence.outputs,
+            "other_engine": divergence.other_engine,
         })
     });
     let line = serde_json::json!({
@@ -341,7 +341,7 @@ fn verdict_line(comparison: &Comparison, reproduced: &Reproduced) -> String {
         "before": comparison.before,
         "after": comparison.after,
         "tensors": tensors.collect::<Vec<_>>(),
-        "parting": parting,
+        "parting": divergence,
         "output": reproduced.output.as_ref().map(|path: &PathBuf| path.display().to_string()),
         "ran": reproduced.report.ran,
         "cached": reproduced.report.cached,
@@ -360,7 +360,7 @@ fn failure(error: &ReproduceError) -> Failure {
             Exit::Recipe,
             Diagnostic::error(error.to_string()).code("reproduce::manifest"),
         ),
-        ReproduceError::Contradicts { problems, .. } => {
+        ReproduceError::Inconsistent { problems, .. } => {
             let whole = Diagnostic::error(error.to_string()).code("reproduce::manifest");
             let causes = problems.iter().take(20).map(|problem| match problem.place.as_str() {
                 "" => problem.what.clone(),
@@ -368,7 +368,7 @@ fn failure(error: &ReproduceError) -> Failure {
             });
             Failure::new(Exit::Recipe, causes.fold(whole, Diagnostic::caused_by))
         }
-        ReproduceError::OutputThere { .. } => {
+        ReproduceError::OutputExists { .. } => {
             let there = Diagnostic::error(error.to_string()).code("usage::output-there");
             Failure::new(
                 Exit::Usage,

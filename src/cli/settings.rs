@@ -25,28 +25,23 @@ const FILE: &str = "forge.toml";
 
 /// What counts on this machine for a recipe.
 #[derive(Debug, Default)]
-pub(super) struct Machine {
-    own: Settings,
-    own_place: Option<PathBuf>,
+pub(super) struct Config {
+    user: Settings,
+    user_dir: Option<PathBuf>,
     folder: Settings,
-    folder_place: PathBuf,
+    folder_dir: PathBuf,
     /// Whether the folder's file may set everything.
     is_trusted: bool,
 }
 
-impl Machine {
+impl Config {
     /// Reads the `forge.toml` in a folder, and the user's own.
     pub(super) fn read(folder: &Path) -> Result<Self, Failure> {
-        let own_place = etcetera::choose_base_strategy()
+        let user_dir = etcetera::choose_base_strategy()
             .ok()
             .map(|base| base.config_dir().join("forge"));
-        let own = own_place
-            .as_deref()
-            .map(read)
-            .transpose()?
-            .flatten()
-            .unwrap_or_default();
-        let is_own = own_place.as_deref().is_some_and(|own| is_same(own, folder));
+        let user = user_dir.as_deref().map(read).transpose()?.flatten().unwrap_or_default();
+        let is_own = user_dir.as_deref().is_some_and(|own| is_same(own, folder));
         let beside = if is_own { None } else { read(folder)? };
         if let Some(beside) = &beside
             && !beside.trusted.is_empty()
@@ -56,30 +51,30 @@ impl Machine {
                 Exit::Environment,
                 misplaced.code("settings::untrusted").hint(format!(
                     "only your own settings file can list trusted folders: `{}`",
-                    own_file(own_place.as_deref())
+                    user_file(user_dir.as_deref())
                 )),
             ));
         }
-        let is_trusted = own.trusted.iter().any(|trusted| is_below(folder, Path::new(trusted)));
+        let is_trusted = user.trusted.iter().any(|trusted| is_below(folder, Path::new(trusted)));
         Ok(Self {
-            own,
-            own_place,
+            user,
+            user_dir,
             folder: beside.unwrap_or_default(),
-            folder_place: folder.to_owned(),
+            folder_dir: folder.to_owned(),
             is_trusted,
         })
     }
 
     pub(super) fn color(&self) -> Option<ColorChoice> {
-        self.folder.color.or(self.own.color)
+        self.folder.color.or(self.user.color)
     }
 
     pub(super) fn pools(&self) -> PoolSettings {
-        let (folder, own) = (&self.folder.pools, &self.own.pools);
+        let (folder, user) = (&self.folder.pools, &self.user.pools);
         PoolSettings {
-            cpu: folder.cpu.or(own.cpu),
-            model: folder.model.or(own.model),
-            disk: folder.disk.or(own.disk),
+            cpu: folder.cpu.or(user.cpu),
+            model: folder.model.or(user.model),
+            disk: folder.disk.or(user.disk),
         }
     }
 
@@ -96,7 +91,7 @@ impl Machine {
         {
             return Err(self.untrusted(&format!("engine.{name}"), "remove that section"));
         }
-        for (name, values) in &self.own.engine {
+        for (name, values) in &self.user.engine {
             engines.entry(name.clone()).or_default().fill_from(values);
         }
         Ok(engines)
@@ -105,12 +100,12 @@ impl Machine {
     /// Returns how many threads a computation is to use, if a file says so.
     pub(super) fn threads(&self) -> Option<u32> {
         let threads = |settings: &Settings| settings.engine.get(default_engine())?.integer("threads");
-        threads(&self.folder).or(threads(&self.own)).or(self.pools().cpu)
+        threads(&self.folder).or(threads(&self.user)).or(self.pools().cpu)
     }
 
     /// Returns whether the store borrows tensors from outputs.
     pub(super) fn borrow(&self) -> bool {
-        self.folder.cache.borrow.or(self.own.cache.borrow).unwrap_or(true)
+        self.folder.cache.borrow.or(self.user.cache.borrow).unwrap_or(true)
     }
 
     /// Returns where the store is, if a file says so.
@@ -149,7 +144,7 @@ impl Machine {
         match size(&self.folder.cache) {
             Some(_) if !self.is_trusted => Err(self.untrusted("cache.max-size", "remove that line")),
             Some(bytes) => Ok(Some(bytes)),
-            None => Ok(size(&self.own.cache)),
+            None => Ok(size(&self.user.cache)),
         }
     }
 
@@ -159,17 +154,17 @@ impl Machine {
         otherwise: &str,
         of: impl Fn(&Settings) -> Option<&str>,
     ) -> Result<Option<PathBuf>, Failure> {
-        match (of(&self.folder), of(&self.own), &self.own_place) {
+        match (of(&self.folder), of(&self.user), &self.user_dir) {
             (Some(_), ..) if !self.is_trusted => Err(self.untrusted(key, otherwise)),
-            (Some(path), ..) => Ok(Some(self.folder_place.join(path))),
+            (Some(path), ..) => Ok(Some(self.folder_dir.join(path))),
             (None, Some(path), Some(place)) => Ok(Some(place.join(path))),
             _ => Ok(None),
         }
     }
 
     fn untrusted(&self, key: &str, otherwise: &str) -> Failure {
-        let file = self.folder_place.join(FILE);
-        let folder = real(&self.folder_place).unwrap_or_else(|| self.folder_place.clone());
+        let file = self.folder_dir.join(FILE);
+        let folder = real(&self.folder_dir).unwrap_or_else(|| self.folder_dir.clone());
         let error = Diagnostic::error(format!(
             "`{}` sets `{key}`, but its folder is not trusted",
             file.display()
@@ -179,14 +174,14 @@ impl Machine {
         .hint(format!(
             "to trust this folder and those below it, write `trusted = [{}]` into `{}`",
             toml::Value::String(folder.display().to_string()),
-            own_file(self.own_place.as_deref())
+            user_file(self.user_dir.as_deref())
         ))
         .hint(format!("or set `{key}` there instead, or {otherwise}"));
         Failure::new(Exit::Environment, error)
     }
 }
 
-fn own_file(place: Option<&Path>) -> String {
+fn user_file(place: Option<&Path>) -> String {
     place.map_or_else(
         || "~/.config/forge/forge.toml".to_owned(),
         |place| place.join(FILE).display().to_string(),

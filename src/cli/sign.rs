@@ -62,7 +62,7 @@ fn sign(target: &Target, key: &SecretKey, terminal: &Terminal) -> Result<(), Fai
         Signing::New => "new",
         Signing::Added => "added",
         Signing::Replaced => "replaced",
-        Signing::There => "there",
+        Signing::Unchanged => "there",
     };
     let id = key.public().id();
     if terminal.is_json() {
@@ -76,7 +76,7 @@ fn sign(target: &Target, key: &SecretKey, terminal: &Terminal) -> Result<(), Fai
         terminal.data(&format!("{line}\n"));
     } else if !terminal.quiet {
         let what = match signing {
-            Signing::There => "was already signed",
+            Signing::Unchanged => "was already signed",
             Signing::Replaced => "signed again",
             _ => "signed",
         };

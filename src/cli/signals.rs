@@ -37,7 +37,7 @@ pub(super) fn survive_file_size_limit() {
 
 /// Keeps SIGINT, SIGTERM and SIGHUP, which a terminal sends to a build and its workers alike, from ending a worker: the build
 /// stops it, by a request or by closing its input.
-pub(super) fn leave_stopping_to_the_build() {
+pub(super) fn ignore_stop_signals() {
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         // Refused only for signals that cannot be caught.
         let _ = signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)));

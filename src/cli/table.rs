@@ -33,9 +33,9 @@ pub(super) fn right(text: impl Into<String>) -> Cell {
     }
 }
 
-/// Lays out rows in columns that are as wide as their widest cell, `apart` blanks apart. Control characters are escaped, and no line
+/// Lays out rows in columns that are as wide as their widest cell, `gap` blanks apart. Control characters are escaped, and no line
 /// ends with blanks.
-pub(super) fn rows(rows: &[Vec<Cell>], apart: u16) -> String {
+pub(super) fn rows(rows: &[Vec<Cell>], gap: u16) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_content_arrangement(ContentArrangement::Disabled);
@@ -51,7 +51,7 @@ pub(super) fn rows(rows: &[Vec<Cell>], apart: u16) -> String {
         }));
     }
     for column in table.column_iter_mut() {
-        column.set_padding((0, apart));
+        column.set_padding((0, gap));
     }
     let mut text = String::new();
     for line in table.lines() {

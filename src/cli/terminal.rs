@@ -24,7 +24,7 @@ pub(super) struct Terminal {
     /// What the user's settings say, once they are read.
     preferred: OnceLock<ColorChoice>,
     /// The first error of writing data.
-    unwritten: OnceLock<std::io::Error>,
+    write_error: OnceLock<std::io::Error>,
     pub(super) format: MessageFormat,
     pub(super) quiet: bool,
     pub(super) verbose: bool,
@@ -42,7 +42,7 @@ impl Terminal {
         Self {
             asked,
             preferred: OnceLock::new(),
-            unwritten: OnceLock::new(),
+            write_error: OnceLock::new(),
             format: global.message_format,
             quiet: global.quiet,
             verbose: global.verbose,
@@ -51,7 +51,7 @@ impl Terminal {
     }
 
     /// Takes note of the user's settings; the command line goes before them.
-    pub(super) fn prefer(&self, color: Option<Setting>) {
+    pub(super) fn set_preferred_color(&self, color: Option<Setting>) {
         let color = match color.unwrap_or_default() {
             Setting::Auto => ColorChoice::Auto,
             Setting::Always => ColorChoice::Always,
@@ -95,13 +95,13 @@ impl Terminal {
         if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush())
             && error.kind() != std::io::ErrorKind::BrokenPipe
         {
-            let _ = self.unwritten.set(error);
+            let _ = self.write_error.set(error);
         }
     }
 
     /// Returns why data could not be printed, if it could not.
-    pub(super) fn unwritten(&self) -> Option<&std::io::Error> {
-        self.unwritten.get()
+    pub(super) fn write_error(&self) -> Option<&std::io::Error> {
+        self.write_error.get()
     }
 
     /// Prints a line for people, escaped.

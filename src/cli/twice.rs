@@ -36,13 +36,13 @@ pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Res
     };
     let cancel = Cancel::new();
     signals::stop_on_signals(&cancel, terminal);
-    let (session, machine) = files.session(&target, terminal, cancel)?;
+    let (session, config) = files.session(&target, terminal, cancel)?;
     let compared = {
         let lines = json::Lines(terminal);
         let progress = Progress::new(terminal, session.graph());
         let observer: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
         session
-            .check_twice(&steps, outcome::options(&machine.pools()), observer)
+            .check_twice(&steps, outcome::options(&config.pools()), observer)
             .map_err(|error| session_failure(&error))?
     };
     for failure in &compared.report.failures {
@@ -56,20 +56,20 @@ pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Res
         let line = serde_json::json!({
             "schema": json::SCHEMA,
             "reason": "twice",
-            "actions": compared.again,
+            "actions": compared.repeated,
             "differ": differ,
         });
         terminal.data(&format!("{line}\n"));
     } else {
         terminal.data(text(&compared.differences).as_str());
-        let same = compared.again.saturating_sub(differ);
+        let same = compared.repeated.saturating_sub(differ);
         let verdict = match differ {
             0 => "all results are equal".to_owned(),
             _ => format!("{same} gave equal results, {differ} did not"),
         };
         terminal.line(&format!(
             "forge: ran {} twice: {verdict}",
-            prose::count(compared.again, "action")
+            prose::count(compared.repeated, "action")
         ));
     }
     let exit = outcome::exit_of(&compared.report);

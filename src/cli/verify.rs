@@ -18,7 +18,7 @@ use crate::cli::escape::escape;
 use crate::cli::files;
 use crate::cli::files::Files;
 use crate::cli::json;
-use crate::cli::settings::Machine;
+use crate::cli::settings::Config;
 use crate::cli::sign;
 use crate::cli::sign::key_failure;
 use crate::cli::terminal::Terminal;
@@ -34,7 +34,7 @@ use crate::verify::Target;
 use crate::verify::Verified;
 
 /// Outputs that are read at once: each keeps one thread busy with SHA-256, and the disk is one.
-const AT_ONCE: usize = 4;
+const MAX_PARALLEL: usize = 4;
 
 pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let mut keys = Vec::with_capacity(args.key.len());
@@ -58,8 +58,8 @@ pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Re
         targets.extend(found);
     }
     let targets: Vec<Target> = targets.into_iter().collect();
-    let threads = files::threads(args.jobs, &Machine::default());
-    let all = verify_all(&targets, &keys, threads.min(AT_ONCE), terminal);
+    let threads = files::threads(args.jobs, &Config::default());
+    let all = verify_all(&targets, &keys, threads.min(MAX_PARALLEL), terminal);
     let bad = all.iter().filter(|verified| !verified.problems.is_empty()).count();
     for verified in &all {
         if terminal.is_json() {

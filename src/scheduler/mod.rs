@@ -358,7 +358,7 @@ impl Scheduler<'_> {
         }
         self.env.machine.observer.event(&Event::Warning {
             step: node.id.to_string(),
-            message: format!("{error}; forge computes it again"),
+            message: format!("{error}; forge makes it again"),
         });
         let names = |outcome: &Outcome| {
             let mut named = std::iter::once(&outcome.result.action).chain(outcome.result.outputs.values());

@@ -93,7 +93,7 @@ pub fn chart(paths: &[PathBuf], eval: Option<&str>, store: Option<&Store>) -> Re
         let rows = table.rows.iter().filter(|row| row.eval == eval);
         let (mut of_table, choices): (Vec<Measured>, Vec<Option<Choice>>) = rows
             .map(|row| {
-                let (told, choice) = told(folder, row, store);
+                let (told, choice) = describe(folder, row, store);
                 let row = row.clone();
                 (Measured { row, told }, choice)
             })
@@ -132,7 +132,7 @@ fn read(path: &Path) -> Result<Metrics, ChartError> {
 struct Choice {
     method: String,
     /// All that decided but the budget.
-    but_budget: serde_json::Value,
+    except_budget: serde_json::Value,
 }
 
 /// Makes one series of candidates that have a policy each, if these differ in nothing but their budgets: what is written one by one
@@ -149,7 +149,7 @@ fn join(measured: &mut [Measured], choices: &[Option<Choice>]) {
         };
         match sweeps
             .iter_mut()
-            .find(|(first, _)| first.but_budget == choice.but_budget)
+            .find(|(first, _)| first.except_budget == choice.except_budget)
         {
             Some((_, sweep)) => sweep.push(at),
             None => sweeps.push((choice, vec![at])),
@@ -182,7 +182,7 @@ fn common_words<'a>(names: &[&'a str]) -> &'a str {
         .unwrap_or_default()
 }
 
-fn told(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> (Told, Option<Choice>) {
+fn describe(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> (Told, Option<Choice>) {
     by_manifest(folder, row, store).unwrap_or_else(|| (by_name(&row.candidate), None))
 }
 
@@ -215,11 +215,11 @@ fn by_manifest(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> Opti
 
 /// How a policy chose, by the inputs of its action; nothing where it had no budget.
 fn choice_of(inputs: &serde_json::Value) -> Option<Choice> {
-    let mut but_budget = inputs.clone();
-    let method = but_budget.get_mut("method")?.as_object_mut()?;
+    let mut except_budget = inputs.clone();
+    let method = except_budget.get_mut("method")?.as_object_mut()?;
     let _budget = method.remove("budget")?;
     let method = method.get("name")?.as_str()?.to_owned();
-    Some(Choice { method, but_budget })
+    Some(Choice { method, except_budget })
 }
 
 fn series_of(name: &str, method: Option<&str>) -> String {

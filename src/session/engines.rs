@@ -28,7 +28,7 @@ pub enum EngineProblemKind {
         known: Vec<String>,
     },
     /// It cannot do what a step needs.
-    Lacks {
+    LacksCapability {
         /// What it cannot do.
         capability: Capability,
         /// The step.
@@ -36,7 +36,7 @@ pub enum EngineProblemKind {
         /// Where the step is.
         place: Place,
         /// Engines that can.
-        able: Vec<String>,
+        alternatives: Vec<String>,
     },
 }
 
@@ -77,16 +77,16 @@ pub fn check(recipe: &Recipe, graph: &Graph, engines: &Engines) -> Result<(), Ve
             {
                 continue;
             }
-            let able = engines
+            let alternatives = engines
                 .all()
                 .filter(|engine| engine.capabilities().contains(&capability));
             problems.push(EngineProblem {
                 engine: node.engine.clone(),
-                what: EngineProblemKind::Lacks {
+                what: EngineProblemKind::LacksCapability {
                     capability,
                     step: node.id.to_string(),
                     place: named.origin.clone(),
-                    able: able.map(|engine| engine.name().to_owned()).collect(),
+                    alternatives: alternatives.map(|engine| engine.name().to_owned()).collect(),
                 },
             });
         }

@@ -37,7 +37,7 @@ const TEXT_CAP: u64 = 4 << 20;
 
 /// What a build is asked: all that tells one note from another.
 #[derive(Debug, Clone)]
-pub struct Question {
+pub struct BuildRequest {
     /// The recipe.
     pub recipe: PathBuf,
     /// Where outputs go, if the user said.
@@ -50,7 +50,7 @@ pub struct Question {
     pub engines: Engines,
 }
 
-impl Question {
+impl BuildRequest {
     /// Returns the note's name.
     fn name(&self) -> Option<Hash> {
         let absolute = |path: &Path| std::path::absolute(path).ok()?.to_str().map(str::to_owned);
@@ -73,9 +73,9 @@ impl Question {
 
 /// Returns how many steps are done, if all are and nothing that decides it has changed since that was found out. `None`
 /// says only that it is not known.
-pub fn nothing_to_do(cache_dir: &Path, question: &Question) -> Option<usize> {
+pub fn nothing_to_do(cache_dir: &Path, request: &BuildRequest) -> Option<usize> {
     let store = Store::look(cache_dir).ok()?;
-    let name = question.name()?;
+    let name = request.name()?;
     let cached = store.fresh(&name, still_holds)?;
     // For the collector; a note that cannot be touched serves all the same.
     let _ = store.touch_fresh(&name);
@@ -223,14 +223,14 @@ fn text(path: &Path) -> Option<Cow<'static, str>> {
 }
 
 /// Files that are compared together, while a note is made.
-struct Stamped {
+struct StampedGroup {
     /// The stamp of the folder of the store that holds them, taken before theirs, if it is settled.
     folder: Option<Stamp>,
     /// Their stamps, by their names.
     files: BTreeMap<PathBuf, Stamp>,
 }
 
-impl Stamped {
+impl StampedGroup {
     fn new(place: &Place, now: &fs::Moment) -> Self {
         let folder = place
             .within
@@ -245,7 +245,7 @@ impl Stamped {
 
 /// The files of a note, while it is made.
 #[derive(Default)]
-struct Files(BTreeMap<Place, Stamped>);
+struct Files(BTreeMap<Place, StampedGroup>);
 
 impl Files {
     /// Adds a file by its stamp; `known` is the stamp that the build relied on, if it did.
@@ -260,7 +260,7 @@ impl Files {
     }
 
     /// Adds a file of the store.
-    fn add_own(&mut self, store: &Store, path: &Path, now: &fs::Moment) -> Option<()> {
+    fn add_store_file(&mut self, store: &Store, path: &Path, now: &fs::Moment) -> Option<()> {
         let place = Place {
             base: store.root().to_owned(),
             within: Some(path.parent()?.strip_prefix(store.root()).ok()?.to_owned()),
@@ -270,7 +270,10 @@ impl Files {
 
     fn add_to(&mut self, place: Place, path: &Path, known: Option<&Stamp>, now: &fs::Moment) -> Option<()> {
         let name = path.strip_prefix(&place.base).ok()?.to_owned();
-        let group = self.0.entry(place).or_insert_with_key(|place| Stamped::new(place, now));
+        let group = self
+            .0
+            .entry(place)
+            .or_insert_with_key(|place| StampedGroup::new(place, now));
         let stamp = Stamp::of_plain_file(path).ok()??;
         if known.is_some_and(|known| *known != stamp) || !stamp.is_settled(now) {
             return None;
@@ -312,26 +315,26 @@ impl Files {
 impl Session {
     /// Notes that a build found everything done, if it did and that can be proved again. `texts` are the files that the
     /// recipe was read from; without them nothing is noted. Says whether it was noted; nothing rests on it.
-    pub fn note_fresh(&self, question: &Question, texts: &[(PathBuf, BlobDigest)], report: &Report) -> bool {
+    pub fn note_fresh(&self, request: &BuildRequest, texts: &[(PathBuf, BlobDigest)], report: &Report) -> bool {
         let done = report.failures.is_empty() && !report.stopped && report.ran == 0 && report.skipped == 0;
         done && self
-            .fresh_note(question, texts, report)
+            .fresh_note(request, texts, report)
             .and_then(|(name, text)| self.store.note_fresh(&name, &text).ok())
             .is_some()
     }
 
     fn fresh_note(
         &self,
-        question: &Question,
+        request: &BuildRequest,
         texts: &[(PathBuf, BlobDigest)],
         report: &Report,
     ) -> Option<(Hash, String)> {
-        let name = (!texts.is_empty()).then(|| question.name())??;
+        let name = (!texts.is_empty()).then(|| request.name())??;
         let (store, now) = (&self.store, &fs::Moment::now());
         let env = self.env(&Silent);
         let events = store.events().ok()?;
         let (mut files, mut patterns) = (Files::default(), Vec::new());
-        files.add(&question.program, None, now)?;
+        files.add(&request.program, None, now)?;
         // The name of the current folder is empty.
         let folder = std::path::absolute(Path::new(".").join(&self.settings.folder)).ok()?;
         for node in self.graph.nodes() {
@@ -340,7 +343,7 @@ impl Session {
                 files.add(&file.path, Some(&file.stamp), now)?;
             }
             for path in store.files_of(&outcome.key, &outcome.result) {
-                files.add_own(store, &path, now)?;
+                files.add_store_file(store, &path, now)?;
             }
             if let Some(candidate) = promote::candidate(node) {
                 let manifest = record::current_manifest(&env, candidate, outcome, &events).ok()??;

@@ -138,13 +138,13 @@ impl Session {
             now.extend(files(read.unwrap_or_default()));
         }
         differences.extend(file_differences(&before, &now, &|_| true));
-        differences.extend(self.evaluated_by_another(&told));
+        differences.extend(self.evaluator_differences(&told));
         differences
     }
 
     /// Returns in what the engine differs that made the figures on record. Manifests tell of an engine that calibrated, not of
     /// one that only evaluated: the steps that no manifest tells of are those that are not in `told`.
-    fn evaluated_by_another(&self, told: &Graph) -> Vec<LockDifference> {
+    fn evaluator_differences(&self, told: &Graph) -> Vec<LockDifference> {
         let now = self.locked_engines();
         let evaluates = |name: &str| name.rsplit('.').next() == Some(EngineRole::Evaluator.as_str());
         let now: BTreeMap<String, LockedEngine> = now.into_iter().filter(|(name, _)| evaluates(name)).collect();

@@ -43,7 +43,7 @@ pub struct Lock {
     pub engine: BTreeMap<String, LockedEngine>,
     /// Every file that the recipe reads, by node and path.
     #[serde(default)]
-    pub source: Vec<Locked>,
+    pub source: Vec<LockedFile>,
 }
 
 /// An engine in a lock file.
@@ -59,7 +59,7 @@ pub struct LockedEngine {
 /// A file in a lock file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Locked {
+pub struct LockedFile {
     /// The node that reads it: `source.model`, `corpus.calibration`.
     pub node: String,
     /// Where it is, from the recipe's folder; as the recipe has it where it is elsewhere.
@@ -162,9 +162,9 @@ pub enum LockDifference {
 }
 
 /// Lets through what is news of a look at the sources before a build, which then finds them cached.
-struct OnlyNews<'a>(&'a dyn Observer);
+struct SkipCached<'a>(&'a dyn Observer);
 
-impl Observer for OnlyNews<'_> {
+impl Observer for SkipCached<'_> {
     fn event(&self, event: &Event) {
         let old = matches!(
             event,
@@ -289,7 +289,7 @@ pub(super) fn engine_differences(
         if before == engine {
             continue;
         }
-        let mut told = facts_that_differ(&before.facts, &engine.facts);
+        let mut told = differing_facts(&before.facts, &engine.facts);
         if told.is_empty() || before.facts.is_empty() {
             told = vec![(
                 "fingerprint".to_owned(),
@@ -308,7 +308,7 @@ pub(super) fn engine_differences(
 }
 
 /// Returns the facts in which two identities differ, with both values; `nothing` where one has no such fact.
-pub(super) fn facts_that_differ(
+pub(super) fn differing_facts(
     before: &BTreeMap<String, String>,
     after: &BTreeMap<String, String>,
 ) -> Vec<(String, String, String)> {
@@ -377,7 +377,7 @@ impl Session {
             let files = report.outcomes.get(&node.id).map(|outcome| &outcome.files);
             for file in files.into_iter().flatten() {
                 let path = file.path.strip_prefix(&self.settings.folder).unwrap_or(&file.path);
-                source.push(Locked {
+                source.push(LockedFile {
                     node: node.id.to_string(),
                     path: path.to_string_lossy().into_owned(),
                     blake3: file.digest.hash,
@@ -400,7 +400,7 @@ impl Session {
         observer: &dyn Observer,
     ) -> Result<Report, LockError> {
         let _lease = self.store.lease().map_err(SessionError::from)?;
-        let news = OnlyNews(observer);
+        let news = SkipCached(observer);
         let env = self.env(&news);
         self.check_sources(&env)?;
         let readers: Vec<NodeId> = readers(&self.graph).map(|node| node.id.clone()).collect();
@@ -435,7 +435,7 @@ mod tests {
             engine: ["quantizer", "evaluator"]
                 .map(|role| (role.to_owned(), engine(role)))
                 .into(),
-            source: vec![Locked {
+            source: vec![LockedFile {
                 node: "corpus.prose".to_owned(),
                 path: "texts/ein \\ Text.txt".to_owned(),
                 blake3: Hash::of(b"a"),
@@ -474,7 +474,7 @@ mod tests {
         assert_eq!(before.differences(&now, None), []);
         now.recipe = "b".to_owned();
         now.source[0].blake3 = Hash::of(b"b");
-        now.source.push(Locked {
+        now.source.push(LockedFile {
             path: "new".to_owned(),
             ..now.source[0].clone()
         });

@@ -62,13 +62,13 @@ use crate::work::Workers;
 pub use chart::ChartError;
 pub use chart::chart;
 pub use engines::EngineProblem;
-pub use fresh::Question;
+pub use fresh::BuildRequest;
 pub use fresh::nothing_to_do;
 pub use lock::Lock;
 pub use lock::LockDifference;
 pub use lock::LockError;
-pub use lock::Locked;
 pub use lock::LockedEngine;
+pub use lock::LockedFile;
 pub use space::Need;
 pub use space::NoSpace;
 pub use twice::Compared;
@@ -447,7 +447,7 @@ fn find(recipe: &Recipe, graph: &Graph, wanted: &[String]) -> Result<Vec<NodeId>
                 nodes.extend(
                     graph
                         .nodes()
-                        .filter(|node| stands_for(&node.id, &step.id))
+                        .filter(|node| belongs_to(&node.id, &step.id))
                         .map(|node| node.id.clone()),
                 );
             }
@@ -464,7 +464,7 @@ fn find(recipe: &Recipe, graph: &Graph, wanted: &[String]) -> Result<Vec<NodeId>
     Ok(found)
 }
 
-fn stands_for(node: &NodeId, step: &crate::recipe::StepId) -> bool {
+fn belongs_to(node: &NodeId, step: &crate::recipe::StepId) -> bool {
     match node {
         NodeId::Step(id) => id == step,
         NodeId::Eval { eval, .. } => eval == step,

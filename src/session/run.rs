@@ -41,7 +41,7 @@ const ACTION: &str = "action.json";
 
 /// The first line of a record.
 #[derive(Serialize)]
-struct First<'a> {
+struct Header<'a> {
     reason: &'static str,
     schema: u32,
     at_ms: u64,
@@ -64,14 +64,14 @@ struct Line<'a> {
 pub(super) struct Run<'a> {
     store: &'a Store,
     engines: Vec<&'a Identity>,
-    wish: String,
+    preferred_id: String,
     since: Instant,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// The lines of a run that is not worth a record yet.
+    /// The lines of a run that is not is_relevant a record yet.
     waiting: Vec<u8>,
     writer: Option<RunWriter>,
     /// The record could not be begun or continued: there is none.
@@ -94,11 +94,11 @@ impl<'a> Run<'a> {
         let run = Self {
             store,
             engines,
-            wish: format!("{}-{}", rfc3339(started).replace([':', '-'], ""), std::process::id()),
+            preferred_id: format!("{}-{}", rfc3339(started).replace([':', '-'], ""), std::process::id()),
             since: Instant::now(),
             state: Mutex::default(),
         };
-        let line = First {
+        let line = Header {
             reason: "run-started",
             schema: SCHEMA,
             at_ms: 0,
@@ -122,7 +122,7 @@ impl<'a> Run<'a> {
     pub(super) fn id(&self) -> String {
         let state = self.state();
         let id = state.writer.as_ref().map(RunWriter::id);
-        id.unwrap_or(&self.wish).to_owned()
+        id.unwrap_or(&self.preferred_id).to_owned()
     }
 
     /// Returns whether an action ran in this run.
@@ -132,7 +132,7 @@ impl<'a> Run<'a> {
 
     fn note(&self, event: &Event) {
         let mut state = self.state();
-        let mut worth = state.writer.is_some();
+        let mut is_relevant = state.writer.is_some();
         match event {
             Event::Progress { .. } => return,
             Event::ActionFinished {
@@ -149,12 +149,12 @@ impl<'a> Run<'a> {
             | Event::StepFinished {
                 outcome: StepOutcome::Failed,
                 ..
-            } => worth = true,
+            } => is_relevant = true,
             _ => {}
         }
         let at_ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         push(&mut state.waiting, &Line { at_ms, event });
-        if worth {
+        if is_relevant {
             self.write(&mut state);
         }
     }
@@ -162,7 +162,7 @@ impl<'a> Run<'a> {
     /// Writes what waits. It explains, and nothing rests on it: a record that cannot be written ends there.
     fn write(&self, state: &mut State) {
         if state.writer.is_none() && !state.broken {
-            state.writer = self.store.start_run(&self.wish).ok();
+            state.writer = self.store.start_run(&self.preferred_id).ok();
             state.broken = state.writer.is_none();
             for identity in &self.engines {
                 self.store

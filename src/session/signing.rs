@@ -46,8 +46,8 @@ pub enum Signing {
     Added,
     /// It was made, and signatures of earlier bytes gave way.
     Replaced,
-    /// It was there.
-    There,
+    /// It was there already.
+    Unchanged,
 }
 
 /// Signs a manifest's very bytes: the envelope goes beside it. Signatures of other keys over the same bytes stay; those over
@@ -68,7 +68,7 @@ pub fn sign_manifest(target: &Target, key: &SecretKey) -> Result<(PathBuf, Signi
     let (envelope, signing) = match there {
         Some(envelope) if envelope.is_of(&bytes) => {
             if envelope.flaws(&bytes, std::slice::from_ref(key.public())).is_empty() {
-                return Ok((path, Signing::There));
+                return Ok((path, Signing::Unchanged));
             }
             let mut envelope = envelope;
             envelope.add(&bytes, key);

@@ -18,7 +18,7 @@ pub struct Compared {
     /// The build in which they ran.
     pub report: Report,
     /// How many actions were run a second time, or once more where a result was there.
-    pub again: u64,
+    pub repeated: u64,
     /// What differed.
     pub differences: Vec<TwiceDifference>,
 }
@@ -56,7 +56,7 @@ impl Session {
         let report = scheduler::build(&self.graph, &env, options, &|| true, &mut |_| Vec::new());
         observer.event(&super::finished(&report));
         Ok(Compared {
-            again: twice.again(),
+            repeated: twice.again(),
             differences: twice.differences(),
             report,
         })

@@ -55,7 +55,7 @@ fn dir_and_size_and_list_tell_what_is_there() {
     assert_eq!(size["borrowed"]["files"], 8, "two outputs of four tensors");
     assert!(size["blobs"]["promote"]["bytes"].as_u64().unwrap() > 0, "{size}");
     let text = forge.run(&["cache", "size"]).success().stdout;
-    assert!(text.contains("total") && text.contains("outputs hold"), "{text}");
+    assert!(text.contains("total") && text.contains("from outputs"), "{text}");
 
     let all = json(&forge, &["cache", "list"]);
     assert_eq!(all.len(), committed(forge.store()).len());
@@ -244,7 +244,7 @@ fn a_limit_in_the_settings_is_held_after_each_build() {
     );
     let run = forge.run(&["build", "--out", "out"]).success();
     assert!(run.stderr.contains("more than the limit"), "{}", run.stderr);
-    assert!(run.stderr.contains("of the newest outputs"), "{}", run.stderr);
+    assert!(run.stderr.contains("for the newest outputs"), "{}", run.stderr);
     assert_eq!(
         ran(&build_well(&forge, "out")),
         BTreeSet::new(),
@@ -389,7 +389,8 @@ fn verify_reads_a_sample_and_finds_what_is_gone() {
     std::fs::remove_file(&tensor).unwrap();
     let run = forge.run(&["cache", "verify"]).status(1);
     assert!(
-        run.stderr.contains("is missing: the tensor `token_embd.weight` as Q8_0"),
+        run.stderr
+            .contains("is missing: the tensor `token_embd.weight` as Q8_0"),
         "{}",
         run.stderr
     );

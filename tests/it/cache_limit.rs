@@ -174,7 +174,7 @@ fn a_floor_of_records_stays_and_the_message_says_so() {
     );
     let said = run.stderr;
     assert!(
-        said.contains("more than the limit of") && said.contains("KiB of records of runs"),
+        said.contains("more than the limit of") && said.contains("KiB for records of runs"),
         "{said}"
     );
     // What is not there is not blamed, and no way is named that does not help.

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use forge::session::Question;
+use forge::session::BuildRequest;
 use forge::session::nothing_to_do;
 
 use crate::cut;
@@ -24,8 +24,8 @@ fn project() -> Forge {
     forge
 }
 
-fn question(forge: &Forge) -> Question {
-    Question {
+fn request(forge: &Forge) -> BuildRequest {
+    BuildRequest {
         recipe: forge.path("recipe.toml"),
         out: None,
         steps: Vec::new(),
@@ -35,7 +35,7 @@ fn question(forge: &Forge) -> Question {
 }
 
 fn answer(forge: &Forge) -> Option<usize> {
-    nothing_to_do(forge.store(), &question(forge))
+    nothing_to_do(forge.store(), &request(forge))
 }
 
 type Change = fn(&Forge);
@@ -136,15 +136,15 @@ fn a_note_is_believed_while_nothing_has_changed_and_never_after() {
             said.contains(&format!("nothing to do ({} cached)", steps.unwrap())),
             "{said}"
         );
-        let other = |change: &dyn Fn(&mut Question)| {
-            let mut question = question(forge);
-            change(&mut question);
-            nothing_to_do(forge.store(), &question)
+        let other = |change: &dyn Fn(&mut BuildRequest)| {
+            let mut request = request(forge);
+            change(&mut request);
+            nothing_to_do(forge.store(), &request)
         };
-        assert_eq!(other(&|question| question.steps = vec!["promote.a".to_owned()]), None);
-        assert_eq!(other(&|question| question.out = Some(forge.path("elsewhere"))), None);
-        assert_eq!(other(&|question| question.program = forge.path("base.toml")), None);
-        assert_eq!(other(&|question| question.recipe = forge.path("base.toml")), None);
+        assert_eq!(other(&|request| request.steps = vec!["promote.a".to_owned()]), None);
+        assert_eq!(other(&|request| request.out = Some(forge.path("elsewhere"))), None);
+        assert_eq!(other(&|request| request.program = forge.path("base.toml")), None);
+        assert_eq!(other(&|request| request.recipe = forge.path("base.toml")), None);
 
         change(forge);
         assert_eq!(answer(forge), None, "{what}");

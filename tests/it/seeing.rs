@@ -340,7 +340,8 @@ fn the_chart_has_mixes_as_marks_and_policies_as_lines() {
     // What cannot be drawn.
     let run = forge.run(&["policy", "chart", "--eval", "speed"]).status(2);
     assert!(
-        run.stderr.contains("there is no evaluation `speed`; there are `quality`"),
+        run.stderr
+            .contains("there is no evaluation `speed`; there are `quality`"),
         "{}",
         run.stderr
     );

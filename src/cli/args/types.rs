@@ -9,7 +9,7 @@ use super::DiffFormat;
 
 /// Which recipe a name is one of.
 #[derive(Debug, ClapArgs)]
-pub(in crate::cli) struct OfRecipe {
+pub(in crate::cli) struct RecipeArgs {
     /// The recipe in which names are looked up
     #[arg(short = 'f', long, default_value = "recipe.toml", value_name = "RECIPE")]
     pub(in crate::cli) recipe: String,
@@ -32,13 +32,13 @@ pub(in crate::cli) struct PolicyShow {
     pub(in crate::cli) of: String,
     /// How to group the tensors; `layer` draws a map with a row for each layer and a column for each class
     #[arg(long, value_enum, default_value = "class")]
-    pub(in crate::cli) by: By,
+    pub(in crate::cli) by: GroupBy,
     #[command(flatten)]
-    pub(in crate::cli) recipe: OfRecipe,
+    pub(in crate::cli) recipe: RecipeArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(in crate::cli) enum By {
+pub(in crate::cli) enum GroupBy {
     Class,
     Layer,
     Tensor,
@@ -67,7 +67,7 @@ pub(in crate::cli) struct PolicyDiff {
     #[arg(long, default_value = "30", value_name = "N")]
     pub(in crate::cli) rows: usize,
     #[command(flatten)]
-    pub(in crate::cli) recipe: OfRecipe,
+    pub(in crate::cli) recipe: RecipeArgs,
 }
 
 #[derive(Debug, ClapArgs)]

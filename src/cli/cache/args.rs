@@ -20,11 +20,11 @@ recorded, and `gc` keeps the most expensive results. `forge.toml` can set a limi
   max-size = \"200 GB\"")]
 pub(in crate::cli) struct Cache {
     #[command(subcommand)]
-    pub(in crate::cli) verb: Verb,
+    pub(in crate::cli) command: CacheCommand,
 }
 
 #[derive(Debug, Subcommand)]
-pub(in crate::cli) enum Verb {
+pub(in crate::cli) enum CacheCommand {
     /// Print where the store is
     Dir,
     /// Show how much disk space the store uses, and for what

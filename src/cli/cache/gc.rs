@@ -25,13 +25,13 @@ use crate::store::StoreError;
 use crate::store::Wish;
 
 pub(super) fn run(args: &args::Gc, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
-    let (directory, machine) = files.cache()?;
-    terminal.prefer(machine.color());
+    let (directory, config) = files.cache()?;
+    terminal.set_preferred_color(config.color());
     let store = Store::open(&directory).map_err(|error| failure(&error))?;
     let wish = Wish {
         max_size: match args.max_size {
             Some(size) => Some(size),
-            None => machine.max_size()?,
+            None => config.max_size()?,
         },
         older_than: args.older_than,
         also_newest: args.also_newest,
@@ -62,12 +62,12 @@ pub(super) fn run(args: &args::Gc, files: &Files, terminal: &Terminal) -> Result
         return Ok(Exit::Done);
     }
     let done = store.gc_run(plan, &|_, _| {}).map_err(|error| failure(&error))?;
-    told(&done, terminal);
+    print_result(&done, terminal);
     Ok(Exit::Done)
 }
 
 /// Holds the limit that the user's settings name, after a build. Nothing that goes wrong here fails the build.
-pub(in crate::cli) fn hold_limit(store: &Store, max_size: Option<u64>, terminal: &Terminal) {
+pub(in crate::cli) fn enforce_limit(store: &Store, max_size: Option<u64>, terminal: &Terminal) {
     let Some(max_size) = max_size else { return };
     let wish = Wish {
         max_size: Some(max_size),
@@ -87,7 +87,7 @@ pub(in crate::cli) fn hold_limit(store: &Store, max_size: Option<u64>, terminal:
     match held {
         Ok(Some(done)) if done != GcDone::default() => {
             if terminal.is_json() || !terminal.quiet {
-                told(&done, terminal);
+                print_result(&done, terminal);
             }
         }
         // Whoever collects now holds the limit.
@@ -99,7 +99,7 @@ pub(in crate::cli) fn hold_limit(store: &Store, max_size: Option<u64>, terminal:
     }
 }
 
-fn told(done: &GcDone, terminal: &Terminal) {
+fn print_result(done: &GcDone, terminal: &Terminal) {
     if terminal.is_json() {
         let facts = json!({ "results": done.results, "files": done.files, "room": done.room, "spared": done.spared });
         line(terminal, "cache-gc", facts);
@@ -127,7 +127,7 @@ fn too_large(plan: &GcPlan) -> Diagnostic {
     largest.sort_by_key(|(keeper, room)| (std::cmp::Reverse(*room), *keeper));
     let stays: Vec<String> = largest
         .into_iter()
-        .map(|(keeper, room)| format!("{} for {}", prose::bytes(room), whose(keeper)))
+        .map(|(keeper, room)| format!("{} for {}", prose::bytes(room), purpose_of(keeper)))
         .collect();
     let mut warning = warning.code("cache::limit");
     if !stays.is_empty() {
@@ -153,7 +153,7 @@ fn too_large(plan: &GcPlan) -> Diagnostic {
 }
 
 /// Names what something stays for.
-fn whose(keeper: Keeper) -> &'static str {
+fn purpose_of(keeper: Keeper) -> &'static str {
     match keeper {
         Keeper::Pinned => "pinned manifests",
         Keeper::Newest => "the newest outputs",
@@ -165,7 +165,7 @@ fn whose(keeper: Keeper) -> &'static str {
 }
 
 /// Returns the name of a keeper in JSON.
-fn keeper_word(keeper: Keeper) -> &'static str {
+fn keeper_name(keeper: Keeper) -> &'static str {
     match keeper {
         Keeper::Pinned => "pinned",
         Keeper::Newest => "newest",
@@ -176,7 +176,7 @@ fn keeper_word(keeper: Keeper) -> &'static str {
     }
 }
 
-fn sentence(cause: Cause) -> &'static str {
+fn describe(cause: Cause) -> &'static str {
     match cause {
         Cause::Unreferenced => "no result refers to it (left by interrupted builds)",
         Cause::Lent => "an output holds the same bytes",
@@ -189,7 +189,7 @@ fn sentence(cause: Cause) -> &'static str {
     }
 }
 
-fn word(cause: Cause) -> &'static str {
+fn cause_name(cause: Cause) -> &'static str {
     match cause {
         Cause::Unreferenced => "unreferenced",
         Cause::Lent => "lent",
@@ -220,7 +220,7 @@ fn text(plan: &GcPlan) -> Block {
         vec![
             right(prose::bytes(group.room)),
             left(kind),
-            left(format!("{}{cost}; {}", what.join(" and "), sentence(*cause))),
+            left(format!("{}{cost}; {}", what.join(" and "), describe(*cause))),
         ]
     });
     let rows: Vec<Vec<Cell>> = rows.collect();
@@ -253,7 +253,7 @@ fn facts(plan: &GcPlan) -> serde_json::Value {
         .iter()
         .map(|((cause, kind), group)| {
             json!({
-                "cause": word(*cause),
+                "cause": cause_name(*cause),
                 "kind": kind,
                 "results": group.results,
                 "files": group.files,
@@ -265,7 +265,7 @@ fn facts(plan: &GcPlan) -> serde_json::Value {
     let stays: serde_json::Map<String, serde_json::Value> = plan
         .stays
         .iter()
-        .map(|(keeper, room)| (keeper_word(*keeper).to_owned(), json!(room)))
+        .map(|(keeper, room)| (keeper_name(*keeper).to_owned(), json!(room)))
         .collect();
     json!({
         "before": plan.before,

@@ -11,7 +11,7 @@ mod verify;
 
 use crate::cli::Exit;
 use crate::cli::Failure;
-use crate::cli::cache::args::Verb;
+use crate::cli::cache::args::CacheCommand;
 use crate::cli::files::Files;
 use crate::cli::terminal::Terminal;
 
@@ -20,14 +20,14 @@ use shared::line;
 use shared::open;
 
 pub(super) fn run(cache: &args::Cache, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
-    match &cache.verb {
-        Verb::Dir => size::dir(files, terminal),
-        Verb::Size => size::run(files, terminal),
-        Verb::List(list) => list::run(list, files, terminal),
-        Verb::Verify(verify) => verify::run(verify, files, terminal),
-        Verb::Gc(gc) => gc::run(gc, files, terminal),
-        Verb::Pin(pin) => pin::pin(pin, files, terminal),
-        Verb::Unpin(unpin) => pin::unpin(unpin, files, terminal),
-        Verb::Clean(clean) => clean::run(clean, files, terminal),
+    match &cache.command {
+        CacheCommand::Dir => size::dir(files, terminal),
+        CacheCommand::Size => size::run(files, terminal),
+        CacheCommand::List(list) => list::run(list, files, terminal),
+        CacheCommand::Verify(verify) => verify::run(verify, files, terminal),
+        CacheCommand::Gc(gc) => gc::run(gc, files, terminal),
+        CacheCommand::Pin(pin) => pin::pin(pin, files, terminal),
+        CacheCommand::Unpin(unpin) => pin::unpin(unpin, files, terminal),
+        CacheCommand::Clean(clean) => clean::run(clean, files, terminal),
     }
 }

@@ -111,7 +111,7 @@ fn facts(pin: &Pin) -> serde_json::Value {
 
 /// Reads the manifests that a name means: a file, or a run of the store.
 fn manifests(store: &Store, files: &Files, target: &Path) -> Result<Vec<Vec<u8>>, Failure> {
-    let missing = match Store::read_manifest(&files.place(target)) {
+    let missing = match Store::read_manifest(&files.path(target)) {
         Ok(manifest) => return Ok(vec![manifest]),
         Err(error) => error,
     };

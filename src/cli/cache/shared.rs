@@ -14,8 +14,8 @@ use crate::store::StoreError;
 
 /// Opens the store, for verbs that need no recipe.
 pub(super) fn open(files: &Files, terminal: &Terminal) -> Result<Store, Failure> {
-    let (directory, machine) = files.cache()?;
-    terminal.prefer(machine.color());
+    let (directory, config) = files.cache()?;
+    terminal.set_preferred_color(config.color());
     Store::open(&directory).map_err(|error| failure(&error))
 }
 

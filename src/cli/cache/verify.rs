@@ -61,7 +61,7 @@ pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Re
             terminal.diagnostic(&explain(flaw, &names));
         }
     }
-    told(&verified, terminal);
+    print_summary(&verified, terminal);
     if verified.stopped {
         return Ok(Exit::Stopped);
     }
@@ -78,7 +78,7 @@ pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Re
     Ok(if flawed { Exit::Recipe } else { Exit::Done })
 }
 
-fn told(verified: &Verified, terminal: &Terminal) {
+fn print_summary(verified: &Verified, terminal: &Terminal) {
     let read = verified.blobs.bytes + verified.lenders.bytes;
     if terminal.is_json() {
         line(
@@ -144,7 +144,7 @@ fn is_remade(flaw: &Flaw) -> bool {
 }
 
 /// Says what an output of an action is, as well as that is known.
-fn owner_words(owner: &Owner, names: &Names) -> String {
+fn describe_owner(owner: &Owner, names: &Names) -> String {
     let kind = owner.kind.as_deref();
     let of = names.action(&owner.key).map_or_else(
         || format!("{} action {}", kind.unwrap_or("an unknown"), owner.key.short()),
@@ -159,11 +159,11 @@ fn owner_words(owner: &Owner, names: &Names) -> String {
     }
 }
 
-fn owners_words(owners: &[Owner], otherwise: Option<&str>, names: &Names) -> String {
+fn describe_owners(owners: &[Owner], otherwise: Option<&str>, names: &Names) -> String {
     match owners {
         [] => otherwise.map_or_else(|| "no result refers to it".to_owned(), str::to_owned),
-        [only] => owner_words(only, names),
-        [first, rest @ ..] => format!("{}, and {} more", owner_words(first, names), rest.len()),
+        [only] => describe_owner(only, names),
+        [first, rest @ ..] => format!("{}, and {} more", describe_owner(first, names), rest.len()),
     }
 }
 
@@ -175,7 +175,7 @@ fn sentence(flaw: &Flaw, names: &Names) -> (String, Option<String>) {
             format!(
                 "blob {} is damaged: {}",
                 hash.short(),
-                owners_words(owners, names.blob(hash), names)
+                describe_owners(owners, names.blob(hash), names)
             ),
             Some(format!("it was moved to `{}`", moved_to.display())),
         ),
@@ -196,7 +196,11 @@ fn sentence(flaw: &Flaw, names: &Names) -> (String, Option<String>) {
             Some(format!("it was moved to `{}`", moved_to.display())),
         ),
         Flaw::Gone { digest, owner } => (
-            format!("blob {} is missing: {}", digest.hash.short(), owner_words(owner, names)),
+            format!(
+                "blob {} is missing: {}",
+                digest.hash.short(),
+                describe_owner(owner, names)
+            ),
             Some("how it was lost is not known; the result that refers to it was dropped".to_owned()),
         ),
         Flaw::Loan { digest, path, owners } => (
@@ -204,7 +208,7 @@ fn sentence(flaw: &Flaw, names: &Names) -> (String, Option<String>) {
                 "`{}` no longer contains blob {}: {}",
                 path.display(),
                 digest.hash.short(),
-                owners_words(owners, None, names)
+                describe_owners(owners, None, names)
             ),
             Some("its bytes changed but its timestamps did not; the next build reads the file again".to_owned()),
         ),

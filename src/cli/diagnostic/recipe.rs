@@ -60,17 +60,20 @@ impl Diagnostic {
                 }
                 unknown.hint(format!("available engines: {}", prose::names(known, LISTED)))
             }
-            EngineProblemKind::Lacks {
-                capability, step, able, ..
+            EngineProblemKind::LacksCapability {
+                capability,
+                step,
+                alternatives,
+                ..
             } => {
                 let what = format!("the engine `{name}` cannot {capability}, which `{step}` needs");
                 let lacks = Self::error(what).code("recipe::engine-lacks");
-                if able.is_empty() {
+                if alternatives.is_empty() {
                     lacks.hint("no available engine can")
                 } else {
                     lacks.hint(format!(
                         "name another engine in that section: {}",
-                        prose::names(able, LISTED)
+                        prose::names(alternatives, LISTED)
                     ))
                 }
             }
@@ -80,7 +83,7 @@ impl Diagnostic {
             text: text.to_owned(),
         };
         diagnostic.primary = Some(label(&problem.engine.origin, "the engine is named here"));
-        if let EngineProblemKind::Lacks { place, .. } = &problem.what {
+        if let EngineProblemKind::LacksCapability { place, .. } = &problem.what {
             diagnostic.context = vec![label(place, "this step needs it")];
         }
         diagnostic
@@ -241,7 +244,7 @@ fn text(text: impl Into<String>) -> Hint {
     Hint::Text(text.into())
 }
 
-fn there<S: AsRef<str>>(words: &[S]) -> String {
+fn available<S: AsRef<str>>(words: &[S]) -> String {
     format!(
         "there {} {}",
         if words.len() == 1 { "is" } else { "are" },
@@ -293,7 +296,7 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
     match error {
         RecipeError::UnknownSection { place, found, known } => match nearest(found, known.iter().copied()) {
             Some(near) => vec![patch(place, near.to_owned(), near)],
-            None => vec![text(there(known))],
+            None => vec![text(available(known))],
         },
         RecipeError::UnnamedSection { kind, .. } => vec![text(format!("give it a name: `[{kind}.NAME]`"))],
         RecipeError::UnknownKey {
@@ -339,7 +342,7 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
                 None if names.is_empty() || other.is_some() => {
                     vec![text(format!("declare it with `[{section}.{}]`", bare(name)))]
                 }
-                None => vec![text(there(&names))],
+                None => vec![text(available(&names))],
             }
         }
         RecipeError::WrongSource { .. } => vec![text("a source's `kind` says what the file contains")],
@@ -400,7 +403,7 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
             )]
         }
         RecipeError::NeedsImatrix { declared, .. } => {
-            vec![text(format!("name one with `imatrix`: {}", there(declared)))]
+            vec![text(format!("name one with `imatrix`: {}", available(declared)))]
         }
         RecipeError::ModelMismatch { model, .. } => vec![text(format!("declare a join for the model `{model}`"))],
         RecipeError::NotSingle { labels, .. } => vec![text(format!("name one of {}", listed(labels)))],

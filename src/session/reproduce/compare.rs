@@ -25,7 +25,7 @@ pub struct Comparison {
     /// That of the file that was made.
     pub after: String,
     /// The first action, from the sources on, in which the histories differ; nothing where the files are identical.
-    pub parting: Option<Parting>,
+    pub divergence: Option<Divergence>,
 }
 
 /// How much is the same.
@@ -65,7 +65,7 @@ pub struct TensorDifference {
 
 /// Where two histories part.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Parting {
+pub struct Divergence {
     /// The step, or `tensor NAME`.
     pub place: String,
     /// The action's kind.
@@ -97,15 +97,15 @@ pub fn compare(before: &Manifest, after: &Manifest, graph: &Graph) -> Comparison
     } else {
         Verdict::Different(tensors)
     };
-    let parting = match verdict {
+    let divergence = match verdict {
         Verdict::Identical => None,
-        _ => parting(before, after, graph),
+        _ => divergence(before, after, graph),
     };
     Comparison {
         verdict,
         before: old,
         after: new,
-        parting,
+        divergence,
     }
 }
 
@@ -145,7 +145,7 @@ fn tensor_differences(before: &[TensorRecord], after: &[TensorRecord]) -> Vec<Te
 type Keyed<'m> = (&'m String, &'m ActionRecord);
 
 /// Walks both histories from the sources on: the steps in the graph's order, before the last one its tensors.
-fn parting(before: &Manifest, after: &Manifest, graph: &Graph) -> Option<Parting> {
+fn divergence(before: &Manifest, after: &Manifest, graph: &Graph) -> Option<Divergence> {
     let step = &before.predicate.build_definition.external_parameters.step;
     let nodes = graph.nodes().map(|node| node.id.to_string());
     let steps: Vec<String> = nodes.filter(|node| node != step).collect();
@@ -155,9 +155,9 @@ fn parting(before: &Manifest, after: &Manifest, graph: &Graph) -> Option<Parting
         let old = old.or_else(|| new.and_then(|(key, _)| before.predicate.forge.actions.get_key_value(key)));
         let new = new.or_else(|| old.and_then(|(key, _)| after.predicate.forge.actions.get_key_value(key)));
         if let (Some(old), Some(new)) = (old, new)
-            && let Some(parting) = part(node.clone(), old, new)
+            && let Some(divergence) = compare_actions(node.clone(), old, new)
         {
-            return Some(parting);
+            return Some(divergence);
         }
     }
     let tensors = after.predicate.forge.tensors.iter();
@@ -167,12 +167,12 @@ fn parting(before: &Manifest, after: &Manifest, graph: &Graph) -> Option<Parting
         if let (Some(old), Some(new)) = (
             of_tensor(before, tensor),
             again.and_then(|again| of_tensor(after, again)),
-        ) && let Some(parting) = part(format!("tensor {}", tensor.name), old, new)
+        ) && let Some(divergence) = compare_actions(format!("tensor {}", tensor.name), old, new)
         {
-            return Some(parting);
+            return Some(divergence);
         }
     }
-    part(step.clone(), of_step(before, step)?, of_step(after, step)?)
+    compare_actions(step.clone(), of_step(before, step)?, of_step(after, step)?)
 }
 
 fn of_step<'m>(manifest: &'m Manifest, step: &str) -> Option<Keyed<'m>> {
@@ -186,7 +186,7 @@ fn of_tensor<'m>(manifest: &'m Manifest, tensor: &TensorRecord) -> Option<Keyed<
 
 /// Says in what an action differs: inputs, or outputs of the same inputs. Another engine alone is no difference: what it
 /// gave may be the same.
-fn part(place: String, (old_key, old): Keyed<'_>, (new_key, new): Keyed<'_>) -> Option<Parting> {
+fn compare_actions(place: String, (old_key, old): Keyed<'_>, (new_key, new): Keyed<'_>) -> Option<Divergence> {
     let parse = |record: &ActionRecord| Action::parse(record.document.to_string().as_bytes()).ok();
     let mut inputs = match (parse(old), parse(new)) {
         (Some(old), Some(new)) => difference::differences(&old, &new),
@@ -207,7 +207,7 @@ fn part(place: String, (old_key, old): Keyed<'_>, (new_key, new): Keyed<'_>) -> 
     if inputs.is_empty() && outputs.is_empty() {
         return None;
     }
-    Some(Parting {
+    Some(Divergence {
         place,
         kind,
         keys: (old_key.clone(), new_key.clone()),

@@ -64,12 +64,12 @@ pub(super) fn wanted(manifest: &Manifest) -> Result<Vec<Wanted>, String> {
 }
 
 /// Digests of files that were looked at, by device and number, so that none is read twice.
-struct Known<'p> {
+struct HashCache<'p> {
     hashes: BTreeMap<(u64, u64), Option<Hash>>,
     progress: &'p dyn Fn(u64),
 }
 
-impl Known<'_> {
+impl HashCache<'_> {
     fn holds(&mut self, path: &Path, stamp: &Stamp, digest: &BlobDigest) -> bool {
         if stamp.size != digest.len {
             return false;
@@ -107,7 +107,7 @@ pub(super) fn locate(
     places: &Places,
     progress: &dyn Fn(u64),
 ) -> Located {
-    let mut known = Known {
+    let mut known = HashCache {
         hashes: BTreeMap::new(),
         progress,
     };
@@ -117,7 +117,7 @@ pub(super) fn locate(
     for (at, wanted) in wanted.iter().enumerate() {
         let mut hints = vec![beside.join(&wanted.name)];
         for base in &places.bases {
-            hints.extend(hinted(graph, wanted, base));
+            hints.extend(paths_of_recipe(graph, wanted, base));
         }
         for path in hints {
             let Ok(Some(stamp)) = Stamp::of_plain_file(&path) else {
@@ -170,7 +170,7 @@ pub(super) fn locate(
 }
 
 /// Returns where the recipe says that a file is, if its paths start from `base`. They are only looked at.
-fn hinted(graph: &Graph, wanted: &Wanted, base: &Path) -> Vec<PathBuf> {
+fn paths_of_recipe(graph: &Graph, wanted: &Wanted, base: &Path) -> Vec<PathBuf> {
     let node = graph.nodes().find(|node| node.id.to_string() == wanted.node);
     let watched = node.map(|node| step::kind_of(node).watches(node)).unwrap_or_default();
     let mut hints = Vec::new();

@@ -16,7 +16,7 @@ use super::Runtime;
 use super::Session;
 use super::SessionError;
 use super::Settings;
-use super::lock::facts_that_differ;
+use super::lock::differing_facts;
 use crate::action::role;
 use crate::container;
 use crate::digest::BlobDigest;
@@ -42,7 +42,7 @@ use crate::verify;
 use crate::verify::Problem;
 
 pub use compare::Comparison;
-pub use compare::Parting;
+pub use compare::Divergence;
 pub use compare::TensorDifference;
 pub use compare::Verdict;
 pub use compare::compare;
@@ -61,7 +61,7 @@ pub enum ReproduceError {
     },
     /// The manifest contradicts itself.
     #[error("`{}` contradicts itself in {} places", path.display(), problems.len())]
-    Contradicts {
+    Inconsistent {
         /// The manifest.
         path: PathBuf,
         /// The places.
@@ -72,7 +72,7 @@ pub enum ReproduceError {
     Path(#[from] PathError),
     /// Something has the name of the output already.
     #[error("`{}` already exists", path.display())]
-    OutputThere {
+    OutputExists {
         /// The path.
         path: PathBuf,
     },
@@ -207,7 +207,7 @@ impl Reproduction {
         let manifest = Manifest::parse(&bytes).map_err(|error| broken(error.to_string()))?;
         let (_, problems) = verify::check_document(&manifest, &bytes);
         if !problems.is_empty() {
-            return Err(ReproduceError::Contradicts {
+            return Err(ReproduceError::Inconsistent {
                 path: path.to_owned(),
                 problems,
             });
@@ -277,7 +277,7 @@ impl Reproduction {
             let nothing = BTreeMap::new();
             let facts = same_role.map_or(&nothing, |identity| &identity.facts);
             missing.push(Missing::Engine {
-                facts: facts_that_differ(&wanted.facts, facts),
+                facts: differing_facts(&wanted.facts, facts),
                 wanted: wanted.fingerprint().to_string(),
                 role: wanted.role,
                 found,
@@ -339,7 +339,7 @@ impl Reproduction {
                 for name in [name.clone(), format!("{name}{}", manifest::SUFFIX)] {
                     let path = out.join(name);
                     if fs::exists(&path)? {
-                        return Err(ReproduceError::OutputThere { path });
+                        return Err(ReproduceError::OutputExists { path });
                     }
                 }
                 out.clone()

@@ -247,12 +247,12 @@ pub(crate) fn broken_gguf_files() -> Vec<Broken> {
         (
             "value-type",
             with_key(key("k", 13, [1])),
-            "key `k`: 13 is not a type of values",
+            "key `k`: 13 is not a value type",
         ),
         (
             "value-type-max",
             with_key(key("k", u32::MAX, [1])),
-            "key `k`: 4294967295 is not a type of values",
+            "key `k`: 4294967295 is not a value type",
         ),
         (
             "string-huge",
@@ -282,7 +282,7 @@ pub(crate) fn broken_gguf_files() -> Vec<Broken> {
         (
             "array-type",
             with_key(key("k", 9, array(77, 1, [1]))),
-            "key `k`: 77 is not a type of values",
+            "key `k`: 77 is not a value type",
         ),
         (
             "alignment-0",
@@ -387,7 +387,7 @@ pub(crate) fn broken_gguf_files() -> Vec<Broken> {
         (
             "tensor-type-removed",
             with_tensor(tensor("b", &[6], 31, 64)),
-            "31 is not a tensor type: ggml had it once",
+            "31 is not a tensor type: it was removed from ggml",
         ),
         (
             "row-blocks",

@@ -42,7 +42,7 @@ pub(crate) fn broken_imatrix_files() -> Vec<Broken> {
     });
     let length = valid_dat().len();
     vec![
-        ("i-empty", vec![], "0 bytes are no imatrix"),
+        ("i-empty", vec![], "not an imatrix: the file has only 0 bytes"),
         (
             "i-zeros",
             vec![0; 64],
@@ -138,7 +138,11 @@ pub(crate) fn broken_imatrix_files() -> Vec<Broken> {
             with_tensor(0, tensor(".in_sum2", &[4], 0, 0)),
             "tensor `.in_sum2`: the name is empty",
         ),
-        ("d-cut-count", valid_dat()[..3].to_vec(), "3 bytes are no imatrix"),
+        (
+            "d-cut-count",
+            valid_dat()[..3].to_vec(),
+            "not an imatrix: the file has only 3 bytes",
+        ),
         (
             "d-negative-count",
             dat(-1, &[dat_entry("p", 1, &[1.0])]),
