@@ -317,7 +317,7 @@ pub(super) struct Target {
     /// Only these steps and what they need, such as `promote.small` or `eval.quality`
     #[arg(value_name = "STEP")]
     pub(super) steps: Vec<String>,
-    /// Where outputs go [default: `out/<recipe name>/` beside the recipe]
+    /// Where outputs go [default: `out/<recipe name>/` next to the recipe]
     #[arg(long, value_name = "DIR")]
     pub(super) out: Option<PathBuf>,
     /// Threads to use [default: all cores, or `[engine.embedded] threads` of forge.toml]
@@ -377,7 +377,7 @@ pub(super) struct Why {
     /// The recipe
     #[arg(short = 'f', long, default_value = "recipe.toml", value_name = "RECIPE")]
     pub(super) recipe: String,
-    /// Where outputs go [default: `out/<recipe name>/` beside the recipe]
+    /// Where outputs go [default: `out/<recipe name>/` next to the recipe]
     #[arg(long, value_name = "DIR")]
     pub(super) out: Option<PathBuf>,
     /// Do not read edited files; only say that they must be read

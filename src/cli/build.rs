@@ -34,8 +34,7 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
     let started = Instant::now();
     // Read before hours of work, not after.
     let key = sign::key_of_build(args, files)?;
-    // The short way, for people: whoever wants to hear of every step goes the long one, and so does what is to be checked
-    // or signed.
+    // The fast path. It does not report single steps, and it neither checks nor signs anything.
     let request = files.request(&args.target);
     if let Some(request) = &request
         && key.is_none()
@@ -137,7 +136,7 @@ fn carry_out(
         sign::sign_outputs(&session, &report, key, terminal)?;
     }
     if !terminal.is_json() {
-        // A build with nothing to do says just that; the table stands in the output folder.
+        // If there was nothing to do, only that is printed; the table is in the output folder.
         if report.ran > 0 && report.failures.is_empty() && !report.stopped {
             for table in session.tables(&report) {
                 terminal.data(&table.terminal(columns()));

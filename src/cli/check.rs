@@ -4,6 +4,7 @@ use std::io;
 use std::io::Write;
 
 use crate::cli::diagnostic::Diagnostic;
+use crate::cli::diagnostic::SCHEMA;
 use crate::cli::diagnostic::Style;
 use crate::cli::escape::escape;
 use crate::engine::Engines;
@@ -70,7 +71,7 @@ pub fn run(
                     writeln!(
                         out,
                         "{}",
-                        serde_json::json!({ "schema": 1, "reason": "checked", "file": path })
+                        serde_json::json!({ "schema": SCHEMA, "reason": "checked", "file": path })
                     )?;
                 }
             }
@@ -101,7 +102,7 @@ pub struct Problems {
     pub count: usize,
 }
 
-/// Reads a recipe for a verb, and checks that the engines that it names are `known` and can do what it asks; errors come as diagnostics.
+/// Reads a recipe for a command, and checks that the engines that it names are `known` and can do what it asks; errors come as diagnostics.
 pub fn load(
     path: &str,
     open: &mut Read<'_>,
@@ -198,7 +199,7 @@ mod tests {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
             assert_eq!(
                 (line["schema"].as_u64(), line["reason"].as_str()),
-                (Some(1), Some("diagnostic"))
+                (Some(2), Some("diagnostic"))
             );
             assert_eq!(line["file"], "bad.toml");
         }

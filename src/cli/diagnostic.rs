@@ -17,16 +17,16 @@ use crate::cli::escape::escape;
 use crate::cli::escape::escape_excerpt;
 use crate::recipe::Place;
 
-/// The version of the JSON form.
-pub const SCHEMA: u32 = 1;
+/// The version of JSON messages (`cache-schema/message.v2.json`).
+pub const SCHEMA: u32 = 2;
 
-/// How bad it is.
+/// The severity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
-    /// It can't go on.
+    /// The command cannot continue.
     Error,
-    /// It can.
+    /// The command continues.
     Warning,
 }
 
@@ -66,7 +66,7 @@ impl Hint {
 /// One message to the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// How bad it is.
+    /// The severity.
     pub level: Level,
     /// `group::what-is-wrong`, stable.
     pub code: Option<String>,

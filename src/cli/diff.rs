@@ -64,7 +64,7 @@ fn store(files: &Files, terminal: &Terminal, opened: &Opened) -> Option<Store> {
     Store::open(&place).ok()
 }
 
-/// Opens a file. `name` is what messages call it; `folder` is where a recipe's other files are, if not beside it.
+/// Opens a file. `name` is what messages call it; `folder` is where a recipe's other files are, if not next to it.
 fn open(files: &Files, terminal: &Terminal, name: &str, path: &Path, folder: Option<&Path>) -> Result<Opened, Failure> {
     let kind = diff::detect(path).map_err(|error| failure(&error))?;
     if kind == Kind::Recipe {
@@ -122,7 +122,7 @@ fn git(args: &args::Diff, files: &Files, terminal: &Terminal) -> Result<Exit, Fa
     let names = [format!("a/{name}"), format!("b/{new_name}")];
     let folder = |name: &str| Path::new(name).parent().unwrap_or(Path::new("")).to_owned();
     let opened = |name: &str, file: &str, of: &str| {
-        // What an older version extends is looked for beside the file as it stands in the working tree.
+        // What an older version extends is looked for next to the file as it stands in the working tree.
         let path = PathBuf::from(file);
         open(files, terminal, name, &files.path(&path), Some(&files.path(folder(of))))
     };

@@ -33,7 +33,7 @@ use crate::work::SourceFile;
 use crate::work::StepError;
 use crate::work::serve;
 
-/// No document of an action is longer.
+/// The maximum length of a document of an action.
 const ACTION_CAP: u64 = 16 << 20;
 
 /// Prints what users should know; progress is not shown.
@@ -105,7 +105,7 @@ pub(super) fn run(args: &args::Exec, files: &Files, terminal: &Terminal) -> Resu
     Ok(if fine { Exit::Done } else { Exit::Recipe })
 }
 
-/// What came of an action.
+/// The outcome of an action.
 struct Executed {
     key: ActionDigest,
     kind: &'static str,
@@ -196,7 +196,7 @@ fn execute(context: &Context<'_>, named: &str, args: &args::Exec, files: &Files)
 fn print(terminal: &Terminal, named: &str, done: &Executed) {
     if terminal.is_json() {
         let line = serde_json::json!({
-            "schema": 1,
+            "schema": crate::cli::json::SCHEMA,
             "reason": "executed",
             "action": done.key,
             "kind": done.kind,

@@ -1,4 +1,4 @@
-//! Where recipes and settings are, and the verbs that only read or write those.
+//! Finds recipes and settings; the commands that only read or write these.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -39,7 +39,7 @@ use crate::store::Store;
 use crate::text::Source;
 use crate::why::TensorError;
 
-/// Finds files for the verbs.
+/// Finds files for the commands.
 pub(super) struct Files {
     directory: PathBuf,
     cache_dir: Option<PathBuf>,
@@ -106,7 +106,7 @@ impl Files {
             },
             &known_engines(),
         );
-        // Git shows what is printed between other things: warnings would only be in the way there.
+        // git prints this within its own output, where warnings would only disturb.
         match loaded {
             Ok(parsed) => Ok(parsed),
             loaded => self.loaded(name, loaded, terminal),
@@ -233,13 +233,13 @@ impl Files {
         }
     }
 
-    /// Returns where the store is, and the user's settings, for verbs that need no recipe: as for a recipe in this folder.
+    /// Returns where the store is, and the user's settings, for commands that need no recipe: as for a recipe in this folder.
     pub(super) fn cache(&self) -> Result<(PathBuf, Config), Failure> {
         let config = Config::read(&self.directory)?;
         Ok((self.cache_dir(&config)?, config))
     }
 
-    /// Returns where the outputs of the recipe in a file are: where the command line says, else beside it.
+    /// Returns where the outputs of the recipe in a file are: where the command line says, else next to it.
     pub(super) fn out(&self, recipe: &str, name: &str, explicit: Option<&Path>) -> PathBuf {
         match explicit {
             Some(out) => self.path(out),
@@ -247,14 +247,14 @@ impl Files {
         }
     }
 
-    /// Returns where the store is, for verbs that need no recipe: settings are looked for in the folder that they work in.
+    /// Returns where the store is, for commands that need no recipe: settings are read from the folder that they work in.
     pub(super) fn store_dir(&self, terminal: &Terminal) -> Result<PathBuf, Failure> {
         let config = Config::read(&self.directory)?;
         terminal.set_preferred_color(config.color());
         self.cache_dir(&config)
     }
 
-    /// Opens the store, for verbs that need no recipe.
+    /// Opens the store, for commands that need no recipe.
     pub(super) fn store(&self, terminal: &Terminal) -> Result<Store, Failure> {
         let place = self.store_dir(terminal)?;
         Store::open(&place).map_err(|error| session_failure(&SessionError::Store(error)))
@@ -309,8 +309,7 @@ impl Files {
             });
         written.map_err(|error| Failure::new(Exit::Environment, Diagnostic::from_error(&error)))?;
         if terminal.is_json() {
-            let written =
-                serde_json::json!({ "schema": 1, "reason": "initialized", "file": path.display().to_string() });
+            let written = serde_json::json!({ "schema": crate::cli::json::SCHEMA, "reason": "initialized", "file": path.display().to_string() });
             terminal.data(&format!("{written}\n"));
         } else {
             terminal.line(&format!("wrote {}", path.display()));
@@ -422,7 +421,7 @@ pub(super) fn threads(jobs: Option<u16>, config: &Config) -> usize {
     threads
 }
 
-/// Returns the engines for verbs that run nothing on them.
+/// Returns the engines for commands that run nothing on them.
 pub(super) fn known_engines() -> Engines {
     Engines::new(1, &EngineSettings::new())
 }
@@ -505,7 +504,7 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
             )
         }
         SessionError::NoSpace(no_space) => {
-            let mut diagnostic = Diagnostic::from_error(error).code("environment::space");
+            let mut diagnostic = Diagnostic::from_error(error).code("environment::disk-space");
             for (step, bytes) in no_space.steps.iter().take(8) {
                 diagnostic = diagnostic.caused_by(format!("`{step}` would write {}", prose::bytes(*bytes)));
             }

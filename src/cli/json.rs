@@ -1,4 +1,4 @@
-//! One JSON object a line (`cache-schema/message.v1.json`). Readers must skip reasons and keys that they do not know.
+//! One JSON object per line (`cache-schema/message.v2.json`). Readers must skip reasons and keys that they do not know.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -13,7 +13,7 @@ use crate::plan::Status;
 use crate::scheduler;
 
 /// The version of the lines.
-pub(super) const SCHEMA: u32 = 1;
+pub(super) const SCHEMA: u32 = crate::cli::diagnostic::SCHEMA;
 
 /// Prints every event as a line.
 pub(super) struct Lines<'a>(pub(super) &'a Terminal);
@@ -61,7 +61,7 @@ pub(super) fn plan_line(entry: &Entry) -> String {
         Status::Unknown { waits_for, foreseen } => json!({
             "status": "unknown",
             "waits_for": waits_for,
-            "foreseen": foreseen.as_ref().map(|most| json!({ "parts": most.parts, "writes_bytes": most.writes })),
+            "expected": foreseen.as_ref().map(|most| json!({ "parts": most.parts, "writes_bytes": most.writes })),
         }),
         Status::Failed { error } => json!({ "status": "error", "message": error.to_string() }),
     };

@@ -26,7 +26,7 @@ use crate::runs::StepRun;
 use crate::session::SessionError;
 use crate::store::Store;
 
-/// No log of a step is longer: ten thousand lines of a thousand bytes.
+/// The maximum length of a log of a step: ten thousand lines of a thousand bytes.
 const LOG_CAP: u64 = 64 << 20;
 
 pub(super) fn run(args: &args::Log, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {

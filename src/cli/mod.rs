@@ -1,4 +1,4 @@
-//! The command line: the only place that prints, colours, exits and reads the environment. One file a verb.
+//! The command line: the only place that prints, colours, exits and reads the environment. One file per command.
 
 mod args;
 mod build;
@@ -75,7 +75,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// A verb that failed: what to print, and how to end.
+/// A failed command: what to print, and the exit status.
 struct Failure {
     diagnostics: Vec<Diagnostic>,
     exit: Exit,

@@ -15,7 +15,7 @@ use crate::cli::policy_source::read;
 use crate::cli::terminal::Terminal;
 use crate::prose;
 
-/// No certificate is longer: some hundred bytes for each option of each group.
+/// The maximum length of a certificate: some hundred bytes for each option of each group.
 const CERTIFICATE_CAP: u64 = 1 << 30;
 
 pub(super) fn run(args: &args::Policy, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {

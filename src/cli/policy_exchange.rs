@@ -18,7 +18,7 @@ use crate::policy::TensorFacts;
 use crate::syntax::names::TypeName;
 use crate::tensor_type::TensorType;
 
-/// No file of rules is longer.
+/// The maximum length of a file of rules.
 const RULES_CAP: u64 = 64 << 20;
 
 pub(super) fn export(args: &args::PolicyExport, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {

@@ -28,7 +28,7 @@ use crate::policy::TensorFacts;
 use crate::policy::TensorGroup;
 use crate::work::policy::energies_of;
 
-/// No imatrix is longer.
+/// The maximum length of an imatrix.
 const IMATRIX_CAP: u64 = 4 << 30;
 
 pub(super) fn run(args: &args::PolicyGroups, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
@@ -113,7 +113,7 @@ fn elements(facts: &ModelFacts, group: &TensorGroup) -> u64 {
     members.map(|dims| dims.iter().product::<u64>()).sum()
 }
 
-/// Where each member may stand, if that was asked for.
+/// The range of types of each member, if it was asked for.
 fn floors<'a>(group: &'a TensorGroup, spans: Option<&'a [Span]>) -> Option<impl Iterator<Item = (&'a Span, usize)>> {
     spans.map(|spans| group.members.iter().map(|at| (&spans[*at], *at)))
 }
@@ -154,7 +154,7 @@ fn line(facts: &ModelFacts, group: &TensorGroup, spans: Option<&[Span]>) -> Stri
         "schema": crate::cli::json::SCHEMA,
         "reason": "group",
         "name": group.name,
-        "bond": word_of(group.bond),
+        "grouping": word_of(group.bond),
         "tensors": names,
         "elements": elements(facts, group),
         "floors": floors,

@@ -30,7 +30,7 @@ use crate::policy::Sum;
 use crate::prose;
 use crate::tensor_type::TensorType;
 
-/// So many columns are used at the most, whatever the terminal has: what is read in a pipe is read at this width, too.
+/// The maximum width in columns, in a terminal and in a pipe.
 const WIDTH: usize = 80;
 /// Blanks between columns.
 const COLUMN_GAP: u16 = 2;
@@ -70,7 +70,7 @@ fn of_type(ty: TensorType) -> Cell {
     }
 }
 
-/// Few bits are hot, many are cold; plain floats have no colour.
+/// Colours for bits per weight, from red (few) to blue (many); plain floats have none.
 fn colour(ty: TensorType) -> Style {
     let colour = match ty.bpw() {
         _ if !ty.is_quantized() => return Style::new(),
@@ -123,7 +123,7 @@ fn head(name: &str, listing: &Listing) -> String {
     let mut line = 0;
     text.push('\n');
     for (at, share) in shares.iter().enumerate() {
-        // Two lines of types are enough for anybody's eyes; colours take no room.
+        // Colour codes have no width.
         let width = anstream::adapter::strip_str(share).to_string().chars().count() + 2;
         if line + width > WIDTH {
             text.push_str("\n  ");
@@ -244,7 +244,7 @@ fn halves(class: &str) -> (&str, &str) {
     class.split_once('_').unwrap_or(("", class))
 }
 
-/// The map: a row a layer, a column a class, in each cell the type. Classes that do not fit beside each other follow below.
+/// The map: a row per layer, a column per class, the type in each cell. Classes that do not fit go into blocks below.
 fn by_layer(listing: &Listing) -> String {
     // The classes in the order in which they come.
     let mut classes: IndexSet<&str> = IndexSet::new();
@@ -301,7 +301,7 @@ fn by_layer(listing: &Listing) -> String {
             block.push(class);
         }
     }
-    // The last block ends with what of the sums has room: a bpw has six columns with its blank, a loss nine, a size ten.
+    // The last block ends with the sums that fit: a bpw has six columns with its blank, a loss nine, a size ten.
     if used + 6 > WIDTH {
         blocks.push(Vec::new());
         used = begin;

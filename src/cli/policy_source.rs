@@ -1,4 +1,4 @@
-//! What the verbs of `forge policy` are given: a file, or the name of a candidate or policy of a recipe.
+//! The arguments of the commands of `forge policy`: a file, or the name of a candidate or policy of a recipe.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -29,7 +29,7 @@ use crate::recipe::StepKind;
 use crate::step::promote;
 use crate::store::Store;
 
-/// No table of types is longer.
+/// The maximum length of a table of types.
 const TABLE_CAP: u64 = 64 << 20;
 
 /// Lists the types of what a word of the command line means: a file if there is one of that name, else a candidate or a policy
@@ -63,7 +63,7 @@ pub(super) fn listing(word: &str, of: &RecipeArgs, files: &Files, terminal: &Ter
 }
 
 /// Returns the file of a candidate: the word of the command line if that is one, else the file that a build of the recipe writes for
-/// the candidate of that name. A manifest stands for the file beside it.
+/// the candidate of that name. A manifest means the file next to it.
 pub(super) fn candidate(word: &str, of: &RecipeArgs, files: &Files, terminal: &Terminal) -> Result<PathBuf, Failure> {
     let path = files.path(Path::new(word.strip_suffix(manifest::SUFFIX).unwrap_or(word)));
     if fs::exists(&path).unwrap_or(false) || is_path(word) {
@@ -146,7 +146,7 @@ fn step_of<'r>(word: &str, recipe: &'r Recipe, path: &str) -> Result<&'r Step, F
         let found = recipe.find(word).into_iter();
         found.filter(|step| step.id.kind == kind).collect()
     };
-    // A candidate goes before a policy of the same name.
+    // A candidate takes precedence over a policy of the same name.
     let found = match of_kind(StepKind::Promote) {
         candidates if candidates.is_empty() => of_kind(StepKind::Policy),
         candidates => candidates,

@@ -144,7 +144,7 @@ fn missing_line(missing: &Missing) -> String {
                 .collect::<Vec<_>>(),
         }),
         Missing::Space { folder, needed, found } => serde_json::json!({
-            "what": "room",
+            "what": "disk-space",
             "folder": folder.display().to_string(),
             "needed_bytes": needed,
             "found_bytes": found,
@@ -341,7 +341,7 @@ fn verdict_line(comparison: &Comparison, reproduced: &Reproduced) -> String {
         "before": comparison.before,
         "after": comparison.after,
         "tensors": tensors.collect::<Vec<_>>(),
-        "parting": divergence,
+        "divergence": divergence,
         "output": reproduced.output.as_ref().map(|path: &PathBuf| path.display().to_string()),
         "ran": reproduced.report.ran,
         "cached": reproduced.report.cached,

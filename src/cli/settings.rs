@@ -1,6 +1,6 @@
-//! `forge.toml`: the user's own, and the one beside a recipe, which may come from somebody else.
+//! `forge.toml`: the user's own file, and the one next to a recipe, which may come from somebody else.
 //!
-//! A setting of the recipe's folder goes before the user's. But a folder that came with a download must not choose where
+//! A setting of the recipe's folder takes precedence over the user's. But a folder that came with a download must not choose where
 //! forge writes, what it deletes, what it runs or what it signs with. Those settings count only in the user's own file, or in
 //! a folder that the user's own file lists under `trusted`.
 
@@ -23,7 +23,7 @@ use crate::settings::Settings;
 
 const FILE: &str = "forge.toml";
 
-/// What counts on this machine for a recipe.
+/// The settings that apply to a recipe: of the folder's file and of the user's.
 #[derive(Debug, Default)]
 pub(super) struct Config {
     user: Settings,

@@ -24,7 +24,7 @@ use crate::sign::SecretKey;
 use crate::step::promote;
 use crate::verify::Target;
 
-/// Returns what a path on the command line means: a manifest, or the output beside which it stands.
+/// Returns what a path on the command line means: a manifest, or the output that it belongs to.
 pub(super) fn target(path: &Path) -> Result<Target, Failure> {
     if matches!(Content::of(path), Ok(Content::Json)) {
         Target::of_manifest(path).ok_or_else(|| {
@@ -62,7 +62,7 @@ fn sign(target: &Target, key: &SecretKey, terminal: &Terminal) -> Result<(), Fai
         Signing::New => "new",
         Signing::Added => "added",
         Signing::Replaced => "replaced",
-        Signing::Unchanged => "there",
+        Signing::Unchanged => "unchanged",
     };
     let id = key.public().id();
     if terminal.is_json() {

@@ -50,7 +50,7 @@ impl Terminal {
         }
     }
 
-    /// Takes note of the user's settings; the command line goes before them.
+    /// Sets the color choice of the user's settings; the command line takes precedence.
     pub(super) fn set_preferred_color(&self, color: Option<Setting>) {
         let color = match color.unwrap_or_default() {
             Setting::Auto => ColorChoice::Auto,
@@ -115,12 +115,12 @@ impl Terminal {
         let _ = writeln!(err, "{text}");
     }
 
-    /// Returns whether somebody can answer a question.
+    /// Returns whether questions can be asked.
     pub(super) fn can_ask(&self) -> bool {
         !self.is_json() && std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
     }
 
-    /// Asks a question; only a clear yes is one. Where nobody can answer it is no.
+    /// Asks a question. Anything but a clear yes means no, also where questions cannot be asked.
     pub(super) fn ask(&self, question: &str) -> bool {
         if !self.can_ask() {
             return false;

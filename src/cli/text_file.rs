@@ -6,7 +6,7 @@ use crate::fs;
 use crate::recipe::LoadError;
 use crate::text::Source;
 
-/// No recipe or settings file is longer.
+/// The maximum length of a recipe or settings file.
 const TEXT_CAP: u64 = 4 << 20;
 
 pub(super) fn read_source(path: &Path, name: &str) -> Result<Source, LoadError> {

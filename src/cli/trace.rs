@@ -2,7 +2,7 @@
 //! and `chrome://tracing` open. The file is whole after every event, so it is valid JSON also when the build fails, is
 //! stopped or is killed; a step that did not end then has a beginning only.
 //!
-//! Steps stand under their pool, each in a lane of its own while it runs; actions under the thread that carried them out.
+//! Steps are shown under their pool, each in its own lane while it runs; actions under the thread that ran them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,7 +22,7 @@ use crate::observer::Observer;
 use crate::step;
 use crate::step::Pool;
 
-/// What stands at the end of the file.
+/// The end of the file.
 const END: &[u8] = b"\n]}\n";
 /// The "process" of actions; pools have the numbers below.
 const ACTIONS: u64 = 4;

@@ -100,7 +100,7 @@ fn shown(overview: &Overview) -> Value {
     })
 }
 
-/// A message whose document is of a schema of its own.
+/// A message that contains a document with its own schema.
 fn line(reason: &str, answer: &Value) -> String {
     let line = json!({ "schema": json::SCHEMA, "reason": reason, "answer": answer });
     format!("{line}\n")
@@ -236,7 +236,7 @@ fn follows(steps: &[String], text: &mut Block) {
     );
 }
 
-/// Several steps may come from one: it is told once.
+/// Several steps may have the same cause: it is printed once.
 fn tree<'t>(node: &'t Tree, depth: usize, seen: &mut BTreeSet<&'t str>, text: &mut Block) {
     let told = !seen.insert(&node.step) && !node.causes.is_empty();
     let again = if told { " (as above)" } else { "" };
@@ -255,7 +255,7 @@ fn tree<'t>(node: &'t Tree, depth: usize, seen: &mut BTreeSet<&'t str>, text: &m
     }
 }
 
-/// Digests as people tell them apart: by their first digits.
+/// Shortens a digest to its first digits.
 pub(super) fn short(value: &str) -> String {
     let plain = value.trim_matches('"');
     let (hash, length) = plain.split_once(':').unwrap_or((plain, ""));

@@ -1,5 +1,5 @@
-//! The figures of builds as a chart of loss against bytes: tables of metrics, with what manifests and certificates beside them
-//! tell of each candidate.
+//! The figures of builds as a chart of loss against bytes: tables of metrics, with what manifests and certificates next to them
+//! say about each candidate.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use crate::report::metrics;
 use crate::report::metrics::Metrics;
 use crate::store::Store;
 
-/// No table of metrics is longer: a row has some 800 bytes.
+/// The maximum length of a table of metrics: a row has some 800 bytes.
 const METRICS_CAP: u64 = 64 << 20;
 
 /// Why a chart cannot be made.
@@ -186,7 +186,7 @@ fn describe(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> (Told, 
     by_manifest(folder, row, store).unwrap_or_else(|| (by_name(&row.candidate), None))
 }
 
-/// What the manifest of a candidate tells, if it is of the very file that was measured.
+/// What the manifest of a candidate says, if it belongs to the file that was measured.
 fn by_manifest(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> Option<(Told, Option<Choice>)> {
     let path = folder.join(format!("{}{}", container::file_name(&row.candidate), manifest::SUFFIX));
     let manifest = Manifest::parse(&fs::read_small(&path, manifest::CAP).ok()?).ok()?;
@@ -229,7 +229,7 @@ fn series_of(name: &str, method: Option<&str>) -> String {
     }
 }
 
-/// What a name alone tells: `tiny-Q4_K_M` is a mix.
+/// What the name alone says: `tiny-Q4_K_M` is a mix.
 fn by_name(candidate: &str) -> Told {
     let parts = candidate.rsplit_once('-');
     let (series, label, mix) = match parts {

@@ -32,10 +32,10 @@ use crate::step::pattern;
 use crate::step::promote;
 use crate::store::Store;
 
-/// No recipe is longer.
+/// The maximum length of a recipe.
 const TEXT_CAP: u64 = 4 << 20;
 
-/// What a build is asked: all that tells one note from another.
+/// What a build is asked for. Each request has its own note.
 #[derive(Debug, Clone)]
 pub struct BuildRequest {
     /// The recipe.
@@ -44,7 +44,7 @@ pub struct BuildRequest {
     pub out: Option<PathBuf>,
     /// The steps that the user asked for.
     pub steps: Vec<String>,
-    /// This program: another one may know better.
+    /// This program: another version may decide otherwise.
     pub program: PathBuf,
     /// The engines.
     pub engines: Engines,
@@ -314,7 +314,7 @@ impl Files {
 
 impl Session {
     /// Notes that a build found everything done, if it did and that can be proved again. `texts` are the files that the
-    /// recipe was read from; without them nothing is noted. Says whether it was noted; nothing rests on it.
+    /// recipe was read from; without them nothing is noted. Says whether it was noted; no result depends on it.
     pub fn note_fresh(&self, request: &BuildRequest, texts: &[(PathBuf, BlobDigest)], report: &Report) -> bool {
         let done = report.failures.is_empty() && !report.stopped && report.ran == 0 && report.skipped == 0;
         done && self

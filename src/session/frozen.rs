@@ -37,10 +37,10 @@ use crate::step::promote;
 use crate::store::ReadFile;
 use crate::vocab::EngineRole;
 
-/// No action's document is longer.
+/// The maximum length of an action's document.
 const ACTION_CAP: u64 = 16 << 20;
 
-/// What stands for the name of a manifest where none tells.
+/// The name to use where no manifest says anything.
 const LAST_BUILD: &str = "the last build";
 
 impl Session {

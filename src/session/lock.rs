@@ -28,7 +28,7 @@ use crate::step;
 /// The version of the form of lock files.
 const SCHEMA: u32 = 1;
 
-/// No lock file is longer.
+/// The maximum length of a lock file.
 const CAP: u64 = 64 << 20;
 
 /// A lock file.
@@ -52,7 +52,7 @@ pub struct Lock {
 pub struct LockedEngine {
     /// The digest of its identity document.
     pub fingerprint: String,
-    /// The facts of that document, so that a difference can be told.
+    /// The facts of that document, so that a difference can be named.
     pub facts: BTreeMap<String, String>,
 }
 
@@ -112,7 +112,7 @@ pub enum LockDifference {
     Engine {
         /// What the engine is used for.
         role: String,
-        /// The fact; `fingerprint` where no fact tells.
+        /// The fact; `fingerprint` if no fact differs.
         fact: String,
         /// What it was.
         locked: String,
@@ -147,7 +147,7 @@ pub enum LockDifference {
         /// The file.
         path: String,
     },
-    /// A candidate that no manifest tells of.
+    /// A candidate without a manifest.
     #[error("`{candidate}` has no manifest that says what it was made from")]
     NoManifest {
         /// The candidate.
@@ -161,7 +161,7 @@ pub enum LockDifference {
     },
 }
 
-/// Lets through what is news of a look at the sources before a build, which then finds them cached.
+/// Forwards events except those of cached steps, while sources are read before a build.
 struct SkipCached<'a>(&'a dyn Observer);
 
 impl Observer for SkipCached<'_> {
@@ -368,7 +368,7 @@ impl Session {
             .collect()
     }
 
-    /// Reads the sources, as far as they are not known, and returns what the recipe would be locked to now. Results of
+    /// Reads the sources that are not known yet, and returns what the recipe would be locked to now. Results of
     /// reading stay in the store; no output is written.
     pub fn lock(&self, options: scheduler::Options, observer: &dyn Observer) -> Result<Lock, LockError> {
         let report = self.read_sources(options, observer)?;

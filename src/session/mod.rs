@@ -1,5 +1,5 @@
 //! The façade: what the command line, a test or another program calls. Opens a recipe with a store, plans, builds, and
-//! writes what stands beside outputs.
+//! writes what stands next to outputs.
 
 mod chart;
 pub mod engines;
@@ -97,7 +97,7 @@ pub struct Settings {
     pub runtime: Runtime,
     /// The command line, for manifests.
     pub command: Vec<String>,
-    /// Whether outputs lend their tensors to the store.
+    /// Whether the store borrows tensors from outputs.
     pub borrow: bool,
     /// The commands that repeat a failed step from any folder; without them, nothing is kept of failed steps.
     pub repeat: Option<Commands>,
@@ -303,7 +303,7 @@ impl Session {
         let observer = run::Tee { run: &run, observer };
         let env = self.env(&observer);
         self.check_sources(&env)?;
-        // What killed builds left half-written beside the outputs. That it cannot be removed is only untidy.
+        // What killed builds left half-written next to the outputs. That it cannot be removed is only untidy.
         if fs::exists(&self.settings.out).unwrap_or(false) {
             fs::sweep_temps(&self.settings.out).ok();
         }

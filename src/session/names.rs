@@ -9,7 +9,7 @@ use crate::manifest::Manifest;
 use crate::store::Store;
 use crate::store::StoreError;
 
-/// No manifest is larger.
+/// The maximum size of a manifest.
 const MANIFEST_CAP: u64 = 256 << 20;
 
 /// Names for actions and blobs. Not every one has one.
@@ -20,7 +20,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// Reads what the store's notes and pinned manifests tell.
+    /// Reads the store's notes and pinned manifests.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What a build leaves beside its outputs: a manifest for each candidate.
+//! What a build leaves next to its outputs: a manifest for each candidate.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -75,7 +75,7 @@ pub(super) fn write_manifests(
     (written, failures)
 }
 
-/// Returns the manifest beside a candidate if it is there, unchanged since forge wrote it for this action, and good.
+/// Returns the manifest next to a candidate if it is there, unchanged since forge wrote it for this action, and good.
 /// `events` are the store's.
 pub(super) fn current_manifest(
     env: &Env<'_>,
@@ -106,7 +106,7 @@ pub(super) fn current_manifest(
     Ok(is_good.then_some(file))
 }
 
-/// Returns whether what a node made has the record beside it that it should have.
+/// Returns whether what a node made has the record next to it that it should have.
 pub(super) fn is_recorded(
     env: &Env<'_>,
     node: &Node,

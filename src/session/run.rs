@@ -159,7 +159,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Writes what waits. It explains, and nothing rests on it: a record that cannot be written ends there.
+    /// Writes what waits. It explains, and no result depends on it: a record that cannot be written ends there.
     fn write(&self, state: &mut State) {
         if state.writer.is_none() && !state.broken {
             state.writer = self.store.start_run(&self.preferred_id).ok();
@@ -269,7 +269,7 @@ fn quoted(words: impl Iterator<Item = String>) -> String {
     quoted.join(" ")
 }
 
-/// Lets the run's record listen beside the user's observer.
+/// Forwards events to the run's record and to the user's observer.
 pub(super) struct Tee<'a> {
     pub(super) run: &'a Run<'a>,
     pub(super) observer: &'a dyn Observer,

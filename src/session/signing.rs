@@ -27,7 +27,7 @@ pub enum SignError {
         /// Why not.
         source: ManifestError,
     },
-    /// What stands in the place of the signatures is something else.
+    /// The file of signatures contains something else.
     #[error("`{}`: {source}", path.display())]
     Envelope {
         /// The file.
@@ -44,14 +44,14 @@ pub enum Signing {
     New,
     /// It was added to those of other keys.
     Added,
-    /// It was made, and signatures of earlier bytes gave way.
+    /// It was made, and replaced signatures of earlier bytes.
     Replaced,
     /// It was there already.
     Unchanged,
 }
 
-/// Signs a manifest's very bytes: the envelope goes beside it. Signatures of other keys over the same bytes stay; those over
-/// other bytes say nothing any more and go. Returns where the envelope is.
+/// Signs the exact bytes of a manifest: the envelope goes next to it. Signatures of other keys over the same bytes stay; those over
+/// other bytes are outdated and are removed. Returns where the envelope is.
 pub fn sign_manifest(target: &Target, key: &SecretKey) -> Result<(PathBuf, Signing), SignError> {
     let bytes = verify::read_manifest(&target.manifest)?;
     Manifest::parse(&bytes).map_err(|source| SignError::Manifest {

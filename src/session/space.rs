@@ -1,4 +1,4 @@
-//! Whether what a build would write fits on the disk, told from its plan before the first hour of work: when something is
+//! Whether what a build would write fits on the disk, known from its plan before the first hour of work: when something is
 //! to run first, and again whenever more of the plan is known.
 
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ use crate::step::Inputs;
 use crate::step::space;
 use crate::step::space::Headers;
 
-/// What must stay free besides: results, records and manifests are small, and a disk that is full to the last byte serves
+/// What must stay free in addition: results, records and manifests are small, and a disk that is full to the last byte serves
 /// nobody.
 const RESERVE: u64 = 1 << 20;
 
@@ -46,13 +46,13 @@ pub struct Need {
 pub struct NoSpace {
     /// A folder on it: the store's, or that of the outputs.
     pub path: PathBuf,
-    /// How many bytes are needed at the least.
+    /// How many bytes are needed at least.
     pub needed: u64,
     /// How many are free.
     pub found: u64,
     /// Which steps need how many bytes there.
     pub steps: Vec<(String, u64)>,
-    /// How many steps cannot be told yet.
+    /// For how many steps this is not known yet.
     pub unknown: usize,
 }
 
@@ -80,7 +80,7 @@ pub(super) struct Check<'s> {
 
 #[derive(Default)]
 struct State {
-    /// How many steps could not be told when it was asked last; nothing before the first time.
+    /// For how many steps this was unknown at the last check; `None` before the first one.
     unknown: Option<usize>,
     /// Not before this: the plan of a large recipe takes its time, and is not to take a part of the build's that counts.
     next: Option<Instant>,

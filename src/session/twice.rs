@@ -12,7 +12,7 @@ use crate::scheduler::Report;
 use crate::step::Twice;
 use crate::step::TwiceDifference;
 
-/// What came of running actions twice.
+/// The outcome of running actions twice.
 #[derive(Debug)]
 pub struct Compared {
     /// The build in which they ran.

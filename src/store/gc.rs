@@ -1,5 +1,5 @@
 //! Collecting: what may go, in which order, and why. First a plan that can be shown, then its execution, which looks at
-//! everything again in the moment it removes it. `docs/design-notes.md`, "Collecting while builds live", says why neither a
+//! everything again in the moment it removes it. `docs/design-notes.md`, "Garbage collection while builds run", says why neither a
 //! live build nor a pinned manifest loses anything.
 
 mod history;

@@ -1,6 +1,6 @@
 //! Signs that builds live: `leases/<name>`, each locked by its process. Its time is when the build began; what a build puts
 //! or commits has a time no earlier, and the results that it found stand in the file, one key a line. Nothing as young as the
-//! oldest lease, and nothing that stands in one, is collected (`docs/design-notes.md`, "Collecting while builds live").
+//! oldest lease, and nothing that stands in one, is collected (`docs/design-notes.md`, "Garbage collection while builds run").
 
 use std::collections::HashSet;
 use std::time::SystemTime;

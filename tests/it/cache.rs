@@ -225,7 +225,9 @@ fn what_is_cheap_for_its_room_goes_first_and_the_limit_is_held() {
     let plan = gc("500KB");
     assert_eq!(plan[0]["groups"][0]["cost_ms"], 5000);
     assert_eq!(committed(forge.store()), keys(&[&dear]));
-    let room = json(&forge, &["cache", "size"])[0]["total"]["room"].as_u64().unwrap();
+    let room = json(&forge, &["cache", "size"])[0]["total"]["disk_bytes"]
+        .as_u64()
+        .unwrap();
     assert!(room <= 500_000, "{room}");
     let _ = reference;
     // A blob that nothing names goes without being asked for.
@@ -287,7 +289,7 @@ fn nothing_that_a_live_build_uses_is_collected() {
         "--yes",
     ];
     let plan = json(&forge, &args);
-    assert_eq!(plan[0]["kept"]["live"], used.len());
+    assert_eq!(plan[0]["kept"]["in_use"], used.len());
     assert_eq!(committed(forge.store()), used);
     assert!(store.has(&fresh));
     for name in &used {
@@ -321,7 +323,7 @@ fn a_pin_says_what_lies_in_an_output_only() {
     std::fs::remove_file(&place).unwrap();
     let pinned = json(&forge, &["cache", "pin", "out/c0.gguf.manifest.json"]);
     assert!(borrowed(&pinned[0]) < before, "{pinned:?}");
-    assert!(pinned[0]["gone"].as_u64().unwrap() > 0, "{pinned:?}");
+    assert!(pinned[0]["missing"].as_u64().unwrap() > 0, "{pinned:?}");
     // A store that borrows nothing keeps all.
     let own = project();
     own.write("forge.toml", "[cache]\nborrow = false\n");
@@ -329,7 +331,7 @@ fn a_pin_says_what_lies_in_an_output_only() {
     assert_eq!(borrowed(&json(&own, &["cache", "pin", "out/c0.gguf"])[0]), 0);
     std::fs::remove_file(own.path("out/c0.gguf")).unwrap();
     let pinned = json(&own, &["cache", "pin", "out/c0.gguf.manifest.json"]);
-    assert_eq!(pinned[0]["gone"], 0, "{pinned:?}");
+    assert_eq!(pinned[0]["missing"], 0, "{pinned:?}");
 }
 
 #[test]
@@ -405,7 +407,7 @@ fn clean_removes_leftovers_only() {
     let before = committed(forge.store());
     std::fs::write(forge.store().join("quarantine/damaged"), vec![1; 5000]).unwrap();
     let done = json(&forge, &["cache", "clean"]);
-    assert_eq!((&done[0]["files"], &done[0]["room"]), (&1.into(), &8192.into()));
+    assert_eq!((&done[0]["files"], &done[0]["disk_bytes"]), (&1.into(), &8192.into()));
     assert_eq!(committed(forge.store()), before);
     assert_eq!(ran(&build_well(&forge, "out")), BTreeSet::new());
     let store = forge::store::Store::open(forge.store()).unwrap();

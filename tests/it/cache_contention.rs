@@ -235,7 +235,7 @@ fn three_recipes_alternate_while_others_collect_check_and_kill() {
             .run(&["cache", "size", "--message-format", "json"])
             .success()
             .json_lines();
-        let space = size[0]["total"]["room"].as_u64().unwrap();
+        let space = size[0]["total"]["disk_bytes"].as_u64().unwrap();
         if space > limit + limit / 10 {
             violations.add(
                 "the limit is not held within 10 %",

@@ -91,9 +91,9 @@ fn is_found(forge: &Forge, path: &Path, random: &mut Random, flaw: &str, words: 
     damage(path, Damage::Flip, random);
     let (run, lines) = verify(forge);
     assert_eq!(run.status, Some(1), "{}: {}{}", path.display(), run.stdout, run.stderr);
-    let found: Vec<&serde_json::Value> = lines.iter().filter(|line| line["reason"] == "cache-flaw").collect();
+    let found: Vec<&serde_json::Value> = lines.iter().filter(|line| line["reason"] == "cache-damage").collect();
     assert_eq!(found.len(), 1, "{}: {found:?}", path.display());
-    assert_eq!(found[0]["flaw"], flaw, "{found:?}");
+    assert_eq!(found[0]["damage"], flaw, "{found:?}");
     let message = found[0]["message"].as_str().unwrap();
     for word in words {
         assert!(message.contains(word), "{message}: no `{word}`");
@@ -205,7 +205,10 @@ fn a_flipped_bit_in_an_output_is_found_wherever_it_is() {
         let (run, lines) = verify(&forge);
         assert_eq!(run.status, Some(1), "byte {at}: {}{}", run.stdout, run.stderr);
         let flaw = &lines[0];
-        assert!(flaw["flaw"] == "loan" || flaw["flaw"] == "lender", "{flaw}");
+        assert!(
+            flaw["damage"] == "borrowed-blob" || flaw["damage"] == "output",
+            "{flaw}"
+        );
         assert_eq!(flaw["path"].as_str(), path.to_str());
         build_well(&forge, "out");
         assert!(candidates(&forge.path("out")) == before, "byte {at}");

@@ -30,12 +30,14 @@ fn json(forge: &Forge, args: &[&str]) -> Vec<Value> {
 
 /// The space that the store takes, as `forge cache size` counts it.
 fn space(forge: &Forge) -> u64 {
-    json(forge, &["cache", "size"])[0]["total"]["room"].as_u64().unwrap()
+    json(forge, &["cache", "size"])[0]["total"]["disk_bytes"]
+        .as_u64()
+        .unwrap()
 }
 
 /// Asserts that a plan names what stays, all of it, and that the plan came true within 1 %.
 fn assert_true(forge: &Forge, plan: &Value) {
-    let stays = plan["stays"].as_object().unwrap().values();
+    let stays = plan["remaining"].as_object().unwrap().values();
     let stays: u64 = stays.map(|space| space.as_u64().unwrap()).sum();
     let after = plan["after"].as_u64().unwrap();
     assert_eq!(stays, after, "{plan}");
@@ -128,7 +130,7 @@ fn old_manifests_go_before_any_result_and_pinned_ones_never() {
         dry.stdout
     );
     let plan = json(&forge, &["cache", "gc", "--also-newest", "--max-size", "4MB", "--yes"]);
-    assert_eq!(groups(&plan[0], "cause"), BTreeSet::from(["history"]), "{}", plan[0]);
+    assert_eq!(groups(&plan[0], "cause"), BTreeSet::from(["records"]), "{}", plan[0]);
     assert_eq!(groups(&plan[0], "kind"), BTreeSet::from(["runs"]), "{}", plan[0]);
     assert_true(&forge, &plan[0]);
     assert_eq!(committed(forge.store()), results, "no result had to go");
@@ -219,7 +221,7 @@ fn notes_of_removed_results_and_of_given_up_recipes_do_not_fill_the_store() {
     assert_eq!(plan["kept"]["newest"], 150);
     assert_eq!(committed(forge.store()).len(), 150);
     assert!(
-        plan["stays"]["newest"].as_u64() > plan["stays"]["notes"].as_u64(),
+        plan["remaining"]["newest"].as_u64() > plan["remaining"]["notes"].as_u64(),
         "{plan}"
     );
     let plan = gc(&["--also-newest"]);

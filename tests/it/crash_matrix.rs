@@ -346,7 +346,7 @@ fn a_disk_that_is_really_full_is_told_before_and_leaves_nothing() {
         .status(3);
     assert!(run.stderr.contains("small-disk/out"), "{}", run.stderr);
     let (_, lines) = spacious.build_events(&["--out", mount.join("out").to_str().unwrap()]);
-    assert_eq!(lines.last().unwrap()["code"], "environment::space");
+    assert_eq!(lines.last().unwrap()["code"], "environment::disk-space");
     // With so little space that the prediction's reserve does not matter, the disk fills while the build runs.
     let filler = mount.join("filler");
     let mut left = 40 << 20;

@@ -69,7 +69,7 @@ fn a_plan_tells_probes_from_headers_then_from_what_is_there() {
     forge.recipe(RECIPE);
     let before = planned(&forge, "policy.p");
     assert_eq!(before["status"], "unknown", "{before}");
-    let (foreseen, writes) = (&before["foreseen"]["parts"], &before["foreseen"]["writes_bytes"]);
+    let (foreseen, writes) = (&before["expected"]["parts"], &before["expected"]["writes_bytes"]);
     let text = forge.run(&["plan"]).success().stdout;
     assert!(
         text.contains(&format!("(up to {foreseen} probes to begin with, reads ")),

@@ -1,4 +1,4 @@
-//! What the program says to programs, line by line against `cache-schema/message.v1.json`, and its help.
+//! What the program says to programs, line by line against `cache-schema/message.v2.json`, and its help.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -15,7 +15,7 @@ use crate::support::Forge;
 use crate::support::Run;
 
 fn schema() -> Json {
-    let text = std::fs::read_to_string(support::project().join("cache-schema/message.v1.json")).unwrap();
+    let text = std::fs::read_to_string(support::project().join("cache-schema/message.v2.json")).unwrap();
     serde_json::from_str(&text).unwrap()
 }
 
@@ -142,14 +142,14 @@ fn every_line_is_one_of_the_schema() {
     assert!(
         lines
             .iter()
-            .all(|line| line["floors"].is_null() && line["bond"] == "alone")
+            .all(|line| line["floors"].is_null() && line["grouping"] == "alone")
     );
     let lines = judge.run(
         &forge,
         0,
         &["policy", "groups", "--show-floors", "--fuse", "attention", "model.gguf"],
     );
-    let fused = lines.iter().find(|line| line["bond"] == "fused").unwrap();
+    let fused = lines.iter().find(|line| line["grouping"] == "fused").unwrap();
     assert_eq!(fused["name"], "blk.0.{attn_k,attn_q,attn_v}.weight");
     assert_eq!(fused["floors"]["blk.0.attn_k.weight"]["floor"], "Q4_K");
 
@@ -299,7 +299,7 @@ fn every_line_is_one_of_the_schema() {
         differing: None,
     };
     let mut line = serde_json::to_value(&differing).unwrap();
-    line["schema"] = 1.into();
+    line["schema"] = 2.into();
     judge.line(&line);
 
     // What takes two builds at once to see.
@@ -309,7 +309,7 @@ fn every_line_is_one_of_the_schema() {
         holder: "process 7".to_owned(),
     };
     let mut line = serde_json::to_value(&waiting).unwrap();
-    line["schema"] = 1.into();
+    line["schema"] = 2.into();
     judge.line(&line);
 
     let known: BTreeSet<String> = schema()["properties"]["reason"]["enum"]
@@ -324,10 +324,10 @@ fn every_line_is_one_of_the_schema() {
 #[test]
 fn the_schema_refuses_what_is_not_said() {
     let judge = Judge::new();
-    let good = serde_json::json!({ "schema": 1, "reason": "checked", "file": "recipe.toml" });
+    let good = serde_json::json!({ "schema": 2, "reason": "checked", "file": "recipe.toml" });
     judge.line(&good);
     let edits: [fn(&mut Json); 6] = [
-        |line| line["schema"] = 2.into(),
+        |line| line["schema"] = 1.into(),
         |line| line["reason"] = "chequed".into(),
         |line| line["file"] = 7.into(),
         |line| line["more"] = 7.into(),
@@ -336,7 +336,7 @@ fn the_schema_refuses_what_is_not_said() {
         },
         |line| {
             *line =
-                serde_json::json!({ "schema": 1, "reason": "plan-step", "step": "a.b", "status": "hit", "key": null });
+                serde_json::json!({ "schema": 2, "reason": "plan-step", "step": "a.b", "status": "hit", "key": null });
         },
     ];
     for edit in edits {

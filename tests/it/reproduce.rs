@@ -461,11 +461,11 @@ fn where_the_histories_part_is_told() {
         run.stdout
     );
     assert_eq!(
-        (&line["verdict"], &line["parting"]["outputs"][0]),
+        (&line["verdict"], &line["divergence"]["outputs"][0]),
         (&"different".into(), &"tensor".into())
     );
     assert_eq!(line["tensors"][0]["name"], "blk.0.attn_v.weight");
-    assert_eq!(line["parting"]["key_before"], line["parting"]["key_after"]);
+    assert_eq!(line["divergence"]["key_before"], line["divergence"]["key_after"]);
 
     // The record says that the imatrix was another: that comes before the tensors that it weighs.
     let manifest = forged(&path, |manifest| {
@@ -491,7 +491,7 @@ fn where_the_histories_part_is_told() {
         run.stdout
     );
     assert_eq!(
-        (&line["verdict"], &line["parting"]["place"]),
+        (&line["verdict"], &line["divergence"]["place"]),
         (&"same-tensors".into(), &"imatrix.general".into())
     );
 
@@ -512,7 +512,7 @@ fn where_the_histories_part_is_told() {
         run.stdout
     );
     assert!(run.stdout.contains("inputs.context: 128 -> 64"), "{}", run.stdout);
-    assert_eq!(line["parting"]["inputs"], serde_json::json!(["inputs.context"]));
+    assert_eq!(line["divergence"]["inputs"], serde_json::json!(["inputs.context"]));
 }
 
 #[test]

@@ -205,7 +205,7 @@ fn without_probes_nothing_is_computed_and_nothing_predicted() {
 fn a_plan_tells_the_few_probes_and_all_that_is_compared() {
     let forge = project();
     forge.recipe(RECIPE);
-    let foreseen = planned(&forge, "policy.p")["foreseen"].clone();
+    let foreseen = planned(&forge, "policy.p")["expected"].clone();
     let _ = build_well(&forge, &["recipe.toml", "join.general"]);
     let known = planned(&forge, "policy.p");
     assert_eq!(known["status"], "miss", "{known}");

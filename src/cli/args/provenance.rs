@@ -70,7 +70,7 @@ pub(in crate::cli) struct Verify {
     /// A public key that must have signed every manifest (PEM or OpenSSH); may be given several times
     #[arg(long, value_name = "PUB")]
     pub(in crate::cli) key: Vec<PathBuf>,
-    /// Where a recipe's outputs are [default: `out/<recipe name>/` beside the recipe]
+    /// Where a recipe's outputs are [default: `out/<recipe name>/` next to the recipe]
     #[arg(long, value_name = "DIR")]
     pub(in crate::cli) out: Option<PathBuf>,
     /// Threads to use [default: all cores]

@@ -13,7 +13,7 @@ pub(in crate::cli) struct RecipeArgs {
     /// The recipe in which names are looked up
     #[arg(short = 'f', long, default_value = "recipe.toml", value_name = "RECIPE")]
     pub(in crate::cli) recipe: String,
-    /// Where its outputs are [default: `out/<recipe name>/` beside the recipe]
+    /// Where its outputs are [default: `out/<recipe name>/` next to the recipe]
     #[arg(long, value_name = "DIR")]
     pub(in crate::cli) out: Option<PathBuf>,
 }
@@ -97,7 +97,7 @@ pub(in crate::cli) struct PolicyChart {
     /// Rows of the plot area
     #[arg(long, default_value = "22", value_name = "N", value_parser = clap::value_parser!(u16).range(6..=200))]
     pub(in crate::cli) height: u16,
-    /// Where the recipes' outputs are [default: `out/<recipe name>/` beside each recipe]
+    /// Where the recipes' outputs are [default: `out/<recipe name>/` next to each recipe]
     #[arg(long, value_name = "DIR")]
     pub(in crate::cli) out: Option<PathBuf>,
 }

@@ -22,7 +22,7 @@ pub(super) fn run(args: &args::Clean, files: &Files, terminal: &Terminal) -> Res
             line(
                 terminal,
                 "cache-clean",
-                json!({ "path": root, "files": removed.files, "room": removed.room, "all": false }),
+                json!({ "path": root, "files": removed.files, "disk_bytes": removed.room, "all": false }),
             );
         } else {
             terminal.line(&format!(
@@ -52,7 +52,7 @@ pub(super) fn run(args: &args::Clean, files: &Files, terminal: &Terminal) -> Res
         line(
             terminal,
             "cache-clean",
-            json!({ "path": root, "files": total.files, "room": total.room, "all": true }),
+            json!({ "path": root, "files": total.files, "disk_bytes": total.room, "all": true }),
         );
     } else {
         terminal.line(&format!("forge: removed the store at {root}"));

@@ -101,7 +101,8 @@ pub(in crate::cli) fn enforce_limit(store: &Store, max_size: Option<u64>, termin
 
 fn print_result(done: &GcDone, terminal: &Terminal) {
     if terminal.is_json() {
-        let facts = json!({ "results": done.results, "files": done.files, "room": done.room, "spared": done.spared });
+        let facts =
+            json!({ "results": done.results, "files": done.files, "disk_bytes": done.room, "in_use": done.spared });
         line(terminal, "cache-gc", facts);
         return;
     }
@@ -192,13 +193,13 @@ fn describe(cause: Cause) -> &'static str {
 fn cause_name(cause: Cause) -> &'static str {
     match cause {
         Cause::Unreferenced => "unreferenced",
-        Cause::Lent => "lent",
+        Cause::Lent => "borrowed",
         Cause::Incomplete => "incomplete",
         Cause::Quarantined => "quarantined",
         Cause::Stale => "stale",
         Cause::Age => "age",
-        Cause::History => "history",
-        Cause::Room => "room",
+        Cause::History => "records",
+        Cause::Room => "size-limit",
     }
 }
 
@@ -257,7 +258,7 @@ fn facts(plan: &GcPlan) -> serde_json::Value {
                 "kind": kind,
                 "results": group.results,
                 "files": group.files,
-                "room": group.room,
+                "disk_bytes": group.room,
                 "cost_ms": group.cost_ms,
             })
         })
@@ -272,7 +273,7 @@ fn facts(plan: &GcPlan) -> serde_json::Value {
         "after": plan.after,
         "max_size": plan.max_size,
         "groups": groups,
-        "kept": { "pinned": plan.kept.pinned, "newest": plan.kept.newest, "live": plan.kept.live },
-        "stays": stays,
+        "kept": { "pinned": plan.kept.pinned, "newest": plan.kept.newest, "in_use": plan.kept.live },
+        "remaining": stays,
     })
 }

@@ -1,4 +1,4 @@
-//! `forge cache`: the store itself. One file a verb, or a few that belong together.
+//! `forge cache`: the store itself. One file per command, or per group of related commands.
 
 pub(super) mod args;
 mod clean;

@@ -41,7 +41,7 @@ pub(super) fn pin(args: &args::Pin, files: &Files, terminal: &Terminal) -> Resul
             if terminal.is_json() {
                 let mut told = facts(&pinned.pin);
                 told["kept"] = json!(pinned.kept);
-                told["gone"] = json!(pinned.gone);
+                told["missing"] = json!(pinned.gone);
                 told["borrowed"] = json!(pinned.borrowed.values().sum::<u64>());
                 line(terminal, "cache-pin", told);
                 continue;

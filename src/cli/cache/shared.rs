@@ -1,4 +1,4 @@
-//! What the verbs of `forge cache` share: opening the store, its errors, and lines of JSON.
+//! What the commands of `forge cache` share: opening the store, its errors, and lines of JSON.
 
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ use crate::store::ErrorClass;
 use crate::store::Store;
 use crate::store::StoreError;
 
-/// Opens the store, for verbs that need no recipe.
+/// Opens the store, for commands that need no recipe.
 pub(super) fn open(files: &Files, terminal: &Terminal) -> Result<Store, Failure> {
     let (directory, config) = files.cache()?;
     terminal.set_preferred_color(config.color());

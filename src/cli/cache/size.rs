@@ -36,7 +36,7 @@ pub(super) fn run(files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let usage = store.usage().map_err(|error| failure(&error))?;
     let free = store.free_space().map_err(|error| failure(&error))?;
     let total = usage.total();
-    let amount = |amount: &Amount| json!({ "files": amount.files, "bytes": amount.bytes, "room": amount.room });
+    let amount = |amount: &Amount| json!({ "files": amount.files, "bytes": amount.bytes, "disk_bytes": amount.room });
     if terminal.is_json() {
         let all = |parts: &std::collections::BTreeMap<String, Amount>| {
             let parts = parts.iter().map(|(name, part)| (name.clone(), amount(part)));

@@ -56,7 +56,7 @@ pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Re
     progress.end();
     for flaw in &verified.flaws {
         if terminal.is_json() {
-            line(terminal, "cache-flaw", flaw_facts(flaw, &names));
+            line(terminal, "cache-damage", flaw_facts(flaw, &names));
         } else {
             terminal.diagnostic(&explain(flaw, &names));
         }
@@ -86,12 +86,12 @@ fn print_summary(verified: &Verified, terminal: &Terminal) {
             "cache-verified",
             json!({
                 "blobs": verified.blobs.files,
-                "lenders": verified.lenders.files,
+                "outputs": verified.lenders.files,
                 "bytes": read,
                 "all_bytes": verified.all.bytes,
                 "results": verified.results,
                 "notes": verified.notes,
-                "flaws": verified.flaws.len(),
+                "damaged": verified.flaws.len(),
                 "dropped": verified.dropped,
                 "foreign": verified.foreign.iter().map(|path| path.display().to_string()).collect::<Vec<_>>(),
                 "stopped": verified.stopped,
@@ -259,25 +259,25 @@ fn flaw_facts(flaw: &Flaw, names: &Names) -> Value {
             bytes,
             moved_to,
             owners: of,
-        } => json!({ "flaw": "blob", "blob": format!("{hash}:{bytes}"), "moved_to": moved_to, "owners": owners(of) }),
-        Flaw::NotAFile { path, moved_to, .. } => json!({ "flaw": "not-a-file", "path": path, "moved_to": moved_to }),
+        } => json!({ "damage": "blob", "blob": format!("{hash}:{bytes}"), "moved_to": moved_to, "owners": owners(of) }),
+        Flaw::NotAFile { path, moved_to, .. } => json!({ "damage": "not-a-file", "path": path, "moved_to": moved_to }),
         Flaw::Result { key, kind, moved_to } => {
-            json!({ "flaw": "result", "key": key.to_string(), "kind": kind, "moved_to": moved_to })
+            json!({ "damage": "result", "key": key.to_string(), "kind": kind, "moved_to": moved_to })
         }
         Flaw::Gone { digest, owner } => {
-            json!({ "flaw": "gone", "blob": digest.to_string(), "owners": owners(std::slice::from_ref(owner)) })
+            json!({ "damage": "missing", "blob": digest.to_string(), "owners": owners(std::slice::from_ref(owner)) })
         }
         Flaw::Loan {
             digest,
             path,
             owners: of,
-        } => json!({ "flaw": "loan", "blob": digest.to_string(), "path": path, "owners": owners(of) }),
-        Flaw::Lender { path } => json!({ "flaw": "lender", "path": path }),
+        } => json!({ "damage": "borrowed-blob", "blob": digest.to_string(), "path": path, "owners": owners(of) }),
+        Flaw::Lender { path } => json!({ "damage": "output", "path": path }),
         Flaw::Note {
             directory,
             name,
             moved_to,
-        } => json!({ "flaw": "note", "directory": directory, "name": name, "moved_to": moved_to }),
+        } => json!({ "damage": "note", "directory": directory, "name": name, "moved_to": moved_to }),
     };
     facts["message"] = json!(sentence(flaw, names).0);
     facts

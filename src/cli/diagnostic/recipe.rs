@@ -145,7 +145,7 @@ fn first<P>(problems: &[P], word: impl Fn(&P) -> Diagnostic, group: &str, level:
     diagnostics
 }
 
-/// Returns what stands under the primary place.
+/// Returns the text for the primary place.
 fn label(error: &RecipeError) -> String {
     match error {
         RecipeError::UnknownSection { .. } => "no such kind of section".to_owned(),

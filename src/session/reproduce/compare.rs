@@ -1,4 +1,4 @@
-//! Two manifests of one candidate: the same file, the same tensors, or where their histories part.
+//! Two manifests of one candidate: the same file, the same tensors, or where their histories diverge.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -63,7 +63,7 @@ pub struct TensorDifference {
     pub after: String,
 }
 
-/// Where two histories part.
+/// Where two histories diverge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Divergence {
     /// The step, or `tensor NAME`.
@@ -151,7 +151,7 @@ fn divergence(before: &Manifest, after: &Manifest, graph: &Graph) -> Option<Dive
     let steps: Vec<String> = nodes.filter(|node| node != step).collect();
     for node in &steps {
         let (old, new) = (of_step(before, node), of_step(after, node));
-        // Two steps may be one action, which then stands under one of their names.
+        // Two steps may share an action, which is then listed under one of their names.
         let old = old.or_else(|| new.and_then(|(key, _)| before.predicate.forge.actions.get_key_value(key)));
         let new = new.or_else(|| old.and_then(|(key, _)| after.predicate.forge.actions.get_key_value(key)));
         if let (Some(old), Some(new)) = (old, new)

@@ -1,4 +1,4 @@
-//! Finds files by what they hold: where the recipe says they are, beside the manifest, and below the folders that are to be
+//! Finds files by what they hold: where the recipe says they are, next to the manifest, and below the folders that are to be
 //! searched; by length first, then by digest.
 
 use std::collections::BTreeMap;
@@ -63,7 +63,7 @@ pub(super) fn wanted(manifest: &Manifest) -> Result<Vec<Wanted>, String> {
     Ok(all)
 }
 
-/// Digests of files that were looked at, by device and number, so that none is read twice.
+/// Hashes of files that were read, by device and number, so that none is read twice.
 struct HashCache<'p> {
     hashes: BTreeMap<(u64, u64), Option<Hash>>,
     progress: &'p dyn Fn(u64),
@@ -99,7 +99,7 @@ fn hash_of(path: &Path, size: u64, progress: &dyn Fn(u64)) -> Option<Hash> {
     Some(Hash::from_bytes(*hasher.finalize().as_bytes()))
 }
 
-/// Looks for files: at the recipe's paths from every base, beside the manifest, then below the folders to search.
+/// Looks for files: at the recipe's paths from every base, next to the manifest, then below the folders to search.
 pub(super) fn locate(
     manifest: &Path,
     graph: &Graph,
@@ -140,7 +140,7 @@ pub(super) fn locate(
     }
     if !by_size.is_empty() {
         for folder in &places.search {
-            // A folder that is not there holds nothing: that is told with what is missing.
+            // A folder that does not exist contains nothing: the sources are then reported as missing.
             fs::plain_files(folder, &mut |path, stamp| {
                 if let Some(files) = by_size.get_mut(&stamp.size) {
                     files.push((path, stamp));

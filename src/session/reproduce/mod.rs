@@ -1,7 +1,7 @@
 //! Makes a candidate again from its manifest alone: finds what it was made of, rebuilds it in a store of its own, and says
-//! whether the same came out, or where the two histories part.
+//! whether the same came out, or where the two histories diverge.
 //!
-//! A manifest is somebody else's text. What it says of paths is where to look and never where to write; its sources are
+//! A manifest is untrusted text. Its paths say where to look and never where to write; its sources are
 //! taken by digest; names that become file names are checked as those of recipes are.
 
 mod compare;
@@ -150,7 +150,7 @@ pub struct Reproduction {
     runtime: Runtime,
 }
 
-/// What came of making a candidate again.
+/// The outcome of making a candidate again.
 #[derive(Debug)]
 pub struct Reproduced {
     /// The build.
@@ -286,7 +286,7 @@ impl Reproduction {
         missing
     }
 
-    /// Adds up what will lie in the store and beside it: what the manifest's actions made, and the candidate.
+    /// Adds up what will lie in the store and next to it: what the manifest's actions made, and the candidate.
     fn missing_space(&self) -> Result<Vec<Missing>, ReproduceError> {
         let mut blobs = BTreeSet::new();
         for record in self.manifest.predicate.forge.actions.values() {
