@@ -168,7 +168,7 @@ pub fn open(path: &Path, kind: Kind) -> Result<Opened, DiffError> {
                     }
                 } else {
                     // The older form has no magic: what is not text is taken for it, and most likely is something else.
-                    unknown(format!("as a legacy imatrix, {source}"))
+                    unknown(format!("it cannot be read as a legacy imatrix: {source}"))
                 }
             })?;
             Opened::Imatrix(imatrix)

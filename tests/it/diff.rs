@@ -207,7 +207,7 @@ fn candidates_differ_by_types_bytes_and_figures_of_the_same_chunks() {
     let found = diff(&forge, &["small.gguf", "changed.gguf"]);
     assert_eq!(counts(&found, "types")[2], 0);
     assert_eq!(counts(&found, "tensors")[2], 1);
-    assert_eq!(part(&found, "tensors")["rows"][0]["note"], "other bytes");
+    assert_eq!(part(&found, "tensors")["rows"][0]["note"], "different bytes");
     assert_eq!(rows(&found, "metadata"), ["general.name"]);
 }
 
@@ -289,7 +289,7 @@ fn what_cannot_be_compared_is_refused() {
             "is not a recipe, manifest, candidate, imatrix or policy",
         ),
         ("torn.gguf", "torn.gguf", 1, "torn.gguf"),
-        ("old.dat", "old.dat", 2, "as an imatrix of the older form"),
+        ("old.dat", "old.dat", 2, "it cannot be read as a legacy imatrix"),
         ("gone.toml", "recipe.toml", 2, "gone.toml"),
         ("bad.toml", "recipe.toml", 1, "bad.toml"),
     ] {

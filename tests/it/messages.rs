@@ -385,7 +385,7 @@ const HELP: &[(&[&str], &[&str])] = &[
             "0 success",
             "1 error in the recipe",
             "2 usage",
-            "3 environment",
+            "3 error in the environment",
             "130 after SIGINT",
             "143 after SIGTERM",
             "129 after SIGHUP",

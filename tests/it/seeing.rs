@@ -459,7 +459,7 @@ fn what_a_policy_chose_before_its_recipe_changed_is_not_shown_as_its_choice() {
     forge.recipe(&RECIPE.replace("types = [\"Q3_K\", ", "types = ["));
     let run = forge.run(&["policy", "show", "guess-6bpw"]).status(1);
     assert!(
-        run.stderr.contains("is not built as `recipe.toml` has it"),
+        run.stderr.contains("has not been built as `recipe.toml` defines it"),
         "{}",
         run.stderr
     );
