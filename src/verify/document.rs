@@ -110,7 +110,7 @@ impl<'m> Check<'m> {
         let line = bytes[..at].split(|byte| *byte == b'\n').count();
         self.say(
             "",
-            format!("from byte {at} (line {line}) on it is not as forge writes it: it was edited or reformatted"),
+            format!("it is not as forge writes it from byte {at} (line {line}) on: it was edited or reformatted"),
         );
     }
 

@@ -83,7 +83,7 @@ fn a_frozen_build_refuses_what_differs_from_the_lock_and_says_all_of_it() {
             "`texts/c.txt` of `corpus.calibration` is new",
             "the quantizer's `c compiler` is `",
             "the evaluator's `c compiler` is `",
-            "the lock of recipe `other`",
+            "the lock file of recipe `other`",
             "nothing was built",
         ] {
             assert!(run.stderr.contains(word), "{word}: {}", run.stderr);
@@ -103,7 +103,7 @@ fn a_frozen_build_refuses_what_differs_from_the_lock_and_says_all_of_it() {
     let run = forge.run(&["build", "--frozen", "--lock", "no.lock"]).status(1);
     assert!(run.stderr.contains("`no.lock`"), "{}", run.stderr);
     let run = forge.run(&["build", "--frozen", "--lock", "recipe.toml"]).status(1);
-    assert!(run.stderr.contains("no lock file"), "{}", run.stderr);
+    assert!(run.stderr.contains("not a lock file"), "{}", run.stderr);
     let _ = forge.run(&["build", "--lock", "mine.lock"]).status(2);
     forge.write("new.lock", lock.replace("schema = 1", "schema = 2"));
     let run = forge.run(&["lock", "--check", "--lock", "new.lock"]).status(1);

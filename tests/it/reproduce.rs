@@ -261,7 +261,7 @@ fn a_split_model_is_found_by_its_parts_and_a_candidate_stays_where_it_is_asked_f
     assert!(again.stderr.contains("--resume"), "{}", again.stderr);
     let args = ["--search", "../attic", "--store", "../store", "--resume"];
     let again = elsewhere.reproduce(name, &args).success();
-    assert!(again.stderr.contains("no whole reproduction"), "{}", again.stderr);
+    assert!(again.stderr.contains("not a full reproduction"), "{}", again.stderr);
     // Beside its recipe, nothing needs to be told, and a candidate stands for its manifest.
     let run = forge.run(&["reproduce", "out/bare/p.gguf"]).success();
     assert!(run.stdout.contains("identical"), "{}", run.stdout);

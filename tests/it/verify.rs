@@ -519,7 +519,7 @@ fn keys_of_openssl_and_openssh_sign_and_a_new_key_is_read_by_openssl() {
         assert!(run.stderr.contains("passphrase"), "{}", run.stderr);
         assert!(tool("ssh-keygen", &["-q", "-t", "ecdsa", "-N", "", "-f", "ecdsa"]));
         let run = forge.run(&["sign", "out/small/a.gguf", "--key", "ecdsa"]).status(3);
-        assert!(run.stderr.contains("no Ed25519 key"), "{}", run.stderr);
+        assert!(run.stderr.contains("not an Ed25519 key"), "{}", run.stderr);
     } else {
         eprintln!("skipped in part: there is no ssh-keygen");
     }
@@ -547,7 +547,7 @@ fn keys_of_openssl_and_openssh_sign_and_a_new_key_is_read_by_openssl() {
     let run = forge
         .run(&["sign", "out/small/a.gguf", "--key", "recipe.toml"])
         .status(3);
-    assert!(run.stderr.contains("no Ed25519 key"), "{}", run.stderr);
+    assert!(run.stderr.contains("not an Ed25519 key"), "{}", run.stderr);
 }
 
 #[test]
