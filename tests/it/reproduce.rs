@@ -217,7 +217,7 @@ fn every_candidate_is_made_again_from_its_manifest_alone() {
         );
         assert!(!run.stdout.contains("missing"), "{}", run.stdout);
         assert!(
-            run.stderr.contains("forge: ") && !run.stderr.contains("no whole"),
+            run.stderr.contains("forge: ") && !run.stderr.contains("not a full"),
             "{}",
             run.stderr
         );
@@ -292,7 +292,7 @@ fn all_that_is_missing_is_told_at_once() {
         "{missing:?}"
     );
     assert!(
-        missing[1].contains("a.txt") && missing[1].contains("holds something else"),
+        missing[1].contains("a.txt") && missing[1].contains("has different content"),
         "{missing:?}"
     );
     assert!(
@@ -456,7 +456,7 @@ fn where_the_histories_part_is_told() {
     assert!(run.stdout.contains("\n1 tensor differ"), "{}", run.stdout);
     assert!(
         run.stdout
-            .contains("part at tensor blk.0.attn_v.weight (tensor): the same action"),
+            .contains("diverge at tensor blk.0.attn_v.weight (tensor): the same action"),
         "{}",
         run.stdout
     );
@@ -486,7 +486,7 @@ fn where_the_histories_part_is_told() {
     );
     assert!(
         run.stdout
-            .contains("part at imatrix.general (imatrix-collect): the same action"),
+            .contains("diverge at imatrix.general (imatrix-collect): the same action"),
         "{}",
         run.stdout
     );
@@ -507,7 +507,7 @@ fn where_the_histories_part_is_told() {
     let (run, line) = reproduce(&manifest);
     assert!(
         run.stdout
-            .contains("part at imatrix.general (imatrix-collect): its inputs differ"),
+            .contains("diverge at imatrix.general (imatrix-collect): its inputs differ"),
         "{}",
         run.stdout
     );

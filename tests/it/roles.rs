@@ -296,7 +296,7 @@ fn an_input_below_the_method_that_no_action_made_is_found() {
         reseal(&mut manifest);
         built.write_manifest(&manifest);
         let verified = built.forge.run(&["verify", "out/small/p.gguf.manifest.json"]).status(1);
-        let (place, what) = (format!("inputs.method.{field}"), format!("has made {}", &other[..60]));
+        let (place, what) = (format!("inputs.method.{field}"), format!("outputs {}", &other[..60]));
         assert!(
             verified.stdout.contains(&place) && verified.stdout.contains(&what),
             "{field}: {}",
