@@ -168,7 +168,7 @@ fn failure(error: &LockError, name: &str) -> Failure {
                     .hint("`forge lock` writes it: check its content, and keep it with the recipe"),
             )
         }
-        LockError::Path(_) => Failure::new(Exit::Environment, Diagnostic::from_error(error)),
+        LockError::Path(_) | LockError::Unwritable(_) => Failure::new(Exit::Environment, Diagnostic::from_error(error)),
         LockError::Malformed(_) | LockError::Schema { .. } => Failure::new(
             Exit::Recipe,
             Diagnostic::error(format!("`{name}`: {error}")).code("lock::malformed"),

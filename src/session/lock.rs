@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -42,7 +41,7 @@ pub struct Lock {
     /// The engines, by what they are used for: `evaluator`, `quantizer`.
     pub engine: BTreeMap<String, LockedEngine>,
     /// Every file that the recipe reads, by node and path.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub source: Vec<LockedFile>,
 }
 
@@ -79,6 +78,9 @@ pub enum LockError {
     /// Not a lock file.
     #[error("it is not a lock file: {0}")]
     Malformed(String),
+    /// Something in it that TOML has no form for.
+    #[error("it cannot be written as TOML: {0}")]
+    Unwritable(#[from] toml::ser::Error),
     /// One of another version.
     #[error("it is a lock file of schema {found}; this version of forge reads {SCHEMA}")]
     Schema {
@@ -206,32 +208,20 @@ impl Lock {
     }
 
     /// Returns the file's text.
-    pub fn to_toml(&self) -> String {
-        let mut text =
-            String::from("# Written by `forge lock`; `forge build --frozen` refuses what differs from it.\n");
-        let _ = writeln!(text, "schema = {}", self.schema);
-        let _ = writeln!(text, "recipe = {}", quoted(&self.recipe));
-        for (role, engine) in &self.engine {
-            let _ = writeln!(text, "\n[engine.{}]", key(role));
-            let _ = writeln!(text, "fingerprint = {}", quoted(&engine.fingerprint));
-            let _ = writeln!(text, "\n[engine.{}.facts]", key(role));
-            for (fact, value) in &engine.facts {
-                let _ = writeln!(text, "{} = {}", key(fact), quoted(value));
-            }
-        }
-        for source in &self.source {
-            let _ = writeln!(text, "\n[[source]]");
-            let _ = writeln!(text, "node = {}", quoted(&source.node));
-            let _ = writeln!(text, "path = {}", quoted(&source.path));
-            let _ = writeln!(text, "blake3 = \"{}\"", source.blake3);
-            let _ = writeln!(text, "bytes = {}", source.bytes);
-        }
-        text
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        let facts = toml::to_string(self)?;
+        Ok(format!(
+            "# Written by `forge lock`; `forge build --frozen` refuses what differs from it.\n{facts}"
+        ))
     }
 
     /// Writes the file.
-    pub fn save(&self, path: &Path) -> Result<(), fs::PathError> {
-        fs::write_atomic(path, self.to_toml().as_bytes(), fs::Durability::Synced)
+    pub fn save(&self, path: &Path) -> Result<(), LockError> {
+        Ok(fs::write_atomic(
+            path,
+            self.to_toml()?.as_bytes(),
+            fs::Durability::Synced,
+        )?)
     }
 
     fn files(&self) -> Files {
@@ -259,20 +249,6 @@ impl Lock {
         differences.extend(file_differences(&self.files(), &found.files(), &counts));
         differences
     }
-}
-
-/// Names are bare keys where TOML lets them.
-fn key(name: &str) -> String {
-    let bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
-    if !name.is_empty() && name.chars().all(bare) {
-        name.to_owned()
-    } else {
-        quoted(name)
-    }
-}
-
-fn quoted(text: &str) -> String {
-    toml::Value::from(text).to_string()
 }
 
 pub(super) fn engine_differences(
@@ -445,14 +421,68 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_file_has_one_fact_a_line() {
+        let digest = |text: &str| Hash::of(text.as_bytes());
+        let expected = format!(
+            "# Written by `forge lock`; `forge build --frozen` refuses what differs from it.\n\
+             schema = 1\n\
+             recipe = \"a\"\n\
+             \n\
+             [engine.evaluator]\n\
+             fingerprint = \"{evaluator}\"\n\
+             \n\
+             [engine.evaluator.facts]\n\
+             \"c flags\" = '-O3 \"x\"'\n\
+             \n\
+             [engine.\"other.quantizer\"]\n\
+             fingerprint = \"{quantizer}\"\n\
+             \n\
+             [engine.\"other.quantizer\".facts]\n\
+             \n\
+             [[source]]\n\
+             node = \"corpus.prose\"\n\
+             path = 'texts/ein \\ Text.txt'\n\
+             blake3 = \"{file}\"\n\
+             bytes = 1\n",
+            evaluator = digest("evaluator"),
+            quantizer = digest("quantizer"),
+            file = digest("a"),
+        );
+        let mut lock = lock();
+        let mut quantizer = lock.engine.remove("quantizer").unwrap();
+        quantizer.facts.clear();
+        lock.engine.insert("other.quantizer".to_owned(), quantizer);
+        assert_eq!(lock.to_toml().unwrap(), expected);
+        assert_eq!(Lock::parse(&expected).unwrap(), lock);
+    }
+
+    #[test]
     fn a_lock_file_reads_back() {
-        let text = lock().to_toml();
+        let text = lock().to_toml().unwrap();
         assert_eq!(Lock::parse(&text).unwrap(), lock());
         let empty = Lock {
             source: Vec::new(),
             ..lock()
         };
-        assert_eq!(Lock::parse(&empty.to_toml()).unwrap(), empty);
+        assert_eq!(Lock::parse(&empty.to_toml().unwrap()).unwrap(), empty);
+        for odd in [
+            "",
+            "\"",
+            "'''\"\"\"",
+            "\\",
+            "a\nb\r\n",
+            "\u{0}\u{7f}\u{1b}[0m",
+            "ä \u{1f600}\u{202e}",
+            "a.b = [c]#",
+        ] {
+            let mut lock = lock();
+            let engine = lock.engine["quantizer"].clone();
+            let facts = BTreeMap::from([(odd.to_owned(), odd.to_owned())]);
+            lock.engine.insert(odd.to_owned(), LockedEngine { facts, ..engine });
+            odd.clone_into(&mut lock.recipe);
+            odd.clone_into(&mut lock.source[0].path);
+            assert_eq!(Lock::parse(&lock.to_toml().unwrap()).unwrap(), lock);
+        }
         let newer = text.replace("schema = 1", "schema = 2");
         assert!(matches!(Lock::parse(&newer), Err(LockError::Schema { found: 2 })));
         for bad in [

@@ -405,6 +405,62 @@ fn reformat(table: &toml::Table, random: &mut dyn FnMut(usize) -> usize) -> Stri
     text
 }
 
+/// Writes a text as TOML with every character escaped.
+fn escaped(text: &str) -> String {
+    let escapes: String = text.chars().map(|c| format!("\\U{:08X}", c as u32)).collect();
+    format!("\"{escapes}\"")
+}
+
+/// Returns a recipe with this text, which is not empty and has no NUL, wherever a recipe may have any text.
+fn with_text(name: &str, text: &str) -> String {
+    let (pattern, files) = (regex::escape(text), glob::Pattern::escape(text));
+    let (text, pattern, files) = (escaped(text), escaped(&pattern), escaped(&files));
+    let name = escaped(name);
+    format!(
+        "schema = 1\nname = \"odd\"\ndescription = {text}\n\
+         [source.{name}]\npath = {text}\n\
+         [corpus.{name}]\nfiles = [\"a\", {files}]\n\
+         [imatrix.{name}]\ncorpus = {name}\n\
+         [policy.{name}]\nmethod = \"prior\"\nimatrix = {name}\nbudget = [\"1 GiB\", {{ candidate = \"whole\" }}]\n\
+         floors = [{{ match = {pattern}, type = \"Q4_K\" }}]\n\
+         [policy.{name}.device.{name}]\ntensors = [\"a\", {pattern}]\nmemory = \"24 GiB\"\n\
+         [policy.rules]\nmethod = \"manual\"\nkeep = [{pattern}]\n\
+         rules = [{{ match = {pattern}, type = \"Q4_K\" }}, {{ match = \".\", type = \"keep\" }}]\n\
+         [promote.{name}]\npolicy = {name}\n[promote.whole]\npolicy = \"rules\"\n"
+    )
+}
+
+fn assert_shown_reads_back(text: &str) {
+    let recipe = parse_text(text).unwrap_or_else(|errors| panic!("{text}\n{errors}"));
+    let shown = recipe.to_toml();
+    let again = parse_text(&shown).unwrap_or_else(|errors| panic!("{shown}\n{errors}"));
+    assert_eq!(again, recipe, "{shown}");
+    assert_eq!(again.to_toml(), shown);
+}
+
+#[test]
+fn recipes_with_odd_texts_and_names_read_back_when_shown() {
+    for text in [
+        "\"",
+        "'",
+        "'''\"\"\"",
+        "\"\"\"\\",
+        "\\",
+        "C:\\models\\new",
+        "\n",
+        "\r\na\tb\r",
+        "\u{1}\u{8}\u{b}\u{1b}[0m\u{7f}\u{85}",
+        "ä \u{1f600} \u{202e}\u{feff}\u{2028}",
+        " ",
+        "a = [b] # c",
+    ] {
+        assert_shown_reads_back(&with_text("a", text));
+    }
+    for name in ["1", "1.5", "a.b", "2026-01-01", "true", "inf", "_", "a-", "a..b"] {
+        assert_shown_reads_back(&with_text(name, "a"));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -428,6 +484,11 @@ proptest! {
         let again = again.unwrap();
         prop_assert_eq!(&again, &original);
         prop_assert_eq!(again.to_toml(), original.to_toml());
+    }
+
+    #[test]
+    fn recipes_with_any_text_read_back_when_shown(name in "[A-Za-z0-9_][A-Za-z0-9._-]{0,9}", text in "[^\0]{1,20}") {
+        assert_shown_reads_back(&with_text(&name, &text));
     }
 
     #[test]
