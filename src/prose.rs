@@ -1,5 +1,13 @@
 //! Numbers, counted nouns, lists and suggestions, as messages write them.
 
+use std::fmt::Display;
+
+/// This many letters of a word may be wrong by a slip.
+const SLIP: usize = 2;
+
+/// No name is longer that others are compared with.
+const COMPARED: usize = 32;
+
 /// Returns a number with commas between groups of three digits: `15,980`.
 pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
@@ -43,29 +51,26 @@ pub fn duration_ms(milliseconds: u64) -> String {
     }
 }
 
-/// Writes a count with its noun: `1 tensor`, `3 tensors`.
+/// Writes a count with its noun: `1 tensor`, `15,980 tensors`.
 pub fn count(number: impl Into<u64>, noun: &str) -> String {
     let number = number.into();
-    if number == 1 {
-        format!("{number} {noun}")
-    } else {
-        format!("{number} {noun}s")
-    }
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", thousands(number))
+}
+
+/// Writes a list for prose, cut after `most`: "a, b and c", "a, b and 1,234 more".
+pub fn list(items: impl ExactSizeIterator<Item: Display>, most: usize) -> String {
+    joined(items, most, "and")
 }
 
 /// Writes a list of names for prose, cut after `most`: "`a`, `b` and 3 more".
 pub fn names<S: AsRef<str>>(names: &[S], most: usize) -> String {
-    let quoted: Vec<String> = names
-        .iter()
-        .take(most)
-        .map(|name| format!("`{}`", name.as_ref()))
-        .collect();
-    match (quoted.as_slice(), names.len().saturating_sub(most)) {
-        ([], _) => String::new(),
-        ([only], 0) => only.clone(),
-        ([head @ .., last], 0) => format!("{} and {last}", head.join(", ")),
-        (all, more) => format!("{} and {more} more", all.join(", ")),
-    }
+    joined(names.iter().map(quoted), most, "and")
+}
+
+/// Writes a choice of names for prose, cut after `most`: "`a`, `b` or `c`", "`a`, `b` and 3 more".
+pub fn choice<S: AsRef<str>>(names: &[S], most: usize) -> String {
+    joined(names.iter().map(quoted), most, "or")
 }
 
 /// Returns words as a list in prose: "`a`, `b` and `c`"; "nothing" for none.
@@ -76,9 +81,36 @@ pub fn listed<S: AsRef<str>>(words: &[S]) -> String {
     names(words, words.len())
 }
 
-/// Returns a choice of a few words in prose: "`a`, `b` or `c`".
+/// Returns a choice of a few words in prose: "`a`, `b` or `c`"; "nothing" for none.
 pub fn either<S: AsRef<str>>(words: &[S]) -> String {
-    listed(words).replace("` and `", "` or `")
+    if words.is_empty() {
+        return "nothing".to_owned();
+    }
+    choice(words, words.len())
+}
+
+fn quoted(word: impl AsRef<str>) -> String {
+    format!("`{}`", word.as_ref())
+}
+
+/// Joins items, with a word before the last of them. If there are more than `most`, it says how many more.
+fn joined(items: impl ExactSizeIterator<Item: Display>, most: usize, word: &str) -> String {
+    let more = items.len().saturating_sub(most);
+    let shown: Vec<String> = items.take(most).map(|item| item.to_string()).collect();
+    match (shown.as_slice(), more) {
+        ([], _) => String::new(),
+        ([only], 0) => only.clone(),
+        ([head @ .., last], 0) => format!("{} {word} {last}", head.join(", ")),
+        (all, more) => format!("{} and {} more", all.join(", "), thousands(more as u64)),
+    }
+}
+
+/// Returns what an error message says of words that may have been meant: "; did you mean `a` or `b`?"; nothing for none.
+pub fn did_you_mean<S: AsRef<str>>(words: &[S]) -> String {
+    if words.is_empty() {
+        return String::new();
+    }
+    format!("; did you mean {}?", either(words))
 }
 
 /// Returns the word nearest to `found` among `known`, if one is near enough to be what was meant.
@@ -101,6 +133,32 @@ pub fn closest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
     known
         .into_iter()
         .min_by_key(|name| strsim::damerau_levenshtein(name, found))
+}
+
+/// Returns the names nearest to `found` among `known`: those with the fewest wrong letters, two at most. There are at most
+/// three. Upper and lower case count as alike, `-` as `_`.
+pub fn all_nearest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    let folded = |word: &str| {
+        let start: String = word.chars().take(COMPARED).collect();
+        start.to_lowercase().replace('-', "_")
+    };
+    let found = folded(found);
+    let near: Vec<(usize, &str)> = known
+        .into_iter()
+        .map(|name| (strsim::damerau_levenshtein(&found, &folded(name)), name))
+        .filter(|(distance, _)| *distance <= SLIP)
+        .collect();
+    let least = near.iter().map(|(distance, _)| *distance).min();
+    near.into_iter()
+        .filter(|(distance, _)| Some(*distance) == least)
+        .map(|(_, name)| name)
+        .take(3)
+        .collect()
+}
+
+/// Returns whether two words differ in two letters at most, in either case.
+pub fn is_near(a: &str, b: &str) -> bool {
+    strsim::damerau_levenshtein(&a.to_lowercase(), &b.to_lowercase()) <= SLIP
 }
 
 /// Returns how many characters two words begin with alike, in either case.
@@ -134,6 +192,22 @@ mod tests {
         assert_eq!(names(&["a"], 3), "`a`");
         assert_eq!(names(&["a", "b", "c"], 3), "`a`, `b` and `c`");
         assert_eq!(names(&["a", "b", "c"], 2), "`a`, `b` and 1 more");
+        assert_eq!(names(&["a"; 2000], 1), "`a` and 1,999 more");
+        assert_eq!(list([1, 2, 3].iter(), 3), "1, 2 and 3");
+        assert_eq!(choice(&["a", "b"], 2), "`a` or `b`");
+        assert_eq!(choice(&["a", "b"], 1), "`a` and 1 more");
+        assert_eq!(listed(&["a", "b"]), "`a` and `b`");
+        assert_eq!(either(&["a", "b", "c"]), "`a`, `b` or `c`");
+        assert_eq!(
+            (listed::<&str>(&[]), either::<&str>(&[])),
+            ("nothing".to_owned(), "nothing".to_owned())
+        );
+        assert_eq!(did_you_mean(&["a", "b"]), "; did you mean `a` or `b`?");
+        assert_eq!(did_you_mean::<&str>(&[]), "");
+        assert_eq!(
+            (count(1_u64, "step"), count(1234_u64, "step")),
+            ("1 step".to_owned(), "1,234 steps".to_owned())
+        );
     }
 
     #[test]
@@ -143,5 +217,8 @@ mod tests {
         assert_eq!(nearest("q4_k_m", mixes), Some("Q4_K_M"));
         assert_eq!(nearest("Q4_K_XL", mixes), Some("Q4_K_S"));
         assert_eq!(nearest("banana", ["policy", "promote"]), None);
+        assert_eq!(all_nearest("q4-k-x", mixes), ["Q4_K_S", "Q4_K_M"]);
+        assert_eq!(all_nearest("banana", mixes), [""; 0]);
+        assert!(is_near("Polcy", "policy") && !is_near("pol", "policy"));
     }
 }

@@ -9,6 +9,8 @@ use std::str::FromStr;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::prose;
+
 /// What a row of the table says beyond the block: how the quantizer treats the type.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -225,7 +227,7 @@ impl fmt::Display for TensorType {
 
 /// A text that names no tensor type.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{found}` is not a tensor type{}", list(.candidates))]
+#[error("`{found}` is not a tensor type{}", did_you_mean(.candidates))]
 pub struct ParseTensorTypeError {
     /// The text.
     pub found: String,
@@ -233,12 +235,9 @@ pub struct ParseTensorTypeError {
     pub candidates: Vec<TensorType>,
 }
 
-fn list(candidates: &[TensorType]) -> String {
-    if candidates.is_empty() {
-        return String::new();
-    }
-    let names: Vec<_> = candidates.iter().map(|ty| format!("`{ty}`")).collect();
-    format!("; did you mean {}?", names.join(" or "))
+fn did_you_mean(candidates: &[TensorType]) -> String {
+    let names: Vec<&str> = candidates.iter().map(|ty| ty.name()).collect();
+    prose::did_you_mean(&names)
 }
 
 impl FromStr for TensorType {
@@ -248,28 +247,10 @@ impl FromStr for TensorType {
         if let Some(ty) = Self::from_name(text) {
             return Ok(ty);
         }
-        let upper: String = text
-            .chars()
-            .take(32)
-            .collect::<String>()
-            .to_ascii_uppercase()
-            .replace('-', "_");
-        let mut scored: Vec<_> = Self::ALL
-            .iter()
-            .map(|ty| (strsim::damerau_levenshtein(&upper, ty.name()), *ty))
-            .filter(|(distance, _)| *distance <= 2)
-            .collect();
-        scored.sort();
-        let best = scored.first().map(|(distance, _)| *distance);
-        let candidates = scored
-            .into_iter()
-            .take_while(|(distance, _)| Some(*distance) == best)
-            .take(3)
-            .map(|(_, ty)| ty)
-            .collect();
+        let near = prose::all_nearest(text, Self::ALL.iter().map(|ty| ty.name()));
         Err(ParseTensorTypeError {
             found: text.to_owned(),
-            candidates,
+            candidates: near.into_iter().filter_map(Self::from_name).collect(),
         })
     }
 }

@@ -457,6 +457,11 @@ fn default_cache_dir() -> Result<PathBuf, Failure> {
     Ok(base.cache_dir().join("forge"))
 }
 
+/// Returns a tensor's name without `.weight`.
+fn short_name(tensor: &str) -> &str {
+    tensor.strip_suffix(".weight").unwrap_or(tensor)
+}
+
 /// Says why a session could not be opened or used.
 pub(super) fn session_failure(error: &SessionError) -> Failure {
     match error {
@@ -476,11 +481,9 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
                 TensorError::NoSuchTensor { wanted, .. } => wanted.as_str(),
                 _ => "",
             };
-            let distance = |name: &str| {
-                let short = name.strip_suffix(".weight").unwrap_or(name);
-                strsim::damerau_levenshtein(name, wanted).min(strsim::damerau_levenshtein(short, wanted))
-            };
-            let near = known.iter().min_by_key(|name| distance(name));
+            let forms = known.iter().flat_map(|name| [name.as_str(), short_name(name)]);
+            let near = prose::closest(wanted, forms);
+            let near = near.and_then(|near| known.iter().find(|name| *name == near || short_name(name) == near));
             let hint = match (tensor, near) {
                 (TensorError::NoCandidate { .. }, _) => {
                     Some("name a `promote` step: `forge why promote.NAME TENSOR`".to_owned())

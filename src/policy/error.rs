@@ -1,7 +1,6 @@
 //! What the functions of this layer refuse, as data.
 
-use std::fmt::Write as _;
-
+use crate::prose;
 use crate::tensor_type::TensorType;
 
 /// A tensor and the change that is refused.
@@ -47,11 +46,11 @@ pub enum PolicyError {
         found: String,
     },
     /// A text that names no mix.
-    #[error("`{found}` is not a mix{}", did_you_mean(.candidates))]
+    #[error("`{found}` is not a mix{}", prose::did_you_mean(.candidates))]
     UnknownMix {
         /// The text.
         found: String,
-        /// The most similar names, best first; at most three.
+        /// The most similar names; at most three.
         candidates: Vec<&'static str>,
     },
     /// A type that the engine can't quantize to.
@@ -182,7 +181,7 @@ pub enum PolicyError {
         values: u64,
     },
     /// A group of tensors for which no type is left.
-    #[error("no type is left for `{group}`: of {} none is legal for it, has a known loss, and is within its floor and ceiling", listed(.tried.iter().map(ToString::to_string)))]
+    #[error("no type is left for `{group}`: of {} none is legal for it, has a known loss, and is within its floor and ceiling", prose::list(.tried.iter(), LISTED))]
     NoOption {
         /// The first such group.
         group: String,
@@ -232,31 +231,13 @@ pub enum PolicyError {
 /// Most names that a sentence lists before it only counts.
 const LISTED: usize = 8;
 
-fn listed(items: impl ExactSizeIterator<Item = String>) -> String {
-    let len = items.len();
-    let mut text = items.take(LISTED).collect::<Vec<_>>().join(", ");
-    if len > LISTED {
-        let _ = write!(text, " and {} more", len - LISTED);
-    }
-    text
-}
-
 fn names(tensors: &[String]) -> String {
-    listed(tensors.iter().map(|name| format!("`{name}`")))
+    prose::names(tensors, LISTED)
 }
 
 fn changes(tensors: &[Retyped]) -> String {
-    listed(
-        tensors
-            .iter()
-            .map(|Retyped { tensor, from, to }| format!("`{tensor}` ({from} to {to})")),
-    )
-}
-
-fn did_you_mean(candidates: &[&str]) -> String {
-    if candidates.is_empty() {
-        return String::new();
-    }
-    let names: Vec<_> = candidates.iter().map(|name| format!("`{name}`")).collect();
-    format!("; did you mean {}?", names.join(" or "))
+    let changes = tensors
+        .iter()
+        .map(|Retyped { tensor, from, to }| format!("`{tensor}` ({from} to {to})"));
+    prose::list(changes, LISTED)
 }

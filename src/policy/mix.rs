@@ -13,6 +13,7 @@ use serde::de::Error as _;
 use crate::policy::ModelFacts;
 use crate::policy::PolicyError;
 use crate::policy::role::counting_order;
+use crate::prose;
 use crate::tensor_type::TensorType;
 
 macro_rules! mixes {
@@ -162,22 +163,9 @@ impl FromStr for Mix {
         if let Some(mix) = Self::from_name(text) {
             return Ok(mix);
         }
-        let upper = text
-            .chars()
-            .take(32)
-            .collect::<String>()
-            .to_ascii_uppercase()
-            .replace('-', "_");
-        let mut scored: Vec<_> = Self::ALL
-            .iter()
-            .map(|mix| (strsim::damerau_levenshtein(&upper, mix.name()), mix.name()))
-            .filter(|(distance, _)| *distance <= 2)
-            .collect();
-        scored.sort_unstable();
-        let candidates = scored.into_iter().take(3).map(|(_, name)| name).collect();
         Err(PolicyError::UnknownMix {
             found: text.to_owned(),
-            candidates,
+            candidates: prose::all_nearest(text, Self::ALL.iter().map(|mix| mix.name())),
         })
     }
 }

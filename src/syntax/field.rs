@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 
 use crate::prose::either;
+use crate::prose::is_near;
 use crate::quantity::Decimal;
 use crate::quantity::Quantity;
 use crate::syntax::error::RecipeError;
@@ -359,7 +360,7 @@ impl<'a, 'e> Reader<'a, 'e> {
         for key in keys {
             self.entry(key);
         }
-        let near = |entry: &RawEntry| keys.iter().any(|key| strsim::damerau_levenshtein(&entry.key, key) <= 2);
+        let near = |entry: &RawEntry| keys.iter().any(|key| is_near(&entry.key, key));
         if !self.entries.iter().any(near) {
             self.errors.push(RecipeError::NeedsOneOf {
                 place: self.head.clone(),
@@ -416,11 +417,10 @@ impl<'a, 'e> Reader<'a, 'e> {
                 continue;
             }
             // A required key that is missing and differs in two letters is what was meant: said once.
-            let near = |key: &str| strsim::damerau_levenshtein(&entry.key.to_lowercase(), key) <= 2;
             let meant = self
                 .missing
                 .iter()
-                .position(|(key, _)| near(key))
+                .position(|(key, _)| is_near(&entry.key, key))
                 .map(|at| self.missing.remove(at).0);
             self.errors.push(RecipeError::UnknownKey {
                 place: entry.key_place.clone(),

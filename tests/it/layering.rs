@@ -25,7 +25,7 @@ const LAYERS: &[(&str, Names)] = &[
     ("vocab", Names::Only(&[])),
     ("sign", Names::Only(&["fs"])),
     ("text", Names::Only(&[])),
-    ("tensor_type", Names::Only(&[])),
+    ("tensor_type", Names::Only(&["prose"])),
     ("gguf", Names::Only(&["fs", "tensor_type"])),
     ("imatrix", Names::Only(&["gguf", "tensor_type", "vocab"])),
     ("container", Names::Only(&["fs", "gguf", "tensor_type"])),
@@ -41,7 +41,7 @@ const LAYERS: &[(&str, Names)] = &[
     // The checker of certificates shares nothing with the solver that writes them.
     ("allocation", Names::Only(&[])),
     ("certificate", Names::Only(&[])),
-    ("policy", Names::Only(&["allocation", "gguf", "tensor_type"])),
+    ("policy", Names::Only(&["allocation", "gguf", "prose", "tensor_type"])),
     (
         "method",
         Names::Only(&[

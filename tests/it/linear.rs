@@ -97,7 +97,7 @@ fn of_very_many_errors_the_first_are_shown_and_the_rest_is_counted() {
             run.stderr
         );
         assert!(run.stderr.contains("and 15,980 more errors\n"), "{}", run.stderr);
-        assert!(run.stderr.contains("16000 errors in "), "{}", run.stderr);
+        assert!(run.stderr.contains("16,000 errors in "), "{}", run.stderr);
     }
     let run = forge
         .run(&["check", "recipe.toml", "--message-format", "json"])

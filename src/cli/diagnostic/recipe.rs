@@ -136,8 +136,7 @@ fn first<P>(problems: &[P], word: impl Fn(&P) -> Diagnostic, group: &str, level:
     let more = problems.len() - diagnostics.len();
     if more > 0 {
         let what = if level == Level::Error { "error" } else { "warning" };
-        let plural = if more == 1 { "" } else { "s" };
-        let message = format!("and {} more {what}{plural}", prose::thousands(more as u64));
+        let message = format!("and {}", prose::count(more as u64, &format!("more {what}")));
         let mut diagnostic = Diagnostic::error(message).code(format!("{group}::more"));
         diagnostic.level = level;
         diagnostics.push(diagnostic);
@@ -253,18 +252,7 @@ fn available<S: AsRef<str>>(words: &[S]) -> String {
 }
 
 fn listed<S: AsRef<str>>(words: &[S]) -> String {
-    let mut text = words
-        .iter()
-        .take(LISTED)
-        .map(|word| format!("`{}`", word.as_ref()))
-        .collect::<Vec<_>>()
-        .join(", ");
-    if words.len() > LISTED {
-        text.push_str(" and ");
-        text.push_str(&prose::thousands((words.len() - LISTED) as u64));
-        text.push_str(" more");
-    }
-    text
+    prose::names(words, LISTED)
 }
 
 /// A line that adds a key below the header of a section, if the section has a header on a line of its own.
@@ -320,7 +308,7 @@ fn hints(error: &RecipeError) -> Vec<Hint> {
             place, found, known, ..
         } => match nearest(found, known.iter().copied()) {
             Some(near) => vec![patch(place, format!("\"{near}\""), near)],
-            None => vec![text(format!("it can be {}", listed(known)))],
+            None => vec![text(format!("it can be {}", prose::choice(known, LISTED)))],
         },
         RecipeError::Reserved { available, .. } => vec![text(format!("this version has {}", listed(available)))],
         RecipeError::Schema { .. } => vec![text("use a version of forge that reads this schema")],
