@@ -129,7 +129,10 @@ impl Files {
             }
             Err(Problems { mut diagnostics, count }) => {
                 if count > 1 && !terminal.is_json() {
-                    diagnostics.push(Diagnostic::error(format!("{count} errors in `{path}`")));
+                    diagnostics.push(Diagnostic::error(format!(
+                        "{} in `{path}`",
+                        prose::count(count as u64, "error")
+                    )));
                 }
                 Err(Failure {
                     diagnostics,
