@@ -110,9 +110,9 @@ impl Stamps {
     }
 
     /// Stats files by their names in a folder; `None` if one is missing.
-    fn of_files(folder: &fs::Folder, names: &[Cow<'_, str>]) -> Option<Self> {
+    fn of_files(folder: &fs::Folder, names: &[Name<'_>]) -> Option<Self> {
         let mut stamps = Self::default();
-        for name in names {
+        for Name(name) in names {
             stamps.add(&folder.stamp(&CString::new(name.as_ref()).ok()?).ok()??);
         }
         Some(stamps)
@@ -137,6 +137,11 @@ struct Note<'n> {
     folders: Vec<Folder<'n>>,
 }
 
+/// A name of a file, borrowed from the note where nothing in it is escaped. In a list or a pair, serde would copy each [`Cow`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Name<'n>(#[serde(borrow)] Cow<'n, str>);
+
 /// A file that is read and compared with its digest.
 #[derive(Debug, Serialize, Deserialize)]
 struct Text<'n> {
@@ -150,6 +155,7 @@ struct Text<'n> {
 struct Pattern<'n> {
     #[serde(borrow)]
     folder: Cow<'n, str>,
+    #[serde(borrow)]
     glob: Cow<'n, str>,
     files: Vec<PathBuf>,
 }
@@ -168,10 +174,10 @@ struct Group<'n> {
     /// The folder of the store that holds all of them, and the digest of its stamp. While it has that stamp, none of the files was
     /// removed or replaced: files of the store are not written to once they have their names.
     #[serde(borrow)]
-    within: Option<(Cow<'n, str>, Hash)>,
+    within: Option<(Name<'n>, Hash)>,
     /// The digest of the stamps of the files, in order.
     stamps: Hash,
-    files: Vec<Cow<'n, str>>,
+    files: Vec<Name<'n>>,
 }
 
 /// Returns the number of steps that a note says are done, if everything that it depends on is unchanged.
@@ -201,7 +207,7 @@ fn still_holds(note: &str) -> Option<usize> {
 
 /// Returns whether no file of a group was made, removed or replaced, as far as the stamp of its folder proves that.
 fn is_untouched(folder: &fs::Folder, group: &Group<'_>) -> Option<bool> {
-    let Some((name, digest)) = &group.within else {
+    let Some((Name(name), digest)) = &group.within else {
         return Some(false);
     };
     let stamp = folder.stamp_of_folder(&CString::new(name.as_ref()).ok()?).ok()?;
@@ -287,7 +293,7 @@ impl Files {
         let mut folders: Vec<(PathBuf, Folder<'static>)> = Vec::new();
         for (place, group) in self.0 {
             let within = match (group.folder, &place.within) {
-                (Some(stamp), Some(within)) => Some((text(within)?, Stamps::of(&stamp).digest())),
+                (Some(stamp), Some(within)) => Some((Name(text(within)?), Stamps::of(&stamp).digest())),
                 _ => None,
             };
             let mut stamps = Stamps::default();
@@ -295,7 +301,11 @@ impl Files {
             let group = Group {
                 within,
                 stamps: stamps.digest(),
-                files: group.files.keys().map(|name| text(name)).collect::<Option<_>>()?,
+                files: group
+                    .files
+                    .keys()
+                    .map(|name| text(name).map(Name))
+                    .collect::<Option<_>>()?,
             };
             match folders.last_mut() {
                 Some((base, folder)) if *base == place.base => folder.groups.push(group),
