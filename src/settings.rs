@@ -45,9 +45,9 @@ pub struct Settings {
 /// `[cache]`: how the store is kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct CacheSettings {
-    /// The most room that it may take after a build, in bytes.
+    /// The maximum size of the store after a build, in bytes.
     pub max_size: Option<u64>,
-    /// Whether outputs lend their tensors to the store; they do unless this says no.
+    /// Whether the store borrows tensors from outputs (default: yes).
     pub borrow: Option<bool>,
 }
 

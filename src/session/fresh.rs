@@ -74,7 +74,7 @@ impl BuildRequest {
 /// Returns how many steps are done, if all are and nothing that decides it has changed since that was found out. `None`
 /// says only that it is not known.
 pub fn nothing_to_do(cache_dir: &Path, request: &BuildRequest) -> Option<usize> {
-    let store = Store::look(cache_dir).ok()?;
+    let store = Store::open_read_only(cache_dir).ok()?;
     let name = request.name()?;
     let cached = store.fresh(&name, still_holds)?;
     // For the collector; a note that cannot be touched serves all the same.

@@ -193,7 +193,7 @@ impl Session {
             }
         }
         let store = Store::open(&settings.cache_dir)?;
-        store.set_lending(settings.borrow);
+        store.set_borrowing(settings.borrow);
         let runtime = &settings.runtime;
         let workers = runtime.worker.as_ref();
         let workers = workers.map(|program| Workers::new(program, &settings.cache_dir, runtime.threads));

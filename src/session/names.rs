@@ -50,7 +50,7 @@ impl Names {
         manifests.sort_unstable();
         manifests.dedup();
         for digest in manifests {
-            let manifest = store.glance(&digest, MANIFEST_CAP);
+            let manifest = store.read_if_intact(&digest, MANIFEST_CAP);
             let manifest = manifest.and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok());
             if let Some(manifest) = manifest {
                 names.add(&manifest);

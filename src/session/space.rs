@@ -136,7 +136,7 @@ impl Session {
                 Status::Hit { .. } => {}
                 Status::Miss { estimate, key, .. } => {
                     unknown += usize::from(key.is_none());
-                    // Where outputs lend nothing, everything stays.
+                    // If nothing is borrowed, the store keeps everything.
                     let passing = if self.settings.borrow { estimate.passing } else { 0 };
                     let need = Need {
                         step: entry.node,

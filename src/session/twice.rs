@@ -43,7 +43,7 @@ impl Session {
             .collect();
         let _lease = self.store.lease()?;
         // What is written here goes away again.
-        self.store.set_lending(false);
+        self.store.set_borrowing(false);
         let scratch = self.store.scratch()?;
         let twice = Arc::new(Twice::of(chosen));
         let mut env = self.env(observer);

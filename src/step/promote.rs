@@ -158,11 +158,11 @@ impl Kind for Promote {
         }
         if let Some(file) = &found
             && env.store.is_leased()
-            && !env.store.is_lender(&path, &file.stamp, &expected)?
+            && !env.store.has_index(&path, &file.stamp, &expected)?
         {
-            // It was moved, or touched, or is older than lending. Not if somebody is at the place: the next build will do.
+            // It was moved or touched, or it is older than borrowing. If another process holds the lock, the next build does this.
             if let Some(_lock) = env.store.lock_output(&path, &mut |_| {}, &|| true)? {
-                lend(outcome, file, env)?;
+                borrow(outcome, file, env)?;
             }
         }
         outcome.files = found.into_iter().collect();
@@ -228,8 +228,8 @@ impl Kind for Promote {
         let expected = file_digest(&outcome)?;
         let file = match (work.take_candidate(), output::intact(env, &path, &expected)?) {
             (None, Some(file)) => {
-                if !env.store.is_lender(&path, &file.stamp, &expected)? {
-                    lend(&outcome, &file, env)?;
+                if !env.store.has_index(&path, &file.stamp, &expected)? {
+                    borrow(&outcome, &file, env)?;
                 }
                 file
             }
@@ -272,12 +272,12 @@ fn name_file(
 ) -> Result<SourceFile, StepError> {
     let expected = file_digest(outcome)?;
     let assembly: Assembly = decode(env.store, "assembly", outcome.output(action::Promote::ASSEMBLY)?)?;
-    let loans = assembly.loans();
+    let borrowed = assembly.borrowed_blobs();
     let unnamed = fs::Stamp::of_file(written.file(), written.path())?;
-    env.store.promise_loans(path, &unnamed, &expected, &loans)?;
-    let reclaimed = env.store.reclaim(path, &loans)?;
+    env.store.prepare_borrow(path, &unnamed, &expected, &borrowed)?;
+    let copied_back = env.store.copy_back(path, &borrowed)?;
     let named = written.persist(path, fs::Durability::Synced)?;
-    drop(reclaimed);
+    drop(copied_back);
     fs::settle(named.file(), path)?;
     let read = Cell::new(0);
     work.expect(Unit::BytesHashed, expected.len);
@@ -287,7 +287,7 @@ fn name_file(
     })?;
     work.count_ran();
     let file = output::written(work, path, &expected, stamp);
-    env.store.lend(path, &file.stamp, &expected, &loans)?;
+    env.store.borrow(path, &file.stamp, &expected, &borrowed)?;
     Ok(file)
 }
 
@@ -331,11 +331,11 @@ pub fn planned_tensors(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Ve
     Ok(planned.collect())
 }
 
-/// Lets a candidate's file lend its tensors to the store, which need not keep them then.
-fn lend(outcome: &Outcome, file: &SourceFile, env: &Env<'_>) -> Result<(), StepError> {
+/// Borrows the tensors of a candidate's file, so that the store does not keep a second copy.
+fn borrow(outcome: &Outcome, file: &SourceFile, env: &Env<'_>) -> Result<(), StepError> {
     let assembly: Assembly = decode(env.store, "assembly", outcome.output(action::Promote::ASSEMBLY)?)?;
     env.store
-        .lend(&file.path, &file.stamp, &file.digest, &assembly.loans())?;
+        .borrow(&file.path, &file.stamp, &file.digest, &assembly.borrowed_blobs())?;
     Ok(())
 }
 

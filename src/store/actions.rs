@@ -15,8 +15,8 @@ use crate::fs::FileKind;
 use crate::fs::Stamp;
 use crate::store::Store;
 use crate::store::StoreError;
-use crate::store::aside;
 use crate::store::layout;
+use crate::store::quarantine;
 use crate::store::sealed;
 use crate::store::sealed::Broken;
 
@@ -198,7 +198,7 @@ impl Store {
         }
         self.publish(temp, &path, Durability::Synced)?;
         // It explains only, and may stand beside a result.
-        self.unbury(key).ok();
+        self.remove_tombstone(key).ok();
         Ok(Committed::New)
     }
 
@@ -255,7 +255,7 @@ impl Store {
 
     fn stored_result(&self, key: &ActionDigest) -> Result<Stored, StoreError> {
         let path = self.shard(layout::ACTIONS, key.hash());
-        let (bytes, stamp) = match aside::read_own(&path, sealed::CAP) {
+        let (bytes, stamp) = match quarantine::read_own(&path, sealed::CAP) {
             Ok(read) => read,
             // What is no file is no result; one that is committed takes its place.
             Err(error) if error.is_not_found() || error.kind() == std::io::ErrorKind::InvalidInput => {

@@ -20,9 +20,9 @@ use crate::fs::TempFile;
 use crate::fs::map::Map;
 use crate::store::Store;
 use crate::store::StoreError;
-use crate::store::aside;
+use crate::store::borrow::BorrowedReader;
 use crate::store::layout;
-use crate::store::loans::Lent;
+use crate::store::quarantine;
 
 const BLOCK: usize = 1 << 20;
 
@@ -33,14 +33,14 @@ const LOOKS: usize = 2;
 /// A blob, open: the store's own, or in a file that lends it.
 enum Opened {
     Own(File, PathBuf),
-    Lent(Lent),
+    Borrowed(BorrowedReader),
 }
 
 impl Opened {
     fn path(&self) -> &Path {
         match self {
             Self::Own(_, path) => path,
-            Self::Lent(lent) => lent.path(),
+            Self::Borrowed(borrowed) => borrowed.path(),
         }
     }
 }
@@ -49,7 +49,7 @@ impl Read for Opened {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Own(file, _) => file.read(buffer),
-            Self::Lent(lent) => lent.read(buffer),
+            Self::Borrowed(borrowed) => borrowed.read(buffer),
         }
     }
 }
@@ -124,7 +124,7 @@ impl Store {
         Ok(digest)
     }
 
-    /// Starts a blob that is written piece by piece.
+    /// Starts a blob that is written item by item.
     pub fn writer(&self) -> Result<BlobWriter, StoreError> {
         let temp = self.temp()?;
         let path = temp.path().to_owned();
@@ -195,7 +195,7 @@ impl Store {
     /// Says whether the blob is there with the right length, telling apart "no" and "could not look".
     pub(super) fn has_blob(&self, digest: &BlobDigest) -> Result<bool, StoreError> {
         for _ in 0..LOOKS {
-            if self.own_blob(digest)?.is_some() || self.is_lent(digest)? {
+            if self.own_blob(digest)?.is_some() || self.is_borrowed(digest)? {
                 return Ok(true);
             }
         }
@@ -233,7 +233,7 @@ impl Store {
 
     /// Reads a small blob for an explanation: verified, but one that is damaged stays where it is, for a check to find and
     /// to tell. `None` if it cannot be had whole.
-    pub fn glance(&self, digest: &BlobDigest, cap: u64) -> Option<Vec<u8>> {
+    pub fn read_if_intact(&self, digest: &BlobDigest, cap: u64) -> Option<Vec<u8>> {
         if digest.len > cap {
             return None;
         }
@@ -254,9 +254,9 @@ impl Store {
         let path = opened.path().to_owned();
         let map = match &mut opened {
             Opened::Own(file, _) => Map::of(file).map_err(PathError::on(&path, "map"))?,
-            Opened::Lent(lent) => {
+            Opened::Borrowed(borrowed) => {
                 let mut bytes = Vec::new();
-                lent.read_to_end(&mut bytes).map_err(PathError::on(&path, "read"))?;
+                borrowed.read_to_end(&mut bytes).map_err(PathError::on(&path, "read"))?;
                 Map::held(bytes)
             }
         };
@@ -307,12 +307,12 @@ impl Store {
     }
 
     /// Makes a blob that a file outside the store lends the store's own.
-    pub(super) fn take_in(&self, lent: Lent, digest: &BlobDigest) -> Result<(), StoreError> {
+    pub(super) fn copy_into_store(&self, borrowed: BorrowedReader, digest: &BlobDigest) -> Result<(), StoreError> {
         let mut temp = self.temp()?;
-        match self.copy_opened(&mut Opened::Lent(lent), digest, &mut temp) {
+        match self.copy_opened(&mut Opened::Borrowed(borrowed), digest, &mut temp) {
             Ok(()) => self.adopt_temp(temp, digest, false),
             // What is not there any more cannot be taken in.
-            Err(StoreError::NotLent { .. }) => Ok(()),
+            Err(StoreError::BorrowedChanged { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -328,10 +328,10 @@ impl Store {
     pub fn materialize(&self, digest: &BlobDigest, path: &Path) -> Result<Stamp, StoreError> {
         let (file, blob) = match self.open_any(digest)? {
             Opened::Own(file, blob) => (file, blob),
-            mut lent @ Opened::Lent(_) => {
+            mut borrowed @ Opened::Borrowed(_) => {
                 let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
                 let mut temp = TempFile::new_in(parent.unwrap_or(Path::new(".")))?;
-                self.copy_opened(&mut lent, digest, &mut temp)?;
+                self.copy_opened(&mut borrowed, digest, &mut temp)?;
                 return self.confirm(&temp.persist(path, Durability::Synced)?, digest, &|_| true);
             }
         };
@@ -357,8 +357,8 @@ impl Store {
                 Err(error @ StoreError::Missing { .. }) => missing = Some(error),
                 opened => return opened.map(|(file, path)| Opened::Own(file, path)),
             }
-            if let Some(lent) = self.open_lent(digest)? {
-                return Ok(Opened::Lent(lent));
+            if let Some(borrowed) = self.open_borrowed(digest)? {
+                return Ok(Opened::Borrowed(borrowed));
             }
         }
         Err(missing.unwrap_or_else(|| StoreError::Missing {
@@ -370,15 +370,15 @@ impl Store {
     fn verdict_of(&self, digest: &BlobDigest, found: BlobDigest, opened: &Opened) -> Result<(), StoreError> {
         match opened {
             Opened::Own(file, path) => self.verdict(digest, found, file, path),
-            Opened::Lent(_) if found == *digest => Ok(()),
-            Opened::Lent(lent) => Err(self.strike(lent, digest)?),
+            Opened::Borrowed(_) if found == *digest => Ok(()),
+            Opened::Borrowed(borrowed) => Err(self.remove_borrowed(borrowed, digest)?),
         }
     }
 
     /// Opens a blob that has the promised length.
     pub(super) fn open_blob(&self, digest: &BlobDigest) -> Result<(File, PathBuf), StoreError> {
         let path = self.blob_path(digest);
-        let (file, stamp) = match aside::open_own(&path) {
+        let (file, stamp) = match quarantine::open_own(&path) {
             Ok(opened) => opened,
             Err(error) if error.is_not_found() || error.kind() == io::ErrorKind::InvalidInput => {
                 return Err(StoreError::Missing { digest: *digest, path });
@@ -419,9 +419,9 @@ impl Store {
     }
 
     /// Gives a finished temporary file its place, unless the blob is there already (with `lent`: or a file lends it).
-    fn adopt_temp(&self, temp: TempFile, digest: &BlobDigest, lent: bool) -> Result<(), StoreError> {
+    fn adopt_temp(&self, temp: TempFile, digest: &BlobDigest, borrowed: bool) -> Result<(), StoreError> {
         let path = self.blob_path(digest);
-        if self.settled_blob(&path, digest, lent)? {
+        if self.settled_blob(&path, digest, borrowed)? {
             return Ok(());
         }
         if let Some(start) = self.own_lease() {
@@ -432,7 +432,7 @@ impl Store {
     }
 
     /// Returns true if the blob is there, durably, and marks it as used. One of a wrong length is moved aside.
-    pub(super) fn settled_blob(&self, path: &Path, digest: &BlobDigest, lent: bool) -> Result<bool, StoreError> {
+    pub(super) fn settled_blob(&self, path: &Path, digest: &BlobDigest, borrowed: bool) -> Result<bool, StoreError> {
         let start = self.own_lease();
         let _using = start.map(|_| self.using()).transpose()?;
         match fs::facts(path)?.filter(|found| found.kind == FileKind::Plain) {
@@ -455,8 +455,8 @@ impl Store {
                 self.quarantine(&digest.hash, path, &found.stamp, "")?;
             }
         }
-        if lent && self.is_lent(digest)? {
-            self.sync_books()?;
+        if borrowed && self.is_borrowed(digest)? {
+            self.sync_indexes()?;
             return Ok(true);
         }
         Ok(false)
@@ -495,6 +495,6 @@ impl Store {
     fn free_quarantine_name(&self, hash: &Hash, suffix: &str) -> Result<PathBuf, StoreError> {
         let directory = self.root().join(layout::QUARANTINE);
         fs::create_dir_all(&directory)?;
-        aside::free_name(&directory, hash, suffix)
+        quarantine::free_name(&directory, hash, suffix)
     }
 }

@@ -5,8 +5,8 @@ use crate::fs::FileLock;
 use crate::store::Amount;
 use crate::store::Store;
 use crate::store::StoreError;
-use crate::store::aside;
 use crate::store::layout;
+use crate::store::quarantine;
 use crate::store::session;
 
 impl Store {
@@ -18,7 +18,7 @@ impl Store {
         self.live_leases()?;
         let mut removed = Amount::default();
         for file in self.quarantined()? {
-            if aside::remove(&file.path)? {
+            if quarantine::remove(&file.path)? {
                 removed.add(file.stamp.size);
             }
         }
@@ -42,15 +42,15 @@ impl Store {
         let root = self.root().to_owned();
         // The version goes last: what is left of a store whose removal was stopped is still known as one.
         for directory in layout::DIRECTORIES {
-            aside::remove(&root.join(directory))?;
+            quarantine::remove(&root.join(directory))?;
         }
         drop((sweeping, gc, self));
         // What letting go of them may have made anew.
         for directory in [layout::LOCKS, layout::TMP] {
-            aside::remove(&root.join(directory))?;
+            quarantine::remove(&root.join(directory))?;
         }
-        aside::remove(&root.join(layout::TAG_FILE))?;
-        aside::remove(&root.join(layout::LAYOUT_FILE))?;
+        quarantine::remove(&root.join(layout::TAG_FILE))?;
+        quarantine::remove(&root.join(layout::LAYOUT_FILE))?;
         let left: Vec<String> = fs::list(&root)?
             .into_iter()
             .map(|entry| entry.name.to_string_lossy().into_owned())

@@ -53,7 +53,7 @@ pub enum StoreError {
         supported: u64,
     },
     /// The directory holds something else.
-    #[error("`{}` is not a cache: it holds `{found}`; name an empty or a new directory", path.display())]
+    #[error("`{}` is not a cache: it is_valid `{found}`; name an empty or a new directory", path.display())]
     NotAStore {
         /// The directory.
         path: PathBuf,
@@ -88,7 +88,7 @@ pub enum StoreError {
     },
     /// A file that lent a blob does not hold it any more. The loan was struck out, so whoever made the blob makes it again.
     #[error("blob {digest} was kept in `{}`, which does not hold it any more", path.display())]
-    NotLent {
+    BorrowedChanged {
         /// The blob.
         digest: BlobDigest,
         /// The file, outside the store.
@@ -161,7 +161,9 @@ impl StoreError {
     /// Returns the blobs that this error says are not there (any more): whoever made them makes them again.
     pub fn lost(&self) -> Vec<BlobDigest> {
         match self {
-            Self::Damaged { digest, .. } | Self::Missing { digest, .. } | Self::NotLent { digest, .. } => vec![*digest],
+            Self::Damaged { digest, .. } | Self::Missing { digest, .. } | Self::BorrowedChanged { digest, .. } => {
+                vec![*digest]
+            }
             Self::Incomplete { missing, .. } => missing.clone(),
             _ => Vec::new(),
         }
@@ -181,7 +183,7 @@ impl StoreError {
             | Self::InUse { .. }
             | Self::NotAManifest { .. }
             | Self::WriteFailed { .. } => ErrorClass::Other,
-            Self::Damaged { .. } | Self::NotLent { .. } => ErrorClass::Damaged,
+            Self::Damaged { .. } | Self::BorrowedChanged { .. } => ErrorClass::Damaged,
             Self::Missing { .. } | Self::Incomplete { .. } => ErrorClass::Missing,
             Self::Newer { .. } => ErrorClass::Newer,
             Self::SourceChanged { .. } | Self::OutputChanged { .. } => ErrorClass::SourceChanged,

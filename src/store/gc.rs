@@ -1,10 +1,9 @@
-//! Collecting: what may go, in which order, and why. First a plan that can be shown, then its execution, which looks at
-//! everything again in the moment it removes it. `docs/design-notes.md`, "Garbage collection while builds run", says why neither a
-//! live build nor a pinned manifest loses anything.
+//! Garbage collection: what is removed, in which order, and why. First it makes a plan that can be printed. When it executes
+//! the plan, it checks everything again just before it removes it. `docs/design-notes.md`, "Garbage collection while builds run", explains why neither a running build nor a pinned manifest loses anything.
 
 mod history;
+mod kept;
 mod run;
-mod stays;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -26,137 +25,137 @@ use crate::store::layout;
 use crate::store::record::LAST;
 use crate::store::survey::FoundResult;
 use crate::store::survey::Named;
-use crate::store::survey::room;
-use history::Piece;
-pub use stays::Keeper;
-use stays::Standing;
+use crate::store::survey::space_of;
+use history::HistoryItem;
+pub use kept::KeepReason;
+use kept::KeptResult;
 
-/// How long what was found damaged is kept for a look.
+/// How long quarantined files are kept.
 const QUARANTINE: Duration = Duration::from_hours(7 * 24);
-/// How long the note of a removed result is kept.
+/// How long the tombstone of a removed result is kept.
 const TOMBSTONES: Duration = Duration::from_hours(180 * 24);
 /// How long the record of a run is kept.
 const RUNS: Duration = Duration::from_hours(180 * 24);
-/// How long the digest of a file is remembered that nobody asked for anew: a file that is still there is read once more.
+/// How long an unused digest of a file is kept. If the file still exists, it is read again.
 const STAT: Duration = Duration::from_hours(365 * 24);
-/// The kind of action that is large and the cheapest to make again: it goes before all others.
+/// The kind of action that is removed before all others: its outputs are large and the cheapest to make again.
 const FIRST: &str = "reference-block";
 
-/// What is to be collected, besides what nothing needs.
+/// What to remove, besides what nothing needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Wish {
-    /// The most room that the store may take, in bytes.
+pub struct GcOptions {
+    /// The maximum size of the store, in bytes.
     pub max_size: Option<u64>,
-    /// Results that were not used for so long.
+    /// Remove results that were not used for this long.
     pub older_than: Option<Duration>,
-    /// Also what only the newest outputs of recipes would need.
+    /// Also remove what only the newest outputs of recipes need.
     pub also_newest: bool,
 }
 
-/// Why something goes.
+/// Why something is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Cause {
-    /// No result names it: a build that was killed left it, or its result went before.
+    /// No result names it: a killed build left it, or its result was removed before.
     Unreferenced,
-    /// An output holds the same bytes.
-    Lent,
-    /// The result has lost a blob: it was no hit any more.
+    /// An output contains the same bytes.
+    Borrowed,
+    /// The result has lost a blob, so it is no longer a hit.
     Incomplete,
-    /// Damaged files that were moved aside long ago.
+    /// It was quarantined long ago.
     Quarantined,
-    /// Notes that explain nothing any more: old tombstones, loans of files that are gone.
+    /// Notes that explain nothing any more: old tombstones, indexes of files that are gone.
     Stale,
-    /// It was not used for longer than asked for.
+    /// It was not used for longer than the given time.
     Age,
-    /// The store is to become smaller, and this explains earlier runs or spares readings: no build needs it.
+    /// The store is larger than its limit. This explains earlier runs or saves reading files; no build needs it.
     History,
-    /// The store is to become smaller, and this is cheap to make again for its room.
-    Room,
+    /// The store is larger than its limit, and this is cheap to make again for its size.
+    Size,
 }
 
-/// Things of a plan that go for the same cause.
+/// What a plan removes for one cause.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Group {
     /// Results.
     pub results: u64,
     /// Blobs and other files.
     pub files: u64,
-    /// The room that becomes free, in bytes.
-    pub room: u64,
-    /// What it would cost to make them again, as recorded, in milliseconds.
+    /// The space that becomes free, in bytes.
+    pub space: u64,
+    /// The recorded time to make them again, in milliseconds.
     pub cost_ms: u64,
 }
 
-/// What stays whatever is wished, and why.
+/// How many results are kept whatever the options are, by reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Kept {
     /// Results that pinned manifests need.
     pub pinned: u64,
     /// Results that the newest outputs of recipes need.
     pub newest: u64,
-    /// Results used since the oldest build began that lives now.
+    /// Results used since the oldest running build began.
     pub live: u64,
 }
 
-/// What would be collected.
+/// What would be removed.
 #[derive(Debug)]
 pub struct GcPlan {
-    /// The room that the store takes, in bytes.
+    /// The space that the store takes, in bytes.
     pub before: u64,
-    /// The room that it would take then.
+    /// The space that it takes after the plan is executed, in bytes.
     pub after: u64,
-    /// The limit that was asked for.
+    /// The requested size limit, in bytes.
     pub max_size: Option<u64>,
-    /// What goes, by cause and by kind of action or file.
+    /// What is removed, by cause and by kind of action or file.
     pub groups: BTreeMap<(Cause, String), Group>,
-    /// What stays.
+    /// How many results are kept.
     pub kept: Kept,
-    /// The space that what stays takes, in bytes, by what it stays for. Together that is `after`.
-    pub stays: BTreeMap<Keeper, u64>,
+    /// The space that is kept, in bytes, by reason. The sum is `after`.
+    pub kept_space: BTreeMap<KeepReason, u64>,
     horizon: i64,
     results: Vec<(FoundResult, Cause)>,
     blobs: Vec<Hash>,
-    lent: Vec<Hash>,
+    borrowed: Vec<Hash>,
     files: Vec<PathBuf>,
-    pieces: Vec<Piece>,
-    books: Vec<String>,
-    idle_books: Vec<String>,
-    /// The space that notes of removed results may take, in bytes, if there is a limit to hold.
+    items: Vec<HistoryItem>,
+    indexes: Vec<String>,
+    idle_indexes: Vec<String>,
+    /// The space that tombstones may take, in bytes, if the store has a size limit.
     tombstones: Option<u64>,
     _gc: FileLock,
     _lease: Lease,
 }
 
 impl GcPlan {
-    /// Returns whether nothing would go.
+    /// Returns whether nothing would be removed.
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
 
-    /// Returns whether the store would still be larger than was asked for.
+    /// Returns whether the store would still be larger than its limit.
     pub fn misses_limit(&self) -> bool {
         self.max_size.is_some_and(|limit| self.after > limit)
     }
 }
 
-/// What was collected.
+/// What was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GcDone {
     /// Results.
     pub results: u64,
     /// Blobs and other files.
     pub files: u64,
-    /// The room that became free, in bytes.
-    pub room: u64,
-    /// What of the plan stayed, since somebody used it meanwhile.
+    /// The space that became free, in bytes.
+    pub space: u64,
+    /// What the plan contained but a build used meanwhile, so it was kept.
     pub spared: u64,
 }
 
-/// Which results stay, whatever their size.
+/// The results that are kept, whatever their size.
 struct Roots {
     pinned: HashSet<Hash>,
     newest: HashSet<Hash>,
-    /// What pins name.
+    /// The blobs that pinned manifests name.
     blobs: HashSet<Hash>,
 }
 
@@ -168,12 +167,12 @@ fn older(ns: i64, than: Duration) -> bool {
     SystemTime::now().duration_since(since(ns)).is_ok_and(|age| age > than)
 }
 
-/// The blobs of the store, and what refers to each.
+/// The blobs of the store, and how many references each has.
 struct Ledger {
     references: HashMap<Hash, u32>,
     /// The space that each takes, in bytes.
-    rooms: HashMap<Hash, u64>,
-    /// When each was last put, in nanoseconds since 1970.
+    spaces: HashMap<Hash, u64>,
+    /// When each was last written or used, in nanoseconds since 1970.
     used: HashMap<Hash, i64>,
 }
 
@@ -184,16 +183,16 @@ impl Ledger {
         }
     }
 
-    /// Returns the space that blobs take, their shares of what others name too.
+    /// Returns the space of blobs, in bytes. A blob with several references counts in equal shares.
     fn share<'h>(&self, hashes: impl IntoIterator<Item = &'h Hash>) -> u64 {
         let shares = hashes.into_iter().map(|hash| {
             let references = self.references.get(hash).copied().unwrap_or(1).max(1);
-            self.rooms.get(hash).copied().unwrap_or(0) / u64::from(references)
+            self.spaces.get(hash).copied().unwrap_or(0) / u64::from(references)
         });
         shares.sum()
     }
 
-    /// Takes one reference to each blob away and returns the blobs that nothing names any more.
+    /// Removes one reference to each blob and returns the blobs without references.
     fn release(&mut self, hashes: impl IntoIterator<Item = Hash>) -> Vec<Hash> {
         let mut freed = Vec::new();
         for hash in hashes {
@@ -216,18 +215,18 @@ fn distinct(result: &ActionResult) -> HashSet<Hash> {
 }
 
 impl Store {
-    /// Plans what to collect. Nothing is removed yet; while the plan lives no other collector runs.
+    /// Plans what to remove. Nothing is removed yet. While the plan exists, no other garbage collection can run.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Busy`] if another collector is at work; [`StoreError::Path`].
-    pub fn gc_plan(&self, wish: &Wish) -> Result<GcPlan, StoreError> {
+    /// [`StoreError::Busy`] if another garbage collection runs; [`StoreError::Path`].
+    pub fn gc_plan(&self, options: &GcOptions) -> Result<GcPlan, StoreError> {
         let lock = self.root().join(layout::LOCKS).join("gc");
         let gc = FileLock::try_exclusive(&lock)?.ok_or(StoreError::Busy { path: lock })?;
-        // Whatever is used from here on is marked with a time that is not before this.
+        // From here on, everything that is used is marked with a time that is not earlier than this.
         let lease = self.lease()?;
         let horizon = {
-            // Alone: a build that writes into its lease changes the time of it for a moment.
+            // Exclusive: a build that writes to its lease changes its mtime for a moment.
             let _sweeping = self.sweeping()?;
             self.oldest_lease()?
         };
@@ -237,35 +236,35 @@ impl Store {
             found.noted = noted.get(found.key.hash()).copied().unwrap_or(i64::MIN);
         }
         let used_now = self.used_by_leases()?;
-        let roots = self.roots(wish, &results)?;
+        let roots = self.roots(options, &results)?;
         let records = self.naming_records()?;
         let (blobs, _) = self.sharded(layout::CAS)?;
-        let rooms = self.rooms()?;
-        let before = rooms.values().sum();
+        let spaces = self.spaces()?;
+        let before = spaces.values().sum();
         let mut plan = GcPlan {
             before,
             after: before,
-            max_size: wish.max_size,
+            max_size: options.max_size,
             groups: BTreeMap::new(),
             kept: Kept::default(),
-            stays: BTreeMap::new(),
+            kept_space: BTreeMap::new(),
             horizon,
             results: Vec::new(),
             blobs: Vec::new(),
-            lent: Vec::new(),
+            borrowed: Vec::new(),
             files: Vec::new(),
-            pieces: Vec::new(),
-            books: Vec::new(),
-            idle_books: Vec::new(),
+            items: Vec::new(),
+            indexes: Vec::new(),
+            idle_indexes: Vec::new(),
             tombstones: None,
             _gc: gc,
             _lease: lease,
         };
         let mut ledger = Ledger {
             references: HashMap::new(),
-            rooms: blobs
+            spaces: blobs
                 .iter()
-                .map(|(hash, file)| (*hash, room(file.stamp.size)))
+                .map(|(hash, file)| (*hash, space_of(file.stamp.size)))
                 .collect(),
             used: blobs.iter().map(|(hash, file)| (*hash, file.stamp.mtime_ns)).collect(),
         };
@@ -274,7 +273,7 @@ impl Store {
         ledger.refer(records.iter().flat_map(|record| record.blobs.iter().copied()));
 
         let there: HashSet<Hash> = results.iter().map(|found| *found.key.hash()).collect();
-        let mut records = self.plan_notes(&mut plan, &mut ledger, wish, records, &there)?;
+        let mut records = self.plan_notes(&mut plan, &mut ledger, options, records, &there)?;
         for (hash, file) in &blobs {
             let references = ledger.references.get(hash).copied();
             if references.is_none() && file.stamp.mtime_ns < horizon {
@@ -282,18 +281,18 @@ impl Store {
             } else if references != Some(0)
                 && file.kind == FileKind::Plain
                 && file.stamp.mtime_ns < horizon
-                && self.is_lent(&BlobDigest {
+                && self.is_borrowed(&BlobDigest {
                     hash: *hash,
                     len: file.stamp.size,
                 })?
             {
-                plan.lent.push(*hash);
-                plan.count(Cause::Lent, "tensor", 0, 1, room(file.stamp.size), 0);
-                ledger.rooms.insert(*hash, 0);
+                plan.borrowed.push(*hash);
+                plan.count(Cause::Borrowed, "tensor", 0, 1, space_of(file.stamp.size), 0);
+                ledger.spaces.insert(*hash, 0);
             }
         }
 
-        let mut standing: Vec<Standing> = Vec::new();
+        let mut kept_results: Vec<KeptResult> = Vec::new();
         let mut candidates = Vec::new();
         for found in results {
             let live = found.used >= horizon || used_now.contains(found.key.hash());
@@ -301,7 +300,7 @@ impl Store {
             let key = found.key.hash();
             let (pinned, newest) = (roots.pinned.contains(key), roots.newest.contains(key));
             if live {
-                standing.push(Standing::of(Keeper::Running, &found));
+                kept_results.push(KeptResult::of(KeepReason::Running, &found));
                 continue;
             }
             if !self.missing(&found.result)?.is_empty() {
@@ -311,23 +310,23 @@ impl Store {
             plan.kept.pinned += u64::from(pinned);
             plan.kept.newest += u64::from(newest && !pinned);
             if pinned || newest {
-                let keeper = if pinned { Keeper::Pinned } else { Keeper::Newest };
-                standing.push(Standing::of(keeper, &found));
+                let reason = if pinned { KeepReason::Pinned } else { KeepReason::Newest };
+                kept_results.push(KeptResult::of(reason, &found));
                 continue;
             }
-            if wish.older_than.is_some_and(|age| older(found.last_used(), age)) {
+            if options.older_than.is_some_and(|age| older(found.last_used(), age)) {
                 self.plan_result(&mut plan, &mut ledger, found, Cause::Age);
                 continue;
             }
             candidates.push(found);
         }
-        if let Some(limit) = wish.max_size.filter(|limit| plan.after > *limit) {
+        if let Some(limit) = options.max_size.filter(|limit| plan.after > *limit) {
             records = self.plan_history(&mut plan, &mut ledger, limit, records, &there)?;
             let mut ranked: Vec<(bool, u128, i64, FoundResult)> = candidates
                 .into_iter()
                 .map(|found| {
                     let last = self.kind_of(&found.result).as_deref() != Some(FIRST);
-                    let size = room(found.bytes) + ledger.share(&distinct(&found.result));
+                    let size = space_of(found.bytes) + ledger.share(&distinct(&found.result));
                     // Milliseconds for each GiB, in whole numbers so that the order is the same everywhere.
                     let price = (u128::from(found.result.cost_ms) << 30) / u128::from(size.max(1));
                     (last, price, found.last_used(), found)
@@ -336,116 +335,117 @@ impl Store {
             ranked.sort_by_key(|(last, price, used, found)| (*last, *price, *used, found.key));
             for (_, _, _, found) in ranked {
                 if plan.after > limit {
-                    self.plan_result(&mut plan, &mut ledger, found, Cause::Room);
+                    self.plan_result(&mut plan, &mut ledger, found, Cause::Size);
                 } else {
-                    standing.push(Standing::of(Keeper::Results, &found));
+                    kept_results.push(KeptResult::of(KeepReason::Results, &found));
                 }
             }
             if plan.after > limit {
                 records = plan.add_last(&mut ledger, limit, records, &there);
-                self.plan_idle_books(&mut plan, &ledger, limit)?;
-                records = plan.give_up_floor(&mut ledger, limit, records);
+                self.plan_idle_indexes(&mut plan, &ledger, limit)?;
+                records = plan.add_minimum(&mut ledger, limit, records);
             }
         } else {
-            let left = candidates.iter().map(|found| Standing::of(Keeper::Results, found));
-            standing.extend(left);
+            let left = candidates
+                .iter()
+                .map(|found| KeptResult::of(KeepReason::Results, found));
+            kept_results.extend(left);
         }
-        plan.set_stays(&ledger, &roots.blobs, &standing, &records, &rooms);
+        plan.set_kept_space(&ledger, &roots.blobs, &kept_results, &records, &spaces);
         Ok(plan)
     }
 
-    /// Adds a result to a plan, with the blobs that nothing names then.
+    /// Adds a result to a plan, with the blobs that lose their last reference.
     fn plan_result(&self, plan: &mut GcPlan, ledger: &mut Ledger, found: FoundResult, cause: Cause) {
         let kind = self.kind_of(&found.result).unwrap_or_else(|| "unknown".to_owned());
         plan.count(cause, &kind, 1, 0, 0, found.result.cost_ms);
-        // A tombstone takes the result's place: it has the action's document as JSON text, and what the result says. Beyond
-        // their share an older one goes for it.
-        let tombstone = room(found.result.action.len.saturating_mul(5) / 4 + found.bytes + 512);
+        // A tombstone replaces the result: it contains the action's document as JSON text and the fields of the result. If the
+        // tombstones exceed their share, an older one is removed.
+        let tombstone = space_of(found.result.action.len.saturating_mul(5) / 4 + found.bytes + 512);
         let left = plan.tombstones.unwrap_or(u64::MAX);
         let added = if tombstone <= left { tombstone } else { 0 };
         plan.tombstones = plan.tombstones.map(|left| left - added);
-        plan.after = (plan.after + added).saturating_sub(room(found.bytes));
+        plan.after = (plan.after + added).saturating_sub(space_of(found.bytes));
         plan.free(ledger, distinct(&found.result), cause, &kind);
         plan.results.push((found, cause));
     }
 
-    /// Adds the oldest records and notes, as long as the store is larger than the limit. Returns the records that stay.
+    /// Adds the oldest records and notes while the store is larger than the limit. Returns the records that are kept.
     fn plan_history(
         &self,
         plan: &mut GcPlan,
         ledger: &mut Ledger,
         limit: u64,
-        records: Vec<Piece>,
+        records: Vec<HistoryItem>,
         there: &HashSet<Hash>,
-    ) -> Result<Vec<Piece>, StoreError> {
+    ) -> Result<Vec<HistoryItem>, StoreError> {
         let horizon = plan.horizon;
-        let is_idle = |piece: &Piece| piece.unless.is_none_or(|key| !there.contains(&key));
-        // What a step did last stays as long as its result.
-        let (mut pieces, mut kept): (Vec<Piece>, Vec<Piece>) = records.into_iter().partition(is_idle);
-        pieces.extend(self.fresh_notes()?);
+        let is_idle = |item: &HistoryItem| item.unless.is_none_or(|key| !there.contains(&key));
+        // The last record of a step is kept as long as its result.
+        let (mut items, mut kept): (Vec<HistoryItem>, Vec<HistoryItem>) = records.into_iter().partition(is_idle);
+        items.extend(self.fresh_notes()?);
         let planned: HashSet<&PathBuf> = plan.files.iter().collect();
         let others = self.other_notes()?.into_iter().filter(is_idle);
-        pieces.extend(others.filter(|piece| !planned.contains(&piece.path)));
-        let tombstones = pieces.iter().filter(|piece| piece.kind == history::TOMBSTONE);
-        let mut tombstones: u64 = tombstones.map(|piece| piece.room).sum();
-        let size = |piece: &Piece| piece.room + ledger.share(&piece.blobs);
-        let (floor, going) = history::expendable(pieces, limit, horizon, &size);
-        kept.extend(floor);
-        for piece in going {
+        items.extend(others.filter(|item| !planned.contains(&item.path)));
+        let tombstones = items.iter().filter(|item| item.kind == history::TOMBSTONE);
+        let mut tombstones: u64 = tombstones.map(|item| item.space).sum();
+        let size = |item: &HistoryItem| item.space + ledger.share(&item.blobs);
+        let (minimum, removable) = history::expendable(items, limit, horizon, &size);
+        kept.extend(minimum);
+        for item in removable {
             if plan.after <= limit {
-                kept.push(piece);
+                kept.push(item);
                 continue;
             }
-            if piece.kind == history::TOMBSTONE {
-                tombstones = tombstones.saturating_sub(piece.room);
+            if item.kind == history::TOMBSTONE {
+                tombstones = tombstones.saturating_sub(item.space);
             }
-            plan.add_piece(ledger, piece, Cause::History);
+            plan.add_item(ledger, item, Cause::History);
         }
         plan.tombstones = Some(history::tombstone_share(limit).saturating_sub(tombstones));
         Ok(kept)
     }
 
-    /// Adds lists of what outputs lend that hold, but of which nothing is named any more, as long as the store is larger than
-    /// the limit.
-    fn plan_idle_books(&self, plan: &mut GcPlan, ledger: &Ledger, limit: u64) -> Result<(), StoreError> {
-        for found in self.all_books()? {
+    /// Adds valid indexes of borrowed blobs of which no blob is named any more, while the store is larger than the limit.
+    fn plan_idle_indexes(&self, plan: &mut GcPlan, ledger: &Ledger, limit: u64) -> Result<(), StoreError> {
+        for found in self.all_indexes()? {
             let named = |hash: &Hash| ledger.references.get(hash).is_some_and(|references| *references > 0);
-            let idle = !found.book.loans.iter().any(|loan| named(&loan.bytes.hash));
-            if plan.after > limit && idle && found.holds && found.stamp.mtime_ns < plan.horizon {
-                plan.count(Cause::History, "loans", 0, 1, room(found.stamp.size), 0);
-                plan.idle_books.push(found.name);
+            let idle = !found.index.blobs.iter().any(|loan| named(&loan.bytes.hash));
+            if plan.after > limit && idle && found.is_valid && found.stamp.mtime_ns < plan.horizon {
+                plan.count(Cause::History, "borrowed", 0, 1, space_of(found.stamp.size), 0);
+                plan.idle_indexes.push(found.name);
             }
         }
         Ok(())
     }
 
-    /// Adds what explains nothing any more. Returns the records that stay.
+    /// Adds notes that explain nothing any more. Returns the records that are kept.
     fn plan_notes(
         &self,
         plan: &mut GcPlan,
         ledger: &mut Ledger,
-        wish: &Wish,
-        records: Vec<Piece>,
+        options: &GcOptions,
+        records: Vec<HistoryItem>,
         there: &HashSet<Hash>,
-    ) -> Result<Vec<Piece>, StoreError> {
-        // What they name (logs, manifests of outputs that are long replaced) is of no use without them.
-        let runs = wish.older_than.map_or(RUNS, |age| age.min(RUNS));
+    ) -> Result<Vec<HistoryItem>, StoreError> {
+        // Without them, what they name (logs, manifests of replaced outputs) is of no use.
+        let runs = options.older_than.map_or(RUNS, |age| age.min(RUNS));
         let mut kept = Vec::new();
-        for piece in records.into_iter().chain(self.fresh_notes()?) {
-            let age = match piece.kind {
+        for item in records.into_iter().chain(self.fresh_notes()?) {
+            let age = match item.kind {
                 history::RUN => Some(runs),
                 LAST | history::EARLIER | history::FRESH => Some(RUNS),
                 _ => None,
             };
-            let idle = piece.unless.is_none_or(|key| !there.contains(&key));
-            if idle && !piece.is_live(plan.horizon) && age.is_some_and(|age| older(piece.mtime_ns, age)) {
-                plan.add_piece(ledger, piece, Cause::Stale);
-            } else if piece.kind != history::FRESH {
-                kept.push(piece);
+            let idle = item.unless.is_none_or(|key| !there.contains(&key));
+            if idle && !item.is_live(plan.horizon) && age.is_some_and(|age| older(item.mtime_ns, age)) {
+                plan.add_item(ledger, item, Cause::Stale);
+            } else if item.kind != history::FRESH {
+                kept.push(item);
             }
         }
-        // Kept for a look, but not where room is wanting.
-        let tight = wish.max_size.is_some_and(|limit| plan.before > limit);
+        // Kept for a week, unless the store is larger than its limit.
+        let tight = options.max_size.is_some_and(|limit| plan.before > limit);
         for file in self.quarantined()? {
             if tight || older(file.stamp.mtime_ns.max(file.stamp.ctime_ns), QUARANTINE) {
                 plan.add_file(file.path, file.stamp.size, Cause::Quarantined, "quarantine");
@@ -461,18 +461,18 @@ impl Store {
                 plan.add_file(file.path, file.stamp.size, Cause::Stale, "stat");
             }
         }
-        for found in self.all_books()? {
-            // One that is about to become true belongs to a build that lives.
-            if !found.holds && found.stamp.mtime_ns < plan.horizon {
-                plan.count(Cause::Stale, "loans", 0, 1, room(found.stamp.size), 0);
-                plan.books.push(found.name);
+        for found in self.all_indexes()? {
+            // A younger one may belong to a running build that is about to name its output.
+            if !found.is_valid && found.stamp.mtime_ns < plan.horizon {
+                plan.count(Cause::Stale, "borrowed", 0, 1, space_of(found.stamp.size), 0);
+                plan.indexes.push(found.name);
             }
         }
         Ok(kept)
     }
 
-    /// Returns what must stay.
-    fn roots(&self, wish: &Wish, results: &[FoundResult]) -> Result<Roots, StoreError> {
+    /// Returns what must be kept.
+    fn roots(&self, options: &GcOptions, results: &[FoundResult]) -> Result<Roots, StoreError> {
         let used: HashMap<&Hash, i64> = results
             .iter()
             .map(|found| (found.key.hash(), found.last_used()))
@@ -484,9 +484,9 @@ impl Store {
             blobs: pins.blobs,
         };
         for last in self.all_last()? {
-            // One whose result went before keeps nothing, either.
+            // A record whose result was removed keeps nothing, either.
             let lapsed = |age: Duration| used.get(last.action.hash()).is_none_or(|used| older(*used, age));
-            if wish.also_newest || wish.older_than.is_some_and(lapsed) {
+            if options.also_newest || options.older_than.is_some_and(lapsed) {
                 continue;
             }
             roots.newest.insert(*last.action.hash());
@@ -497,7 +497,7 @@ impl Store {
         Ok(roots)
     }
 
-    /// Returns what pinned manifests name, and these.
+    /// Returns what pinned manifests name, and the manifests themselves.
     fn named_by_pins(&self) -> Result<Named, StoreError> {
         let mut all = Named::default();
         for pin in self.pins()? {
@@ -511,77 +511,82 @@ impl Store {
 }
 
 impl GcPlan {
-    fn count(&mut self, cause: Cause, kind: &str, results: u64, files: u64, room: u64, cost_ms: u64) {
+    fn count(&mut self, cause: Cause, kind: &str, results: u64, files: u64, space: u64, cost_ms: u64) {
         let group = self.groups.entry((cause, kind.to_owned())).or_default();
         group.results += results;
         group.files += files;
-        group.room += room;
+        group.space += space;
         group.cost_ms += cost_ms;
-        self.after = self.after.saturating_sub(room);
+        self.after = self.after.saturating_sub(space);
     }
 
-    /// Takes references to blobs away; those that nothing names any more go.
+    /// Removes references to blobs, and adds the blobs without references to the plan.
     fn free(&mut self, ledger: &mut Ledger, hashes: impl IntoIterator<Item = Hash>, cause: Cause, kind: &str) {
         for hash in ledger.release(hashes) {
             if ledger.used.get(&hash).is_some_and(|used| *used < self.horizon) {
                 self.blobs.push(hash);
-                let room = ledger.rooms.get(&hash).copied().unwrap_or(0);
-                self.count(cause, kind, 0, 1, room, 0);
+                let space = ledger.spaces.get(&hash).copied().unwrap_or(0);
+                self.count(cause, kind, 0, 1, space, 0);
             }
         }
     }
 
-    fn add_piece(&mut self, ledger: &mut Ledger, piece: Piece, cause: Cause) {
-        self.count(cause, piece.kind, 0, piece.files, piece.room, 0);
-        self.free(ledger, piece.blobs.iter().copied(), cause, piece.kind);
-        self.pieces.push(piece);
+    fn add_item(&mut self, ledger: &mut Ledger, item: HistoryItem, cause: Cause) {
+        self.count(cause, item.kind, 0, item.files, item.space, 0);
+        self.free(ledger, item.blobs.iter().copied(), cause, item.kind);
+        self.items.push(item);
     }
 
-    /// Adds what is noted of steps whose result goes with this plan: the oldest, as long as the store is larger than the
-    /// limit. Returns the records that stay.
-    fn add_last(&mut self, ledger: &mut Ledger, limit: u64, records: Vec<Piece>, there: &HashSet<Hash>) -> Vec<Piece> {
-        let going: HashSet<Hash> = self.results.iter().map(|(found, _)| *found.key.hash()).collect();
-        let stays = |piece: &Piece| {
-            piece
-                .unless
-                .is_none_or(|key| there.contains(&key) && !going.contains(&key))
+    /// Adds the records of steps whose result this plan removes, the oldest first, while the store is larger than the limit.
+    /// Returns the records that are kept.
+    fn add_last(
+        &mut self,
+        ledger: &mut Ledger,
+        limit: u64,
+        records: Vec<HistoryItem>,
+        there: &HashSet<Hash>,
+    ) -> Vec<HistoryItem> {
+        let removed: HashSet<Hash> = self.results.iter().map(|(found, _)| *found.key.hash()).collect();
+        let is_kept = |item: &HistoryItem| {
+            item.unless
+                .is_none_or(|key| there.contains(&key) && !removed.contains(&key))
         };
-        let (mut kept, idle): (Vec<Piece>, Vec<Piece>) = records.into_iter().partition(stays);
-        let size = |piece: &Piece| piece.room + ledger.share(&piece.blobs);
-        let (floor, going) = history::expendable(idle, limit, self.horizon, &size);
-        kept.extend(floor);
-        for piece in going {
+        let (mut kept, idle): (Vec<HistoryItem>, Vec<HistoryItem>) = records.into_iter().partition(is_kept);
+        let size = |item: &HistoryItem| item.space + ledger.share(&item.blobs);
+        let (minimum, removable) = history::expendable(idle, limit, self.horizon, &size);
+        kept.extend(minimum);
+        for item in removable {
             if self.after > limit {
-                self.add_piece(ledger, piece, Cause::History);
+                self.add_item(ledger, item, Cause::History);
             } else {
-                kept.push(piece);
+                kept.push(item);
             }
         }
         kept
     }
 
-    /// Adds the floor of the history too, the oldest first, if the limit can be held that way: not what steps did last, and
-    /// not the newest run. Returns the records that stay.
-    fn give_up_floor(&mut self, ledger: &mut Ledger, limit: u64, records: Vec<Piece>) -> Vec<Piece> {
-        let runs = records.iter().filter(|piece| piece.kind == history::RUN);
-        let newest = runs.map(|piece| (piece.mtime_ns, piece.path.clone())).max();
-        let may_go = |piece: &Piece| {
-            piece.unless.is_none()
-                && newest.as_ref().is_none_or(|(_, path)| *path != piece.path)
-                && !piece.is_live(self.horizon)
+    /// Adds the minimum of the history too, the oldest first, if that is enough to hold the limit: except for the last records
+    /// of steps and the newest run. Returns the records that are kept.
+    fn add_minimum(&mut self, ledger: &mut Ledger, limit: u64, records: Vec<HistoryItem>) -> Vec<HistoryItem> {
+        let runs = records.iter().filter(|item| item.kind == history::RUN);
+        let newest = runs.map(|item| (item.mtime_ns, item.path.clone())).max();
+        let may_go = |item: &HistoryItem| {
+            item.unless.is_none()
+                && newest.as_ref().is_none_or(|(_, path)| *path != item.path)
+                && !item.is_live(self.horizon)
         };
-        let (mut floor, mut kept): (Vec<Piece>, Vec<Piece>) = records.into_iter().partition(may_go);
-        let sizes = floor.iter().map(|piece| piece.room + ledger.share(&piece.blobs));
+        let (mut minimum, mut kept): (Vec<HistoryItem>, Vec<HistoryItem>) = records.into_iter().partition(may_go);
+        let sizes = minimum.iter().map(|item| item.space + ledger.share(&item.blobs));
         if self.after.saturating_sub(sizes.sum()) > limit {
-            kept.extend(floor);
+            kept.extend(minimum);
             return kept;
         }
-        floor.sort_by(|a, b| (a.mtime_ns, &a.path).cmp(&(b.mtime_ns, &b.path)));
-        for piece in floor {
+        minimum.sort_by(|a, b| (a.mtime_ns, &a.path).cmp(&(b.mtime_ns, &b.path)));
+        for item in minimum {
             if self.after > limit {
-                self.add_piece(ledger, piece, Cause::History);
+                self.add_item(ledger, item, Cause::History);
             } else {
-                kept.push(piece);
+                kept.push(item);
             }
         }
         kept
@@ -589,11 +594,11 @@ impl GcPlan {
 
     fn add_blob(&mut self, hash: Hash, bytes: u64, cause: Cause, kind: &str) {
         self.blobs.push(hash);
-        self.count(cause, kind, 0, 1, room(bytes), 0);
+        self.count(cause, kind, 0, 1, space_of(bytes), 0);
     }
 
     fn add_file(&mut self, path: PathBuf, bytes: u64, cause: Cause, kind: &str) {
         self.files.push(path);
-        self.count(cause, kind, 0, 1, room(bytes), 0);
+        self.count(cause, kind, 0, 1, space_of(bytes), 0);
     }
 }

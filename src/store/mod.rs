@@ -1,19 +1,19 @@
-//! The content-addressed store: blobs by their digest, action results by the digest of their action, and what is
-//! known of files without reading them. `docs/design-notes.md` says why it is safe, `cache-schema/README.md` what lies
-//! where.
+//! The content-addressed store: blobs by their digest, action results by the digest of their action, and the known digests
+//! of files. `docs/design-notes.md` explains why it is safe; `cache-schema/README.md` describes the files.
 
 mod actions;
-mod aside;
 mod blobs;
+mod borrow;
+mod borrow_index;
 mod clean;
 mod error;
 mod gc;
 mod layout;
 mod lease;
-mod loans;
 mod lock;
 mod pins;
 mod prepare;
+mod quarantine;
 mod record;
 mod runs;
 mod sealed;
@@ -41,18 +41,18 @@ pub use actions::Committed;
 pub use actions::Lookup;
 pub use actions::StoreEvent;
 pub use blobs::BlobWriter;
+pub use borrow::CopiedBack;
+pub use borrow_index::BorrowedBlob;
 pub use error::ErrorClass;
 pub use error::StoreError;
 pub use gc::Cause;
 pub use gc::GcDone;
+pub use gc::GcOptions;
 pub use gc::GcPlan;
 pub use gc::Group;
-pub use gc::Keeper;
+pub use gc::KeepReason;
 pub use gc::Kept;
-pub use gc::Wish;
 pub use lease::Lease;
-pub use loans::Loan;
-pub use loans::Reclaimed;
 pub use lock::ActionLock;
 pub use lock::Holder;
 pub use lock::OutputLock;
@@ -85,10 +85,10 @@ struct Inner {
     session: session::Session,
     live: Mutex<Option<lease::Live>>,
     sweep: sweep::Sweep,
-    loans: RwLock<loans::Known>,
-    lending: AtomicBool,
-    /// What was moved aside when the store was opened.
-    moved: Vec<aside::Moved>,
+    indexes: RwLock<borrow_index::BorrowIndexes>,
+    borrowing: AtomicBool,
+    /// What was quarantined when the store was opened.
+    moved: Vec<quarantine::Moved>,
 }
 
 impl Inner {
@@ -98,14 +98,13 @@ impl Inner {
 }
 
 impl Store {
-    /// Opens the store at `root`, making it if it is not there, and sweeps what dead processes left half-written. What
-    /// stands in the way of one of its files or directories is moved to its quarantine, and a damaged `layout` is written
-    /// anew.
+    /// Opens the store at `root`, or creates it, and removes the temporary files of dead processes. Anything that has the name
+    /// of a file or directory of the store and is not one is quarantined. A damaged `layout` file is written again.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Newer`] if a newer program made it, [`StoreError::NotAStore`] if the directory holds other things
-    /// (so that no backup ever skips a home directory for the tag that a cache carries), [`StoreError::Path`] otherwise.
+    /// [`StoreError::Newer`] if a newer version of forge created the store; [`StoreError::NotAStore`] if the directory contains
+    /// other files (a `CACHEDIR.TAG` in it would make backup programs skip them); [`StoreError::Path`] otherwise.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let root = std::path::absolute(root).map_err(fs::PathError::on(root, "resolve"))?;
         let moved = prepare::prepare(&root)?;
@@ -117,13 +116,13 @@ impl Store {
         Ok(Self::of(root, moved))
     }
 
-    /// Returns the store at `root` as it is, for looking at notes only: nothing is made, swept or checked.
-    pub fn look(root: &Path) -> Result<Self, StoreError> {
+    /// Opens the store at `root` to read notes only. Nothing is created, removed or checked.
+    pub fn open_read_only(root: &Path) -> Result<Self, StoreError> {
         let root = std::path::absolute(root).map_err(fs::PathError::on(root, "resolve"))?;
         Ok(Self::of(root, Vec::new()))
     }
 
-    fn of(root: PathBuf, moved: Vec<aside::Moved>) -> Self {
+    fn of(root: PathBuf, moved: Vec<quarantine::Moved>) -> Self {
         let session = session::Session::new(root.join(layout::TMP));
         Self {
             inner: Arc::new(Inner {
@@ -131,8 +130,8 @@ impl Store {
                 session,
                 live: Mutex::default(),
                 sweep: sweep::Sweep::default(),
-                loans: RwLock::default(),
-                lending: AtomicBool::new(true),
+                indexes: RwLock::default(),
+                borrowing: AtomicBool::new(true),
                 moved,
             }),
         }
@@ -143,40 +142,40 @@ impl Store {
         &self.inner.root
     }
 
-    /// Says whether outputs lend their tensors to the store from now on; they do unless this is called. What they lend
-    /// already stays as it is.
-    pub fn set_lending(&self, lending: bool) {
-        self.inner.lending.store(lending, Ordering::Relaxed);
+    /// Sets whether the store borrows tensors from outputs from now on (default: yes). Tensors that are borrowed already stay
+    /// borrowed.
+    pub fn set_borrowing(&self, borrowing: bool) {
+        self.inner.borrowing.store(borrowing, Ordering::Relaxed);
     }
 
-    fn is_lending(&self) -> bool {
-        self.inner.lending.load(Ordering::Relaxed)
+    fn is_borrowing(&self) -> bool {
+        self.inner.borrowing.load(Ordering::Relaxed)
     }
 
-    /// Returns how many bytes may still be written to the store's file system.
+    /// Returns the free space on the store's file system, in bytes.
     pub fn free_space(&self) -> Result<u64, StoreError> {
         Ok(fs::free_space(self.root())?)
     }
 
-    /// Returns where something of that hash lies in one of the store's directories: `ab/cdef...`.
+    /// Returns the path of a hash in one of the store's directories: `ab/cdef...`.
     fn shard(&self, directory: &str, hash: &Hash) -> PathBuf {
         let text = blake3::Hash::from_bytes(*hash.as_bytes()).to_hex();
         let (first, rest) = text.split_at(2);
         self.inner.root.join(directory).join(first).join(rest)
     }
 
-    /// Makes a temporary file on the store's file system, swept if this process dies.
+    /// Makes a temporary file on the store's file system. If this process dies, another one removes it.
     fn temp(&self) -> Result<fs::TempFile, StoreError> {
         Ok(fs::TempFile::own_in(self.inner.session.dir()?)?)
     }
 
-    /// Gives a temporary file its name in the store, making the directory anew if somebody removed it, and moving aside what
-    /// has the name and is no file.
+    /// Gives a temporary file its name in the store. Creates the directory if it is missing, and quarantines anything that
+    /// has the name and is not a file.
     fn publish(&self, temp: fs::TempFile, to: &Path, durability: fs::Durability) -> Result<(), StoreError> {
         if let Some(parent) = to.parent() {
             fs::create_dir_all(parent)?;
         }
-        self.set_aside(to)?;
+        self.quarantine_unless_file(to)?;
         temp.persist(to, durability)?;
         Ok(())
     }

@@ -132,9 +132,9 @@ impl Store {
                 Lookup::Hit(result) => {
                     for digest in result.outputs.values().filter(|digest| seen.insert(**digest)) {
                         if self.own_blob(digest)?.is_none()
-                            && let Some(lender) = self.lender(digest)?
+                            && let Some(file) = self.borrowed_file(digest)?
                         {
-                            *pinned.borrowed.entry(lender).or_default() += digest.len;
+                            *pinned.borrowed.entry(file).or_default() += digest.len;
                         }
                     }
                     // The lease ends before a collector does that made its plan before there was a pin.

@@ -9,8 +9,6 @@ use crate::digest::Hash;
 use crate::fs;
 use crate::fs::FileKind;
 use crate::store::StoreError;
-use crate::store::aside;
-use crate::store::aside::Moved;
 use crate::store::layout::ACTIONS;
 use crate::store::layout::CAS;
 use crate::store::layout::DIRECTORIES;
@@ -24,6 +22,8 @@ use crate::store::layout::RUNS;
 use crate::store::layout::SHARDED;
 use crate::store::layout::TAG_FILE;
 use crate::store::layout::TMP;
+use crate::store::quarantine;
+use crate::store::quarantine::Moved;
 
 const LAYOUT_WORD: &str = "forge-store";
 const LAYOUT_CAP: u64 = 256;
@@ -65,7 +65,7 @@ pub(super) fn prepare(root: &Path) -> Result<Vec<Moved>, StoreError> {
     for directory in DIRECTORIES {
         let path = root.join(directory);
         refuse_link(&path)?;
-        moved.extend(aside::set_file_aside(root, &path)?);
+        moved.extend(quarantine::quarantine_unless_directory(root, &path)?);
         fs::create_dir_all(&path)?;
     }
     moved.extend(heal_within(root)?);
@@ -73,13 +73,13 @@ pub(super) fn prepare(root: &Path) -> Result<Vec<Moved>, StoreError> {
         create_shards(root)?;
     }
     let tag = root.join(TAG_FILE);
-    moved.extend(aside::set_aside(root, &tag)?);
+    moved.extend(quarantine::quarantine_unless_file(root, &tag)?);
     if !is_tag(&tag) {
         write(root, TAG_FILE, TAG)?;
     }
     if !matches!(found, Layout::Known) {
         // Last: a store that has this has all the rest.
-        moved.extend(aside::set_aside(root, &layout)?);
+        moved.extend(quarantine::quarantine_unless_file(root, &layout)?);
         write(root, LAYOUT_FILE, &layout_text())?;
     }
     Ok(moved)
@@ -99,7 +99,7 @@ fn layout_text() -> String {
 }
 
 fn read_layout(path: &Path) -> Result<Layout, StoreError> {
-    let text = match aside::read_own(path, LAYOUT_CAP) {
+    let text = match quarantine::read_own(path, LAYOUT_CAP) {
         Ok((text, _)) => text,
         Err(error) if error.is_not_found() => return Ok(Layout::Absent),
         Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::FileTooLarge) => {
@@ -141,7 +141,7 @@ fn has_parts(root: &Path) -> bool {
 /// Returns whether a file begins as the tag of a cache does.
 fn is_tag(path: &Path) -> bool {
     let signature = TAG.lines().next().unwrap_or_default();
-    let read = aside::read_own(path, TAG_CAP);
+    let read = quarantine::read_own(path, TAG_CAP);
     read.is_ok_and(|(text, _)| text.starts_with(signature.as_bytes()))
 }
 
@@ -175,7 +175,7 @@ fn heal_within(root: &Path) -> Result<Vec<Moved>, StoreError> {
                 let path = directory.join(&entry.name);
                 refuse_link(&path)?;
                 if is_shard(&entry.name) {
-                    moved.extend(aside::set_file_aside(root, &path)?);
+                    moved.extend(quarantine::quarantine_unless_directory(root, &path)?);
                     fs::create_dir_all(&path)?;
                 }
             }
@@ -184,7 +184,7 @@ fn heal_within(root: &Path) -> Result<Vec<Moved>, StoreError> {
     for folder in RUN_FOLDERS {
         let path = root.join(RUNS).join(folder);
         refuse_link(&path)?;
-        if let Some(odd) = aside::set_file_aside(root, &path)? {
+        if let Some(odd) = quarantine::quarantine_unless_directory(root, &path)? {
             fs::create_dir_all(&path)?;
             moved.push(odd);
         }
@@ -194,7 +194,7 @@ fn heal_within(root: &Path) -> Result<Vec<Moved>, StoreError> {
         for entry in fs::list(&path)? {
             let is_lock = directory != TMP || Path::new(&entry.name).extension().is_some_and(|it| it == "lock");
             if !entry.is_file && (is_lock || !entry.is_dir) {
-                moved.extend(aside::set_aside(root, &path.join(&entry.name))?);
+                moved.extend(quarantine::quarantine_unless_file(root, &path.join(&entry.name))?);
             }
         }
     }

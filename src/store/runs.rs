@@ -10,8 +10,8 @@ use crate::fs;
 use crate::fs::Durability;
 use crate::store::Store;
 use crate::store::StoreError;
-use crate::store::aside;
 use crate::store::layout;
+use crate::store::quarantine;
 use crate::store::sealed;
 
 const EXTENSION: &str = "jsonl";
@@ -128,12 +128,12 @@ impl Store {
             }
         };
         let folder = all.join(format!("{run}-{}", step.chars().map(plain).collect::<String>()));
-        aside::set_file_aside(self.root(), &folder)?;
+        quarantine::quarantine_unless_directory(self.root(), &folder)?;
         fs::create_dir_all(&folder)?;
         // Names begin with the time.
         let kept = fs::list(&all)?;
         for old in kept.iter().take(kept.len().saturating_sub(MOST_FAILED)) {
-            aside::remove(&all.join(&old.name)).ok();
+            quarantine::remove(&all.join(&old.name)).ok();
         }
         Ok(folder)
     }

@@ -22,8 +22,16 @@ pub(super) fn seal(kind: &str, version: u64, name: &str, document: &str) -> Vec<
     format!("{body}{sum}\n").into_bytes()
 }
 
-/// Checks a sealed document and returns what is in it.
+/// Checks a sealed document of one version and returns what is in it.
 pub(super) fn unseal<'a>(kind: &str, version: u64, name: &str, bytes: &'a [u8]) -> Result<&'a str, Broken> {
+    match unseal_up_to(kind, version, name, bytes)? {
+        (found, document) if found == version => Ok(document),
+        _ => Err(Broken::Damaged),
+    }
+}
+
+/// Checks a sealed document and returns its version and what is in it: `newest` or any older version.
+pub(super) fn unseal_up_to<'a>(kind: &str, newest: u64, name: &str, bytes: &'a [u8]) -> Result<(u64, &'a str), Broken> {
     // 64 digits and a line break.
     let at = bytes.len().checked_sub(65).ok_or(Broken::Damaged)?;
     let (body, sum) = bytes.split_at(at);
@@ -36,12 +44,12 @@ pub(super) fn unseal<'a>(kind: &str, version: u64, name: &str, bytes: &'a [u8]) 
     let mut words = head.split(' ');
     let named = words.next().and_then(|word| word.strip_prefix("forge-")) == Some(kind);
     let found: u64 = words.next().and_then(|word| word.parse().ok()).ok_or(Broken::Damaged)?;
-    if named && found > version {
+    if named && found > newest {
         return Err(Broken::Newer(found));
     }
-    let whole = named && found == version && words.next() == Some(name) && words.next().is_none();
+    let whole = named && found > 0 && words.next() == Some(name) && words.next().is_none();
     if whole && !document.contains('\n') {
-        Ok(document)
+        Ok((found, document))
     } else {
         Err(Broken::Damaged)
     }
@@ -65,6 +73,11 @@ mod tests {
             unseal("result", 2, "abc", &sealed),
             Err(Broken::Damaged),
             "no older version is read as this one"
+        );
+        assert_eq!(unseal_up_to("result", 2, "abc", &sealed), Ok((1, r#"{"a":1}"#)));
+        assert_eq!(
+            unseal_up_to("result", 2, "abc", &seal("result", 0, "abc", "{}")),
+            Err(Broken::Damaged)
         );
     }
 

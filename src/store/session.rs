@@ -11,7 +11,7 @@ use crate::fs::FileLock;
 use crate::fs::PathError;
 use crate::store::Store;
 use crate::store::StoreError;
-use crate::store::aside;
+use crate::store::quarantine;
 
 const LOCK: &str = "lock";
 
@@ -98,7 +98,7 @@ pub(super) fn sweep(tmp: &Path) -> Result<(), StoreError> {
         };
         if let Some(mut lock) = FileLock::try_exclusive(&dir.with_added_extension(LOCK))? {
             lock.remove_on_release();
-            aside::remove(&dir)?;
+            quarantine::remove(&dir)?;
         }
     }
     Ok(())

@@ -19,8 +19,8 @@ use crate::fs::FileKind;
 use crate::fs::Stamp;
 use crate::store::Store;
 use crate::store::StoreError;
+use crate::store::borrow_index::BorrowIndex;
 use crate::store::layout;
-use crate::store::loans::Book;
 use crate::store::sealed;
 
 /// The unit in which room is counted: what file systems give a file at least.
@@ -39,7 +39,7 @@ const UNSHARDED: [&str; 5] = [
 ];
 
 /// Returns how much of a disk a file of so many bytes takes: whole blocks of 4 KiB, whatever the file system does.
-pub(super) fn room(bytes: u64) -> u64 {
+pub(super) fn space_of(bytes: u64) -> u64 {
     bytes.div_ceil(BLOCK).saturating_mul(BLOCK)
 }
 
@@ -75,11 +75,11 @@ pub(super) type Sharded = (Vec<(Hash, FoundFile)>, Vec<PathBuf>);
 
 /// A book of loans, and whether its file is the one that was written down.
 #[derive(Debug)]
-pub(super) struct FoundBook {
+pub(super) struct FoundIndex {
     pub(super) name: String,
     pub(super) stamp: Stamp,
-    pub(super) book: Book,
-    pub(super) holds: bool,
+    pub(super) index: BorrowIndex,
+    pub(super) is_valid: bool,
 }
 
 /// What a text names: `HASH:LENGTH` is a blob, a bare hash the key of an action.
@@ -171,20 +171,20 @@ impl Store {
     }
 
     /// Returns every book of loans that can be read.
-    pub(super) fn all_books(&self) -> Result<Vec<FoundBook>, StoreError> {
-        let mut books = Vec::new();
-        for name in self.book_names()? {
-            if let Some((stamp, book)) = self.book(&name)? {
-                let holds = book.holds();
-                books.push(FoundBook {
+    pub(super) fn all_indexes(&self) -> Result<Vec<FoundIndex>, StoreError> {
+        let mut indexes = Vec::new();
+        for name in self.index_names()? {
+            if let Some((stamp, index)) = self.index(&name)? {
+                let is_valid = index.is_valid();
+                indexes.push(FoundIndex {
                     name,
                     stamp,
-                    book,
-                    holds,
+                    index,
+                    is_valid,
                 });
             }
         }
-        Ok(books)
+        Ok(indexes)
     }
 
     /// Returns the kind of an action, as its document spells it, without verifying the document: for people, and for the
@@ -234,18 +234,18 @@ impl Store {
 
     /// Returns the space that each part of the store takes, in bytes, by the name of its directory: all that counts towards a
     /// limit. What running builds are writing (`tmp`) does not.
-    pub(super) fn rooms(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
-        let mut rooms = BTreeMap::new();
+    pub(super) fn spaces(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
+        let mut spaces = BTreeMap::new();
         for directory in layout::SHARDED.into_iter().chain(UNSHARDED) {
-            let taken = rooms.entry(directory).or_default();
-            walk(&self.root().join(directory), &mut |bytes| *taken += room(bytes))?;
+            let taken = spaces.entry(directory).or_default();
+            walk(&self.root().join(directory), &mut |bytes| *taken += space_of(bytes))?;
         }
-        Ok(rooms)
+        Ok(spaces)
     }
 
     /// Returns the space that the store takes, in bytes, as it counts towards a limit.
-    pub fn room(&self) -> Result<u64, StoreError> {
-        Ok(self.rooms()?.into_values().sum())
+    pub fn space(&self) -> Result<u64, StoreError> {
+        Ok(self.spaces()?.into_values().sum())
     }
 
     /// Returns the results that notes of builds with nothing to do name, and when such a build was last: they open no result,
@@ -271,7 +271,7 @@ impl Store {
     /// Returns what a manifest names that is a blob of the store; nothing where it cannot be read.
     pub(super) fn named_by_manifest(&self, manifest: &BlobDigest) -> Named {
         let mut named = Named::default();
-        if let Some(bytes) = self.glance(manifest, RECORD_CAP) {
+        if let Some(bytes) = self.read_if_intact(manifest, RECORD_CAP) {
             named.add(&bytes);
         }
         named
@@ -298,7 +298,7 @@ impl Store {
             for digest in distinct {
                 entry.bytes += digest.len;
                 if self.own_blob(digest)?.is_none() {
-                    if self.is_lent(digest)? {
+                    if self.is_borrowed(digest)? {
                         entry.borrowed += digest.len;
                     } else {
                         entry.whole = false;
@@ -331,9 +331,9 @@ impl Store {
             let kind = kinds.get(hash).map_or("manifests, logs, leftovers", String::as_str);
             usage.blobs.entry(kind.to_owned()).or_default().add(file.stamp.size);
         }
-        for book in self.all_books()? {
-            if book.holds {
-                for loan in &book.book.loans {
+        for index in self.all_indexes()? {
+            if index.is_valid {
+                for loan in &index.index.blobs {
                     usage.borrowed.add(loan.bytes.len);
                 }
             }
@@ -404,20 +404,20 @@ pub struct Amount {
     /// Their lengths.
     pub bytes: u64,
     /// The room they take, in whole blocks of 4 KiB.
-    pub room: u64,
+    pub space: u64,
 }
 
 impl Amount {
     pub(super) fn add(&mut self, bytes: u64) {
         self.files += 1;
         self.bytes += bytes;
-        self.room += room(bytes);
+        self.space += space_of(bytes);
     }
 
     pub(super) fn join(&mut self, other: Self) {
         self.files += other.files;
         self.bytes += other.bytes;
-        self.room += other.room;
+        self.space += other.space;
     }
 }
 
@@ -458,6 +458,9 @@ mod tests {
         named.add(text.as_bytes());
         assert_eq!(named.blobs, HashSet::from([hash]));
         assert_eq!(named.keys, HashSet::from([other]));
-        assert_eq!((room(0), room(1), room(4096), room(4097)), (0, 4096, 4096, 8192));
+        assert_eq!(
+            (space_of(0), space_of(1), space_of(4096), space_of(4097)),
+            (0, 4096, 4096, 8192)
+        );
     }
 }

@@ -19,7 +19,7 @@ use crate::store::layout;
 use crate::store::sealed;
 
 const KIND: &str = "tombstone";
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 /// No action's document is larger than this.
 const DOCUMENT_CAP: u64 = 4 << 20;
 
@@ -29,7 +29,7 @@ const DOCUMENT_CAP: u64 = 4 << 20;
 #[non_exhaustive]
 pub enum Removal {
     /// The store was to become smaller, and this was among the cheapest to make again for its bytes.
-    Room,
+    Size,
     /// It had not been used for longer than was asked for.
     Age,
     /// A blob that it names was gone, so it was no hit any more.
@@ -62,7 +62,54 @@ pub struct Tombstone {
 
 impl Tombstone {
     /// The version of the form.
-    pub const SCHEMA: u32 = 1;
+    pub const SCHEMA: u32 = 2;
+
+    /// Reads the document of a tombstone, of this version or an older one.
+    fn parse(version: u64, document: &str) -> Option<Self> {
+        if version != 1 {
+            let tombstone: Self = serde_json::from_str(document).ok()?;
+            return (tombstone.schema == Self::SCHEMA).then_some(tombstone);
+        }
+        let old: TombstoneV1 = serde_json::from_str(document).ok()?;
+        (old.schema == 1).then_some(Self {
+            schema: Self::SCHEMA,
+            kind: old.kind,
+            document: old.document,
+            outputs: old.outputs,
+            facts: old.facts,
+            cost_ms: old.cost_ms,
+            last_used: old.last_used,
+            removed: old.removed,
+            why: match old.why {
+                RemovalV1::Room => Removal::Size,
+                RemovalV1::Age => Removal::Age,
+                RemovalV1::Incomplete => Removal::Incomplete,
+            },
+        })
+    }
+}
+
+/// Version 1 of a tombstone, which is still read.
+#[derive(Deserialize)]
+struct TombstoneV1 {
+    schema: u32,
+    kind: Option<String>,
+    document: Option<String>,
+    outputs: BTreeMap<String, BlobDigest>,
+    facts: BTreeMap<String, String>,
+    cost_ms: u64,
+    last_used: u64,
+    removed: u64,
+    why: RemovalV1,
+}
+
+/// The reasons of version 1.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum RemovalV1 {
+    Room,
+    Age,
+    Incomplete,
 }
 
 /// Returns a time as whole seconds since 1970: the form in which the store's documents have it.
@@ -77,19 +124,19 @@ impl Store {
     pub fn tombstone(&self, key: &ActionDigest) -> Option<Tombstone> {
         let path = self.shard(layout::TOMBSTONES, key.hash());
         let (bytes, _) = fs::read_plain(&path, sealed::CAP).ok()?;
-        let document = sealed::unseal(KIND, VERSION, &key.to_string(), &bytes).ok()?;
-        serde_json::from_str(document).ok()
+        let (version, document) = sealed::unseal_up_to(KIND, VERSION, &key.to_string(), &bytes).ok()?;
+        Tombstone::parse(version, document)
     }
 
     /// Leaves a note in place of a result that is about to be removed. Not synced: a torn note is none.
-    pub(super) fn bury(
+    pub(super) fn write_tombstone(
         &self,
         key: &ActionDigest,
         result: &ActionResult,
         last_used: SystemTime,
         why: Removal,
     ) -> Result<(), StoreError> {
-        let document = self.glance(&result.action, DOCUMENT_CAP);
+        let document = self.read_if_intact(&result.action, DOCUMENT_CAP);
         let document = document.and_then(|bytes| String::from_utf8(bytes).ok());
         let kind = document
             .as_deref()
@@ -110,7 +157,7 @@ impl Store {
     }
 
     /// Removes the note of an action that has a result again.
-    pub(super) fn unbury(&self, key: &ActionDigest) -> Result<(), StoreError> {
+    pub(super) fn remove_tombstone(&self, key: &ActionDigest) -> Result<(), StoreError> {
         self.discard(&self.shard(layout::TOMBSTONES, key.hash()))?;
         Ok(())
     }
@@ -120,4 +167,50 @@ impl Store {
 #[derive(Deserialize)]
 struct Kind {
     kind: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "92f0d7f35ed7e399a8b2a1b6022c8b00612f584313cf6a1c345ce192dec284c6";
+    const V1: &str = r#"{"schema":1,"kind":"tensor","document":"{}","outputs":{"tensor":"6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85:3"},"facts":{"a":"b"},"cost_ms":7,"last_used":8,"removed":9,"why":"room"}"#;
+
+    #[test]
+    fn a_tombstone_of_version_1_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let key: ActionDigest = KEY.parse().unwrap();
+        let read = |version: u64, document: &str| {
+            let place = store.shard(layout::TOMBSTONES, key.hash());
+            std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+            std::fs::write(&place, sealed::seal("tombstone", version, KEY, document)).unwrap();
+            store.tombstone(&key)
+        };
+        let digest = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85:3";
+        let expected = Tombstone {
+            schema: 2,
+            kind: Some("tensor".to_owned()),
+            document: Some("{}".to_owned()),
+            outputs: BTreeMap::from([("tensor".to_owned(), digest.parse().unwrap())]),
+            facts: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
+            cost_ms: 7,
+            last_used: 8,
+            removed: 9,
+            why: Removal::Size,
+        };
+        assert_eq!(read(1, V1), Some(expected.clone()));
+        for (word, why) in [("age", Removal::Age), ("incomplete", Removal::Incomplete)] {
+            let other = Tombstone {
+                why,
+                ..expected.clone()
+            };
+            assert_eq!(read(1, &V1.replace("room", word)), Some(other));
+        }
+        let v2 = V1.replace(r#""schema":1"#, r#""schema":2"#).replace("room", "size");
+        assert_eq!(serde_json::to_string(&expected).unwrap(), v2);
+        assert_eq!(read(2, &v2), Some(expected));
+        assert_eq!(read(2, V1), None);
+        assert_eq!(read(1, &v2), None);
+    }
 }

@@ -22,11 +22,11 @@ use crate::fs::Stamp;
 use crate::store::Removal;
 use crate::store::Store;
 use crate::store::StoreError;
-use crate::store::aside;
+use crate::store::borrow_index;
 use crate::store::layout;
+use crate::store::quarantine;
 use crate::store::sealed;
-use crate::store::sealed::Broken;
-use crate::store::survey::FoundBook;
+use crate::store::survey::FoundIndex;
 use crate::store::survey::KindOf;
 use crate::store::survey::list_if_there;
 
@@ -70,11 +70,14 @@ impl Store {
         verified.flaws.extend(self.inner.moved.iter().cloned().map(Flaw::from));
         let (blobs, odd) = self.sharded(layout::CAS)?;
         let mut foreign = self.heal_places(&mut verified, odd)?;
-        let books = self.all_books()?;
-        let lent = loans_of(&books);
-        let lenders = books.into_iter().filter(|found| found.holds).map(Item::Lender);
+        let indexes = self.all_indexes()?;
+        let borrowed = borrowed_in(&indexes);
+        let borrowed_files = indexes
+            .into_iter()
+            .filter(|found| found.is_valid)
+            .map(Item::BorrowedFile);
         let mut items: Vec<Item> = blobs.into_iter().map(|(hash, file)| Item::Blob(hash, file)).collect();
-        items.extend(lenders);
+        items.extend(borrowed_files);
         for item in &items {
             verified.all.add(item.bytes());
         }
@@ -82,7 +85,7 @@ impl Store {
         let seen = self.read_items(&items, threads, watch)?;
         verified.stopped = (watch.stop)();
         verified.blobs = seen.blobs;
-        verified.lenders = seen.lenders;
+        verified.borrowed_files = seen.borrowed_files;
         verified.flaws.extend(seen.flaws);
         self.check_notes(&mut verified, &mut foreign)?;
         let index = self.check_results(&mut verified, &mut foreign)?;
@@ -90,11 +93,11 @@ impl Store {
         for flaw in &mut verified.flaws {
             match flaw {
                 Flaw::Blob { hash, owners, .. } => *owners = self.owners(&index, hash),
-                Flaw::Loan { digest, owners, .. } => *owners = self.owners(&index, &digest.hash),
+                Flaw::BorrowedBlob { digest, owners, .. } => *owners = self.owners(&index, &digest.hash),
                 _ => {}
             }
         }
-        self.drop_incomplete(&mut verified, &index, lent)?;
+        self.drop_incomplete(&mut verified, &index, borrowed)?;
         Ok(verified)
     }
 
@@ -102,8 +105,10 @@ impl Store {
     fn heal_places(&self, verified: &mut Verified, odd: Vec<PathBuf>) -> Result<Vec<PathBuf>, StoreError> {
         let mut foreign = Vec::new();
         for path in odd {
-            if aside::is_place(self.root(), &path) {
-                verified.flaws.extend(self.set_aside(&path)?.map(Flaw::from));
+            if quarantine::is_place(self.root(), &path) {
+                verified
+                    .flaws
+                    .extend(self.quarantine_unless_file(&path)?.map(Flaw::from));
             } else {
                 foreign.push(path);
             }
@@ -122,7 +127,7 @@ impl Store {
             (engines.as_str(), layout::RUNS, "engine"),
             (layout::MANIFESTS, layout::MANIFESTS, "pin"),
             (layout::EVENTS, layout::EVENTS, "event"),
-            (layout::BORROWED, layout::BORROWED, "loans"),
+            (layout::BORROWED, layout::BORROWED, borrow_index::KIND),
         ] {
             let folder = self.root().join(directory);
             for entry in list_if_there(&folder)? {
@@ -131,7 +136,9 @@ impl Store {
                 if entry.is_file {
                     self.check_note(verified, &path, called, kind, &name)?;
                 } else {
-                    verified.flaws.extend(self.set_aside(&path)?.map(Flaw::from));
+                    verified
+                        .flaws
+                        .extend(self.quarantine_unless_file(&path)?.map(Flaw::from));
                 }
             }
         }
@@ -143,7 +150,9 @@ impl Store {
         let (entries, odd) = self.sharded(layout::STAT)?;
         // A damaged entry is no entry, and the next reading of its file replaces it.
         for (_, file) in entries.iter().filter(|(_, file)| file.kind != FileKind::Plain) {
-            verified.flaws.extend(self.set_aside(&file.path)?.map(Flaw::from));
+            verified
+                .flaws
+                .extend(self.quarantine_unless_file(&file.path)?.map(Flaw::from));
         }
         foreign.extend(self.heal_places(verified, odd)?);
         let runs = self.root().join(layout::RUNS);
@@ -151,7 +160,7 @@ impl Store {
             if !entry.is_file && !layout::RUN_FOLDERS.iter().any(|folder| entry.name == **folder) {
                 verified
                     .flaws
-                    .extend(self.set_aside(&runs.join(&entry.name))?.map(Flaw::from));
+                    .extend(self.quarantine_unless_file(&runs.join(&entry.name))?.map(Flaw::from));
             }
         }
         Ok(())
@@ -196,7 +205,9 @@ impl Store {
             let key = ActionDigest::from_hash(hash);
             verified.results += 1;
             if file.kind != FileKind::Plain {
-                verified.flaws.extend(self.set_aside(&file.path)?.map(Flaw::from));
+                verified
+                    .flaws
+                    .extend(self.quarantine_unless_file(&file.path)?.map(Flaw::from));
                 continue;
             }
             let found = match self.peek(&key) {
@@ -278,21 +289,24 @@ impl Store {
         mut explained: HashSet<Hash>,
     ) -> Result<(), StoreError> {
         // Those that were lent since, too.
-        explained.extend(loans_of(&self.all_books()?));
+        explained.extend(borrowed_in(&self.all_indexes()?));
         for flaw in &verified.flaws {
             match flaw {
                 Flaw::Blob { hash, .. } => explained.extend([*hash]),
-                Flaw::Loan { digest, .. } => explained.extend([digest.hash]),
+                Flaw::BorrowedBlob { digest, .. } => explained.extend([digest.hash]),
                 _ => {}
             }
         }
         // What a damaged book said is told again by the next build that finds its output: nothing that may be in one is
         // dropped before.
-        let mut book_lost = false;
+        let mut index_lost = false;
         for file in self.plain_files(layout::QUARANTINE)? {
             let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             explained.extend(name.get(..64).and_then(|digits| digits.parse::<Hash>().ok()));
-            book_lost |= file.path.extension().is_some_and(|extension| extension == "loans");
+            index_lost |= file
+                .path
+                .extension()
+                .is_some_and(|extension| extension == borrow_index::KIND);
         }
         for (key, result, used) in &index.results {
             if self.missing(result)?.is_empty() {
@@ -307,7 +321,7 @@ impl Store {
             if missing.is_empty() {
                 continue;
             }
-            if book_lost && self.kind_of(&result).as_deref() == Some(LENT) {
+            if index_lost && self.kind_of(&result).as_deref() == Some(LENT) {
                 continue;
             }
             let unexplained = missing.iter().find(|digest| !explained.contains(&digest.hash));
@@ -323,7 +337,7 @@ impl Store {
                 });
             }
             let used = u64::try_from(*used).map_or(UNIX_EPOCH, |used| UNIX_EPOCH + Duration::from_nanos(used));
-            self.bury(key, &result, used, Removal::Incomplete)?;
+            self.write_tombstone(key, &result, used, Removal::Incomplete)?;
             fs::remove_file(&self.shard(layout::ACTIONS, key.hash()))?;
             verified.dropped += 1;
         }
@@ -333,9 +347,9 @@ impl Store {
 
 /// Returns the stamp of a note that cannot be believed; nothing if it is whole, gone, or no file any more.
 fn damaged_note(path: &Path, kind: &str, name: &str) -> Result<Option<Stamp>, StoreError> {
-    match aside::read_own(path, sealed::CAP) {
+    match quarantine::read_own(path, sealed::CAP) {
         Ok((bytes, stamp)) => {
-            let is_damaged = matches!(sealed::unseal(kind, 1, name, &bytes), Err(Broken::Damaged));
+            let is_damaged = sealed::unseal_up_to(kind, u64::MAX, name, &bytes).is_err();
             Ok(is_damaged.then_some(stamp))
         }
         Err(error) if error.is_not_found() => Ok(None),
@@ -347,8 +361,8 @@ fn damaged_note(path: &Path, kind: &str, name: &str) -> Result<Option<Stamp>, St
 }
 
 /// Returns the blobs that files outside the store lend, or lent until they changed.
-fn loans_of(books: &[FoundBook]) -> HashSet<Hash> {
-    let loans = books.iter().flat_map(|found| &found.book.loans);
+fn borrowed_in(indexes: &[FoundIndex]) -> HashSet<Hash> {
+    let loans = indexes.iter().flat_map(|found| &found.index.blobs);
     loans.map(|loan| loan.bytes.hash).collect()
 }
 
@@ -367,7 +381,7 @@ fn chosen(mut items: Vec<Item>, sample: Sample, all: u64) -> Vec<Item> {
         let random = RandomState::new();
         items.sort_by_cached_key(|item| match item {
             Item::Blob(hash, _) => random.hash_one(hash),
-            Item::Lender(found) => random.hash_one(&found.name),
+            Item::BorrowedFile(found) => random.hash_one(&found.name),
         });
         let mut taken = 0_u64;
         items.retain(|item| {

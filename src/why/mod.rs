@@ -206,7 +206,7 @@ impl<'a> Why<'a> {
         let tombstone = self.env.store.tombstone(key)?;
         let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(tombstone.removed);
         let why = match tombstone.why {
-            crate::store::Removal::Room => "to save disk space",
+            crate::store::Removal::Size => "to save disk space",
             crate::store::Removal::Age => "because of its age",
             crate::store::Removal::Incomplete => "because it was incomplete",
         };

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
-use crate::store::Loan;
+use crate::store::BorrowedBlob;
 use crate::tensor_type::TensorType;
 
 /// Where a tensor of a candidate comes from.
@@ -55,10 +55,10 @@ pub struct Assembly {
 
 impl Assembly {
     /// Returns the tensors that the store need not keep while the file is there.
-    pub fn loans(&self) -> Vec<Loan> {
+    pub fn borrowed_blobs(&self) -> Vec<BorrowedBlob> {
         let quantized = self.tensors.iter().filter(|tensor| tensor.from == From::Store);
         quantized
-            .map(|tensor| Loan {
+            .map(|tensor| BorrowedBlob {
                 bytes: tensor.bytes,
                 start: tensor.start,
             })

@@ -1,4 +1,4 @@
-//! Nothing is stored twice: what outputs lend to the store, and what happens to it when they are changed, moved or gone.
+//! Nothing is stored twice: which blobs the store borrows from outputs, and what happens when outputs are changed, moved or deleted.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -43,7 +43,7 @@ fn own_tensors(forge: &Forge) -> usize {
 }
 
 #[test]
-fn six_candidates_take_the_room_of_the_outputs() {
+fn six_candidates_take_the_space_of_the_outputs() {
     let forge = Forge::new();
     // Large enough for the block that every small file takes not to be what is measured.
     cache_small::write_model(&forge, 16_384);
@@ -65,7 +65,7 @@ fn six_candidates_take_the_room_of_the_outputs() {
 }
 
 #[test]
-fn deleting_an_output_costs_what_only_it_held() {
+fn deleting_an_output_loses_only_what_no_other_file_contains() {
     let forge = project();
     build_well(&forge, "out");
     let before = candidates(&forge.path("out"));
@@ -85,7 +85,7 @@ fn deleting_an_output_costs_what_only_it_held() {
 }
 
 #[test]
-fn an_output_that_was_edited_never_lends_wrong_bytes() {
+fn no_wrong_bytes_are_borrowed_from_an_output_that_was_edited() {
     let forge = project();
     build_well(&forge, "out");
     let before = candidates(&forge.path("out"));
@@ -113,7 +113,7 @@ fn an_output_that_was_edited_never_lends_wrong_bytes() {
 }
 
 #[test]
-fn an_output_that_was_only_touched_is_read_and_lends_again() {
+fn an_output_that_was_only_touched_is_read_and_borrowed_from_again() {
     let forge = project();
     build_well(&forge, "out");
     for name in ["c0.gguf", "c1.gguf"] {
@@ -122,7 +122,7 @@ fn an_output_that_was_only_touched_is_read_and_lends_again() {
             .unwrap();
     }
     assert_eq!(ran(&build_well(&forge, "out")), BTreeSet::new());
-    // What they lend is there again: a second place is filled without work.
+    // The store borrows from them again: a build to a second place quantizes nothing.
     let events = build_well(&forge, "second");
     assert_eq!(ran_of(&events, "tensor"), 0);
     assert!(candidates(&forge.path("second")) == candidates(&forge.path("out")));
@@ -130,7 +130,7 @@ fn an_output_that_was_only_touched_is_read_and_lends_again() {
 }
 
 #[test]
-fn outputs_that_moved_lend_from_where_they_are() {
+fn outputs_that_moved_are_borrowed_from_where_they_are() {
     let forge = project();
     build_well(&forge, "out");
     std::fs::rename(forge.path("out"), forge.path("moved")).unwrap();
@@ -166,7 +166,7 @@ fn going_back_to_an_earlier_recipe_quantizes_nothing_again() {
 }
 
 #[test]
-fn who_deletes_outputs_often_can_keep_all_in_the_store() {
+fn with_borrow_off_the_store_keeps_all_tensors() {
     let forge = project();
     forge.write("forge.toml", "[cache]\nborrow = false\n");
     build_well(&forge, "out");
@@ -178,18 +178,18 @@ fn who_deletes_outputs_often_can_keep_all_in_the_store() {
     assert!(candidates(&forge.path("out")) == before);
 }
 
-/// Returns a place in an output whose bytes no other output lends.
+/// Returns the offset of a blob in an output that no other output contains.
 fn only_in(forge: &Forge, path: &Path) -> usize {
     let folder = forge.store().join("borrowed-v1");
     let mut starts = BTreeMap::new();
     let mut elsewhere = BTreeSet::new();
     for name in crate::small::names(&folder) {
         let text = std::fs::read_to_string(folder.join(name)).unwrap();
-        let book: serde_json::Value = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
-        for loan in book["loans"].as_array().unwrap() {
-            let bytes = loan["bytes"].as_str().unwrap().to_owned();
-            if book["path"].as_str() == path.to_str() {
-                starts.insert(bytes, loan["start"].as_u64().unwrap() as usize);
+        let index: serde_json::Value = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
+        for blob in index["blobs"].as_array().unwrap() {
+            let bytes = blob["bytes"].as_str().unwrap().to_owned();
+            if index["path"].as_str() == path.to_str() {
+                starts.insert(bytes, blob["start"].as_u64().unwrap() as usize);
             } else {
                 elsewhere.insert(bytes);
             }
@@ -200,7 +200,7 @@ fn only_in(forge: &Forge, path: &Path) -> usize {
 }
 
 #[test]
-fn a_blob_that_an_output_lends_wrongly_is_made_again_in_the_build_that_finds_it() {
+fn a_borrowed_blob_with_wrong_bytes_is_made_again_in_the_build_that_reads_it() {
     let forge = project();
     build_well(&forge, "out");
     let before = candidates(&forge.path("out"));
@@ -220,4 +220,57 @@ fn a_blob_that_an_output_lends_wrongly_is_made_again_in_the_build_that_finds_it(
     build_well(&forge, "out");
     assert!(candidates(&forge.path("out")) == before);
     assert_clean(&forge, "a rotten output");
+}
+
+/// Writes the indexes of borrowed blobs and the tombstones of a store as version 1 of forge wrote them.
+fn as_version_1(forge: &Forge) -> (usize, usize) {
+    let rewrite = |path: &Path, kind: &str, edit: &dyn Fn(&str) -> String| {
+        let text = std::fs::read_to_string(path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let name = lines[0].strip_prefix(&format!("forge-{kind} 2 ")).unwrap();
+        let document = edit(lines[1]).replacen("\"schema\":2", "\"schema\":1", 1);
+        let body = format!("forge-{kind} 1 {name}\n{document}\n");
+        let sum = forge::digest::Hash::of(body.as_bytes());
+        std::fs::write(path, format!("{body}{sum}\n")).unwrap();
+    };
+    let folder = forge.store().join("borrowed-v1");
+    let indexes = crate::small::names(&folder);
+    for name in &indexes {
+        rewrite(&folder.join(name), "loans", &|document| {
+            document.replacen("\"blobs\":", "\"loans\":", 1)
+        });
+    }
+    let tombstones = crate::small::sharded(forge.store(), "tombstones-v1");
+    for path in tombstones.values() {
+        rewrite(path, "tombstone", &|document| {
+            document.replacen("\"why\":\"size\"", "\"why\":\"room\"", 1)
+        });
+    }
+    (indexes.len(), tombstones.len())
+}
+
+#[test]
+fn a_store_with_indexes_and_tombstones_of_version_1_works_as_before() {
+    let forge = project();
+    build_well(&forge, "out");
+    let before = candidates(&forge.path("out"));
+    let (indexes, _) = as_version_1(&forge);
+    assert_eq!(indexes, before.len());
+    assert_clean(&forge, "indexes of version 1");
+    let events = build_well(&forge, "second");
+    assert_eq!(
+        ran_of(&events, "tensor"),
+        0,
+        "the tensors are borrowed from the first outputs"
+    );
+    assert!(candidates(&forge.path("second")) == before);
+    let _ = forge
+        .run(&["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"])
+        .success();
+    let (_, tombstones) = as_version_1(&forge);
+    assert!(tombstones > 0);
+    assert_clean(&forge, "tombstones of version 1");
+    build_well(&forge, "out");
+    assert!(candidates(&forge.path("out")) == before);
+    assert_clean(&forge, "after the next build");
 }

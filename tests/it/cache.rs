@@ -139,7 +139,7 @@ fn a_removed_result_leaves_a_note_that_tells_what_it_was() {
         let tombstone = store.tombstone(&key).unwrap();
         let document = tombstone.document.unwrap();
         assert_eq!(forge::digest::ActionDigest::of(document.as_bytes()), key);
-        assert_eq!(tombstone.why, forge::store::Removal::Room);
+        assert_eq!(tombstone.why, forge::store::Removal::Size);
         assert!(tombstone.removed >= tombstone.last_used);
         assert!(!tombstone.outputs.is_empty());
         tensors += usize::from(tombstone.kind.as_deref() == Some("tensor"));
@@ -319,7 +319,7 @@ fn a_pin_says_what_lies_in_an_output_only() {
         said.contains(&format!("are tensors in `{}`", place.display())),
         "{said}"
     );
-    // With the file goes what it alone lent.
+    // What only that file contained is gone with it.
     std::fs::remove_file(&place).unwrap();
     let pinned = json(&forge, &["cache", "pin", "out/c0.gguf.manifest.json"]);
     assert!(borrowed(&pinned[0]) < before, "{pinned:?}");

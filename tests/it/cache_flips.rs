@@ -1,4 +1,4 @@
-//! A flipped bit anywhere in a store, or in an output that lends to it: found, named, moved aside, made again.
+//! A flipped bit anywhere in a store, or in an output that it borrows from, is found, named, quarantined and made again.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use crate::small::sharded;
 use crate::support::Forge;
 
 /// Changes an output's bytes as a failing disk would: no stamp shows it. Nobody can set a file's ctime, so instead the
-/// store's books and stat entries are written anew for the file's new stamp.
+/// store's indexes and stat entries are written anew for the file's new stamp.
 pub(crate) fn write_keeping_stamps(forge: &Forge, path: &Path, bytes: &[u8]) {
     use std::os::unix::fs::MetadataExt as _;
     let stamp = |path: &Path| {
@@ -37,8 +37,8 @@ pub(crate) fn write_keeping_stamps(forge: &Forge, path: &Path, bytes: &[u8]) {
     std::fs::write(path, bytes).unwrap();
     let after = stamp(path);
     assert_eq!((before.0, before.1, before.2), (after.0, after.1, after.2));
-    let sealed = |kind: &str, name: &str, document: &str| {
-        let body = format!("forge-{kind} 1 {name}\n{document}\n");
+    let sealed = |kind: &str, version: u64, name: &str, document: &str| {
+        let body = format!("forge-{kind} {version} {name}\n{document}\n");
         format!("{body}{}\n", Hash::of(body.as_bytes()))
     };
     let document_of = |path: &Path| {
@@ -56,33 +56,33 @@ pub(crate) fn write_keeping_stamps(forge: &Forge, path: &Path, bytes: &[u8]) {
         if let Some(digest) = document_of(&file).strip_prefix(&facts) {
             let (dev, ino, size, mtime, ctime) = after;
             let document = format!("{dev} {ino} {size} {mtime} {ctime} {digest}");
-            std::fs::write(&file, sealed("stat", &name, &document)).unwrap();
+            std::fs::write(&file, sealed("stat", 1, &name, &document)).unwrap();
             done += 1;
         }
     }
     let folder = forge.store().join("borrowed-v1");
     for name in names(&folder) {
-        let mut book: serde_json::Value = serde_json::from_str(&document_of(&folder.join(&name))).unwrap();
-        if book["path"] == path.to_str().unwrap() && book["ctime_ns"] == before.4 {
-            book["mtime_ns"] = after.3.into();
-            book["ctime_ns"] = after.4.into();
+        let mut index: serde_json::Value = serde_json::from_str(&document_of(&folder.join(&name))).unwrap();
+        if index["path"] == path.to_str().unwrap() && index["ctime_ns"] == before.4 {
+            index["mtime_ns"] = after.3.into();
+            index["ctime_ns"] = after.4.into();
             let (dev, ino, size, mtime, ctime) = after;
-            let file = book["file"].as_str().unwrap();
+            let file = index["file"].as_str().unwrap();
             let stamp = Hash::of(format!("{dev} {ino} {size} {mtime} {ctime} {file}").as_bytes()).to_string();
             let new = format!("{}-{}", &name[..32], &stamp[..32]);
             // The fields in the order that the schema lists.
-            let text = forge_order(&book);
-            std::fs::write(folder.join(&new), sealed("loans", &new, &text)).unwrap();
+            let text = any_order(&index);
+            std::fs::write(folder.join(&new), sealed("loans", 2, &new, &text)).unwrap();
             std::fs::remove_file(folder.join(&name)).unwrap();
             done += 1;
         }
     }
-    assert_eq!(done, 2, "a stat entry and a book");
+    assert_eq!(done, 2, "a stat entry and a index");
 }
 
-fn forge_order(book: &serde_json::Value) -> String {
+fn any_order(index: &serde_json::Value) -> String {
     // A reader takes the fields in any order.
-    book.to_string()
+    index.to_string()
 }
 
 /// Damages a file, asserts that a check finds and names it, and that all is well after the next build.
@@ -100,7 +100,7 @@ fn is_found(forge: &Forge, path: &Path, random: &mut Random, flaw: &str, words: 
     }
     let moved = found[0]["moved_to"].as_str().unwrap();
     assert!(Path::new(moved).exists() && !path.exists(), "{moved}");
-    assert_clean(forge, "what was found is moved aside");
+    assert_clean(forge, "what was found is quarantined");
     build_well(forge, "out");
     assert!(candidates(&forge.path("out")) == before);
     assert_clean(forge, "after the next build");
@@ -170,7 +170,7 @@ fn a_flipped_bit_in_any_note_or_result_is_found_and_named() {
             continue;
         }
         is_found(&forge, &path, &mut random, "note", &["borrowed-v1"]);
-        // What the book said is known again.
+        // What the index said is known again.
         let events = build_well(&forge, "elsewhere");
         assert_eq!(crate::support::ran(&events, "tensor"), 0);
         std::fs::remove_dir_all(forge.path("elsewhere")).unwrap();

@@ -188,13 +188,13 @@ fn links_and_pipes_in_place_of_files_are_not_followed_and_nothing_hangs() {
 }
 
 #[test]
-fn a_book_that_names_somebodys_file_leads_to_nothing_but_looks() {
+fn an_index_that_names_a_foreign_file_leads_to_no_access_but_stat() {
     let forge = project();
     build_well(&forge, "out");
     let expected = candidates(&forge.path("out"));
     let outside = outside(&forge);
     let before = picture(&outside);
-    // A book, whole and sealed, that says that a tensor lies in a device, a pipe, or a file of somebody else's.
+    // An index, whole and sealed, that says that a tensor lies in a device, a pipe, or a file of somebody else's.
     assert!(
         Command::new("mkfifo")
             .arg(forge.path("pipe"))
@@ -203,12 +203,12 @@ fn a_book_that_names_somebodys_file_leads_to_nothing_but_looks() {
             .success()
     );
     let folder = forge.store().join("borrowed-v1");
-    let books: Vec<PathBuf> = crate::small::names(&folder)
+    let indexes: Vec<PathBuf> = crate::small::names(&folder)
         .into_iter()
         .map(|name| folder.join(name))
         .collect();
-    let text = std::fs::read_to_string(&books[0]).unwrap();
-    let book: serde_json::Value = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
+    let text = std::fs::read_to_string(&indexes[0]).unwrap();
+    let index: serde_json::Value = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
     for path in [
         outside.join("precious"),
         PathBuf::from("/dev/zero"),
@@ -217,8 +217,8 @@ fn a_book_that_names_somebodys_file_leads_to_nothing_but_looks() {
         PathBuf::from(""),
     ] {
         use std::os::unix::fs::MetadataExt as _;
-        let mut book = book.clone();
-        book["path"] = path.to_str().unwrap().into();
+        let mut index = index.clone();
+        index["path"] = path.to_str().unwrap().into();
         let mut stamp = (0, 0, 0, 0, 0);
         if let Ok(facts) = std::fs::metadata(&path) {
             let ns = |seconds: i64, nanos: i64| seconds * 1_000_000_000 + nanos;
@@ -231,19 +231,19 @@ fn a_book_that_names_somebodys_file_leads_to_nothing_but_looks() {
             );
         }
         let (dev, ino, size, mtime, ctime) = stamp;
-        book["dev"] = dev.into();
-        book["ino"] = ino.into();
-        book["size"] = size.into();
-        book["mtime_ns"] = mtime.into();
-        book["ctime_ns"] = ctime.into();
-        let file = book["file"].as_str().unwrap();
+        index["dev"] = dev.into();
+        index["ino"] = ino.into();
+        index["size"] = size.into();
+        index["mtime_ns"] = mtime.into();
+        index["ctime_ns"] = ctime.into();
+        let file = index["file"].as_str().unwrap();
         let prefix = Hash::of(path.to_str().unwrap().as_bytes()).to_string();
         let rest = Hash::of(format!("{dev} {ino} {size} {mtime} {ctime} {file}").as_bytes()).to_string();
         let name = format!("{}-{}", &prefix[..32], &rest[..32]);
-        let body = format!("forge-loans 1 {name}\n{book}\n");
+        let body = format!("forge-loans 2 {name}\n{index}\n");
         std::fs::write(folder.join(&name), format!("{body}{}\n", Hash::of(body.as_bytes()))).unwrap();
     }
-    for path in books {
+    for path in indexes {
         std::fs::remove_file(path).unwrap();
     }
     std::fs::remove_dir_all(forge.path("out")).unwrap();

@@ -35,12 +35,12 @@ fn space(forge: &Forge) -> u64 {
         .unwrap()
 }
 
-/// Asserts that a plan names what stays, all of it, and that the plan came true within 1 %.
+/// Asserts that a plan names all that is kept, and that the plan came true within 1 %.
 fn assert_true(forge: &Forge, plan: &Value) {
-    let stays = plan["remaining"].as_object().unwrap().values();
-    let stays: u64 = stays.map(|space| space.as_u64().unwrap()).sum();
+    let kept = plan["remaining"].as_object().unwrap().values();
+    let kept: u64 = kept.map(|space| space.as_u64().unwrap()).sum();
     let after = plan["after"].as_u64().unwrap();
-    assert_eq!(stays, after, "{plan}");
+    assert_eq!(kept, after, "{plan}");
     let space = space(forge);
     assert!(
         space.abs_diff(after) <= after / 100 + 4096,

@@ -167,7 +167,7 @@ fn builders_a_collector_and_a_checker_do_not_hurt_each_other() {
     );
 }
 
-/// What is no damage: outputs that lend and are deleted or replaced, builds that are killed, results that are collected.
+/// What is no damage: outputs that the store borrows from, deleted or replaced, builds that are killed, results that are collected.
 #[test]
 fn a_check_blames_nothing_while_outputs_go_and_builds_are_killed() {
     let time = Duration::from_secs(number_from("FORGE_TEST_STRESS_SECONDS", 5) as u64);

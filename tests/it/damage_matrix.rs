@@ -68,7 +68,7 @@ const KINDS: [&[&str]; 6] = [
     &["layout", "stat entry", "pin"],
     &["CACHEDIR.TAG", "blob", "event"],
     &["result", "last note", "temporary"],
-    &["run record", "engine", "book"],
+    &["run record", "engine", "index"],
     &["fresh note", "lock", "failed"],
     &["earlier note", "tombstone", "lease"],
 ];
@@ -91,7 +91,7 @@ fn files_of(store: &Path, kind: &str) -> Vec<PathBuf> {
         "run record" => files_in(&store.join("runs-v1")),
         "engine" => files_in(&store.join("runs-v1/engines")),
         "failed" => files_in(&store.join("runs-v1/failed/20261127T000000-1-a")),
-        "book" => files_in(&store.join("borrowed-v1")),
+        "index" => files_in(&store.join("borrowed-v1")),
         "pin" => files_in(&store.join("manifests-v1")),
         "event" => files_in(&store.join("events-v1")),
         "lease" => files_in(&store.join("leases")),

@@ -2,9 +2,9 @@
 
 use forge::digest::ActionDigest;
 use forge::manifest::Manifest;
+use forge::store::GcOptions;
 use forge::store::Last;
 use forge::store::Store;
-use forge::store::Wish;
 use serde_json::Value as Json;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -133,17 +133,17 @@ fn a_manifest_that_contradicts_itself_is_written_again() {
 fn a_lease_keeps_the_results_that_a_cached_candidate_was_made_of() {
     let built = Built::new();
     let keys = built.tensor_keys();
-    let wish = Wish {
+    let options = GcOptions {
         older_than: Some(Duration::ZERO),
         also_newest: true,
-        ..Wish::default()
+        ..GcOptions::default()
     };
     let collected = |live: bool| {
         let store = Store::open(built.forge.store()).unwrap();
         let builder = Store::open(built.forge.store()).unwrap();
         let lease = live.then(|| builder.lease().unwrap());
         builder.use_results(keys.iter().copied()).unwrap();
-        let plan = store.gc_plan(&wish).unwrap();
+        let plan = store.gc_plan(&options).unwrap();
         let results: u64 = plan.groups.values().map(|group| group.results).sum();
         let done = store.gc_run(plan, &|_, _| {}).unwrap();
         assert!(done.results <= results);

@@ -154,6 +154,18 @@ const DOCUMENTS: &[(&str, &str, &str)] = &[
     ("tensor-error", "errors", "tensor-errors.v1"),
 ];
 
+/// Documents of older versions that are still read.
+const OLDER: &[(&str, &str)] = &[
+    (
+        "loans.v1",
+        r#"{"schema":1,"path":"/models/out.gguf","file":"6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85:3","dev":1,"ino":2,"size":3,"mtime_ns":4,"ctime_ns":5,"loans":[{"bytes":"6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85:3","start":0}]}"#,
+    ),
+    (
+        "tombstone.v1",
+        r#"{"schema":1,"kind":"tensor","document":"{}","outputs":{"tensor":"6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85:3"},"facts":{"a":"b"},"cost_ms":7,"last_used":8,"removed":9,"why":"room"}"#,
+    ),
+];
+
 /// Places of documents at which a field that is missing, or one too many, must be refused, and the fields that may miss.
 const STRICT: &[(&str, &str, &[&str])] = &[
     ("action-result.v1", "", &[]),
@@ -184,6 +196,8 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("join.v1", "", &[]),
     ("join.v1", "/matched/blk.0.attn_k.weight", &[]),
     ("last.v1", "", &[]),
+    ("borrowed.v2", "", &[]),
+    ("borrowed.v2", "/blobs/0", &[]),
     ("loans.v1", "", &[]),
     ("loans.v1", "/loans/0", &[]),
     ("lock.v1", "", &["source"]),
@@ -212,6 +226,7 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("slices.v1", "", &[]),
     ("tensor-errors.v1", "", &[]),
     ("tombstone.v1", "", &[]),
+    ("tombstone.v2", "", &[]),
     ("why.v1", "", &[]),
 ];
 
@@ -298,8 +313,13 @@ fn unseal(path: &Path) -> (String, String, Value) {
     let sum = forge::digest::Hash::of(format!("{}\n{}\n", lines[0], lines[1]).as_bytes());
     assert_eq!(lines[2], sum.to_string(), "{}", path.display());
     let head: Vec<&str> = lines[0].split(' ').collect();
-    assert_eq!((head.len(), head[1]), (3, "1"), "{}", path.display());
     let kind = head[0].strip_prefix("forge-").unwrap().to_owned();
+    let version = if matches!(kind.as_str(), "loans" | "tombstone") {
+        "2"
+    } else {
+        "1"
+    };
+    assert_eq!((head.len(), head[1]), (3, version), "{}", path.display());
     (kind, head[2].to_owned(), serde_json::from_str(lines[1]).unwrap())
 }
 
@@ -440,15 +460,15 @@ fn every_document_of_a_build_is_what_its_schema_says() {
             schemas.good("last.v1", &last);
         }
     }
-    let books = files_below(&forge.store().join("borrowed-v1"));
-    assert_eq!(books.len(), 3, "one for each candidate");
-    for path in books {
-        let (kind, name, book) = unseal(&path);
+    let indexes = files_below(&forge.store().join("borrowed-v1"));
+    assert_eq!(indexes.len(), 3, "one for each candidate");
+    for path in indexes {
+        let (kind, name, index) = unseal(&path);
         assert_eq!(
             (kind.as_str(), name.as_str()),
             ("loans", path.file_name().unwrap().to_str().unwrap())
         );
-        schemas.good("loans.v1", &book);
+        schemas.good("borrowed.v2", &index);
     }
     let _ = forge.run(&["cache", "pin", "out/sample/rules.gguf"]).success();
     for path in files_below(&forge.store().join("manifests-v1")) {
@@ -492,7 +512,7 @@ fn every_document_of_a_build_is_what_its_schema_says() {
     for path in files_below(&forge.store().join("tombstones-v1")) {
         let (kind, name, tombstone) = unseal(&path);
         assert_eq!((kind.as_str(), &name), ("tombstone", &hex_name(&path)));
-        schemas.good("tombstone.v1", &tombstone);
+        schemas.good("tombstone.v2", &tombstone);
         let document = tombstone["document"].as_str().unwrap();
         assert_eq!(ActionDigest::of(document.as_bytes()).to_string(), name);
     }
@@ -512,6 +532,9 @@ fn every_document_of_a_build_is_what_its_schema_says() {
             .iter()
             .all(|name| schemas.samples.contains_key(*name))
     );
+    for (name, document) in OLDER {
+        schemas.good(name, &serde_json::from_str(document).unwrap());
+    }
     refuses_what_is_not_so(&schemas);
 }
 

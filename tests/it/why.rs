@@ -401,7 +401,7 @@ fn a_result_that_was_collected_says_when_and_what_it_gave_is_still_known() {
     let last = store(&forge).last("small", "join.general").unwrap();
     let key = last.action.to_string();
     let result = store(&forge).lookup(&last.action).unwrap().unwrap();
-    // As the collection of garbage leaves it.
+    // As garbage collection of an earlier version left it.
     let place = small::sharded(forge.store(), "actions-v1").remove(&key).unwrap();
     std::fs::remove_file(place).unwrap();
     let note = json!({

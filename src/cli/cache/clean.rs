@@ -22,19 +22,19 @@ pub(super) fn run(args: &args::Clean, files: &Files, terminal: &Terminal) -> Res
             line(
                 terminal,
                 "cache-clean",
-                json!({ "path": root, "files": removed.files, "disk_bytes": removed.room, "all": false }),
+                json!({ "path": root, "files": removed.files, "disk_bytes": removed.space, "all": false }),
             );
         } else {
             terminal.line(&format!(
                 "forge: {} removed, {} freed",
                 prose::count(removed.files, "file"),
-                prose::bytes(removed.room)
+                prose::bytes(removed.space)
             ));
         }
         return Ok(Exit::Done);
     }
     let total = store.usage().map_err(|error| failure(&error))?.total();
-    let question = format!("remove the whole store at {root} ({})?", prose::bytes(total.room));
+    let question = format!("remove the whole store at {root} ({})?", prose::bytes(total.space));
     if !args.yes && !terminal.ask(&question) {
         if !terminal.can_ask() {
             let unsure = Diagnostic::error("nothing was removed: there is no terminal to ask for confirmation")
@@ -52,7 +52,7 @@ pub(super) fn run(args: &args::Clean, files: &Files, terminal: &Terminal) -> Res
         line(
             terminal,
             "cache-clean",
-            json!({ "path": root, "files": total.files, "disk_bytes": total.room, "all": true }),
+            json!({ "path": root, "files": total.files, "disk_bytes": total.space, "all": true }),
         );
     } else {
         terminal.line(&format!("forge: removed the store at {root}"));

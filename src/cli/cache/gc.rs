@@ -18,17 +18,17 @@ use crate::cli::terminal::Terminal;
 use crate::prose;
 use crate::store::Cause;
 use crate::store::GcDone;
+use crate::store::GcOptions;
 use crate::store::GcPlan;
-use crate::store::Keeper;
+use crate::store::KeepReason;
 use crate::store::Store;
 use crate::store::StoreError;
-use crate::store::Wish;
 
 pub(super) fn run(args: &args::Gc, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let (directory, config) = files.cache()?;
     terminal.set_preferred_color(config.color());
     let store = Store::open(&directory).map_err(|error| failure(&error))?;
-    let wish = Wish {
+    let options = GcOptions {
         max_size: match args.max_size {
             Some(size) => Some(size),
             None => config.max_size()?,
@@ -36,7 +36,7 @@ pub(super) fn run(args: &args::Gc, files: &Files, terminal: &Terminal) -> Result
         older_than: args.older_than,
         also_newest: args.also_newest,
     };
-    let plan = store.gc_plan(&wish).map_err(|error| failure(&error))?;
+    let plan = store.gc_plan(&options).map_err(|error| failure(&error))?;
     let misses = plan.misses_limit();
     if terminal.is_json() {
         line(terminal, "cache-gc-plan", facts(&plan));
@@ -69,16 +69,16 @@ pub(super) fn run(args: &args::Gc, files: &Files, terminal: &Terminal) -> Result
 /// Holds the limit that the user's settings name, after a build. Nothing that goes wrong here fails the build.
 pub(in crate::cli) fn enforce_limit(store: &Store, max_size: Option<u64>, terminal: &Terminal) {
     let Some(max_size) = max_size else { return };
-    let wish = Wish {
+    let options = GcOptions {
         max_size: Some(max_size),
-        ..Wish::default()
+        ..GcOptions::default()
     };
-    let held = store.room().and_then(|room| {
+    let held = store.space().and_then(|space| {
         // Most builds end here: looking at the lengths of files is quick, a plan reads all results.
-        if room <= max_size {
+        if space <= max_size {
             return Ok(None);
         }
-        let plan = store.gc_plan(&wish)?;
+        let plan = store.gc_plan(&options)?;
         if plan.misses_limit() {
             terminal.diagnostic(&too_large(&plan));
         }
@@ -102,7 +102,7 @@ pub(in crate::cli) fn enforce_limit(store: &Store, max_size: Option<u64>, termin
 fn print_result(done: &GcDone, terminal: &Terminal) {
     if terminal.is_json() {
         let facts =
-            json!({ "results": done.results, "files": done.files, "disk_bytes": done.room, "in_use": done.spared });
+            json!({ "results": done.results, "files": done.files, "disk_bytes": done.space, "in_use": done.spared });
         line(terminal, "cache-gc", facts);
         return;
     }
@@ -113,7 +113,7 @@ fn print_result(done: &GcDone, terminal: &Terminal) {
     terminal.line(&format!(
         "forge: {} removed, {} freed{spared}",
         prose::count(done.results, "result"),
-        prose::bytes(done.room)
+        prose::bytes(done.space)
     ));
 }
 
@@ -124,25 +124,29 @@ fn too_large(plan: &GcPlan) -> Diagnostic {
         prose::bytes(plan.after),
         prose::bytes(limit)
     ));
-    let mut largest: Vec<(Keeper, u64)> = plan.stays.iter().map(|(keeper, room)| (*keeper, *room)).collect();
-    largest.sort_by_key(|(keeper, room)| (std::cmp::Reverse(*room), *keeper));
-    let stays: Vec<String> = largest
+    let mut largest: Vec<(KeepReason, u64)> = plan
+        .kept_space
+        .iter()
+        .map(|(reason, space)| (*reason, *space))
+        .collect();
+    largest.sort_by_key(|(reason, space)| (std::cmp::Reverse(*space), *reason));
+    let kept_space: Vec<String> = largest
         .into_iter()
         .map(|(keeper, room)| format!("{} for {}", prose::bytes(room), purpose_of(keeper)))
         .collect();
     let mut warning = warning.code("cache::limit");
-    if !stays.is_empty() {
-        warning = warning.caused_by(format!("what is kept: {}", stays.join(", ")));
+    if !kept_space.is_empty() {
+        warning = warning.caused_by(format!("what is kept: {}", kept_space.join(", ")));
     }
-    let has = |keeper| plan.stays.contains_key(&keeper);
+    let has = |reason| plan.kept_space.contains_key(&reason);
     let mut ways = Vec::new();
-    if has(Keeper::Pinned) {
+    if has(KeepReason::Pinned) {
         ways.push("unpin what is not needed (`forge cache pin` lists it)");
     }
-    if has(Keeper::Newest) {
+    if has(KeepReason::Newest) {
         ways.push("run `forge cache gc --also-newest`");
     }
-    if has(Keeper::Running) {
+    if has(KeepReason::Running) {
         ways.push("run `forge cache gc` when no build is running");
     }
     ways.push("raise the limit");
@@ -154,52 +158,52 @@ fn too_large(plan: &GcPlan) -> Diagnostic {
 }
 
 /// Names what something stays for.
-fn purpose_of(keeper: Keeper) -> &'static str {
+fn purpose_of(keeper: KeepReason) -> &'static str {
     match keeper {
-        Keeper::Pinned => "pinned manifests",
-        Keeper::Newest => "the newest outputs",
-        Keeper::Running => "builds that are running",
-        Keeper::Results => "other results",
-        Keeper::Records => "records of runs",
-        Keeper::Notes => "notes (digests of files, removed results, borrowed tensors)",
+        KeepReason::Pinned => "pinned manifests",
+        KeepReason::Newest => "the newest outputs",
+        KeepReason::Running => "builds that are running",
+        KeepReason::Results => "other results",
+        KeepReason::Records => "records of runs",
+        KeepReason::Notes => "notes (digests of files, removed results, borrowed tensors)",
     }
 }
 
 /// Returns the name of a keeper in JSON.
-fn keeper_name(keeper: Keeper) -> &'static str {
+fn keeper_name(keeper: KeepReason) -> &'static str {
     match keeper {
-        Keeper::Pinned => "pinned",
-        Keeper::Newest => "newest",
-        Keeper::Running => "running",
-        Keeper::Results => "results",
-        Keeper::Records => "records",
-        Keeper::Notes => "notes",
+        KeepReason::Pinned => "pinned",
+        KeepReason::Newest => "newest",
+        KeepReason::Running => "running",
+        KeepReason::Results => "results",
+        KeepReason::Records => "records",
+        KeepReason::Notes => "notes",
     }
 }
 
 fn describe(cause: Cause) -> &'static str {
     match cause {
         Cause::Unreferenced => "no result refers to it (left by interrupted builds)",
-        Cause::Lent => "an output holds the same bytes",
+        Cause::Borrowed => "an output holds the same bytes",
         Cause::Incomplete => "incomplete: a part was lost",
         Cause::Quarantined => "was damaged, and quarantined",
         Cause::Stale => "an outdated note",
         Cause::Age => "not used for longer than --older-than",
         Cause::History => "no build needs it, and the limit is exceeded",
-        Cause::Room => "cheap to compute again for its size, and the limit is exceeded",
+        Cause::Size => "cheap to compute again for its size, and the limit is exceeded",
     }
 }
 
 fn cause_name(cause: Cause) -> &'static str {
     match cause {
         Cause::Unreferenced => "unreferenced",
-        Cause::Lent => "borrowed",
+        Cause::Borrowed => "borrowed",
         Cause::Incomplete => "incomplete",
         Cause::Quarantined => "quarantined",
         Cause::Stale => "stale",
         Cause::Age => "age",
         Cause::History => "records",
-        Cause::Room => "size-limit",
+        Cause::Size => "size-limit",
     }
 }
 
@@ -219,7 +223,7 @@ fn text(plan: &GcPlan) -> Block {
             String::new()
         };
         vec![
-            right(prose::bytes(group.room)),
+            right(prose::bytes(group.space)),
             left(kind),
             left(format!("{}{cost}; {}", what.join(" and "), describe(*cause))),
         ]
@@ -258,13 +262,13 @@ fn facts(plan: &GcPlan) -> serde_json::Value {
                 "kind": kind,
                 "results": group.results,
                 "files": group.files,
-                "disk_bytes": group.room,
+                "disk_bytes": group.space,
                 "cost_ms": group.cost_ms,
             })
         })
         .collect();
-    let stays: serde_json::Map<String, serde_json::Value> = plan
-        .stays
+    let kept_space: serde_json::Map<String, serde_json::Value> = plan
+        .kept_space
         .iter()
         .map(|(keeper, room)| (keeper_name(*keeper).to_owned(), json!(room)))
         .collect();
@@ -274,6 +278,6 @@ fn facts(plan: &GcPlan) -> serde_json::Value {
         "max_size": plan.max_size,
         "groups": groups,
         "kept": { "pinned": plan.kept.pinned, "newest": plan.kept.newest, "in_use": plan.kept.live },
-        "remaining": stays,
+        "remaining": kept_space,
     })
 }

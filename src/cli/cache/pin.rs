@@ -56,11 +56,11 @@ pub(super) fn pin(args: &args::Pin, files: &Files, terminal: &Terminal) -> Resul
                 pinned.pin.output,
                 prose::count(pinned.kept as u64, "result")
             ));
-            for (lender, bytes) in &pinned.borrowed {
+            for (file, bytes) in &pinned.borrowed {
                 terminal.line(&format!(
                     "forge: {} of that are tensors in `{}`: kept as long as that file is unchanged",
                     prose::bytes(*bytes),
-                    lender.display()
+                    file.display()
                 ));
             }
             if pinned.gone > 0 {

@@ -36,7 +36,7 @@ pub(super) fn run(files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let usage = store.usage().map_err(|error| failure(&error))?;
     let free = store.free_space().map_err(|error| failure(&error))?;
     let total = usage.total();
-    let amount = |amount: &Amount| json!({ "files": amount.files, "bytes": amount.bytes, "disk_bytes": amount.room });
+    let amount = |amount: &Amount| json!({ "files": amount.files, "bytes": amount.bytes, "disk_bytes": amount.space });
     if terminal.is_json() {
         let all = |parts: &std::collections::BTreeMap<String, Amount>| {
             let parts = parts.iter().map(|(name, part)| (name.clone(), amount(part)));
@@ -61,7 +61,7 @@ pub(super) fn run(files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
         .iter()
         .map(|(kind, part)| (format!("blobs: {kind}"), *part))
         .collect();
-    rows.sort_by_key(|(_, part)| std::cmp::Reverse(part.room));
+    rows.sort_by_key(|(_, part)| std::cmp::Reverse(part.space));
     let parts = usage.parts.iter().filter(|(_, part)| part.files > 0);
     rows.extend(parts.map(|(name, part)| (name.clone(), *part)));
     let mut text = Block::of(format_args!("{}\n", store.root().display()));
@@ -70,7 +70,7 @@ pub(super) fn run(files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
         .iter()
         .map(|(name, part)| {
             let files = prose::count(part.files, "file");
-            vec![left(name), right(prose::bytes(part.room)), left(files)]
+            vec![left(name), right(prose::bytes(part.space)), left(files)]
         })
         .collect();
     table::add(&mut text, "  ", &rows);

@@ -79,14 +79,14 @@ pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Re
 }
 
 fn print_summary(verified: &Verified, terminal: &Terminal) {
-    let read = verified.blobs.bytes + verified.lenders.bytes;
+    let read = verified.blobs.bytes + verified.borrowed_files.bytes;
     if terminal.is_json() {
         line(
             terminal,
             "cache-verified",
             json!({
                 "blobs": verified.blobs.files,
-                "outputs": verified.lenders.files,
+                "outputs": verified.borrowed_files.files,
                 "bytes": read,
                 "all_bytes": verified.all.bytes,
                 "results": verified.results,
@@ -117,7 +117,7 @@ fn print_summary(verified: &Verified, terminal: &Terminal) {
     } else {
         String::new()
     };
-    let lenders = match verified.lenders.files {
+    let outputs = match verified.borrowed_files.files {
         0 => String::new(),
         files => format!(" and {}", prose::count(files, "output")),
     };
@@ -128,7 +128,7 @@ fn print_summary(verified: &Verified, terminal: &Terminal) {
     };
     let stopped = if verified.stopped { "stopped: " } else { "" };
     terminal.line(&format!(
-        "forge: {stopped}{}{lenders} ({}{part}), {} and {} read: {flaws}",
+        "forge: {stopped}{}{outputs} ({}{part}), {} and {} read: {flaws}",
         prose::count(verified.blobs.files, "blob"),
         prose::bytes(read),
         prose::count(verified.results, "result"),
@@ -203,7 +203,7 @@ fn sentence(flaw: &Flaw, names: &Names) -> (String, Option<String>) {
             ),
             Some("how it was lost is not known; the result that refers to it was dropped".to_owned()),
         ),
-        Flaw::Loan { digest, path, owners } => (
+        Flaw::BorrowedBlob { digest, path, owners } => (
             format!(
                 "`{}` no longer contains blob {}: {}",
                 path.display(),
@@ -212,7 +212,7 @@ fn sentence(flaw: &Flaw, names: &Names) -> (String, Option<String>) {
             ),
             Some("its bytes changed but its timestamps did not; the next build reads the file again".to_owned()),
         ),
-        Flaw::Lender { path } => (
+        Flaw::BorrowedFile { path } => (
             format!("`{}` has changed but its timestamps have not", path.display()),
             Some(
                 "the tensors that the store borrows from it are intact; the next build writes the file again"
@@ -267,12 +267,12 @@ fn flaw_facts(flaw: &Flaw, names: &Names) -> Value {
         Flaw::Gone { digest, owner } => {
             json!({ "damage": "missing", "blob": digest.to_string(), "owners": owners(std::slice::from_ref(owner)) })
         }
-        Flaw::Loan {
+        Flaw::BorrowedBlob {
             digest,
             path,
             owners: of,
         } => json!({ "damage": "borrowed-blob", "blob": digest.to_string(), "path": path, "owners": owners(of) }),
-        Flaw::Lender { path } => json!({ "damage": "output", "path": path }),
+        Flaw::BorrowedFile { path } => json!({ "damage": "output", "path": path }),
         Flaw::Note {
             directory,
             name,

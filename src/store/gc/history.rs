@@ -1,5 +1,6 @@
-//! Records and notes: what explains earlier runs and spares readings, and what no build needs. Under a size limit they go
-//! before results do, the oldest first, except for a floor: the newest of each kind, within a share of the limit.
+//! The history: records and notes that explain earlier runs or save reading files again. No build needs them. Under a size
+//! limit they are removed before results, the oldest first, except for a minimum: the newest of each kind, within a share of
+//! the limit.
 
 use std::collections::HashMap;
 use std::collections::HashSet;
@@ -16,7 +17,7 @@ use crate::store::survey::FoundFile;
 use crate::store::survey::Named;
 use crate::store::survey::RECORD_CAP;
 use crate::store::survey::list_if_there;
-use crate::store::survey::room;
+use crate::store::survey::space_of;
 use crate::store::survey::walk;
 
 pub(super) const RUN: &str = "runs";
@@ -26,36 +27,36 @@ pub(super) const TOMBSTONE: &str = "tombstones";
 const FAILED: &str = "failed";
 const STAT: &str = "stat";
 
-/// The least space that each share of the floor has, in bytes, however small the limit is.
+/// The smallest size of a share, in bytes, however small the limit is.
 const LEAST_SHARE: u64 = 128 << 10;
-/// A file up to this size, in bytes, is read again in a moment, so the note of its digest may go. The note of a larger file
-/// stays: reading a model of 500 GB again takes an hour.
+/// A file up to this size, in bytes, is quick to read again, so its digest may be removed. The digest of a larger file is
+/// kept: reading a model of 500 GB again takes an hour.
 const QUICK_TO_READ: u64 = 64 << 20;
 
-/// One record or note, with what goes when it goes.
+/// One record or note, with the blobs that it names.
 #[derive(Debug)]
-pub(super) struct Piece {
-    /// What it is: the name of its group in a plan.
+pub(super) struct HistoryItem {
+    /// The name of its group in a plan.
     pub(super) kind: &'static str,
     /// The file, or the folder of a failed step.
     pub(super) path: PathBuf,
     /// When it was last written, in nanoseconds since 1970.
     pub(super) mtime_ns: i64,
-    /// Files: one, except for a folder.
+    /// The number of files: one, except for a folder.
     pub(super) files: u64,
     /// The space that these take, in bytes.
-    pub(super) room: u64,
+    pub(super) space: u64,
     /// The blobs that it names: logs, manifests, action documents.
     pub(super) blobs: HashSet<Hash>,
-    /// It stays while this action has a result.
+    /// It is kept while this action has a result.
     pub(super) unless: Option<Hash>,
 }
 
-impl Piece {
+impl HistoryItem {
     fn new(kind: &'static str, file: FoundFile) -> Self {
         Self {
             kind,
-            room: room(file.stamp.size),
+            space: space_of(file.stamp.size),
             path: file.path,
             mtime_ns: file.stamp.mtime_ns,
             files: 1,
@@ -64,7 +65,7 @@ impl Piece {
         }
     }
 
-    /// Returns whether a live build may still write to it. `horizon` is the time of the oldest lease.
+    /// Returns whether a running build may still write to it. `horizon` is the time of the oldest lease.
     pub(super) fn is_live(&self, horizon: i64) -> bool {
         self.mtime_ns >= horizon || (self.kind == RUN && fs::is_held(&self.path))
     }
@@ -75,8 +76,8 @@ impl Piece {
     }
 }
 
-/// Returns the number of pieces of a kind that the floor keeps at most, and which share of the limit they count towards.
-fn floor_of(kind: &str) -> (usize, usize) {
+/// Returns the maximum number of items of a kind in the minimum, and the share of the limit that they count towards.
+fn minimum_of(kind: &str) -> (usize, usize) {
     match kind {
         RUN => (20, 0),
         FAILED => (3, 0),
@@ -88,52 +89,53 @@ fn floor_of(kind: &str) -> (usize, usize) {
     }
 }
 
-/// Returns the space that each share of the floor may take under a limit, in bytes: runs, tombstones, other notes.
+/// Returns the shares of a limit, in bytes: runs, tombstones, other notes.
 fn shares(limit: u64) -> [u64; 3] {
     [8, 16, 16].map(|part| (limit / part).max(LEAST_SHARE))
 }
 
-/// Returns the space that notes of removed results may take under a limit, in bytes.
+/// Returns the space that tombstones may take under a limit, in bytes.
 pub(super) fn tombstone_share(limit: u64) -> u64 {
     shares(limit)[1]
 }
 
-/// Returns the pieces that may go under a limit, the oldest first: not those that a live build may still write to, nor
-/// the floor. `size` returns the space that a piece takes with what it alone names.
+/// Splits the items into those that are kept and those that may be removed under a limit, the oldest first. Kept are the
+/// minimum, and the items that a running build may still write to. `size` returns the space of an item with the blobs that
+/// only it names.
 pub(super) fn expendable(
-    mut pieces: Vec<Piece>,
+    mut items: Vec<HistoryItem>,
     limit: u64,
     horizon: i64,
-    size: &dyn Fn(&Piece) -> u64,
-) -> (Vec<Piece>, Vec<Piece>) {
-    pieces.sort_by(|a, b| (b.mtime_ns, &b.path).cmp(&(a.mtime_ns, &a.path)));
+    size: &dyn Fn(&HistoryItem) -> u64,
+) -> (Vec<HistoryItem>, Vec<HistoryItem>) {
+    items.sort_by(|a, b| (b.mtime_ns, &b.path).cmp(&(a.mtime_ns, &a.path)));
     let mut left = shares(limit);
     let mut counts: HashMap<&str, usize> = HashMap::new();
-    let (mut kept, mut going) = (Vec::new(), Vec::new());
-    for piece in pieces {
-        let (most, share) = floor_of(piece.kind);
-        let count = counts.entry(piece.kind).or_default();
-        let size = size(&piece);
-        // The newest run is kept whatever it takes.
-        let newest_run = piece.kind == RUN && *count == 0;
-        if piece.is_live(horizon) || newest_run || (*count < most && size <= left[share]) {
+    let (mut kept, mut removable) = (Vec::new(), Vec::new());
+    for item in items {
+        let (most, share) = minimum_of(item.kind);
+        let count = counts.entry(item.kind).or_default();
+        let size = size(&item);
+        // The newest run is kept whatever its size.
+        let newest_run = item.kind == RUN && *count == 0;
+        if item.is_live(horizon) || newest_run || (*count < most && size <= left[share]) {
             *count = count.saturating_add(1);
             left[share] = left[share].saturating_sub(size);
-            kept.push(piece);
+            kept.push(item);
         } else {
             // No gaps: nothing older of this kind is kept either.
             *count = usize::MAX;
-            going.push(piece);
+            removable.push(item);
         }
     }
-    going.reverse();
-    (kept, going)
+    removable.reverse();
+    (kept, removable)
 }
 
 impl Store {
-    /// Returns the records that name blobs: of runs, of engines, of what steps did before, and of what they did last.
-    pub(super) fn naming_records(&self) -> Result<Vec<Piece>, StoreError> {
-        let mut pieces = Vec::new();
+    /// Returns the records that name blobs: of runs, of engines, and the last and earlier records of steps.
+    pub(super) fn naming_records(&self) -> Result<Vec<HistoryItem>, StoreError> {
+        let mut items = Vec::new();
         for (folder, kind) in [
             (layout::RUNS.to_owned(), RUN),
             (format!("{}/{EARLIER}", layout::RUNS), EARLIER),
@@ -145,31 +147,31 @@ impl Store {
                 };
                 let mut named = Named::default();
                 named.add(&bytes);
-                let mut piece = Piece::new(kind, file);
-                piece.blobs = named.blobs;
-                pieces.push(piece);
+                let mut item = HistoryItem::new(kind, file);
+                item.blobs = named.blobs;
+                items.push(item);
             }
         }
         for (file, last) in self.found_last()? {
-            let mut piece = Piece::new(LAST, file);
-            piece.blobs.insert(last.document.hash);
-            piece.blobs.extend(last.manifest.map(|manifest| manifest.hash));
-            piece.unless = Some(*last.action.hash());
-            pieces.push(piece);
+            let mut item = HistoryItem::new(LAST, file);
+            item.blobs.insert(last.document.hash);
+            item.blobs.extend(last.manifest.map(|manifest| manifest.hash));
+            item.unless = Some(*last.action.hash());
+            items.push(item);
         }
-        Ok(pieces)
+        Ok(items)
     }
 
     /// Returns the notes of builds with nothing to do.
-    pub(super) fn fresh_notes(&self) -> Result<Vec<Piece>, StoreError> {
+    pub(super) fn fresh_notes(&self) -> Result<Vec<HistoryItem>, StoreError> {
         let files = self.plain_files(&format!("{}/{FRESH}", layout::RUNS))?;
-        Ok(files.into_iter().map(|file| Piece::new(FRESH, file)).collect())
+        Ok(files.into_iter().map(|file| HistoryItem::new(FRESH, file)).collect())
     }
 
-    /// Returns what else explains or spares readings, and names nothing that is kept for it: what failed steps left, digests of
-    /// files that are read again in a moment, tombstones, events.
-    pub(super) fn other_notes(&self) -> Result<Vec<Piece>, StoreError> {
-        let mut pieces = Vec::new();
+    /// Returns the notes that keep no blobs: folders of failed steps, digests of files that are quick to read again, tombstones,
+    /// events.
+    pub(super) fn other_notes(&self) -> Result<Vec<HistoryItem>, StoreError> {
+        let mut items = Vec::new();
         let failed = self.root().join(layout::RUNS).join(FAILED);
         for entry in list_if_there(&failed)?.into_iter().filter(|entry| entry.is_dir) {
             let path = failed.join(&entry.name);
@@ -177,74 +179,74 @@ impl Store {
             let (mut files, mut taken) = (0, 0);
             walk(&path, &mut |bytes| {
                 files += 1;
-                taken += room(bytes);
+                taken += space_of(bytes);
             })?;
-            pieces.push(Piece {
+            items.push(HistoryItem {
                 kind: FAILED,
                 path,
                 mtime_ns: facts.stamp.mtime_ns,
                 files,
-                room: taken,
+                space: taken,
                 blobs: HashSet::new(),
                 unless: None,
             });
         }
         for (name, file) in self.sharded(layout::STAT)?.0 {
             if self.noted_size(&name).is_none_or(|size| size <= QUICK_TO_READ) {
-                pieces.push(Piece::new(STAT, file));
+                items.push(HistoryItem::new(STAT, file));
             }
         }
         for (_, file) in self.sharded(layout::TOMBSTONES)?.0 {
-            pieces.push(Piece::new(TOMBSTONE, file));
+            items.push(HistoryItem::new(TOMBSTONE, file));
         }
         for file in self.plain_files(layout::EVENTS)? {
             let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            // `<action>-<short hash of what it gave>`; manifests that a build may still write repeat it.
+            // `<action>-<short hash of the result>`. Manifests that a build may still write contain the event.
             let Some(key) = name.get(..64).and_then(|key| key.parse::<Hash>().ok()) else {
                 continue;
             };
-            let mut piece = Piece::new(layout::EVENTS, file);
-            piece.unless = Some(key);
-            pieces.push(piece);
+            let mut item = HistoryItem::new(layout::EVENTS, file);
+            item.unless = Some(key);
+            items.push(item);
         }
-        Ok(pieces)
+        Ok(items)
     }
 
-    /// Removes a record or note, unless it was written again since it was planned or what it stands beside has come back. Says
-    /// whether it went.
-    pub(super) fn remove_piece(&self, piece: &Piece, horizon: i64) -> Result<bool, StoreError> {
-        let Some(now) = fs::facts(&piece.path)? else {
+    /// Removes a record or note, unless it was written again after it was planned, or the result of its action exists again.
+    /// Returns whether it was removed.
+    pub(super) fn remove_item(&self, item: &HistoryItem, horizon: i64) -> Result<bool, StoreError> {
+        let Some(now) = fs::facts(&item.path)? else {
             return Ok(false);
         };
-        if now.stamp.mtime_ns != piece.mtime_ns || piece.is_live(horizon) {
+        if now.stamp.mtime_ns != item.mtime_ns || item.is_live(horizon) {
             return Ok(false);
         }
-        if let Some(key) = &piece.unless
+        if let Some(key) = &item.unless
             && fs::facts(&self.shard(layout::ACTIONS, key))?.is_some()
         {
             return Ok(false);
         }
         if now.kind == FileKind::Directory {
-            Ok(fs::remove_dir_all(&piece.path)?)
+            Ok(fs::remove_dir_all(&item.path)?)
         } else {
-            Ok(fs::remove_file(&piece.path)?)
+            Ok(fs::remove_file(&item.path)?)
         }
     }
 
-    /// Removes the oldest tombstones beyond so much space, in bytes. Returns how many files went and the space that they
-    /// took.
+    /// Removes the oldest tombstones until the rest takes at most `share` bytes. Returns the number and the space of the removed
+    /// files.
     pub(super) fn trim_tombstones(&self, share: u64) -> Result<(u64, u64), StoreError> {
         let (mut files, _) = self.sharded(layout::TOMBSTONES)?;
         files.sort_by_key(|(hash, file)| std::cmp::Reverse((file.stamp.mtime_ns, *hash)));
-        let (mut kept, mut gone) = (0, (0, 0));
+        let (mut kept, mut removed) = (0, (0, 0));
         for (_, file) in files {
-            let taken = room(file.stamp.size);
+            let taken = space_of(file.stamp.size);
             kept += taken;
             if kept > share && fs::remove_file(&file.path)? {
-                gone = (gone.0 + 1, gone.1 + taken);
+                removed = (removed.0 + 1, removed.1 + taken);
             }
         }
-        Ok(gone)
+        Ok(removed)
     }
 }
 
@@ -252,45 +254,45 @@ impl Store {
 mod tests {
     use super::*;
 
-    fn piece(kind: &'static str, mtime_ns: i64, room: u64) -> Piece {
-        Piece {
+    fn item(kind: &'static str, mtime_ns: i64, space: u64) -> HistoryItem {
+        HistoryItem {
             kind,
             path: PathBuf::from(format!("/nowhere/{kind}-{mtime_ns}")),
             mtime_ns,
             files: 1,
-            room,
+            space,
             blobs: HashSet::new(),
             unless: None,
         }
     }
 
-    fn times(pieces: &[Piece], kind: &str) -> Vec<i64> {
-        let of_kind = pieces.iter().filter(|piece| piece.kind == kind);
-        of_kind.map(|piece| piece.mtime_ns).collect()
+    fn times(items: &[HistoryItem], kind: &str) -> Vec<i64> {
+        let of_kind = items.iter().filter(|item| item.kind == kind);
+        of_kind.map(|item| item.mtime_ns).collect()
     }
 
     #[test]
-    fn the_newest_of_each_kind_stay_within_a_share_and_the_oldest_go_first() {
-        let mut pieces: Vec<Piece> = (0..100).map(|time| piece(RUN, time, 4096)).collect();
-        pieces.extend((0..100).map(|time| piece(EARLIER, time, 4096)));
-        let (kept, going) = expendable(pieces, 1 << 40, 1000, &|piece| piece.room);
+    fn the_newest_of_each_kind_are_kept_within_a_share_and_the_oldest_are_removed_first() {
+        let mut items: Vec<HistoryItem> = (0..100).map(|time| item(RUN, time, 4096)).collect();
+        items.extend((0..100).map(|time| item(EARLIER, time, 4096)));
+        let (kept, removable) = expendable(items, 1 << 40, 1000, &|item| item.space);
         assert_eq!(times(&kept, RUN), (80..100).rev().collect::<Vec<_>>());
         assert_eq!(times(&kept, EARLIER), (36..100).rev().collect::<Vec<_>>());
-        assert_eq!(times(&going, RUN), (0..80).collect::<Vec<_>>());
-        assert!(going.is_sorted_by_key(|piece| piece.mtime_ns));
+        assert_eq!(times(&removable, RUN), (0..80).collect::<Vec<_>>());
+        assert!(removable.is_sorted_by_key(|item| item.mtime_ns));
     }
 
     #[test]
-    fn large_records_have_a_share_of_the_limit_and_the_newest_run_stays() {
-        let pieces = |room| (0..10).map(|time| piece(RUN, time, room)).collect();
-        let size = |piece: &Piece| piece.room;
+    fn large_records_have_a_share_of_the_limit_and_the_newest_run_is_kept() {
+        let items = |space| (0..10).map(|time| item(RUN, time, space)).collect();
+        let size = |item: &HistoryItem| item.space;
         // An eighth of 8 MiB has space for two and a half of them.
-        let (kept, _) = expendable(pieces(400 << 10), 8 << 20, 1000, &size);
+        let (kept, _) = expendable(items(400 << 10), 8 << 20, 1000, &size);
         assert_eq!(times(&kept, RUN), [9, 8]);
-        let (kept, _) = expendable(pieces(16 << 20), 8 << 20, 1000, &size);
+        let (kept, _) = expendable(items(16 << 20), 8 << 20, 1000, &size);
         assert_eq!(times(&kept, RUN), [9]);
-        // What a live build may write to is no history.
-        let (kept, _) = expendable(pieces(16 << 20), 8 << 20, 7, &size);
+        // Items that a running build may write to are kept.
+        let (kept, _) = expendable(items(16 << 20), 8 << 20, 7, &size);
         assert_eq!(times(&kept, RUN), [9, 8, 7]);
     }
 }

@@ -1,4 +1,4 @@
-//! Carrying a plan out: everything is looked at again in the moment it is removed.
+//! Executes a plan. Everything is checked again just before it is removed.
 
 use std::collections::HashSet;
 
@@ -13,98 +13,99 @@ use crate::digest::BlobDigest;
 use crate::digest::Hash;
 use crate::fs;
 use crate::fs::FileKind;
-use crate::store::Loan;
+use crate::store::BorrowedBlob;
 use crate::store::Removal;
 use crate::store::Store;
 use crate::store::StoreError;
-use crate::store::aside;
 use crate::store::layout;
+use crate::store::quarantine;
 use crate::store::survey::FoundResult;
-use crate::store::survey::room;
+use crate::store::survey::space_of;
 
-/// How many things are removed between two looks of others.
+/// How many files are removed before other processes get the lock.
 const BATCH: usize = 128;
 
 impl Store {
-    /// Carries a plan out. `progress` is told how many things are done, and of how many.
+    /// Executes a plan. Calls `progress` with the number of entries that are done and the total number.
     pub fn gc_run(&self, plan: GcPlan, progress: &dyn Fn(u64, u64)) -> Result<GcDone, StoreError> {
         let all = [
             plan.results.len(),
-            plan.pieces.len(),
+            plan.items.len(),
             plan.blobs.len(),
-            plan.lent.len(),
+            plan.borrowed.len(),
             plan.files.len(),
-            plan.books.len(),
-            plan.idle_books.len(),
+            plan.indexes.len(),
+            plan.idle_indexes.len(),
         ];
         let all = all.into_iter().sum::<usize>() as u64;
         let mut done = GcDone::default();
-        let tell = |done: &GcDone| progress(done.results + done.files + done.spared, all);
+        let report = |done: &GcDone| progress(done.results + done.files + done.spared, all);
         for batch in plan.results.chunks(BATCH) {
             self.collect_results(batch, plan.horizon, &mut done)?;
-            tell(&done);
+            report(&done);
         }
-        for piece in &plan.pieces {
-            if self.remove_piece(piece, plan.horizon)? {
-                done.files += piece.files;
-                done.room += piece.room;
+        for item in &plan.items {
+            if self.remove_item(item, plan.horizon)? {
+                done.files += item.files;
+                done.space += item.space;
             } else {
                 done.spared += 1;
             }
         }
-        tell(&done);
+        report(&done);
         if plan.tombstones.is_some()
             && let Some(limit) = plan.max_size
         {
-            let (files, room) = self.trim_tombstones(tombstone_share(limit))?;
+            let (files, space) = self.trim_tombstones(tombstone_share(limit))?;
             done.files += files;
-            done.room += room;
+            done.space += space;
         }
-        // Looked at after the results and records went: a build may have committed a result since that names a blob of the plan.
+        // Read after the results and records were removed: a build may have committed a result that names a blob of the plan.
         let named = self.named_now()?;
         let blobs: Vec<Hash> = plan.blobs.into_iter().filter(|hash| !named.contains(hash)).collect();
         for batch in blobs.chunks(BATCH) {
             self.collect_blobs(batch, plan.horizon, false, &mut done)?;
-            tell(&done);
+            report(&done);
         }
-        for batch in plan.lent.chunks(BATCH) {
+        for batch in plan.borrowed.chunks(BATCH) {
             self.collect_blobs(batch, plan.horizon, true, &mut done)?;
-            tell(&done);
+            report(&done);
         }
         for path in &plan.files {
-            // A directory is one that was moved aside.
+            // Only the quarantine contains directories.
             if let Some(facts) = fs::facts(path)?
-                && aside::remove(path)?
+                && quarantine::remove(path)?
             {
                 done.files += 1;
-                done.room += room(facts.stamp.size);
+                done.space += space_of(facts.stamp.size);
             }
         }
-        for name in &plan.books {
-            let Some((_, book)) = self.book(name)?.filter(|(_, book)| !book.holds()) else {
+        for name in &plan.indexes {
+            let Some((_, index)) = self.index(name)?.filter(|(_, index)| !index.is_valid()) else {
                 continue;
             };
-            // A result that a running build uses stays although its blob is gone with the file. The book says how it was lost:
+            // A result that a running build uses is kept, although its blob was lost with the file. The index explains the loss:
             // without it, `forge cache verify` would report damage.
-            let lost =
-                |loan: &Loan| Ok::<_, StoreError>(named.contains(&loan.bytes.hash) && !self.has_blob(&loan.bytes)?);
+            let lost = |blob: &BorrowedBlob| {
+                Ok::<_, StoreError>(named.contains(&blob.bytes.hash) && !self.has_blob(&blob.bytes)?)
+            };
             let mut explains = false;
-            for loan in &book.loans {
-                explains = explains || lost(loan)?;
+            for blob in &index.blobs {
+                explains = explains || lost(blob)?;
             }
             if explains {
                 done.spared += 1;
             } else {
-                self.remove_book(name)?;
+                self.remove_index(name)?;
                 done.files += 1;
             }
         }
-        self.collect_idle_books(&plan.idle_books, &mut done)?;
-        tell(&done);
+        self.collect_idle_indexes(&plan.idle_indexes, &mut done)?;
+        report(&done);
         Ok(done)
     }
 
-    /// Returns the blobs that anything in the store names now.
+    /// Returns the blobs that anything in the store names.
     fn named_now(&self) -> Result<HashSet<Hash>, StoreError> {
         let mut named = self.named_by_pins()?.blobs;
         for found in self.all_results()? {
@@ -114,30 +115,30 @@ impl Store {
         Ok(named)
     }
 
-    /// Removes lists of what outputs lend, if still nothing of it is named. A build that runs may have put a blob that only the
-    /// output holds, and name it in a result later; so this waits until there is none.
-    fn collect_idle_books(&self, names: &[String], done: &mut GcDone) -> Result<(), StoreError> {
+    /// Removes indexes of which no blob is named. A running build may have written a blob that only the output contains, and
+    /// name it in a result later. So this does nothing while a build runs.
+    fn collect_idle_indexes(&self, names: &[String], done: &mut GcDone) -> Result<(), StoreError> {
         if names.is_empty() {
             return Ok(());
         }
         let _sweeping = self.sweeping()?;
-        // The collector has a lease itself.
+        // One of the leases is our own.
         if self.live_leases()? > 1 {
             done.spared += names.len() as u64;
             return Ok(());
         }
         let named = self.named_now()?;
         for name in names {
-            let Some((stamp, book)) = self.book(name)? else {
+            let Some((stamp, index)) = self.index(name)? else {
                 continue;
             };
-            if book.loans.iter().any(|loan| named.contains(&loan.bytes.hash)) {
+            if index.blobs.iter().any(|blob| named.contains(&blob.bytes.hash)) {
                 done.spared += 1;
                 continue;
             }
-            self.remove_book(name)?;
+            self.remove_index(name)?;
             done.files += 1;
-            done.room += room(stamp.size);
+            done.space += space_of(stamp.size);
         }
         Ok(())
     }
@@ -154,9 +155,9 @@ impl Store {
             let why = match cause {
                 Cause::Incomplete => Removal::Incomplete,
                 Cause::Age => Removal::Age,
-                _ => Removal::Room,
+                _ => Removal::Size,
             };
-            self.bury(&found.key, &found.result, since(found.last_used()), why)?;
+            self.write_tombstone(&found.key, &found.result, since(found.last_used()), why)?;
         }
         {
             let _sweeping = self.sweeping()?;
@@ -164,7 +165,7 @@ impl Store {
             for (number, (found, _)) in batch.iter().enumerate() {
                 let path = self.shard(layout::ACTIONS, found.key.hash());
                 let now = fs::facts(&path)?;
-                // Only the very result that was looked at, and only if nobody has used it since.
+                // Only if it is the result that was planned, and no build has used it since.
                 let idle = now.is_some_and(|now| now.stamp.mtime_ns == found.used && found.used < horizon);
                 let idle = idle && !used_now.contains(found.key.hash());
                 if idle {
@@ -176,14 +177,14 @@ impl Store {
             }
         }
         for key in spared {
-            self.unbury(&key)?;
+            self.remove_tombstone(&key)?;
             done.spared += 1;
         }
         Ok(())
     }
 
-    /// Removes blobs that nobody has used since the horizon; with `lent`, only those that a file lends.
-    fn collect_blobs(&self, batch: &[Hash], horizon: i64, lent: bool, done: &mut GcDone) -> Result<(), StoreError> {
+    /// Removes blobs that no build has used since the horizon; with `borrowed`, only those that can be borrowed.
+    fn collect_blobs(&self, batch: &[Hash], horizon: i64, borrowed: bool, done: &mut GcDone) -> Result<(), StoreError> {
         let trash = self.scratch()?;
         let _sweeping = self.sweeping()?;
         for hash in batch {
@@ -195,12 +196,12 @@ impl Store {
                 hash: *hash,
                 len: facts.stamp.size,
             };
-            // What is being taken back from a file that is about to be replaced is marked, too.
-            if facts.stamp.mtime_ns < horizon && (!lent || self.is_lent(&digest)?) {
-                // A rename takes a moment however large it is; what it takes to free it is done when nobody waits.
+            // A blob that was copied back from an output is marked as used, too.
+            if facts.stamp.mtime_ns < horizon && (!borrowed || self.is_borrowed(&digest)?) {
+                // A rename is quick, whatever the size of the file. The space is freed after the lock is released.
                 fs::rename(&path, &trash.path().join(hash.to_string()))?;
                 done.files += 1;
-                done.room += room(facts.stamp.size);
+                done.space += space_of(facts.stamp.size);
             } else {
                 done.spared += 1;
             }

@@ -6,7 +6,7 @@ use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::digest::Hash;
 use crate::store::Amount;
-use crate::store::aside::Moved;
+use crate::store::quarantine::Moved;
 
 /// How much is read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +70,7 @@ pub enum Flaw {
         owner: Owner,
     },
     /// A file that lends a blob holds other bytes, though its stamp is the same.
-    Loan {
+    BorrowedBlob {
         /// The blob.
         digest: BlobDigest,
         /// The file, outside the store.
@@ -79,7 +79,7 @@ pub enum Flaw {
         owners: Vec<Owner>,
     },
     /// A file that lends blobs has changed elsewhere, though its stamp is the same.
-    Lender {
+    BorrowedFile {
         /// The file, outside the store.
         path: PathBuf,
     },
@@ -110,7 +110,7 @@ pub struct Verified {
     /// Blobs that were read.
     pub blobs: Amount,
     /// Files outside the store that were read for what they lend.
-    pub lenders: Amount,
+    pub borrowed_files: Amount,
     /// Blobs and files in all, read or not.
     pub all: Amount,
     /// Results that were looked at.

@@ -15,22 +15,22 @@ use crate::fs;
 use crate::store::Amount;
 use crate::store::Store;
 use crate::store::StoreError;
-use crate::store::aside;
+use crate::store::quarantine;
 use crate::store::stat;
-use crate::store::survey::FoundBook;
 use crate::store::survey::FoundFile;
+use crate::store::survey::FoundIndex;
 
 /// Something that is read through.
 pub(super) enum Item {
     Blob(Hash, FoundFile),
-    Lender(FoundBook),
+    BorrowedFile(FoundIndex),
 }
 
 impl Item {
     pub(super) fn bytes(&self) -> u64 {
         match self {
             Self::Blob(_, file) => file.stamp.size,
-            Self::Lender(found) => found.book.file.len,
+            Self::BorrowedFile(found) => found.index.file.len,
         }
     }
 }
@@ -39,7 +39,7 @@ impl Item {
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) blobs: Amount,
-    pub(super) lenders: Amount,
+    pub(super) borrowed_files: Amount,
     pub(super) flaws: Vec<Flaw>,
 }
 
@@ -61,14 +61,14 @@ impl Store {
                 };
                 let outcome = match item {
                     Item::Blob(hash, file) => self.read_blob(hash, file, &progress),
-                    Item::Lender(found) => self.read_lender(found, &progress),
+                    Item::BorrowedFile(found) => self.read_borrowed_file(found, &progress),
                 };
                 match outcome {
                     Ok(found) => {
                         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
                         seen.flaws.extend(found.flaws);
                         seen.blobs.join(found.blobs);
-                        seen.lenders.join(found.lenders);
+                        seen.borrowed_files.join(found.borrowed_files);
                     }
                     Err(error) => {
                         next.store(usize::MAX / 2, Ordering::Relaxed);
@@ -92,12 +92,13 @@ impl Store {
 
     fn read_blob(&self, hash: &Hash, found: &FoundFile, progress: &dyn Fn(u64)) -> Result<Seen, StoreError> {
         let mut seen = Seen::default();
-        let (file, stamp) = match aside::open_own(&found.path) {
+        let (file, stamp) = match quarantine::open_own(&found.path) {
             Ok(opened) => opened,
             // Collected, or lent, meanwhile.
             Err(error) if error.is_not_found() => return Ok(seen),
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                seen.flaws.extend(self.set_aside(&found.path)?.map(Flaw::from));
+                seen.flaws
+                    .extend(self.quarantine_unless_file(&found.path)?.map(Flaw::from));
                 return Ok(seen);
             }
             Err(error) => return Err(error.into()),
@@ -121,16 +122,16 @@ impl Store {
     }
 
     /// Reads a file that lends blobs, once, and digests it whole and each blob in it.
-    fn read_lender(&self, found: &FoundBook, progress: &dyn Fn(u64)) -> Result<Seen, StoreError> {
+    fn read_borrowed_file(&self, found: &FoundIndex, progress: &dyn Fn(u64)) -> Result<Seen, StoreError> {
         let mut seen = Seen::default();
-        let path = Path::new(&found.book.path);
+        let path = Path::new(&found.index.path);
         let Ok((file, stamp)) = fs::open_plain(path) else {
             return Ok(seen);
         };
-        if !found.book.is_of(&stamp) {
+        if !found.index.has_stamp(&stamp) {
             return Ok(seen);
         }
-        let mut loans = found.book.loans.clone();
+        let mut loans = found.index.blobs.clone();
         loans.sort_by_key(|loan| loan.start);
         let mut whole = blake3::Hasher::new();
         let mut block = vec![0; 1 << 20];
@@ -171,24 +172,24 @@ impl Store {
             Ok(())
         };
         let unreadable = read_all().is_err();
-        seen.lenders.add(stamp.size);
-        let is_whole = Hash::from_bytes(*whole.finalize().as_bytes()) == found.book.file.hash;
+        seen.borrowed_files.add(stamp.size);
+        let is_whole = Hash::from_bytes(*whole.finalize().as_bytes()) == found.index.file.hash;
         if is_whole && wrong.is_empty() && !unreadable {
             return Ok(seen);
         }
         let now = fs::Stamp::of_file(&file, path)?;
-        if now != stamp || !found.book.holds() {
+        if now != stamp || !found.index.is_valid() {
             // Somebody changed it meanwhile: it lends nothing any more.
             return Ok(seen);
         }
         if unreadable {
             wrong = loans.iter().map(|loan| loan.bytes).collect();
         }
-        self.strike_out(&found.name, &wrong, &stamp)?;
+        self.remove_from_index(&found.name, &wrong, &stamp)?;
         if wrong.is_empty() {
-            seen.flaws.push(Flaw::Lender { path: path.to_owned() });
+            seen.flaws.push(Flaw::BorrowedFile { path: path.to_owned() });
         }
-        seen.flaws.extend(wrong.into_iter().map(|digest| Flaw::Loan {
+        seen.flaws.extend(wrong.into_iter().map(|digest| Flaw::BorrowedBlob {
             digest,
             path: path.to_owned(),
             owners: Vec::new(),

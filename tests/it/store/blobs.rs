@@ -109,7 +109,7 @@ type Damage = (&'static str, fn(&mut Vec<u8>));
 type Reader<'a> = (&'static str, &'a dyn Fn(&BlobDigest) -> Result<(), StoreError>);
 
 #[test]
-fn damage_is_seen_by_every_reader_moved_aside_and_mended_by_the_next_writer() {
+fn damage_is_seen_by_every_reader_quarantined_and_mended_by_the_next_writer() {
     let place = Place::new();
     let store = &place.store;
     let bytes: Vec<u8> = (0..(1 << 20) + 5_u32).map(|at| (at % 251) as u8).collect();
@@ -129,7 +129,7 @@ fn damage_is_seen_by_every_reader_moved_aside_and_mended_by_the_next_writer() {
         ("verify", &|digest| store.verify(digest)),
     ];
     std::fs::write(place.path("out"), b"what stood there").unwrap();
-    let mut aside = 0;
+    let mut quarantined = 0;
     for (damage, change) in damages {
         for (reader, read) in readers {
             let digest = store.put(&bytes).unwrap();
@@ -153,8 +153,8 @@ fn damage_is_seen_by_every_reader_moved_aside_and_mended_by_the_next_writer() {
                 "{damage}, {reader}: nothing is thrown away"
             );
             assert!(!store.has(&digest), "{damage}, {reader}: not believed any more");
-            aside += 1;
-            assert_eq!(files_under(&store.root().join("quarantine")).len(), aside);
+            quarantined += 1;
+            assert_eq!(files_under(&store.root().join("quarantine")).len(), quarantined);
             assert_eq!(store.put(&bytes).unwrap(), digest);
             assert_eq!(
                 store.read(&digest, u64::MAX).unwrap(),
@@ -325,7 +325,7 @@ fn a_full_disk_is_said_and_leaves_nothing_that_is_believed() {
     assert_eq!(files_under(&root.join("tmp")).len(), 1, "no half-written file stays");
     assert_eq!(assert_all_blobs_whole(&root), 1);
     assert_eq!(store.read(&kept, 100_000).unwrap(), small);
-    assert!(store.free_space().unwrap() > 500_000, "the room is free again");
+    assert!(store.free_space().unwrap() > 500_000, "the space is free again");
     store.put(&vec![2; 100_000]).unwrap();
 }
 

@@ -108,7 +108,7 @@ fn a_result_that_lost_a_blob_is_no_hit_and_gives_way() {
 }
 
 #[test]
-fn a_damaged_result_is_a_miss_moved_aside_and_made_again() {
+fn a_damaged_result_is_a_miss_quarantined_and_made_again() {
     let place = Place::new();
     let key = key("a");
     let result = result_of(&place.store, "a", b"one");

@@ -27,12 +27,12 @@ pub(super) struct Moved {
 
 /// Moves what has the name of a file of the store and is no regular file to the quarantine; returns nothing if there is
 /// nothing of that kind. It takes no lock but one on the quarantine itself, so whoever holds another may call it.
-pub(super) fn set_aside(root: &Path, path: &Path) -> Result<Option<Moved>, StoreError> {
+pub(super) fn quarantine_unless_file(root: &Path, path: &Path) -> Result<Option<Moved>, StoreError> {
     move_if(root, path, |kind| kind != FileKind::Plain)
 }
 
-/// Does what [`set_aside`] does where the name is that of a directory, and a file has it.
-pub(super) fn set_file_aside(root: &Path, path: &Path) -> Result<Option<Moved>, StoreError> {
+/// Does what [`quarantine_unless_file`] does where the name is that of a directory, and a file has it.
+pub(super) fn quarantine_unless_directory(root: &Path, path: &Path) -> Result<Option<Moved>, StoreError> {
     move_if(root, path, |kind| kind != FileKind::Directory)
 }
 
@@ -114,14 +114,14 @@ pub(super) fn read_own(path: &Path, cap: u64) -> Result<(Vec<u8>, Stamp), fs::Pa
 
 impl Store {
     /// Moves what has the name of a file of the store and is no regular file to the quarantine.
-    pub(super) fn set_aside(&self, path: &Path) -> Result<Option<Moved>, StoreError> {
-        set_aside(self.root(), path)
+    pub(super) fn quarantine_unless_file(&self, path: &Path) -> Result<Option<Moved>, StoreError> {
+        quarantine_unless_file(self.root(), path)
     }
 
     /// Removes a file of the store that may be removed at any time; what is no file is moved aside. Says whether the name
     /// was taken.
     pub(super) fn discard(&self, path: &Path) -> Result<bool, StoreError> {
-        if self.set_aside(path)?.is_some() {
+        if self.quarantine_unless_file(path)?.is_some() {
             return Ok(true);
         }
         Ok(fs::remove_file(path)?)
