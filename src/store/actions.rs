@@ -1,4 +1,4 @@
-//! The action cache: what each action gave, by the action's digest.
+//! The action cache: the result of each action, by the digest of the action.
 
 use std::path::PathBuf;
 
@@ -26,48 +26,48 @@ const EVENT: &str = "event";
 const EVENT_VERSION: u64 = 1;
 const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
 
-/// What the action cache has for a key.
+/// What a lookup in the action cache found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lookup {
     /// Nothing.
     Absent,
-    /// A result, but some of the blobs it names are not there, or not of the right length: no hit.
+    /// A result that names blobs which are missing or have the wrong length: not a hit.
     Incomplete {
         /// The result.
         result: ActionResult,
-        /// The blobs that are not there, at least one.
+        /// The missing blobs, at least one.
         missing: Vec<BlobDigest>,
     },
-    /// A file that is no valid result. It was moved aside.
+    /// A damaged result. It was quarantined.
     Damaged {
         /// Where it is now.
         moved_to: PathBuf,
     },
-    /// A result with all that it names.
+    /// A result with all its blobs.
     Hit(ActionResult),
 }
 
-/// What became of a result that was to be committed.
+/// The outcome of committing a result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Committed {
-    /// It is the action's result now.
+    /// The result was stored.
     New,
-    /// The action had the same outputs and facts already; the first result stays.
+    /// The action had a result with the same outputs and facts, which is kept.
     Same,
-    /// The action had a different result already, which stays: the action is not deterministic.
+    /// The action had a different result, which is kept: the action is not deterministic.
     Differs(Box<StoreEvent>),
 }
 
-/// Something that happened to the store and that somebody should look at.
+/// A problem that the store recorded for the user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum StoreEvent {
-    /// An action gave two different results.
+    /// An action produced two different results.
     Nondeterminism {
         /// The action.
         key: ActionDigest,
-        /// The result that stays.
+        /// The result that is kept.
         kept: ActionResult,
         /// The later one.
         differing: ActionResult,
@@ -82,11 +82,11 @@ enum Stored {
 }
 
 impl Store {
-    /// Returns the result of an action if it is a hit: whole, with every blob it names there and of the right length.
+    /// Returns the result of an action if it is a hit: intact, and every blob that it names exists with the right length.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Newer`] if a newer program wrote the result; [`StoreError::Path`] if the store cannot be read.
+    /// [`StoreError::Newer`] if a newer version of forge wrote the result; [`StoreError::Path`] if the store cannot be read.
     pub fn lookup(&self, key: &ActionDigest) -> Result<Option<ActionResult>, StoreError> {
         Ok(match self.find(key)? {
             Lookup::Hit(result) => Some(result),
@@ -94,7 +94,7 @@ impl Store {
         })
     }
 
-    /// Looks an action up as [`Store::lookup`] does, and says why there is no hit.
+    /// Looks up an action as [`Store::lookup`] does, and returns why it is not a hit.
     pub fn find(&self, key: &ActionDigest) -> Result<Lookup, StoreError> {
         match self.stored_result(key)? {
             Stored::Absent => Ok(Lookup::Absent),
@@ -104,8 +104,8 @@ impl Store {
                 Ok(Lookup::Damaged { moved_to })
             }
             Stored::There(result, used) => {
-                // What this build made or found before is kept, with all that it names; else it is written into the lease
-                // now, before a collector can look again.
+                // A result that this build made or found before is kept, with its blobs. Any other is written to the lease now,
+                // before a garbage collection can read the leases again.
                 let unknown = self
                     .own_lease()
                     .filter(|start| used < *start && !self.is_used(key.hash()));
@@ -121,8 +121,8 @@ impl Store {
                     }
                     self.use_result(key.hash())?;
                     let now = Self::mark_time(start);
-                    // How long it was not used is told to the day: a build with nothing to do writes nothing, nor does it
-                    // change what others remember of the file's times.
+                    // The time of the last use is kept to the day, so that a build with nothing to do writes nothing and
+                    // changes no stamps that others have recorded.
                     if now.saturating_sub(used) > DAY_NS {
                         fs::set_modified(&path, now)?;
                     }
@@ -132,7 +132,7 @@ impl Store {
         }
     }
 
-    /// Returns the result of an action whether or not its blobs are there: for explanations, never for a hit.
+    /// Returns the result of an action even if its blobs are missing: for explanations, never for a hit.
     pub fn lookup_shallow(&self, key: &ActionDigest) -> Result<Option<ActionResult>, StoreError> {
         Ok(match self.stored_result(key)? {
             Stored::There(result, _) => Some(result),
@@ -140,7 +140,7 @@ impl Store {
         })
     }
 
-    /// Returns a result that is there and whole, and when it was last used, in nanoseconds since 1970. Marks nothing.
+    /// Returns an intact result and when it was last used, in nanoseconds since 1970, without marking it as used.
     pub(super) fn peek(&self, key: &ActionDigest) -> Result<Option<(ActionResult, i64)>, StoreError> {
         Ok(match self.stored_result(key)? {
             Stored::There(result, used) => Some((result, used)),
@@ -148,13 +148,12 @@ impl Store {
         })
     }
 
-    /// Commits a result, after everything it names. The first result of an action stays: a later one that differs in
-    /// outputs or facts (what it cost always differs) is recorded as an event. A first result that has lost blobs, or is
-    /// damaged, gives way.
+    /// Commits a result, after all blobs that it names. The first result of an action is kept: a later one with other outputs
+    /// or facts is recorded as an event (the cost may differ). A first result that has lost blobs or is damaged is replaced.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Incomplete`] if a blob it names is not there: nothing is committed then.
+    /// [`StoreError::Incomplete`] if a blob that it names is missing: nothing is committed then.
     pub fn commit(&self, key: &ActionDigest, result: &ActionResult) -> Result<Committed, StoreError> {
         let missing = self.missing(result)?;
         if !missing.is_empty() {
@@ -167,7 +166,7 @@ impl Store {
         if let Some(start) = start {
             temp.set_modified(Self::mark_time(start))?;
         }
-        // Synced before the lock is taken: what is done under it takes moments.
+        // Synced before the lock is taken, so that the lock is held only briefly.
         temp.sync()?;
         let _using = self.using()?;
         let _lock = self.replacing(key.hash())?;
@@ -180,7 +179,7 @@ impl Store {
             Stored::There(kept, _) if kept.outputs == result.outputs && kept.facts == result.facts => {
                 self.use_result(key.hash())?;
                 if let Some(parent) = path.parent() {
-                    // Its writer may be between the rename and the sync.
+                    // Its writer may not have synced the directory yet.
                     fs::sync_dir(parent)?;
                 }
                 return Ok(Committed::Same);
@@ -197,12 +196,12 @@ impl Store {
             }
         }
         self.publish(temp, &path, Durability::Synced)?;
-        // It explains only, and may stand beside a result.
+        // A tombstone beside a result does no harm, so a failure is ignored.
         self.remove_tombstone(key).ok();
         Ok(Committed::New)
     }
 
-    /// Returns every recorded event, in a stable order. Damaged records are left out.
+    /// Returns every recorded event, in a stable order. Leaves out damaged records.
     pub fn events(&self) -> Result<Vec<StoreEvent>, StoreError> {
         let directory = self.root().join(layout::EVENTS);
         let mut events = Vec::new();
@@ -220,7 +219,7 @@ impl Store {
         Ok(events)
     }
 
-    /// Records an event once, however often the same thing happens.
+    /// Records an event. The same event is recorded only once.
     fn record(&self, key: &ActionDigest, event: &StoreEvent) -> Result<(), StoreError> {
         let StoreEvent::Nondeterminism { differing, .. } = event;
         let mut what = differing.clone();
@@ -233,7 +232,7 @@ impl Store {
         }
         let temp = self.sealed_temp(EVENT, EVENT_VERSION, &name, event)?;
         self.publish(temp, &path, Durability::Synced)?;
-        // Manifests tell of events: the next build must look at them again.
+        // Manifests contain events, so the next build must check them again.
         self.forget_fresh();
         Ok(())
     }
@@ -257,7 +256,7 @@ impl Store {
         let path = self.shard(layout::ACTIONS, key.hash());
         let (bytes, stamp) = match quarantine::read_own(&path, sealed::CAP) {
             Ok(read) => read,
-            // What is no file is no result; one that is committed takes its place.
+            // What is not a file counts as missing. A committed result replaces it.
             Err(error) if error.is_not_found() || error.kind() == std::io::ErrorKind::InvalidInput => {
                 return Ok(Stored::Absent);
             }
@@ -282,11 +281,12 @@ impl Store {
             }
             Err(Broken::Damaged) => {}
         }
-        // Of the file that was read: by now another one may have the name, and that one may be whole.
+        // The stamp of the file that was read: another file may have the name by now.
         Ok(Stored::Damaged(stamp))
     }
 
-    /// Moves the result of an action aside if it is damaged, and says where to. Nobody replaces it meanwhile.
+    /// Quarantines the result of an action if it is damaged, and returns where it is now. No other process can replace it
+    /// meanwhile.
     pub(super) fn quarantine_damaged_result(&self, key: &ActionDigest) -> Result<Option<PathBuf>, StoreError> {
         let _lock = self.replacing(key.hash())?;
         match self.stored_result(key)? {
@@ -298,7 +298,7 @@ impl Store {
         }
     }
 
-    /// Returns the blobs that a result names and that are not there with the right length, each once.
+    /// Returns the blobs that a result names and that are missing or have the wrong length, each once.
     pub(super) fn missing(&self, result: &ActionResult) -> Result<Vec<BlobDigest>, StoreError> {
         let mut missing = Vec::new();
         for digest in std::iter::once(&result.action).chain(result.outputs.values()) {
@@ -310,8 +310,8 @@ impl Store {
     }
 }
 
-/// Writes a document on one line. The store's own documents are strings, integers and maps with string keys, which
-/// always can be written; should one ever fail, the empty text that comes out is never believed when read.
+/// Writes a document on one line. The store's documents contain only strings, integers and maps with string keys, so this
+/// cannot fail. If it did, the empty text would count as damaged when read.
 fn to_json(document: &impl Serialize) -> String {
     serde_json::to_string(document).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The content-addressed part: bytes under the name of their BLAKE3.
+//! The blobs of the store, each under the BLAKE3 hash of its bytes.
 
 use std::io;
 use std::io::BufWriter;
@@ -26,11 +26,11 @@ use crate::store::quarantine;
 
 const BLOCK: usize = 1 << 20;
 
-/// How often a blob is looked for in the store and then in the files that lend. It may move between the two looks, from the
-/// store to a file or back, but is in its new place before it leaves the old one; so it is found the second time.
-const LOOKS: usize = 2;
+/// How often a blob is searched, first in the store and then in the files that the store borrows from. A blob may move between
+/// the two searches, but it is in its new place before it leaves the old one. So the second attempt finds it.
+const ATTEMPTS: usize = 2;
 
-/// A blob, open: the store's own, or in a file that lends it.
+/// An open blob: in the store, or borrowed.
 enum Opened {
     Own(File, PathBuf),
     Borrowed(BorrowedReader),
@@ -54,7 +54,7 @@ impl Read for Opened {
     }
 }
 
-/// A blob being written. It is nowhere until [`BlobWriter::commit`]; dropped before, it leaves nothing.
+/// A blob being written. [`BlobWriter::commit`] stores it. If the writer is dropped before, nothing is left.
 #[derive(Debug)]
 pub struct BlobWriter {
     store: Store,
@@ -64,12 +64,11 @@ pub struct BlobWriter {
 }
 
 impl BlobWriter {
-    /// Makes what was written a blob: durable, read-only, under its digest. If the blob is there already, that one
-    /// stays.
+    /// Stores what was written as a blob: synced, read-only, under its digest. If the blob exists already, that one is kept.
     ///
     /// # Errors
     ///
-    /// [`StoreError::WriteFailed`] if any write failed before, even if the caller went on; [`StoreError::Path`].
+    /// [`StoreError::WriteFailed`] if any write failed before, even if the caller continued; [`StoreError::Path`].
     pub fn commit(self) -> Result<BlobDigest, StoreError> {
         if self.failed {
             return Err(StoreError::WriteFailed { path: self.path });
@@ -97,7 +96,7 @@ impl Write for BlobWriter {
 }
 
 impl BlobWriter {
-    /// Remembers a failure, and says where it was.
+    /// Records a failed write, and adds the path to its error.
     fn note<T>(&mut self, outcome: io::Result<T>) -> io::Result<T> {
         outcome.map_err(|error| {
             if error.kind() == io::ErrorKind::Interrupted {
@@ -110,11 +109,11 @@ impl BlobWriter {
 }
 
 impl Store {
-    /// Stores bytes.
+    /// Stores bytes as a blob.
     pub fn put(&self, bytes: &[u8]) -> Result<BlobDigest, StoreError> {
         let digest = BlobDigest::of(bytes);
         let path = self.blob_path(&digest);
-        if self.settled_blob(&path, &digest, true)? {
+        if self.existing_blob(&path, &digest, true)? {
             return Ok(digest);
         }
         let mut temp = self.temp()?;
@@ -137,13 +136,13 @@ impl Store {
         })
     }
 
-    /// Takes a finished file out of a [`super::Scratch`] into the store: without copying it if the name is the only one
-    /// the file has, else (a link) by copying, so that nobody else's file becomes a blob. Whoever wrote it must have
-    /// ended: a program that still has it open for writing could change the blob.
+    /// Moves a finished file from a [`super::Scratch`] into the store. A file with several hard links is copied, so that the file
+    /// of another program does not become a blob. The program that wrote it must have ended: if the file is still open for
+    /// writing, the blob could change.
     ///
     /// # Errors
     ///
-    /// [`StoreError::SourceChanged`] if it changes while it is digested. The file is gone then, as after success.
+    /// [`StoreError::SourceChanged`] if the file changes while it is hashed. The file is removed then, as after success.
     pub fn adopt(&self, path: &Path, progress: &dyn Fn(u64)) -> Result<BlobDigest, StoreError> {
         if !fs::is_only_name(path)? {
             return self.adopt_by_copy(path, progress);
@@ -164,7 +163,7 @@ impl Store {
         let mut writer = self.writer()?;
         let mut block = vec![0; BLOCK];
         let mut len = 0_u64;
-        // Not past the end that it had: one byte over shows that it grows.
+        // One byte more than its length shows that the file grows.
         let mut input = (&file).take(before.size.saturating_add(1));
         loop {
             let read = match input.read(&mut block) {
@@ -187,14 +186,14 @@ impl Store {
         Ok(digest)
     }
 
-    /// Returns true if the blob is there with the right length. Looks, and reads nothing.
+    /// Returns whether the blob exists with the right length. Does not read its bytes.
     pub fn has(&self, digest: &BlobDigest) -> bool {
         self.has_blob(digest).unwrap_or(false)
     }
 
-    /// Says whether the blob is there with the right length, telling apart "no" and "could not look".
+    /// Returns whether the blob exists with the right length, or the error of examining it.
     pub(super) fn has_blob(&self, digest: &BlobDigest) -> Result<bool, StoreError> {
-        for _ in 0..LOOKS {
+        for _ in 0..ATTEMPTS {
             if self.own_blob(digest)?.is_some() || self.is_borrowed(digest)? {
                 return Ok(true);
             }
@@ -202,14 +201,14 @@ impl Store {
         Ok(false)
     }
 
-    /// Returns the stamp of a blob that lies in the store itself with the right length.
+    /// Returns the stamp of a blob that lies in the store itself, with the right length.
     pub(super) fn own_blob(&self, digest: &BlobDigest) -> Result<Option<Stamp>, StoreError> {
         let found = fs::facts(&self.blob_path(digest))?;
         let whole = found.filter(|found| found.kind == FileKind::Plain && found.stamp.size == digest.len);
         Ok(whole.map(|found| found.stamp))
     }
 
-    /// Reads a small blob whole, and verifies it.
+    /// Reads a small blob and verifies it.
     ///
     /// # Errors
     ///
@@ -221,7 +220,7 @@ impl Store {
         let mut opened = self.open_any(digest)?;
         let path = opened.path().to_owned();
         let mut bytes = Vec::new();
-        // Not more than promised, whatever is there: one byte over shows that there is more.
+        // One byte more than the expected length shows that the blob is longer.
         (&mut opened)
             .take(digest.len.saturating_add(1))
             .read_to_end(&mut bytes)
@@ -231,8 +230,8 @@ impl Store {
         Ok(bytes)
     }
 
-    /// Reads a small blob for an explanation: verified, but one that is damaged stays where it is, for a check to find and
-    /// to tell. `None` if it cannot be had whole.
+    /// Reads a small blob for an explanation, and verifies it. Returns `None` if it is missing or damaged. A damaged blob is not
+    /// quarantined: a check finds and reports it.
     pub fn read_if_intact(&self, digest: &BlobDigest, cap: u64) -> Option<Vec<u8>> {
         if digest.len > cap {
             return None;
@@ -243,8 +242,8 @@ impl Store {
         (BlobDigest::of(&bytes) == *digest).then_some(bytes)
     }
 
-    /// Maps a blob, and verifies it: for blobs that are too large to hold. One that a file outside the store lends is held
-    /// all the same, since others may change that file under a map.
+    /// Maps a blob into memory and verifies it. A borrowed blob is read into memory instead, because other programs may change
+    /// its file while it is mapped.
     ///
     /// # Errors
     ///
@@ -264,11 +263,11 @@ impl Store {
         Ok(map)
     }
 
-    /// Copies a blob to a writer and verifies it on the way: what was written is to be believed only on success.
+    /// Copies a blob to a writer and verifies it. What was written may be used only after success.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Missing`], [`StoreError::Damaged`]; an error of `out` comes as [`StoreError::Path`] on the blob.
+    /// [`StoreError::Missing`], [`StoreError::Damaged`]; an error of `out` is a [`StoreError::Path`] that names the blob.
     pub fn copy_to(&self, digest: &BlobDigest, out: &mut dyn Write) -> Result<(), StoreError> {
         let mut opened = self.open_any(digest)?;
         self.copy_opened(&mut opened, digest, out)
@@ -297,7 +296,7 @@ impl Store {
         self.verdict_of(digest, hasher.finish().1, opened)
     }
 
-    /// Reads a blob through and verifies it.
+    /// Reads a blob and verifies it.
     ///
     /// # Errors
     ///
@@ -306,25 +305,25 @@ impl Store {
         self.copy_to(digest, &mut io::sink())
     }
 
-    /// Makes a blob that a file outside the store lends the store's own.
+    /// Copies a borrowed blob into the store.
     pub(super) fn copy_into_store(&self, borrowed: BorrowedReader, digest: &BlobDigest) -> Result<(), StoreError> {
         let mut temp = self.temp()?;
         match self.copy_opened(&mut Opened::Borrowed(borrowed), digest, &mut temp) {
             Ok(()) => self.adopt_temp(temp, digest, false),
-            // What is not there any more cannot be taken in.
+            // A blob that the file does not contain any more cannot be copied.
             Err(StoreError::BorrowedChanged { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// Brings a blob to `path` as a fresh file (a reflink or a copy, never a hard link), verified before it gets its
-    /// name, in one step in place of what stood there. The directory must be there. The file is read once more under its
-    /// name ([`Store::confirm`]); returns its stamp.
+    /// Writes a blob to `path` as a new file (a reflink or a copy, never a hard link). It is verified before it atomically replaces
+    /// the file at `path`, and read once more under its name ([`Store::confirm`]). The directory must exist. Returns the stamp
+    /// of the file.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Missing`], [`StoreError::Damaged`]; what stood at `path` stays then.
-    /// [`StoreError::OutputChanged`] if another program changed the file since it got its name.
+    /// [`StoreError::Missing`], [`StoreError::Damaged`]; the file at `path` is not changed then.
+    /// [`StoreError::OutputChanged`] if another program changed the file after it got its name.
     pub fn materialize(&self, digest: &BlobDigest, path: &Path) -> Result<Stamp, StoreError> {
         let (file, blob) = match self.open_any(digest)? {
             Opened::Own(file, blob) => (file, blob),
@@ -349,10 +348,10 @@ impl Store {
         self.confirm(&placed?, digest, &|_| true)
     }
 
-    /// Opens a blob wherever it is.
+    /// Opens a blob in the store, or borrowed.
     fn open_any(&self, digest: &BlobDigest) -> Result<Opened, StoreError> {
         let mut missing = None;
-        for _ in 0..LOOKS {
+        for _ in 0..ATTEMPTS {
             match self.open_blob(digest) {
                 Err(error @ StoreError::Missing { .. }) => missing = Some(error),
                 opened => return opened.map(|(file, path)| Opened::Own(file, path)),
@@ -375,7 +374,7 @@ impl Store {
         }
     }
 
-    /// Opens a blob that has the promised length.
+    /// Opens a blob in the store, with the right length.
     pub(super) fn open_blob(&self, digest: &BlobDigest) -> Result<(File, PathBuf), StoreError> {
         let path = self.blob_path(digest);
         let (file, stamp) = match quarantine::open_own(&path) {
@@ -392,7 +391,7 @@ impl Store {
         Ok((file, path))
     }
 
-    /// Returns where a blob lies.
+    /// Returns the path of a blob in the store.
     pub(super) fn blob_path(&self, digest: &BlobDigest) -> PathBuf {
         self.shard(layout::CAS, &digest.hash)
     }
@@ -401,8 +400,7 @@ impl Store {
         if found == *digest {
             return Ok(());
         }
-        // Whoever asks for the right hash with a wrong length asks for a blob that is not there; the one that is there
-        // may well be whole.
+        // A digest with the right hash and a wrong length names a blob that does not exist; the existing one may be intact.
         if found.hash == digest.hash {
             return Err(StoreError::Missing {
                 digest: *digest,
@@ -418,10 +416,10 @@ impl Store {
         })
     }
 
-    /// Gives a finished temporary file its place, unless the blob is there already (with `lent`: or a file lends it).
+    /// Stores a finished temporary file as a blob, unless the blob exists already (with `borrowed`: or can be borrowed).
     fn adopt_temp(&self, temp: TempFile, digest: &BlobDigest, borrowed: bool) -> Result<(), StoreError> {
         let path = self.blob_path(digest);
-        if self.settled_blob(&path, digest, borrowed)? {
+        if self.existing_blob(&path, digest, borrowed)? {
             return Ok(());
         }
         if let Some(start) = self.own_lease() {
@@ -431,8 +429,9 @@ impl Store {
         self.publish(temp, &path, Durability::Synced)
     }
 
-    /// Returns true if the blob is there, durably, and marks it as used. One of a wrong length is moved aside.
-    pub(super) fn settled_blob(&self, path: &Path, digest: &BlobDigest, borrowed: bool) -> Result<bool, StoreError> {
+    /// Returns whether the blob exists and is synced (with `borrowed`: or can be borrowed), and marks it as used. A blob of a
+    /// wrong length is quarantined.
+    pub(super) fn existing_blob(&self, path: &Path, digest: &BlobDigest, borrowed: bool) -> Result<bool, StoreError> {
         let start = self.own_lease();
         let _using = start.map(|_| self.using()).transpose()?;
         match fs::facts(path)?.filter(|found| found.kind == FileKind::Plain) {
@@ -443,8 +442,8 @@ impl Store {
                     None => true,
                 };
                 if marked {
-                    // Its writer may be between the rename and the sync: a result that names this blob must not become
-                    // durable before the name does.
+                    // Its writer may not have synced the directory yet, and a result that names this blob must not be synced
+                    // before the blob is.
                     if let Some(parent) = path.parent() {
                         fs::sync_dir(parent)?;
                     }
@@ -462,7 +461,7 @@ impl Store {
         Ok(false)
     }
 
-    /// Moves a broken file aside if the name still stands for the file that was found broken, and says where to.
+    /// Quarantines a damaged file if its path still leads to the file that was found damaged. Returns its path in the quarantine.
     pub(super) fn quarantine(
         &self,
         hash: &Hash,
@@ -474,7 +473,7 @@ impl Store {
         self.quarantine_locked(hash, path, broken, suffix)
     }
 
-    /// Does what [`Store::quarantine`] does, for whoever holds the lock already.
+    /// Does what [`Store::quarantine`] does. The caller holds the lock.
     pub(super) fn quarantine_locked(
         &self,
         hash: &Hash,
@@ -485,13 +484,13 @@ impl Store {
         let to = self.free_quarantine_name(hash, suffix)?;
         match fs::facts(path)? {
             Some(now) if (now.stamp.dev, now.stamp.ino) == (broken.dev, broken.ino) => fs::rename(path, &to)?,
-            // Somebody moved it aside before, and perhaps made it again.
+            // Another process has quarantined it already, and perhaps made it again.
             _ => {}
         }
         Ok(to)
     }
 
-    /// Returns a path for something damaged that nothing has yet.
+    /// Returns a free path in the quarantine.
     fn free_quarantine_name(&self, hash: &Hash, suffix: &str) -> Result<PathBuf, StoreError> {
         let directory = self.root().join(layout::QUARANTINE);
         fs::create_dir_all(&directory)?;

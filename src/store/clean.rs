@@ -1,4 +1,4 @@
-//! Removing without asking what is needed: leftovers, or a whole store.
+//! Removes leftovers, or a whole store.
 
 use crate::fs;
 use crate::fs::FileLock;
@@ -10,11 +10,10 @@ use crate::store::quarantine;
 use crate::store::session;
 
 impl Store {
-    /// Removes what dead processes left half-written and what was found damaged and moved aside. Nothing that a build could
-    /// use is touched.
+    /// Removes the temporary files of dead processes and the quarantine. Removes nothing that a build could use.
     pub fn clean(&self) -> Result<Amount, StoreError> {
         session::sweep(&self.root().join(layout::TMP))?;
-        // Counting the living removes the signs of the dead.
+        // This removes the leases of dead processes.
         self.live_leases()?;
         let mut removed = Amount::default();
         for file in self.quarantined()? {
@@ -25,12 +24,12 @@ impl Store {
         Ok(removed)
     }
 
-    /// Removes everything that a store has, and nothing else: what stands beside it in the directory stays, and so does the
-    /// directory then. Returns the names that stayed. No link is followed.
+    /// Removes everything that belongs to the store, and nothing else. Other files in the directory are kept, and then so is the
+    /// directory. Returns the names of these files. Follows no link.
     ///
     /// # Errors
     ///
-    /// [`StoreError::InUse`] if a build lives; [`StoreError::Busy`] if a collector is at work.
+    /// [`StoreError::InUse`] if a build runs; [`StoreError::Busy`] if a garbage collection runs.
     pub fn clean_all(self) -> Result<Vec<String>, StoreError> {
         let lock = self.root().join(layout::LOCKS).join("gc");
         let gc = FileLock::try_exclusive(&lock)?.ok_or(StoreError::Busy { path: lock })?;
@@ -40,12 +39,12 @@ impl Store {
         }
         let sweeping = self.sweeping()?;
         let root = self.root().to_owned();
-        // The version goes last: what is left of a store whose removal was stopped is still known as one.
+        // The `layout` file is removed last, so that a partly removed store is still recognized.
         for directory in layout::DIRECTORIES {
             quarantine::remove(&root.join(directory))?;
         }
         drop((sweeping, gc, self));
-        // What letting go of them may have made anew.
+        // Dropping them may have created these again.
         for directory in [layout::LOCKS, layout::TMP] {
             quarantine::remove(&root.join(directory))?;
         }

@@ -1,4 +1,4 @@
-//! What can go wrong in the store.
+//! The errors of the store.
 
 use std::path::PathBuf;
 
@@ -6,19 +6,19 @@ use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::fs::PathError;
 
-/// Something went wrong in the store. Nothing broken is believed after any of these.
+/// An error of the store. None of them leaves anything in the store that is used although it is wrong.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The file system refused.
+    /// A file operation failed.
     #[error(transparent)]
     Path(#[from] PathError),
-    /// A blob's bytes are not those that its name promises. It was moved aside, so the next writer makes it again.
+    /// The bytes of a blob do not match its digest. It was quarantined, so the next writer makes it again.
     #[error("blob {digest} was damaged: found {found}; it was moved to `{}`", moved_to.display())]
     Damaged {
         /// The blob.
         digest: BlobDigest,
-        /// What its bytes digest to.
+        /// The digest of its bytes.
         found: BlobDigest,
         /// Where it is now.
         moved_to: PathBuf,
@@ -31,15 +31,15 @@ pub enum StoreError {
         /// Where it would be.
         path: PathBuf,
     },
-    /// A blob is larger than the reader is ready to hold.
+    /// A blob is larger than the caller allows.
     #[error("blob {digest} has {} bytes, more than the {cap} allowed here", digest.len)]
     TooLarge {
         /// The blob.
         digest: BlobDigest,
-        /// What was allowed.
+        /// The maximum length, in bytes.
         cap: u64,
     },
-    /// A newer program wrote this; it is left as it is.
+    /// A newer version of forge wrote this file. It is left as it is.
     #[error(
         "`{}` has version {found}, and this program reads up to {supported}; use a newer program, or another cache directory",
         path.display()
@@ -52,41 +52,42 @@ pub enum StoreError {
         /// The newest that this program knows.
         supported: u64,
     },
-    /// The directory holds something else.
+    /// The directory contains other files.
     #[error("`{}` is not a cache: it is_valid `{found}`; name an empty or a new directory", path.display())]
     NotAStore {
         /// The directory.
         path: PathBuf,
-        /// A name in it, or a text, that a store does not have.
+        /// A name or text in it that does not belong to a store.
         found: String,
     },
-    /// A link is in the store in place of a directory.
+    /// The store contains a link in place of a directory.
     #[error("`{}` is a symbolic link, which no store has in it: it could lead out of the store", path.display())]
     LeadsOut {
-        /// What it is.
+        /// The link.
         path: PathBuf,
     },
-    /// Somebody else does what only one may do at a time.
+    /// Another process does something that only one process may do at a time.
     #[error("another `forge cache` is at work on this store (`{}` is locked)", path.display())]
     Busy {
         /// The lock.
         path: PathBuf,
     },
-    /// Builds live, and what is to be done needs the store alone.
+    /// Builds are running, and the operation needs exclusive use of the store.
     #[error("{builds} builds use this store now")]
     InUse {
         /// How many.
         builds: usize,
     },
-    /// What is to be pinned is no manifest, and none stands beside it.
+    /// The file to pin is not a manifest, and there is none beside it.
     #[error("`{}` is no manifest of forge: {problem}", path.display())]
     NotAManifest {
-        /// What was named.
+        /// The file.
         path: PathBuf,
         /// What is wrong with it.
         problem: String,
     },
-    /// A file that lent a blob does not hold it any more. The loan was struck out, so whoever made the blob makes it again.
+    /// A file that the store borrowed a blob from does not contain it any more. The blob was removed from the index, so that it
+    /// is made again.
     #[error("blob {digest} was kept in `{}`, which does not hold it any more", path.display())]
     BorrowedChanged {
         /// The blob.
@@ -94,13 +95,13 @@ pub enum StoreError {
         /// The file, outside the store.
         path: PathBuf,
     },
-    /// A result that names blobs which are not there may not be committed.
+    /// A result that names missing blobs cannot be committed.
     #[error("the result of action {} names {} blobs that are not in the store, such as {}",
         key.short(), missing.len(), missing.first().map(ToString::to_string).unwrap_or_default())]
     Incomplete {
         /// The action.
         key: ActionDigest,
-        /// The blobs that are not there, at least one.
+        /// The missing blobs, at least one.
         missing: Vec<BlobDigest>,
     },
     /// A file changed while it was read.
@@ -115,19 +116,19 @@ pub enum StoreError {
         /// The output.
         path: PathBuf,
     },
-    /// The caller ended the reading of a file.
+    /// The caller stopped the reading of a file.
     #[error("stopped while reading `{}`", path.display())]
     Stopped {
         /// The file.
         path: PathBuf,
     },
-    /// The wait was called off.
+    /// The wait for a lock was cancelled.
     #[error("cancelled while waiting for action {}", key.short())]
     Cancelled {
-        /// The action whose lock was waited for.
+        /// The action of the lock.
         key: ActionDigest,
     },
-    /// An earlier write to this blob failed, so what is there is not all of it.
+    /// An earlier write to this blob failed, so it is incomplete.
     #[error("the blob being written at `{}` is incomplete: an earlier write to it failed", path.display())]
     WriteFailed {
         /// Where it was being written.
@@ -135,30 +136,30 @@ pub enum StoreError {
     },
 }
 
-/// What kind of trouble an error is, for exit codes and ways out.
+/// The class of an error, for exit codes and hints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorClass {
-    /// No room on the disk, or in the user's quota.
+    /// The disk is full, or the user's quota is.
     DiskFull,
     /// No permission, or a read-only file system.
     Permission,
-    /// Bytes in the store were not as promised; building again mends it.
+    /// Something in the store is damaged. The next build repairs it.
     Damaged,
-    /// A blob or a file is not there.
+    /// A blob or a file is missing.
     Missing,
-    /// A newer program wrote this.
+    /// A newer version of forge wrote the file.
     Newer,
     /// A file changed while it was used or written.
     SourceChanged,
-    /// The user called it off.
+    /// The user cancelled the operation.
     Cancelled,
     /// Anything else.
     Other,
 }
 
 impl StoreError {
-    /// Returns the blobs that this error says are not there (any more): whoever made them makes them again.
+    /// Returns the blobs that are missing according to this error, so that they are made again.
     pub fn lost(&self) -> Vec<BlobDigest> {
         match self {
             Self::Damaged { digest, .. } | Self::Missing { digest, .. } | Self::BorrowedChanged { digest, .. } => {
@@ -169,7 +170,7 @@ impl StoreError {
         }
     }
 
-    /// Returns what kind of trouble this is.
+    /// Returns the class of this error.
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Path(error) if error.is_disk_full() => ErrorClass::DiskFull,

@@ -1,5 +1,6 @@
 //! Garbage collection: what is removed, in which order, and why. First it makes a plan that can be printed. When it executes
-//! the plan, it checks everything again just before it removes it. `docs/design-notes.md`, "Garbage collection while builds run", explains why neither a running build nor a pinned manifest loses anything.
+//! the plan, it checks everything again just before it removes it. `docs/design-notes.md`, "Garbage collection while builds run",
+//! explains why neither a running build nor a pinned manifest loses anything.
 
 mod history;
 mod kept;
@@ -410,7 +411,7 @@ impl Store {
     fn plan_idle_indexes(&self, plan: &mut GcPlan, ledger: &Ledger, limit: u64) -> Result<(), StoreError> {
         for found in self.all_indexes()? {
             let named = |hash: &Hash| ledger.references.get(hash).is_some_and(|references| *references > 0);
-            let idle = !found.index.blobs.iter().any(|loan| named(&loan.bytes.hash));
+            let idle = !found.index.blobs.iter().any(|blob| named(&blob.bytes.hash));
             if plan.after > limit && idle && found.is_valid && found.stamp.mtime_ns < plan.horizon {
                 plan.count(Cause::History, "borrowed", 0, 1, space_of(found.stamp.size), 0);
                 plan.idle_indexes.push(found.name);

@@ -16,15 +16,15 @@ pub(super) const TMP: &str = "tmp";
 pub(super) const LOCKS: &str = "locks";
 pub(super) const QUARANTINE: &str = "quarantine";
 
-/// Everything that a store has, by name.
+/// All directories of a store.
 pub(super) const DIRECTORIES: [&str; 12] = [
     CAS, ACTIONS, MANIFESTS, RUNS, STAT, EVENTS, TOMBSTONES, BORROWED, TMP, LOCKS, LEASES, QUARANTINE,
 ];
-/// Those whose files lie in directories named by the first two digits.
+/// The directories with subdirectories named by the first two digits.
 pub(super) const SHARDED: [&str; 4] = [CAS, ACTIONS, STAT, TOMBSTONES];
 pub(super) const LAYOUT_FILE: &str = "layout";
-/// Where the identities of engines are kept.
+/// The directory with the identities of engines.
 pub(super) const RUNS_ENGINES: &str = "runs-v1/engines";
-/// The folders within that of the runs.
+/// The folders in the directory of runs.
 pub(super) const RUN_FOLDERS: [&str; 5] = ["last", "earlier", "fresh", "engines", "failed"];
 pub(super) const TAG_FILE: &str = "CACHEDIR.TAG";

@@ -1,6 +1,7 @@
-//! Signs that builds live: `leases/<name>`, each locked by its process. Its time is when the build began; what a build puts
-//! or commits has a time no earlier, and the results that it found stand in the file, one key a line. Nothing as young as the
-//! oldest lease, and nothing that stands in one, is collected (`docs/design-notes.md`, "Garbage collection while builds run").
+//! Leases of running builds: `leases/<name>`, each locked by its process. The mtime of a lease is when the build began. What the
+//! build writes has no earlier time, and the lease lists the results that the build found, one key per line. Garbage collection
+//! removes nothing that is younger than the oldest lease, and nothing that a lease lists (`docs/design-notes.md`, "Garbage
+//! collection while builds run").
 
 use std::collections::HashSet;
 use std::time::SystemTime;
@@ -14,20 +15,20 @@ use crate::store::StoreError;
 use crate::store::layout;
 use crate::store::lock::Holder;
 
-/// No lease is longer: millions of results.
+/// The maximum size of a lease, in bytes: millions of results.
 const LEASE_CAP: u64 = 1 << 30;
 
-/// What a store knows of its own leases: they share one file.
+/// The leases of this process: they share one file.
 #[derive(Debug)]
 pub(super) struct Live {
     count: usize,
     start: i64,
     lock: FileLock,
-    /// The results that stand in the file.
+    /// The results that the file lists.
     used: HashSet<Hash>,
 }
 
-/// A sign that a build lives. What the store finds or is given while one is held is not collected before it ends.
+/// The lease of a running build. What the build finds or writes while it holds a lease is not removed before the lease ends.
 #[derive(Debug)]
 pub struct Lease {
     store: Store,
@@ -46,7 +47,7 @@ impl Drop for Lease {
 }
 
 impl Live {
-    /// Appends results to the file, in one write. The caller keeps collectors off ([`Store::using`]).
+    /// Appends results to the file, in one write. The caller keeps garbage collection out ([`Store::using`]).
     fn note(&mut self, keys: &[Hash]) -> Result<(), StoreError> {
         let mut lines = String::new();
         for key in keys {
@@ -54,7 +55,7 @@ impl Live {
             lines.push('\n');
         }
         self.lock.append(lines.as_bytes())?;
-        // Writing changed the time, which is when the build began.
+        // Writing changed the mtime, which must be the time when the build began.
         self.lock.set_modified(self.start)?;
         self.used.extend(keys);
         Ok(())
@@ -62,7 +63,7 @@ impl Live {
 }
 
 impl Store {
-    /// Says that a build lives, until the lease is dropped. Any number of builds hold leases at once.
+    /// Takes a lease, until it is dropped. Any number of builds can hold leases at once.
     ///
     /// # Errors
     ///
@@ -79,7 +80,7 @@ impl Store {
     fn begin_lease(&self) -> Result<Live, StoreError> {
         let directory = self.root().join(layout::LEASES);
         let mut lock = loop {
-            // A collector may look at the file for a moment: then another name is tried.
+            // A garbage collection may hold the lock for a moment: then another name is tried.
             if let Some(lock) = FileLock::try_exclusive(&directory.join(fs::unique_name()))? {
                 break lock;
             }
@@ -88,7 +89,8 @@ impl Store {
         let mut note = serde_json::to_vec(&Holder::this_process()).unwrap_or_default();
         note.push(b'\n');
         lock.write_note(&note)?;
-        // Not earlier than any that is there, whatever the clock did since: who collects now has looked at its own.
+        // Not earlier than any existing lease, even if the clock went back: a running garbage collection has read its own
+        // lease.
         let own = lock.stamp()?.mtime_ns;
         let newest = self.lease_times(false)?.into_iter().max().unwrap_or(own);
         if newest > own {
@@ -96,31 +98,30 @@ impl Store {
         }
         Ok(Live {
             count: 1,
-            // As the file system keeps it, and so as others read it.
+            // The time as the file system stores it, which other processes read.
             start: lock.stamp()?.mtime_ns,
             lock,
             used: HashSet::new(),
         })
     }
 
-    /// Returns whether this store holds a lease: what it finds now is marked as used.
+    /// Returns whether this store holds a lease. If so, what it finds is marked as used.
     pub fn is_leased(&self) -> bool {
         self.own_lease().is_some()
     }
 
-    /// Returns how many builds (and collectors) live now, in this process and in others.
+    /// Returns the number of running builds and garbage collections, in this process and in others.
     pub fn live_leases(&self) -> Result<usize, StoreError> {
         Ok(self.lease_times(true)?.len())
     }
 
-    /// Returns when the oldest build that lives now began, in nanoseconds since 1970. The caller holds a lease itself, and
-    /// keeps users off ([`Store::sweeping`]).
+    /// Returns when the oldest running build began, in nanoseconds since 1970. The caller holds a lease itself and keeps users out
+    /// ([`Store::sweeping`]).
     pub(super) fn oldest_lease(&self) -> Result<i64, StoreError> {
         Ok(self.lease_times(true)?.into_iter().min().unwrap_or(i64::MIN))
     }
 
-    /// Writes into the own lease that a result is used, unless it stands there. The caller keeps collectors off
-    /// ([`Store::using`]).
+    /// Adds a result to the own lease, unless the lease lists it. The caller keeps garbage collection out ([`Store::using`]).
     pub(super) fn use_result(&self, key: &Hash) -> Result<(), StoreError> {
         if let Some(held) = &mut *self.inner.live()
             && !held.used.contains(key)
@@ -130,8 +131,7 @@ impl Store {
         Ok(())
     }
 
-    /// Writes into the own lease that results are used, so that no collector removes them before it ends; those that are gone
-    /// already stay gone. Without a lease nothing is written.
+    /// Adds results to the own lease, so that no garbage collection removes them before it ends. Does nothing without a lease.
     pub fn use_results(&self, keys: impl IntoIterator<Item = ActionDigest>) -> Result<(), StoreError> {
         if !self.is_leased() {
             return Ok(());
@@ -147,12 +147,12 @@ impl Store {
         Ok(())
     }
 
-    /// Returns whether the own lease says that a result is used: then it cannot have been collected since.
+    /// Returns whether the own lease lists a result. Then it cannot have been removed since.
     pub(super) fn is_used(&self, key: &Hash) -> bool {
         self.inner.live().as_ref().is_some_and(|held| held.used.contains(key))
     }
 
-    /// Returns the results that stand in any lease. A lease whose process has died may be among them: no harm.
+    /// Returns the results that any lease lists, including leases of dead processes.
     pub(super) fn used_by_leases(&self) -> Result<HashSet<Hash>, StoreError> {
         let directory = self.root().join(layout::LEASES);
         let mut used = HashSet::new();
@@ -166,13 +166,13 @@ impl Store {
         Ok(used)
     }
 
-    /// Returns the times of leases: all, or those of the living only; the dead ones' files are removed then.
+    /// Returns the times of all leases; with `living`, only of those of running processes, and removes the others.
     fn lease_times(&self, living: bool) -> Result<Vec<i64>, StoreError> {
         let directory = self.root().join(layout::LEASES);
         let mut times = Vec::new();
         for entry in fs::list(&directory)? {
             let path = directory.join(&entry.name);
-            // Looked at before the lock is tried: the file of one that ends in between is not made anew for long.
+            // Examined before the lock is tried, so that the lock does not create the file of a lease that just ended.
             let Some(facts) = fs::facts(&path)?.filter(|facts| facts.kind == fs::FileKind::Plain) else {
                 continue;
             };
@@ -185,12 +185,12 @@ impl Store {
         Ok(times)
     }
 
-    /// Returns when this store's own lease began, in nanoseconds since 1970; nothing if none is held.
+    /// Returns when this store's own lease began, in nanoseconds since 1970; `None` without a lease.
     pub(super) fn own_lease(&self) -> Option<i64> {
         self.inner.live().as_ref().map(|live| live.start)
     }
 
-    /// Returns the time to mark what is used now with: never before the own lease, whatever the clock says.
+    /// Returns the time that marks something as used now. It is never before the own lease, even if the clock went back.
     pub(super) fn mark_time(start: i64) -> i64 {
         i64::try_from(fs::nanos(SystemTime::now())).map_or(start, |now| now.max(start))
     }

@@ -1,4 +1,4 @@
-//! Who may do what now: one builder per action, one per output.
+//! Locks: one process at a time runs an action or writes an output.
 
 use std::fmt;
 use std::path::Path;
@@ -18,14 +18,14 @@ use crate::store::Store;
 use crate::store::StoreError;
 use crate::store::layout;
 
-/// Who holds a lock. For prose only: the kernel, not this, says whether a lock is held. What is not known is `None`.
+/// Who holds a lock, for messages only: the kernel decides whether a lock is held. What is not known is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// The process.
+    /// The process ID.
     pub pid: Option<u32>,
     /// The machine.
     pub host: Option<String>,
-    /// Since when, in seconds since 1970.
+    /// When the lock was taken, in seconds since 1970.
     pub since: Option<u64>,
 }
 
@@ -57,26 +57,26 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The name of this machine, where the system shows it as a file.
+/// The name of this machine, if the system provides it as a file.
 fn host() -> Option<String> {
     let name = fs::read_small("/proc/sys/kernel/hostname".as_ref(), 1024).ok()?;
     let name = String::from_utf8(name).ok()?.trim().to_owned();
     (!name.is_empty()).then_some(name)
 }
 
-/// The right to run one action. It ends when this is dropped, or when the process ends, however it ends.
+/// The lock of one action. It is released when this is dropped or the process ends.
 #[derive(Debug)]
 pub struct ActionLock {
     _lock: FileLock,
 }
 
-/// The right to bring a file to one place outside the store. It ends as an [`ActionLock`] does.
+/// The lock of one output. It is released as an [`ActionLock`] is.
 #[derive(Debug)]
 pub struct OutputLock {
     _lock: FileLock,
 }
 
-/// How long to sleep before asking for a lock again: short at first, never so long that Ctrl-C is kept waiting.
+/// How long to sleep before trying to take a lock again: short at first, and never so long that Ctrl-C is delayed.
 struct Backoff(Duration);
 
 impl Backoff {
@@ -89,17 +89,17 @@ impl Backoff {
     }
 }
 
-/// Takes a lock that is held for as long as work takes, and that goes away with its file. `on_wait` is told once who
-/// holds it. Returns `None` once `cancelled` returns true.
+/// Waits for a lock. Its file is removed when the lock is released. Calls `on_wait` once with the holder if another process holds
+/// it. Returns `None` once `cancelled` returns true.
 fn wait_for(
     path: &Path,
     on_wait: &mut dyn FnMut(&Holder),
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Option<FileLock>, StoreError> {
-    // How often to look for the holder's note, which is written just after the lock is taken, before going without.
-    const LOOKS: u32 = 6;
+    // How often to read the holder's note, which is written just after the lock is taken, before continuing without it.
+    const ATTEMPTS: u32 = 6;
     let mut backoff = Backoff(Backoff::FIRST);
-    let mut looks = 0;
+    let mut attempts = 0;
     loop {
         if let Some(mut lock) = FileLock::try_exclusive(path)? {
             lock.remove_on_release();
@@ -110,25 +110,25 @@ fn wait_for(
         if cancelled() {
             return Ok(None);
         }
-        if looks <= LOOKS {
+        if attempts <= ATTEMPTS {
             let note = fs::read_plain(path, 4096)
                 .ok()
                 .and_then(|(note, _)| serde_json::from_slice(&note).ok());
-            if note.is_some() || looks == LOOKS {
+            if note.is_some() || attempts == ATTEMPTS {
                 on_wait(&note.unwrap_or_default());
-                looks = LOOKS;
+                attempts = ATTEMPTS;
             }
-            looks += 1;
+            attempts += 1;
         }
         backoff.sleep();
     }
 }
 
 impl Store {
-    /// Waits for the right to run an action. Only one holder exists at a time, among threads too. If somebody else
-    /// holds it, `on_wait` is told once who; `cancelled` is asked again and again meanwhile.
+    /// Waits for the lock of an action. Only one thread of one process holds it at a time. If another one holds it, calls
+    /// `on_wait` once with the holder, and `cancelled` repeatedly while it waits.
     ///
-    /// After a wait the action has most likely run: look the result up again.
+    /// After a wait the action has probably run, so the caller looks up the result again.
     ///
     /// # Errors
     ///
@@ -145,12 +145,12 @@ impl Store {
         }
     }
 
-    /// Waits as [`Store::lock_action`] does for the right to look at an output and to put another in its place, so that
-    /// builds of one store never replace a file that another one has just found right, nor take note of a file as their
-    /// own that is another's. The directory of `path` must be there; under whatever name, it is the same directory.
-    /// Returns `None` once `cancelled` returns true.
+    /// Waits for the lock of an output as [`Store::lock_action`] does. The holder may check and replace the output, so that builds
+    /// with one store never replace a file that another build has just found correct, nor record the file of another build as
+    /// their own. The directory of `path` must exist. The lock is the same under every path of the directory. Returns `None`
+    /// once `cancelled` returns true.
     ///
-    /// Whoever needs an action's lock too takes this one first.
+    /// A caller that also needs the lock of an action takes this one first.
     pub fn lock_output(
         &self,
         path: &Path,
@@ -173,8 +173,8 @@ impl Store {
         self.inner.root.join(layout::LOCKS).join(format!("action-{key}"))
     }
 
-    /// Holds the lock under which names in the store are replaced (never merely added). Held for a check and a rename;
-    /// one of 256 by hash, so that builds do not meet on it.
+    /// Takes the lock under which files in the store are replaced (not those that are only added). It is held for a check and a
+    /// rename. There are 256 of these locks, by hash, so that builds rarely wait for each other.
     pub(super) fn replacing(&self, hash: &crate::digest::Hash) -> Result<FileLock, StoreError> {
         let name = format!("replace-{}", &hash.to_string()[..2]);
         Ok(FileLock::exclusive(&self.inner.root.join(layout::LOCKS).join(name))?)

@@ -67,11 +67,11 @@ pub use survey::Listed;
 pub use survey::Usage;
 pub use tombstone::Removal;
 pub use tombstone::Tombstone;
+pub use verify::CheckControl;
 pub use verify::Flaw;
 pub use verify::Owner;
 pub use verify::Sample;
 pub use verify::Verified;
-pub use verify::Watch;
 
 /// A store. Cheap to clone; clones share everything. Any number of threads and processes may use one directory.
 #[derive(Debug, Clone)]

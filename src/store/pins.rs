@@ -1,6 +1,6 @@
-//! Pins: `manifests-v1/<BLAKE3 of a manifest>`. While a manifest is pinned, every action that it names, and every blob, is
-//! kept whatever is collected. Tensors that an output lends stay where they are: a second copy of them would double what a
-//! candidate takes, and a pin is to be cheap. So it says how much that is, and of which file.
+//! Pins: `manifests-v1/<BLAKE3 of a manifest>`. While a manifest is pinned, garbage collection keeps every action and every
+//! blob that it names. A pin copies nothing, because a copy of the borrowed tensors would double the space of a candidate. So
+//! it reports how many bytes are borrowed, and from which files.
 
 use std::collections::BTreeMap;
 use std::collections::HashSet;
@@ -25,43 +25,43 @@ use crate::store::tombstone::seconds;
 
 const KIND: &str = "pin";
 const VERSION: u64 = 1;
-/// No manifest is larger.
+/// The maximum size of a manifest, in bytes.
 const MANIFEST_CAP: u64 = 256 << 20;
 
-/// A manifest that is kept, with all that it names.
+/// A pinned manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pin {
-    /// The version of this form.
+    /// The version of this document.
     pub schema: u32,
-    /// The manifest, a blob.
+    /// The digest of the manifest, which is a blob.
     pub manifest: BlobDigest,
-    /// What the manifest calls its output.
+    /// The name of the output in the manifest.
     pub output: String,
     /// When it was pinned, in seconds since 1970.
     pub pinned: u64,
 }
 
 impl Pin {
-    /// The version of the form.
+    /// The version of this document.
     pub const SCHEMA: u32 = 1;
 }
 
-/// What a pin holds, and what was gone before.
+/// What a new pin keeps, and what was lost before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pinned {
     /// The pin.
     pub pin: Pin,
     /// Whether it was pinned before.
     pub again: bool,
-    /// Actions of the manifest whose result is there and kept from now on.
+    /// The number of actions of the manifest whose result exists and is kept from now on.
     pub kept: usize,
-    /// Actions of the manifest whose result is not there (any more), or has lost a blob.
+    /// The number of actions of the manifest whose result is missing or has lost a blob.
     pub gone: usize,
-    /// How many bytes of what is kept only files outside the store hold, by file: a pin does not keep those files.
+    /// How many bytes of what is kept are borrowed, by file. A pin does not protect those files.
     pub borrowed: BTreeMap<PathBuf, u64>,
 }
 
-/// The part of a manifest that says what it is of.
+/// The output in a manifest.
 #[derive(Deserialize)]
 struct Statement {
     subject: Vec<Subject>,
@@ -73,7 +73,7 @@ struct Subject {
 }
 
 impl Store {
-    /// Returns every pin, sorted by output. One that cannot be read is left out.
+    /// Returns every pin that can be read, sorted by output.
     pub fn pins(&self) -> Result<Vec<Pin>, StoreError> {
         let mut pins: Vec<Pin> = Vec::new();
         for file in self.plain_files(layout::MANIFESTS)? {
@@ -89,11 +89,11 @@ impl Store {
         Ok(pins)
     }
 
-    /// Pins a manifest, given as its bytes; `path` is only for errors.
+    /// Pins a manifest. `path` is only for errors.
     ///
     /// # Errors
     ///
-    /// [`StoreError::NotAManifest`] if the bytes are none.
+    /// [`StoreError::NotAManifest`] if the bytes are not a manifest.
     pub fn pin(&self, path: &Path, manifest: &[u8]) -> Result<Pinned, StoreError> {
         let statement: Statement = serde_json::from_slice(manifest).map_err(|error| StoreError::NotAManifest {
             path: path.to_owned(),
@@ -104,7 +104,7 @@ impl Store {
             path: path.to_owned(),
             problem: "it names no output".to_owned(),
         })?;
-        // Under a lease, what is looked up is kept by a collector that is at work now.
+        // Under a lease, a running garbage collection keeps what is looked up here.
         let _lease = self.lease()?;
         let start = self.own_lease().unwrap_or(i64::MIN);
         let digest = self.put(manifest)?;
@@ -137,7 +137,7 @@ impl Store {
                             *pinned.borrowed.entry(file).or_default() += digest.len;
                         }
                     }
-                    // The lease ends before a collector does that made its plan before there was a pin.
+                    // A garbage collection that made its plan before the pin existed may end after this lease does.
                     fs::set_modified(&self.shard(layout::ACTIONS, key.hash()), Self::mark_time(start))?;
                     pinned.kept += 1;
                 }
@@ -147,20 +147,20 @@ impl Store {
         Ok(pinned)
     }
 
-    /// Removes a pin; says whether there was one.
+    /// Removes a pin. Returns whether it existed.
     pub fn unpin(&self, manifest: &Hash) -> Result<bool, StoreError> {
         let path = self.root().join(layout::MANIFESTS).join(manifest.to_string());
         self.discard(&path)
     }
 
-    /// Returns the manifests that a run wrote, as its record in the store tells; none if there is no such run.
+    /// Returns the manifests that a run wrote, from its record in the store; none if there is no such run.
     pub fn manifests_of_run(&self, run: &str) -> Result<Vec<Vec<u8>>, StoreError> {
         #[derive(Deserialize)]
         struct Line {
             path: Option<String>,
             digest: Option<BlobDigest>,
         }
-        // A run is named by one plain word.
+        // The name of a run has no separators.
         let name = run.strip_suffix(".jsonl").unwrap_or(run);
         if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
             return Ok(Vec::new());
@@ -182,7 +182,7 @@ impl Store {
         Ok(manifests)
     }
 
-    /// Reads a manifest for pinning: the file itself, or the one beside an output.
+    /// Reads a manifest to pin: the file at `path`, or the manifest beside an output at `path`.
     ///
     /// # Errors
     ///

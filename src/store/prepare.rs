@@ -33,9 +33,9 @@ const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55
 # For information about cache directory tags see https://bford.info/cachedir/
 ";
 
-/// Makes the directories of a store, or checks that those that are there are of a version that this program knows. What
-/// stands in the way of a file or a directory of the store is moved aside, and a damaged `layout` is written anew; returns
-/// what was moved.
+/// Creates the directories of a store, or checks that the existing store has a version that this program knows. Anything that
+/// has the name of a file or directory of the store and is not one is quarantined. A damaged `layout` is written again.
+/// Returns what was quarantined.
 pub(super) fn prepare(root: &Path) -> Result<Vec<Moved>, StoreError> {
     let layout = root.join(LAYOUT_FILE);
     let found = read_layout(&layout)?;
@@ -58,8 +58,8 @@ pub(super) fn prepare(root: &Path) -> Result<Vec<Moved>, StoreError> {
         }
     }
     let mut moved = Vec::new();
-    // Cheap when all is there; mends a store from which somebody removed a directory by hand. The quarantine comes first:
-    // everything else is moved there.
+    // Quick if everything exists, and repairs a store in which a directory was deleted. The quarantine comes first: everything
+    // else is moved there.
     refuse_link(&root.join(QUARANTINE))?;
     moved.extend(free_quarantine(root)?);
     for directory in DIRECTORIES {
@@ -78,19 +78,19 @@ pub(super) fn prepare(root: &Path) -> Result<Vec<Moved>, StoreError> {
         write(root, TAG_FILE, TAG)?;
     }
     if !matches!(found, Layout::Known) {
-        // Last: a store that has this has all the rest.
+        // Last: a store that has this file is complete.
         moved.extend(quarantine::quarantine_unless_file(root, &layout)?);
         write(root, LAYOUT_FILE, &layout_text())?;
     }
     Ok(moved)
 }
 
-/// What the file says that tells the version.
+/// The content of the `layout` file.
 enum Layout {
     Known,
     Newer(u64),
     Absent,
-    /// Something else, or no file: what can be read of it.
+    /// Something else, or not a file, with the text that could be read.
     Damaged(String),
 }
 
@@ -128,8 +128,8 @@ fn is_one_bit_from(text: &[u8], other: &[u8]) -> bool {
     text.len() == other.len() && bits.sum::<u32>() == 1
 }
 
-/// Returns whether a directory is a store, as far as it can be told without its `layout`: it has a cache's tag, or nothing
-/// but what a store has, and in any case the directories of blobs and of results.
+/// Returns whether a directory is a store, without its `layout` file: it contains the directories of blobs and of results, and
+/// either `CACHEDIR.TAG` or nothing that does not belong to a store.
 fn has_parts(root: &Path) -> bool {
     let is_there = |name: &str| {
         let found = fs::facts(&root.join(name)).ok().flatten();
@@ -138,14 +138,14 @@ fn has_parts(root: &Path) -> bool {
     is_there(CAS) && is_there(ACTIONS) && (is_tag(&root.join(TAG_FILE)) || refuse_foreign(root).is_ok())
 }
 
-/// Returns whether a file begins as the tag of a cache does.
+/// Returns whether a file begins with the signature of `CACHEDIR.TAG`.
 fn is_tag(path: &Path) -> bool {
     let signature = TAG.lines().next().unwrap_or_default();
     let read = quarantine::read_own(path, TAG_CAP);
     read.is_ok_and(|(text, _)| text.starts_with(signature.as_bytes()))
 }
 
-/// Makes place for the quarantine itself where something else has its name, which becomes the first thing in it.
+/// Creates the quarantine if something else has its name, and moves that into it.
 fn free_quarantine(root: &Path) -> Result<Option<Moved>, StoreError> {
     let path = root.join(QUARANTINE);
     if fs::facts(&path)?.is_none_or(|found| found.kind == FileKind::Directory) {
@@ -164,8 +164,8 @@ fn free_quarantine(root: &Path) -> Result<Option<Moved>, StoreError> {
     }))
 }
 
-/// Moves aside what stands in the way in the directories that every process needs: a file in place of a directory, and
-/// anything else than a file in place of a lock. Links to directories are refused: they lead out of the store.
+/// Quarantines wrong entries in the directories that every process needs: a file in place of a directory, and anything that is
+/// not a file in place of a lock. Refuses links to directories: they lead out of the store.
 fn heal_within(root: &Path) -> Result<Vec<Moved>, StoreError> {
     let mut moved = Vec::new();
     for directory in SHARDED {
@@ -206,8 +206,8 @@ fn is_shard(name: &OsStr) -> bool {
     name.len() == 2 && name.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Refuses a link in place of a directory, as a store that came in an archive from elsewhere could have: what is written to
-/// it or removed from it would be somebody else's. The store's own root may be a link.
+/// Refuses a link in place of a directory. A store from an archive could contain one, and files outside the store would then be
+/// written or removed. The root of the store may be a link.
 fn refuse_link(path: &Path) -> Result<(), StoreError> {
     match fs::facts(path)? {
         Some(facts) if facts.kind == FileKind::Link => Err(StoreError::LeadsOut { path: path.to_owned() }),
@@ -215,7 +215,7 @@ fn refuse_link(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Refuses a directory that holds anything that a store does not.
+/// Refuses a directory that contains anything that does not belong to a store.
 fn refuse_foreign(root: &Path) -> Result<(), StoreError> {
     if !fs::exists(root)? {
         return Ok(());
@@ -223,7 +223,7 @@ fn refuse_foreign(root: &Path) -> Result<(), StoreError> {
     for entry in fs::list(root)? {
         let name = entry.name.to_string_lossy();
         let ours = DIRECTORIES.contains(&&*name) || name == TAG_FILE || name == LAYOUT_FILE || name == "lost+found";
-        // A process killed while it made the store leaves these.
+        // A process that was killed while it created the store leaves these.
         if !ours && !name.starts_with(".forge-") {
             return Err(StoreError::NotAStore {
                 path: root.to_owned(),
@@ -234,8 +234,8 @@ fn refuse_foreign(root: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Makes the directories within those of blobs and of results. All of them when the store is made, and durably: a process
-/// that finds one need not wonder whether the one that made it had synced it.
+/// Creates and syncs all subdirectories for blobs and results when the store is created, so that no process finds one that is
+/// not synced.
 fn create_shards(root: &Path) -> Result<(), StoreError> {
     for directory in [CAS, ACTIONS] {
         let directory = root.join(directory);
@@ -247,7 +247,7 @@ fn create_shards(root: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Writes a file in the store's own directory.
+/// Writes a file in the root directory of the store.
 fn write(root: &Path, name: &str, text: &str) -> Result<(), StoreError> {
     let path = root.join(name);
     let mut temp = fs::TempFile::own_in(root)?;

@@ -1,5 +1,5 @@
-//! What stands in the store under the name of a file and is none: a directory, a link, a pipe, a socket. It is moved to
-//! `quarantine/`, never followed and never emptied, and the store goes on without it.
+//! Entries that have the name of a file of the store and are not files: a directory, a link, a pipe, a socket. They are moved to
+//! `quarantine/`, never followed and never emptied, and count as missing.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -21,23 +21,23 @@ const READ_ONLY: u32 = 0o444;
 pub(super) struct Moved {
     pub(super) path: PathBuf,
     pub(super) to: PathBuf,
-    /// What it was, in words.
+    /// What it was, such as `a named pipe`.
     pub(super) what: &'static str,
 }
 
-/// Moves what has the name of a file of the store and is no regular file to the quarantine; returns nothing if there is
-/// nothing of that kind. It takes no lock but one on the quarantine itself, so whoever holds another may call it.
+/// Quarantines what has the name of a file of the store and is not a regular file. Returns `None` if there is no such entry. The
+/// only lock that it takes is the one on the quarantine, so callers may hold other locks.
 pub(super) fn quarantine_unless_file(root: &Path, path: &Path) -> Result<Option<Moved>, StoreError> {
     move_if(root, path, |kind| kind != FileKind::Plain)
 }
 
-/// Does what [`quarantine_unless_file`] does where the name is that of a directory, and a file has it.
+/// Quarantines what has the name of a directory of the store and is not a directory.
 pub(super) fn quarantine_unless_directory(root: &Path, path: &Path) -> Result<Option<Moved>, StoreError> {
     move_if(root, path, |kind| kind != FileKind::Directory)
 }
 
 fn move_if(root: &Path, path: &Path, wanted: impl Fn(FileKind) -> bool) -> Result<Option<Moved>, StoreError> {
-    // Mostly there is nothing to move, and that takes one look.
+    // In most cases there is nothing to move, and this takes one `stat`.
     if !fs::facts(path)?.is_some_and(|found| wanted(found.kind)) {
         return Ok(None);
     }
@@ -49,7 +49,7 @@ fn move_if(root: &Path, path: &Path, wanted: impl Fn(FileKind) -> bool) -> Resul
         return Ok(None);
     }
     let what = fs::what_is(path).unwrap_or("something else");
-    let hash = hash_of_place(root, path).unwrap_or_else(|| Hash::of(path.as_os_str().as_encoded_bytes()));
+    let hash = hash_in_path(root, path).unwrap_or_else(|| Hash::of(path.as_os_str().as_encoded_bytes()));
     let to = free_name(&quarantine, &hash, ".odd")?;
     match fs::rename(path, &to) {
         Ok(()) => Ok(Some(Moved {
@@ -62,20 +62,20 @@ fn move_if(root: &Path, path: &Path, wanted: impl Fn(FileKind) -> bool) -> Resul
     }
 }
 
-/// Returns the hash that a place in the store stands for (`ab/cdef...`), if it is one of those.
-fn hash_of_place(root: &Path, path: &Path) -> Option<Hash> {
+/// Returns the hash in a path of the store (`ab/cdef...`), if it has one.
+fn hash_in_path(root: &Path, path: &Path) -> Option<Hash> {
     let within = path.strip_prefix(root).ok()?;
     let mut parts = within.iter().rev();
     let (rest, first) = (parts.next()?, parts.next()?);
     format!("{}{}", first.to_str()?, rest.to_str()?).parse().ok()
 }
 
-/// Returns whether a path is one that a blob, a result, or another file that is stored under a hash could have.
-pub(super) fn is_place(root: &Path, path: &Path) -> bool {
-    hash_of_place(root, path).is_some()
+/// Returns whether a path is that of a file that is stored under a hash, such as a blob or a result.
+pub(super) fn is_hash_path(root: &Path, path: &Path) -> bool {
+    hash_in_path(root, path).is_some()
 }
 
-/// Returns a path in the quarantine that nothing has yet.
+/// Returns a free path in the quarantine.
 pub(super) fn free_name(quarantine: &Path, hash: &Hash, suffix: &str) -> Result<PathBuf, StoreError> {
     let mut count = 0_u64;
     let mut to = quarantine.join(format!("{hash}-{count}{suffix}"));
@@ -86,8 +86,7 @@ pub(super) fn free_name(quarantine: &Path, hash: &Hash, suffix: &str) -> Result<
     Ok(to)
 }
 
-/// Removes something from the store, be it a file or a directory with all that is in it, no link followed; says whether
-/// there was anything.
+/// Removes a file of the store, or a directory with its contents. Follows no link. Returns whether it existed.
 pub(super) fn remove(path: &Path) -> Result<bool, StoreError> {
     Ok(match fs::facts(path)? {
         Some(found) if found.kind == FileKind::Directory => fs::remove_dir_all(path)?,
@@ -96,7 +95,7 @@ pub(super) fn remove(path: &Path) -> Result<bool, StoreError> {
     })
 }
 
-/// Opens a file of the store. One whose mode was taken from it gets it back, if this user may do that.
+/// Opens a file of the store. If its mode forbids reading, restores the mode if the user may do so.
 pub(super) fn open_own(path: &Path) -> Result<(File, Stamp), fs::PathError> {
     match fs::open_plain(path) {
         Err(error) if error.is_permission() && fs::restore_mode(path, READ_ONLY) => fs::open_plain(path),
@@ -104,7 +103,7 @@ pub(super) fn open_own(path: &Path) -> Result<(File, Stamp), fs::PathError> {
     }
 }
 
-/// Reads a small file of the store, as [`open_own`] opens it.
+/// Reads a small file of the store. Restores its mode as [`open_own`] does.
 pub(super) fn read_own(path: &Path, cap: u64) -> Result<(Vec<u8>, Stamp), fs::PathError> {
     match fs::read_plain(path, cap) {
         Err(error) if error.is_permission() && fs::restore_mode(path, READ_ONLY) => fs::read_plain(path, cap),
@@ -113,13 +112,13 @@ pub(super) fn read_own(path: &Path, cap: u64) -> Result<(Vec<u8>, Stamp), fs::Pa
 }
 
 impl Store {
-    /// Moves what has the name of a file of the store and is no regular file to the quarantine.
+    /// Quarantines what has the name of a file of the store and is not a regular file.
     pub(super) fn quarantine_unless_file(&self, path: &Path) -> Result<Option<Moved>, StoreError> {
         quarantine_unless_file(self.root(), path)
     }
 
-    /// Removes a file of the store that may be removed at any time; what is no file is moved aside. Says whether the name
-    /// was taken.
+    /// Removes a file of the store that may be removed at any time. Quarantines what is not a file. Returns whether there was
+    /// anything.
     pub(super) fn discard(&self, path: &Path) -> Result<bool, StoreError> {
         if self.quarantine_unless_file(path)?.is_some() {
             return Ok(true);

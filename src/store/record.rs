@@ -1,6 +1,5 @@
-//! The record of what steps did last: `runs-v1/last/<hash of recipe and step>`. It answers "why does this run?" by what it
-//! names, and is never asked whether something is done: only action results are. And notes of builds that found everything
-//! done: `runs-v1/fresh/<hash of what was asked>`.
+//! Records of the last run of each step: `runs-v1/last/<hash of recipe and step>`. They explain why a step runs; only action
+//! results decide whether it is done. And notes of builds with nothing to do: `runs-v1/fresh/<hash of the request>`.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -28,59 +27,59 @@ const VERSION: u64 = 1;
 const FRESH: &str = "fresh";
 const FRESH_VERSION: u64 = 3;
 const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
-/// A table of a thousand candidates needs two thousand nodes.
+/// The maximum size of a record, in bytes. A table of a thousand candidates needs two thousand nodes.
 const CAP: u64 = 16 << 20;
-/// How many records of a step are kept besides the last one.
+/// How many earlier records of a step are kept.
 const KEPT: usize = 8;
 
-/// A file that a step read, by the name that the recipe has for it.
+/// A file that a step read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadFile {
-    /// Its path, relative to the recipe's folder where it lies below.
+    /// Its path, relative to the recipe's folder if it is in that folder.
     pub path: String,
-    /// What it held.
+    /// The digest of its content.
     pub digest: BlobDigest,
 }
 
-/// What a step of a recipe did last.
+/// The record of the last run of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Last {
     /// The recipe's name.
     pub recipe: String,
     /// The step.
     pub step: String,
-    /// Its action.
+    /// The action of the step.
     pub action: ActionDigest,
-    /// The action's document.
+    /// The document of the action.
     pub document: BlobDigest,
     /// The manifest that was written beside its output.
     pub manifest: Option<BlobDigest>,
-    /// Whether that manifest was found to be complete and free of contradictions when it was written or later.
+    /// Whether a check found that manifest complete and consistent.
     #[serde(default)]
     pub manifest_checked: bool,
-    /// The actions of the nodes that it needed, by node: where its inputs came from.
+    /// The actions of the nodes that it needed, by node.
     #[serde(default)]
     pub inputs: BTreeMap<String, ActionDigest>,
-    /// The user's files that it read.
+    /// The user's files that the step read.
     #[serde(default)]
     pub files: Vec<ReadFile>,
 }
 
-/// What a step did before what it did last, the latest first.
+/// The earlier records of a step, the newest first.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Earlier {
     records: Vec<Last>,
 }
 
 impl Store {
-    /// Returns what a step did last; nothing where that cannot be read.
+    /// Returns the last record of a step; `None` if it is missing or cannot be read.
     pub fn last(&self, recipe: &str, step: &str) -> Option<Last> {
         let (name, path) = self.place_of(LAST, recipe, step);
         let bytes = fs::read_plain(&path, CAP).ok()?.0;
         serde_json::from_str(sealed::unseal(LAST, VERSION, &name, &bytes).ok()?).ok()
     }
 
-    /// Returns what a step did before what it did last, the latest first: a few at most, and only what differs.
+    /// Returns the earlier records of a step, the newest first: a few at most, all different.
     pub fn earlier(&self, recipe: &str, step: &str) -> Vec<Last> {
         let (name, path) = self.place_of(EARLIER, recipe, step);
         let read = || -> Option<Earlier> {
@@ -90,7 +89,7 @@ impl Store {
         read().unwrap_or_default().records
     }
 
-    /// Returns what every step of every recipe did last, the latest first. Those that cannot be read are left out.
+    /// Returns the last record of every step of every recipe, the newest first. Leaves out records that cannot be read.
     ///
     /// # Errors
     ///
@@ -104,8 +103,7 @@ impl Store {
         Ok(found.into_iter().map(|(_, last)| last).collect())
     }
 
-    /// Returns what every step of every recipe did last, each with the file that says so. Those that cannot be read are left
-    /// out.
+    /// Returns the last record of every step of every recipe, each with its file. Leaves out records that cannot be read.
     pub(super) fn found_last(&self) -> Result<Vec<(FoundFile, Last)>, StoreError> {
         let mut found = Vec::new();
         for mut file in self.plain_files(&format!("{}/{LAST}", layout::RUNS))? {
@@ -123,12 +121,12 @@ impl Store {
         Ok(found)
     }
 
-    /// Notes what a step did, unless that is noted already. A record without a manifest keeps that of the same action. The
-    /// record that it replaces goes to the earlier ones, if it was of another action.
+    /// Writes the last record of a step, unless the same record exists. A record without a manifest keeps the manifest of the
+    /// same action. A replaced record of another action is added to the earlier records.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Path`] if it cannot be written. No build needs to fail for that: the record explains only.
+    /// [`StoreError::Path`] if it cannot be written. A build need not fail for that: the record only explains.
     pub fn note_last(&self, last: &Last) -> Result<(), StoreError> {
         let before = self.last(&last.recipe, &last.step);
         let mut last = last.clone();
@@ -147,7 +145,7 @@ impl Store {
     }
 
     fn note_earlier(&self, mut before: Last) -> Result<(), StoreError> {
-        // What a record names, the store keeps; nobody asks for the manifest of an earlier action.
+        // The store keeps what a record names, and nothing needs the manifest of an earlier action.
         before.manifest = None;
         before.manifest_checked = false;
         let (recipe, step) = (before.recipe.clone(), before.step.clone());
@@ -170,7 +168,7 @@ impl Store {
         self.publish(temp, &path, Durability::Fast)
     }
 
-    /// Reads the note of a build that found everything done; nothing where that cannot be read.
+    /// Reads the note of a build with nothing to do; `None` if it is missing or cannot be read.
     pub fn fresh<T>(&self, name: &Hash, read: impl FnOnce(&str) -> Option<T>) -> Option<T> {
         let name = name.to_string();
         let path = self.root().join(layout::RUNS).join(FRESH).join(&name);
@@ -178,7 +176,7 @@ impl Store {
         read(sealed::unseal(FRESH, FRESH_VERSION, &name, &bytes).ok()?)
     }
 
-    /// Notes that a build found everything done, unless the same is noted already. `text` is one line.
+    /// Writes the note of a build with nothing to do, unless the same note exists. `text` is one line.
     pub fn note_fresh(&self, name: &Hash, text: &str) -> Result<(), StoreError> {
         if self.fresh(name, |noted| Some(noted == text)) == Some(true) {
             return Ok(());
@@ -195,7 +193,7 @@ impl Store {
         )
     }
 
-    /// Says that a build rested on a note just now, to the day: so do the results that it names count as used.
+    /// Records, to the day, that a build relied on a note now. The results that the note names then count as used.
     pub fn touch_fresh(&self, name: &Hash) -> Result<(), StoreError> {
         let path = self.root().join(layout::RUNS).join(FRESH).join(name.to_string());
         let now = i64::try_from(fs::nanos(SystemTime::now())).unwrap_or(i64::MAX);
@@ -207,7 +205,7 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets all notes of builds that found everything done. One that stays spares a build its look at what is new.
+    /// Removes all notes of builds with nothing to do, so that the next build checks everything.
     pub(super) fn forget_fresh(&self) {
         let folder = self.root().join(layout::RUNS).join(FRESH);
         for entry in fs::list(&folder).unwrap_or_default() {
@@ -215,7 +213,7 @@ impl Store {
         }
     }
 
-    /// Returns the store's files that stand behind an action's result: the result, its document and its outputs.
+    /// Returns the store's files of a result: the result, the action's document and the outputs.
     pub fn files_of(&self, key: &ActionDigest, result: &ActionResult) -> Vec<PathBuf> {
         let blobs = std::iter::once(&result.action).chain(result.outputs.values());
         std::iter::once(self.shard(layout::ACTIONS, key.hash()))

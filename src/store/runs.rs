@@ -1,5 +1,5 @@
-//! The records of runs, of the engines that ran, and what failed steps left: `runs-v1`. All of it explains; nothing rests
-//! on it, and all of it may be deleted.
+//! Records of runs, identities of engines, and folders of failed steps: `runs-v1`. They only explain. No build depends on them,
+//! and all of them may be deleted.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -19,15 +19,15 @@ const ENGINE: &str = "engine";
 const ENGINES: &str = "engines";
 const VERSION: u64 = 1;
 const FAILED: &str = "failed";
-/// Records of runs that are kept.
+/// How many records of runs are kept.
 const MOST_RUNS: usize = 500;
-/// Folders of failed steps that are kept.
+/// How many folders of failed steps are kept.
 const MOST_FAILED: usize = 20;
-/// No record of a run is longer: some 200 bytes for each of a million actions.
+/// The maximum size of the record of a run, in bytes: about 200 bytes for each of a million actions.
 const RUN_CAP: u64 = 256 << 20;
 const ENGINE_CAP: u64 = 1 << 20;
 
-/// The record of a run while the run goes on.
+/// The record of a running build.
 #[derive(Debug)]
 pub struct RunWriter {
     id: String,
@@ -35,20 +35,20 @@ pub struct RunWriter {
 }
 
 impl RunWriter {
-    /// Returns the run's name.
+    /// Returns the name of the run.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Adds lines. They are there when the process is killed after that; a power cut may take them.
+    /// Appends lines. They are kept if the process is killed later, but may be lost if the power fails.
     pub fn append(&mut self, lines: &[u8]) -> Result<(), StoreError> {
         Ok(self.journal.append(lines)?)
     }
 }
 
 impl Store {
-    /// Begins the record of a run, under the given name or one that starts with it. The oldest records beyond
-    /// a fixed number are removed.
+    /// Starts the record of a run, under the given name or one that begins with it. Removes the oldest records beyond a fixed
+    /// number.
     pub fn start_run(&self, wish: &str) -> Result<RunWriter, StoreError> {
         let folder = self.root().join(layout::RUNS);
         fs::create_dir_all(&folder)?;
@@ -78,12 +78,12 @@ impl Store {
         Ok(names.collect())
     }
 
-    /// Returns the record of a run: a JSON document a line. The last line of a run that was killed may be torn.
+    /// Returns the record of a run, one JSON document per line. The last line of a killed run may be incomplete.
     pub fn read_run(&self, id: &str) -> Result<Vec<u8>, StoreError> {
         Ok(fs::read_plain(&self.path_of_run(id), RUN_CAP)?.0)
     }
 
-    /// Returns whether the run goes on.
+    /// Returns whether the build still runs.
     pub fn run_goes_on(&self, id: &str) -> bool {
         fs::is_held(&self.path_of_run(id))
     }
@@ -92,7 +92,7 @@ impl Store {
         self.root().join(layout::RUNS).join(format!("{id}.{EXTENSION}"))
     }
 
-    /// Keeps the identity of an engine, so that its fingerprint can be explained later.
+    /// Stores the identity of an engine, so that its fingerprint can be explained later.
     pub fn note_engine(&self, fingerprint: &Fingerprint, document: &[u8]) -> Result<(), StoreError> {
         if self.engine(fingerprint).is_some() {
             return Ok(());
@@ -102,7 +102,7 @@ impl Store {
         self.write_note(&self.path_of_engine(fingerprint), &sealed)
     }
 
-    /// Returns the identity document of an engine; nothing where none was kept, or another than the fingerprint's.
+    /// Returns the identity document of an engine; `None` if it is missing or does not match the fingerprint.
     pub fn engine(&self, fingerprint: &Fingerprint) -> Option<Vec<u8>> {
         let (bytes, _) = fs::read_plain(&self.path_of_engine(fingerprint), ENGINE_CAP).ok()?;
         let document = sealed::unseal(ENGINE, VERSION, &fingerprint.to_string(), &bytes).ok()?;
@@ -116,7 +116,7 @@ impl Store {
             .join(fingerprint.to_string())
     }
 
-    /// Makes a folder for what a failed step left behind, and returns it. The oldest beyond a fixed number are removed.
+    /// Creates a folder for the files of a failed step, and returns it. Removes the oldest folders beyond a fixed number.
     pub fn failed_folder(&self, run: &str, step: &str) -> Result<PathBuf, StoreError> {
         let all = self.root().join(layout::RUNS).join(FAILED);
         fs::create_dir_all(&all)?;
@@ -130,7 +130,7 @@ impl Store {
         let folder = all.join(format!("{run}-{}", step.chars().map(plain).collect::<String>()));
         quarantine::quarantine_unless_directory(self.root(), &folder)?;
         fs::create_dir_all(&folder)?;
-        // Names begin with the time.
+        // Names begin with the time, so the oldest are first.
         let kept = fs::list(&all)?;
         for old in kept.iter().take(kept.len().saturating_sub(MOST_FAILED)) {
             quarantine::remove(&all.join(&old.name)).ok();
@@ -143,7 +143,7 @@ impl Store {
         self.write_note(&folder.join(name), bytes)
     }
 
-    /// Writes a small file of the store by way of `tmp/`, so that what a killed process leaves of it is swept. Not synced.
+    /// Writes a small file of the store through `tmp/`, so that a killed process leaves no part of it. Not synced.
     fn write_note(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let mut temp = self.temp()?;
         temp.write_all(bytes).map_err(fs::PathError::on(path, "write"))?;

@@ -1,21 +1,21 @@
-//! Small documents that show damage. Three lines: `forge-<kind> <version> <name>`, the document on one line, and the
-//! BLAKE3 of the two lines before. The name binds a document to its place: a copy under another name is not believed.
+//! Sealed documents: small documents with a checksum. They have three lines: `forge-<kind> <version> <name>`, the document on one
+//! line, and the BLAKE3 hash of the first two lines. The name binds a document to its path: a copy under another name is invalid.
 
 use crate::digest::Hash;
 
-/// No sealed document is larger than this.
+/// The maximum size of a sealed document, in bytes.
 pub(super) const CAP: u64 = 16 << 20;
 
-/// Why a sealed document is not believed.
+/// Why a sealed document is invalid.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Broken {
-    /// Torn, flipped, or of another name.
+    /// Incomplete, changed, or of another name.
     Damaged,
-    /// Whole, but of a version that this program does not know.
+    /// Intact, but of a newer version than this program reads.
     Newer(u64),
 }
 
-/// Seals a document, which must have no line breaks in it (JSON as `serde_json` writes it has none).
+/// Seals a document. It must not contain line breaks (JSON from `serde_json` contains none).
 pub(super) fn seal(kind: &str, version: u64, name: &str, document: &str) -> Vec<u8> {
     let body = format!("forge-{kind} {version} {name}\n{document}\n");
     let sum = Hash::of(body.as_bytes());

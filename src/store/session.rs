@@ -1,5 +1,5 @@
-//! Where a process writes before anything has its name. Each process has a directory in `tmp/` and holds a lock beside
-//! it; whoever gets that lock knows that the process is dead (on any host, in any container), and removes both.
+//! Temporary files. Each process has a directory in `tmp/` and holds a lock beside it. A process that gets that lock knows that
+//! the owner is dead (on any host, in any container), and removes both.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use crate::store::quarantine;
 
 const LOCK: &str = "lock";
 
-/// The directory of this process, made when it is first needed: a build with nothing to do makes none.
+/// The temporary directory of this process. It is created when it is first needed, so a build with nothing to do creates none.
 #[derive(Debug)]
 pub(super) struct Session {
     tmp: PathBuf,
@@ -32,7 +32,7 @@ struct Live {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        // What stays is swept by the next process.
+        // The next process removes what is left.
         fs::remove_dir_all(&self.dir).ok();
     }
 }
@@ -60,8 +60,8 @@ impl Session {
         fs::create_dir_all(&self.tmp)?;
         let live = loop {
             let dir = self.tmp.join(fs::unique_name());
-            // Locked before the directory is there, so that nobody sweeps it. A sweeper may look for a moment: then
-            // another name is tried.
+            // Locked before the directory exists, so that no process removes it. Another process may hold the lock for a
+            // moment: then another name is tried.
             if let Some(mut lock) = FileLock::try_exclusive(&dir.with_added_extension(LOCK))? {
                 lock.remove_on_release();
                 fs::create_dir(&dir)?;
@@ -73,7 +73,7 @@ impl Session {
 }
 
 impl Store {
-    /// Returns how many bytes of blobs this process has written that are not finished yet, as far as can be told.
+    /// Returns how many bytes of unfinished blobs this process has written, as far as is known.
     pub fn unfinished(&self) -> u64 {
         let Some(live) = self.inner.session.live.get() else {
             return 0;
@@ -85,7 +85,7 @@ impl Store {
     }
 }
 
-/// Removes what dead processes left.
+/// Removes the temporary files of dead processes.
 pub(super) fn sweep(tmp: &Path) -> Result<(), StoreError> {
     for entry in fs::list(tmp)? {
         let path = tmp.join(&entry.name);
@@ -104,7 +104,7 @@ pub(super) fn sweep(tmp: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// A directory for an action to write in, on the store's file system; it goes away with all that is in it.
+/// A temporary directory for an action, on the store's file system. It is removed with its contents when this is dropped.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
@@ -121,14 +121,14 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What stays is removed with the session.
+        // What is left is removed with the directory of the process.
         fs::remove_dir_all(&self.path).ok();
     }
 }
 
 impl Store {
-    /// Makes an empty directory for an action to write in. Each attempt gets its own, so that what a killed attempt's
-    /// children still write is never taken for a later attempt's output.
+    /// Creates an empty temporary directory for an action. Each attempt gets its own, so that files which child processes of a
+    /// killed attempt still write are never mistaken for the output of a later attempt.
     pub fn scratch(&self) -> Result<Scratch, StoreError> {
         let path = self.inner.session.dir()?.join(fs::unique_name());
         fs::create_dir(&path)?;

@@ -1,5 +1,5 @@
-//! What is known of files without reading them: the stat cache. `docs/design-notes.md` says when a stamp proves
-//! anything.
+//! The stat cache: digests of files by their stamps. `docs/design-notes.md` explains when a stamp proves that a file is
+//! unchanged.
 
 use std::io;
 use std::io::Read;
@@ -24,15 +24,15 @@ use crate::store::sealed;
 
 const KIND: &str = "stat";
 const VERSION: u64 = 1;
-/// No entry is longer: five numbers, a digest, a head and a seal.
+/// The maximum size of an entry, in bytes: five numbers, a digest, a first line and a checksum.
 const ENTRY_CAP: u64 = 1024;
 
 impl Store {
-    /// Returns the digest of a file if it is known for the very stamp that the file has now. Reads no byte of it.
+    /// Returns the digest of a file if it is known for the file's current stamp. Does not read the file.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Path`] if the file cannot be looked at. An entry that cannot be read is no entry.
+    /// [`StoreError::Path`] if the file's stamp cannot be read. An entry that cannot be read counts as missing.
     pub fn known_digest(&self, path: &Path) -> Result<Option<BlobDigest>, StoreError> {
         Ok(self.known(&Stamp::of(path)?))
     }
@@ -46,20 +46,20 @@ impl Store {
         (digest.len == stamp.size).then_some(digest)
     }
 
-    /// Returns the length of the file that an entry is about, in bytes; `None` if the entry cannot be read.
+    /// Returns the length in bytes of the file that an entry describes; `None` if the entry cannot be read.
     pub(super) fn noted_size(&self, name: &Hash) -> Option<u64> {
         let bytes = fs::read_plain(&self.shard(layout::STAT, name), ENTRY_CAP).ok()?.0;
         let text = sealed::unseal(KIND, VERSION, &name.to_string(), &bytes).ok()?;
         text.split(' ').nth(2)?.parse().ok()
     }
 
-    /// Remembers the digest of a file that was read through after `started`, between the two stamps. Says whether it
-    /// was: not if the stamps differ, nor if they are so young that a later change could leave them as they are, nor if the
-    /// entry cannot be written: a lost entry costs a reading, and must not fail a step.
+    /// Stores the digest of a file that was read after `started`, between the two stamps. Returns whether it was stored: not if
+    /// the stamps differ, if they are so young that a later change could leave them the same, or if the entry cannot be written.
+    /// A missing entry costs only another reading, so it must not fail a step.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Path`] if the disk is full, which whoever writes next would see as well.
+    /// [`StoreError::Path`] if the disk is full: the next write would fail, too.
     pub fn remember(
         &self,
         before: &Stamp,
@@ -77,7 +77,7 @@ impl Store {
         let at = temp.path().to_owned();
         io::Write::write_all(&mut temp, &sealed::seal(KIND, VERSION, &name, &text))
             .map_err(PathError::on(&at, "write"))?;
-        // Not synced: a torn entry shows by its seal, and a lost one costs a reading.
+        // Not synced: a damaged entry is detected by its checksum, and a missing one costs another reading.
         match self.publish(temp, &path, Durability::Fast) {
             Ok(()) => Ok(true),
             Err(error) if error.class() == ErrorClass::DiskFull => Err(error),
@@ -85,17 +85,16 @@ impl Store {
         }
     }
 
-    /// Checks that a file which this process has just written, and given its name, still holds what was written, by reading
-    /// it once more; returns its stamp, and remembers its digest if the stamp proves anything. Between the moment in which
-    /// a file gets its name and any look at it, another program can change it and put its times back, so no stamp taken
-    /// then says whose bytes it belongs to. Only reading tells, after the clock has advanced: [`fs::settle`] is for that.
-    /// Without it, a stamp that is too young is not remembered. `go_on` gets the number of bytes read so far; if it returns
-    /// false, the reading ends.
+    /// Reads a file once more that this process has just written and named, and checks that it contains what was written. Returns
+    /// its stamp, and stores its digest if the stamp is old enough. After a file gets its name, another program can change it
+    /// and reset its times before the stamp is read, so the stamp alone does not prove which bytes it belongs to. Only reading
+    /// the file after the clock has advanced does: see [`fs::settle`]. `go_on` gets the number of bytes read so far; if it
+    /// returns false, the reading stops.
     ///
     /// # Errors
     ///
-    /// [`StoreError::OutputChanged`] if the bytes are others, or change, or another file has the path now;
-    /// [`StoreError::Stopped`] if `go_on` ended it.
+    /// [`StoreError::OutputChanged`] if the bytes differ or change, or another file has the path now; [`StoreError::Stopped`] if
+    /// `go_on` stopped it.
     pub fn confirm(
         &self,
         written: &NamedFile,
@@ -116,25 +115,24 @@ impl Store {
         Ok(after)
     }
 
-    /// Returns the digest of a file and the stamp it has. A file whose stamp is known is not read; any other is read
-    /// through, and remembered if its stamp proves anything. `progress` is told how many bytes were read so far.
+    /// Returns the digest and the stamp of a file. A file whose stamp is known is not read. Any other file is read, and its digest
+    /// is stored if its stamp is old enough. Calls `progress` with the number of bytes read so far.
     ///
     /// # Errors
     ///
-    /// [`StoreError::SourceChanged`] if the file changes, or another takes its place, while it is read;
-    /// [`StoreError::Path`] if it cannot be read or is not a plain file.
+    /// [`StoreError::SourceChanged`] if the file changes or is replaced while it is read; [`StoreError::Path`] if it cannot be read
+    /// or is not a regular file.
     pub fn digest_file(&self, path: &Path, progress: &dyn Fn(u64)) -> Result<(BlobDigest, Stamp), StoreError> {
         self.digest_noticing(path, progress, false, &|| {})
     }
 
-    /// Does what [`Store::digest_file`] does, and first waits ([`fs::settle`]) until the stamp of a file that has just been
-    /// written is old enough to be remembered: then the next build need not read it again, and no later change of the file
-    /// can leave its stamp as it is.
+    /// Does what [`Store::digest_file`] does, and first waits ([`fs::settle`]) until the stamp of a new file is old enough, so that
+    /// the next build need not read the file again.
     pub fn digest_settled(&self, path: &Path, progress: &dyn Fn(u64)) -> Result<(BlobDigest, Stamp), StoreError> {
         self.digest_noticing(path, progress, true, &|| {})
     }
 
-    /// Checks that a file still has the stamp that it had when it was digested.
+    /// Checks that a file still has the stamp that it had when it was hashed.
     ///
     /// # Errors
     ///
@@ -146,7 +144,7 @@ impl Store {
         Err(StoreError::SourceChanged { path: path.to_owned() })
     }
 
-    /// `settles` says whether to wait for the stamp to settle; `after_reading` is where tests change the file.
+    /// With `settles`, waits until the stamp is old enough. Tests change the file in `after_reading`.
     fn digest_noticing(
         &self,
         path: &Path,
@@ -154,7 +152,7 @@ impl Store {
         settles: bool,
         after_reading: &dyn Fn(),
     ) -> Result<(BlobDigest, Stamp), StoreError> {
-        // Looked at before it is opened: opening a pipe would wait for somebody to write to it.
+        // Examined before it is opened: opening a pipe would wait for a writer.
         let stamp = plain(path)?;
         if let Some(digest) = self.known(&stamp) {
             return Ok((digest, stamp));
@@ -169,7 +167,7 @@ impl Store {
         let digest = digest_open(&file, path, progress)?;
         after_reading();
         let after = Stamp::of_file(&file, path)?;
-        // The name, too, must still stand for the file that was read.
+        // The path must still lead to the file that was read.
         if before != after || digest.len != after.size || Stamp::of_plain_file(path)? != Some(after) {
             return Err(StoreError::SourceChanged { path: path.to_owned() });
         }
@@ -177,14 +175,14 @@ impl Store {
         Ok((digest, after))
     }
 
-    /// Forgets what is known of the file with this stamp, so that it is read again before it is believed.
+    /// Removes the entry of the file with this stamp, so that the file is read again.
     pub(super) fn forget(&self, stamp: &Stamp) -> Result<(), StoreError> {
         self.discard(&self.entry(stamp).1)?;
         Ok(())
     }
 
-    /// Returns the name and the place of the entry for a file: one per device and number, so that a file that changes
-    /// often has one entry, not many.
+    /// Returns the name and the path of a file's entry. There is one per device and inode number, so a file that changes often
+    /// has only one entry.
     fn entry(&self, stamp: &Stamp) -> (String, PathBuf) {
         let name = Hash::of(format!("{} {}", stamp.dev, stamp.ino).as_bytes());
         (name.to_string(), self.shard(layout::STAT, &name))
@@ -195,7 +193,7 @@ fn plain(path: &Path) -> Result<Stamp, StoreError> {
     if let Some(stamp) = Stamp::of_plain_file(path)? {
         return Ok(stamp);
     }
-    // Opening it says what is wrong with it.
+    // Opening it returns the right error.
     fs::open(path)?;
     Err(PathError::new(path, "open", io::ErrorKind::InvalidInput.into()).into())
 }
@@ -207,26 +205,26 @@ fn facts(stamp: &Stamp) -> String {
     )
 }
 
-/// Digests an open file from where it stands, reading ahead in a thread of its own while rayon's threads hash.
+/// Returns the digest of an open file from its current position. Another thread reads ahead while rayon's threads hash.
 pub(super) fn digest_open(file: &File, path: &Path, progress: &dyn Fn(u64)) -> Result<BlobDigest, StoreError> {
     let go_on = |len| {
         progress(len);
         true
     };
-    // It is never told to end.
+    // `go_on` never stops it.
     let digest = digest_while(file, path, &go_on)?;
     digest.ok_or_else(|| StoreError::Stopped { path: path.to_owned() })
 }
 
 /// Does what [`digest_open`] does for as long as `go_on` returns true; `None` if it did not.
 fn digest_while(file: &File, path: &Path, go_on: &dyn Fn(u64) -> bool) -> Result<Option<BlobDigest>, StoreError> {
-    // Large enough for all threads to have work, small enough for three of them to be nothing beside a model.
+    // Large enough to occupy all threads, and small compared with a model.
     const BLOCK: usize = 8 << 20;
     const BLOCKS: usize = 3;
     let mut hasher = blake3::Hasher::new();
     let mut len = 0_u64;
     let size = Stamp::of_file(file, path)?.size;
-    // One byte more than a small file has, so that its end shows in the first reading.
+    // One byte more than a small file has, so that the first read finds its end.
     let mut first = vec![0; usize::try_from(size.saturating_add(1)).unwrap_or(BLOCK).min(BLOCK)];
     let read = fill(file, &mut first).map_err(PathError::on(path, "read"))?;
     let mut stopped = false;
@@ -234,7 +232,7 @@ fn digest_while(file: &File, path: &Path, go_on: &dyn Fn(u64) -> bool) -> Result
         hasher.update_rayon(bytes);
         len += bytes.len() as u64;
         stopped |= !go_on(len);
-        // It grows: no use in reading past its end, the length shows the change.
+        // If the file grows, the length shows the change, so the rest is not read.
         !stopped && len <= size
     };
     if take(&first[..read]) && read == first.len() {

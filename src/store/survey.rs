@@ -1,5 +1,5 @@
-//! What is in a store, looked at and not believed: for collecting, listing and checking. Walks only directories of its own
-//! and never follows a link.
+//! Lists what is in a store, for garbage collection, listings and checks. Reads only the store's own directories and follows
+//! no link. Nothing is verified here.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -23,13 +23,13 @@ use crate::store::borrow_index::BorrowIndex;
 use crate::store::layout;
 use crate::store::sealed;
 
-/// The unit in which room is counted: what file systems give a file at least.
+/// The unit in which space is counted: the block size of most file systems, in bytes.
 const BLOCK: u64 = 4096;
 
-/// No manifest or run record that is looked through is larger.
+/// The maximum size of a manifest or run record, in bytes.
 pub(super) const RECORD_CAP: u64 = 256 << 20;
 
-/// The directories whose files do not lie in directories named by the first two digits, except `tmp`.
+/// The directories without subdirectories named by the first two digits, except `tmp`.
 const UNSHARDED: [&str; 5] = [
     layout::MANIFESTS,
     layout::RUNS,
@@ -38,19 +38,19 @@ const UNSHARDED: [&str; 5] = [
     layout::QUARANTINE,
 ];
 
-/// Returns how much of a disk a file of so many bytes takes: whole blocks of 4 KiB, whatever the file system does.
+/// Returns the space that a file of this length takes, in whole blocks of 4 KiB, whatever the file system.
 pub(super) fn space_of(bytes: u64) -> u64 {
     bytes.div_ceil(BLOCK).saturating_mul(BLOCK)
 }
 
-/// A result that is there and whole.
+/// A result that exists and is intact.
 #[derive(Debug, Clone)]
 pub(super) struct FoundResult {
     pub(super) key: ActionDigest,
     pub(super) result: ActionResult,
-    /// The time of its file: when it was last used, to the day; in nanoseconds since 1970.
+    /// The mtime of its file: when it was last used, to the day, in nanoseconds since 1970.
     pub(super) used: i64,
-    /// When a build last found that everything is as a note says that names it; in nanoseconds since 1970.
+    /// When a build with nothing to do last relied on a note that names it, in nanoseconds since 1970.
     pub(super) noted: i64,
     pub(super) bytes: u64,
 }
@@ -70,10 +70,10 @@ pub(super) struct FoundFile {
     pub(super) stamp: Stamp,
 }
 
-/// Files by the hash that their place says, and what has no place there.
+/// Files by the hash in their path, and other entries.
 pub(super) type Sharded = (Vec<(Hash, FoundFile)>, Vec<PathBuf>);
 
-/// A book of loans, and whether its file is the one that was written down.
+/// An index of borrowed blobs, and whether its file still has the recorded stamp.
 #[derive(Debug)]
 pub(super) struct FoundIndex {
     pub(super) name: String,
@@ -82,7 +82,7 @@ pub(super) struct FoundIndex {
     pub(super) is_valid: bool,
 }
 
-/// What a text names: `HASH:LENGTH` is a blob, a bare hash the key of an action.
+/// What a text names: `HASH:LENGTH` is a blob, a hash alone is the key of an action.
 #[derive(Debug, Default)]
 pub(super) struct Named {
     pub(super) keys: HashSet<Hash>,
@@ -90,8 +90,7 @@ pub(super) struct Named {
 }
 
 impl Named {
-    /// Collects every run of exactly 64 hexadecimal digits. Whatever form a record has or will have, what it names by
-    /// digest is found.
+    /// Adds every sequence of exactly 64 hexadecimal digits, whatever the format of the text.
     pub(super) fn add(&mut self, text: &[u8]) {
         let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         let mut at = 0;
@@ -113,14 +112,14 @@ impl Named {
     }
 }
 
-/// The part of an action's document that says what it is.
+/// The kind in an action's document.
 #[derive(Deserialize)]
 pub(super) struct KindOf {
     pub(super) kind: String,
 }
 
 impl Store {
-    /// Returns the files of a directory whose names are hashes, by hash, and apart from them what has no place there.
+    /// Returns the files of a directory whose names are hashes, by hash, and the paths of other entries.
     pub(super) fn sharded(&self, directory: &str) -> Result<Sharded, StoreError> {
         let root = self.root().join(directory);
         let (mut files, mut foreign) = (Vec::new(), Vec::new());
@@ -151,7 +150,7 @@ impl Store {
         Ok((files, foreign))
     }
 
-    /// Returns every result that can be read; damaged ones are left out here.
+    /// Returns every result that can be read. Leaves out damaged results.
     pub(super) fn all_results(&self) -> Result<Vec<FoundResult>, StoreError> {
         let (files, _) = self.sharded(layout::ACTIONS)?;
         let mut results = Vec::with_capacity(files.len());
@@ -170,7 +169,7 @@ impl Store {
         Ok(results)
     }
 
-    /// Returns every book of loans that can be read.
+    /// Returns every index of borrowed blobs that can be read.
     pub(super) fn all_indexes(&self) -> Result<Vec<FoundIndex>, StoreError> {
         let mut indexes = Vec::new();
         for name in self.index_names()? {
@@ -187,8 +186,8 @@ impl Store {
         Ok(indexes)
     }
 
-    /// Returns the kind of an action, as its document spells it, without verifying the document: for people, and for the
-    /// order in which things go.
+    /// Returns the kind of an action, as its document spells it. The document is not verified: the kind is only for messages and
+    /// for the order of removal.
     pub(super) fn kind_of(&self, result: &ActionResult) -> Option<String> {
         let (bytes, _) = fs::read_plain(&self.blob_path(&result.action), sealed::CAP).ok()?;
         Some(serde_json::from_slice::<KindOf>(&bytes).ok()?.kind)
@@ -232,8 +231,8 @@ impl Store {
         Ok(files)
     }
 
-    /// Returns the space that each part of the store takes, in bytes, by the name of its directory: all that counts towards a
-    /// limit. What running builds are writing (`tmp`) does not.
+    /// Returns the space that each part of the store takes, in bytes, by the name of its directory. This is what counts towards
+    /// a size limit; what running builds are writing (`tmp`) does not.
     pub(super) fn spaces(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
         let mut spaces = BTreeMap::new();
         for directory in layout::SHARDED.into_iter().chain(UNSHARDED) {
@@ -243,13 +242,13 @@ impl Store {
         Ok(spaces)
     }
 
-    /// Returns the space that the store takes, in bytes, as it counts towards a limit.
+    /// Returns the space that the store takes, in bytes, as it counts towards a size limit.
     pub fn space(&self) -> Result<u64, StoreError> {
         Ok(self.spaces()?.into_values().sum())
     }
 
-    /// Returns the results that notes of builds with nothing to do name, and when such a build was last: they open no result,
-    /// but rest on all of them.
+    /// Returns the results that notes of builds with nothing to do name, and when such a build last ran, in nanoseconds since
+    /// 1970. These builds open no result, but rely on all of them.
     pub(super) fn used_by_notes(&self) -> Result<HashMap<Hash, i64>, StoreError> {
         let mut used: HashMap<Hash, i64> = HashMap::new();
         for file in self.plain_files(&format!("{}/fresh", layout::RUNS))? {
@@ -268,7 +267,7 @@ impl Store {
         Ok(used)
     }
 
-    /// Returns what a manifest names that is a blob of the store; nothing where it cannot be read.
+    /// Returns what a manifest in the store names; nothing if it cannot be read.
     pub(super) fn named_by_manifest(&self, manifest: &BlobDigest) -> Named {
         let mut named = Named::default();
         if let Some(bytes) = self.read_if_intact(manifest, RECORD_CAP) {
@@ -277,7 +276,7 @@ impl Store {
         named
     }
 
-    /// Returns every result, for people.
+    /// Returns every result, for listings.
     pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
         let mut listed = Vec::new();
         let noted = self.used_by_notes()?;
@@ -310,7 +309,7 @@ impl Store {
         Ok(listed)
     }
 
-    /// Returns how the store's room is used: the parts by name, and the blobs by the kind of action that made them.
+    /// Returns how the store uses its space: the parts by name, and the blobs by the kind of action that made them.
     pub fn usage(&self) -> Result<Usage, StoreError> {
         let mut usage = Usage::default();
         let (blobs, _) = self.sharded(layout::CAS)?;
@@ -320,7 +319,7 @@ impl Store {
             let kind = self.kind_of(&found.result).unwrap_or_else(|| "unknown".to_owned());
             kinds.insert(found.result.action.hash, "documents of actions".to_owned());
             for digest in found.result.outputs.values() {
-                // What several kinds name (as a promote names the tokenizer of its model) is told of the first by name.
+                // A blob of several kinds (the tokenizer of a model and its candidates) counts for the first kind by name.
                 let known = kinds.entry(digest.hash).or_insert_with(|| kind.clone());
                 if kind < *known {
                     known.clone_from(&kind);
@@ -333,8 +332,8 @@ impl Store {
         }
         for index in self.all_indexes()? {
             if index.is_valid {
-                for loan in &index.index.blobs {
-                    usage.borrowed.add(loan.bytes.len);
+                for blob in &index.index.blobs {
+                    usage.borrowed.add(blob.bytes.len);
                 }
             }
         }
@@ -352,7 +351,7 @@ impl Store {
     }
 }
 
-/// Calls `visit` with the length of every file below a folder. Follows no link.
+/// Calls `visit` with the length of every file below a folder, in bytes. Follows no link.
 pub(super) fn walk(folder: &Path, visit: &mut dyn FnMut(u64)) -> Result<(), StoreError> {
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -368,7 +367,7 @@ pub(super) fn walk(folder: &Path, visit: &mut dyn FnMut(u64)) -> Result<(), Stor
     Ok(())
 }
 
-/// Lists a directory; nothing where it went away meanwhile.
+/// Lists a directory; empty if it does not exist.
 pub(super) fn list_if_there(path: &Path) -> Result<Vec<fs::Entry>, StoreError> {
     match fs::list(path) {
         Ok(entries) => Ok(entries),
@@ -377,7 +376,7 @@ pub(super) fn list_if_there(path: &Path) -> Result<Vec<fs::Entry>, StoreError> {
     }
 }
 
-/// A result, for people.
+/// A result in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
     /// The action.
@@ -386,24 +385,24 @@ pub struct Listed {
     pub kind: String,
     /// When it was last used, in seconds since 1970.
     pub used: u64,
-    /// What it took to make, in milliseconds.
+    /// The time that it took to make, in milliseconds.
     pub cost_ms: u64,
-    /// The bytes of its outputs.
+    /// The size of its outputs, in bytes.
     pub bytes: u64,
-    /// Those of them that lie in an output outside the store.
+    /// How many of these bytes are borrowed.
     pub borrowed: u64,
-    /// Whether all of them are there.
+    /// Whether all outputs exist.
     pub whole: bool,
 }
 
-/// Some files, together.
+/// A number of files and their size.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Amount {
-    /// How many.
+    /// The number of files.
     pub files: u64,
-    /// Their lengths.
+    /// The sum of their lengths, in bytes.
     pub bytes: u64,
-    /// The room they take, in whole blocks of 4 KiB.
+    /// The space that they take, in bytes, in whole blocks of 4 KiB.
     pub space: u64,
 }
 
@@ -421,19 +420,19 @@ impl Amount {
     }
 }
 
-/// How a store's room is used.
+/// How a store uses its space.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Blobs, by the kind of action that made them.
     pub blobs: BTreeMap<String, Amount>,
     /// Everything else, by the name of its directory.
     pub parts: BTreeMap<String, Amount>,
-    /// Blobs that lie in outputs, outside the store: they take no room in it.
+    /// Borrowed blobs: they lie in outputs and take no space in the store.
     pub borrowed: Amount,
 }
 
 impl Usage {
-    /// Returns all of the store together; what is borrowed is not in it.
+    /// Returns the whole store, without borrowed blobs.
     pub fn total(&self) -> Amount {
         self.blobs
             .values()

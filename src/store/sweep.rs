@@ -1,8 +1,8 @@
-//! The lock between those who use what is there and the collector: shared for the moment in which something is found and
-//! marked, alone for the moment in which a few things are looked at again and removed.
+//! The lock between builds and garbage collection. A build takes it shared while it finds something and marks it as used. Garbage
+//! collection takes it exclusively while it checks a few files again and removes them.
 //!
-//! `flock` is not fair: a stream of sharers could keep the collector out for ever. So there are two files. Sharers pass
-//! through `sweep-gate` on their way to `sweep`; the collector shuts the gate and waits for those inside to leave.
+//! `flock` is not fair: many shared holders could keep the collector out forever. So there are two files. Shared holders first
+//! lock `sweep-gate` for a moment and then `sweep`. The collector locks the gate and waits until `sweep` is released.
 
 use std::sync::Condvar;
 use std::sync::Mutex;
@@ -21,11 +21,10 @@ use crate::store::layout;
 const GATE: &str = "sweep-gate";
 const SWEEP: &str = "sweep";
 
-/// How long threads of one process may keep the lock shared by passing it on, before new ones wait for all to leave.
+/// How long the threads of one process may hold the shared lock in turns, before new ones wait until all have released it.
 const TURN: Duration = Duration::from_millis(20);
 
-/// One process's part of the lock: its threads share one hold, so that taking it is two calls of the kernel for the first
-/// and none for the rest.
+/// The shared lock of one process. Its threads share it, so only the first one makes system calls.
 #[derive(Debug, Default)]
 pub(super) struct Sweep {
     state: Mutex<State>,
@@ -39,16 +38,16 @@ struct State {
     since: Option<Instant>,
 }
 
-/// While this lives, nothing is collected. For moments.
+/// The shared lock: while it is held, garbage collection removes nothing. Held only briefly.
 #[derive(Debug)]
 pub(super) struct Using<'s> {
     store: &'s Store,
 }
 
-/// The right to remove what nobody uses. For moments.
+/// The exclusive lock: the holder may remove what no build uses. Held only briefly.
 #[derive(Debug)]
 pub(super) struct Sweeping {
-    // In the order in which they are let go: first those who wait inside, then those at the gate.
+    // In the order in which they are released.
     _sweep: FileLock,
     _gate: FileLock,
 }
@@ -60,7 +59,7 @@ impl Drop for Using<'_> {
         state.holders -= 1;
         if state.holders == 0 {
             if let Some((_, inside)) = &state.files {
-                // Nothing can be done if this fails; the lock ends with the process.
+                // If this fails, the lock is released when the process ends.
                 inside.unlock().ok();
             }
             drop(state);
@@ -70,7 +69,7 @@ impl Drop for Using<'_> {
 }
 
 impl Store {
-    /// Holds collectors off for a moment. Taken before any lock of a name (`replacing`), never after.
+    /// Takes the shared lock. It is taken before any lock of [`Store::replacing`], never after.
     pub(super) fn using(&self) -> Result<Using<'_>, StoreError> {
         let sweep = &self.inner.sweep;
         let mut state = sweep.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,7 +95,7 @@ impl Store {
         Ok(Using { store: self })
     }
 
-    /// Waits until nobody is using anything, and keeps it so for a moment.
+    /// Waits for the exclusive lock.
     pub(super) fn sweeping(&self) -> Result<Sweeping, StoreError> {
         let locks = self.root().join(layout::LOCKS);
         let gate = FileLock::exclusive(&locks.join(GATE))?;

@@ -1,5 +1,5 @@
-//! What stands where a result was: `tombstones-v1/ab/cdef...`, by the action's digest. It explains ("this existed, and was
-//! collected"), and is never asked whether something is done.
+//! Tombstones of removed results: `tombstones-v1/ab/cdef...`, by the digest of the action. A tombstone explains that a result
+//! existed and was removed. It never makes an action count as done.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -20,7 +20,7 @@ use crate::store::sealed;
 
 const KIND: &str = "tombstone";
 const VERSION: u64 = 2;
-/// No action's document is larger than this.
+/// The maximum size of an action's document, in bytes.
 const DOCUMENT_CAP: u64 = 4 << 20;
 
 /// Why a result was removed.
@@ -28,40 +28,40 @@ const DOCUMENT_CAP: u64 = 4 << 20;
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Removal {
-    /// The store was to become smaller, and this was among the cheapest to make again for its bytes.
+    /// The store was larger than its limit, and this was among the cheapest to make again for its size.
     Size,
-    /// It had not been used for longer than was asked for.
+    /// It had not been used for longer than the given time.
     Age,
-    /// A blob that it names was gone, so it was no hit any more.
+    /// A blob that it names was missing, so it was no longer a hit.
     Incomplete,
 }
 
-/// What is left of a result that was removed on purpose.
+/// The tombstone of a removed result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tombstone {
-    /// The version of this form.
+    /// The version of this document.
     pub schema: u32,
-    /// The kind of the action, as its document spells it (`tensor`, `reference-block`, ...); nothing if the document
-    /// could not be read any more.
+    /// The kind of the action, as its document spells it (`tensor`, `reference-block`, ...); `None` if the document could not be
+    /// read.
     pub kind: Option<String>,
-    /// The action's canonical document, as text; nothing if it could not be read any more.
+    /// The action's canonical document, as text; `None` if it could not be read.
     pub document: Option<String>,
-    /// What it made, each by digest and length. The blobs may be gone, or be kept for other results.
+    /// The outputs of the action. The blobs may have been removed, or kept for other results.
     pub outputs: BTreeMap<String, BlobDigest>,
-    /// What it had found out.
+    /// The facts of the result.
     pub facts: BTreeMap<String, String>,
-    /// What it would cost to make again: the milliseconds that it took.
+    /// The time that the action took, in milliseconds.
     pub cost_ms: u64,
     /// When the result was last used, in seconds since 1970.
     pub last_used: u64,
     /// When it was removed, in seconds since 1970.
     pub removed: u64,
-    /// Why.
+    /// Why it was removed.
     pub why: Removal,
 }
 
 impl Tombstone {
-    /// The version of the form.
+    /// The version of this document.
     pub const SCHEMA: u32 = 2;
 
     /// Reads the document of a tombstone, of this version or an older one.
@@ -112,15 +112,14 @@ enum RemovalV1 {
     Incomplete,
 }
 
-/// Returns a time as whole seconds since 1970: the form in which the store's documents have it.
+/// Returns a time in whole seconds since 1970, as in the store's documents.
 pub(super) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 impl Store {
-    /// Returns what is left of the result of an action that was removed on purpose, or `None` if there is no such note. It
-    /// may be there beside a result: one that came back while it was removed. A note that is torn, or cannot be read, is
-    /// none.
+    /// Returns the tombstone of an action's result; `None` if it is missing or cannot be read. A tombstone may exist beside a
+    /// result that was made again while it was removed.
     pub fn tombstone(&self, key: &ActionDigest) -> Option<Tombstone> {
         let path = self.shard(layout::TOMBSTONES, key.hash());
         let (bytes, _) = fs::read_plain(&path, sealed::CAP).ok()?;
@@ -128,7 +127,7 @@ impl Store {
         Tombstone::parse(version, document)
     }
 
-    /// Leaves a note in place of a result that is about to be removed. Not synced: a torn note is none.
+    /// Writes the tombstone of a result that is about to be removed. It is not synced: a damaged tombstone counts as missing.
     pub(super) fn write_tombstone(
         &self,
         key: &ActionDigest,
@@ -156,14 +155,14 @@ impl Store {
         self.publish(temp, &self.shard(layout::TOMBSTONES, key.hash()), Durability::Fast)
     }
 
-    /// Removes the note of an action that has a result again.
+    /// Removes the tombstone of an action that has a result again.
     pub(super) fn remove_tombstone(&self, key: &ActionDigest) -> Result<(), StoreError> {
         self.discard(&self.shard(layout::TOMBSTONES, key.hash()))?;
         Ok(())
     }
 }
 
-/// The part of any action's document that says what it is.
+/// The kind in an action's document.
 #[derive(Deserialize)]
 struct Kind {
     kind: String,

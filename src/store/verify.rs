@@ -1,5 +1,5 @@
-//! Reading everything again: blobs against their names, results against their seals, loans against the files that hold
-//! them. What is damaged is moved aside, so that it is made again; nothing is believed on the way.
+//! Checks the store by reading it again: blobs against their names, results against their checksums, borrowed blobs against
+//! the files that contain them. What is damaged is quarantined, so that it is made again.
 
 mod found;
 mod read;
@@ -36,40 +36,40 @@ pub use found::Sample;
 pub use found::Verified;
 use read::Item;
 
-/// No document of an action that is looked for by its key is larger.
+/// The maximum size of an action's document, in bytes.
 const DOCUMENT_CAP: u64 = 4 << 20;
 
-/// The kind of action whose output may lie in a file outside the store.
-const LENT: &str = "tensor";
+/// The kind of action whose outputs can be borrowed.
+const BORROWED_KIND: &str = "tensor";
 
-/// What goes on while a check runs.
+/// The progress of a check, and how to stop it.
 #[derive(Clone, Copy)]
-pub struct Watch<'w> {
-    /// Is told how many bytes were read, and of how many.
+pub struct CheckControl<'w> {
+    /// Is called with the number of bytes read and the total.
     pub progress: &'w (dyn Fn(u64, u64) + Sync),
-    /// Is asked whether to stop.
+    /// Returns whether to stop.
     pub stop: &'w (dyn Fn() -> bool + Sync),
 }
 
-/// What names what.
-struct Index {
+/// The results, and which of them name each blob.
+struct Owners {
     results: Vec<(ActionDigest, ActionResult, i64)>,
-    owners: HashMap<Hash, Vec<(usize, Option<String>)>>,
+    by_blob: HashMap<Hash, Vec<(usize, Option<String>)>>,
 }
 
 impl Store {
-    /// Reads the store again, or a part of it, in as many threads as given. What is damaged is moved aside; a result that
-    /// has lost a blob is dropped.
+    /// Reads the store, or a sample of it, in `threads` threads. What is damaged is quarantined. A result that has lost a blob
+    /// is removed.
     ///
     /// # Errors
     ///
     /// [`StoreError::Path`] if something cannot be read or moved at all.
-    pub fn check(&self, sample: Sample, threads: usize, watch: Watch<'_>) -> Result<Verified, StoreError> {
+    pub fn check(&self, sample: Sample, threads: usize, control: CheckControl<'_>) -> Result<Verified, StoreError> {
         let mut verified = Verified::default();
-        // What stood in the way when the store was opened.
+        // What was quarantined when the store was opened.
         verified.flaws.extend(self.inner.moved.iter().cloned().map(Flaw::from));
         let (blobs, odd) = self.sharded(layout::CAS)?;
-        let mut foreign = self.heal_places(&mut verified, odd)?;
+        let mut foreign = self.quarantine_odd_entries(&mut verified, odd)?;
         let indexes = self.all_indexes()?;
         let borrowed = borrowed_in(&indexes);
         let borrowed_files = indexes
@@ -82,8 +82,8 @@ impl Store {
             verified.all.add(item.bytes());
         }
         let items = chosen(items, sample, verified.all.bytes);
-        let seen = self.read_items(&items, threads, watch)?;
-        verified.stopped = (watch.stop)();
+        let seen = self.read_items(&items, threads, control)?;
+        verified.stopped = (control.stop)();
         verified.blobs = seen.blobs;
         verified.borrowed_files = seen.borrowed_files;
         verified.flaws.extend(seen.flaws);
@@ -101,11 +101,12 @@ impl Store {
         Ok(verified)
     }
 
-    /// Moves aside what is no file and has the name of one, of what has no place in a directory; returns the rest.
-    fn heal_places(&self, verified: &mut Verified, odd: Vec<PathBuf>) -> Result<Vec<PathBuf>, StoreError> {
+    /// Quarantines the entries that have the name of a file of the store and are not files. Returns the others, which do not
+    /// belong to the store.
+    fn quarantine_odd_entries(&self, verified: &mut Verified, odd: Vec<PathBuf>) -> Result<Vec<PathBuf>, StoreError> {
         let mut foreign = Vec::new();
         for path in odd {
-            if quarantine::is_place(self.root(), &path) {
+            if quarantine::is_hash_path(self.root(), &path) {
                 verified
                     .flaws
                     .extend(self.quarantine_unless_file(&path)?.map(Flaw::from));
@@ -146,15 +147,15 @@ impl Store {
         for (hash, file) in tombstones {
             self.check_note(verified, &file.path, layout::TOMBSTONES, "tombstone", &hash.to_string())?;
         }
-        foreign.extend(self.heal_places(verified, odd)?);
+        foreign.extend(self.quarantine_odd_entries(verified, odd)?);
         let (entries, odd) = self.sharded(layout::STAT)?;
-        // A damaged entry is no entry, and the next reading of its file replaces it.
+        // A damaged entry counts as missing, and is replaced when its file is read next.
         for (_, file) in entries.iter().filter(|(_, file)| file.kind != FileKind::Plain) {
             verified
                 .flaws
                 .extend(self.quarantine_unless_file(&file.path)?.map(Flaw::from));
         }
-        foreign.extend(self.heal_places(verified, odd)?);
+        foreign.extend(self.quarantine_odd_entries(verified, odd)?);
         let runs = self.root().join(layout::RUNS);
         for entry in list_if_there(&runs)? {
             if !entry.is_file && !layout::RUN_FOLDERS.iter().any(|folder| entry.name == **folder) {
@@ -180,7 +181,7 @@ impl Store {
         }
         let hash = Hash::of(name.as_bytes());
         let _lock = self.replacing(&hash)?;
-        // Looked at again: another process may have replaced or removed it meanwhile.
+        // Checked again: another process may have replaced or removed it.
         let Some(stamp) = damaged_note(path, kind, name)? else {
             return Ok(());
         };
@@ -193,12 +194,12 @@ impl Store {
         Ok(())
     }
 
-    fn check_results(&self, verified: &mut Verified, foreign: &mut Vec<PathBuf>) -> Result<Index, StoreError> {
+    fn check_results(&self, verified: &mut Verified, foreign: &mut Vec<PathBuf>) -> Result<Owners, StoreError> {
         let (files, odd) = self.sharded(layout::ACTIONS)?;
-        foreign.extend(self.heal_places(verified, odd)?);
-        let mut index = Index {
+        foreign.extend(self.quarantine_odd_entries(verified, odd)?);
+        let mut index = Owners {
             results: Vec::new(),
-            owners: HashMap::new(),
+            by_blob: HashMap::new(),
         };
         let mut damaged = Vec::new();
         for (hash, file) in files {
@@ -211,12 +212,12 @@ impl Store {
                 continue;
             }
             let found = match self.peek(&key) {
-                // A newer program wrote it.
+                // A newer version of forge wrote it.
                 Err(StoreError::Newer { .. }) => continue,
                 found => found?,
             };
             let Some((result, used)) = found else {
-                // Either it went meanwhile, and perhaps came again, or it cannot be believed.
+                // It was removed or replaced meanwhile, or it is damaged.
                 if let Some(moved_to) = self.quarantine_damaged_result(&key)? {
                     damaged.push((key, moved_to));
                 }
@@ -229,7 +230,7 @@ impl Store {
                 .iter()
                 .map(|(name, digest)| (Some(name.clone()), digest.hash));
             for (name, hash) in documents.chain(outputs) {
-                index.owners.entry(hash).or_default().push((number, name));
+                index.by_blob.entry(hash).or_default().push((number, name));
             }
             index.results.push((key, result, used));
         }
@@ -263,8 +264,8 @@ impl Store {
         Ok(kinds)
     }
 
-    fn owners(&self, index: &Index, hash: &Hash) -> Vec<Owner> {
-        let named = index.owners.get(hash).into_iter().flatten();
+    fn owners(&self, index: &Owners, hash: &Hash) -> Vec<Owner> {
+        let named = index.by_blob.get(hash).into_iter().flatten();
         let mut owners: Vec<Owner> = named
             .map(|(number, output)| {
                 let (key, result, _) = &index.results[*number];
@@ -280,15 +281,15 @@ impl Store {
         owners
     }
 
-    /// Drops the results that have lost a blob. That is a flaw only if nothing says how it was lost. `explained` are the blobs
-    /// that files outside the store lent when the check began: one that is gone now was lost with such a file.
+    /// Removes the results that have lost a blob. That is a flaw only if nothing explains the loss. `explained` are the blobs
+    /// that were borrowed when the check began: such a blob may have been lost with its file.
     fn drop_incomplete(
         &self,
         verified: &mut Verified,
-        index: &Index,
+        index: &Owners,
         mut explained: HashSet<Hash>,
     ) -> Result<(), StoreError> {
-        // Those that were lent since, too.
+        // Those that were borrowed since, too.
         explained.extend(borrowed_in(&self.all_indexes()?));
         for flaw in &verified.flaws {
             match flaw {
@@ -297,8 +298,8 @@ impl Store {
                 _ => {}
             }
         }
-        // What a damaged book said is told again by the next build that finds its output: nothing that may be in one is
-        // dropped before.
+        // If an index was damaged, the next build that finds the output writes it again. Until then, a result whose blobs it may
+        // have listed is kept.
         let mut index_lost = false;
         for file in self.plain_files(layout::QUARANTINE)? {
             let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -313,7 +314,7 @@ impl Store {
                 continue;
             }
             let _sweeping = self.sweeping()?;
-            // It may have been collected meanwhile, or made again.
+            // It may have been removed or made again meanwhile.
             let Some((result, _)) = self.peek(key)?.filter(|(now, _)| now == result) else {
                 continue;
             };
@@ -321,7 +322,7 @@ impl Store {
             if missing.is_empty() {
                 continue;
             }
-            if index_lost && self.kind_of(&result).as_deref() == Some(LENT) {
+            if index_lost && self.kind_of(&result).as_deref() == Some(BORROWED_KIND) {
                 continue;
             }
             let unexplained = missing.iter().find(|digest| !explained.contains(&digest.hash));
@@ -345,7 +346,7 @@ impl Store {
     }
 }
 
-/// Returns the stamp of a note that cannot be believed; nothing if it is whole, gone, or no file any more.
+/// Returns the stamp of a damaged note; `None` if the note is intact, missing, or not a file.
 fn damaged_note(path: &Path, kind: &str, name: &str) -> Result<Option<Stamp>, StoreError> {
     match quarantine::read_own(path, sealed::CAP) {
         Ok((bytes, stamp)) => {
@@ -360,13 +361,13 @@ fn damaged_note(path: &Path, kind: &str, name: &str) -> Result<Option<Stamp>, St
     }
 }
 
-/// Returns the blobs that files outside the store lend, or lent until they changed.
+/// Returns the blobs that the indexes list, including those of files that have changed.
 fn borrowed_in(indexes: &[FoundIndex]) -> HashSet<Hash> {
-    let loans = indexes.iter().flat_map(|found| &found.index.blobs);
-    loans.map(|loan| loan.bytes.hash).collect()
+    let blobs = indexes.iter().flat_map(|found| &found.index.blobs);
+    blobs.map(|blob| blob.bytes.hash).collect()
 }
 
-/// Returns what is to be read, the largest first so that the last ones to finish are small.
+/// Returns the items to read, the largest first, so that all threads finish at about the same time.
 fn chosen(mut items: Vec<Item>, sample: Sample, all: u64) -> Vec<Item> {
     let budget = match sample {
         Sample::All => None,
@@ -377,7 +378,7 @@ fn chosen(mut items: Vec<Item>, sample: Sample, all: u64) -> Vec<Item> {
         }
     };
     if let Some(budget) = budget {
-        // Every process has a state of its own: each sample is another one.
+        // The random state differs in each process, so each sample is different.
         let random = RandomState::new();
         items.sort_by_cached_key(|item| match item {
             Item::Blob(hash, _) => random.hash_one(hash),

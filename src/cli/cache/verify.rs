@@ -25,11 +25,11 @@ use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
 use crate::prose;
 use crate::session::names::Names;
+use crate::store::CheckControl;
 use crate::store::Flaw;
 use crate::store::Owner;
 use crate::store::Sample;
 use crate::store::Verified;
-use crate::store::Watch;
 
 /// How often a check without a terminal says that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(30);
@@ -38,7 +38,7 @@ pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Re
     let store = open(files, terminal)?;
     let cancel = Cancel::new();
     signals::stop_on_signals(&cancel, terminal);
-    // Named before anything is moved aside: a manifest may be among it.
+    // Read before anything is quarantined: a manifest may be among it.
     let names = Names::of(&store).map_err(|error| failure(&error))?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = args.jobs.map_or(cores, usize::from);
@@ -47,7 +47,7 @@ pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Re
         .check(
             args.sample.unwrap_or(Sample::All),
             threads,
-            Watch {
+            CheckControl {
                 progress: &|done, total| progress.tell(done, total),
                 stop: &|| cancel.is_cancelled(),
             },

@@ -1,4 +1,4 @@
-//! What a check is asked, and what it finds.
+//! The input and the result of a check.
 
 use std::path::PathBuf;
 
@@ -8,52 +8,52 @@ use crate::digest::Hash;
 use crate::store::Amount;
 use crate::store::quarantine::Moved;
 
-/// How much is read again.
+/// How much to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sample {
     /// Everything.
     All,
-    /// So many millionths of the bytes, chosen anew each time.
+    /// This many millionths of the bytes, chosen at random.
     Millionths(u64),
-    /// So many bytes, chosen anew each time.
+    /// This many bytes, chosen at random.
     Bytes(u64),
 }
 
-/// What a blob is: an output of an action.
+/// What a blob is: an output of an action, or its document.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Owner {
     /// The action.
     pub key: ActionDigest,
-    /// Its kind; nothing if its document cannot be read.
+    /// Its kind; `None` if its document cannot be read.
     pub kind: Option<String>,
-    /// The output's name; nothing for the action's own document.
+    /// The name of the output; `None` for the action's document.
     pub output: Option<String>,
 }
 
-/// Something that is not as it should be.
+/// Damage that a check found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Flaw {
-    /// A blob's bytes are not those of its name.
+    /// The bytes of a blob do not match its name.
     Blob {
         /// Its name.
         hash: Hash,
-        /// How long it is.
+        /// Its length.
         bytes: u64,
         /// Where it is now.
         moved_to: PathBuf,
         /// What it was.
         owners: Vec<Owner>,
     },
-    /// Something that is no file had the name of one, or a file that of a directory.
+    /// Something that is not a file had the name of a file of the store, or a file had the name of a directory.
     NotAFile {
-        /// Where it stood.
+        /// Where it was.
         path: PathBuf,
         /// Where it is now.
         moved_to: PathBuf,
-        /// What it is, in words: `a named pipe`.
+        /// What it is, such as `a named pipe`.
         what: &'static str,
     },
-    /// A result's seal is broken.
+    /// The checksum of a result is wrong.
     Result {
         /// The action.
         key: ActionDigest,
@@ -62,14 +62,14 @@ pub enum Flaw {
         /// Where it is now.
         moved_to: PathBuf,
     },
-    /// A result names a blob that is not there, and nothing says why.
+    /// A result names a blob that is missing, and nothing explains why.
     Gone {
         /// The blob.
         digest: BlobDigest,
         /// What it was.
         owner: Owner,
     },
-    /// A file that lends a blob holds other bytes, though its stamp is the same.
+    /// A file does not contain the bytes of a borrowed blob, although its stamp is the same.
     BorrowedBlob {
         /// The blob.
         digest: BlobDigest,
@@ -78,14 +78,14 @@ pub enum Flaw {
         /// What the blob is.
         owners: Vec<Owner>,
     },
-    /// A file that lends blobs has changed elsewhere, though its stamp is the same.
+    /// A file that the store borrows from has changed, although its stamp is the same. The borrowed blobs are intact.
     BorrowedFile {
         /// The file, outside the store.
         path: PathBuf,
     },
-    /// A note's seal is broken: what a step did last, a pin, an event, a tombstone, a book of loans.
+    /// The checksum of a note is wrong: a record of a step, a pin, an event, a tombstone, an index of borrowed blobs.
     Note {
-        /// What kind of note, as its directory is called.
+        /// The directory of the note, which says its kind.
         directory: &'static str,
         /// Its name.
         name: String,
@@ -109,21 +109,21 @@ impl From<Moved> for Flaw {
 pub struct Verified {
     /// Blobs that were read.
     pub blobs: Amount,
-    /// Files outside the store that were read for what they lend.
+    /// Files outside the store that it borrows from and that were read.
     pub borrowed_files: Amount,
-    /// Blobs and files in all, read or not.
+    /// All blobs and files, read or not.
     pub all: Amount,
-    /// Results that were looked at.
+    /// The number of results that were checked.
     pub results: u64,
-    /// Notes that were looked at.
+    /// The number of notes that were checked.
     pub notes: u64,
-    /// What is not as it should be.
+    /// The damage that was found.
     pub flaws: Vec<Flaw>,
-    /// Results that were dropped since they had lost a blob: to an output that was deleted or changed, to an earlier
-    /// damage, or to one of the flaws.
+    /// The number of results that were removed because they had lost a blob: with an output that was deleted or changed, or by
+    /// damage.
     pub dropped: u64,
-    /// What has no place in a store; it was left as it is.
+    /// What does not belong to a store. It was left as it is.
     pub foreign: Vec<PathBuf>,
-    /// Whether it was stopped before its end.
+    /// Whether the check was stopped early.
     pub stopped: bool,
 }

@@ -1,4 +1,4 @@
-//! Reading through what a store holds and what it borrows.
+//! Reads and verifies the blobs of the store and the files that it borrows from.
 
 use std::io;
 use std::path::Path;
@@ -8,8 +8,8 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
+use super::CheckControl;
 use super::Flaw;
-use super::Watch;
 use crate::digest::Hash;
 use crate::fs;
 use crate::store::Amount;
@@ -20,7 +20,7 @@ use crate::store::stat;
 use crate::store::survey::FoundFile;
 use crate::store::survey::FoundIndex;
 
-/// Something that is read through.
+/// Something to read.
 pub(super) enum Item {
     Blob(Hash, FoundFile),
     BorrowedFile(FoundIndex),
@@ -35,7 +35,7 @@ impl Item {
     }
 }
 
-/// What reading an item showed.
+/// What reading an item found.
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) blobs: Amount,
@@ -44,20 +44,25 @@ pub(super) struct Seen {
 }
 
 impl Store {
-    pub(super) fn read_items(&self, items: &[Item], threads: usize, watch: Watch<'_>) -> Result<Seen, StoreError> {
+    pub(super) fn read_items(
+        &self,
+        items: &[Item],
+        threads: usize,
+        control: CheckControl<'_>,
+    ) -> Result<Seen, StoreError> {
         let total = items.iter().map(Item::bytes).sum();
         let (next, read) = (AtomicUsize::new(0), AtomicU64::new(0));
         let seen = Mutex::new(Seen::default());
         let failure: Mutex<Option<StoreError>> = Mutex::new(None);
         let work = || {
             while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if (watch.stop)() {
+                if (control.stop)() {
                     return;
                 }
                 let before = AtomicU64::new(0);
                 let progress = |now: u64| {
                     let more = now.saturating_sub(before.swap(now, Ordering::Relaxed));
-                    (watch.progress)(read.fetch_add(more, Ordering::Relaxed) + more, total);
+                    (control.progress)(read.fetch_add(more, Ordering::Relaxed) + more, total);
                 };
                 let outcome = match item {
                     Item::Blob(hash, file) => self.read_blob(hash, file, &progress),
@@ -94,7 +99,7 @@ impl Store {
         let mut seen = Seen::default();
         let (file, stamp) = match quarantine::open_own(&found.path) {
             Ok(opened) => opened,
-            // Collected, or lent, meanwhile.
+            // It was removed or replaced by a borrowed blob meanwhile.
             Err(error) if error.is_not_found() => return Ok(seen),
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 seen.flaws
@@ -105,7 +110,7 @@ impl Store {
         };
         let digest = match stat::digest_open(&file, &found.path, progress) {
             Ok(digest) => Some(digest),
-            // The disk cannot give it back: that is damage, too.
+            // A read error of the disk is damage, too.
             Err(StoreError::Path(error)) if error.operation == "read" => None,
             Err(error) => return Err(error),
         };
@@ -121,7 +126,7 @@ impl Store {
         Ok(seen)
     }
 
-    /// Reads a file that lends blobs, once, and digests it whole and each blob in it.
+    /// Reads a file that the store borrows from once, and checks the digest of the file and of each blob in it.
     fn read_borrowed_file(&self, found: &FoundIndex, progress: &dyn Fn(u64)) -> Result<Seen, StoreError> {
         let mut seen = Seen::default();
         let path = Path::new(&found.index.path);
@@ -131,12 +136,12 @@ impl Store {
         if !found.index.has_stamp(&stamp) {
             return Ok(seen);
         }
-        let mut loans = found.index.blobs.clone();
-        loans.sort_by_key(|loan| loan.start);
+        let mut blobs = found.index.blobs.clone();
+        blobs.sort_by_key(|blob| blob.start);
         let mut whole = blake3::Hasher::new();
         let mut block = vec![0; 1 << 20];
         let mut at = 0_u64;
-        // Reads up to a place and digests what it reads, whole and as a part.
+        // Reads up to an offset, and adds the bytes to the digest of the file and to that of the part.
         let mut read_to = |end: u64| -> io::Result<Hash> {
             let mut part = blake3::Hasher::new();
             while at < end {
@@ -156,16 +161,16 @@ impl Store {
         let mut wrong = Vec::new();
         let mut read_all = || -> io::Result<()> {
             let mut end = 0;
-            for loan in &loans {
-                if loan.start < end {
+            for blob in &blobs {
+                if blob.start < end {
                     // Blobs do not overlap in a file that forge wrote.
-                    wrong.push(loan.bytes);
+                    wrong.push(blob.bytes);
                     continue;
                 }
-                read_to(loan.start)?;
-                end = loan.start.saturating_add(loan.bytes.len);
-                if read_to(end)? != loan.bytes.hash {
-                    wrong.push(loan.bytes);
+                read_to(blob.start)?;
+                end = blob.start.saturating_add(blob.bytes.len);
+                if read_to(end)? != blob.bytes.hash {
+                    wrong.push(blob.bytes);
                 }
             }
             read_to(stamp.size)?;
@@ -179,11 +184,11 @@ impl Store {
         }
         let now = fs::Stamp::of_file(&file, path)?;
         if now != stamp || !found.index.is_valid() {
-            // Somebody changed it meanwhile: it lends nothing any more.
+            // It was changed meanwhile, so nothing is borrowed from it any more.
             return Ok(seen);
         }
         if unreadable {
-            wrong = loans.iter().map(|loan| loan.bytes).collect();
+            wrong = blobs.iter().map(|blob| blob.bytes).collect();
         }
         self.remove_from_index(&found.name, &wrong, &stamp)?;
         if wrong.is_empty() {
