@@ -18,8 +18,8 @@ use forge::gguf::TensorSpec;
 use forge::gguf::Value;
 
 use crate::peer_engine::peer;
-use crate::small;
-use crate::small::InMemory;
+use crate::small_model;
+use crate::small_model::InMemory;
 use crate::support::Forge;
 
 const ALIGNMENTS: [u32; 6] = [8, 16, 32, 64, 128, 4096];
@@ -157,7 +157,7 @@ fn a_budget_counts_the_padding_of_the_alignment() {
 #[test]
 fn the_engine_computes_with_models_of_any_alignment() {
     let metrics = |alignment: Option<u32>| {
-        let forge = small::project();
+        let forge = small_model::project();
         if let Some(alignment) = alignment {
             let path = forge.path("small.gguf");
             let model = Model::open(&path).unwrap();
@@ -166,8 +166,8 @@ fn the_engine_computes_with_models_of_any_alignment() {
             write(&forge.path("aligned.gguf"), &model, &metadata, tensors);
             std::fs::rename(forge.path("aligned.gguf"), &path).unwrap();
         }
-        let _ = small::build_of(&forge).success();
-        let metrics = forge.path(small::OUT).join("metrics.json");
+        let _ = small_model::build_of(&forge).success();
+        let metrics = forge.path(small_model::OUT).join("metrics.json");
         let metrics: serde_json::Value = serde_json::from_slice(&std::fs::read(metrics).unwrap()).unwrap();
         figures(&metrics)
     };

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use crate::cache_small;
-use crate::cache_small::assert_clean;
-use crate::cache_small::build_well;
-use crate::cache_small::candidates;
-use crate::cache_small::project;
-use crate::cache_small::ran;
+use crate::quick_project;
+use crate::quick_project::assert_clean;
+use crate::quick_project::build_well;
+use crate::quick_project::candidates;
+use crate::quick_project::project;
+use crate::quick_project::ran;
 use crate::support::Forge;
 use crate::support::ran as ran_of;
 
@@ -46,10 +46,10 @@ fn own_tensors(forge: &Forge) -> usize {
 fn six_candidates_take_the_space_of_the_outputs() {
     let forge = Forge::new();
     // Large enough for the block that every small file takes not to be what is measured.
-    cache_small::write_model(&forge, 16_384);
+    quick_project::write_model(&forge, 16_384);
     let types = ["Q4_0", "Q5_0", "Q8_0", "Q4_1", "Q5_1", "Q4_K"];
     let candidates_types: Vec<[&str; 4]> = types.iter().map(|ty| [*ty; 4]).collect();
-    forge.recipe(&cache_small::recipe("six", &candidates_types));
+    forge.recipe(&quick_project::recipe("six", &candidates_types));
     let events = build_well(&forge, "out");
     assert_eq!(ran_of(&events, "tensor"), 24);
     let (store, store_blocks) = usage(forge.store());
@@ -104,7 +104,7 @@ fn no_wrong_bytes_are_borrowed_from_an_output_that_was_edited() {
     // Another recipe wants the same tensors, at another place.
     let other = forge.sibling();
     std::fs::copy(forge.path("model.gguf"), other.path("model.gguf")).unwrap();
-    other.recipe(&cache_small::first());
+    other.recipe(&quick_project::first());
     build_well(&other, "out");
     assert!(candidates(&other.path("out")) == before);
     build_well(&forge, "out");
@@ -150,13 +150,13 @@ fn going_back_to_an_earlier_recipe_quantizes_nothing_again() {
     let forge = project();
     let mut known = ran(&build_well(&forge, "out"));
     let first = candidates(&forge.path("out"));
-    forge.recipe(&cache_small::second());
+    forge.recipe(&quick_project::second());
     let events = build_well(&forge, "out");
     assert!(ran(&events).is_disjoint(&known));
     known.extend(ran(&events));
     assert_eq!(ran_of(&events, "tensor"), 4);
     let second = candidates(&forge.path("out"));
-    for (text, expected) in [(cache_small::first(), &first), (cache_small::second(), &second)] {
+    for (text, expected) in [(quick_project::first(), &first), (quick_project::second(), &second)] {
         forge.recipe(&text);
         let events = build_well(&forge, "out");
         assert_eq!(ran(&events), BTreeSet::new());
@@ -183,7 +183,7 @@ fn only_in(forge: &Forge, path: &Path) -> usize {
     let folder = forge.store().join("borrowed-v1");
     let mut starts = BTreeMap::new();
     let mut elsewhere = BTreeSet::new();
-    for name in crate::small::names(&folder) {
+    for name in crate::small_model::names(&folder) {
         let text = std::fs::read_to_string(folder.join(name)).unwrap();
         let index: serde_json::Value = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
         for blob in index["blobs"].as_array().unwrap() {
@@ -210,7 +210,7 @@ fn a_borrowed_blob_with_wrong_bytes_is_made_again_in_the_build_that_reads_it() {
     let at = only_in(&forge, &path);
     bytes[at] ^= 1;
     crate::cache_flips::write_keeping_stamps(&forge, &path, &bytes);
-    let run = crate::support::Run::of(cache_small::build(&forge, "second").output().unwrap()).success();
+    let run = crate::support::Run::of(quick_project::build(&forge, "second").output().unwrap()).success();
     assert!(candidates(&forge.path("second")) == before);
     let told = run.json_lines().iter().any(|event| {
         event["reason"] == "warning" && event["message"].as_str().unwrap().contains("does not hold it any more")
@@ -234,13 +234,13 @@ fn as_version_1(forge: &Forge) -> (usize, usize) {
         std::fs::write(path, format!("{body}{sum}\n")).unwrap();
     };
     let folder = forge.store().join("borrowed-v1");
-    let indexes = crate::small::names(&folder);
+    let indexes = crate::small_model::names(&folder);
     for name in &indexes {
         rewrite(&folder.join(name), "loans", &|document| {
             document.replacen("\"blobs\":", "\"loans\":", 1)
         });
     }
-    let tombstones = crate::small::sharded(forge.store(), "tombstones-v1");
+    let tombstones = crate::small_model::sharded(forge.store(), "tombstones-v1");
     for path in tombstones.values() {
         rewrite(path, "tombstone", &|document| {
             document.replacen("\"why\":\"size\"", "\"why\":\"room\"", 1)

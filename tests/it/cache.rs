@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use std::time::SystemTime;
 
-use crate::cache_small;
-use crate::cache_small::assert_clean;
-use crate::cache_small::build_well;
-use crate::cache_small::candidates;
-use crate::cache_small::project;
-use crate::cache_small::ran;
-use crate::small;
-use crate::small::committed;
-use crate::small::sharded;
+use crate::quick_project;
+use crate::quick_project::assert_clean;
+use crate::quick_project::build_well;
+use crate::quick_project::candidates;
+use crate::quick_project::project;
+use crate::quick_project::ran;
+use crate::small_model;
+use crate::small_model::committed;
+use crate::small_model::sharded;
 use crate::support::Forge;
 use crate::support::ran as ran_of;
 
@@ -155,7 +155,7 @@ fn the_newest_outputs_and_pins_are_kept_and_age_lets_go_of_the_rest() {
     build_well(&forge, "out");
     let first = committed(forge.store());
     let _ = forge.run(&["cache", "pin", "out/c0.gguf"]).success();
-    forge.recipe(&cache_small::second());
+    forge.recipe(&quick_project::second());
     build_well(&forge, "out");
     let both = committed(forge.store());
     assert!(first.is_subset(&both) && first.len() < both.len());
@@ -166,7 +166,7 @@ fn the_newest_outputs_and_pins_are_kept_and_age_lets_go_of_the_rest() {
     assert_eq!(ran(&build_well(&forge, "out")), BTreeSet::new());
     let gone: BTreeSet<&String> = first.difference(&left).collect();
     assert!(!gone.is_empty(), "the other candidate's tensor and assembly");
-    forge.recipe(&cache_small::first());
+    forge.recipe(&quick_project::first());
     let events = build_well(&forge, "out");
     let c0: Vec<_> = events
         .iter()
@@ -253,7 +253,7 @@ fn a_limit_in_the_settings_is_held_after_each_build() {
         "what the newest outputs need is kept"
     );
     // A recipe that went leaves what nothing needs.
-    forge.recipe(&cache_small::recipe("moment", &[["Q4_1"; 4]]));
+    forge.recipe(&quick_project::recipe("moment", &[["Q4_1"; 4]]));
     let before = committed(forge.store());
     let run = forge.run(&["build", "--out", "out"]).success();
     assert!(run.stderr.contains(" removed, "), "{}", run.stderr);
@@ -360,7 +360,7 @@ fn pins_are_listed_and_let_go() {
     assert_eq!(json(&forge, &["cache", "pin"]).len(), 0);
     let _ = forge.run(&["cache", "unpin", "c0.gguf"]).status(1);
     // A run has manifests of all its outputs.
-    let runs = small::names(&forge.store().join("runs-v1"));
+    let runs = small_model::names(&forge.store().join("runs-v1"));
     let run = runs.iter().find_map(|name| name.strip_suffix(".jsonl")).unwrap();
     assert_eq!(json(&forge, &["cache", "pin", run]).len(), 2);
     let _ = forge.run(&["cache", "pin", "recipe.toml"]).status(1);

@@ -11,11 +11,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
-use crate::cache_small;
-use crate::small;
-use crate::small::Going;
-use crate::small::Random;
-use crate::small::number_from;
+use crate::quick_project;
+use crate::small_model;
+use crate::small_model::Going;
+use crate::small_model::Random;
+use crate::small_model::number_from;
 use crate::support::Forge;
 use crate::support::Run;
 
@@ -96,7 +96,7 @@ fn check_outputs(forge: &Forge, out: &str, reproduce: Option<usize>, violations:
 
 /// Checks the store, and counts each thing that is called damaged, by what it is.
 fn check_store(forge: &Forge, when: &str, violations: &Violations) {
-    let (run, lines) = cache_small::verify(forge);
+    let (run, lines) = quick_project::verify(forge);
     if run.status == Some(0) {
         return;
     }
@@ -127,7 +127,7 @@ fn three_recipes_alternate_while_others_collect_check_and_kill() {
     let seed = number_from("FORGE_TEST_SEED", 1) as u64;
     eprintln!("FORGE_TEST_SEED={seed}");
     let forge = Forge::new();
-    cache_small::write_model(&forge, 32);
+    quick_project::write_model(&forge, 32);
     // The same source and candidate names; some tensors are the same, others are not. The last candidate is the same in all
     // three: its file stays when the recipe changes, and only its manifest is written again.
     let recipes = ["first.toml", "second.toml", "third.toml"];
@@ -149,7 +149,7 @@ fn three_recipes_alternate_while_others_collect_check_and_kill() {
         ],
     ];
     for (name, candidates) in recipes.iter().zip(&candidates) {
-        forge.write(name, cache_small::recipe(name.trim_end_matches(".toml"), candidates));
+        forge.write(name, quick_project::recipe(name.trim_end_matches(".toml"), candidates));
     }
     let violations = Violations::default();
     let stop = AtomicBool::new(false);
@@ -167,7 +167,7 @@ fn three_recipes_alternate_while_others_collect_check_and_kill() {
                 let out = format!("out-{number}");
                 while !stop.load(Ordering::Relaxed) {
                     let recipe = random.pick(&recipes);
-                    let mut going = Going::start(small::build(forge, &[recipe, "--out", &out]));
+                    let mut going = Going::start(small_model::build(forge, &[recipe, "--out", &out]));
                     if random.below(KILLED) == 0 {
                         std::thread::sleep(Duration::from_millis(random.below(120) as u64));
                         going.child.kill().unwrap();
@@ -213,7 +213,7 @@ fn three_recipes_alternate_while_others_collect_check_and_kill() {
     // Nobody disturbs these builds, so nothing at all may be wrong after them.
     for (number, recipe) in recipes.iter().enumerate() {
         let out = format!("out-{number}");
-        let run = Run::of(small::build(&forge, &[recipe, "--out", &out]).output().unwrap());
+        let run = Run::of(small_model::build(&forge, &[recipe, "--out", &out]).output().unwrap());
         if run.status != Some(0) {
             violations.add("a last build fails", &format!("{}{}", run.stdout, run.stderr));
         }

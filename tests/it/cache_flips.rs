@@ -5,17 +5,17 @@ use std::path::PathBuf;
 
 use forge::digest::Hash;
 
-use crate::cache_small;
-use crate::cache_small::assert_clean;
-use crate::cache_small::build_well;
-use crate::cache_small::candidates;
-use crate::cache_small::project;
-use crate::cache_small::verify;
 use crate::crash::Damage;
 use crate::crash::damage;
-use crate::small::Random;
-use crate::small::names;
-use crate::small::sharded;
+use crate::quick_project;
+use crate::quick_project::assert_clean;
+use crate::quick_project::build_well;
+use crate::quick_project::candidates;
+use crate::quick_project::project;
+use crate::quick_project::verify;
+use crate::small_model::Random;
+use crate::small_model::names;
+use crate::small_model::sharded;
 use crate::support::Forge;
 
 /// Changes an output's bytes as a failing disk would: no stamp shows it. Nobody can set a file's ctime, so instead the
@@ -233,5 +233,5 @@ fn repair_builds_what_was_damaged() {
     assert!(run.stderr.contains("ran"), "{}", run.stderr);
     assert_clean(&forge, "repaired");
     assert!(candidates(&forge.path("out/moment")) == candidates(&forge.path("kept")));
-    let _ = cache_small::build_well(&forge, "kept");
+    let _ = quick_project::build_well(&forge, "kept");
 }

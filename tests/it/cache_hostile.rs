@@ -11,12 +11,12 @@ use std::time::SystemTime;
 
 use forge::digest::Hash;
 
-use crate::cache_small;
-use crate::cache_small::build_well;
-use crate::cache_small::candidates;
-use crate::cache_small::project;
-use crate::small::Going;
-use crate::small::sharded;
+use crate::quick_project;
+use crate::quick_project::build_well;
+use crate::quick_project::candidates;
+use crate::quick_project::project;
+use crate::small_model::Going;
+use crate::small_model::sharded;
 use crate::support::Forge;
 
 /// Everything under a folder: path, bytes, and when it changed.
@@ -157,7 +157,7 @@ fn links_and_pipes_in_place_of_files_are_not_followed_and_nothing_hangs() {
         }
     }
     for folder in ["runs-v1/last", "borrowed-v1"] {
-        for name in crate::small::names(&forge.store().join(folder)) {
+        for name in crate::small_model::names(&forge.store().join(folder)) {
             replace_with_link(&forge.store().join(folder).join(name), &precious);
         }
     }
@@ -182,9 +182,9 @@ fn links_and_pipes_in_place_of_files_are_not_followed_and_nothing_hangs() {
     }
     build_well(&forge, "out");
     assert!(candidates(&forge.path("out")) == expected);
-    let (run, _) = cache_small::verify(&forge);
+    let (run, _) = quick_project::verify(&forge);
     assert!(matches!(run.status, Some(0 | 1)), "{}", run.stderr);
-    cache_small::assert_clean(&forge, "checked twice");
+    quick_project::assert_clean(&forge, "checked twice");
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn an_index_that_names_a_foreign_file_leads_to_no_access_but_stat() {
             .success()
     );
     let folder = forge.store().join("borrowed-v1");
-    let indexes: Vec<PathBuf> = crate::small::names(&folder)
+    let indexes: Vec<PathBuf> = crate::small_model::names(&folder)
         .into_iter()
         .map(|name| folder.join(name))
         .collect();
@@ -247,7 +247,7 @@ fn an_index_that_names_a_foreign_file_leads_to_no_access_but_stat() {
         std::fs::remove_file(path).unwrap();
     }
     std::fs::remove_dir_all(forge.path("out")).unwrap();
-    let built = Going::start(cache_small::build(&forge, "out")).end().success();
+    let built = Going::start(quick_project::build(&forge, "out")).end().success();
     assert!(!built.stdout.is_empty());
     assert!(candidates(&forge.path("out")) == expected);
     run_all(&forge);
@@ -266,7 +266,7 @@ fn clean_all_removes_a_store_and_nothing_else() {
     assert!(run.stderr.contains("--yes"), "{}", run.stderr);
     let run = forge.run(&["cache", "clean", "--all", "--yes"]).success();
     assert!(run.stderr.contains("notes.txt"), "{}", run.stderr);
-    let left = crate::small::names(forge.store());
+    let left = crate::small_model::names(forge.store());
     assert_eq!(left.into_iter().collect::<Vec<_>>(), ["a-link", "notes.txt"]);
     assert_eq!(picture(&outside), before);
     // No store any more, and not to be taken for one.

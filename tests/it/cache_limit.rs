@@ -14,12 +14,12 @@ use forge::store::Last;
 use forge::store::Store;
 use serde_json::Value;
 
-use crate::cache_small;
-use crate::cache_small::assert_clean;
-use crate::cache_small::build_well;
-use crate::cache_small::ran;
-use crate::small::committed;
-use crate::small::sharded;
+use crate::quick_project;
+use crate::quick_project::assert_clean;
+use crate::quick_project::build_well;
+use crate::quick_project::ran;
+use crate::small_model::committed;
+use crate::small_model::sharded;
 use crate::support::Forge;
 
 fn json(forge: &Forge, args: &[&str]) -> Vec<Value> {
@@ -275,7 +275,7 @@ fn what_failed_steps_left_counts_and_goes() {
 fn the_limit_of_the_settings_is_held_over_many_builds_that_change_the_recipe() {
     const LIMIT: u64 = 1_000_000;
     const TYPES: [&str; 5] = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"];
-    let forge = cache_small::project();
+    let forge = quick_project::project();
     forge.write(
         ".config/forge/forge.toml",
         format!("[cache]\nmax-size = \"{LIMIT} B\"\nborrow = false\n"),
@@ -284,7 +284,7 @@ fn the_limit_of_the_settings_is_held_over_many_builds_that_change_the_recipe() {
     for number in 0..40 {
         let ty = |place: usize| TYPES[(number / 5_usize.pow(place as u32 % 3) + place) % 5];
         let types = [[ty(0), ty(1), ty(2), ty(3)], [ty(3), ty(2), ty(1), ty(0)]];
-        forge.recipe(&cache_small::recipe("moment", &types));
+        forge.recipe(&quick_project::recipe("moment", &types));
         let run = forge.run(&["build", "--out", "out"]).success();
         assert!(
             !run.stderr.contains("more than the limit"),

@@ -7,11 +7,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
-use crate::cache_small;
-use crate::cache_small::assert_clean;
-use crate::cache_small::candidates;
-use crate::small::Random;
-use crate::small::number_from;
+use crate::quick_project;
+use crate::quick_project::assert_clean;
+use crate::quick_project::candidates;
+use crate::small_model::Random;
+use crate::small_model::number_from;
 use crate::support::Forge;
 use crate::support::Run;
 
@@ -26,14 +26,14 @@ fn builders_a_collector_and_a_checker_do_not_hurt_each_other() {
     let time = Duration::from_secs(number_from("FORGE_TEST_STRESS_SECONDS", 10) as u64);
     let seed = number_from("FORGE_TEST_SEED", 1) as u64;
     let forge = Forge::new();
-    cache_small::write_model(&forge, 32);
+    quick_project::write_model(&forge, 32);
     // More than are built at any time, so that there is always something that nobody has used for a while.
     let types = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"];
     let mut random = Random(seed);
     let recipes: Vec<(String, String)> = (0..RECIPES)
         .map(|number| {
             let mut candidate = || [0; 4].map(|_| random.pick(&types));
-            let text = cache_small::recipe("moment", &[candidate(), candidate()]);
+            let text = quick_project::recipe("moment", &[candidate(), candidate()]);
             (format!("{number}.toml"), text)
         })
         .collect();
@@ -44,7 +44,7 @@ fn builders_a_collector_and_a_checker_do_not_hurt_each_other() {
         let alone = forge.with_store(&store.path().join("store"));
         let out = format!("right-{name}");
         let _ = Run::of(
-            crate::small::build(&alone, &[name.as_str(), "--out", &out])
+            crate::small_model::build(&alone, &[name.as_str(), "--out", &out])
                 .output()
                 .unwrap(),
         )
@@ -77,7 +77,7 @@ fn builders_a_collector_and_a_checker_do_not_hurt_each_other() {
                     let which = (spell * AT_ONCE + random.below(AT_ONCE)) % recipes.len();
                     // Some share a folder.
                     let out = format!("out-{}", random.below(BUILDERS));
-                    let mut command = crate::small::build(forge, &[recipes[which].0.as_str(), "--out", &out]);
+                    let mut command = crate::small_model::build(forge, &[recipes[which].0.as_str(), "--out", &out]);
                     let run = Run::of(command.output().unwrap());
                     assert_eq!(run.status, Some(0), "{}{}", run.stdout, run.stderr);
                     for event in run.json_lines() {
@@ -91,7 +91,7 @@ fn builders_a_collector_and_a_checker_do_not_hurt_each_other() {
                 let out = format!("last-{number}");
                 let which = number % recipes.len();
                 let _ = Run::of(
-                    crate::small::build(forge, &[recipes[which].0.as_str(), "--out", &out])
+                    crate::small_model::build(forge, &[recipes[which].0.as_str(), "--out", &out])
                         .output()
                         .unwrap(),
                 )
@@ -173,9 +173,9 @@ fn a_check_blames_nothing_while_outputs_go_and_builds_are_killed() {
     let time = Duration::from_secs(number_from("FORGE_TEST_STRESS_SECONDS", 5) as u64);
     let seed = number_from("FORGE_TEST_SEED", 1) as u64;
     let forge = Forge::new();
-    cache_small::write_model(&forge, 32);
-    forge.write("0.toml", cache_small::first());
-    forge.write("1.toml", cache_small::second());
+    quick_project::write_model(&forge, 32);
+    forge.write("0.toml", quick_project::first());
+    forge.write("1.toml", quick_project::second());
     let stop = AtomicBool::new(false);
     let (builds, kills, collections, checks) = (
         AtomicUsize::new(0),
@@ -193,7 +193,7 @@ fn a_check_blames_nothing_while_outputs_go_and_builds_are_killed() {
                 let out = format!("out-{number}");
                 while !stop.load(Ordering::Relaxed) {
                     let recipe = format!("{}.toml", random.below(2));
-                    let mut child = crate::small::build(forge, &[recipe.as_str(), "--out", &out])
+                    let mut child = crate::small_model::build(forge, &[recipe.as_str(), "--out", &out])
                         .stdout(std::process::Stdio::null())
                         .stderr(std::process::Stdio::null())
                         .spawn()
@@ -221,7 +221,7 @@ fn a_check_blames_nothing_while_outputs_go_and_builds_are_killed() {
         });
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                let (run, lines) = cache_small::verify(&forge);
+                let (run, lines) = quick_project::verify(&forge);
                 if run.status != Some(0) {
                     blamed.lock().unwrap().push(format!("{lines:?}{}", run.stderr));
                 }

@@ -5,12 +5,12 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
-use crate::small;
-use crate::small::Going;
-use crate::small::assert_same_products;
-use crate::small::assert_store_tidy;
-use crate::small::keys;
-use crate::small::names;
+use crate::small_model;
+use crate::small_model::Going;
+use crate::small_model::assert_same_products;
+use crate::small_model::assert_store_tidy;
+use crate::small_model::keys;
+use crate::small_model::names;
 use crate::support::Forge;
 
 /// Builds all at once, asserts that all succeed, and returns the events of each.
@@ -19,7 +19,7 @@ fn together(forge: &Forge, args: &[Vec<String>]) -> Vec<Vec<serde_json::Value>> 
         .iter()
         .map(|args| {
             let args: Vec<&str> = args.iter().map(String::as_str).collect();
-            Going::start(small::build(forge, &args))
+            Going::start(small_model::build(forge, &args))
         })
         .collect();
     going
@@ -41,8 +41,8 @@ fn assert_each_ran_once(builds: &[Vec<serde_json::Value>], expected: &BTreeSet<S
 
 #[test]
 fn four_builds_of_one_recipe_share_the_work() {
-    let forge = small::project();
-    let (clean, alone) = small::build_clean(&forge, &[]);
+    let forge = small_model::project();
+    let (clean, alone) = small_model::build_clean(&forge, &[]);
     let expected: BTreeSet<String> = keys(&alone.json_lines(), "ran").into_iter().collect();
     let outs = ["out-0", "out-1", "out-2", "out-3"];
     let args: Vec<Vec<String>> = outs.map(|out| vec!["--out".to_owned(), out.to_owned()]).into();
@@ -57,12 +57,12 @@ fn four_builds_of_one_recipe_share_the_work() {
 
 #[test]
 fn four_builds_into_one_folder_do_not_meet() {
-    let forge = small::project();
-    let (clean, alone) = small::build_clean(&forge, &[]);
+    let forge = small_model::project();
+    let (clean, alone) = small_model::build_clean(&forge, &[]);
     let expected: BTreeSet<String> = keys(&alone.json_lines(), "ran").into_iter().collect();
     let builds = together(&forge, &vec![Vec::new(); 4]);
     assert_each_ran_once(&builds, &expected);
-    let out = forge.path(small::OUT);
+    let out = forge.path(small_model::OUT);
     assert_same_products(&out, &clean.path().join("out"), "one folder");
     assert_eq!(names(&out), names(&clean.path().join("out")));
     // Each product was written once: nobody replaced what another had found right.
@@ -85,7 +85,7 @@ fn four_builds_into_one_folder_do_not_meet() {
 
 #[test]
 fn four_recipes_share_the_steps_that_are_the_same() {
-    let forge = small::project();
+    let forge = small_model::project();
     let mixes = [
         r#"["Q4_0", "Q8_0"]"#,
         r#"["Q8_0", "Q5_0"]"#,
@@ -94,7 +94,7 @@ fn four_recipes_share_the_steps_that_are_the_same() {
     ];
     let mut args = Vec::new();
     for (number, mix) in mixes.iter().enumerate() {
-        let recipe = small::RECIPE
+        let recipe = small_model::RECIPE
             .replace(r#"["Q4_0", "Q8_0"]"#, mix)
             .replace(r#"name = "small""#, &format!(r#"name = "recipe-{number}""#));
         forge.write(&format!("recipe-{number}.toml"), recipe);
@@ -102,7 +102,7 @@ fn four_recipes_share_the_steps_that_are_the_same() {
     }
     let clean: Vec<_> = args
         .iter()
-        .map(|args| small::build_clean(&forge, &[args[0].as_str()]))
+        .map(|args| small_model::build_clean(&forge, &[args[0].as_str()]))
         .collect();
     let alone: Vec<Vec<String>> = clean.iter().map(|(_, run)| keys(&run.json_lines(), "ran")).collect();
     let expected: BTreeSet<String> = alone.iter().flatten().cloned().collect();
@@ -121,17 +121,20 @@ fn four_recipes_share_the_steps_that_are_the_same() {
 
 #[test]
 fn candidates_that_need_the_same_tensors_at_once_do_not_hang() {
-    let forge = small::project();
+    let forge = small_model::project();
     // The same bytes under four names: all of them want every tensor at the same time.
-    let mut recipe = small::RECIPE.replace(r#"mix = ["Q4_0", "Q8_0"]"#, r#"mix = "Q4_0""#);
+    let mut recipe = small_model::RECIPE.replace(r#"mix = ["Q4_0", "Q8_0"]"#, r#"mix = "Q4_0""#);
     for name in ["b", "c", "d"] {
         recipe.extend(["[promote.", name, "]\npolicy = \"mix\"\n"]);
     }
     forge.recipe(&recipe);
-    let events = Going::start(small::build(&forge, &[])).end().success().json_lines();
+    let events = Going::start(small_model::build(&forge, &[]))
+        .end()
+        .success()
+        .json_lines();
     let ran = keys(&events, "ran");
     assert_eq!(ran.iter().collect::<BTreeSet<_>>().len(), ran.len());
-    let products = small::products(&forge.path(small::OUT));
+    let products = small_model::products(&forge.path(small_model::OUT));
     for name in ["b.gguf", "c.gguf", "d.gguf"] {
         assert!(products[name] == products["small.gguf"], "{name}");
     }

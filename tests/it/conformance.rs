@@ -165,7 +165,7 @@ impl Tool {
             } else {
                 // The source was hashed, and the first tensors are being quantized.
                 let store = self.forge.store();
-                store.is_dir() && crate::small::committed(store).len() > 3
+                store.is_dir() && crate::small_model::committed(store).len() > 3
             };
             if is_there {
                 break;
@@ -182,7 +182,7 @@ impl Tool {
                 .unwrap_or_default()
                 .lines()
                 .count(),
-            None => crate::small::committed(self.forge.store()).len(),
+            None => crate::small_model::committed(self.forge.store()).len(),
         }
     }
 }

@@ -16,15 +16,15 @@ use std::process::Stdio;
 use std::time::Duration;
 use std::time::Instant;
 
-use crate::small;
-use crate::small::Random;
-use crate::small::assert_same_products;
-use crate::small::assert_store_tidy;
-use crate::small::committed;
-use crate::small::keys;
-use crate::small::names;
-use crate::small::number_from;
-use crate::small::sharded;
+use crate::small_model;
+use crate::small_model::Random;
+use crate::small_model::assert_same_products;
+use crate::small_model::assert_store_tidy;
+use crate::small_model::committed;
+use crate::small_model::keys;
+use crate::small_model::names;
+use crate::small_model::number_from;
+use crate::small_model::sharded;
 use crate::support::Forge;
 use crate::support::Run;
 
@@ -39,7 +39,7 @@ enum Moment {
 
 /// Starts a build, kills it, and returns what it had printed, or `None` if it ended before.
 fn killed_at(forge: &Forge, moment: Moment) -> Option<Vec<serde_json::Value>> {
-    let mut command = small::build(forge, &[]);
+    let mut command = small_model::build(forge, &[]);
     let started = Instant::now();
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap());
@@ -71,9 +71,9 @@ fn killed_at(forge: &Forge, moment: Moment) -> Option<Vec<serde_json::Value>> {
 fn a_killed_build_goes_on_where_it_was() {
     let kills = number_from("FORGE_TEST_KILLS", 25);
     let mut random = Random(number_from("FORGE_TEST_SEED", 1) as u64);
-    let forge = small::project();
+    let forge = small_model::project();
     let started = Instant::now();
-    let (clean, undisturbed) = small::build_clean(&forge, &[]);
+    let (clean, undisturbed) = small_model::build_clean(&forge, &[]);
     let time = started.elapsed();
     let lines = undisturbed.stdout.lines().count();
     let every_key: BTreeSet<String> = keys(&undisturbed.json_lines(), "ran").into_iter().collect();
@@ -81,7 +81,7 @@ fn a_killed_build_goes_on_where_it_was() {
     let (mut killed, mut phases) = (0, BTreeSet::new());
     while killed < kills {
         let store = tempfile::tempdir().unwrap();
-        let out = forge.path(small::OUT);
+        let out = forge.path(small_model::OUT);
         if out.exists() {
             std::fs::remove_dir_all(&out).unwrap();
         }
@@ -111,7 +111,7 @@ fn a_killed_build_goes_on_where_it_was() {
             }
             ran_ever.extend(ran);
         }
-        let events = Run::of(small::build(&project, &[]).output().unwrap())
+        let events = Run::of(small_model::build(&project, &[]).output().unwrap())
             .success()
             .json_lines();
         for key in keys(&events, "ran") {
@@ -124,7 +124,7 @@ fn a_killed_build_goes_on_where_it_was() {
         assert_same_products(&out, &clean.path().join("out"), "after kills");
         assert_eq!(names(&out), names(&clean.path().join("out")), "litter");
         assert_store_tidy(store.path());
-        let last = Run::of(small::build(&project, &[]).output().unwrap()).success();
+        let last = Run::of(small_model::build(&project, &[]).output().unwrap()).success();
         assert_eq!(keys(&last.json_lines(), "ran"), [""; 0]);
     }
     assert!(phases.len() > 5 || kills < 25, "the moments are not spread: {phases:?}");
@@ -132,14 +132,14 @@ fn a_killed_build_goes_on_where_it_was() {
 
 #[test]
 fn what_a_killed_build_left_beside_outputs_is_swept_and_the_users_files_stay() {
-    let forge = small::project();
-    let litter = format!("{}/.forge-4242-7-0123456789abcdef", small::OUT);
+    let forge = small_model::project();
+    let litter = format!("{}/.forge-4242-7-0123456789abcdef", small_model::OUT);
     forge.write(&litter, "half a candidate");
-    let mine = [".forge-4242-7-notes", "notes.gguf", ".forge-x"].map(|name| format!("{}/{name}", small::OUT));
+    let mine = [".forge-4242-7-notes", "notes.gguf", ".forge-x"].map(|name| format!("{}/{name}", small_model::OUT));
     for name in &mine {
         forge.write(name, "mine");
     }
-    let _ = Run::of(small::build(&forge, &[]).output().unwrap()).success();
+    let _ = Run::of(small_model::build(&forge, &[]).output().unwrap()).success();
     assert!(!forge.path(&litter).exists());
     for name in &mine {
         assert_eq!(std::fs::read_to_string(forge.path(name)).unwrap(), "mine");
@@ -178,21 +178,24 @@ pub(crate) fn damage(path: &Path, how: Damage, random: &mut Random) {
 /// Everything in the store is damaged at once, and the outputs are gone: nothing but the sources is right.
 fn all_damaged(how: Damage) {
     let mut random = Random(7);
-    let forge = small::project();
-    let before = Run::of(small::build(&forge, &[]).output().unwrap()).success();
+    let forge = small_model::project();
+    let before = Run::of(small_model::build(&forge, &[]).output().unwrap()).success();
     let ran: BTreeSet<String> = keys(&before.json_lines(), "ran").into_iter().collect();
-    let out = forge.path(small::OUT);
-    let (products, all_names) = (small::products(&out), names(&out));
+    let out = forge.path(small_model::OUT);
+    let (products, all_names) = (small_model::products(&out), names(&out));
     let blobs: BTreeMap<_, _> = sharded(forge.store(), "cas-v1");
     assert!(blobs.len() > 50);
     for path in blobs.values() {
         damage(path, how, &mut random);
     }
     std::fs::remove_dir_all(&out).unwrap();
-    let run = Run::of(small::build(&forge, &[]).output().unwrap()).success();
+    let run = Run::of(small_model::build(&forge, &[]).output().unwrap()).success();
     let again: BTreeSet<String> = keys(&run.json_lines(), "ran").into_iter().collect();
     assert!(again.is_subset(&ran), "the same actions, no others");
-    assert!(small::products(&out) == products, "{how:?}: the outputs are others");
+    assert!(
+        small_model::products(&out) == products,
+        "{how:?}: the outputs are others"
+    );
     assert_eq!(names(&out), all_names);
     let warnings: Vec<_> = run.json_lines();
     let told = warnings
@@ -206,7 +209,7 @@ fn all_damaged(how: Damage) {
         Damage::Flip => assert!(told > 10, "{told}"),
         Damage::Truncate | Damage::Delete => assert_eq!(again, ran),
     }
-    let last = Run::of(small::build(&forge, &[]).output().unwrap()).success();
+    let last = Run::of(small_model::build(&forge, &[]).output().unwrap()).success();
     assert_eq!(keys(&last.json_lines(), "ran"), [""; 0]);
 }
 
@@ -227,10 +230,10 @@ fn a_build_makes_again_what_is_gone() {
 
 #[test]
 fn documents_that_only_the_manifest_reads_are_told_again() {
-    let forge = small::project();
-    let _ = Run::of(small::build(&forge, &[]).output().unwrap()).success();
-    let out = forge.path(small::OUT);
-    let products = small::products(&out);
+    let forge = small_model::project();
+    let _ = Run::of(small_model::build(&forge, &[]).output().unwrap()).success();
+    let out = forge.path(small_model::OUT);
+    let products = small_model::products(&out);
     let manifest = out.join("small-Q4_0.gguf.manifest.json");
     let text = std::fs::read_to_string(&manifest).unwrap();
     // Action documents are the blobs that begin so.
@@ -244,8 +247,8 @@ fn documents_that_only_the_manifest_reads_are_told_again() {
     }
     assert!(documents > 3, "{documents}");
     std::fs::remove_file(&manifest).unwrap();
-    let _ = Run::of(small::build(&forge, &[]).output().unwrap()).success();
-    assert!(small::products(&out) == products);
+    let _ = Run::of(small_model::build(&forge, &[]).output().unwrap()).success();
+    assert!(small_model::products(&out) == products);
     let parts = |text: &str| -> serde_json::Value {
         let all: serde_json::Value = serde_json::from_str(text).unwrap();
         all["predicate"].clone()

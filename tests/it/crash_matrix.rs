@@ -8,15 +8,15 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use crate::cache_small;
-use crate::cache_small::assert_clean;
-use crate::cache_small::candidates;
-use crate::cache_small::ran;
-use crate::small;
-use crate::small::Random;
-use crate::small::SmallDisk;
-use crate::small::committed;
-use crate::small::number_from;
+use crate::quick_project;
+use crate::quick_project::assert_clean;
+use crate::quick_project::candidates;
+use crate::quick_project::ran;
+use crate::small_model;
+use crate::small_model::Random;
+use crate::small_model::SmallDisk;
+use crate::small_model::committed;
+use crate::small_model::number_from;
 use crate::support::Forge;
 use crate::support::Run;
 
@@ -148,7 +148,7 @@ fn fresh(forge: &Forge) -> (tempfile::TempDir, Forge) {
 fn assert_recovers(project: &Forge, out: &Path, expected: &[(String, Vec<u8>)], what: &str) {
     assert_clean(project, &format!("after {what}"));
     let done = committed(project.store());
-    let run = Run::of(cache_small::build(project, out.to_str().unwrap()).output().unwrap());
+    let run = Run::of(quick_project::build(project, out.to_str().unwrap()).output().unwrap());
     assert_eq!(run.status, Some(0), "after {what}: {}{}", run.stdout, run.stderr);
     let again: Vec<String> = ran(&run.json_lines())
         .into_iter()
@@ -157,18 +157,18 @@ fn assert_recovers(project: &Forge, out: &Path, expected: &[(String, Vec<u8>)], 
     assert!(again.is_empty(), "after {what}: {again:?} ran again");
     assert!(candidates(out) == expected, "after {what}: the outputs are others");
     assert_clean(project, &format!("after the build after {what}"));
-    let last = Run::of(cache_small::build(project, out.to_str().unwrap()).output().unwrap()).success();
+    let last = Run::of(quick_project::build(project, out.to_str().unwrap()).output().unwrap()).success();
     assert_eq!(
         ran(&last.json_lines()),
         BTreeSet::new(),
         "after {what}: something is left to do"
     );
     assert_eq!(
-        small::names(&project.store().join("tmp")),
+        small_model::names(&project.store().join("tmp")),
         BTreeSet::new(),
         "after {what}"
     );
-    let litter: Vec<String> = small::names(out)
+    let litter: Vec<String> = small_model::names(out)
         .into_iter()
         .filter(|name| name.starts_with(".forge-"))
         .collect();
@@ -177,16 +177,16 @@ fn assert_recovers(project: &Forge, out: &Path, expected: &[(String, Vec<u8>)], 
 
 #[test]
 fn a_build_killed_at_any_call_goes_on() {
-    let forge = cache_small::project();
+    let forge = quick_project::project();
     let (_clean, project) = fresh(&forge);
     let out = forge.path("right");
-    cache_small::build_well(&project, out.to_str().unwrap());
+    quick_project::build_well(&project, out.to_str().unwrap());
     let expected = candidates(&out);
     assert_eq!(expected.len(), 2);
 
     let (_counted, project) = fresh(&forge);
     let _ = project.run(&["cache", "size"]).success();
-    let Some(counts) = counts(&cache_small::build(&project, "counted"), &forge.path("calls.log")) else {
+    let Some(counts) = counts(&quick_project::build(&project, "counted"), &forge.path("calls.log")) else {
         return;
     };
     let mut died = 0;
@@ -197,7 +197,7 @@ fn a_build_killed_at_any_call_goes_on() {
         let out = forge.path("killed");
         let _ = std::fs::remove_dir_all(&out);
         let run = run_with(
-            &cache_small::build(&project, out.to_str().unwrap()),
+            &quick_project::build(&project, out.to_str().unwrap()),
             &call,
             number,
             Fault::Kill,
@@ -213,38 +213,41 @@ fn a_build_killed_at_any_call_goes_on() {
 
 #[test]
 fn a_build_that_replaces_outputs_loses_nothing_when_killed() {
-    let forge = cache_small::project();
+    let forge = quick_project::project();
     let (_clean, project) = fresh(&forge);
     let mut expected = Vec::new();
-    for (name, text) in [("right-1", cache_small::first()), ("right-2", cache_small::second())] {
+    for (name, text) in [
+        ("right-1", quick_project::first()),
+        ("right-2", quick_project::second()),
+    ] {
         forge.recipe(&text);
-        cache_small::build_well(&project, name);
+        quick_project::build_well(&project, name);
         expected.push(candidates(&forge.path(name)));
     }
     let prepare = || {
         let (dir, project) = fresh(&forge);
         let out = forge.path("replaced");
         let _ = std::fs::remove_dir_all(&out);
-        forge.recipe(&cache_small::first());
-        cache_small::build_well(&project, "replaced");
-        forge.recipe(&cache_small::second());
+        forge.recipe(&quick_project::first());
+        quick_project::build_well(&project, "replaced");
+        forge.recipe(&quick_project::second());
         (dir, project)
     };
     let (_dir, project) = prepare();
-    let Some(counts) = counts(&cache_small::build(&project, "replaced"), &forge.path("calls.log")) else {
+    let Some(counts) = counts(&quick_project::build(&project, "replaced"), &forge.path("calls.log")) else {
         return;
     };
     let calls = ["fsync", "rename", "unlink", "openat"];
     for (call, number) in chosen(&counts, &calls, 4) {
         let (_dir, project) = prepare();
         let before = committed(project.store());
-        let run = run_with(&cache_small::build(&project, "replaced"), &call, number, Fault::Kill);
+        let run = run_with(&quick_project::build(&project, "replaced"), &call, number, Fault::Kill);
         let what = format!("a kill at {call} {number} of a replacement ({:?})", run.status);
         let out = forge.path("replaced");
         assert_recovers(&project, &out, &expected[1], &what);
         // Back again: what the first build made is still known, though its outputs are gone.
-        forge.recipe(&cache_small::first());
-        let events = cache_small::build_well(&project, "replaced");
+        forge.recipe(&quick_project::first());
+        let events = quick_project::build_well(&project, "replaced");
         let again: Vec<String> = ran(&events).into_iter().filter(|key| before.contains(key)).collect();
         assert!(again.is_empty(), "{what}: {again:?} ran again");
         assert!(candidates(&out) == expected[0], "{what}");
@@ -253,13 +256,13 @@ fn a_build_that_replaces_outputs_loses_nothing_when_killed() {
 
 #[test]
 fn a_full_disk_and_a_broken_one_leave_nothing_broken() {
-    let forge = cache_small::project();
+    let forge = quick_project::project();
     let (_clean, project) = fresh(&forge);
-    cache_small::build_well(&project, "right");
+    quick_project::build_well(&project, "right");
     let expected = candidates(&forge.path("right"));
     let (_counted, project) = fresh(&forge);
     let _ = project.run(&["cache", "size"]).success();
-    let Some(counts) = counts(&cache_small::build(&project, "counted"), &forge.path("calls.log")) else {
+    let Some(counts) = counts(&quick_project::build(&project, "counted"), &forge.path("calls.log")) else {
         return;
     };
     let mut failed = 0;
@@ -270,7 +273,7 @@ fn a_full_disk_and_a_broken_one_leave_nothing_broken() {
             let out = forge.path("failed");
             let _ = std::fs::remove_dir_all(&out);
             let run = run_with(
-                &cache_small::build(&project, out.to_str().unwrap()),
+                &quick_project::build(&project, out.to_str().unwrap()),
                 &call,
                 number,
                 fault,
@@ -295,13 +298,13 @@ fn a_full_disk_and_a_broken_one_leave_nothing_broken() {
 
 #[test]
 fn a_collection_killed_at_any_call_removes_nothing_by_halves() {
-    let forge = cache_small::project();
+    let forge = quick_project::project();
     let collect = |project: &Forge| project.command(&["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"]);
     let prepare = || {
         let (dir, project) = fresh(&forge);
         let out = forge.path("collected");
         let _ = std::fs::remove_dir_all(&out);
-        cache_small::build_well(&project, "collected");
+        quick_project::build_well(&project, "collected");
         (dir, project)
     };
     let (_dir, project) = prepare();
@@ -322,13 +325,13 @@ fn a_collection_killed_at_any_call_removes_nothing_by_halves() {
 
 #[test]
 fn a_disk_that_is_really_full_is_told_before_and_leaves_nothing() {
-    let forge = cache_small::project();
+    let forge = quick_project::project();
     let mount = forge.path("small-disk");
     // As large as a store without anything in it, and a bit.
     let Some(_disk) = SmallDisk::mount(&mount, "3m") else {
         return;
     };
-    cache_small::write_model(&forge, 16_384);
+    quick_project::write_model(&forge, 16_384);
     let project = forge.with_store(&mount.join("store"));
     let run = project
         .run(&["build", "--out", mount.join("out").to_str().unwrap()])
@@ -353,13 +356,13 @@ fn a_disk_that_is_really_full_is_told_before_and_leaves_nothing() {
     while left > 4096 && std::fs::write(&filler, vec![1; left]).is_err() {
         left /= 2;
     }
-    cache_small::write_model(&forge, 32);
+    quick_project::write_model(&forge, 32);
     let full = project.run(&["build", "--out", mount.join("out").to_str().unwrap()]);
     assert_eq!(full.status, Some(3), "{}{}", full.stdout, full.stderr);
     assert!(!full.stderr.contains("panicked"), "{}", full.stderr);
     std::fs::remove_file(&filler).unwrap();
     let (_clean, clean) = fresh(&forge);
-    cache_small::build_well(&clean, "elsewhere");
+    quick_project::build_well(&clean, "elsewhere");
     let expected = candidates(&forge.path("elsewhere"));
     assert_recovers(&project, &mount.join("out"), &expected, "a full disk");
 }

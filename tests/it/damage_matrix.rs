@@ -19,12 +19,12 @@ use forge::digest::Hash;
 use forge::store::Store;
 use forge::store::StoreError;
 
-use crate::cache_small;
-use crate::cache_small::candidates;
-use crate::small::Random;
-use crate::small::names;
-use crate::small::number_from;
-use crate::small::sharded;
+use crate::quick_project;
+use crate::quick_project::candidates;
+use crate::small_model::Random;
+use crate::small_model::names;
+use crate::small_model::number_from;
+use crate::small_model::sharded;
 use crate::support::Forge;
 use crate::support::Run;
 
@@ -108,14 +108,14 @@ fn sealed(kind: &str, name: &str, document: &str) -> String {
 
 /// A store with files of every kind, and the outputs that it borrows from.
 fn prepared() -> (Forge, Vec<(String, Vec<u8>)>) {
-    let forge = cache_small::project();
-    forge.write("second.toml", cache_small::second());
+    let forge = quick_project::project();
+    forge.write("second.toml", quick_project::second());
     let second = ["build", "-j", "1", "second.toml", "--out", "other"];
     let _ = forge.run(&second).success();
     let all = ["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"];
     std::fs::remove_dir_all(forge.path("other")).unwrap();
     let _ = forge.run(&all).success();
-    cache_small::build_well(&forge, "out");
+    quick_project::build_well(&forge, "out");
     let _ = forge.run(&["cache", "pin", "out/c0.gguf"]).success();
     // A note of a build with nothing to do is written once all stamps are old enough.
     forge.settle();
@@ -434,21 +434,21 @@ fn verify_and_clean_work_on_a_store_whose_layout_is_damaged() {
         &["cache", "clean"],
         &["cache", "clean", "--all", "--yes"],
     ] {
-        let forge = cache_small::project();
-        cache_small::build_well(&forge, "out");
+        let forge = quick_project::project();
+        quick_project::build_well(&forge, "out");
         std::fs::write(forge.store().join("layout"), "forge-sto\0e 1\n").unwrap();
         let status = run(forge.command(verb)).status;
         assert!(matches!(status, Some(0)), "{verb:?}: {status:?}");
-        cache_small::build_well(&forge, "out");
-        cache_small::assert_clean(&forge, "after the next build");
+        quick_project::build_well(&forge, "out");
+        quick_project::assert_clean(&forge, "after the next build");
     }
 }
 
 #[test]
 fn nobody_but_the_user_may_write_to_the_store_whatever_the_umask() {
     use std::os::unix::fs::MetadataExt as _;
-    let forge = cache_small::project();
-    forge.write("failing.toml", cache_small::first().replace("Q4_0", "Q4_K"));
+    let forge = quick_project::project();
+    forge.write("failing.toml", quick_project::first().replace("Q4_0", "Q4_K"));
     for recipe in ["recipe.toml", "failing.toml"] {
         let command = forge.command(&["build", "-j", "1", recipe, "--out", "out"]);
         let mut shell = Command::new("sh");
@@ -478,14 +478,14 @@ fn nobody_but_the_user_may_write_to_the_store_whatever_the_umask() {
 
 #[test]
 fn what_killed_builds_left_among_the_engines_is_swept_and_no_damage() {
-    let forge = cache_small::project();
-    cache_small::build_well(&forge, "out");
+    let forge = quick_project::project();
+    quick_project::build_well(&forge, "out");
     let engines = forge.store().join("runs-v1/engines");
     let before = names(&engines);
     for name in [".forge-1-2-0123456789abcdef", ".forge-1-3-0123456789abcdef"] {
         std::fs::write(engines.join(name), "half of an engi").unwrap();
     }
-    cache_small::assert_clean(&forge, "with the leftovers of killed builds");
+    quick_project::assert_clean(&forge, "with the leftovers of killed builds");
     assert_eq!(names(&engines), before);
 }
 
@@ -497,10 +497,10 @@ fn files_of_the_user_that_are_no_files_are_named_and_waited_for_by_nobody() {
             (Damage::Socket, "a socket"),
             (Damage::Directory, "a directory"),
         ] {
-            let forge = cache_small::project();
+            let forge = quick_project::project();
             forge.write("text.txt", "some text to measure on\n");
             forge.write("forge.toml", "");
-            forge.write("base.toml", cache_small::first());
+            forge.write("base.toml", quick_project::first());
             let corpus = "[corpus.texts]\nfiles = [\"text.txt\"]\n";
             forge.recipe(&format!(
                 "schema = 1\nname = \"moment\"\nextends = \"base.toml\"\n{corpus}"

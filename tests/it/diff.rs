@@ -7,9 +7,9 @@ use forge::store::Store;
 use serde_json::Value;
 use serde_json::json;
 
-use crate::small;
-use crate::small::InMemory;
-use crate::small::RECIPE;
+use crate::small_model;
+use crate::small_model::InMemory;
+use crate::small_model::RECIPE;
 use crate::support::Forge;
 use crate::support::Run;
 
@@ -48,7 +48,7 @@ fn output(forge: &Forge, step: &str, name: &str, to: &str) {
 
 #[test]
 fn equal_things_say_nothing_and_exit_with_0() {
-    let forge = small::project();
+    let forge = small_model::project();
     forge.write(
         "same.toml",
         format!(
@@ -56,7 +56,7 @@ fn equal_things_say_nothing_and_exit_with_0() {
             RECIPE.replace("context = 64", "context   =   64")
         ),
     );
-    let _ = small::build_of(&forge).success();
+    let _ = small_model::build_of(&forge).success();
     std::fs::copy(forge.path("small.gguf"), forge.path("copy.gguf")).unwrap();
     output(&forge, "imatrix.general", "imatrix", "imatrix.gguf");
     output(&forge, "policy.mix@Q4_0", "policy", "policy.json");
@@ -81,7 +81,7 @@ fn equal_things_say_nothing_and_exit_with_0() {
 
 #[test]
 fn recipes_differ_by_what_they_mean() {
-    let forge = small::project();
+    let forge = small_model::project();
     forge.write(
         "other.toml",
         RECIPE
@@ -152,8 +152,8 @@ fn recipes_differ_by_what_they_mean() {
 
 #[test]
 fn candidates_differ_by_types_bytes_and_figures_of_the_same_chunks() {
-    let forge = small::project();
-    let _ = small::build_of(&forge).success();
+    let forge = small_model::project();
+    let _ = small_model::build_of(&forge).success();
     let (a, b) = ("out/small/small-Q4_0.gguf", "out/small/small-Q8_0.gguf");
     let found = diff(&forge, &[a, b]);
     assert_eq!(found["kind"], "candidate");
@@ -198,7 +198,7 @@ fn candidates_differ_by_types_bytes_and_figures_of_the_same_chunks() {
 
     // One tensor's bytes, one key.
     let mut model = InMemory::small();
-    model.change(&mut small::Random(3));
+    model.change(&mut small_model::Random(3));
     model
         .metadata
         .set("general.name", &GgufValue::String(b"other".to_vec()))
@@ -213,8 +213,8 @@ fn candidates_differ_by_types_bytes_and_figures_of_the_same_chunks() {
 
 #[test]
 fn manifests_policies_and_imatrices() {
-    let forge = small::project();
-    let _ = small::build_of(&forge).success();
+    let forge = small_model::project();
+    let _ = small_model::build_of(&forge).success();
     for (step, name, to) in [
         ("imatrix.general", "imatrix", "before.gguf"),
         ("policy.mix@Q4_0", "policy", "q4.json"),
@@ -225,7 +225,7 @@ fn manifests_policies_and_imatrices() {
     let manifest = "out/small/small-Q4_0.gguf.manifest.json";
     std::fs::copy(forge.path(manifest), forge.path("before.json")).unwrap();
     forge.recipe(&RECIPE.replace("chunks = 4\nblock = 2", "chunks = 6\nblock = 2"));
-    let _ = small::build_of(&forge).success();
+    let _ = small_model::build_of(&forge).success();
     output(&forge, "imatrix.general", "imatrix", "after.gguf");
 
     let found = diff(&forge, &["before.gguf", "after.gguf"]);
@@ -266,7 +266,7 @@ fn manifests_policies_and_imatrices() {
 
 #[test]
 fn what_cannot_be_compared_is_refused() {
-    let forge = small::project();
+    let forge = small_model::project();
     forge
         .write("data.json", "{\"schema\": \"other.v1\"}")
         .write("torn.gguf", b"GGUF\x03\0\0\0");
@@ -367,7 +367,7 @@ fn git_uses_it_as_its_diff_driver() {
 
 #[test]
 fn a_line_of_json_messages_holds_the_same_document() {
-    let forge = small::project();
+    let forge = small_model::project();
     forge.write("other.toml", RECIPE.replace("chunks = 4", "chunks = 5"));
     let run = forge
         .run(&["diff", "--message-format", "json", "recipe.toml", "other.toml"])

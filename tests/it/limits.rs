@@ -14,7 +14,7 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
 use crate::cut;
-use crate::small;
+use crate::small_model;
 use crate::support::Forge;
 use crate::support::Run;
 
@@ -49,7 +49,7 @@ fn a_limit_on_file_size_is_an_error_that_names_it_and_loses_nothing() {
         assert!(!forge.path("out/bare/p.gguf").exists());
     }
     let _ = forge.run(&["build", "-j", "1"]).success();
-    let (clean, _) = small::build_clean(&forge, &[]);
+    let (clean, _) = small_model::build_clean(&forge, &[]);
     let [found, expected] = [forge.path("out/bare"), clean.path().join("out")].map(|out| out.join("p.gguf"));
     assert!(
         std::fs::read(found).unwrap() == std::fs::read(expected).unwrap(),
@@ -60,7 +60,7 @@ fn a_limit_on_file_size_is_an_error_that_names_it_and_loses_nothing() {
 
 #[test]
 fn an_imatrix_that_memory_does_not_hold_is_an_error() {
-    let forge = small::project();
+    let forge = small_model::project();
     let file = std::fs::File::create(forge.path("large.imatrix")).unwrap();
     file.set_len(3 << 29).unwrap();
     forge.recipe(
@@ -78,38 +78,38 @@ fn an_imatrix_that_memory_does_not_hold_is_an_error() {
 }
 
 /// Starts a build and returns when it has begun to write.
-fn started(mut command: Command, forge: &Forge) -> small::Going {
+fn started(mut command: Command, forge: &Forge) -> small_model::Going {
     command.env("FORGE_NO_PROGRESS", "1");
-    let going = small::Going::start(command);
+    let going = small_model::Going::start(command);
     let deadline = Instant::now() + Duration::from_mins(2);
-    while !forge.store().is_dir() || small::committed(forge.store()).len() < 3 {
+    while !forge.store().is_dir() || small_model::committed(forge.store()).len() < 3 {
         assert!(Instant::now() < deadline, "nothing is written");
         std::thread::sleep(Duration::from_millis(2));
     }
     going
 }
 
-fn pid(going: &small::Going) -> Pid {
+fn pid(going: &small_model::Going) -> Pid {
     Pid::from_raw(going.child.id().cast_signed())
 }
 
 #[test]
 fn each_signal_that_stops_a_build_has_its_own_exit_status() {
     for (signal, status) in [(Signal::SIGTERM, 143), (Signal::SIGHUP, 129), (Signal::SIGINT, 130)] {
-        let forge = small::project();
-        let going = started(small::build(&forge, &[]), &forge);
+        let forge = small_model::project();
+        let going = started(small_model::build(&forge, &[]), &forge);
         kill(pid(&going), signal).unwrap();
         let run = going.end().status(status);
         assert!(run.stdout.contains("build-finished"), "{signal}: it stopped cleanly");
-        let _ = small::build_of(&forge).success();
+        let _ = small_model::build_of(&forge).success();
     }
 }
 
 #[test]
 #[cfg(target_os = "linux")]
 fn a_signal_that_the_caller_ignores_stays_ignored() {
-    let forge = small::project();
-    let build = small::build(&forge, &[]);
+    let forge = small_model::project();
+    let build = small_model::build(&forge, &[]);
     let mut nohup = Command::new("sh");
     nohup
         .args(["-c", "trap '' HUP; exec \"$0\" \"$@\""])
@@ -151,7 +151,7 @@ fn ended(command: &mut Command) -> (Option<i32>, String) {
 
 #[test]
 fn a_path_that_is_not_utf8_is_refused_before_anything_is_written() {
-    let forge = small::project();
+    let forge = small_model::project();
     let odd_folder = forge.dir().join(odd(b"caf\xe9"));
     std::fs::create_dir(&odd_folder).unwrap();
     std::fs::copy(forge.path("recipe.toml"), odd_folder.join("recipe.toml")).unwrap();
@@ -189,7 +189,7 @@ fn small_build(forge: &Forge) -> Command {
 
 #[test]
 fn a_command_line_that_is_not_utf8_is_on_record_byte_by_byte() {
-    let forge = small::project();
+    let forge = small_model::project();
     let (status, said) = ended(small_build(&forge).arg("--trace").arg(odd(b"trace\xff.json")));
     assert_eq!(status, Some(0), "{said}");
     assert!(forge.dir().join(odd(b"trace\xff.json")).exists());
@@ -199,12 +199,12 @@ fn a_command_line_that_is_not_utf8_is_on_record_byte_by_byte() {
 
 #[test]
 fn a_text_whose_name_is_not_utf8_is_named_and_not_passed_over() {
-    let forge = small::project();
+    let forge = small_model::project();
     std::fs::create_dir(forge.path("texts")).unwrap();
     std::fs::copy(forge.path("prose.txt"), forge.path("texts/a.txt")).unwrap();
     let text = forge.path("texts").join(odd(b"b\xff.txt"));
     std::fs::copy(forge.path("code.txt"), &text).unwrap();
-    forge.recipe(&small::RECIPE.replace("\"prose.txt\"", "\"texts/*.txt\""));
+    forge.recipe(&small_model::RECIPE.replace("\"prose.txt\"", "\"texts/*.txt\""));
     for verb in ["build", "plan"] {
         let (status, said) = ended(&mut forge.command(&[verb]));
         assert_eq!(status, Some(1), "{verb}: {said}");

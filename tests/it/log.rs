@@ -8,8 +8,8 @@ use std::time::Instant;
 use serde_json::Value;
 use serde_json::json;
 
-use crate::small;
-use crate::small::RECIPE;
+use crate::small_model;
+use crate::small_model::RECIPE;
 use crate::support;
 use crate::support::Forge;
 
@@ -29,14 +29,14 @@ fn steps(record: &Value) -> &Vec<Value> {
 
 #[test]
 fn a_build_is_on_record_with_what_ran_and_why_and_a_null_build_is_not() {
-    let forge = small::project();
+    let forge = small_model::project();
     let empty = forge.run(&["log"]).success();
     assert_eq!(
         (empty.stdout.as_str(), empty.stderr.as_str()),
         ("", "this store has no recorded runs\n")
     );
-    let _ = small::build_of(&forge).success();
-    let _ = small::build_of(&forge).success();
+    let _ = small_model::build_of(&forge).success();
+    let _ = small_model::build_of(&forge).success();
     let all = runs(&forge);
     assert_eq!(all.len(), 1, "the second build ran nothing");
     assert_eq!(all[0]["state"], "done");
@@ -89,13 +89,13 @@ fn a_build_is_on_record_with_what_ran_and_why_and_a_null_build_is_not() {
 
 #[test]
 fn a_changed_step_has_the_fields_that_changed_on_record() {
-    let forge = small::project();
-    let _ = small::build_of(&forge).success();
+    let forge = small_model::project();
+    let _ = small_model::build_of(&forge).success();
     forge.recipe(&RECIPE.replace("chunks = 2\nblock = 1", "chunks = 1\nblock = 1\nbootstrap = 300"));
     // One chunk gives no interval.
     let _ = forge.run(&["build", "-j", "1"]).status(1);
     forge.recipe(&RECIPE.replace("chunks = 2\nblock = 1", "chunks = 2\nblock = 1\nbootstrap = 300"));
-    let _ = small::build_of(&forge).success();
+    let _ = small_model::build_of(&forge).success();
     let step = shown(&forge, &["last", "eval.quality/small-Q4_0"]).remove(0);
     assert_eq!(
         step["step"]["changes"],
@@ -131,7 +131,7 @@ fn script_of(run: &support::Run, step: &str) -> PathBuf {
 
 #[test]
 fn the_script_of_a_failed_step_runs_its_action_and_then_the_rest_of_the_step() {
-    let forge = small::project();
+    let forge = small_model::project();
     forge.recipe(RECIPE);
     let words = ["build", "-j", "1", "recipe.toml", "promote.small@Q8_0"];
     let _ = forge.run(&["build", "recipe.toml", "policy.mix"]).success();
@@ -168,7 +168,7 @@ fn the_script_of_a_failed_step_runs_its_action_and_then_the_rest_of_the_step() {
 
 #[test]
 fn a_failed_step_leaves_its_error_its_action_and_a_script() {
-    let forge = small::project();
+    let forge = small_model::project();
     forge.recipe(&RECIPE.replace("context = 64\nchunks = 2", "context = 64\nchunks = 1"));
     let run = forge
         .run(&["build", "-j", "1", "--keep-going", "--out", "elsewhere"])
@@ -199,7 +199,7 @@ fn a_failed_step_leaves_its_error_its_action_and_a_script() {
     }
     forge.recipe(&RECIPE.replace("context = 64\nchunks = 2", "context = 64\nchunks = 1"));
     let _ = forge.run(&["build", "-j", "1"]).status(1);
-    let kept = small::names(&failed);
+    let kept = small_model::names(&failed);
     assert_eq!(kept.len(), 20);
     assert!(
         kept.iter().any(|name| name.ends_with("eval.quality-small-Q4_0")),
@@ -209,9 +209,9 @@ fn a_failed_step_leaves_its_error_its_action_and_a_script() {
 
 #[test]
 fn a_build_that_is_killed_leaves_a_record_and_a_trace_that_can_be_read() {
-    let forge = small::project();
+    let forge = small_model::project();
     let trace = forge.path("trace.json");
-    let mut going = small::Going::start(small::build(&forge, &["--trace", "trace.json"]));
+    let mut going = small_model::Going::start(small_model::build(&forge, &["--trace", "trace.json"]));
     let started = Instant::now();
     let record = loop {
         assert!(started.elapsed() < Duration::from_mins(2), "nothing is written");
@@ -233,14 +233,14 @@ fn a_build_that_is_killed_leaves_a_record_and_a_trace_that_can_be_read() {
     assert!(whole["traceEvents"].as_array().unwrap().len() > 8);
     drop(going);
     // The next build goes on from there, and says so.
-    let _ = small::build_of(&forge).success();
+    let _ = small_model::build_of(&forge).success();
     assert_eq!(runs(&forge)[0]["state"], "done");
 }
 
 #[test]
 fn a_build_that_is_stopped_says_so_and_its_trace_is_closed() {
-    let forge = small::project();
-    let going = small::Going::start(small::build(&forge, &["--trace", "trace.json"]));
+    let forge = small_model::project();
+    let going = small_model::Going::start(small_model::build(&forge, &["--trace", "trace.json"]));
     let started = Instant::now();
     while runs(&forge).is_empty() {
         assert!(started.elapsed() < Duration::from_mins(2), "nothing is written");
@@ -265,7 +265,7 @@ fn a_build_that_is_stopped_says_so_and_its_trace_is_closed() {
 
 #[test]
 fn a_trace_has_a_span_for_every_step_and_action() {
-    let forge = small::project();
+    let forge = small_model::project();
     let (_, events) = forge.build_events(&["-j", "1", "--trace", "trace.json"]);
     let trace: Value = serde_json::from_slice(&std::fs::read(forge.path("trace.json")).unwrap()).unwrap();
     let trace = trace["traceEvents"].as_array().unwrap();
@@ -309,7 +309,7 @@ fn a_trace_has_a_span_for_every_step_and_action() {
 
 #[test]
 fn old_records_are_removed() {
-    let forge = small::project();
+    let forge = small_model::project();
     let _ = forge
         .run(&["build", "-j", "1", "recipe.toml", "corpus.held-out"])
         .success();
@@ -320,7 +320,7 @@ fn old_records_are_removed() {
     let _ = forge
         .run(&["build", "-j", "1", "recipe.toml", "corpus.calibration"])
         .success();
-    let kept = small::names(&folder);
+    let kept = small_model::names(&folder);
     let records: Vec<&String> = kept.iter().filter(|name| name.contains(".jsonl")).collect();
     assert_eq!(records.len(), 500);
     assert_eq!(records.iter().filter(|name| !name.starts_with("2000")).count(), 2);

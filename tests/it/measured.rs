@@ -240,7 +240,7 @@ fn more_threads_and_a_stop_in_between_choose_the_same() {
     let mut child = other.command(&["build", "-j", "2"]).spawn().unwrap();
     let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
     while std::time::Instant::now() < deadline && child.try_wait().unwrap().is_none() {
-        if other.store().is_dir() && crate::small::committed(other.store()).len() > 30 {
+        if other.store().is_dir() && crate::small_model::committed(other.store()).len() > 30 {
             child.kill().unwrap();
             break;
         }

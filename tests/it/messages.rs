@@ -214,7 +214,7 @@ fn every_line_is_one_of_the_schema() {
     );
 
     // The store.
-    let other = crate::cache_small::project();
+    let other = crate::quick_project::project();
     judge.run(&other, 0, &["build", "-j", "1", "--out", "out"]);
     for args in [
         &["cache", "dir"][..],
@@ -231,12 +231,13 @@ fn every_line_is_one_of_the_schema() {
     }
     let lines = judge.run(&other, 2, &["cache", "gc", "--max-size", "0B", "--also-newest"]);
     assert_eq!(lines.last().unwrap()["code"], "usage::unconfirmed");
-    let blobs = crate::small::sharded(other.store(), "cas-v1");
-    for path in blobs
-        .into_values()
-        .chain(crate::small::sharded(other.store(), "actions-v1").into_values().take(1))
-    {
-        crate::crash::damage(&path, crate::crash::Damage::Flip, &mut crate::small::Random(4));
+    let blobs = crate::small_model::sharded(other.store(), "cas-v1");
+    for path in blobs.into_values().chain(
+        crate::small_model::sharded(other.store(), "actions-v1")
+            .into_values()
+            .take(1),
+    ) {
+        crate::crash::damage(&path, crate::crash::Damage::Flip, &mut crate::small_model::Random(4));
     }
     let lines = judge.run(&other, 1, &["cache", "verify"]);
     assert!(lines.len() > 10);

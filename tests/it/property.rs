@@ -10,13 +10,13 @@ use forge::gguf::Value;
 
 use crate::crash::Damage;
 use crate::crash::damage;
-use crate::small;
-use crate::small::InMemory;
-use crate::small::Random;
-use crate::small::assert_same_products;
-use crate::small::keys;
-use crate::small::number_from;
-use crate::small::sharded;
+use crate::small_model;
+use crate::small_model::InMemory;
+use crate::small_model::Random;
+use crate::small_model::assert_same_products;
+use crate::small_model::keys;
+use crate::small_model::number_from;
+use crate::small_model::sharded;
 use crate::support::Forge;
 use crate::support::Run;
 
@@ -216,7 +216,7 @@ fn edit_files(forge: &Forge, model: &mut InMemory, random: &mut Random) -> Strin
         }
         4 => {
             let out = forge.path("out/random");
-            let all: Vec<String> = small::names(&out).into_iter().collect();
+            let all: Vec<String> = small_model::names(&out).into_iter().collect();
             let name = &all[random.below(all.len())];
             if random.below(2) == 0 {
                 std::fs::remove_file(out.join(name)).unwrap();
@@ -256,7 +256,7 @@ fn edit_files(forge: &Forge, model: &mut InMemory, random: &mut Random) -> Strin
 fn a_cached_build_is_a_clean_build() {
     let edits = number_from("FORGE_TEST_EDITS", 12);
     let mut random = Random(number_from("FORGE_TEST_SEED", 1) as u64);
-    let mut forge = small::project();
+    let mut forge = small_model::project();
     let mut model = InMemory::small();
     let mut recipe = Recipe::of(&mut random);
     let mut history = vec![format!("{recipe:?}")];
@@ -264,7 +264,7 @@ fn a_cached_build_is_a_clean_build() {
         if number > 0 {
             if number % 40 == 0 {
                 // A new start now and then, so that many edits are many cases.
-                forge = small::project();
+                forge = small_model::project();
                 model = InMemory::small();
                 recipe = Recipe::of(&mut random);
                 history = vec![format!("{recipe:?}")];
@@ -276,11 +276,11 @@ fn a_cached_build_is_a_clean_build() {
         }
         forge.recipe(&recipe.text());
         let what = format!("edit {number} of {history:#?}");
-        let cached = Run::of(small::build(&forge, &[]).output().unwrap());
+        let cached = Run::of(small_model::build(&forge, &[]).output().unwrap());
         assert_eq!(cached.status, Some(0), "{what}\n{}\n{}", cached.stdout, cached.stderr);
-        let (clean, _) = small::build_clean(&forge, &[]);
+        let (clean, _) = small_model::build_clean(&forge, &[]);
         assert_same_products(&forge.path("out/random"), &clean.path().join("out"), &what);
-        let again = Run::of(small::build(&forge, &[]).output().unwrap()).success();
+        let again = Run::of(small_model::build(&forge, &[]).output().unwrap()).success();
         assert_eq!(keys(&again.json_lines(), "ran"), [""; 0], "{what}");
     }
 }

@@ -21,7 +21,7 @@ use serde_json::Value as Json;
 use crate::cut::build_well;
 use crate::cut::furnish;
 use crate::reproduce::reseal;
-use crate::small;
+use crate::small_model;
 use crate::support::Forge;
 use crate::support::project;
 
@@ -81,7 +81,7 @@ impl Built {
         };
         change(&mut policy);
         let action = Action::Policy(policy);
-        let results = small::sharded(self.forge.store(), "actions-v1");
+        let results = small_model::sharded(self.forge.store(), "actions-v1");
         std::fs::remove_file(&results[&last.action.to_string()]).unwrap();
         let former = Last {
             action: action.digest(),
@@ -192,7 +192,7 @@ fn a_run_names_outputs_as_they_are_declared() {
     let outputs: BTreeMap<&str, &[&str]> = KINDS.iter().map(|kind| (kind.name, kind.outputs)).collect();
     let store = Store::open(built.forge.store()).unwrap();
     let mut seen = BTreeSet::new();
-    for key in small::sharded(built.forge.store(), "actions-v1").keys() {
+    for key in small_model::sharded(built.forge.store(), "actions-v1").keys() {
         let result = store.lookup_shallow(&key.parse().unwrap()).unwrap().unwrap();
         let action = Action::parse(&store.read(&result.action, 1 << 20).unwrap()).unwrap();
         seen.insert(action.kind());

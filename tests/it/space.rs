@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use forge::figures::size_of_reference;
 use forge::prose;
 
-use crate::small;
-use crate::small::RECIPE;
-use crate::small::SmallDisk;
-use crate::small::committed;
+use crate::small_model;
+use crate::small_model::RECIPE;
+use crate::small_model::SmallDisk;
+use crate::small_model::committed;
 use crate::support::Forge;
 use crate::support::quickstart;
 
@@ -26,7 +26,7 @@ fn with_chunks(chunks: Option<u64>) -> String {
 
 /// Returns a project with a store on a small disk, which goes first, and the length of the text that it measures on.
 fn on_a_small_disk() -> Option<(Forge, SmallDisk, u64)> {
-    let forge = small::project();
+    let forge = small_model::project();
     let text = std::fs::read(quickstart().join("held-out.txt")).unwrap();
     forge.write("held-out.txt", &text);
     let mount = forge.path("small-disk");

@@ -10,7 +10,7 @@ use forge::gguf::TensorSpec;
 use forge::tensor_type::TensorType;
 
 use crate::cut;
-use crate::small;
+use crate::small_model;
 use crate::support::Forge;
 use crate::support::Run;
 
@@ -22,7 +22,7 @@ const RESTRICTED: [(&str, &str); 3] = [
 ];
 
 fn project() -> Forge {
-    let forge = small::project();
+    let forge = small_model::project();
     let _ = forge.run(&["key", "new", "key"]).success();
     forge
 }
@@ -36,7 +36,7 @@ fn build(forge: &Forge) -> Run {
 #[test]
 fn settings_beside_a_recipe_cannot_choose_the_store_its_limit_or_a_key() {
     let forge = project();
-    let names = small::names(forge.dir());
+    let names = small_model::names(forge.dir());
     for (key, text) in RESTRICTED {
         forge.write("forge.toml", text);
         let run = build(&forge).status(3);
@@ -55,7 +55,7 @@ fn settings_beside_a_recipe_cannot_choose_the_store_its_limit_or_a_key() {
         );
     }
     std::fs::remove_file(forge.path("forge.toml")).unwrap();
-    assert_eq!(small::names(forge.dir()), names);
+    assert_eq!(small_model::names(forge.dir()), names);
     // A folder cannot permit itself anything.
     forge.write("forge.toml", "trusted = [\"/\"]\ncache_dir = \"theirs\"\n");
     let run = build(&forge).status(3);
@@ -165,7 +165,7 @@ fn hostile_model(path: &Path) {
 
 #[test]
 fn names_from_files_cannot_write_lines_of_their_own_or_steer_the_terminal() {
-    let forge = small::project();
+    let forge = small_model::project();
     hostile_model(&forge.path("model.gguf"));
     for args in [
         &["policy", "show", "model.gguf", "--by", "tensor"][..],
@@ -176,7 +176,7 @@ fn names_from_files_cannot_write_lines_of_their_own_or_steer_the_terminal() {
     }
     // A file's name, in a recipe and on the command line.
     let quoted = serde_json::to_string(HOSTILE).unwrap().replace("\\u001b", "\\u001B");
-    forge.recipe(&small::RECIPE.replace("\"small.gguf\"", &quoted));
+    forge.recipe(&small_model::RECIPE.replace("\"small.gguf\"", &quoted));
     for args in [&["build"][..], &["plan"]] {
         assert_tame(&forge.run(args), args[0]);
     }

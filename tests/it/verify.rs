@@ -17,7 +17,7 @@ use serde_json::Value as Json;
 use crate::cut::build_well;
 use crate::cut::project;
 use crate::reproduce::forged;
-use crate::small::Random;
+use crate::small_model::Random;
 use crate::support::Forge;
 
 /// The small project, built, signed by `key`.

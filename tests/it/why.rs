@@ -13,17 +13,17 @@ use forge::store::Store;
 use serde_json::Value;
 use serde_json::json;
 
-use crate::small;
-use crate::small::InMemory;
-use crate::small::RECIPE;
+use crate::small_model;
+use crate::small_model::InMemory;
+use crate::small_model::RECIPE;
 use crate::support::Forge;
 
 const PROMOTE: &str = "promote.small@Q4_0";
 
 /// A project that was built.
 fn built() -> Forge {
-    let forge = small::project();
-    let _ = small::build_of(&forge).success();
+    let forge = small_model::project();
+    let _ = small_model::build_of(&forge).success();
     forge
 }
 
@@ -77,7 +77,7 @@ fn verdicts(overview: &Value) -> BTreeMap<String, String> {
 
 /// The steps that a build ran, and those that it found done.
 fn outcomes(forge: &Forge) -> BTreeMap<String, String> {
-    let run = small::build_of(forge).success();
+    let run = small_model::build_of(forge).success();
     let mut outcomes = BTreeMap::new();
     for event in run.json_lines() {
         if event["reason"] == "step-finished" {
@@ -201,7 +201,7 @@ fn a_chat_template_leads_to_the_key_in_the_file() {
 fn a_tensor_of_the_source_is_named_and_so_are_those_made_of_it() {
     let forge = built();
     let mut model = InMemory::small();
-    model.change(&mut small::Random(7));
+    model.change(&mut small_model::Random(7));
     model.write(&forge.path("small.gguf"));
     let answer = why(&forge, &["join.general"]);
     assert_eq!(answer["verdict"], "may-run");
@@ -225,7 +225,7 @@ fn a_tensor_of_the_source_is_named_and_so_are_those_made_of_it() {
 
 #[test]
 fn the_type_of_one_tensor_leads_to_the_line_of_the_recipe() {
-    let forge = small::project();
+    let forge = small_model::project();
     let manual = |ty: &str| {
         RECIPE.replace(
             "method = \"mix\"\nimatrix = \"general\"\nmix = [\"Q4_0\", \"Q8_0\"]",
@@ -235,7 +235,7 @@ fn the_type_of_one_tensor_leads_to_the_line_of_the_recipe() {
             ),
         )
     };
-    let _ = small::build_of(forge.recipe(&manual("Q4_0"))).success();
+    let _ = small_model::build_of(forge.recipe(&manual("Q4_0"))).success();
     let _ = forge.recipe(&manual("Q5_0"));
     let answer = why(&forge, &["promote.small", "blk.0.ffn_down"]);
     assert_eq!(answer["verdict"], "may-run", "its policy runs first");
@@ -323,7 +323,7 @@ fn another_engine_is_told_by_its_facts() {
         let action = Action::Promote(promote);
         // The result of today's engine is not there in that world.
         std::fs::remove_file(
-            small::sharded(forge.store(), "actions-v1")
+            small_model::sharded(forge.store(), "actions-v1")
                 .remove(&last.action.to_string())
                 .unwrap(),
         )
@@ -385,7 +385,7 @@ fn a_deleted_output_and_a_lost_blob_are_said_so() {
 fn a_result_that_is_gone_is_forgotten() {
     let forge = built();
     let last = store(&forge).last("small", "join.general").unwrap();
-    let result = small::sharded(forge.store(), "actions-v1")
+    let result = small_model::sharded(forge.store(), "actions-v1")
         .remove(&last.action.to_string())
         .unwrap();
     std::fs::remove_file(result).unwrap();
@@ -402,7 +402,7 @@ fn a_result_that_was_collected_says_when_and_what_it_gave_is_still_known() {
     let key = last.action.to_string();
     let result = store(&forge).lookup(&last.action).unwrap().unwrap();
     // As garbage collection of an earlier version left it.
-    let place = small::sharded(forge.store(), "actions-v1").remove(&key).unwrap();
+    let place = small_model::sharded(forge.store(), "actions-v1").remove(&key).unwrap();
     std::fs::remove_file(place).unwrap();
     let note = json!({
         "schema": 1, "kind": "join", "document": null, "outputs": result.outputs, "facts": result.facts, "cost_ms": 5,
@@ -535,7 +535,7 @@ fn what_changed_in_a_step_that_waits_is_a_root_beside_what_it_waits_for() {
 #[test]
 fn what_is_said_is_what_is_done_after_any_edit() {
     let forge = built();
-    let mut random = small::Random(20_261_121);
+    let mut random = small_model::Random(20_261_121);
     let (mut chunks, mut kinds, mut words) = (4, 0, 0);
     for round in 0..12 {
         let what = random.below(7);
@@ -561,12 +561,12 @@ fn what_is_said_is_what_is_done_after_any_edit() {
             3 => chunks = 3 + random.below(4),
             4 => kinds = random.below(3),
             5 => {
-                let outputs: Vec<String> = small::names(&forge.path(small::OUT)).into_iter().collect();
+                let outputs: Vec<String> = small_model::names(&forge.path(small_model::OUT)).into_iter().collect();
                 let name = &outputs[random.below(outputs.len())];
-                std::fs::remove_file(forge.path(small::OUT).join(name)).unwrap();
+                std::fs::remove_file(forge.path(small_model::OUT).join(name)).unwrap();
             }
             _ => {
-                let files = small::sharded(forge.store(), random.pick(&["cas-v1", "actions-v1"]));
+                let files = small_model::sharded(forge.store(), random.pick(&["cas-v1", "actions-v1"]));
                 let paths: Vec<_> = files.values().collect();
                 std::fs::remove_file(paths[random.below(paths.len())]).unwrap();
             }

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use crate::cut::Gguf;
-use crate::small::keys;
+use crate::small_model::keys;
 use crate::support::Forge;
 use crate::support::Run;
 
@@ -112,7 +112,7 @@ pub(crate) fn project() -> Forge {
 
 /// The command of a build into a folder.
 pub(crate) fn build(forge: &Forge, out: &str) -> Command {
-    crate::small::build(forge, &["--out", out])
+    crate::small_model::build(forge, &["--out", out])
 }
 
 /// Builds, and returns the run and its events.
@@ -127,7 +127,7 @@ pub(crate) fn ran(events: &[serde_json::Value]) -> BTreeSet<String> {
 
 /// Returns the bytes of the candidates in a folder.
 pub(crate) fn candidates(out: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut found: Vec<(String, Vec<u8>)> = crate::small::names(out)
+    let mut found: Vec<(String, Vec<u8>)> = crate::small_model::names(out)
         .into_iter()
         .filter(|name| Path::new(name).extension().is_some_and(|extension| extension == "gguf"))
         .map(|name| (name.clone(), std::fs::read(out.join(&name)).unwrap()))

@@ -199,7 +199,7 @@ fn every_action_of_a_recipe_gives_the_same_twice_and_outputs_are_not_touched() {
     built.assert_idle();
     assert_eq!((&last["reason"], &last["differ"]), (&"twice".into(), &0.into()));
     // As many as the store has results: every action of the recipe.
-    let results = crate::small::committed(forge.store()).len();
+    let results = crate::small_model::committed(forge.store()).len();
     assert_eq!(last["actions"], results);
     assert!(before == written(&forge.path("out/small")));
     // One step: its own actions and parts only.
@@ -278,7 +278,7 @@ fn what_differs_is_named_and_stands_in_the_manifest() {
     build_well(&forge, &[]).assert_idle();
 
     // The store has the wrong one: made once more, the tensor is another, and the first byte that differs is named.
-    let file = crate::small::sharded(forge.store(), "actions-v1")
+    let file = crate::small_model::sharded(forge.store(), "actions-v1")
         .remove(&key.to_string())
         .unwrap();
     std::fs::remove_file(file).unwrap();
