@@ -224,7 +224,7 @@ pub fn find(store: &Store, wanted: &str) -> Result<String, RunError> {
 
 /// Reads the record of a run.
 pub fn read(store: &Store, id: &str) -> Result<Run, StoreError> {
-    let goes_on = store.run_goes_on(id);
+    let goes_on = store.is_run_active(id);
     let bytes = store.read_run(id)?;
     let mut run = parse(id, &bytes);
     if goes_on && run.state == State::Killed {

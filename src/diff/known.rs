@@ -13,7 +13,7 @@ use crate::action::Promote;
 use crate::digest::BlobDigest;
 use crate::figures;
 use crate::figures::Resampling;
-use crate::store::Last;
+use crate::store::StepRecord;
 use crate::store::Store;
 use crate::tensor_type::TensorType;
 use crate::work::Assembly;
@@ -81,14 +81,14 @@ pub(super) fn compute(candidate: &Candidate, tensors: &BTreeMap<String, Tensor>)
 }
 
 /// Returns what steps of a kind did, now and before, in all recipes.
-fn records(store: &Store, prefix: &str) -> Vec<Last> {
-    let mut records: Vec<Last> = store
+fn records(store: &Store, prefix: &str) -> Vec<StepRecord> {
+    let mut records: Vec<StepRecord> = store
         .all_last()
         .unwrap_or_default()
         .into_iter()
         .filter(|last| last.step.starts_with(prefix))
         .collect();
-    let earlier: Vec<Last> = records
+    let earlier: Vec<StepRecord> = records
         .iter()
         .flat_map(|last| store.earlier(&last.recipe, &last.step))
         .collect();
@@ -103,7 +103,7 @@ struct Measured {
     figures: Figures,
 }
 
-fn measured(store: &Store, records: &[Last], compute: BlobDigest) -> Vec<Measured> {
+fn measured(store: &Store, records: &[StepRecord], compute: BlobDigest) -> Vec<Measured> {
     let found = records.iter().filter_map(|record| {
         let Ok(Action::Eval(action)) = Action::parse(&store.read(&record.document, ACTION_CAP).ok()?) else {
             return None;

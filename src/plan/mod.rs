@@ -18,8 +18,8 @@ use crate::step::Key;
 use crate::step::Outcome;
 use crate::step::SourceFile;
 use crate::step::StepError;
-use crate::store::Last;
 use crate::store::Lookup;
+use crate::store::StepRecord;
 use crate::store::Store;
 
 /// The maximum size of an action's document, in bytes.
@@ -218,7 +218,7 @@ fn why_absent(node: &Node, action: &Action, env: &Env<'_>) -> Reason {
 }
 
 /// Returns the action in a step's record: its document from the store or, if the result was collected, from its tombstone.
-pub fn document_of(store: &Store, last: &Last) -> Option<Action> {
+pub fn document_of(store: &Store, last: &StepRecord) -> Option<Action> {
     let kept = store.read(&last.document, ACTION_CAP).ok();
     let left = || store.tombstone(&last.action)?.document;
     let document = kept.or_else(|| left().map(String::into_bytes))?;

@@ -38,7 +38,7 @@ use crate::step::Inputs;
 use crate::step::Outcome;
 use crate::step::Pool;
 use crate::step::StepError;
-use crate::store::Last;
+use crate::store::StepRecord;
 
 pub use reasons::sentence;
 
@@ -330,7 +330,7 @@ impl Scheduler<'_> {
     }
 
     fn note_last(&self, node: &Node, outcome: &Outcome) {
-        let last = Last {
+        let last = StepRecord {
             recipe: self.env.recipe.clone(),
             step: node.id.to_string(),
             action: outcome.key,

@@ -38,7 +38,7 @@ use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::step::output;
 use crate::step::promote;
-use crate::store::Last;
+use crate::store::StepRecord;
 use crate::store::StoreEvent;
 use crate::store::Tombstone;
 use crate::verify;
@@ -168,7 +168,7 @@ fn write_manifest(
         digest,
     });
     // Without the note the next build writes the manifest again: that it cannot be written fails nothing.
-    let _ = env.store.note_last(&Last {
+    let _ = env.store.note_last(&StepRecord {
         recipe: env.recipe.clone(),
         step: candidate.to_string(),
         action: outcome.key,

@@ -212,7 +212,7 @@ impl<'a> Run<'a> {
         action: Option<&FailedAction>,
     ) -> Result<PathBuf, StoreError> {
         let folder = self.store.failed_folder(&self.id(), step)?;
-        let leave = |name: &str, bytes: &[u8]| self.store.leave(&folder, name, bytes);
+        let leave = |name: &str, bytes: &[u8]| self.store.write_failed_file(&folder, name, bytes);
         let document = folder.join(ACTION);
         let script = script(
             commands,

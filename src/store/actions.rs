@@ -18,7 +18,7 @@ use crate::store::StoreError;
 use crate::store::layout;
 use crate::store::quarantine;
 use crate::store::sealed;
-use crate::store::sealed::Broken;
+use crate::store::sealed::SealError;
 
 const RESULT: &str = "result";
 const RESULT_VERSION: u64 = 1;
@@ -272,14 +272,14 @@ impl Store {
                     return Ok(Stored::There(result, stamp.mtime_ns));
                 }
             }
-            Err(Broken::Newer(found)) => {
+            Err(SealError::Newer(found)) => {
                 return Err(StoreError::Newer {
                     path,
                     found,
                     supported: RESULT_VERSION,
                 });
             }
-            Err(Broken::Damaged) => {}
+            Err(SealError::Damaged) => {}
         }
         // The stamp of the file that was read: another file may have the name by now.
         Ok(Stored::Damaged(stamp))

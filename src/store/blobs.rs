@@ -123,7 +123,7 @@ impl Store {
         Ok(digest)
     }
 
-    /// Starts a blob that is written item by item.
+    /// Starts a blob that is written in parts.
     pub fn writer(&self) -> Result<BlobWriter, StoreError> {
         let temp = self.temp()?;
         let path = temp.path().to_owned();

@@ -7,12 +7,12 @@ use crate::store::Store;
 use crate::store::StoreError;
 use crate::store::layout;
 use crate::store::quarantine;
-use crate::store::session;
+use crate::store::temp;
 
 impl Store {
     /// Removes the temporary files of dead processes and the quarantine. Removes nothing that a build could use.
     pub fn clean(&self) -> Result<Amount, StoreError> {
-        session::sweep(&self.root().join(layout::TMP))?;
+        temp::remove_dead(&self.root().join(layout::TMP))?;
         // This removes the leases of dead processes.
         self.live_leases()?;
         let mut removed = Amount::default();

@@ -55,7 +55,7 @@ pub struct GcOptions {
 
 /// Why something is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Cause {
+pub enum GcReason {
     /// No result names it: a killed build left it, or its result was removed before.
     Unreferenced,
     /// An output contains the same bytes.
@@ -76,7 +76,7 @@ pub enum Cause {
 
 /// What a plan removes for one cause.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Group {
+pub struct GcGroup {
     /// Results.
     pub results: u64,
     /// Blobs and other files.
@@ -89,7 +89,7 @@ pub struct Group {
 
 /// How many results are kept whatever the options are, by reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Kept {
+pub struct KeptCounts {
     /// Results that pinned manifests need.
     pub pinned: u64,
     /// Results that the newest outputs of recipes need.
@@ -108,13 +108,13 @@ pub struct GcPlan {
     /// The requested size limit, in bytes.
     pub max_size: Option<u64>,
     /// What is removed, by cause and by kind of action or file.
-    pub groups: BTreeMap<(Cause, String), Group>,
+    pub groups: BTreeMap<(GcReason, String), GcGroup>,
     /// How many results are kept.
-    pub kept: Kept,
+    pub kept: KeptCounts,
     /// The space that is kept, in bytes, by reason. The sum is `after`.
     pub kept_space: BTreeMap<KeepReason, u64>,
     horizon: i64,
-    results: Vec<(FoundResult, Cause)>,
+    results: Vec<(FoundResult, GcReason)>,
     blobs: Vec<Hash>,
     borrowed: Vec<Hash>,
     files: Vec<PathBuf>,
@@ -169,26 +169,26 @@ fn older(ns: i64, than: Duration) -> bool {
 }
 
 /// The blobs of the store, and how many references each has.
-struct Ledger {
-    references: HashMap<Hash, u32>,
+struct References {
+    counts: HashMap<Hash, u32>,
     /// The space that each takes, in bytes.
     spaces: HashMap<Hash, u64>,
     /// When each was last written or used, in nanoseconds since 1970.
     used: HashMap<Hash, i64>,
 }
 
-impl Ledger {
-    fn refer(&mut self, hashes: impl IntoIterator<Item = Hash>) {
+impl References {
+    fn add(&mut self, hashes: impl IntoIterator<Item = Hash>) {
         for hash in hashes {
-            *self.references.entry(hash).or_default() += 1;
+            *self.counts.entry(hash).or_default() += 1;
         }
     }
 
     /// Returns the space of blobs, in bytes. A blob with several references counts in equal shares.
     fn share<'h>(&self, hashes: impl IntoIterator<Item = &'h Hash>) -> u64 {
         let shares = hashes.into_iter().map(|hash| {
-            let references = self.references.get(hash).copied().unwrap_or(1).max(1);
-            self.spaces.get(hash).copied().unwrap_or(0) / u64::from(references)
+            let count = self.counts.get(hash).copied().unwrap_or(1).max(1);
+            self.spaces.get(hash).copied().unwrap_or(0) / u64::from(count)
         });
         shares.sum()
     }
@@ -197,9 +197,9 @@ impl Ledger {
     fn release(&mut self, hashes: impl IntoIterator<Item = Hash>) -> Vec<Hash> {
         let mut freed = Vec::new();
         for hash in hashes {
-            if let Some(references) = self.references.get_mut(&hash) {
-                *references = references.saturating_sub(1);
-                if *references == 0 {
+            if let Some(count) = self.counts.get_mut(&hash) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
                     freed.push(hash);
                 }
             }
@@ -238,7 +238,7 @@ impl Store {
         }
         let used_now = self.used_by_leases()?;
         let roots = self.roots(options, &results)?;
-        let records = self.naming_records()?;
+        let records = self.records_with_blobs()?;
         let (blobs, _) = self.sharded(layout::CAS)?;
         let spaces = self.spaces()?;
         let before = spaces.values().sum();
@@ -247,7 +247,7 @@ impl Store {
             after: before,
             max_size: options.max_size,
             groups: BTreeMap::new(),
-            kept: Kept::default(),
+            kept: KeptCounts::default(),
             kept_space: BTreeMap::new(),
             horizon,
             results: Vec::new(),
@@ -261,25 +261,25 @@ impl Store {
             _gc: gc,
             _lease: lease,
         };
-        let mut ledger = Ledger {
-            references: HashMap::new(),
+        let mut references = References {
+            counts: HashMap::new(),
             spaces: blobs
                 .iter()
                 .map(|(hash, file)| (*hash, space_of(file.stamp.size)))
                 .collect(),
             used: blobs.iter().map(|(hash, file)| (*hash, file.stamp.mtime_ns)).collect(),
         };
-        ledger.refer(results.iter().flat_map(|found| distinct(&found.result)));
-        ledger.refer(roots.blobs.iter().copied());
-        ledger.refer(records.iter().flat_map(|record| record.blobs.iter().copied()));
+        references.add(results.iter().flat_map(|found| distinct(&found.result)));
+        references.add(roots.blobs.iter().copied());
+        references.add(records.iter().flat_map(|record| record.blobs.iter().copied()));
 
         let there: HashSet<Hash> = results.iter().map(|found| *found.key.hash()).collect();
-        let mut records = self.plan_notes(&mut plan, &mut ledger, options, records, &there)?;
+        let mut records = self.plan_notes(&mut plan, &mut references, options, records, &there)?;
         for (hash, file) in &blobs {
-            let references = ledger.references.get(hash).copied();
-            if references.is_none() && file.stamp.mtime_ns < horizon {
-                plan.add_blob(*hash, file.stamp.size, Cause::Unreferenced, "blobs");
-            } else if references != Some(0)
+            let count = references.counts.get(hash).copied();
+            if count.is_none() && file.stamp.mtime_ns < horizon {
+                plan.add_blob(*hash, file.stamp.size, GcReason::Unreferenced, "blobs");
+            } else if count != Some(0)
                 && file.kind == FileKind::Plain
                 && file.stamp.mtime_ns < horizon
                 && self.is_borrowed(&BlobDigest {
@@ -288,8 +288,8 @@ impl Store {
                 })?
             {
                 plan.borrowed.push(*hash);
-                plan.count(Cause::Borrowed, "tensor", 0, 1, space_of(file.stamp.size), 0);
-                ledger.spaces.insert(*hash, 0);
+                plan.count(GcReason::Borrowed, "tensor", 0, 1, space_of(file.stamp.size), 0);
+                references.spaces.insert(*hash, 0);
             }
         }
 
@@ -305,7 +305,7 @@ impl Store {
                 continue;
             }
             if !self.missing(&found.result)?.is_empty() {
-                self.plan_result(&mut plan, &mut ledger, found, Cause::Incomplete);
+                self.plan_result(&mut plan, &mut references, found, GcReason::Incomplete);
                 continue;
             }
             plan.kept.pinned += u64::from(pinned);
@@ -316,18 +316,18 @@ impl Store {
                 continue;
             }
             if options.older_than.is_some_and(|age| older(found.last_used(), age)) {
-                self.plan_result(&mut plan, &mut ledger, found, Cause::Age);
+                self.plan_result(&mut plan, &mut references, found, GcReason::Age);
                 continue;
             }
             candidates.push(found);
         }
         if let Some(limit) = options.max_size.filter(|limit| plan.after > *limit) {
-            records = self.plan_history(&mut plan, &mut ledger, limit, records, &there)?;
+            records = self.plan_history(&mut plan, &mut references, limit, records, &there)?;
             let mut ranked: Vec<(bool, u128, i64, FoundResult)> = candidates
                 .into_iter()
                 .map(|found| {
                     let last = self.kind_of(&found.result).as_deref() != Some(FIRST);
-                    let size = space_of(found.bytes) + ledger.share(&distinct(&found.result));
+                    let size = space_of(found.bytes) + references.share(&distinct(&found.result));
                     // Milliseconds for each GiB, in whole numbers so that the order is the same everywhere.
                     let price = (u128::from(found.result.cost_ms) << 30) / u128::from(size.max(1));
                     (last, price, found.last_used(), found)
@@ -336,15 +336,15 @@ impl Store {
             ranked.sort_by_key(|(last, price, used, found)| (*last, *price, *used, found.key));
             for (_, _, _, found) in ranked {
                 if plan.after > limit {
-                    self.plan_result(&mut plan, &mut ledger, found, Cause::Size);
+                    self.plan_result(&mut plan, &mut references, found, GcReason::Size);
                 } else {
                     kept_results.push(KeptResult::of(KeepReason::Results, &found));
                 }
             }
             if plan.after > limit {
-                records = plan.add_last(&mut ledger, limit, records, &there);
-                self.plan_idle_indexes(&mut plan, &ledger, limit)?;
-                records = plan.add_minimum(&mut ledger, limit, records);
+                records = plan.add_last(&mut references, limit, records, &there);
+                self.plan_idle_indexes(&mut plan, &references, limit)?;
+                records = plan.add_minimum(&mut references, limit, records);
             }
         } else {
             let left = candidates
@@ -352,12 +352,12 @@ impl Store {
                 .map(|found| KeptResult::of(KeepReason::Results, found));
             kept_results.extend(left);
         }
-        plan.set_kept_space(&ledger, &roots.blobs, &kept_results, &records, &spaces);
+        plan.set_kept_space(&references, &roots.blobs, &kept_results, &records, &spaces);
         Ok(plan)
     }
 
     /// Adds a result to a plan, with the blobs that lose their last reference.
-    fn plan_result(&self, plan: &mut GcPlan, ledger: &mut Ledger, found: FoundResult, cause: Cause) {
+    fn plan_result(&self, plan: &mut GcPlan, references: &mut References, found: FoundResult, cause: GcReason) {
         let kind = self.kind_of(&found.result).unwrap_or_else(|| "unknown".to_owned());
         plan.count(cause, &kind, 1, 0, 0, found.result.cost_ms);
         // A tombstone replaces the result: it contains the action's document as JSON text and the fields of the result. If the
@@ -367,7 +367,7 @@ impl Store {
         let added = if tombstone <= left { tombstone } else { 0 };
         plan.tombstones = plan.tombstones.map(|left| left - added);
         plan.after = (plan.after + added).saturating_sub(space_of(found.bytes));
-        plan.free(ledger, distinct(&found.result), cause, &kind);
+        plan.free(references, distinct(&found.result), cause, &kind);
         plan.results.push((found, cause));
     }
 
@@ -375,7 +375,7 @@ impl Store {
     fn plan_history(
         &self,
         plan: &mut GcPlan,
-        ledger: &mut Ledger,
+        references: &mut References,
         limit: u64,
         records: Vec<HistoryItem>,
         there: &HashSet<Hash>,
@@ -390,8 +390,8 @@ impl Store {
         items.extend(others.filter(|item| !planned.contains(&item.path)));
         let tombstones = items.iter().filter(|item| item.kind == history::TOMBSTONE);
         let mut tombstones: u64 = tombstones.map(|item| item.space).sum();
-        let size = |item: &HistoryItem| item.space + ledger.share(&item.blobs);
-        let (minimum, removable) = history::expendable(items, limit, horizon, &size);
+        let size = |item: &HistoryItem| item.space + references.share(&item.blobs);
+        let (minimum, removable) = history::split_removable(items, limit, horizon, &size);
         kept.extend(minimum);
         for item in removable {
             if plan.after <= limit {
@@ -401,19 +401,19 @@ impl Store {
             if item.kind == history::TOMBSTONE {
                 tombstones = tombstones.saturating_sub(item.space);
             }
-            plan.add_item(ledger, item, Cause::History);
+            plan.add_item(references, item, GcReason::History);
         }
         plan.tombstones = Some(history::tombstone_share(limit).saturating_sub(tombstones));
         Ok(kept)
     }
 
     /// Adds valid indexes of borrowed blobs of which no blob is named any more, while the store is larger than the limit.
-    fn plan_idle_indexes(&self, plan: &mut GcPlan, ledger: &Ledger, limit: u64) -> Result<(), StoreError> {
+    fn plan_idle_indexes(&self, plan: &mut GcPlan, references: &References, limit: u64) -> Result<(), StoreError> {
         for found in self.all_indexes()? {
-            let named = |hash: &Hash| ledger.references.get(hash).is_some_and(|references| *references > 0);
+            let named = |hash: &Hash| references.counts.get(hash).is_some_and(|count| *count > 0);
             let idle = !found.index.blobs.iter().any(|blob| named(&blob.bytes.hash));
             if plan.after > limit && idle && found.is_valid && found.stamp.mtime_ns < plan.horizon {
-                plan.count(Cause::History, "borrowed", 0, 1, space_of(found.stamp.size), 0);
+                plan.count(GcReason::History, "borrowed", 0, 1, space_of(found.stamp.size), 0);
                 plan.idle_indexes.push(found.name);
             }
         }
@@ -424,7 +424,7 @@ impl Store {
     fn plan_notes(
         &self,
         plan: &mut GcPlan,
-        ledger: &mut Ledger,
+        references: &mut References,
         options: &GcOptions,
         records: Vec<HistoryItem>,
         there: &HashSet<Hash>,
@@ -440,7 +440,7 @@ impl Store {
             };
             let idle = item.unless.is_none_or(|key| !there.contains(&key));
             if idle && !item.is_live(plan.horizon) && age.is_some_and(|age| older(item.mtime_ns, age)) {
-                plan.add_item(ledger, item, Cause::Stale);
+                plan.add_item(references, item, GcReason::Stale);
             } else if item.kind != history::FRESH {
                 kept.push(item);
             }
@@ -449,23 +449,23 @@ impl Store {
         let tight = options.max_size.is_some_and(|limit| plan.before > limit);
         for file in self.quarantined()? {
             if tight || older(file.stamp.mtime_ns.max(file.stamp.ctime_ns), QUARANTINE) {
-                plan.add_file(file.path, file.stamp.size, Cause::Quarantined, "quarantine");
+                plan.add_file(file.path, file.stamp.size, GcReason::Quarantined, "quarantine");
             }
         }
         for (_, file) in self.sharded(layout::TOMBSTONES)?.0 {
             if older(file.stamp.mtime_ns, TOMBSTONES) {
-                plan.add_file(file.path, file.stamp.size, Cause::Stale, "tombstones");
+                plan.add_file(file.path, file.stamp.size, GcReason::Stale, "tombstones");
             }
         }
         for (_, file) in self.sharded(layout::STAT)?.0 {
             if older(file.stamp.mtime_ns, STAT) {
-                plan.add_file(file.path, file.stamp.size, Cause::Stale, "stat");
+                plan.add_file(file.path, file.stamp.size, GcReason::Stale, "stat");
             }
         }
         for found in self.all_indexes()? {
             // A younger one may belong to a running build that is about to name its output.
             if !found.is_valid && found.stamp.mtime_ns < plan.horizon {
-                plan.count(Cause::Stale, "borrowed", 0, 1, space_of(found.stamp.size), 0);
+                plan.count(GcReason::Stale, "borrowed", 0, 1, space_of(found.stamp.size), 0);
                 plan.indexes.push(found.name);
             }
         }
@@ -512,7 +512,7 @@ impl Store {
 }
 
 impl GcPlan {
-    fn count(&mut self, cause: Cause, kind: &str, results: u64, files: u64, space: u64, cost_ms: u64) {
+    fn count(&mut self, cause: GcReason, kind: &str, results: u64, files: u64, space: u64, cost_ms: u64) {
         let group = self.groups.entry((cause, kind.to_owned())).or_default();
         group.results += results;
         group.files += files;
@@ -522,19 +522,25 @@ impl GcPlan {
     }
 
     /// Removes references to blobs, and adds the blobs without references to the plan.
-    fn free(&mut self, ledger: &mut Ledger, hashes: impl IntoIterator<Item = Hash>, cause: Cause, kind: &str) {
-        for hash in ledger.release(hashes) {
-            if ledger.used.get(&hash).is_some_and(|used| *used < self.horizon) {
+    fn free(
+        &mut self,
+        references: &mut References,
+        hashes: impl IntoIterator<Item = Hash>,
+        cause: GcReason,
+        kind: &str,
+    ) {
+        for hash in references.release(hashes) {
+            if references.used.get(&hash).is_some_and(|used| *used < self.horizon) {
                 self.blobs.push(hash);
-                let space = ledger.spaces.get(&hash).copied().unwrap_or(0);
+                let space = references.spaces.get(&hash).copied().unwrap_or(0);
                 self.count(cause, kind, 0, 1, space, 0);
             }
         }
     }
 
-    fn add_item(&mut self, ledger: &mut Ledger, item: HistoryItem, cause: Cause) {
+    fn add_item(&mut self, references: &mut References, item: HistoryItem, cause: GcReason) {
         self.count(cause, item.kind, 0, item.files, item.space, 0);
-        self.free(ledger, item.blobs.iter().copied(), cause, item.kind);
+        self.free(references, item.blobs.iter().copied(), cause, item.kind);
         self.items.push(item);
     }
 
@@ -542,7 +548,7 @@ impl GcPlan {
     /// Returns the records that are kept.
     fn add_last(
         &mut self,
-        ledger: &mut Ledger,
+        references: &mut References,
         limit: u64,
         records: Vec<HistoryItem>,
         there: &HashSet<Hash>,
@@ -553,12 +559,12 @@ impl GcPlan {
                 .is_none_or(|key| there.contains(&key) && !removed.contains(&key))
         };
         let (mut kept, idle): (Vec<HistoryItem>, Vec<HistoryItem>) = records.into_iter().partition(is_kept);
-        let size = |item: &HistoryItem| item.space + ledger.share(&item.blobs);
-        let (minimum, removable) = history::expendable(idle, limit, self.horizon, &size);
+        let size = |item: &HistoryItem| item.space + references.share(&item.blobs);
+        let (minimum, removable) = history::split_removable(idle, limit, self.horizon, &size);
         kept.extend(minimum);
         for item in removable {
             if self.after > limit {
-                self.add_item(ledger, item, Cause::History);
+                self.add_item(references, item, GcReason::History);
             } else {
                 kept.push(item);
             }
@@ -568,7 +574,7 @@ impl GcPlan {
 
     /// Adds the minimum of the history too, the oldest first, if that is enough to hold the limit: except for the last records
     /// of steps and the newest run. Returns the records that are kept.
-    fn add_minimum(&mut self, ledger: &mut Ledger, limit: u64, records: Vec<HistoryItem>) -> Vec<HistoryItem> {
+    fn add_minimum(&mut self, references: &mut References, limit: u64, records: Vec<HistoryItem>) -> Vec<HistoryItem> {
         let runs = records.iter().filter(|item| item.kind == history::RUN);
         let newest = runs.map(|item| (item.mtime_ns, item.path.clone())).max();
         let may_go = |item: &HistoryItem| {
@@ -577,7 +583,7 @@ impl GcPlan {
                 && !item.is_live(self.horizon)
         };
         let (mut minimum, mut kept): (Vec<HistoryItem>, Vec<HistoryItem>) = records.into_iter().partition(may_go);
-        let sizes = minimum.iter().map(|item| item.space + ledger.share(&item.blobs));
+        let sizes = minimum.iter().map(|item| item.space + references.share(&item.blobs));
         if self.after.saturating_sub(sizes.sum()) > limit {
             kept.extend(minimum);
             return kept;
@@ -585,7 +591,7 @@ impl GcPlan {
         minimum.sort_by(|a, b| (a.mtime_ns, &a.path).cmp(&(b.mtime_ns, &b.path)));
         for item in minimum {
             if self.after > limit {
-                self.add_item(ledger, item, Cause::History);
+                self.add_item(references, item, GcReason::History);
             } else {
                 kept.push(item);
             }
@@ -593,12 +599,12 @@ impl GcPlan {
         kept
     }
 
-    fn add_blob(&mut self, hash: Hash, bytes: u64, cause: Cause, kind: &str) {
+    fn add_blob(&mut self, hash: Hash, bytes: u64, cause: GcReason, kind: &str) {
         self.blobs.push(hash);
         self.count(cause, kind, 0, 1, space_of(bytes), 0);
     }
 
-    fn add_file(&mut self, path: PathBuf, bytes: u64, cause: Cause, kind: &str) {
+    fn add_file(&mut self, path: PathBuf, bytes: u64, cause: GcReason, kind: &str) {
         self.files.push(path);
         self.count(cause, kind, 0, 1, space_of(bytes), 0);
     }

@@ -17,10 +17,10 @@ mod quarantine;
 mod record;
 mod runs;
 mod sealed;
-mod session;
 mod stat;
 mod survey;
 mod sweep;
+mod temp;
 mod tombstone;
 mod verify;
 
@@ -45,33 +45,33 @@ pub use borrow::CopiedBack;
 pub use borrow_index::BorrowedBlob;
 pub use error::ErrorClass;
 pub use error::StoreError;
-pub use gc::Cause;
 pub use gc::GcDone;
+pub use gc::GcGroup;
 pub use gc::GcOptions;
 pub use gc::GcPlan;
-pub use gc::Group;
+pub use gc::GcReason;
 pub use gc::KeepReason;
-pub use gc::Kept;
+pub use gc::KeptCounts;
 pub use lease::Lease;
 pub use lock::ActionLock;
 pub use lock::Holder;
 pub use lock::OutputLock;
 pub use pins::Pin;
 pub use pins::Pinned;
-pub use record::Last;
 pub use record::ReadFile;
+pub use record::StepRecord;
 pub use runs::RunWriter;
-pub use session::Scratch;
 pub use survey::Amount;
-pub use survey::Listed;
+pub use survey::ListedResult;
 pub use survey::Usage;
-pub use tombstone::Removal;
+pub use temp::Scratch;
+pub use tombstone::RemovalReason;
 pub use tombstone::Tombstone;
 pub use verify::CheckControl;
+pub use verify::CheckReport;
 pub use verify::Flaw;
 pub use verify::Owner;
 pub use verify::Sample;
-pub use verify::Verified;
 
 /// A store. Cheap to clone; clones share everything. Any number of threads and processes may use one directory.
 #[derive(Debug, Clone)]
@@ -82,13 +82,13 @@ pub struct Store {
 #[derive(Debug)]
 struct Inner {
     root: PathBuf,
-    session: session::Session,
+    temp: temp::ProcessTemp,
     live: Mutex<Option<lease::Live>>,
     sweep: sweep::Sweep,
     indexes: RwLock<borrow_index::BorrowIndexes>,
     borrowing: AtomicBool,
     /// What was quarantined when the store was opened.
-    moved: Vec<quarantine::Moved>,
+    moved: Vec<quarantine::Quarantined>,
 }
 
 impl Inner {
@@ -108,10 +108,10 @@ impl Store {
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let root = std::path::absolute(root).map_err(fs::PathError::on(root, "resolve"))?;
         let moved = prepare::prepare(&root)?;
-        session::sweep(&root.join(layout::TMP))?;
+        temp::remove_dead(&root.join(layout::TMP))?;
         // Where a killed process can have left temporary files outside of `tmp`.
         for directory in ["", layout::RUNS_ENGINES] {
-            sweep_if_there(&root.join(directory))?;
+            remove_temps_if_there(&root.join(directory))?;
         }
         Ok(Self::of(root, moved))
     }
@@ -122,12 +122,12 @@ impl Store {
         Ok(Self::of(root, Vec::new()))
     }
 
-    fn of(root: PathBuf, moved: Vec<quarantine::Moved>) -> Self {
-        let session = session::Session::new(root.join(layout::TMP));
+    fn of(root: PathBuf, moved: Vec<quarantine::Quarantined>) -> Self {
+        let temp = temp::ProcessTemp::new(root.join(layout::TMP));
         Self {
             inner: Arc::new(Inner {
                 root,
-                session,
+                temp,
                 live: Mutex::default(),
                 sweep: sweep::Sweep::default(),
                 indexes: RwLock::default(),
@@ -166,7 +166,7 @@ impl Store {
 
     /// Makes a temporary file on the store's file system. If this process dies, another one removes it.
     fn temp(&self) -> Result<fs::TempFile, StoreError> {
-        Ok(fs::TempFile::own_in(self.inner.session.dir()?)?)
+        Ok(fs::TempFile::own_in(self.inner.temp.dir()?)?)
     }
 
     /// Gives a temporary file its name in the store. Creates the directory if it is missing, and quarantines anything that
@@ -182,7 +182,7 @@ impl Store {
 }
 
 /// Removes the temporary files in a directory whose process has died, if the directory is there.
-fn sweep_if_there(directory: &Path) -> Result<(), StoreError> {
+fn remove_temps_if_there(directory: &Path) -> Result<(), StoreError> {
     match fs::sweep_temps(directory) {
         Err(error) if error.is_not_found() => Ok(()),
         swept => Ok(swept?),

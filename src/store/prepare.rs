@@ -23,7 +23,7 @@ use crate::store::layout::SHARDED;
 use crate::store::layout::TAG_FILE;
 use crate::store::layout::TMP;
 use crate::store::quarantine;
-use crate::store::quarantine::Moved;
+use crate::store::quarantine::Quarantined;
 
 const LAYOUT_WORD: &str = "forge-store";
 const LAYOUT_CAP: u64 = 256;
@@ -36,7 +36,7 @@ const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55
 /// Creates the directories of a store, or checks that the existing store has a version that this program knows. Anything that
 /// has the name of a file or directory of the store and is not one is quarantined. A damaged `layout` is written again.
 /// Returns what was quarantined.
-pub(super) fn prepare(root: &Path) -> Result<Vec<Moved>, StoreError> {
+pub(super) fn prepare(root: &Path) -> Result<Vec<Quarantined>, StoreError> {
     let layout = root.join(LAYOUT_FILE);
     let found = read_layout(&layout)?;
     match &found {
@@ -146,7 +146,7 @@ fn is_tag(path: &Path) -> bool {
 }
 
 /// Creates the quarantine if something else has its name, and moves that into it.
-fn free_quarantine(root: &Path) -> Result<Option<Moved>, StoreError> {
+fn free_quarantine(root: &Path) -> Result<Option<Quarantined>, StoreError> {
     let path = root.join(QUARANTINE);
     if fs::facts(&path)?.is_none_or(|found| found.kind == FileKind::Directory) {
         return Ok(None);
@@ -157,7 +157,7 @@ fn free_quarantine(root: &Path) -> Result<Option<Moved>, StoreError> {
     let name = format!("{}-0.odd", Hash::of(QUARANTINE.as_bytes()));
     fs::rename(&path, &made.join(&name))?;
     fs::rename(&made, &path)?;
-    Ok(Some(Moved {
+    Ok(Some(Quarantined {
         to: path.join(name),
         path,
         what,
@@ -166,7 +166,7 @@ fn free_quarantine(root: &Path) -> Result<Option<Moved>, StoreError> {
 
 /// Quarantines wrong entries in the directories that every process needs: a file in place of a directory, and anything that is
 /// not a file in place of a lock. Refuses links to directories: they lead out of the store.
-fn heal_within(root: &Path) -> Result<Vec<Moved>, StoreError> {
+fn heal_within(root: &Path) -> Result<Vec<Quarantined>, StoreError> {
     let mut moved = Vec::new();
     for directory in SHARDED {
         let directory = root.join(directory);

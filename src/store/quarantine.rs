@@ -18,7 +18,7 @@ const READ_ONLY: u32 = 0o444;
 
 /// Something that was moved to the quarantine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Moved {
+pub(super) struct Quarantined {
     pub(super) path: PathBuf,
     pub(super) to: PathBuf,
     /// What it was, such as `a named pipe`.
@@ -27,16 +27,16 @@ pub(super) struct Moved {
 
 /// Quarantines what has the name of a file of the store and is not a regular file. Returns `None` if there is no such entry. The
 /// only lock that it takes is the one on the quarantine, so callers may hold other locks.
-pub(super) fn quarantine_unless_file(root: &Path, path: &Path) -> Result<Option<Moved>, StoreError> {
+pub(super) fn quarantine_unless_file(root: &Path, path: &Path) -> Result<Option<Quarantined>, StoreError> {
     move_if(root, path, |kind| kind != FileKind::Plain)
 }
 
 /// Quarantines what has the name of a directory of the store and is not a directory.
-pub(super) fn quarantine_unless_directory(root: &Path, path: &Path) -> Result<Option<Moved>, StoreError> {
+pub(super) fn quarantine_unless_directory(root: &Path, path: &Path) -> Result<Option<Quarantined>, StoreError> {
     move_if(root, path, |kind| kind != FileKind::Directory)
 }
 
-fn move_if(root: &Path, path: &Path, wanted: impl Fn(FileKind) -> bool) -> Result<Option<Moved>, StoreError> {
+fn move_if(root: &Path, path: &Path, wanted: impl Fn(FileKind) -> bool) -> Result<Option<Quarantined>, StoreError> {
     // In most cases there is nothing to move, and this takes one `stat`.
     if !fs::facts(path)?.is_some_and(|found| wanted(found.kind)) {
         return Ok(None);
@@ -52,7 +52,7 @@ fn move_if(root: &Path, path: &Path, wanted: impl Fn(FileKind) -> bool) -> Resul
     let hash = hash_in_path(root, path).unwrap_or_else(|| Hash::of(path.as_os_str().as_encoded_bytes()));
     let to = free_name(&quarantine, &hash, ".odd")?;
     match fs::rename(path, &to) {
-        Ok(()) => Ok(Some(Moved {
+        Ok(()) => Ok(Some(Quarantined {
             path: path.to_owned(),
             to,
             what,
@@ -113,7 +113,7 @@ pub(super) fn read_own(path: &Path, cap: u64) -> Result<(Vec<u8>, Stamp), fs::Pa
 
 impl Store {
     /// Quarantines what has the name of a file of the store and is not a regular file.
-    pub(super) fn quarantine_unless_file(&self, path: &Path) -> Result<Option<Moved>, StoreError> {
+    pub(super) fn quarantine_unless_file(&self, path: &Path) -> Result<Option<Quarantined>, StoreError> {
         quarantine_unless_file(self.root(), path)
     }
 

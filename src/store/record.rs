@@ -43,7 +43,7 @@ pub struct ReadFile {
 
 /// The record of the last run of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Last {
+pub struct StepRecord {
     /// The recipe's name.
     pub recipe: String,
     /// The step.
@@ -68,19 +68,19 @@ pub struct Last {
 /// The earlier records of a step, the newest first.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Earlier {
-    records: Vec<Last>,
+    records: Vec<StepRecord>,
 }
 
 impl Store {
     /// Returns the last record of a step; `None` if it is missing or cannot be read.
-    pub fn last(&self, recipe: &str, step: &str) -> Option<Last> {
+    pub fn last(&self, recipe: &str, step: &str) -> Option<StepRecord> {
         let (name, path) = self.place_of(LAST, recipe, step);
         let bytes = fs::read_plain(&path, CAP).ok()?.0;
         serde_json::from_str(sealed::unseal(LAST, VERSION, &name, &bytes).ok()?).ok()
     }
 
     /// Returns the earlier records of a step, the newest first: a few at most, all different.
-    pub fn earlier(&self, recipe: &str, step: &str) -> Vec<Last> {
+    pub fn earlier(&self, recipe: &str, step: &str) -> Vec<StepRecord> {
         let (name, path) = self.place_of(EARLIER, recipe, step);
         let read = || -> Option<Earlier> {
             let bytes = fs::read_plain(&path, CAP).ok()?.0;
@@ -94,7 +94,7 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Path`] if the records cannot be listed.
-    pub fn all_last(&self) -> Result<Vec<Last>, StoreError> {
+    pub fn all_last(&self) -> Result<Vec<StepRecord>, StoreError> {
         let mut found = self.found_last()?;
         found.sort_by(|(a_file, a), (b_file, b)| {
             let (a_time, b_time) = (a_file.stamp.mtime_ns, b_file.stamp.mtime_ns);
@@ -104,7 +104,7 @@ impl Store {
     }
 
     /// Returns the last record of every step of every recipe, each with its file. Leaves out records that cannot be read.
-    pub(super) fn found_last(&self) -> Result<Vec<(FoundFile, Last)>, StoreError> {
+    pub(super) fn found_last(&self) -> Result<Vec<(FoundFile, StepRecord)>, StoreError> {
         let mut found = Vec::new();
         for mut file in self.plain_files(&format!("{}/{LAST}", layout::RUNS))? {
             let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -112,7 +112,7 @@ impl Store {
                 continue;
             };
             if let Ok(document) = sealed::unseal(LAST, VERSION, &name, &bytes)
-                && let Ok(last) = serde_json::from_str::<Last>(document)
+                && let Ok(last) = serde_json::from_str::<StepRecord>(document)
             {
                 file.stamp = stamp;
                 found.push((file, last));
@@ -127,7 +127,7 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Path`] if it cannot be written. A build need not fail for that: the record only explains.
-    pub fn note_last(&self, last: &Last) -> Result<(), StoreError> {
+    pub fn note_last(&self, last: &StepRecord) -> Result<(), StoreError> {
         let before = self.last(&last.recipe, &last.step);
         let mut last = last.clone();
         if last.manifest.is_none() {
@@ -144,7 +144,7 @@ impl Store {
         self.write_record(LAST, &last.recipe, &last.step, &last)
     }
 
-    fn note_earlier(&self, mut before: Last) -> Result<(), StoreError> {
+    fn note_earlier(&self, mut before: StepRecord) -> Result<(), StoreError> {
         // The store keeps what a record names, and nothing needs the manifest of an earlier action.
         before.manifest = None;
         before.manifest_checked = false;

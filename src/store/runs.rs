@@ -84,7 +84,7 @@ impl Store {
     }
 
     /// Returns whether the build still runs.
-    pub fn run_goes_on(&self, id: &str) -> bool {
+    pub fn is_run_active(&self, id: &str) -> bool {
         fs::is_held(&self.path_of_run(id))
     }
 
@@ -139,7 +139,7 @@ impl Store {
     }
 
     /// Writes a file into a folder of [`Store::failed_folder`].
-    pub fn leave(&self, folder: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    pub fn write_failed_file(&self, folder: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
         self.write_note(&folder.join(name), bytes)
     }
 

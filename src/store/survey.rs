@@ -277,14 +277,14 @@ impl Store {
     }
 
     /// Returns every result, for listings.
-    pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
+    pub fn list(&self) -> Result<Vec<ListedResult>, StoreError> {
         let mut listed = Vec::new();
         let noted = self.used_by_notes()?;
         for mut found in self.all_results()? {
             found.noted = noted.get(found.key.hash()).copied().unwrap_or(i64::MIN);
             let used = found.last_used();
             let result = &found.result;
-            let mut entry = Listed {
+            let mut entry = ListedResult {
                 key: found.key,
                 kind: self.kind_of(result).unwrap_or_else(|| "unknown".to_owned()),
                 used: u64::try_from(used / 1_000_000_000).unwrap_or(0),
@@ -378,7 +378,7 @@ pub(super) fn list_if_there(path: &Path) -> Result<Vec<fs::Entry>, StoreError> {
 
 /// A result in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub struct ListedResult {
     /// The action.
     pub key: ActionDigest,
     /// Its kind; `unknown` if its document cannot be read.

@@ -27,7 +27,7 @@ const DOCUMENT_CAP: u64 = 4 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum Removal {
+pub enum RemovalReason {
     /// The store was larger than its limit, and this was among the cheapest to make again for its size.
     Size,
     /// It had not been used for longer than the given time.
@@ -57,7 +57,7 @@ pub struct Tombstone {
     /// When it was removed, in seconds since 1970.
     pub removed: u64,
     /// Why it was removed.
-    pub why: Removal,
+    pub why: RemovalReason,
 }
 
 impl Tombstone {
@@ -81,9 +81,9 @@ impl Tombstone {
             last_used: old.last_used,
             removed: old.removed,
             why: match old.why {
-                RemovalV1::Room => Removal::Size,
-                RemovalV1::Age => Removal::Age,
-                RemovalV1::Incomplete => Removal::Incomplete,
+                RemovalReasonV1::Room => RemovalReason::Size,
+                RemovalReasonV1::Age => RemovalReason::Age,
+                RemovalReasonV1::Incomplete => RemovalReason::Incomplete,
             },
         })
     }
@@ -100,13 +100,13 @@ struct TombstoneV1 {
     cost_ms: u64,
     last_used: u64,
     removed: u64,
-    why: RemovalV1,
+    why: RemovalReasonV1,
 }
 
 /// The reasons of version 1.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum RemovalV1 {
+enum RemovalReasonV1 {
     Room,
     Age,
     Incomplete,
@@ -133,7 +133,7 @@ impl Store {
         key: &ActionDigest,
         result: &ActionResult,
         last_used: SystemTime,
-        why: Removal,
+        why: RemovalReason,
     ) -> Result<(), StoreError> {
         let document = self.read_if_intact(&result.action, DOCUMENT_CAP);
         let document = document.and_then(|bytes| String::from_utf8(bytes).ok());
@@ -196,10 +196,10 @@ mod tests {
             cost_ms: 7,
             last_used: 8,
             removed: 9,
-            why: Removal::Size,
+            why: RemovalReason::Size,
         };
         assert_eq!(read(1, V1), Some(expected.clone()));
-        for (word, why) in [("age", Removal::Age), ("incomplete", Removal::Incomplete)] {
+        for (word, why) in [("age", RemovalReason::Age), ("incomplete", RemovalReason::Incomplete)] {
             let other = Tombstone {
                 why,
                 ..expected.clone()

@@ -19,7 +19,7 @@ use crate::digest::Hash;
 use crate::fs;
 use crate::fs::FileKind;
 use crate::fs::Stamp;
-use crate::store::Removal;
+use crate::store::RemovalReason;
 use crate::store::Store;
 use crate::store::StoreError;
 use crate::store::borrow_index;
@@ -30,10 +30,10 @@ use crate::store::survey::FoundIndex;
 use crate::store::survey::KindOf;
 use crate::store::survey::list_if_there;
 
+pub use found::CheckReport;
 pub use found::Flaw;
 pub use found::Owner;
 pub use found::Sample;
-pub use found::Verified;
 use read::Item;
 
 /// The maximum size of an action's document, in bytes.
@@ -64,12 +64,12 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Path`] if something cannot be read or moved at all.
-    pub fn check(&self, sample: Sample, threads: usize, control: CheckControl<'_>) -> Result<Verified, StoreError> {
-        let mut verified = Verified::default();
+    pub fn check(&self, sample: Sample, threads: usize, control: CheckControl<'_>) -> Result<CheckReport, StoreError> {
+        let mut report = CheckReport::default();
         // What was quarantined when the store was opened.
-        verified.flaws.extend(self.inner.moved.iter().cloned().map(Flaw::from));
+        report.flaws.extend(self.inner.moved.iter().cloned().map(Flaw::from));
         let (blobs, odd) = self.sharded(layout::CAS)?;
-        let mut foreign = self.quarantine_odd_entries(&mut verified, odd)?;
+        let mut foreign = self.quarantine_odd_entries(&mut report, odd)?;
         let indexes = self.all_indexes()?;
         let borrowed = borrowed_in(&indexes);
         let borrowed_files = indexes
@@ -79,37 +79,35 @@ impl Store {
         let mut items: Vec<Item> = blobs.into_iter().map(|(hash, file)| Item::Blob(hash, file)).collect();
         items.extend(borrowed_files);
         for item in &items {
-            verified.all.add(item.bytes());
+            report.all.add(item.bytes());
         }
-        let items = chosen(items, sample, verified.all.bytes);
+        let items = chosen(items, sample, report.all.bytes);
         let seen = self.read_items(&items, threads, control)?;
-        verified.stopped = (control.stop)();
-        verified.blobs = seen.blobs;
-        verified.borrowed_files = seen.borrowed_files;
-        verified.flaws.extend(seen.flaws);
-        self.check_notes(&mut verified, &mut foreign)?;
-        let index = self.check_results(&mut verified, &mut foreign)?;
-        verified.foreign = foreign;
-        for flaw in &mut verified.flaws {
+        report.stopped = (control.stop)();
+        report.blobs = seen.blobs;
+        report.borrowed_files = seen.borrowed_files;
+        report.flaws.extend(seen.flaws);
+        self.check_notes(&mut report, &mut foreign)?;
+        let index = self.check_results(&mut report, &mut foreign)?;
+        report.foreign = foreign;
+        for flaw in &mut report.flaws {
             match flaw {
                 Flaw::Blob { hash, owners, .. } => *owners = self.owners(&index, hash),
                 Flaw::BorrowedBlob { digest, owners, .. } => *owners = self.owners(&index, &digest.hash),
                 _ => {}
             }
         }
-        self.drop_incomplete(&mut verified, &index, borrowed)?;
-        Ok(verified)
+        self.drop_incomplete(&mut report, &index, borrowed)?;
+        Ok(report)
     }
 
     /// Quarantines the entries that have the name of a file of the store and are not files. Returns the others, which do not
     /// belong to the store.
-    fn quarantine_odd_entries(&self, verified: &mut Verified, odd: Vec<PathBuf>) -> Result<Vec<PathBuf>, StoreError> {
+    fn quarantine_odd_entries(&self, report: &mut CheckReport, odd: Vec<PathBuf>) -> Result<Vec<PathBuf>, StoreError> {
         let mut foreign = Vec::new();
         for path in odd {
             if quarantine::is_hash_path(self.root(), &path) {
-                verified
-                    .flaws
-                    .extend(self.quarantine_unless_file(&path)?.map(Flaw::from));
+                report.flaws.extend(self.quarantine_unless_file(&path)?.map(Flaw::from));
             } else {
                 foreign.push(path);
             }
@@ -117,7 +115,7 @@ impl Store {
         Ok(foreign)
     }
 
-    fn check_notes(&self, verified: &mut Verified, foreign: &mut Vec<PathBuf>) -> Result<(), StoreError> {
+    fn check_notes(&self, report: &mut CheckReport, foreign: &mut Vec<PathBuf>) -> Result<(), StoreError> {
         let of_runs = |name: &str| format!("{}/{name}", layout::RUNS);
         let (last, earlier) = (of_runs("last"), of_runs("earlier"));
         let (fresh, engines) = (of_runs("fresh"), of_runs("engines"));
@@ -135,31 +133,29 @@ impl Store {
                 let path = folder.join(&entry.name);
                 let name = entry.name.to_string_lossy().into_owned();
                 if entry.is_file {
-                    self.check_note(verified, &path, called, kind, &name)?;
+                    self.check_note(report, &path, called, kind, &name)?;
                 } else {
-                    verified
-                        .flaws
-                        .extend(self.quarantine_unless_file(&path)?.map(Flaw::from));
+                    report.flaws.extend(self.quarantine_unless_file(&path)?.map(Flaw::from));
                 }
             }
         }
         let (tombstones, odd) = self.sharded(layout::TOMBSTONES)?;
         for (hash, file) in tombstones {
-            self.check_note(verified, &file.path, layout::TOMBSTONES, "tombstone", &hash.to_string())?;
+            self.check_note(report, &file.path, layout::TOMBSTONES, "tombstone", &hash.to_string())?;
         }
-        foreign.extend(self.quarantine_odd_entries(verified, odd)?);
+        foreign.extend(self.quarantine_odd_entries(report, odd)?);
         let (entries, odd) = self.sharded(layout::STAT)?;
         // A damaged entry counts as missing, and is replaced when its file is read next.
         for (_, file) in entries.iter().filter(|(_, file)| file.kind != FileKind::Plain) {
-            verified
+            report
                 .flaws
                 .extend(self.quarantine_unless_file(&file.path)?.map(Flaw::from));
         }
-        foreign.extend(self.quarantine_odd_entries(verified, odd)?);
+        foreign.extend(self.quarantine_odd_entries(report, odd)?);
         let runs = self.root().join(layout::RUNS);
         for entry in list_if_there(&runs)? {
             if !entry.is_file && !layout::RUN_FOLDERS.iter().any(|folder| entry.name == **folder) {
-                verified
+                report
                     .flaws
                     .extend(self.quarantine_unless_file(&runs.join(&entry.name))?.map(Flaw::from));
             }
@@ -169,13 +165,13 @@ impl Store {
 
     fn check_note(
         &self,
-        verified: &mut Verified,
+        report: &mut CheckReport,
         path: &Path,
         directory: &'static str,
         kind: &str,
         name: &str,
     ) -> Result<(), StoreError> {
-        verified.notes += 1;
+        report.notes += 1;
         if damaged_note(path, kind, name)?.is_none() {
             return Ok(());
         }
@@ -186,7 +182,7 @@ impl Store {
             return Ok(());
         };
         let moved_to = self.quarantine_locked(&hash, path, &stamp, &format!(".{kind}"))?;
-        verified.flaws.push(Flaw::Note {
+        report.flaws.push(Flaw::Note {
             directory,
             name: name.to_owned(),
             moved_to,
@@ -194,9 +190,9 @@ impl Store {
         Ok(())
     }
 
-    fn check_results(&self, verified: &mut Verified, foreign: &mut Vec<PathBuf>) -> Result<Owners, StoreError> {
+    fn check_results(&self, report: &mut CheckReport, foreign: &mut Vec<PathBuf>) -> Result<Owners, StoreError> {
         let (files, odd) = self.sharded(layout::ACTIONS)?;
-        foreign.extend(self.quarantine_odd_entries(verified, odd)?);
+        foreign.extend(self.quarantine_odd_entries(report, odd)?);
         let mut index = Owners {
             results: Vec::new(),
             by_blob: HashMap::new(),
@@ -204,9 +200,9 @@ impl Store {
         let mut damaged = Vec::new();
         for (hash, file) in files {
             let key = ActionDigest::from_hash(hash);
-            verified.results += 1;
+            report.results += 1;
             if file.kind != FileKind::Plain {
-                verified
+                report
                     .flaws
                     .extend(self.quarantine_unless_file(&file.path)?.map(Flaw::from));
                 continue;
@@ -240,7 +236,7 @@ impl Store {
             self.kinds_of_documents()?
         };
         for (key, moved_to) in damaged {
-            verified.flaws.push(Flaw::Result {
+            report.flaws.push(Flaw::Result {
                 kind: kinds.get(&key).cloned(),
                 key,
                 moved_to,
@@ -285,13 +281,13 @@ impl Store {
     /// that were borrowed when the check began: such a blob may have been lost with its file.
     fn drop_incomplete(
         &self,
-        verified: &mut Verified,
+        report: &mut CheckReport,
         index: &Owners,
         mut explained: HashSet<Hash>,
     ) -> Result<(), StoreError> {
         // Those that were borrowed since, too.
         explained.extend(borrowed_in(&self.all_indexes()?));
-        for flaw in &verified.flaws {
+        for flaw in &report.flaws {
             match flaw {
                 Flaw::Blob { hash, .. } => explained.extend([*hash]),
                 Flaw::BorrowedBlob { digest, .. } => explained.extend([digest.hash]),
@@ -328,7 +324,7 @@ impl Store {
             let unexplained = missing.iter().find(|digest| !explained.contains(&digest.hash));
             if let Some(digest) = unexplained {
                 let output = result.outputs.iter().find(|(_, output)| *output == digest);
-                verified.flaws.push(Flaw::Gone {
+                report.flaws.push(Flaw::Gone {
                     digest: *digest,
                     owner: Owner {
                         key: *key,
@@ -338,9 +334,9 @@ impl Store {
                 });
             }
             let used = u64::try_from(*used).map_or(UNIX_EPOCH, |used| UNIX_EPOCH + Duration::from_nanos(used));
-            self.write_tombstone(key, &result, used, Removal::Incomplete)?;
+            self.write_tombstone(key, &result, used, RemovalReason::Incomplete)?;
             fs::remove_file(&self.shard(layout::ACTIONS, key.hash()))?;
-            verified.dropped += 1;
+            report.dropped += 1;
         }
         Ok(())
     }

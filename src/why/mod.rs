@@ -206,9 +206,9 @@ impl<'a> Why<'a> {
         let tombstone = self.env.store.tombstone(key)?;
         let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(tombstone.removed);
         let why = match tombstone.why {
-            crate::store::Removal::Size => "to save disk space",
-            crate::store::Removal::Age => "because of its age",
-            crate::store::Removal::Incomplete => "because it was incomplete",
+            crate::store::RemovalReason::Size => "to save disk space",
+            crate::store::RemovalReason::Age => "because of its age",
+            crate::store::RemovalReason::Incomplete => "because it was incomplete",
         };
         Some(format!(
             "its result was removed from the store on {} {why}",

@@ -16,8 +16,8 @@ use crate::digest::Fingerprint;
 use crate::engine::Identity;
 use crate::graph::NodeId;
 use crate::prose;
-use crate::store::Last;
 use crate::store::ReadFile;
+use crate::store::StepRecord;
 use crate::work::ModelIndex;
 use crate::work::decode;
 use crate::work::decode_metadata;
@@ -60,7 +60,7 @@ impl Why<'_> {
     }
 
     /// The recipe names other steps as inputs.
-    pub(super) fn root_of_inputs(&self, id: &NodeId, before: &Last) -> Root {
+    pub(super) fn root_of_inputs(&self, id: &NodeId, before: &StepRecord) -> Root {
         let now: Vec<String> = self.graph.inputs(id).iter().map(ToString::to_string).collect();
         let gone = before.inputs.keys().filter(|input| !now.contains(input));
         let come = now.iter().filter(|input| !before.inputs.contains_key(*input));
@@ -129,7 +129,7 @@ impl Why<'_> {
     }
 
     /// A file of the user's is another.
-    pub(super) fn root_of_source(&self, id: &NodeId, before: &Last, known: &Known) -> Root {
+    pub(super) fn root_of_source(&self, id: &NodeId, before: &StepRecord, known: &Known) -> Root {
         let mut details = files(&before.files, &known.files);
         let names: Vec<&str> = details.iter().map(|detail| detail.name.as_str()).collect();
         let what = if names.is_empty() {
@@ -149,7 +149,7 @@ impl Why<'_> {
     }
 
     /// Returns the result of a step's record, whole or not, or what is left of one that was removed.
-    fn result(&self, record: &Last) -> Option<BTreeMap<String, BlobDigest>> {
+    fn result(&self, record: &StepRecord) -> Option<BTreeMap<String, BlobDigest>> {
         let kept = self.env.store.lookup_shallow(&record.action).ok().flatten();
         let left = || self.env.store.tombstone(&record.action);
         kept.map(|result| result.outputs)

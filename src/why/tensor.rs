@@ -21,7 +21,7 @@ use crate::graph::NodeId;
 use crate::step::StepError;
 use crate::step::promote;
 use crate::step::promote::PlannedTensor;
-use crate::store::Last;
+use crate::store::StepRecord;
 use crate::work::Assembly;
 use crate::work::decode;
 
@@ -153,7 +153,7 @@ impl Why<'_> {
         answer
     }
 
-    fn compare_tensor(&self, id: &NodeId, record: &Last, before: &Action, now: &Action, answer: &mut Answer) {
+    fn compare_tensor(&self, id: &NodeId, record: &StepRecord, before: &Action, now: &Action, answer: &mut Answer) {
         let same_step = record.step == id.to_string() && record.recipe == self.env.recipe;
         let makers = self.makers(id);
         let mut causes: BTreeMap<NodeId, Option<ActionDigest>> = BTreeMap::new();
@@ -222,7 +222,7 @@ impl Why<'_> {
     }
 
     /// Returns the action that quantized a tensor of a candidate on record.
-    fn quantized(&self, record: &Last, name: &str) -> Option<(ActionDigest, Action)> {
+    fn quantized(&self, record: &StepRecord, name: &str) -> Option<(ActionDigest, Action)> {
         let store = self.env.store;
         let result = store.lookup_shallow(&record.action).ok().flatten()?;
         let assembly: Assembly = decode(self.env.store, "assembly", result.output(Promote::ASSEMBLY.as_str())?).ok()?;
@@ -236,7 +236,7 @@ impl Why<'_> {
     }
 
     /// Returns the action most like one among those that quantized a tensor of that name for any candidate on record.
-    fn nearest_tensor(&self, name: &str, action: &Action) -> Option<(Last, ActionDigest, Action)> {
+    fn nearest_tensor(&self, name: &str, action: &Action) -> Option<(StepRecord, ActionDigest, Action)> {
         let records = self.env.store.all_last().unwrap_or_default().into_iter();
         let candidates = records.filter(|record| record.step.starts_with("promote."));
         let like = candidates.filter_map(|record| {

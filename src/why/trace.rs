@@ -20,7 +20,7 @@ use crate::graph::NodeId;
 use crate::plan;
 use crate::plan::Reason;
 use crate::prose;
-use crate::store::Last;
+use crate::store::StepRecord;
 
 /// Steps depend on each other less deeply than this; what is deeper is a record that names itself.
 const DEEPEST: usize = 64;
@@ -131,7 +131,7 @@ impl Why<'_> {
     }
 
     /// Compares what a node does now with what it did at a time, and follows what differs down to its roots.
-    pub(super) fn changed(&self, id: &NodeId, before: &Last, roots: &mut Vec<Root>, depth: usize) -> Tree {
+    pub(super) fn changed(&self, id: &NodeId, before: &StepRecord, roots: &mut Vec<Root>, depth: usize) -> Tree {
         let known = self.known(id);
         let step = id.to_string();
         let leaf = |what: String| Tree {
@@ -194,7 +194,7 @@ impl Why<'_> {
     pub(super) fn input(
         &self,
         id: &NodeId,
-        before: &Last,
+        before: &StepRecord,
         input: &NodeId,
         key: Option<ActionDigest>,
         roots: &mut Vec<Root>,
@@ -227,7 +227,7 @@ impl Why<'_> {
     }
 
     /// Returns the record of a node at the time of an action.
-    fn record(&self, id: &NodeId, key: &ActionDigest) -> Option<Last> {
+    fn record(&self, id: &NodeId, key: &ActionDigest) -> Option<StepRecord> {
         let (recipe, step) = (&self.env.recipe, id.to_string());
         let last = self.env.store.last(recipe, &step).into_iter();
         last.chain(self.env.store.earlier(recipe, &step))
@@ -235,7 +235,7 @@ impl Why<'_> {
     }
 
     /// Returns the node that made what stands in a field: the one that gives the new value, else the one that gave the old.
-    pub(super) fn made_by(&self, id: &NodeId, before: &Last, difference: &Difference) -> Option<NodeId> {
+    pub(super) fn made_by(&self, id: &NodeId, before: &StepRecord, difference: &Difference) -> Option<NodeId> {
         let plain = |value: &Option<String>| value.as_ref().map(|value| value.trim_matches('"').to_owned());
         let (old, new) = (plain(&difference.before), plain(&difference.after));
         let inputs = self.graph.inputs(id);
@@ -263,7 +263,7 @@ impl Why<'_> {
     }
 
     /// Returns the fields in which two actions of a node differ, each with the step that made it.
-    pub(super) fn fields(&self, id: &NodeId, record: &Last, before: &Action, now: &Action) -> Vec<Field> {
+    pub(super) fn fields(&self, id: &NodeId, record: &StepRecord, before: &Action, now: &Action) -> Vec<Field> {
         let same_step = record.step == id.to_string() && record.recipe == self.env.recipe;
         difference::differences(before, now)
             .into_iter()
@@ -285,7 +285,7 @@ impl Why<'_> {
 
     /// Returns the action on record that is most like one: of the same kind of step, with the fewest fields that differ,
     /// the latest of these.
-    pub(super) fn nearest(&self, id: &NodeId, action: &Action) -> Option<(Last, Action)> {
+    pub(super) fn nearest(&self, id: &NodeId, action: &Action) -> Option<(StepRecord, Action)> {
         let prefix = format!("{}.", id.kind());
         let records = self.env.store.all_last().unwrap_or_default().into_iter();
         let like = records

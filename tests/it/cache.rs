@@ -139,7 +139,7 @@ fn a_removed_result_leaves_a_note_that_tells_what_it_was() {
         let tombstone = store.tombstone(&key).unwrap();
         let document = tombstone.document.unwrap();
         assert_eq!(forge::digest::ActionDigest::of(document.as_bytes()), key);
-        assert_eq!(tombstone.why, forge::store::Removal::Size);
+        assert_eq!(tombstone.why, forge::store::RemovalReason::Size);
         assert!(tombstone.removed >= tombstone.last_used);
         assert!(!tombstone.outputs.is_empty());
         tensors += usize::from(tombstone.kind.as_deref() == Some("tensor"));

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use forge::action::ActionResult;
 use forge::digest::ActionDigest;
 use forge::digest::BlobDigest;
-use forge::store::Last;
+use forge::store::StepRecord;
 use forge::store::Store;
 use serde_json::Value;
 
@@ -197,7 +197,7 @@ fn notes_of_removed_results_and_of_given_up_recipes_do_not_fill_the_store() {
         let action = leave_result(&store, &format!("result-{number}"), 100, number);
         let document = store.lookup(&action).unwrap().unwrap().action;
         let manifest = store.put(&manifest(&format!("{number}.gguf"), 20_000)).unwrap();
-        let last = Last {
+        let last = StepRecord {
             recipe: format!("recipe-{number}"),
             step: "promote.a".to_owned(),
             action,
@@ -257,7 +257,9 @@ fn what_failed_steps_left_counts_and_goes() {
         let folder = store
             .failed_folder(&format!("20260101T00000{number}Z-1"), "eval.a")
             .unwrap();
-        store.leave(&folder, "log.txt", &vec![b'x'; 300_000]).unwrap();
+        store
+            .write_failed_file(&folder, "log.txt", &vec![b'x'; 300_000])
+            .unwrap();
         set_age(&folder, Duration::from_secs(60 * (10 - number)));
     }
     let plan = json(&forge, &["cache", "gc", "--max-size", "1MB", "--yes"]).remove(0);

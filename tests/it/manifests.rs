@@ -3,7 +3,7 @@
 use forge::digest::ActionDigest;
 use forge::manifest::Manifest;
 use forge::store::GcOptions;
-use forge::store::Last;
+use forge::store::StepRecord;
 use forge::store::Store;
 use serde_json::Value as Json;
 use std::path::PathBuf;
@@ -119,7 +119,7 @@ fn a_manifest_that_contradicts_itself_is_written_again() {
     let store = Store::open(built.forge.store()).unwrap();
     let last = store.last("bare", "promote.p").unwrap();
     assert!(last.manifest_checked);
-    let noted = Last {
+    let noted = StepRecord {
         manifest: Some(store.put(&bad).unwrap()),
         manifest_checked: false,
         ..last

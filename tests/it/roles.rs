@@ -14,7 +14,7 @@ use forge::digest::BlobDigest;
 use forge::engine::Identity;
 use forge::manifest::Manifest;
 use forge::method::MethodDocument;
-use forge::store::Last;
+use forge::store::StepRecord;
 use forge::store::Store;
 use serde_json::Value as Json;
 
@@ -83,7 +83,7 @@ impl Built {
         let action = Action::Policy(policy);
         let results = small_model::sharded(self.forge.store(), "actions-v1");
         std::fs::remove_file(&results[&last.action.to_string()]).unwrap();
-        let former = Last {
+        let former = StepRecord {
             action: action.digest(),
             document: store.put(&action.document()).unwrap(),
             manifest: None,

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use forge::action::Action;
 use forge::digest::Fingerprint;
 use forge::gguf::Value as GgufValue;
-use forge::store::Last;
+use forge::store::StepRecord;
 use forge::store::Store;
 use serde_json::Value;
 use serde_json::json;
@@ -329,7 +329,7 @@ fn another_engine_is_told_by_its_facts() {
         )
         .unwrap();
         store
-            .note_last(&Last {
+            .note_last(&StepRecord {
                 action: action.digest(),
                 document: store.put(&action.document()).unwrap(),
                 manifest: None,

@@ -16,10 +16,10 @@ use crate::cli::table::left;
 use crate::cli::table::right;
 use crate::cli::terminal::Terminal;
 use crate::prose;
-use crate::store::Cause;
 use crate::store::GcDone;
 use crate::store::GcOptions;
 use crate::store::GcPlan;
+use crate::store::GcReason;
 use crate::store::KeepReason;
 use crate::store::Store;
 use crate::store::StoreError;
@@ -181,29 +181,29 @@ fn keeper_name(keeper: KeepReason) -> &'static str {
     }
 }
 
-fn describe(cause: Cause) -> &'static str {
+fn describe(cause: GcReason) -> &'static str {
     match cause {
-        Cause::Unreferenced => "no result refers to it (left by interrupted builds)",
-        Cause::Borrowed => "an output holds the same bytes",
-        Cause::Incomplete => "incomplete: a part was lost",
-        Cause::Quarantined => "was damaged, and quarantined",
-        Cause::Stale => "an outdated note",
-        Cause::Age => "not used for longer than --older-than",
-        Cause::History => "no build needs it, and the limit is exceeded",
-        Cause::Size => "cheap to compute again for its size, and the limit is exceeded",
+        GcReason::Unreferenced => "no result refers to it (left by interrupted builds)",
+        GcReason::Borrowed => "an output holds the same bytes",
+        GcReason::Incomplete => "incomplete: a part was lost",
+        GcReason::Quarantined => "was damaged, and quarantined",
+        GcReason::Stale => "an outdated note",
+        GcReason::Age => "not used for longer than --older-than",
+        GcReason::History => "no build needs it, and the limit is exceeded",
+        GcReason::Size => "cheap to compute again for its size, and the limit is exceeded",
     }
 }
 
-fn cause_name(cause: Cause) -> &'static str {
+fn cause_name(cause: GcReason) -> &'static str {
     match cause {
-        Cause::Unreferenced => "unreferenced",
-        Cause::Borrowed => "borrowed",
-        Cause::Incomplete => "incomplete",
-        Cause::Quarantined => "quarantined",
-        Cause::Stale => "stale",
-        Cause::Age => "age",
-        Cause::History => "records",
-        Cause::Size => "size-limit",
+        GcReason::Unreferenced => "unreferenced",
+        GcReason::Borrowed => "borrowed",
+        GcReason::Incomplete => "incomplete",
+        GcReason::Quarantined => "quarantined",
+        GcReason::Stale => "stale",
+        GcReason::Age => "age",
+        GcReason::History => "records",
+        GcReason::Size => "size-limit",
     }
 }
 

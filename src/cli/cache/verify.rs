@@ -26,10 +26,10 @@ use crate::engine::Cancel;
 use crate::prose;
 use crate::session::names::Names;
 use crate::store::CheckControl;
+use crate::store::CheckReport;
 use crate::store::Flaw;
 use crate::store::Owner;
 use crate::store::Sample;
-use crate::store::Verified;
 
 /// How often a check without a terminal says that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(30);
@@ -43,7 +43,7 @@ pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Re
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = args.jobs.map_or(cores, usize::from);
     let progress = Progress::new(terminal);
-    let verified = store
+    let report = store
         .check(
             args.sample.unwrap_or(Sample::All),
             threads,
@@ -54,18 +54,18 @@ pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Re
         )
         .map_err(|error| failure(&error))?;
     progress.end();
-    for flaw in &verified.flaws {
+    for flaw in &report.flaws {
         if terminal.is_json() {
             line(terminal, "cache-damage", flaw_facts(flaw, &names));
         } else {
             terminal.diagnostic(&explain(flaw, &names));
         }
     }
-    print_summary(&verified, terminal);
-    if verified.stopped {
+    print_summary(&report, terminal);
+    if report.stopped {
         return Ok(Exit::Stopped);
     }
-    let flawed = !verified.flaws.is_empty();
+    let flawed = !report.flaws.is_empty();
     if let Some(recipe) = &args.repair
         && flawed
     {
@@ -78,63 +78,63 @@ pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Re
     Ok(if flawed { Exit::Recipe } else { Exit::Done })
 }
 
-fn print_summary(verified: &Verified, terminal: &Terminal) {
-    let read = verified.blobs.bytes + verified.borrowed_files.bytes;
+fn print_summary(report: &CheckReport, terminal: &Terminal) {
+    let read = report.blobs.bytes + report.borrowed_files.bytes;
     if terminal.is_json() {
         line(
             terminal,
             "cache-verified",
             json!({
-                "blobs": verified.blobs.files,
-                "outputs": verified.borrowed_files.files,
+                "blobs": report.blobs.files,
+                "outputs": report.borrowed_files.files,
                 "bytes": read,
-                "all_bytes": verified.all.bytes,
-                "results": verified.results,
-                "notes": verified.notes,
-                "damaged": verified.flaws.len(),
-                "dropped": verified.dropped,
-                "foreign": verified.foreign.iter().map(|path| path.display().to_string()).collect::<Vec<_>>(),
-                "stopped": verified.stopped,
+                "all_bytes": report.all.bytes,
+                "results": report.results,
+                "notes": report.notes,
+                "damaged": report.flaws.len(),
+                "dropped": report.dropped,
+                "foreign": report.foreign.iter().map(|path| path.display().to_string()).collect::<Vec<_>>(),
+                "stopped": report.stopped,
             }),
         );
         return;
     }
-    for path in &verified.foreign {
+    for path in &report.foreign {
         let warning = Diagnostic::warning(format!(
             "`{}` is not part of a forge store; it was left in place",
             path.display()
         ));
         terminal.diagnostic(&warning);
     }
-    if verified.dropped > 0 {
+    if report.dropped > 0 {
         terminal.line(&format!(
             "forge: {} dropped because a part is missing; a build restores what it needs",
-            prose::count(verified.dropped, "result")
+            prose::count(report.dropped, "result")
         ));
     }
-    let part = if read < verified.all.bytes {
-        format!(" of {}", prose::bytes(verified.all.bytes))
+    let part = if read < report.all.bytes {
+        format!(" of {}", prose::bytes(report.all.bytes))
     } else {
         String::new()
     };
-    let outputs = match verified.borrowed_files.files {
+    let outputs = match report.borrowed_files.files {
         0 => String::new(),
         files => format!(" and {}", prose::count(files, "output")),
     };
-    let flaws = match verified.flaws.len() {
+    let flaws = match report.flaws.len() {
         0 => "nothing is damaged".to_owned(),
         1 => "1 is damaged".to_owned(),
         flaws => format!("{flaws} are damaged"),
     };
-    let stopped = if verified.stopped { "stopped: " } else { "" };
+    let stopped = if report.stopped { "stopped: " } else { "" };
     terminal.line(&format!(
         "forge: {stopped}{}{outputs} ({}{part}), {} and {} read: {flaws}",
-        prose::count(verified.blobs.files, "blob"),
+        prose::count(report.blobs.files, "blob"),
         prose::bytes(read),
-        prose::count(verified.results, "result"),
-        prose::count(verified.notes, "note")
+        prose::count(report.results, "result"),
+        prose::count(report.notes, "note")
     ));
-    if verified.flaws.iter().any(is_remade) {
+    if report.flaws.iter().any(is_remade) {
         terminal.line("forge: `forge build RECIPE` restores it (or `forge cache verify --repair RECIPE`)");
     }
 }

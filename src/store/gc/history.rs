@@ -102,7 +102,7 @@ pub(super) fn tombstone_share(limit: u64) -> u64 {
 /// Splits the items into those that are kept and those that may be removed under a limit, the oldest first. Kept are the
 /// minimum, and the items that a running build may still write to. `size` returns the space of an item with the blobs that
 /// only it names.
-pub(super) fn expendable(
+pub(super) fn split_removable(
     mut items: Vec<HistoryItem>,
     limit: u64,
     horizon: i64,
@@ -134,7 +134,7 @@ pub(super) fn expendable(
 
 impl Store {
     /// Returns the records that name blobs: of runs, of engines, and the last and earlier records of steps.
-    pub(super) fn naming_records(&self) -> Result<Vec<HistoryItem>, StoreError> {
+    pub(super) fn records_with_blobs(&self) -> Result<Vec<HistoryItem>, StoreError> {
         let mut items = Vec::new();
         for (folder, kind) in [
             (layout::RUNS.to_owned(), RUN),
@@ -275,7 +275,7 @@ mod tests {
     fn the_newest_of_each_kind_are_kept_within_a_share_and_the_oldest_are_removed_first() {
         let mut items: Vec<HistoryItem> = (0..100).map(|time| item(RUN, time, 4096)).collect();
         items.extend((0..100).map(|time| item(EARLIER, time, 4096)));
-        let (kept, removable) = expendable(items, 1 << 40, 1000, &|item| item.space);
+        let (kept, removable) = split_removable(items, 1 << 40, 1000, &|item| item.space);
         assert_eq!(times(&kept, RUN), (80..100).rev().collect::<Vec<_>>());
         assert_eq!(times(&kept, EARLIER), (36..100).rev().collect::<Vec<_>>());
         assert_eq!(times(&removable, RUN), (0..80).collect::<Vec<_>>());
@@ -287,12 +287,12 @@ mod tests {
         let items = |space| (0..10).map(|time| item(RUN, time, space)).collect();
         let size = |item: &HistoryItem| item.space;
         // An eighth of 8 MiB has space for two and a half of them.
-        let (kept, _) = expendable(items(400 << 10), 8 << 20, 1000, &size);
+        let (kept, _) = split_removable(items(400 << 10), 8 << 20, 1000, &size);
         assert_eq!(times(&kept, RUN), [9, 8]);
-        let (kept, _) = expendable(items(16 << 20), 8 << 20, 1000, &size);
+        let (kept, _) = split_removable(items(16 << 20), 8 << 20, 1000, &size);
         assert_eq!(times(&kept, RUN), [9]);
         // Items that a running build may write to are kept.
-        let (kept, _) = expendable(items(16 << 20), 8 << 20, 7, &size);
+        let (kept, _) = split_removable(items(16 << 20), 8 << 20, 7, &size);
         assert_eq!(times(&kept, RUN), [9, 8, 7]);
     }
 }

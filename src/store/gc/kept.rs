@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::collections::HashSet;
 
 use super::GcPlan;
-use super::Ledger;
+use super::References;
 use super::distinct;
 use super::history::HistoryItem;
 use crate::digest::Hash;
@@ -51,7 +51,7 @@ impl GcPlan {
     /// Sums up the space that is kept, by reason. The sum is the size of the store after the plan is executed.
     pub(super) fn set_kept_space(
         &mut self,
-        ledger: &Ledger,
+        references: &References,
         pinned: &HashSet<Hash>,
         results: &[KeptResult],
         records: &[HistoryItem],
@@ -76,7 +76,7 @@ impl GcPlan {
             keep(hash, KeepReason::Records);
         }
         let removed: HashSet<&Hash> = self.blobs.iter().collect();
-        for (hash, space) in &ledger.spaces {
+        for (hash, space) in &references.spaces {
             if !removed.contains(hash) {
                 let reason = reasons.get(hash).copied().unwrap_or(KeepReason::Running);
                 *kept_space.entry(reason).or_default() += space;

@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::Cause;
 use super::GcDone;
 use super::GcPlan;
+use super::GcReason;
 use super::distinct;
 use super::history::tombstone_share;
 use super::since;
@@ -14,7 +14,7 @@ use crate::digest::Hash;
 use crate::fs;
 use crate::fs::FileKind;
 use crate::store::BorrowedBlob;
-use crate::store::Removal;
+use crate::store::RemovalReason;
 use crate::store::Store;
 use crate::store::StoreError;
 use crate::store::layout;
@@ -111,7 +111,7 @@ impl Store {
         for found in self.all_results()? {
             named.extend(distinct(&found.result));
         }
-        named.extend(self.naming_records()?.into_iter().flat_map(|record| record.blobs));
+        named.extend(self.records_with_blobs()?.into_iter().flat_map(|record| record.blobs));
         Ok(named)
     }
 
@@ -145,7 +145,7 @@ impl Store {
 
     fn collect_results(
         &self,
-        batch: &[(FoundResult, Cause)],
+        batch: &[(FoundResult, GcReason)],
         horizon: i64,
         done: &mut GcDone,
     ) -> Result<(), StoreError> {
@@ -153,9 +153,9 @@ impl Store {
         let mut spared: Vec<ActionDigest> = Vec::new();
         for (found, cause) in batch {
             let why = match cause {
-                Cause::Incomplete => Removal::Incomplete,
-                Cause::Age => Removal::Age,
-                _ => Removal::Size,
+                GcReason::Incomplete => RemovalReason::Incomplete,
+                GcReason::Age => RemovalReason::Age,
+                _ => RemovalReason::Size,
             };
             self.write_tombstone(&found.key, &found.result, since(found.last_used()), why)?;
         }

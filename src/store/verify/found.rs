@@ -6,7 +6,7 @@ use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::digest::Hash;
 use crate::store::Amount;
-use crate::store::quarantine::Moved;
+use crate::store::quarantine::Quarantined;
 
 /// How much to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,8 +94,8 @@ pub enum Flaw {
     },
 }
 
-impl From<Moved> for Flaw {
-    fn from(moved: Moved) -> Self {
+impl From<Quarantined> for Flaw {
+    fn from(moved: Quarantined) -> Self {
         Self::NotAFile {
             path: moved.path,
             moved_to: moved.to,
@@ -106,7 +106,7 @@ impl From<Moved> for Flaw {
 
 /// What a check found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Verified {
+pub struct CheckReport {
     /// Blobs that were read.
     pub blobs: Amount,
     /// Files outside the store that it borrows from and that were read.

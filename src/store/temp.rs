@@ -17,7 +17,7 @@ const LOCK: &str = "lock";
 
 /// The temporary directory of this process. It is created when it is first needed, so a build with nothing to do creates none.
 #[derive(Debug)]
-pub(super) struct Session {
+pub(super) struct ProcessTemp {
     tmp: PathBuf,
     live: OnceLock<Live>,
     making: Mutex<()>,
@@ -37,8 +37,8 @@ impl Drop for Live {
     }
 }
 
-impl Session {
-    /// Prepares a session in the store's `tmp` directory.
+impl ProcessTemp {
+    /// Prepares the directory of this process in `tmp`, without creating it.
     pub(super) fn new(tmp: PathBuf) -> Self {
         Self {
             tmp,
@@ -75,7 +75,7 @@ impl Session {
 impl Store {
     /// Returns how many bytes of unfinished blobs this process has written, as far as is known.
     pub fn unfinished(&self) -> u64 {
-        let Some(live) = self.inner.session.live.get() else {
+        let Some(live) = self.inner.temp.live.get() else {
             return 0;
         };
         let entries = fs::list(&live.dir).unwrap_or_default();
@@ -86,7 +86,7 @@ impl Store {
 }
 
 /// Removes the temporary files of dead processes.
-pub(super) fn sweep(tmp: &Path) -> Result<(), StoreError> {
+pub(super) fn remove_dead(tmp: &Path) -> Result<(), StoreError> {
     for entry in fs::list(tmp)? {
         let path = tmp.join(&entry.name);
         let dir = if entry.is_dir {
@@ -108,7 +108,7 @@ pub(super) fn sweep(tmp: &Path) -> Result<(), StoreError> {
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
-    // Keeps the session alive.
+    // Keeps the directory of the process alive.
     _store: Store,
 }
 
@@ -130,7 +130,7 @@ impl Store {
     /// Creates an empty temporary directory for an action. Each attempt gets its own, so that files which child processes of a
     /// killed attempt still write are never mistaken for the output of a later attempt.
     pub fn scratch(&self) -> Result<Scratch, StoreError> {
-        let path = self.inner.session.dir()?.join(fs::unique_name());
+        let path = self.inner.temp.dir()?.join(fs::unique_name());
         fs::create_dir(&path)?;
         Ok(Scratch {
             path,
