@@ -196,7 +196,7 @@ fn execute(context: &Context<'_>, named: &str, args: &args::Exec, files: &Files)
 fn print(terminal: &Terminal, named: &str, done: &Executed) {
     if terminal.is_json() {
         let line = serde_json::json!({
-            "schema": crate::cli::json::SCHEMA,
+            "schema": crate::cli::diagnostic::SCHEMA,
             "reason": "executed",
             "action": done.key,
             "kind": done.kind,

@@ -312,7 +312,7 @@ impl Files {
             });
         written.map_err(|error| Failure::new(Exit::Environment, Diagnostic::from_error(&error)))?;
         if terminal.is_json() {
-            let written = serde_json::json!({ "schema": crate::cli::json::SCHEMA, "reason": "initialized", "file": path.display().to_string() });
+            let written = serde_json::json!({ "schema": crate::cli::diagnostic::SCHEMA, "reason": "initialized", "file": path.display().to_string() });
             terminal.data(&format!("{written}\n"));
         } else {
             terminal.line(&format!("wrote {}", path.display()));
