@@ -26,8 +26,9 @@ pub(super) use types::*;
     max_term_width = 100,
     after_help = "\
 Start with `forge init`, then `forge build recipe.toml`.
-Exit status: 0 success, 1 error in the recipe or a step, 2 usage error, 3 error in the environment (disk, permissions, engine).
-A build that a signal stops keeps its finished results: 130 after SIGINT (Ctrl-C), 143 after SIGTERM, 129 after SIGHUP."
+Exit status: 0 success, 1 error in the recipe or a step, 2 usage error,
+3 error in the environment (disk, permissions, engine). A build that a signal stops keeps its
+finished results: 130 after SIGINT (Ctrl-C), 143 after SIGTERM, 129 after SIGHUP."
 )]
 pub(super) struct Args {
     #[command(flatten)]
