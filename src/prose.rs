@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(names(&["a"], 3), "`a`");
         assert_eq!(names(&["a", "b", "c"], 3), "`a`, `b` and `c`");
         assert_eq!(names(&["a", "b", "c"], 2), "`a`, `b` and 1 more");
-        assert_eq!(names(&["a"; 2000], 1), "`a` and 1,999 more");
+        assert_eq!(names(&vec!["a"; 2000], 1), "`a` and 1,999 more");
         assert_eq!(list([1, 2, 3].iter(), 3), "1, 2 and 3");
         assert_eq!(choice(&["a", "b"], 2), "`a` or `b`");
         assert_eq!(choice(&["a", "b"], 1), "`a` and 1 more");

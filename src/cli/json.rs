@@ -4,7 +4,6 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::json;
 
-use crate::cli::diagnostic;
 use crate::cli::terminal::Terminal;
 use crate::engine::Identity;
 use crate::observer::Event;

@@ -407,7 +407,8 @@ fn reformat(table: &toml::Table, random: &mut dyn FnMut(usize) -> usize) -> Stri
 
 /// Writes a text as TOML with every character escaped.
 fn escaped(text: &str) -> String {
-    let escapes: String = text.chars().map(|c| format!("\\U{:08X}", c as u32)).collect();
+    let escapes: Vec<String> = text.chars().map(|c| format!("\\U{:08X}", c as u32)).collect();
+    let escapes = escapes.concat();
     format!("\"{escapes}\"")
 }
 
