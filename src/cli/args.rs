@@ -174,7 +174,7 @@ pub(super) enum Policy {
     Groups(PolicyGroups),
     /// Print the types of a candidate as rules that `llama-quantize --tensor-type-file` reads, or as a forgequant recipe
     ///
-    /// Every tensor that can be quantized is named, so the mix that you give to `llama-quantize` decides none: give it any mix
+    /// Every tensor that can be quantized is named, so the mix that you give to `llama-quantize` does not matter: give it any mix
     /// except F32, F16 and BF16. With the same source and imatrix, it then writes the same tensors.
     Export(PolicyExport),
     /// Convert a file of rules (one `pattern=type` per line), or a forgequant recipe, to a section of a recipe

@@ -54,6 +54,7 @@ pub use solving::Solving;
 pub(crate) use budget::WrittenBudget;
 pub(crate) use interface::Inputs;
 pub(crate) use interface::Material;
+pub(crate) use interface::PolicyMethod;
 pub(crate) use list::METHODS;
 pub(crate) use list::MethodEntry;
 pub(crate) use open::Open;

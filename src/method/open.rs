@@ -12,6 +12,8 @@ use crate::syntax::sweep::Choice;
 use crate::syntax::sweep::MAX_VARIANTS;
 use crate::syntax::sweep::Sweep;
 use crate::syntax::sweep::choices;
+use crate::syntax::sweep::joined;
+use crate::syntax::sweep::optional;
 
 /// The steps of a recipe that exist so far.
 pub(crate) trait Scope {
@@ -82,13 +84,8 @@ impl<T: Clone + 'static> Open<T> {
             let mut pairs = Vec::with_capacity(count);
             for first in &left {
                 for second in &right {
-                    let parts: Vec<&str> = [&first.part, &second.part]
-                        .into_iter()
-                        .flatten()
-                        .map(String::as_str)
-                        .collect();
                     pairs.push(Choice {
-                        part: (!parts.is_empty()).then(|| parts.join("-")),
+                        part: joined(&[first.part.clone(), second.part.clone()]),
                         value: (first.value.clone(), second.value.clone()),
                     });
                 }
@@ -108,10 +105,7 @@ impl<T> Open<T> {
 impl<T: Clone + 'static> Open<Option<T>> {
     /// The values of a key that may be absent.
     pub(crate) fn optional(sweep: Option<Sweep<T>>, part: impl Fn(&T) -> String + 'static) -> Self {
-        match sweep {
-            Some(sweep) => Open::values(sweep, part).map(Some),
-            None => Self::one(None),
-        }
+        Self(Box::new(move |_| Ok(optional(sweep.as_ref(), &part))))
     }
 }
 

@@ -171,7 +171,7 @@ pub(crate) struct Limits {
 /// Returns an answer as a choice, with its certificate.
 pub(crate) fn chosen(prepared: &Prepared, answer: &Answer, table: Table) -> Result<Chosen, MethodError> {
     let certificate = allocation::document(prepared.problem(), prepared.scale(), std::slice::from_ref(answer))
-        .map_err(|error| broken(&error))?;
+        .map_err(|error| MethodError::new(format!("the certificate cannot be written: {error}")))?;
     Ok(Chosen {
         solved: Some(Solved {
             certificate,
@@ -191,17 +191,13 @@ fn answer<M: Material>(material: &M, prepared: &Prepared, limits: &[u64], states
     };
     let answer = Solver::new(prepared.problem())
         .solve(limits, &effort)
-        .map_err(|error| broken(&error))?;
+        .map_err(|error| MethodError::new(format!("the choice cannot be solved: {error}")))?;
     // An answer that was cut short is not what others would get.
     material.check_stopped()?;
     if answer.status == Status::BelowMinimum {
         return Err(MethodError::from(below_minimum(prepared, limits, &answer.uses)).into());
     }
     Ok(answer)
-}
-
-fn broken(error: &dyn std::fmt::Display) -> MethodError {
-    MethodError::new(format!("the certificate cannot be written: {error}"))
 }
 
 /// Says which limit is below what the smallest options use. These are the smallest in every capacity, since a type that is smaller for

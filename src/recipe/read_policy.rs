@@ -2,7 +2,9 @@
 
 use crate::method::METHODS;
 use crate::method::MethodEntry;
+use crate::method::PolicyMethod as _;
 use crate::method::PolicySection;
+use crate::method::measured;
 use crate::recipe::decl::Data;
 use crate::recipe::decl::Policy;
 use crate::recipe::read::Context;
@@ -12,7 +14,7 @@ use crate::syntax::shared::names_of;
 use crate::syntax::shared::text;
 
 /// The method of a policy that names none.
-const USUAL: &str = "measured";
+const USUAL: &str = measured::Settings::NAME;
 
 /// Returns the keys of all methods; some are in it twice.
 fn keys() -> impl Iterator<Item = &'static str> {

@@ -71,7 +71,7 @@ pub(super) struct Run<'a> {
 
 #[derive(Default)]
 struct State {
-    /// The lines of a run that is not is_relevant a record yet.
+    /// The lines of a run that has no record yet.
     waiting: Vec<u8>,
     writer: Option<RunWriter>,
     /// The record could not be begun or continued: there is none.

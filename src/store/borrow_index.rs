@@ -25,6 +25,10 @@ use crate::store::StoreError;
 use crate::store::layout;
 use crate::store::quarantine;
 use crate::store::sealed;
+use crate::store::sealed::SealError;
+
+/// The kind of action whose outputs can be borrowed.
+pub(super) const BORROWED_KIND: &str = "tensor";
 
 /// The kind in the first line of a sealed index. It keeps the name that version 1 gave it: other versions of forge that use
 /// the same store then find an index of a newer version, not a damaged file.
@@ -277,7 +281,26 @@ impl Store {
         };
         let name = index.name();
         let read = fs::read_plain(&self.indexes_dir().join(&name), sealed::CAP);
-        Ok(read.is_ok_and(|(bytes, _)| sealed::unseal_up_to(KIND, VERSION, &name, &bytes).is_ok()))
+        let Ok((bytes, _)) = read else {
+            return Ok(false);
+        };
+        // One of a newer version is left as it is.
+        let unsealed = sealed::unseal_up_to(KIND, VERSION, &name, &bytes);
+        Ok(matches!(unsealed, Ok(_) | Err(SealError::Newer(_))))
+    }
+
+    /// Returns whether a newer version of forge wrote an index. This version cannot know which blobs it lists.
+    pub(super) fn has_newer_index(&self) -> Result<bool, StoreError> {
+        let is_newer = |name: &String| {
+            let read = fs::read_plain(&self.indexes_dir().join(name), sealed::CAP);
+            read.is_ok_and(|(bytes, _)| {
+                matches!(
+                    sealed::unseal_up_to(KIND, VERSION, name, &bytes),
+                    Err(SealError::Newer(_))
+                )
+            })
+        };
+        Ok(self.index_names()?.iter().any(is_newer))
     }
 }
 
@@ -325,5 +348,18 @@ mod tests {
         assert!(BorrowIndex::parse(2, V1).is_none());
         assert!(BorrowIndex::parse(1, &V1.replace(r#""schema":1"#, r#""schema":2"#)).is_none());
         assert!(BorrowIndex::parse(2, &V1.replace("loans", "blobs")).is_none());
+    }
+
+    #[test]
+    fn an_index_of_a_newer_version_is_kept_and_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let place = store.indexes_dir().join(NAME);
+        assert!(!store.has_newer_index().unwrap());
+        std::fs::write(&place, sealed::seal("loans", VERSION, NAME, V1)).unwrap();
+        assert!(!store.has_newer_index().unwrap());
+        std::fs::write(&place, sealed::seal("loans", VERSION + 1, NAME, "{}")).unwrap();
+        assert!(store.index(NAME).unwrap().is_none());
+        assert!(store.has_newer_index().unwrap());
     }
 }

@@ -22,6 +22,7 @@ use crate::fs::FileLock;
 use crate::store::Lease;
 use crate::store::Store;
 use crate::store::StoreError;
+use crate::store::borrow_index::BORROWED_KIND;
 use crate::store::layout;
 use crate::store::record::LAST;
 use crate::store::survey::FoundResult;
@@ -293,6 +294,8 @@ impl Store {
             }
         }
 
+        // What an index of a newer version lists cannot be known: its blobs only seem to be missing.
+        let newer_index = self.has_newer_index()?;
         let mut kept_results: Vec<KeptResult> = Vec::new();
         let mut candidates = Vec::new();
         for found in results {
@@ -305,6 +308,10 @@ impl Store {
                 continue;
             }
             if !self.missing(&found.result)?.is_empty() {
+                if newer_index && self.kind_of(&found.result).as_deref() == Some(BORROWED_KIND) {
+                    kept_results.push(KeptResult::of(KeepReason::Results, &found));
+                    continue;
+                }
                 self.plan_result(&mut plan, &mut references, found, GcReason::Incomplete);
                 continue;
             }

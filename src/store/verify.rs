@@ -30,6 +30,7 @@ use crate::store::survey::FoundIndex;
 use crate::store::survey::KindOf;
 use crate::store::survey::list_if_there;
 
+use crate::store::borrow_index::BORROWED_KIND;
 pub use found::CheckReport;
 pub use found::Flaw;
 pub use found::Owner;
@@ -38,9 +39,6 @@ use read::Item;
 
 /// The maximum size of an action's document, in bytes.
 const DOCUMENT_CAP: u64 = 4 << 20;
-
-/// The kind of action whose outputs can be borrowed.
-const BORROWED_KIND: &str = "tensor";
 
 /// The progress of a check, and how to stop it.
 #[derive(Clone, Copy)]
@@ -295,8 +293,8 @@ impl Store {
             }
         }
         // If an index was damaged, the next build that finds the output writes it again. Until then, a result whose blobs it may
-        // have listed is kept.
-        let mut index_lost = false;
+        // have listed is kept; so is one whose blobs an index of a newer version may list.
+        let mut index_lost = self.has_newer_index()?;
         for file in self.plain_files(layout::QUARANTINE)? {
             let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             explained.extend(name.get(..64).and_then(|digits| digits.parse::<Hash>().ok()));

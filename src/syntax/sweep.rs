@@ -46,14 +46,9 @@ pub(crate) fn choices<T: Clone>(sweep: &Sweep<T>, part: impl Fn(&T) -> String) -
     sweep.values.iter().map(choice).collect()
 }
 
-/// Returns the choices of a key that may be absent.
+/// Returns the choices of a key that may be absent: then there is one, of nothing.
 pub(crate) fn optional<T: Clone>(sweep: Option<&Sweep<T>>, part: impl Fn(&T) -> String) -> Vec<Choice<Option<T>>> {
-    optional_choices(sweep.map(|sweep| choices(sweep, part)))
-}
-
-/// Returns choices that may be absent: then there is one, of nothing.
-pub(crate) fn optional_choices<T>(choices: Option<Vec<Choice<T>>>) -> Vec<Choice<Option<T>>> {
-    let Some(choices) = choices else {
+    let Some(sweep) = sweep else {
         return vec![Choice {
             part: None,
             value: None,
@@ -63,7 +58,7 @@ pub(crate) fn optional_choices<T>(choices: Option<Vec<Choice<T>>>) -> Vec<Choice
         part: choice.part,
         value: Some(choice.value),
     };
-    choices.into_iter().map(some).collect()
+    choices(sweep, part).into_iter().map(some).collect()
 }
 
 /// Names a boolean choice: `pure`, `no-pure`.

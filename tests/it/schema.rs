@@ -1176,3 +1176,32 @@ fn the_contract_names_every_schema() {
         );
     }
 }
+
+#[test]
+fn the_readme_names_the_file_of_each_version_number() {
+    let page = std::fs::read_to_string(project().join("cache-schema/README.md")).unwrap();
+    let row = regex::Regex::new(r"(?m)^\| ((?:`[A-Z_]+`(?:, )?)+) \| ((?:`src/[^`]+`(?:, )?)+) \|").unwrap();
+    let words =
+        |cell: &str| -> Vec<String> { cell.split(", ").map(|word| word.trim_matches('`').to_owned()).collect() };
+    let mut checked = 0;
+    for found in row.captures_iter(&page) {
+        let texts = words(&found[2]).into_iter().map(|file| {
+            let text = std::fs::read_to_string(project().join(&file));
+            (text.unwrap_or_else(|error| panic!("{file}: {error}")), file)
+        });
+        let texts: Vec<(String, String)> = texts.collect();
+        let constants = words(&found[1]);
+        let has = |text: &str, name: &str| text.contains(&format!("const {name}: "));
+        for (text, file) in &texts {
+            assert!(
+                constants.iter().any(|name| has(text, name)),
+                "{file} has none of {constants:?}"
+            );
+        }
+        for name in &constants {
+            assert!(texts.iter().any(|(text, _)| has(text, name)), "{name}");
+            checked += 1;
+        }
+    }
+    assert!(checked >= 15, "{checked}");
+}

@@ -1,5 +1,4 @@
-//! The words of recipes and the types behind them. `recipe` knows neither the policies nor the engine, so it lists the
-//! words itself; here the lists are held against each other.
+//! Words that recipes, the algorithms of policies and llama.cpp share are the same.
 
 use forge::container;
 use forge::policy::Mix;

@@ -75,8 +75,8 @@ pub(in crate::cli) struct PolicyDiff {
   forge policy chart
   forge policy chart --svg front.svg recipe.toml other/metrics.json
 
-The loss axis is logarithmic. Bars are 95 % confidence intervals; crosses are the predictions of
-policies that the store still has. Figures from other engines or texts than the first file's are
+The loss axis is logarithmic. Bars are 95 % confidence intervals; crosses are predicted losses,
+shown while the policy's result is in the store. Figures from other engines or texts than the first file's are
 marked as historical.")]
 pub(in crate::cli) struct PolicyChart {
     /// Recipes that were built, or their `metrics.json`

@@ -103,7 +103,7 @@ pub(in crate::cli) struct Gc {
     /// Also remove results that were not used for this long, such as `30d`
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(in crate::cli) older_than: Option<Duration>,
-    /// Also remove the results from which the newest outputs could be written again without computing anything
+    /// Also remove the results that the newest outputs were made from; the next build may compute them again
     #[arg(long)]
     pub(in crate::cli) also_newest: bool,
     /// Only show what would be removed
