@@ -113,7 +113,7 @@ pub enum QuantityProblem {
         nearest: Option<&'static str>,
     },
     /// More than six digits after the point.
-    #[error("there are more than six digits after the point")]
+    #[error("it has more than six decimal places")]
     TooFine,
     /// It can't be kept.
     #[error("the number is too large")]

@@ -77,9 +77,9 @@ pub struct Document {
     pub keep: Vec<String>,
 }
 
-/// Reads a type of the ladder.
+/// Reads a type that `ashq1` uses.
 fn ladder_type(field: KeyField<'_>) -> Result<RuleType, RecipeError> {
-    let name = word_of(&field, "a type of the ladder", ASHQ1_LADDER)?;
+    let name = word_of(&field, "a type that `ashq1` uses", ASHQ1_LADDER)?;
     TypeName::from_name(name)
         .map(RuleType::Type)
         .ok_or_else(|| field.wrong_type("a tensor type"))

@@ -265,6 +265,6 @@ impl PolicyDocument for Document {
     ]);
 
     fn choose<M: Material>(&self, _material: &M) -> Result<Chosen, M::Error> {
-        Err(MethodError::new("`error` quantizes tensors: documents alone do not decide").into())
+        Err(MethodError::new("`error` quantizes tensors: it cannot choose types from documents alone").into())
     }
 }

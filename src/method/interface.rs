@@ -133,7 +133,7 @@ pub(crate) trait Inputs {
 
     /// Returns the imatrix that was joined with the model, for a method that cannot do without.
     fn needed_imatrix(&self, method: &str) -> Result<BlobDigest, Self::Error> {
-        let missing = || MethodError::new(format!("`{method}` works on an imatrix, and the policy names none"));
+        let missing = || MethodError::new(format!("`{method}` needs an imatrix, and the policy has none"));
         Ok(self.imatrix()?.ok_or_else(missing)?)
     }
 }

@@ -257,6 +257,6 @@ impl PolicyDocument for Document {
     ]);
 
     fn choose<M: Material>(&self, _material: &M) -> Result<Chosen, M::Error> {
-        Err(MethodError::new("`measured` runs the model: documents alone do not decide").into())
+        Err(MethodError::new("`measured` runs the model: it cannot choose types from documents alone").into())
     }
 }

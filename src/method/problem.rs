@@ -26,10 +26,10 @@ impl From<PolicyError> for MethodError {
     fn from(error: PolicyError) -> Self {
         let hint = match error {
             PolicyError::BelowMinimum { .. } => Some(
-                "raise the budget, or let tensors have smaller types: `types`, `floors`, `keep`, an imatrix where those need one",
+                "raise the budget, or allow smaller types (`types`, `floors`, `keep`, or an imatrix for types that need one)",
             ),
             PolicyError::DeviceBelowMinimum { .. } => Some(
-                "let fewer tensors lie there, shorten the context, take a smaller type for the cache, or lower floors",
+                "place fewer tensors there, shorten the context, choose a smaller type for the cache, or lower floors",
             ),
             _ => None,
         };

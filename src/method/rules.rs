@@ -223,12 +223,12 @@ fn unreachable_rules(rules: &[(Rule, Place)], errors: &mut Vec<RecipeError>) {
         let found = before
             .iter()
             .find(takes_all)
-            .map(|found| (found, "a rule before it matches every tensor"))
+            .map(|found| (found, "an earlier rule matches every tensor"))
             .or_else(|| {
                 before
                     .iter()
                     .find(same)
-                    .map(|found| (found, "a rule before it has the same expression"))
+                    .map(|found| (found, "an earlier rule has the same expression"))
             });
         if let Some(((_, earlier), why)) = found {
             let (place, earlier) = (place.clone(), earlier.clone());

@@ -237,10 +237,7 @@ fn options_of<'a>(
         if !loss.mean.is_finite() || !loss.variance.is_finite() || loss.variance < 0.0 {
             return Err(PolicyError::BadLoss {
                 group: group.name.clone(),
-                message: format!(
-                    "{ty} is said to lose {} with a variance of {}",
-                    loss.mean, loss.variance
-                ),
+                message: format!("{ty} has the loss {} and the variance {}", loss.mean, loss.variance),
             });
         }
         tried.push(*ty);

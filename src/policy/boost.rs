@@ -244,7 +244,7 @@ pub fn boost(
     if !beyond.is_empty() {
         return Err(PolicyError::Layers {
             message: format!(
-                "the last layer is {}, counted from 0: there is no {beyond:?}",
+                "there is no layer {beyond:?}: layers are counted from 0, and the last one is {}",
                 model.layers.saturating_sub(1)
             ),
         });

@@ -54,7 +54,7 @@ pub enum PolicyError {
         candidates: Vec<&'static str>,
     },
     /// A type that the engine can't quantize to.
-    #[error("{ty} can't be quantized to: it is a type for other purposes")]
+    #[error("the engine can't quantize tensors to {ty}")]
     NotATarget {
         /// The type.
         ty: TensorType,
@@ -107,7 +107,7 @@ pub enum PolicyError {
         dims: Vec<u64>,
     },
     /// A tensor whose size can't be computed.
-    #[error("tensor `{tensor}` of dimensions {dims:?} has no whole number of bytes as {ty}")]
+    #[error("the size of tensor `{tensor}` with dimensions {dims:?} in {ty} is not a whole number of bytes")]
     Size {
         /// The tensor.
         tensor: String,
@@ -128,7 +128,7 @@ pub enum PolicyError {
     },
     /// A mix that asks for the attention heads of a model without layers.
     #[error(
-        "the mix depends on attention heads, and a `{architecture}` model names none (tensor `{tensor}`); choose a type without a mix"
+        "the mix depends on the number of attention heads, which this `{architecture}` model does not state (tensor `{tensor}`); choose a type without a mix"
     )]
     NoHeads {
         /// The architecture.
@@ -143,7 +143,7 @@ pub enum PolicyError {
         message: String,
     },
     /// A budget that not even the smallest allowed types hold.
-    #[error("the budget of {budget} bytes is below the least that this policy can make, {minimum} bytes")]
+    #[error("the budget of {budget} bytes is too small: the smallest file that this policy allows has {minimum} bytes")]
     BelowMinimum {
         /// The budget.
         budget: u64,
@@ -152,7 +152,7 @@ pub enum PolicyError {
     },
     /// A device that not even the smallest allowed types fit into.
     #[error(
-        "the {memory} bytes of `{device}` are below the least that its tensors, its cache and its reserve can take, {minimum} bytes, of which {constant} do not depend on types"
+        "the memory of `{device}`, {memory} bytes, is too small: its tensors, its cache and its reserve need at least {minimum} bytes, of which {constant} do not depend on types"
     )]
     DeviceBelowMinimum {
         /// The device.
@@ -165,13 +165,13 @@ pub enum PolicyError {
         constant: u64,
     },
     /// A device that holds nothing.
-    #[error("no tensor of the model lies on `{device}`: none matches its patterns")]
+    #[error("no tensor of the model is on `{device}`: no tensor name matches its patterns")]
     EmptyDevice {
         /// The device.
         device: String,
     },
     /// A cache whose rows are no whole blocks.
-    #[error("the cache cannot be {ty}: layer {layer} has {values} values for a token, which are no whole blocks of {}", .ty.block_elements())]
+    #[error("the cache can't have type {ty}: layer {layer} has {values} values per token, which is not a multiple of {}", .ty.block_elements())]
     BadCache {
         /// The cache's type.
         ty: TensorType,
@@ -181,7 +181,7 @@ pub enum PolicyError {
         values: u64,
     },
     /// A group of tensors for which no type is left.
-    #[error("no type is left for `{group}`: of {} none is legal for it, has a known loss, and is within its floor and ceiling", prose::list(.tried.iter(), LISTED))]
+    #[error("no type is possible for `{group}`: none of {} is allowed for it, has a known loss, and is within its floor and ceiling", prose::list(.tried.iter(), LISTED))]
     NoOption {
         /// The first such group.
         group: String,
@@ -197,13 +197,13 @@ pub enum PolicyError {
         message: String,
     },
     /// Sizes or losses that no problem can be made of.
-    #[error("no problem can be made of these sizes and losses: {message}")]
+    #[error("can't choose types with these sizes and losses: {message}")]
     NoProblem {
         /// Why.
         message: String,
     },
     /// A floor or a ceiling that is no rung of the ladder.
-    #[error("tensor `{tensor}`: {ty} is no rung of the ladder")]
+    #[error("tensor `{tensor}`: `ashq1` does not use {ty}")]
     NotARung {
         /// The first such tensor.
         tensor: String,
@@ -221,7 +221,7 @@ pub enum PolicyError {
         ceiling: TensorType,
     },
     /// Quantizable tensors that no rule matches.
-    #[error("no rule matches {}; add a rule, or say what becomes of the others", names(.tensors))]
+    #[error("no rule matches {}; add a rule, or set `otherwise`", names(.tensors))]
     Unmatched {
         /// The tensors.
         tensors: Vec<String>,

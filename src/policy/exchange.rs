@@ -123,7 +123,7 @@ fn rule_of(line: &str) -> Result<Rule, String> {
         .parse()
         .map_err(|error: crate::tensor_type::ParseTensorTypeError| error.to_string())?;
     if !ty.quantizable_target() {
-        return Err(format!("nothing can be quantized to {ty}"));
+        return Err(format!("the engine can't quantize tensors to {ty}"));
     }
     let pattern = Regex::new(&pattern.trim().to_ascii_lowercase()).map_err(|error| {
         format!(

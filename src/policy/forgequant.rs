@@ -90,7 +90,7 @@ const EXPERT_PATTERN: &str = r"_exps\.";
 
 /// Tensors whose types forgequant cannot write.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("forgequant writes {} only, and other types are those of {}", list(PRODUCIBLE), tensors_of(.tensors))]
+#[error("forgequant only writes {}; other types: {}", list(PRODUCIBLE), tensors_of(.tensors))]
 pub struct Unproducible {
     /// Each with its type.
     pub tensors: Vec<(String, TensorType)>,
@@ -227,7 +227,7 @@ enum Layers {
 /// All that is wrong with it: unknown families and types, layers that must be told from an imatrix first.
 pub fn rules_of_forgequant(text: &str) -> Result<Vec<Rule>, Vec<ForgequantError>> {
     let recipe: Recipe =
-        serde_json::from_str(text).map_err(|error| vec![wrong(format!("it is no recipe of forgequant: {error}"))])?;
+        serde_json::from_str(text).map_err(|error| vec![wrong(format!("it is not a forgequant recipe: {error}"))])?;
     let mut errors = Vec::new();
     // Beginnings of names: the longest first, and of equal ones the user's before a boost's.
     let mut named: Vec<(String, TensorType)> = Vec::new();
@@ -293,7 +293,7 @@ fn type_of(name: &str) -> Result<TensorType, String> {
     if ty.quantizable_target() {
         Ok(ty)
     } else {
-        Err(format!("nothing can be quantized to {ty}"))
+        Err(format!("the engine can't quantize tensors to {ty}"))
     }
 }
 
@@ -339,7 +339,7 @@ fn boosted(boost: &Boost) -> Result<Vec<(String, TensorType)>, Vec<ForgequantErr
 fn layers_of(text: &str) -> Result<Vec<u32>, String> {
     if text.trim_start().starts_with("auto:") {
         return Err(format!(
-            "`{text}` is told from an imatrix: `forgequant show` prints the layers, which can stand here"
+            "`{text}` depends on an imatrix: replace it with the layers that `forgequant show` prints"
         ));
     }
     let number = |text: &str| -> Result<u32, String> {
@@ -360,7 +360,7 @@ fn layers_of(text: &str) -> Result<Vec<u32>, String> {
         }
     }
     if layers.is_empty() {
-        return Err("no layer is named".to_owned());
+        return Err("no layer is given".to_owned());
     }
     layers.sort_unstable();
     layers.dedup();

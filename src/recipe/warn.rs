@@ -29,7 +29,7 @@ pub enum RecipeWarning {
         user: &'static str,
     },
     /// Candidates are judged on the text that they were calibrated with, or that their types were chosen by.
-    #[error("`eval.{eval}` reads the corpus `{corpus}`, and so did the {reader} of its candidates")]
+    #[error("`eval.{eval}` uses the corpus `{corpus}`, which the {reader} of its candidates also uses")]
     EvalOnCalibration {
         /// The evaluation's name.
         place: Place,

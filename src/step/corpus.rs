@@ -64,7 +64,7 @@ fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepError> {
                 pattern.written
             )),
             Unmatched::Folder(error) => StepError::input(format!(
-                "{}: cannot look into `{}`: {}",
+                "{}: cannot read the folder `{}`: {}",
                 place(),
                 error.path().display(),
                 error.error()
@@ -72,7 +72,7 @@ fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepError> {
             Unmatched::File(error) => error.into(),
             Unmatched::NotUtf8(path) => StepError::input_hint(
                 format!(
-                    "{}: the name of `{}` is not UTF-8, and manifests hold text only",
+                    "{}: the name of `{}` is not UTF-8, and manifests can only contain UTF-8 text",
                     place(),
                     path.display()
                 ),
@@ -90,7 +90,7 @@ fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepError> {
             return Err(StepError::input_hint(
                 format!("{}: no file matches `{}`", place(), pattern.written),
                 format!(
-                    "patterns are relative to the recipe that states them; looked for `{}`",
+                    "patterns are relative to the recipe that contains them; looked for `{}`",
                     anchored(&pattern.resolved, folder)
                 ),
             ));

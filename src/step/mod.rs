@@ -167,7 +167,7 @@ impl Inputs {
     pub fn of(&self, id: &NodeId) -> Result<&Outcome, StepError> {
         self.0.get(id).map(Arc::as_ref).ok_or_else(|| StepError::Document {
             what: "graph",
-            problem: format!("`{id}` is needed before it is made"),
+            problem: format!("`{id}` is needed before it has run"),
         })
     }
 
@@ -365,7 +365,7 @@ pub fn carry_out(node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>
 pub(crate) fn misplaced(node: &Node) -> StepError {
     StepError::Document {
         what: "graph",
-        problem: format!("`{}` is not of its kind", node.id),
+        problem: format!("the node `{}` does not match its kind", node.id),
     }
 }
 

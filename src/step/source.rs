@@ -103,7 +103,7 @@ fn check_content(path: &Path, kind: SourceKind) -> Result<(), StepError> {
     };
     let found = found.as_str();
     Err(StepError::input_hint(
-        format!("`{}` is {found}, and the recipe uses it as {wanted}", path.display()),
+        format!("`{}` is {found}, but the recipe uses it as {wanted}", path.display()),
         hint,
     ))
 }

@@ -61,7 +61,7 @@ pub enum RecipeError {
         missing: Option<&'static str>,
     },
     /// A key that exists, but not beside what else the section says.
-    #[error("`{key}` has no place in {section}: it goes with {belongs_to}")]
+    #[error("`{key}` is not allowed in {section}: it needs {belongs_to}")]
     MisplacedKey {
         /// The key.
         place: Place,
@@ -181,7 +181,7 @@ pub enum RecipeError {
         key: String,
     },
     /// A list of the wrong length.
-    #[error("`{key}` has {found} values for {expected} in `{other}`")]
+    #[error("`{key}` has {found} values, but `{other}` has {expected}")]
     WrongLength {
         /// The value.
         place: Place,
@@ -347,7 +347,7 @@ pub enum RecipeError {
         metrics: Option<Place>,
     },
     /// A mix that needs importance data, without any.
-    #[error("the mix `{mix}` can't be made without an imatrix")]
+    #[error("the mix `{mix}` needs an imatrix")]
     NeedsImatrix {
         /// The mix.
         place: Place,
@@ -357,7 +357,7 @@ pub enum RecipeError {
         declared: Vec<String>,
     },
     /// Things that belong to different models.
-    #[error("{user} is about the model `{model}`, and `{input}` about `{other}`")]
+    #[error("{user} uses the model `{model}`, but {input} uses `{other}`")]
     ModelMismatch {
         /// The reference.
         place: Place,
@@ -373,7 +373,7 @@ pub enum RecipeError {
         declared: Place,
     },
     /// A name that means several steps where one must stand.
-    #[error("`{key}` names one candidate, and `{name}` means {count}")]
+    #[error("`{key}` must name one candidate, but `{name}` has {count}")]
     NotSingle {
         /// The name.
         place: Place,
@@ -395,7 +395,7 @@ pub enum RecipeError {
         path: Vec<(String, Place)>,
     },
     /// A sweep of more variants than can be meant.
-    #[error("{what} has {count} variants, more than {limit}")]
+    #[error("{what} has {count} variants, more than the maximum of {limit}")]
     TooMany {
         /// The section's name.
         place: Place,
@@ -425,7 +425,7 @@ pub enum ExtendsProblem {
     #[error("{0}")]
     Load(LoadError),
     /// It extends, over others, itself.
-    #[error("it is already being read: {}", path.join(" -> "))]
+    #[error("it extends itself: {}", path.join(" -> "))]
     Cycle {
         /// The files, relative to the first; the last is the first again.
         path: Vec<String>,
@@ -518,8 +518,8 @@ impl RecipeError {
 fn waiting(path: &[(String, Place)]) -> String {
     let names: Vec<&str> = path.iter().map(|(name, _)| name.as_str()).collect();
     match names.as_slice() {
-        [only] => format!("`{only}` waits for itself"),
-        several => format!("{} wait for each other", listed(several)),
+        [only] => format!("`{only}` depends on itself"),
+        several => format!("{} depend on each other", listed(several)),
     }
 }
 

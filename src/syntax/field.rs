@@ -69,7 +69,7 @@ impl<'a> Field<'a> {
 
     pub(crate) fn integer(&self, range: RangeInclusive<u64>) -> Result<u64, RecipeError> {
         let expected = || match (*range.start(), *range.end()) {
-            (start, end) if end >= i64::MAX as u64 => format!("a whole number from {start} on"),
+            (start, end) if end >= i64::MAX as u64 => format!("a whole number, {start} or larger"),
             (start, end) => format!("a whole number from {start} to {end}"),
         };
         let RawValue::Integer(value, text) = &self.raw.value else {
@@ -99,7 +99,7 @@ impl<'a> Field<'a> {
         let out_of_range = |_| RecipeError::OutOfRange {
             place: self.place(),
             key: self.key.to_owned(),
-            expected: format!("{expected}, at most six digits after the point"),
+            expected: format!("{expected}, with at most six decimal places"),
             found: text.clone(),
         };
         text.parse().map_err(out_of_range)

@@ -102,7 +102,7 @@ impl Draft {
             .collect();
         let layout = container::OF_CANDIDATES
             .lay_out(&metadata, &specs, index.alignment)
-            .map_err(|error| StepError::input(format!("the candidate cannot be laid out: {error}")))?;
+            .map_err(|error| StepError::input(format!("cannot compute the layout of the candidate: {error}")))?;
         Ok(Self { tensors, table, layout })
     }
 

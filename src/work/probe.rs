@@ -133,7 +133,7 @@ impl<'r, 'c> Bench<'r, 'c> {
         });
         let named: Vec<String> = named.collect();
         if named.is_empty() {
-            "the model itself".to_owned()
+            "the unchanged model".to_owned()
         } else {
             prose::names(&named.iter().map(String::as_str).collect::<Vec<_>>(), 3)
         }

@@ -68,7 +68,7 @@ fn ashq1_keeps_to_its_budgets_to_the_byte() {
     let built = build(&forge, &[]);
     assert_eq!(built.run.status, Some(1));
     let told = built.diagnostics();
-    let words = "is below the least that this policy can make, ";
+    let words = "bytes is too small: the smallest file that this policy allows has ";
     let least: u64 = told
         .split_once(words)
         .unwrap()
@@ -131,7 +131,7 @@ fn ashq1_keeps_to_its_budgets_to_the_byte() {
     assert_eq!((built.ran_of("policy"), built.ran_of("tensor")), (1, 0));
     with(&format!("\"{least} B\""));
     let told = build(&forge, &[]).diagnostics();
-    assert!(told.contains("is below the least"), "{told}");
+    assert!(told.contains("bytes is too small"), "{told}");
 }
 
 #[test]
@@ -310,12 +310,15 @@ fn prior_is_solved_to_a_proof_that_lies_beside_the_candidates() {
 
     forge.recipe(&plain("method = \"prior\"\nbudget = \"1 KB\"\ntypes = [\"Q4_K\"]"));
     let told = build(&forge, &[]).diagnostics();
-    assert!(told.contains("is below the least that this policy can make"), "{told}");
+    assert!(
+        told.contains("the smallest file that this policy allows has "),
+        "{told}"
+    );
     forge.recipe(&plain(
         "method = \"prior\"\nbudget = \"1 GB\"\nfloors = [{ match = \"attn_q\", type = \"F32\" }]",
     ));
     let told = build(&forge, &[]).diagnostics();
-    assert!(told.contains("no type is left for `blk.0.attn_q.weight`"), "{told}");
+    assert!(told.contains("no type is possible for `blk.0.attn_q.weight`"), "{told}");
 }
 
 #[test]
@@ -333,7 +336,10 @@ fn devices_hold_their_tensors_and_their_cache() {
     };
     with("memory = \"1 KiB\"");
     let told = build(&forge, &[]).diagnostics();
-    assert!(told.contains("the 1024 bytes of `gpu0` are below the least"), "{told}");
+    assert!(
+        told.contains("the memory of `gpu0`, 1024 bytes, is too small"),
+        "{told}"
+    );
     let bare = least(&told);
     // What lies there at the least: the tensors of four and a half bits, and norms as they are.
     let aligned = |bytes: u64| bytes.next_multiple_of(32);
@@ -386,7 +392,7 @@ fn devices_hold_their_tensors_and_their_cache() {
     let text = std::fs::read_to_string(forge.path("recipe.toml")).unwrap();
     forge.recipe(&edited(&text, "'attn_', 'ffn_down'", "'no such'"));
     let told = build(&forge, &[]).diagnostics();
-    assert!(told.contains("no tensor of the model lies on `gpu0`"), "{told}");
+    assert!(told.contains("no tensor of the model is on `gpu0`"), "{told}");
 }
 
 #[test]
@@ -478,7 +484,7 @@ fn boost_gives_layers_a_better_type() {
     with("layers = \"1\"");
     let told = build(&forge, &[]).diagnostics();
     assert!(
-        told.contains("the last layer is 0, counted from 0: there is no [1]"),
+        told.contains("there is no layer [1]: layers are counted from 0, and the last one is 0"),
         "{told}"
     );
 }
@@ -564,7 +570,7 @@ fn a_recipe_of_forgequant_goes_out_and_comes_back() {
     let run = forge.run(&["policy", "import", "auto.json"]).status(1);
     assert!(
         run.stderr
-            .contains("`auto.json`: `boost`, `layers`: `auto:6` is told from an imatrix"),
+            .contains("`auto.json`: `boost`, `layers`: `auto:6` depends on an imatrix"),
         "{}",
         run.stderr
     );

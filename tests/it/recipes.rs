@@ -352,7 +352,7 @@ fn what_a_policy_measured_on_is_no_text_to_judge_by() {
         let parsed = recipe::parse_alone(&Source::new("w.toml", text(method))).unwrap();
         parsed.warnings.iter().map(ToString::to_string).collect()
     };
-    let judged = "`eval.e` reads the corpus `text`, and so did the policy of its candidates";
+    let judged = "`eval.e` uses the corpus `text`, which the policy of its candidates also uses";
     assert_eq!(warnings("corpus = \"text\"\n"), [judged]);
     assert_eq!(warnings("method = \"error\"\ncorpus = \"text\"\n"), [judged]);
     assert_eq!(warnings("method = \"error\"\nprobes = 0\n"), [""; 0]);
@@ -521,7 +521,7 @@ fn weights_keep_every_digit() {
         );
         let read = parse_text(&text);
         if weight.contains('e') {
-            assert!(read.unwrap_err().contains("at most six digits"), "no exponents");
+            assert!(read.unwrap_err().contains("at most six decimal places"), "no exponents");
             continue;
         }
         let recipe = read.unwrap();

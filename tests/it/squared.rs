@@ -196,7 +196,7 @@ fn without_probes_nothing_is_computed_and_nothing_predicted() {
     forge.recipe(&edited(&alone, "7 bpw", "1 bpw"));
     let told = build(&forge, &[]).diagnostics();
     assert!(
-        told.contains("is below the least that this policy can make, "),
+        told.contains("bytes is too small: the smallest file that this policy allows has "),
         "{told}"
     );
 }
@@ -244,7 +244,7 @@ fn a_budget_that_nothing_can_keep_to_fails_before_anything_is_compared() {
     assert!(
         built
             .diagnostics()
-            .contains("is below the least that this policy can make, ")
+            .contains("bytes is too small: the smallest file that this policy allows has ")
     );
     for kind in ["tensor", "tensor-error", "eval-block", "reference-block"] {
         assert_eq!(ran(&built.events, kind), 0, "{kind}");

@@ -147,8 +147,8 @@ fn what_is_wrong_is_said_all_at_once() {
     for words in [
         "there is no family `routed`",
         "`quant`, `output`: `q9` is not a tensor type",
-        "`tensor_types`, `blk.0`: nothing can be quantized to Q8_K",
-        "`boost`, `layers`: `auto:6` is told from an imatrix",
+        "`tensor_types`, `blk.0`: the engine can't quantize tensors to Q8_K",
+        "`boost`, `layers`: `auto:6` depends on an imatrix",
         "expected `w1`, `w2` or `w3`, found `w4`",
     ] {
         assert!(text.iter().any(|line| line.contains(words)), "{words}: {text:?}");
@@ -161,7 +161,7 @@ fn what_is_wrong_is_said_all_at_once() {
     assert_eq!(many[0].to_string(), "`boost`, `layers`: there is no layer 999");
     let torn = rules_of_forgequant("{").unwrap_err();
     assert!(
-        torn[0].to_string().starts_with("it is no recipe of forgequant"),
+        torn[0].to_string().starts_with("it is not a forgequant recipe"),
         "{torn:?}"
     );
 }

@@ -38,7 +38,7 @@ struct Header<'m> {
 }
 
 fn unknown<T>() -> Result<T, MethodError> {
-    Err(MethodError::new("the header of the model does not tell"))
+    Err(MethodError::new("the header of the model does not state this"))
 }
 
 impl method::Inputs for Header<'_> {

@@ -95,7 +95,7 @@ pub(super) fn compare<'g>(
     }
     if missing > 0 {
         context.note(format!(
-            "{missing} of {} tensors in types are to be quantized and compared with the source",
+            "squared errors: {missing} of {} combinations of tensor and type must be quantized and compared with the source",
             parts().count()
         ));
     }

@@ -112,13 +112,13 @@ fn worth_probing(
     let least = ranked.iter().filter(|(not_chosen, ..)| !not_chosen).count();
     if most < least {
         return Err(StepError::input_hint(
-            format!("`max_probes` is {most}, and a choice within the budget takes {least} at the least"),
+            format!("`max_probes` is {most}, but a choice within the budget needs at least {least} probes"),
             "raise `max_probes`, or fuse tensors into fewer groups",
         ));
     }
     stored.context.note(format!(
-        "{most} of {} that are possible are made: those that guessed losses make likeliest to be chosen",
-        prose::count(probes.len() as u64, "probe")
+        "measuring {most} of {}: the types that are most likely to be chosen, by estimated losses",
+        prose::count(probes.len() as u64, "possible probe")
     ));
     ranked.truncate(most);
     let mut worth: Vec<Probe> = ranked.into_iter().map(|(_, _, probe)| probe).collect();
@@ -130,13 +130,13 @@ fn worth_probing(
 fn report(context: &Context<'_>, scan: &Scan<'_, '_>, incumbent: &scan::Incumbent, alone: f64) {
     let together = incumbent.lost;
     let chunks = if scan.judges_on_others() {
-        "other chunks than those"
+        "chunks that were not used to choose types"
     } else {
-        "the chunks"
+        "the same chunks that were used to choose types"
     };
     let first = if incumbent.round > 0 {
         format!(
-            "; before {} of moves around it, it was {:.6}",
+            " (before {} of refinement: {:.6})",
             prose::count(u64::from(incumbent.round), "round"),
             scan.first_loss()
         )
@@ -144,7 +144,6 @@ fn report(context: &Context<'_>, scan: &Scan<'_, '_>, incumbent: &scan::Incumben
         String::new()
     };
     context.note(format!(
-            "all choices together lose {together:.6} on {chunks} that they were chosen by{first}; the losses that the first choice was made by add up to \
-             {alone:.6}"
+            "measured loss of the complete choice: {together:.6}{first}, on {chunks}; predicted from the losses of single groups: {alone:.6}"
         ));
 }

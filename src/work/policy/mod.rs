@@ -54,7 +54,7 @@ impl Work for Policy {
         if table.fallbacks() > 0 {
             let fallbacks = prose::count(table.fallbacks() as u64, "tensor");
             context.warn(format!(
-                "{fallbacks} got another type than asked for, since their rows are no whole blocks of it"
+                "{fallbacks} got a fallback type: their row lengths are not multiples of the block size"
             ));
         }
         let mut made = Made::default();

@@ -93,7 +93,7 @@ pub fn around(
     let layout = metadata
         .alignment()
         .and_then(|alignment| container::OF_CANDIDATES.lay_out(&metadata, &specs, alignment))
-        .map_err(|error| StepError::input(format!("the candidate cannot be laid out: {error}")))?;
+        .map_err(|error| StepError::input(format!("cannot compute the layout of the candidate: {error}")))?;
     Ok(FileSize {
         header: layout.header().len() as u64,
         alignment: layout.alignment(),

@@ -8,7 +8,7 @@ pub(super) fn sentence(warning: &Warning) -> String {
     match warning {
         Warning::RuleMatchesNothing { pattern, .. } => format!("the rule `{pattern}` matches no tensor"),
         Warning::RuleShadowed { pattern, .. } => {
-            format!("the rule `{pattern}` only matches tensors that earlier rules took")
+            format!("the rule `{pattern}` only matches tensors that earlier rules match")
         }
         Warning::RuleHasNoEffect {
             pattern,
@@ -30,7 +30,7 @@ fn words_for(reason: Reason) -> &'static str {
         Reason::NotAWeight => "its name does not end in `weight`",
         Reason::Norm => "it is a norm",
         Reason::ExpertRouter => "it routes to experts",
-        Reason::Small => "it is small and precious",
+        Reason::Small => "it is small, and quantizing it costs much quality",
         Reason::Position => "it holds positions or token types",
         Reason::Encoder => "it belongs to an image or sound encoder",
     }

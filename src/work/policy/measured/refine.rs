@@ -38,8 +38,8 @@ impl Scan<'_, '_> {
             let evidence = self.evidence.clone();
             let mut around = Around::new(&evidence, incumbent.choice.clone());
             let what = format!(
-                "round {round}: {} around the choice",
-                prose::count(moves.len() as u64, "move")
+                "round {round}: {}",
+                prose::count(moves.len() as u64, "single-group change")
             );
             // What moves lose more or less than alone is small beside the noise of a few chunks.
             let (half, _) = self.bench.first_blocks(together.len().div_ceil(2) as u64);
@@ -123,7 +123,10 @@ impl Scan<'_, '_> {
                     moved,
                 });
             }
-            let what = format!("a closer look at {}", prose::count(short.len() as u64, "move"));
+            let what = format!(
+                "more measurements: {}",
+                prose::count(short.len() as u64, "single-group change")
+            );
             self.look_around(&what, &short, self.measured, together, around)?;
         }
     }

@@ -67,7 +67,7 @@ impl<'r, 't> Scan<'r, 't> {
         (chunks, screen): (u64, u64),
     ) -> Result<Self, StepError> {
         let all = bench.block_count();
-        let itself = bench.divergences("the model itself", &[Variant::new()], 0..all)?;
+        let itself = bench.divergences("the unchanged model", &[Variant::new()], 0..all)?;
         let mut null = itself.into_iter().next().unwrap_or_default();
         let (measured, length) = bench.first_blocks(chunks);
         let others = null.split_off(length);
@@ -114,7 +114,7 @@ impl<'r, 't> Scan<'r, 't> {
             }
         }
         let what = format!(
-            "a first look at {} of {}",
+            "first measurements: {} of {}",
             prose::count(probes.len() as u64, "type"),
             prose::count(self.solving.groups.len() as u64, "group")
         );
@@ -138,7 +138,7 @@ impl<'r, 't> Scan<'r, 't> {
             for (chunks, open) in of_length {
                 let blocks = self.bench.first_blocks(2 * chunks as u64).0.min(self.measured);
                 let what = format!(
-                    "a closer look at {}, on which the choice hangs",
+                    "more measurements: {} that could change the choice",
                     prose::count(open.len() as u64, "type")
                 );
                 self.probe(&what, &open, blocks)?;
@@ -189,8 +189,8 @@ impl<'r, 't> Scan<'r, 't> {
             }
         }
         self.context.note(format!(
-                "choices by measured losses, by squared errors as all types and as the middle one tell, and by both lose {:.6}, {:.6}, {:.6} \
-                 and {:.6}, each measured together",
+                "measured losses of four choices: {:.6} by measured losses, {:.6} by squared errors scaled with all types, {:.6} by squared \
+                 errors scaled with the middle type, {:.6} by the geometric mean of the first two",
                 found[0], found[1], found[2], found[3]
             ));
         if let Some(losses) = told {
@@ -207,12 +207,16 @@ impl<'r, 't> Scan<'r, 't> {
 
     /// Returns the divergence of a choice by chunk, measured as a whole on the chunks that options are measured on.
     pub(super) fn together(&mut self, choice: &BTreeMap<String, TensorType>) -> Result<Vec<f64>, StepError> {
-        self.whole("the choice as a whole", choice, 0..self.measured)
+        self.whole("the complete choice", choice, 0..self.measured)
     }
 
     /// Returns the divergence of a choice by chunk, measured as a whole on the chunks that choices are judged on.
     pub(super) fn judge(&mut self, choice: &BTreeMap<String, TensorType>) -> Result<Vec<f64>, StepError> {
-        self.whole("a choice as a whole, to judge it", choice, self.judging.clone())
+        self.whole(
+            "a complete choice, on the validation chunks",
+            choice,
+            self.judging.clone(),
+        )
     }
 
     fn whole(
