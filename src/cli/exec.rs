@@ -23,11 +23,11 @@ use crate::engine::Cancel;
 use crate::fs;
 use crate::observer::Event;
 use crate::observer::Observer;
+use crate::work::ActionOutputs;
 use crate::work::Context;
 use crate::work::INDEX;
 use crate::work::Located;
 use crate::work::Machine;
-use crate::work::Made;
 use crate::work::Models;
 use crate::work::SourceFile;
 use crate::work::StepError;
@@ -109,7 +109,7 @@ pub(super) fn run(args: &args::Exec, files: &Files, terminal: &Terminal) -> Resu
 struct Executed {
     key: ActionDigest,
     kind: &'static str,
-    made: Made,
+    made: ActionOutputs,
     /// The result of the store, if it has one.
     recorded: Option<ActionResult>,
     /// Whether the action ran: with `--commit`, a result of the store is used.
@@ -173,7 +173,7 @@ fn execute(context: &Context<'_>, named: &str, args: &args::Exec, files: &Files)
     }
     let made = if args.commit {
         let performed = context.perform(&action)?;
-        Made {
+        ActionOutputs {
             outputs: performed.result.outputs,
             facts: performed.result.facts,
         }

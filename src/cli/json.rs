@@ -58,10 +58,10 @@ pub(super) fn plan_line(entry: &Entry) -> String {
             "parts": estimate.parts,
             "parts_missing": estimate.missing,
         }),
-        Status::Unknown { waits_for, foreseen } => json!({
+        Status::Unknown { waits_for, expected } => json!({
             "status": "unknown",
             "waits_for": waits_for,
-            "expected": foreseen.as_ref().map(|most| json!({ "parts": most.parts, "writes_bytes": most.writes })),
+            "expected": expected.as_ref().map(|most| json!({ "parts": most.parts, "writes_bytes": most.writes })),
         }),
         Status::Failed { error } => json!({ "status": "error", "message": error.to_string() }),
     };

@@ -60,9 +60,9 @@ fn text(plan: &Plan, terminal: &Terminal) -> Block {
                     }
                 }
             }
-            Status::Unknown { waits_for, foreseen } => {
+            Status::Unknown { waits_for, expected } => {
                 unknown += 1;
-                let most = foreseen.as_ref().map(work).unwrap_or_default();
+                let most = expected.as_ref().map(work).unwrap_or_default();
                 let _ = writeln!(
                     text,
                     "unknown  {node:width$}  waits for {}{most}",

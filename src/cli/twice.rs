@@ -15,7 +15,7 @@ use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
 use crate::observer::Observer;
 use crate::prose;
-use crate::step::TwiceDifference;
+use crate::step::RepeatDifference;
 
 pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let [recipe] = &args.recipes[..] else {
@@ -79,7 +79,7 @@ pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Res
     })
 }
 
-fn text(differences: &[TwiceDifference]) -> Block {
+fn text(differences: &[RepeatDifference]) -> Block {
     let mut text = Block::new();
     for difference in differences {
         let part = if difference.part.is_empty() {

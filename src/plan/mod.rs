@@ -83,7 +83,7 @@ pub enum Status {
         /// Their names.
         waits_for: Vec<String>,
         /// The work that it would begin with, if the headers of sources determine it.
-        foreseen: Option<Estimate>,
+        expected: Option<Estimate>,
     },
     /// Its state cannot be determined.
     Failed {
@@ -254,7 +254,7 @@ pub fn survey(graph: &Graph, env: &Env<'_>) -> (Plan, Inputs) {
         } else {
             Status::Unknown {
                 waits_for,
-                foreseen: None,
+                expected: None,
             }
         };
         plan.entries.push(Entry {

@@ -11,7 +11,7 @@
 //! - [`manual()`]: the user's own rules, first match wins.
 //! - [`ashq1()`]: floors, and then the upgrades that gain most for their bytes, by the imatrix alone.
 //! - [`prepare()`]: groups, losses and sizes as a problem for the solver ([`crate::allocation`]), and its answer as a table.
-//! - [`Evidence`], [`Around`]: losses from what was measured, and which measurements are worth making next.
+//! - [`ChunkLosses`], [`LocalLosses`]: losses from what was measured, and which measurements are worth making next.
 //! - [`boost()`]: a mix with a better type for families of tensors in a few layers.
 //! - [`density()`]: two types, the larger one where it gains most for its bytes.
 //! - [`prior()`]: losses guessed from roles, depth and types.
@@ -24,19 +24,19 @@
 //! - [`Table`]: the answer, in the order of the source file; the artifact `policy.v1`.
 
 mod allocate;
-mod around;
 mod ashq1;
 mod boost;
 mod cache;
 mod check;
+mod chunk_losses;
 mod density;
 mod energy;
 mod error;
-mod evidence;
 mod exchange;
 mod forgequant;
 mod groups;
 mod listing;
+mod local_losses;
 mod manual;
 mod mix;
 mod mix_choice;
@@ -57,7 +57,6 @@ pub use self::allocate::Priced;
 pub use self::allocate::Question;
 pub use self::allocate::legal;
 pub use self::allocate::prepare;
-pub use self::around::Around;
 pub use self::ashq1::Ashq1;
 pub use self::ashq1::LADDER;
 pub use self::ashq1::Span;
@@ -70,6 +69,11 @@ pub use self::boost::boost;
 pub use self::boost::rank_layers;
 pub use self::cache::CacheShape;
 pub use self::cache::cached_layer;
+pub use self::chunk_losses::ChunkLosses;
+pub use self::chunk_losses::Probe;
+pub use self::chunk_losses::is_less;
+pub use self::chunk_losses::mean;
+pub use self::chunk_losses::variance;
 pub use self::density::Density;
 pub use self::density::density;
 pub use self::energy::Energies;
@@ -77,11 +81,6 @@ pub use self::energy::Energy;
 pub use self::error::NoFallback;
 pub use self::error::PolicyError;
 pub use self::error::Retyped;
-pub use self::evidence::Evidence;
-pub use self::evidence::Probe;
-pub use self::evidence::is_less;
-pub use self::evidence::mean;
-pub use self::evidence::variance;
 pub use self::exchange::LineError;
 pub use self::exchange::Typed;
 pub use self::exchange::lines_of_rules;
@@ -100,6 +99,7 @@ pub use self::groups::groups;
 pub use self::listing::Listed;
 pub use self::listing::Listing;
 pub use self::listing::Sum;
+pub use self::local_losses::LocalLosses;
 pub use self::manual::ManualOptions;
 pub use self::manual::Rule;
 pub use self::manual::Target;

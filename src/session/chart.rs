@@ -11,9 +11,9 @@ use crate::manifest;
 use crate::manifest::Manifest;
 use crate::policy::Mix;
 use crate::recipe::StepId;
+use crate::report::chart::CandidateInfo;
 use crate::report::chart::Chart;
 use crate::report::chart::Measured;
-use crate::report::chart::Told;
 use crate::report::metrics;
 use crate::report::metrics::Metrics;
 use crate::store::Store;
@@ -93,9 +93,9 @@ pub fn chart(paths: &[PathBuf], eval: Option<&str>, store: Option<&Store>) -> Re
         let rows = table.rows.iter().filter(|row| row.eval == eval);
         let (mut of_table, choices): (Vec<Measured>, Vec<Option<Choice>>) = rows
             .map(|row| {
-                let (told, choice) = describe(folder, row, store);
+                let (info, choice) = describe(folder, row, store);
                 let row = row.clone();
-                (Measured { row, told }, choice)
+                (Measured { row, info }, choice)
             })
             .unzip();
         join(&mut of_table, &choices);
@@ -107,7 +107,7 @@ pub fn chart(paths: &[PathBuf], eval: Option<&str>, store: Option<&Store>) -> Re
             .iter()
             .flat_map(|(_, table)| table.rows.iter().filter(|row| row.eval == eval).map(|_| &table.recipe));
         for (measured, recipe) in measured.iter_mut().zip(of_recipe) {
-            measured.told.series = format!("{recipe}: {}", measured.told.series);
+            measured.info.series = format!("{recipe}: {}", measured.info.series);
         }
     }
     let title = format!("{}, {eval}", recipes.join(" and "));
@@ -139,8 +139,8 @@ struct Choice {
 /// belongs together no less than what one policy chooses for several.
 fn join(measured: &mut [Measured], choices: &[Option<Choice>]) {
     let alone = |at: usize| {
-        let series = &measured[at].told.series;
-        measured.iter().filter(|other| other.told.series == *series).count() == 1
+        let series = &measured[at].info.series;
+        measured.iter().filter(|other| other.info.series == *series).count() == 1
     };
     let mut sweeps: Vec<(&Choice, Vec<usize>)> = Vec::new();
     for (at, choice) in choices.iter().enumerate() {
@@ -162,13 +162,13 @@ fn join(measured: &mut [Measured], choices: &[Option<Choice>]) {
             "" => choice.method.clone(),
             name => series_of(name, Some(&choice.method)),
         };
-        if measured.iter().any(|other| other.told.series == series) {
+        if measured.iter().any(|other| other.info.series == series) {
             continue;
         }
         for at in sweep {
-            let Measured { row, told } = &mut measured[at];
-            row.candidate[prefix..].clone_into(&mut told.label);
-            told.series.clone_from(&series);
+            let Measured { row, info } = &mut measured[at];
+            row.candidate[prefix..].clone_into(&mut info.label);
+            info.series.clone_from(&series);
         }
     }
 }
@@ -182,12 +182,12 @@ fn common_words<'a>(names: &[&'a str]) -> &'a str {
         .unwrap_or_default()
 }
 
-fn describe(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> (Told, Option<Choice>) {
+fn describe(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> (CandidateInfo, Option<Choice>) {
     by_manifest(folder, row, store).unwrap_or_else(|| (by_name(&row.candidate), None))
 }
 
 /// What the manifest of a candidate says, if it belongs to the file that was measured.
-fn by_manifest(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> Option<(Told, Option<Choice>)> {
+fn by_manifest(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> Option<(CandidateInfo, Option<Choice>)> {
     let path = folder.join(format!("{}{}", container::file_name(&row.candidate), manifest::SUFFIX));
     let manifest = Manifest::parse(&fs::read_small(&path, manifest::CAP).ok()?).ok()?;
     let digest = manifest.subject.first()?.digest.get("blake3")?;
@@ -204,13 +204,13 @@ fn by_manifest(folder: &Path, row: &metrics::Row, store: Option<&Store>) -> Opti
         (Some(variant), _) => variant.clone(),
         (None, _) => candidate.name.clone(),
     };
-    let told = Told {
+    let info = CandidateInfo {
         series: series_of(&candidate.name, method["name"].as_str()),
         label,
         mix,
         predicted: diff::table_of(&manifest, store).and_then(|table| table.predicted_loss?.parse().ok()),
     };
-    Some((told, choice_of(&record.document["inputs"])))
+    Some((info, choice_of(&record.document["inputs"])))
 }
 
 /// How a policy chose, by the inputs of its action; nothing where it had no budget.
@@ -230,13 +230,13 @@ fn series_of(name: &str, method: Option<&str>) -> String {
 }
 
 /// What the name alone says: `tiny-Q4_K_M` is a mix.
-fn by_name(candidate: &str) -> Told {
+fn by_name(candidate: &str) -> CandidateInfo {
     let parts = candidate.rsplit_once('-');
     let (series, label, mix) = match parts {
         Some((series, label)) => (series, label, Mix::from_name(label).is_some()),
         None => (candidate, candidate, Mix::from_name(candidate).is_some()),
     };
-    Told {
+    CandidateInfo {
         series: series.to_owned(),
         label: label.to_owned(),
         mix,

@@ -174,7 +174,7 @@ pub struct Session {
     workers: Option<Workers>,
     models: Models,
     failed: FailedActions,
-    placed: BTreeMap<NodeId, Vec<PathBuf>>,
+    file_overrides: BTreeMap<NodeId, Vec<PathBuf>>,
 }
 
 impl Session {
@@ -206,14 +206,14 @@ impl Session {
             workers,
             models: Models::default(),
             failed: FailedActions::default(),
-            placed: BTreeMap::new(),
+            file_overrides: BTreeMap::new(),
         })
     }
 
     /// Uses other files than those that the recipe names: by node (a source, a corpus), in order; of a split model all
     /// parts.
-    pub fn with_files(mut self, placed: BTreeMap<NodeId, Vec<PathBuf>>) -> Self {
-        self.placed = placed;
+    pub fn with_files(mut self, file_overrides: BTreeMap<NodeId, Vec<PathBuf>>) -> Self {
+        self.file_overrides = file_overrides;
         self
     }
 
@@ -246,8 +246,8 @@ impl Session {
         let mut headers = Headers::new(&self.graph);
         for (node, entry) in self.graph.nodes().zip(&mut plan.entries) {
             match &mut entry.status {
-                Status::Unknown { foreseen, .. } => {
-                    *foreseen = step::kind_of(node).foresee(node, &env, &mut headers);
+                Status::Unknown { expected, .. } => {
+                    *expected = step::kind_of(node).preliminary_estimate(node, &env, &mut headers);
                 }
                 Status::Hit { key } => {
                     let (key, outcome) = (*key, outcomes.of(&node.id));
@@ -394,7 +394,7 @@ impl Session {
             only_table: metrics::tables(&self.recipe).count() < 2,
             folder: self.settings.folder.clone(),
             out: self.settings.out.clone(),
-            placed: self.placed.clone(),
+            file_overrides: self.file_overrides.clone(),
         }
     }
 

@@ -38,7 +38,7 @@ pub struct Need {
     /// Bytes of outputs.
     pub out: u64,
     /// Bytes that are in the store until the output is finished, which holds them then.
-    pub passing: u64,
+    pub temporary: u64,
 }
 
 /// A file system that has too little space for a build.
@@ -137,26 +137,26 @@ impl Session {
                 Status::Miss { estimate, key, .. } => {
                     unknown += usize::from(key.is_none());
                     // If nothing is borrowed, the store keeps everything.
-                    let passing = if self.settings.borrow { estimate.passing } else { 0 };
+                    let temporary = if self.settings.borrow { estimate.temporary } else { 0 };
                     let need = Need {
                         step: entry.node,
-                        store: estimate.writes.saturating_sub(estimate.outputs + passing),
+                        store: estimate.writes.saturating_sub(estimate.outputs + temporary),
                         out: estimate.outputs,
-                        passing,
+                        temporary,
                     };
-                    if need.store + need.out + need.passing > 0 {
+                    if need.store + need.out + need.temporary > 0 {
                         needs.push(need);
                     }
                     needs.extend(self.reference(node, &known, env, &mut headers, &mut references));
                 }
                 Status::Unknown { .. } => {
                     unknown += 1;
-                    let least = step::kind_of(node).least_output(node, env, &mut headers);
+                    let least = step::kind_of(node).minimum_output_bytes(node, env, &mut headers);
                     needs.extend(least.map(|out| Need {
                         step: entry.node,
                         store: 0,
                         out,
-                        passing: 0,
+                        temporary: 0,
                     }));
                     needs.extend(self.reference(node, &known, env, &mut headers, &mut references));
                 }
@@ -189,14 +189,14 @@ impl Session {
         let vocabulary = headers.of(comparison.reference, env)?.vocabulary?;
         let corpus = self.graph.node(&NodeId::Step(comparison.corpus.clone()))?;
         let References { corpora, counted } = references;
-        let blocks = space::foresee(&comparison, known, env, vocabulary, corpus, corpora).ok()?;
+        let blocks = space::missing_reference_bytes(&comparison, known, env, vocabulary, corpus, corpora).ok()?;
         let new = blocks.into_iter().filter(|(name, _)| counted.insert(name.clone()));
         let bytes: u64 = new.map(|(_, bytes)| bytes).sum();
         (bytes > 0).then(|| Need {
             step: node.id.to_string(),
             store: bytes,
             out: 0,
-            passing: 0,
+            temporary: 0,
         })
     }
 }
@@ -214,12 +214,12 @@ fn no_space(needs: &[Need], unknown: usize, env: &Env<'_>) -> Option<NoSpace> {
         *steps.entry(step.to_owned()).or_default() += bytes;
     };
     // What goes again when an output is finished is there for as many at once as are written at once; one at least.
-    let passing = needs.iter().max_by_key(|need| need.passing);
+    let temporary = needs.iter().max_by_key(|need| need.temporary);
     for need in needs {
         add(out, &need.step, need.out);
-        let held = passing
+        let held = temporary
             .filter(|most| most.step == need.step)
-            .map_or(0, |most| most.passing);
+            .map_or(0, |most| most.temporary);
         add(store, &need.step, need.store + held);
     }
     disks.into_values().find_map(|(path, steps)| {

@@ -9,8 +9,8 @@ use super::find;
 use crate::observer::Observer;
 use crate::scheduler;
 use crate::scheduler::Report;
-use crate::step::Twice;
-use crate::step::TwiceDifference;
+use crate::step::RepeatCheck;
+use crate::step::RepeatDifference;
 
 /// The outcome of running actions twice.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub struct Compared {
     /// How many actions were run a second time, or once more where a result was there.
     pub repeated: u64,
     /// What differed.
-    pub differences: Vec<TwiceDifference>,
+    pub differences: Vec<RepeatDifference>,
 }
 
 impl Session {
@@ -45,7 +45,7 @@ impl Session {
         // What is written here goes away again.
         self.store.set_borrowing(false);
         let scratch = self.store.scratch()?;
-        let twice = Arc::new(Twice::of(chosen));
+        let twice = Arc::new(RepeatCheck::of(chosen));
         let mut env = self.env(observer);
         scratch.path().clone_into(&mut env.out);
         env.machine.twice = Some(Arc::clone(&twice));

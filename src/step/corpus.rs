@@ -21,11 +21,11 @@ use crate::step::Outcome;
 use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::step::Watched;
-use crate::step::misplaced;
 use crate::step::pattern::Unmatched;
 use crate::step::pattern::anchored;
 use crate::step::pattern::is_pattern;
 use crate::step::pattern::matches;
+use crate::step::wrong_kind;
 use crate::work::Context;
 
 /// A corpus.
@@ -35,9 +35,9 @@ fn corpus(node: &Node) -> Result<&CorpusStep, StepError> {
     match &node.work {
         Work::Step(step) => match &step.body {
             StepBody::Corpus(corpus) => Ok(corpus),
-            _ => Err(misplaced(node)),
+            _ => Err(wrong_kind(node)),
         },
-        _ => Err(misplaced(node)),
+        _ => Err(wrong_kind(node)),
     }
 }
 
@@ -120,7 +120,7 @@ impl Kind for Corpus {
     }
 
     fn files(&self, node: &Node, env: &Env<'_>) -> Result<Vec<PathBuf>, StepError> {
-        match env.placed.get(&node.id) {
+        match env.file_overrides.get(&node.id) {
             Some(files) => Ok(files.clone()),
             None => find(corpus(node)?, &env.folder),
         }

@@ -21,9 +21,9 @@ use crate::step::Outcome;
 use crate::step::Pool;
 use crate::step::StepError;
 use crate::step::key_of;
-use crate::step::misplaced;
 use crate::step::promote;
 use crate::step::space::Comparison;
+use crate::step::wrong_kind;
 use crate::work::CODEC;
 use crate::work::Context;
 use crate::work::Cut;
@@ -36,9 +36,9 @@ fn eval(node: &Node) -> Result<(&EvalStep, &StepId), StepError> {
     match &node.work {
         Work::Eval { step, candidate } => match &step.body {
             StepBody::Eval(eval) => Ok((eval, candidate)),
-            _ => Err(misplaced(node)),
+            _ => Err(wrong_kind(node)),
         },
-        _ => Err(misplaced(node)),
+        _ => Err(wrong_kind(node)),
     }
 }
 

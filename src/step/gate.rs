@@ -17,7 +17,7 @@ use crate::step::Outcome;
 use crate::step::StepError;
 use crate::step::key_of;
 use crate::step::metrics;
-use crate::step::misplaced;
+use crate::step::wrong_kind;
 use crate::work::Context;
 use crate::work::decode;
 
@@ -31,9 +31,9 @@ fn gate(node: &Node) -> Result<(&GateStep, &[FiguresOf]), StepError> {
     match &node.work {
         Work::Figures { step, rows } => match &step.body {
             StepBody::Gate(gate) => Ok((gate, rows)),
-            _ => Err(misplaced(node)),
+            _ => Err(wrong_kind(node)),
         },
-        _ => Err(misplaced(node)),
+        _ => Err(wrong_kind(node)),
     }
 }
 

@@ -25,7 +25,7 @@ use crate::step::Pool;
 use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::step::key_of;
-use crate::step::misplaced;
+use crate::step::wrong_kind;
 use crate::vocab::MergeMode;
 use crate::work::Context;
 
@@ -36,9 +36,9 @@ fn imatrix_step(node: &Node) -> Result<&ImatrixStep, StepError> {
     match &node.work {
         Work::Step(step) => match &step.body {
             StepBody::Imatrix(imatrix) => Ok(imatrix),
-            _ => Err(misplaced(node)),
+            _ => Err(wrong_kind(node)),
         },
-        _ => Err(misplaced(node)),
+        _ => Err(wrong_kind(node)),
     }
 }
 
@@ -77,7 +77,7 @@ fn action_of(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<(Action, Vec
         }
         ImatrixStep::Merge { inputs: parts, mode } => (merge_action(parts, *mode, inputs)?, Vec::new()),
         ImatrixStep::Import { source } => {
-            let file = inputs.source(source)?.files.first().ok_or_else(|| misplaced(node))?;
+            let file = inputs.source(source)?.files.first().ok_or_else(|| wrong_kind(node))?;
             let action = Action::ImatrixImport(ImatrixImport { file: file.digest });
             (action, vec![file.clone()])
         }

@@ -18,7 +18,7 @@ use crate::step::Kind;
 use crate::step::Outcome;
 use crate::step::StepError;
 use crate::step::key_of;
-use crate::step::misplaced;
+use crate::step::wrong_kind;
 use crate::work::Context;
 
 /// A join.
@@ -28,9 +28,9 @@ fn join_step(node: &Node) -> Result<&JoinStep, StepError> {
     match &node.work {
         Work::Step(step) => match &step.body {
             StepBody::Join(join) => Ok(join),
-            _ => Err(misplaced(node)),
+            _ => Err(wrong_kind(node)),
         },
-        _ => Err(misplaced(node)),
+        _ => Err(wrong_kind(node)),
     }
 }
 

@@ -19,8 +19,8 @@ use crate::step::Kind;
 use crate::step::Outcome;
 use crate::step::StepError;
 use crate::step::key_of;
-use crate::step::misplaced;
 use crate::step::output;
+use crate::step::wrong_kind;
 use crate::work::Context;
 
 /// The version of the table: raise it when its form changes.
@@ -32,7 +32,7 @@ pub struct Metrics;
 fn rows(node: &Node) -> Result<(&str, &[FiguresOf]), StepError> {
     match &node.work {
         Work::Figures { step, rows } => Ok((&step.id.name, rows)),
-        _ => Err(misplaced(node)),
+        _ => Err(wrong_kind(node)),
     }
 }
 

@@ -54,10 +54,10 @@ use crate::work::fact_of;
 use crate::work::output_of;
 
 pub use crate::work::Class;
+pub use crate::work::RepeatCheck;
+pub use crate::work::RepeatDifference;
 pub use crate::work::SourceFile;
 pub use crate::work::StepError;
-pub use crate::work::Twice;
-pub use crate::work::TwiceDifference;
 
 /// What the steps of a build share. None of it is part of a key.
 pub struct Env<'a> {
@@ -74,7 +74,7 @@ pub struct Env<'a> {
     /// Where outputs go.
     pub out: PathBuf,
     /// Files to use in place of those that the recipe names, by node and in order.
-    pub placed: BTreeMap<NodeId, Vec<PathBuf>>,
+    pub file_overrides: BTreeMap<NodeId, Vec<PathBuf>>,
 }
 
 /// What can be told of a node's action before it runs.
@@ -192,7 +192,7 @@ pub struct Estimate {
     /// Those of them that are written to the output folder.
     pub outputs: u64,
     /// Those of them that are in the store only until the output is finished, which holds them then.
-    pub passing: u64,
+    pub temporary: u64,
     /// Parts whose result is not there; as many as there are parts at all, where results are not looked for.
     pub missing: u64,
     /// Parts in all.
@@ -273,12 +273,12 @@ pub trait Kind: Sync {
 
     /// Returns what it would do to begin with, where nodes before it have not run yet: as far as the recipe and the headers of
     /// models tell.
-    fn foresee(&self, _node: &Node, _env: &Env<'_>, _headers: &mut Headers<'_>) -> Option<Estimate> {
+    fn preliminary_estimate(&self, _node: &Node, _env: &Env<'_>, _headers: &mut Headers<'_>) -> Option<Estimate> {
         None
     }
 
     /// Returns how many bytes it would write to the output folder at the least, where nodes before it have not run yet.
-    fn least_output(&self, _node: &Node, _env: &Env<'_>, _headers: &mut Headers<'_>) -> Option<u64> {
+    fn minimum_output_bytes(&self, _node: &Node, _env: &Env<'_>, _headers: &mut Headers<'_>) -> Option<u64> {
         None
     }
 
@@ -362,7 +362,7 @@ pub fn carry_out(node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>
 }
 
 /// Says that a node does not hold what its kind needs: a bug in the graph.
-pub(crate) fn misplaced(node: &Node) -> StepError {
+pub(crate) fn wrong_kind(node: &Node) -> StepError {
     StepError::Document {
         what: "graph",
         problem: format!("the node `{}` does not match its kind", node.id),

@@ -3,7 +3,7 @@
 mod budget;
 mod cost;
 mod document;
-mod foresee;
+mod minimum_size;
 
 use crate::action;
 use crate::action::Action;
@@ -24,16 +24,16 @@ use crate::step::Outcome;
 use crate::step::Pool;
 use crate::step::StepError;
 use crate::step::key_of;
-use crate::step::misplaced;
 use crate::step::output;
 use crate::step::space::Comparison;
 use crate::step::space::Headers;
+use crate::step::wrong_kind;
 use crate::work::Context;
 use crate::work::Cut;
 use crate::work::policy::Inspected;
 
-pub use cost::foresee_probes;
-pub use foresee::foresee;
+pub use cost::estimate_from_header;
+pub use minimum_size::minimum_bytes;
 
 use document::document_of;
 
@@ -44,9 +44,9 @@ fn policy_step(node: &Node) -> Result<&PolicyStep, StepError> {
     match &node.work {
         Work::Step(step) => match &step.body {
             StepBody::Policy(policy) => Ok(policy),
-            _ => Err(misplaced(node)),
+            _ => Err(wrong_kind(node)),
         },
-        _ => Err(misplaced(node)),
+        _ => Err(wrong_kind(node)),
     }
 }
 
@@ -94,9 +94,9 @@ impl Kind for Policy {
         )
     }
 
-    fn foresee(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> Option<Estimate> {
+    fn preliminary_estimate(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> Option<Estimate> {
         let step = policy_step(node).ok()?;
-        foresee_probes(step, headers.of(&step.model, env)?.facts.as_ref()?)
+        estimate_from_header(step, headers.of(&step.model, env)?.facts.as_ref()?)
     }
 
     /// A policy that measures computes the log-probabilities of the model itself, on all chunks that it measures anything on.
@@ -154,6 +154,6 @@ impl Kind for Policy {
 fn certificate_name(node: &Node) -> Result<String, StepError> {
     match &node.work {
         Work::Step(step) => Ok(format!("{}.certificate.json", step.id.label())),
-        _ => Err(misplaced(node)),
+        _ => Err(wrong_kind(node)),
     }
 }

@@ -34,10 +34,10 @@ use crate::step::Pool;
 use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::step::key_of;
-use crate::step::misplaced;
 use crate::step::output;
 use crate::step::policy;
 use crate::step::space::Headers;
+use crate::step::wrong_kind;
 use crate::work::Assembly;
 use crate::work::Context;
 use crate::work::Draft;
@@ -62,10 +62,10 @@ struct Parts<'i> {
 impl<'i> Parts<'i> {
     fn of(node: &'i Node, inputs: &'i Inputs) -> Result<Self, StepError> {
         let Work::Promote { step, policy } = &node.work else {
-            return Err(misplaced(node));
+            return Err(wrong_kind(node));
         };
         let StepBody::Promote(promote) = &step.body else {
-            return Err(misplaced(node));
+            return Err(wrong_kind(node));
         };
         Ok(Self {
             id: &step.id,
@@ -148,7 +148,7 @@ impl Kind for Promote {
 
     fn intact(&self, node: &Node, outcome: &mut Outcome, _inputs: &Inputs, env: &Env<'_>) -> Result<bool, StepError> {
         let expected = file_digest(outcome)?;
-        let path = output::path(env, &file_name(candidate(node).ok_or_else(|| misplaced(node))?))?;
+        let path = output::path(env, &file_name(candidate(node).ok_or_else(|| wrong_kind(node))?))?;
         let found = output::intact(env, &path, &expected)?;
         if found.is_some() && env.store.is_leased() {
             // The manifest needs the results that the candidate was made of, too.
@@ -187,7 +187,7 @@ impl Kind for Promote {
                 estimate.missing += 1;
                 estimate.reads += tensor.bytes.len;
                 estimate.writes += choice.bytes;
-                estimate.passing += choice.bytes;
+                estimate.temporary += choice.bytes;
             }
         }
         Ok(estimate)
@@ -203,14 +203,14 @@ impl Kind for Promote {
 
     /// By the header of the model and the policy. Nothing where the candidate's file is there: it may well turn out to be the
     /// right one.
-    fn least_output(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> Option<u64> {
+    fn minimum_output_bytes(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> Option<u64> {
         let Work::Promote { step, policy } = &node.work else {
             return None;
         };
         if is_there(&step.id, env) {
             return None;
         }
-        policy::foresee(policy, headers.of(&policy.model, env)?.facts.as_ref()?)
+        policy::minimum_bytes(policy, headers.of(&policy.model, env)?.facts.as_ref()?)
     }
 
     fn run(&self, node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {

@@ -26,7 +26,7 @@ use crate::step::Pool;
 use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::step::Watched;
-use crate::step::misplaced;
+use crate::step::wrong_kind;
 use crate::work::Context;
 use crate::work::INDEX;
 use crate::work::hash_model;
@@ -37,13 +37,13 @@ pub struct Source;
 fn source(node: &Node) -> Result<&SourceDef, StepError> {
     match &node.work {
         Work::Source(source) => Ok(source),
-        _ => Err(misplaced(node)),
+        _ => Err(wrong_kind(node)),
     }
 }
 
 /// Returns where the source is: the first of its files.
 fn path_of(node: &Node, env: &Env<'_>) -> Result<PathBuf, StepError> {
-    match env.placed.get(&node.id).and_then(|files| files.first()) {
+    match env.file_overrides.get(&node.id).and_then(|files| files.first()) {
         Some(path) => Ok(path.clone()),
         None => Ok(env.path(&source(node)?.path.resolved)),
     }

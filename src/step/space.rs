@@ -99,7 +99,7 @@ pub type Corpora<'n> = BTreeMap<(&'n SourceName, &'n StepId, Cut, Fingerprint), 
 /// # Errors
 ///
 /// What would fail the step, too.
-pub fn foresee<'n>(
+pub fn missing_reference_bytes<'n>(
     comparison: &Comparison<'n>,
     known: &Inputs,
     env: &Env<'_>,

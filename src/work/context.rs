@@ -6,15 +6,15 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
+use super::ActionOutputs;
 use super::FailedActions;
 use super::Located;
-use super::Made;
 use super::Models;
+use super::RepeatCheck;
 use super::SourceFile;
 use super::StepError;
-use super::Twice;
 use super::locked;
-use super::places::Places;
+use super::tensor_locations::TensorLocations;
 use super::variants::Variants;
 use super::worker::Worker;
 use super::worker::Workers;
@@ -45,7 +45,7 @@ pub struct Machine<'a> {
     /// Models that this process has loaded.
     pub models: &'a Models,
     /// Whose actions run twice, to compare the results.
-    pub twice: Option<Arc<Twice>>,
+    pub twice: Option<Arc<RepeatCheck>>,
     /// Receives the actions that fail.
     pub failed: Option<&'a FailedActions>,
 }
@@ -86,7 +86,7 @@ pub trait Work: Sync {
     /// # Errors
     ///
     /// Why it cannot be done.
-    fn run(&self, context: &Context<'_>) -> Result<Made, StepError>;
+    fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError>;
 }
 
 /// How much of something is done.
@@ -114,7 +114,7 @@ pub struct Context<'a> {
     /// The imatrix that the importances of tensors come from, where they are not in the store.
     imatrix: Mutex<Option<BlobDigest>>,
     /// Where the bytes of tensors are.
-    pub(super) places: Mutex<Places>,
+    pub(super) tensor_locations: Mutex<TensorLocations>,
     /// Models that are measured without a file.
     pub(super) variants: Mutex<Variants>,
     /// What the engine logged.
@@ -148,7 +148,7 @@ impl<'a> Context<'a> {
             cached: AtomicU64::new(0),
             progress: Mutex::default(),
             imatrix: Mutex::default(),
-            places: Mutex::default(),
+            tensor_locations: Mutex::default(),
             variants: Mutex::default(),
             log: Mutex::default(),
             advance: None,
@@ -191,7 +191,7 @@ impl<'a> Context<'a> {
     ///
     /// [`StepError::NotLocated`], and errors of reading the index of a model.
     pub(super) fn tensor_place(&self, tensor: &BlobDigest) -> Result<(SourceFile, u64), StepError> {
-        locked(&self.places).find(self.store(), &self.located(), tensor)
+        locked(&self.tensor_locations).find(self.store(), &self.located(), tensor)
     }
 
     /// Has a candidate's file written in a folder, under a temporary name. Without this, its bytes are digested only.

@@ -5,8 +5,8 @@ use std::io::Read;
 use serde::Deserialize;
 use serde::Serialize;
 
+use super::ActionOutputs;
 use super::Context;
-use super::Made;
 use super::SourceFile;
 use super::StepError;
 use super::Work;
@@ -40,7 +40,7 @@ impl Work for Corpus {
         files.collect()
     }
 
-    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+    fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
         let files = self.reads(context)?;
         let total: u64 = files.iter().map(|file| file.digest.len).sum();
         context.expect(Unit::BytesHashed, total);
@@ -58,7 +58,7 @@ impl Work for Corpus {
             parse_special: self.parse_special,
             texts: self.texts.clone(),
         };
-        let mut made = Made::default();
+        let mut made = ActionOutputs::default();
         made.output(Self::CORPUS, context.store().put(&encode(&document)?)?);
         made.fact(Self::TEXTS, files.len());
         made.fact(Self::BYTES, total);

@@ -4,8 +4,8 @@
 use serde::Deserialize;
 use serde::Serialize;
 
+use super::ActionOutputs;
 use super::Context;
-use super::Made;
 use super::StepError;
 use super::Work;
 use super::blocks::Block;
@@ -119,7 +119,7 @@ pub struct Document {
 }
 
 impl Work for Eval {
-    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+    fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
         let reading = Reading {
             corpus: self.corpus,
             tokenizer: self.tokenizer,
@@ -133,7 +133,7 @@ impl Work for Eval {
         };
         let blocks = reading.blocks(context, cut)?;
         let document = figures(self, context, &blocks)?;
-        let mut made = Made::default();
+        let mut made = ActionOutputs::default();
         made.output(Self::FIGURES, context.store().put(&encode(&document)?)?);
         made.fact(Self::CHUNKS, document.chunks.len());
         made.fact(Self::PPL, format!("{:.4}", document.ppl.value));

@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::ActionOutputs;
 use super::Context;
 use super::LocatedModel;
-use super::Made;
 use super::SourceFile;
 use super::StepError;
 use super::Work;
@@ -99,7 +99,7 @@ impl Work for EvalBlock {
         Some(self.engine)
     }
 
-    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+    fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
         let block = Block::load(context.store(), self.tokens, self.context)?;
         let reference = self.reference(context)?;
         let located = context.located();
@@ -120,7 +120,7 @@ impl Work for EvalBlock {
                 )
             })?,
         };
-        let mut made = Made::default();
+        let mut made = ActionOutputs::default();
         made.output(Self::FIGURES, context.store().put(&scored.encode())?);
         Ok(made)
     }

@@ -1,7 +1,7 @@
 //! Bounds and comparisons that candidates must meet.
 
+use super::ActionOutputs;
 use super::Context;
-use super::Made;
 use super::StepError;
 use super::Work;
 use super::documents::encode;
@@ -22,9 +22,9 @@ use crate::requirement::Requirement;
 use crate::store::Store;
 
 impl Work for Gate {
-    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+    fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
         let verdict = judge(context.store(), self)?;
-        let mut made = Made::default();
+        let mut made = ActionOutputs::default();
         made.fact(Self::CHECKS, verdict.checks.len());
         made.fact(Self::FAILED, verdict.failures().len());
         made.output(Self::VERDICT, context.store().put(&encode(&verdict)?)?);

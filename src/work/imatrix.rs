@@ -1,6 +1,6 @@
 //! Imatrices in the store: read, written, and added up.
 
-use super::Made;
+use super::ActionOutputs;
 use super::StepError;
 use crate::action::ImatrixCollect;
 use crate::digest::BlobDigest;
@@ -26,11 +26,11 @@ pub fn load(store: &Store, digest: BlobDigest) -> Result<Imatrix, StepError> {
 }
 
 /// Puts an imatrix into the store. One of zeros is refused here too, whether it was imported, merged or collected.
-pub(super) fn save(store: &Store, imatrix: &Imatrix) -> Result<Made, StepError> {
+pub(super) fn save(store: &Store, imatrix: &Imatrix) -> Result<ActionOutputs, StepError> {
     let bytes = imatrix
         .to_gguf()
         .map_err(|error| StepError::input(format!("the imatrix cannot be written: {error}")))?;
-    let mut made = Made::default();
+    let mut made = ActionOutputs::default();
     made.output(ImatrixCollect::IMATRIX, store.put(&bytes)?);
     made.fact(ImatrixCollect::ENTRIES, imatrix.entries.len());
     made.fact(ImatrixCollect::CHUNKS, imatrix.chunk_count);

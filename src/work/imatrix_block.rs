@@ -1,7 +1,7 @@
 //! The imatrix of a block of chunks.
 
+use super::ActionOutputs;
 use super::Context;
-use super::Made;
 use super::SourceFile;
 use super::StepError;
 use super::Work;
@@ -21,7 +21,7 @@ impl Work for ImatrixBlock {
         Some(self.engine)
     }
 
-    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+    fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
         let block = Block::load(context.store(), self.tokens, self.context)?;
         let located = context.located();
         let options = CollectOptions {

@@ -1,7 +1,7 @@
 //! An imatrix, collected block by block and added up.
 
+use super::ActionOutputs;
 use super::Context;
-use super::Made;
 use super::StepError;
 use super::Work;
 use super::blocks::Cut;
@@ -16,7 +16,7 @@ use crate::observer::ActionOutcome;
 use crate::observer::Unit;
 
 impl Work for ImatrixCollect {
-    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+    fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
         let reading = Reading {
             corpus: self.corpus,
             tokenizer: self.tokenizer,

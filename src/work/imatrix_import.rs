@@ -1,7 +1,7 @@
 //! A foreign imatrix, of either form.
 
+use super::ActionOutputs;
 use super::Context;
-use super::Made;
 use super::SourceFile;
 use super::StepError;
 use super::Work;
@@ -20,7 +20,7 @@ impl Work for ImatrixImport {
         Ok(vec![context.located().file(&self.file)?.clone()])
     }
 
-    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+    fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
         let located = context.located();
         let file = located.file(&self.file)?;
         let bytes = fs::read_open(&file.open()?, &file.path, IMATRIX_CAP)?;

@@ -1,7 +1,7 @@
 //! Imatrices merged to one.
 
+use super::ActionOutputs;
 use super::Context;
-use super::Made;
 use super::StepError;
 use super::Work;
 use super::imatrix;
@@ -11,7 +11,7 @@ use crate::imatrix::Weight;
 use crate::prose;
 
 impl Work for ImatrixMerge {
-    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+    fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
         let loaded = self
             .imatrices
             .iter()

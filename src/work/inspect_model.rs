@@ -4,8 +4,8 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::mpsc;
 
+use super::ActionOutputs;
 use super::Context;
-use super::Made;
 use super::SourceFile;
 use super::StepError;
 use super::Work;
@@ -36,7 +36,7 @@ impl Work for InspectModel {
         files.collect()
     }
 
-    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+    fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
         let files = self.reads(context)?;
         let model = open(&files)?;
         let tensors = index_tensors(context, model.as_ref(), &files)?;
@@ -45,7 +45,7 @@ impl Work for InspectModel {
             context.check_cancel()?;
             Ok::<_, StepError>(store.put(bytes)?)
         };
-        let mut made = Made::default();
+        let mut made = ActionOutputs::default();
         let metadata = model.metadata();
         let hyperparameters = put(&header_of(metadata, |key| !inert(key))?)?;
         let vocabulary = |key: &str| key.starts_with("tokenizer.") && !key.starts_with("tokenizer.chat_template");

@@ -7,8 +7,8 @@ use std::collections::HashSet;
 use serde::Deserialize;
 use serde::Serialize;
 
+use super::ActionOutputs;
 use super::Context;
-use super::Made;
 use super::StepError;
 use super::Work;
 use super::documents::decode;
@@ -113,7 +113,7 @@ pub fn slice_bytes(weights: &[f32]) -> Vec<u8> {
 }
 
 impl Work for Join {
-    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+    fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
         let store = context.store();
         let imatrix = imatrix::load(store, self.imatrix)?;
         let shape: Shape = decode(store, "shape", self.shape)?;
@@ -124,7 +124,7 @@ impl Work for Join {
             tensors: report.matched.keys().cloned().collect(),
         };
         let unrouted: usize = report.matched.values().map(|matched| matched.unrouted.len()).sum();
-        let mut made = Made::default();
+        let mut made = ActionOutputs::default();
         made.output(Self::COVERAGE, store.put(&encode(&coverage)?)?);
         made.output(Self::SLICES, store.put(&encode(&slices)?)?);
         made.output(Self::IMATRIX, self.imatrix);

@@ -1,7 +1,7 @@
 //! The table of candidates.
 
+use super::ActionOutputs;
 use super::Context;
-use super::Made;
 use super::StepError;
 use super::Work;
 use super::documents::decode;
@@ -16,7 +16,7 @@ use crate::report::metrics::Row;
 use crate::store::Store;
 
 impl Work for Metrics {
-    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+    fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
         let store = context.store();
         let loaded = self.rows.iter().map(|row| load(store, row).map(|(row, _)| row));
         let rows = loaded.collect::<Result<Vec<_>, _>>()?;
@@ -25,7 +25,7 @@ impl Work for Metrics {
             what: "table",
             problem: error.to_string(),
         };
-        let mut made = Made::default();
+        let mut made = ActionOutputs::default();
         made.output(Self::JSON, store.put(&table.json().map_err(broken)?)?);
         made.output(Self::MARKDOWN, store.put(table.markdown().as_bytes())?);
         made.fact(Self::ROWS, table.rows.len());

@@ -2,6 +2,7 @@
 //! names. Nothing here knows a recipe's steps or the output folder, so an action can be run by the build, by `forge exec`, or by a
 //! worker process, with the same result.
 
+mod action_outputs;
 mod assembly;
 mod blocks;
 mod candidate_metadata;
@@ -24,30 +25,30 @@ mod inspect_model;
 mod join;
 mod loading;
 mod located;
-mod locked;
-mod made;
 mod metrics;
 mod model_documents;
 mod models;
+mod mutex;
 mod perform;
-mod places;
 pub mod policy;
 mod prepare;
 mod probe;
 mod promote;
 mod reference_block;
 mod references;
+mod repeat;
 mod scoring;
 mod source_file;
 mod table;
 mod tensor;
 mod tensor_error;
+mod tensor_locations;
 mod tensors;
 mod tokens;
-mod twice;
 mod variants;
 mod worker;
 
+pub use action_outputs::ActionOutputs;
 pub use assembly::AssembledTensor;
 pub use assembly::Assembly;
 pub use assembly::From;
@@ -82,7 +83,6 @@ pub use join::Slices;
 pub use join::slice_bytes;
 pub use located::Located;
 pub use located::LocatedModel;
-pub use made::Made;
 pub use model_documents::Compute;
 pub use model_documents::ComputeTensor;
 pub use model_documents::INDEX;
@@ -98,13 +98,13 @@ pub use perform::fact_of;
 pub use perform::output_of;
 pub use promote::write_again;
 pub use references::Reference;
+pub use repeat::RepeatCheck;
+pub use repeat::RepeatDifference;
 pub use scoring::CODEC;
 pub use scoring::failed as evaluation_failed;
 pub use source_file::SourceFile;
 pub use tensors::Tensors;
-pub use twice::Twice;
-pub use twice::TwiceDifference;
 pub use worker::Workers;
 pub use worker::serve;
 
-use locked::locked;
+use mutex::locked;

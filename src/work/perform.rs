@@ -4,14 +4,14 @@ use std::str::FromStr;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use super::ActionOutputs;
 use super::Context;
-use super::Made;
+use super::RepeatDifference;
 use super::SourceFile;
 use super::StepError;
-use super::TwiceDifference;
+use super::repeat;
+use super::repeat::RepeatCheck;
 use super::table::work_of;
-use super::twice;
-use super::twice::Twice;
 use crate::action::Action;
 use crate::action::ActionResult;
 use crate::action::Fact;
@@ -185,7 +185,7 @@ impl Context<'_> {
     /// # Errors
     ///
     /// Why the work failed; [`StepError::SourceChanged`].
-    pub fn run(&self, action: &Action) -> Result<Made, StepError> {
+    pub fn run(&self, action: &Action) -> Result<ActionOutputs, StepError> {
         let work = work_of(action);
         let reads = work.reads(self)?;
         let check = || reads.iter().try_for_each(SourceFile::check_unchanged);
@@ -213,7 +213,7 @@ impl Context<'_> {
     /// Makes a result once more and compares. The store keeps the one that it has.
     fn perform_again(
         &self,
-        twice: &Twice,
+        twice: &RepeatCheck,
         part: &str,
         action: &Action,
         performed: &Performed,
@@ -227,8 +227,8 @@ impl Context<'_> {
         };
         if let Committed::Differs(event) = self.machine.store.commit(&performed.key, &again)? {
             let StoreEvent::Nondeterminism { kept, differing, .. } = *event;
-            let found = twice::compare(self.machine.store, &kept, &differing)?;
-            let found = found.into_iter().map(|(output, at, kept, differing)| TwiceDifference {
+            let found = repeat::compare(self.machine.store, &kept, &differing)?;
+            let found = found.into_iter().map(|(output, at, kept, differing)| RepeatDifference {
                 step: self.step.clone(),
                 kind: action.kind(),
                 key: performed.key,
@@ -238,7 +238,7 @@ impl Context<'_> {
                 kept,
                 differing,
             });
-            let found: Vec<TwiceDifference> = found.collect();
+            let found: Vec<RepeatDifference> = found.collect();
             for difference in &found {
                 self.report(Event::Nondeterminism {
                     step: difference.step.clone(),

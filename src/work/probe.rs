@@ -31,7 +31,7 @@ use crate::tensor_type::TensorType;
 pub(super) type Variant = BTreeMap<usize, TensorType>;
 
 /// A model that variants of itself are measured against.
-pub(super) struct Bench<'r, 'c> {
+pub(super) struct ProbeRunner<'r, 'c> {
     context: &'r Context<'c>,
     /// The model and how it is compared.
     reference: Reference,
@@ -54,7 +54,7 @@ struct Ready<'v> {
     known: BTreeMap<usize, BlobDigest>,
 }
 
-impl<'r, 'c> Bench<'r, 'c> {
+impl<'r, 'c> ProbeRunner<'r, 'c> {
     /// Prepares to measure on some blocks.
     pub(super) fn new(
         context: &'r Context<'c>,

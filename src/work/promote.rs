@@ -1,9 +1,9 @@
 //! A candidate, assembled from its tensors. The file is written straight from the store and the source; it is not stored
 //! a second time.
 
+use super::ActionOutputs;
 use super::CandidateFile;
 use super::Context;
-use super::Made;
 use super::SourceFile;
 use super::StepError;
 use super::Work;
@@ -21,7 +21,7 @@ impl Work for Promote {
         Ok(context.located().with_index(&self.model)?.files.clone())
     }
 
-    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+    fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
         let draft = Draft::load(context.store(), self, context.imatrix())?;
         context.check_cancel()?;
         draft.check_requantize(self.allow_requantize)?;
@@ -29,7 +29,7 @@ impl Work for Promote {
         let located = context.located();
         let model = located.with_index(&self.model)?;
         let store = context.store();
-        let mut made = Made::default();
+        let mut made = ActionOutputs::default();
         made.output(Self::HEADER, store.put(draft.layout.header())?);
         let compute = compute_of(model.hyperparameters, &written.tensors);
         made.output(Self::COMPUTE, store.put(&encode(&compute)?)?);

@@ -1,7 +1,7 @@
 //! The reference's log-probabilities of a block of chunks.
 
+use super::ActionOutputs;
 use super::Context;
-use super::Made;
 use super::SourceFile;
 use super::StepError;
 use super::Work;
@@ -25,13 +25,13 @@ impl Work for ReferenceBlock {
         Some(self.engine)
     }
 
-    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+    fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
         let block = Block::load(context.store(), self.tokens, self.context)?;
         let located = context.located();
         let digest = context.with_model(self.engine, located.model(&self.model)?, self.context, |model| {
             compute(context, model, &block, self.context)
         })?;
-        let mut made = Made::default();
+        let mut made = ActionOutputs::default();
         made.output(Self::REFERENCE, digest);
         Ok(made)
     }

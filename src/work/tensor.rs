@@ -1,7 +1,7 @@
 //! One tensor, quantized.
 
+use super::ActionOutputs;
 use super::Context;
-use super::Made;
 use super::SourceFile;
 use super::StepError;
 use super::Work;
@@ -58,7 +58,7 @@ impl Work for Tensor {
         Ok(vec![self.place(context)?.0])
     }
 
-    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+    fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
         let (source, start) = self.place(context)?;
         let weights = self.weights.as_ref().map(|digest| weights(context.store(), digest));
         let weights = weights.transpose()?;
@@ -86,7 +86,7 @@ impl Work for Tensor {
                 expected.unwrap_or_default()
             )));
         }
-        let mut made = Made::default();
+        let mut made = ActionOutputs::default();
         made.output(Self::TENSOR, digest);
         Ok(made)
     }

@@ -3,8 +3,8 @@
 use serde::Deserialize;
 use serde::Serialize;
 
+use super::ActionOutputs;
 use super::Context;
-use super::Made;
 use super::SourceFile;
 use super::StepError;
 use super::Work;
@@ -46,7 +46,7 @@ impl Work for TensorError {
         Ok(vec![tensor_of(self, context)?.place(context)?.0])
     }
 
-    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+    fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
         let tensor = tensor_of(self, context)?;
         let store = context.store();
         let quantized = output_of(&context.result_of(&self.tensor)?, action::Tensor::TENSOR)?;
@@ -71,7 +71,7 @@ impl Work for TensorError {
             errors: lost.iter().map(|matrix| matrix.error).collect(),
             norms: lost.iter().map(|matrix| matrix.norm).collect(),
         };
-        let mut made = Made::default();
+        let mut made = ActionOutputs::default();
         made.output(Self::ERRORS, store.put(&encode(&document)?)?);
         Ok(made)
     }

@@ -1,7 +1,7 @@
 //! Texts as tokens.
 
+use super::ActionOutputs;
 use super::Context;
-use super::Made;
 use super::SourceFile;
 use super::StepError;
 use super::Work;
@@ -31,7 +31,7 @@ impl Work for Tokens {
         Some(self.engine)
     }
 
-    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+    fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
         let text = read_texts(&self.texts(context)?)?;
         let located = context.located();
         let model = located.with_tokenizer(&self.tokenizer)?;
@@ -39,7 +39,7 @@ impl Work for Tokens {
             let tokens = tokenizer
                 .tokenize(&text, self.parse_special)
                 .map_err(StepError::engine("tokenizing the corpus"))?;
-            let mut made = Made::default();
+            let mut made = ActionOutputs::default();
             made.output(Self::TOKENS, context.store().put(&encode(&tokens))?);
             made.fact(Self::COUNT, tokens.len());
             made.fact(Self::BOS, tokenizer.first_token().unwrap_or(-1));

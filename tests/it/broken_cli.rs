@@ -6,12 +6,12 @@ use std::process::Stdio;
 
 use crate::broken_formats::broken_gguf_files;
 use crate::broken_formats::broken_imatrix_files;
-use crate::cut::BARE;
-use crate::cut::assert_store_whole;
-use crate::cut::build_well;
-use crate::cut::edited;
-use crate::cut::furnish;
-use crate::cut::in_parallel;
+use crate::one_layer_project::BARE;
+use crate::one_layer_project::assert_store_whole;
+use crate::one_layer_project::build_well;
+use crate::one_layer_project::edited;
+use crate::one_layer_project::furnish;
+use crate::one_layer_project::in_parallel;
 use crate::support::Forge;
 use crate::support::Run;
 use crate::support::project;

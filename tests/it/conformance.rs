@@ -19,8 +19,8 @@ use std::time::SystemTime;
 
 use nix::sys::signal::Signal;
 
-use crate::cut;
-use crate::cut::corrupt_quietly;
+use crate::one_layer_project;
+use crate::one_layer_project::corrupt_quietly;
 use crate::support::Forge;
 use crate::support::project;
 
@@ -39,8 +39,8 @@ struct Tool {
 impl Tool {
     fn forge() -> Self {
         let forge = Forge::new();
-        cut::furnish(&forge);
-        forge.recipe(cut::BARE);
+        one_layer_project::furnish(&forge);
+        forge.recipe(one_layer_project::BARE);
         Self {
             name: "forge",
             forge,
@@ -51,7 +51,9 @@ impl Tool {
     /// Makes the project of another tool. `bin` is where pip's tools are.
     fn other(name: &'static str, bin: &Path) -> Self {
         let forge = Forge::new();
-        forge.write("in.txt", cut::text("held-out.txt")).write("step.sh", STEP);
+        forge
+            .write("in.txt", one_layer_project::text("held-out.txt"))
+            .write("step.sh", STEP);
         let program = |name: &str| bin.join(name).display().to_string();
         let command: Vec<String> = match name {
             "make" => {
@@ -460,7 +462,7 @@ fn forge_passes_every_row_and_the_table_says_what_the_others_do() {
         );
     }
     let passed = std::sync::Mutex::new(BTreeMap::new());
-    cut::in_parallel(&cells, |&(row, name)| {
+    one_layer_project::in_parallel(&cells, |&(row, name)| {
         let tool = match name {
             "forge" => Tool::forge(),
             name => Tool::other(name, &bin),

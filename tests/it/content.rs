@@ -1,8 +1,8 @@
 //! Files are recognized by their content, whatever their names.
 
-use crate::cut::build_well;
-use crate::cut::collected_imatrix;
-use crate::cut::project;
+use crate::one_layer_project::build_well;
+use crate::one_layer_project::collected_imatrix;
+use crate::one_layer_project::project;
 use crate::support::Forge;
 
 /// A project with an imatrix under names that models have, and a model under a name that imatrices have.

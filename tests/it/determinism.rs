@@ -25,13 +25,13 @@ use forge::work::Located;
 use forge::work::Machine;
 use forge::work::ModelIndex;
 use forge::work::Models;
+use forge::work::RepeatCheck;
 use forge::work::SourceFile;
 use forge::work::StepError;
-use forge::work::Twice;
 
-use crate::cut::build_well;
-use crate::cut::manifest;
-use crate::cut::project;
+use crate::one_layer_project::build_well;
+use crate::one_layer_project::manifest;
+use crate::one_layer_project::project;
 use crate::second_engine::Renamed;
 use crate::second_engine::engines;
 use crate::support::Forge;
@@ -69,7 +69,7 @@ impl Bench {
         }
     }
 
-    fn machine(&self, models: &'static Models, twice: Option<Arc<Twice>>) -> Machine<'_> {
+    fn machine(&self, models: &'static Models, twice: Option<Arc<RepeatCheck>>) -> Machine<'_> {
         Machine {
             store: &self.store,
             observer: &Silent,
@@ -105,7 +105,7 @@ fn an_action_that_gives_something_else_the_second_time_is_found() {
     let runs = Arc::new(AtomicU8::new(0));
     let counted = Arc::clone(&runs);
     let bench = Bench::new(move |bytes| bytes[700] = counted.fetch_add(1, Ordering::Relaxed));
-    let twice = Arc::new(Twice::of(BTreeSet::from(["promote.a".to_owned()])));
+    let twice = Arc::new(RepeatCheck::of(BTreeSet::from(["promote.a".to_owned()])));
     let machine = bench.machine(models(), Some(Arc::clone(&twice)));
     let context = Context::new("promote.a", &machine, bench.located.clone());
     let action = bench.action("blk.0.attn_q.weight");
@@ -156,7 +156,7 @@ fn a_result_that_is_there_is_made_once_more_and_other_steps_are_left_alone() {
     };
     perform(&plain, "promote.a", &action).unwrap();
     assert_eq!(count(), 1);
-    let twice = Arc::new(Twice::of(BTreeSet::from(["promote.a".to_owned()])));
+    let twice = Arc::new(RepeatCheck::of(BTreeSet::from(["promote.a".to_owned()])));
     let machine = bench.machine(models(), Some(Arc::clone(&twice)));
     perform(&machine, "promote.b", &action).unwrap();
     assert_eq!((count(), twice.again()), (1, 0));

@@ -7,9 +7,9 @@ use forge::action::KINDS;
 use forge::store::Store;
 use serde_json::Value as Json;
 
-use crate::cut::build_well;
-use crate::cut::collected_imatrix;
-use crate::cut::project;
+use crate::one_layer_project::build_well;
+use crate::one_layer_project::collected_imatrix;
+use crate::one_layer_project::project;
 use crate::support::Forge;
 
 /// Policies of every sort that needs a model or an imatrix, a merged imatrix and an imported one, tables and a gate.

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::SystemTime;
 
-use crate::cut::build_well;
-use crate::cut::edited;
-use crate::cut::project;
-use crate::cut::text;
+use crate::one_layer_project::build_well;
+use crate::one_layer_project::edited;
+use crate::one_layer_project::project;
+use crate::one_layer_project::text;
 use crate::support::Forge;
 
 /// The small project with a corpus of two texts, found by a pattern.
@@ -16,7 +16,11 @@ fn globbed() -> Forge {
     forge
         .write("texts/a.txt", text("calibration-prose.txt"))
         .write("texts/b.txt", text("calibration-code.txt"))
-        .recipe(&edited(crate::cut::RECIPE, "[\"prose.txt\"]", "[\"texts/*.txt\"]"));
+        .recipe(&edited(
+            crate::one_layer_project::RECIPE,
+            "[\"prose.txt\"]",
+            "[\"texts/*.txt\"]",
+        ));
     forge
 }
 

@@ -13,8 +13,8 @@ use std::time::Instant;
 use forge::manifest::Manifest;
 use serde_json::Value as Json;
 
-use crate::cut::build_well;
-use crate::cut::project;
+use crate::one_layer_project::build_well;
+use crate::one_layer_project::project;
 use crate::reproduce::forged;
 use crate::support::Forge;
 use crate::support::Run;
@@ -420,7 +420,7 @@ fn recipes_that_name_devices_pipes_or_endless_things_do_not_hang() {
         ".",
     ] {
         for from in ["\"model.gguf\"", "\"prose.txt\""] {
-            forge.recipe(&crate::cut::RECIPE.replace(from, &format!("{to:?}")));
+            forge.recipe(&crate::one_layer_project::RECIPE.replace(from, &format!("{to:?}")));
             let run = bounded(&forge, &["build", "-j", "1"]);
             assert!(
                 matches!(run.status, Some(1 | 3)),
@@ -434,7 +434,7 @@ fn recipes_that_name_devices_pipes_or_endless_things_do_not_hang() {
             assert!(!forge.path("recipe.lock").exists());
         }
     }
-    forge.recipe(crate::cut::RECIPE);
+    forge.recipe(crate::one_layer_project::RECIPE);
     build_well(&forge, &[]);
     for lock in ["zero", "pipe", "loop", "tmp"] {
         let run = bounded(&forge, &["build", "--frozen", "--lock", lock]);

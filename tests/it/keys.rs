@@ -19,15 +19,15 @@ use forge::policy::Ranking;
 use forge::vocab;
 use serde_json::Value as Json;
 
-use crate::cut::Gguf;
-use crate::cut::RECIPE;
-use crate::cut::build_well;
-use crate::cut::edited;
-use crate::cut::furnish;
-use crate::cut::in_parallel;
-use crate::cut::manifest;
-use crate::cut::plan;
-use crate::cut::project;
+use crate::one_layer_project::Gguf;
+use crate::one_layer_project::RECIPE;
+use crate::one_layer_project::build_well;
+use crate::one_layer_project::edited;
+use crate::one_layer_project::furnish;
+use crate::one_layer_project::in_parallel;
+use crate::one_layer_project::manifest;
+use crate::one_layer_project::plan;
+use crate::one_layer_project::project;
 use crate::support::Forge;
 
 /// Every key of a fresh build: of each node, and of each action in it.
@@ -188,7 +188,7 @@ fn what_does_not_change_the_result_changes_no_key() {
 
 fn build_well_with_threads(forge: &Forge) -> BTreeSet<(String, String, String)> {
     let (run, events) = forge.build_events(&["-j", "2"]);
-    crate::cut::Built {
+    crate::one_layer_project::Built {
         run: run.success(),
         events,
     }
@@ -458,7 +458,7 @@ fn every_edit_changes_the_keys_of_what_depends_on_it_and_no_other() {
             Edit::Recipe(from, to) => {
                 forge.recipe(&edited(&recipe, from, to));
             }
-            Edit::Letter(text, at) => crate::cut::corrupt_quietly(&forge.path(text), *at),
+            Edit::Letter(text, at) => crate::one_layer_project::corrupt_quietly(&forge.path(text), *at),
             Edit::Model(change) => {
                 let mut model = Gguf::small();
                 change(&mut model);

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-use crate::cut;
+use crate::one_layer_project;
 use crate::small_model;
 use crate::support::Forge;
 use crate::support::Run;
@@ -37,8 +37,8 @@ fn limited(forge: &Forge, limit: &str, args: &[&str]) -> Run {
 #[test]
 fn a_limit_on_file_size_is_an_error_that_names_it_and_loses_nothing() {
     let forge = Forge::new();
-    cut::furnish(&forge);
-    forge.recipe(cut::BARE);
+    one_layer_project::furnish(&forge);
+    forge.recipe(one_layer_project::BARE);
     // In blocks of 512 bytes: too little for a document, for a block of digests, and for the output.
     for blocks in [1, 16, 400] {
         let run = limited(&forge, &format!("ulimit -f {blocks}"), &["build", "-j", "1"]).status(3);

@@ -9,10 +9,10 @@ use serde_json::Value as Json;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::cut::BARE;
-use crate::cut::build_well;
-use crate::cut::furnish;
-use crate::cut::manifest;
+use crate::one_layer_project::BARE;
+use crate::one_layer_project::build_well;
+use crate::one_layer_project::furnish;
+use crate::one_layer_project::manifest;
 use crate::support::Forge;
 
 /// A built project with one candidate.

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use forge::gguf::Model;
 
-use crate::cut::build;
-use crate::cut::build_well;
-use crate::cut::edited;
-use crate::cut::planned;
-use crate::cut::project;
+use crate::one_layer_project::build;
+use crate::one_layer_project::build_well;
+use crate::one_layer_project::edited;
+use crate::one_layer_project::planned;
+use crate::one_layer_project::project;
 use crate::support::Forge;
 use crate::support::ran;
 

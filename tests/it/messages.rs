@@ -7,9 +7,9 @@ use forge::digest::ActionDigest;
 use forge::observer::Event;
 use serde_json::Value as Json;
 
-use crate::cut::RECIPE;
-use crate::cut::edited;
-use crate::cut::project;
+use crate::one_layer_project::RECIPE;
+use crate::one_layer_project::edited;
+use crate::one_layer_project::project;
 use crate::support;
 use crate::support::Forge;
 use crate::support::Run;
@@ -268,7 +268,7 @@ fn every_line_is_one_of_the_schema() {
     judge.run(&forge, 2, &["diff", "recipe.toml", "prose.txt", "recipe.toml"]);
 
     // Locks, records and signatures.
-    forge.write("prose.txt", crate::cut::text("calibration-prose.txt"));
+    forge.write("prose.txt", crate::one_layer_project::text("calibration-prose.txt"));
     judge.run(&forge, 0, &build);
     judge.run(&forge, 0, &["lock"]);
     judge.run(&forge, 0, &["lock", "--check"]);

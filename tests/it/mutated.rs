@@ -7,8 +7,8 @@ use std::time::Instant;
 use forge::gguf::Value;
 use serde_json::Value as Json;
 
-use crate::cut::Gguf;
-use crate::cut::project;
+use crate::one_layer_project::Gguf;
+use crate::one_layer_project::project;
 use crate::support::Forge;
 
 /// Files that `make test` tries. `FORGE_TEST_MUTATIONS` says how many else; CI tries 300.

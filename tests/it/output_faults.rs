@@ -12,7 +12,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use std::time::Instant;
 
-use crate::cut::furnish;
+use crate::one_layer_project::furnish;
 use crate::support::Forge;
 use crate::support::Run;
 

@@ -142,7 +142,7 @@ fn what_was_measured_makes_the_same_tensors_in_llama_quantize() {
         return;
     };
     let forge = Forge::with_example();
-    forge.write("one.gguf", crate::cut::Gguf::small().bytes());
+    forge.write("one.gguf", crate::one_layer_project::Gguf::small().bytes());
     let measured = "method = \"measured\"\ncorpus = \"calibration\"\ncontext = 64\nchunks = 2\nblock = 1\n\
                     types = [\"IQ2_S\", \"Q3_K\", \"IQ4_XS\", \"Q6_K\"]\nbudget = \"4.6 bpw\"\n";
     compare_all(&forge, &bin, "one.gguf", &[("measured", measured)], 3);

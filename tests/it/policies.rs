@@ -8,13 +8,13 @@ use forge::policy::Table;
 use forge::policy::Why;
 use forge::tensor_type::TensorType;
 
-use crate::cut::Gguf;
-use crate::cut::build;
-use crate::cut::build_well;
-use crate::cut::edited;
-use crate::cut::manifest;
-use crate::cut::output_of;
-use crate::cut::project;
+use crate::one_layer_project::Gguf;
+use crate::one_layer_project::build;
+use crate::one_layer_project::build_well;
+use crate::one_layer_project::edited;
+use crate::one_layer_project::manifest;
+use crate::one_layer_project::output_of;
+use crate::one_layer_project::project;
 use crate::support::Forge;
 
 /// A project whose only candidates are those of one policy.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
 
-use crate::cut::Gguf;
+use crate::one_layer_project::Gguf;
 use crate::small_model::keys;
 use crate::support::Forge;
 use crate::support::Run;

@@ -17,11 +17,11 @@ use forge::work::IndexedTensor;
 use forge::work::compute_of;
 use serde_json::Value as Json;
 
-use crate::cut::build_well;
-use crate::cut::furnish;
-use crate::cut::manifest;
-use crate::cut::output_of;
-use crate::cut::project;
+use crate::one_layer_project::build_well;
+use crate::one_layer_project::furnish;
+use crate::one_layer_project::manifest;
+use crate::one_layer_project::output_of;
+use crate::one_layer_project::project;
 use crate::support::Forge;
 use crate::support::Run;
 use crate::support::quickstart;
@@ -96,8 +96,8 @@ fn full() -> Forge {
     );
     let model = std::fs::read(forge.path("model.gguf")).unwrap();
     let (prose, code) = (
-        crate::cut::text("calibration-prose.txt"),
-        crate::cut::text("calibration-code.txt"),
+        crate::one_layer_project::text("calibration-prose.txt"),
+        crate::one_layer_project::text("calibration-code.txt"),
     );
     forge
         .write("foreign.gguf", imatrix)
@@ -234,11 +234,11 @@ fn every_candidate_is_made_again_from_its_manifest_alone() {
 fn a_split_model_is_found_by_its_parts_and_a_candidate_stays_where_it_is_asked_for() {
     let forge = Forge::new();
     furnish(&forge);
-    let [first, second] = crate::cut::Gguf::small().halves(4);
+    let [first, second] = crate::one_layer_project::Gguf::small().halves(4);
     forge
         .write("split/m-00001-of-00002.gguf", first)
         .write("split/m-00002-of-00002.gguf", second)
-        .recipe(&crate::cut::BARE.replace("model.gguf", "split/m-00001-of-00002.gguf"));
+        .recipe(&crate::one_layer_project::BARE.replace("model.gguf", "split/m-00001-of-00002.gguf"));
     build_well(&forge, &[]);
     let parts = ["split/m-00002-of-00002.gguf", "split/m-00001-of-00002.gguf"].map(|name| forge.path(name));
     let elsewhere = Elsewhere::new(&parts, &manifests_in(&forge.path("out/bare")));

@@ -18,8 +18,8 @@ use forge::store::StepRecord;
 use forge::store::Store;
 use serde_json::Value as Json;
 
-use crate::cut::build_well;
-use crate::cut::furnish;
+use crate::one_layer_project::build_well;
+use crate::one_layer_project::furnish;
 use crate::reproduce::reseal;
 use crate::small_model;
 use crate::support::Forge;

@@ -32,8 +32,8 @@ use forge::session::Session;
 use forge::session::Settings;
 use forge::text::Source;
 
-use crate::cut;
-use crate::cut::edited;
+use crate::one_layer_project;
+use crate::one_layer_project::edited;
 use crate::support::Forge;
 use crate::support::quickstart;
 
@@ -248,9 +248,9 @@ fn a_second_engine_builds_the_quickstart_and_shares_no_result_with_the_embedded_
 
 #[test]
 fn a_step_can_name_an_engine_of_its_own() {
-    let forge = cut::project();
+    let forge = one_layer_project::project();
     let recipe = edited(
-        cut::RECIPE,
+        one_layer_project::RECIPE,
         "[eval.quality]\n",
         "[eval.quality]\nengine = \"renamed\"\n",
     );
@@ -265,7 +265,7 @@ fn a_step_can_name_an_engine_of_its_own() {
     for row in &table.rows {
         assert_eq!(row.fingerprint, fingerprint("renamed", Role::Evaluator));
     }
-    let manifest = cut::manifest(&forge.path("out/a.gguf"));
+    let manifest = one_layer_project::manifest(&forge.path("out/a.gguf"));
     let named: BTreeSet<String> = manifest["predicate"]["forge"]["engines"]
         .as_object()
         .unwrap()
@@ -331,7 +331,7 @@ fn check_refuses_an_engine_that_does_not_exist_with_the_line() {
 
 #[test]
 fn settings_of_an_engine_that_does_not_exist_are_refused() {
-    let forge = cut::project();
+    let forge = one_layer_project::project();
     forge.write("forge.toml", "[engine.\"llama.cpp\"]\npath = \"/opt/llama\"\n");
     let run = forge.run(&["plan"]).status(3);
     assert!(run.stderr.contains("forge.toml:1:"), "{}", run.stderr);

@@ -9,7 +9,7 @@ use forge::gguf::Metadata;
 use forge::gguf::TensorSpec;
 use forge::tensor_type::TensorType;
 
-use crate::cut;
+use crate::one_layer_project;
 use crate::small_model;
 use crate::support::Forge;
 use crate::support::Run;
@@ -194,7 +194,7 @@ fn names_from_files_cannot_write_lines_of_their_own_or_steer_the_terminal() {
 
 #[test]
 fn key_ids_in_signatures_are_escaped() {
-    let forge = cut::project();
+    let forge = one_layer_project::project();
     let _ = forge.run(&["key", "new", "key"]).success();
     let _ = forge
         .run(&["build", "-j", "1", "--sign", "key", "recipe.toml", "promote.a"])
@@ -216,8 +216,8 @@ fn key_ids_in_signatures_are_escaped() {
 #[test]
 fn the_output_folder_may_be_a_link_and_links_in_it_may_not_lead_out() {
     let forge = Forge::new();
-    cut::furnish(&forge);
-    forge.recipe(cut::BARE);
+    one_layer_project::furnish(&forge);
+    forge.recipe(one_layer_project::BARE);
     for (link, folder) in [("out", "disk"), ("out/bare", "other-disk")] {
         std::fs::create_dir(forge.path(folder)).unwrap();
         symlink(forge.path(folder), forge.path(link)).unwrap();

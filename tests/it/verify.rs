@@ -14,8 +14,8 @@ use forge::verify::Problem;
 use forge::verify::Target;
 use serde_json::Value as Json;
 
-use crate::cut::build_well;
-use crate::cut::project;
+use crate::one_layer_project::build_well;
+use crate::one_layer_project::project;
 use crate::reproduce::forged;
 use crate::small_model::Random;
 use crate::support::Forge;
@@ -573,7 +573,7 @@ fn a_build_signs_what_it_writes_and_says_when_a_signature_is_old() {
     );
     // Without the key, a new manifest leaves the signature of the old one beside it: that is said, and found.
     std::fs::remove_file(forge.path(".config/forge/forge.toml")).unwrap();
-    let recipe = crate::cut::edited(crate::cut::RECIPE, "\"Q6_K\"", "\"Q5_K\"");
+    let recipe = crate::one_layer_project::edited(crate::one_layer_project::RECIPE, "\"Q6_K\"", "\"Q5_K\"");
     let run = forge.recipe(&recipe).run(&["build", "-j", "1"]).success();
     assert!(run.stderr.contains("signs an earlier manifest"), "{}", run.stderr);
     let run = forge.run(&["verify", "out/small/a.gguf"]).status(1);

@@ -13,9 +13,9 @@ use forge::gguf::Model;
 use forge::gguf::ModelTensor;
 use forge::tensor_type::TensorType;
 
-use crate::cut;
-use crate::cut::build_well;
 use crate::engine::chunks;
+use crate::one_layer_project;
+use crate::one_layer_project::build_well;
 use crate::support::Forge;
 use crate::support::moe_model;
 
@@ -118,20 +118,28 @@ fn compare(model: &Path, candidates: &[&Path], text: &str) {
 
 #[test]
 fn replaced_tensors_compute_as_the_candidates_file() {
-    let forge = cut::project();
+    let forge = one_layer_project::project();
     build_well(&forge, &[]);
     let [a, b] = ["a", "b"].map(|name| forge.path(&format!("out/small/{name}.gguf")));
-    compare(&forge.path("model.gguf"), &[&a, &b], &cut::text("held-out.txt"));
+    compare(
+        &forge.path("model.gguf"),
+        &[&a, &b],
+        &one_layer_project::text("held-out.txt"),
+    );
 }
 
 #[test]
 fn replaced_experts_compute_as_the_candidates_file() {
     let forge = Forge::new();
     std::fs::copy(moe_model(), forge.path("model.gguf")).unwrap();
-    forge.recipe(cut::BARE);
+    forge.recipe(one_layer_project::BARE);
     build_well(&forge, &[]);
     let candidate = forge.path("out/bare/p.gguf");
-    compare(&forge.path("model.gguf"), &[&candidate], &cut::text("held-out.txt"));
+    compare(
+        &forge.path("model.gguf"),
+        &[&candidate],
+        &one_layer_project::text("held-out.txt"),
+    );
 }
 
 /// Tries each tensor of a candidate alone, from what is kept of the chunk before it and from the beginning.
@@ -189,10 +197,10 @@ fn compare_kept(model: &Path, candidate: &Path, text: &str, context: u32) {
 
 #[test]
 fn beginning_at_the_tensor_that_changed_changes_no_bit() {
-    let forge = cut::project();
+    let forge = one_layer_project::project();
     build_well(&forge, &[]);
     let (model, candidate) = (forge.path("model.gguf"), forge.path("out/small/a.gguf"));
-    compare_kept(&model, &candidate, &cut::text("held-out.txt"), CONTEXT);
+    compare_kept(&model, &candidate, &one_layer_project::text("held-out.txt"), CONTEXT);
     // In two batches, of a model that says that it was trained for as much.
     for file in [&model, &candidate] {
         let mut bytes = std::fs::read(file).unwrap();
@@ -205,29 +213,29 @@ fn beginning_at_the_tensor_that_changed_changes_no_bit() {
         std::fs::remove_file(file).unwrap();
         std::fs::write(file, bytes).unwrap();
     }
-    compare_kept(&model, &candidate, &cut::text("held-out.txt"), 528);
+    compare_kept(&model, &candidate, &one_layer_project::text("held-out.txt"), 528);
 }
 
 #[test]
 fn beginning_at_the_experts_that_changed_changes_no_bit() {
     let forge = Forge::new();
     std::fs::copy(moe_model(), forge.path("model.gguf")).unwrap();
-    forge.recipe(cut::BARE);
+    forge.recipe(one_layer_project::BARE);
     build_well(&forge, &[]);
     let candidate = forge.path("out/bare/p.gguf");
     compare_kept(
         &forge.path("model.gguf"),
         &candidate,
-        &cut::text("held-out.txt"),
+        &one_layer_project::text("held-out.txt"),
         CONTEXT,
     );
 }
 
 #[test]
 fn what_does_not_fit_is_refused_and_leaves_everything_as_it_was() {
-    let forge = cut::project();
+    let forge = one_layer_project::project();
     let model = forge.path("model.gguf");
-    let chunk = chunks(&model, &cut::text("held-out.txt"), CONTEXT as usize, 1).remove(0);
+    let chunk = chunks(&model, &one_layer_project::text("held-out.txt"), CONTEXT as usize, 1).remove(0);
     let mut bench = Workbench::open(ModelFiles::open(&model).unwrap(), &OPTIONS, CONTEXT, &Cancel::new()).unwrap();
     let name = "blk.0.ffn_down.weight";
     let file = Model::open(&model).unwrap();

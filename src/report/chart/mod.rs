@@ -16,7 +16,7 @@ use crate::report::metrics;
 
 /// What is known of a candidate besides its figures.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Told {
+pub struct CandidateInfo {
     /// The candidates that belong together: those of one `promote` section.
     pub series: String,
     /// The candidate among them: the variant's name, or the candidate's where there is one only.
@@ -33,7 +33,7 @@ pub struct Measured {
     /// The figures.
     pub row: metrics::Row,
     /// The rest.
-    pub told: Told,
+    pub info: CandidateInfo,
 }
 
 /// What the loss is.
@@ -125,7 +125,7 @@ impl Chart {
         let mut notes = Vec::new();
         let mut series: Vec<Series> = Vec::new();
         let mut seen: Vec<&metrics::Row> = Vec::new();
-        for Measured { row, told } in measured {
+        for Measured { row, info } in measured {
             let again = |other: &&metrics::Row| other.blake3 == row.blake3 && ground(other) == ground(row);
             if seen.iter().any(again) {
                 continue;
@@ -144,24 +144,24 @@ impl Chart {
             }
             let point = Point {
                 candidate: row.candidate.clone(),
-                label: told.label.clone(),
+                label: info.label.clone(),
                 bytes: row.bytes,
                 bpw: row.bpw,
                 loss: value,
                 interval,
                 // A perplexity is not what policies predict.
-                predicted: (row.kld_predicted.or(told.predicted)).filter(|loss| kld && *loss > 0.0 && loss.is_finite()),
+                predicted: (row.kld_predicted.or(info.predicted)).filter(|loss| kld && *loss > 0.0 && loss.is_finite()),
                 front: false,
                 historical: ground(row) != ground(first),
             };
             match series
                 .iter_mut()
-                .find(|known| known.name == told.series && known.mixes == told.mix)
+                .find(|known| known.name == info.series && known.mixes == info.mix)
             {
                 Some(known) => known.points.push(point),
                 None => series.push(Series {
-                    name: told.series.clone(),
-                    mixes: told.mix,
+                    name: info.series.clone(),
+                    mixes: info.mix,
                     points: vec![point],
                 }),
             }

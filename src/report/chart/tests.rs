@@ -36,7 +36,7 @@ fn row(candidate: &str, mib: f64, kld: f64) -> Row {
 fn measured(series: &str, label: &str, mib: f64, kld: f64, predicted: Option<f64>) -> Measured {
     Measured {
         row: row(&format!("{series}-{label}"), mib, kld),
-        told: Told {
+        info: CandidateInfo {
             series: series.to_owned(),
             label: label.to_owned(),
             mix: predicted.is_none(),
@@ -158,7 +158,7 @@ fn a_single_candidate_and_a_wide_range_can_be_drawn() {
 #[test]
 fn the_picture_is_whole_in_itself_and_its_labels_keep_clear() {
     let mut all = sample();
-    all[0].told.label = "<Q2&K>\u{1}".to_owned();
+    all[0].info.label = "<Q2&K>\u{1}".to_owned();
     let svg = Chart::of("tiny & \"more\"", &all).unwrap().svg();
     assert!(
         svg.contains("&lt;Q2&amp;K&gt;\u{fffd}") && svg.contains("tiny &amp; &quot;more&quot;"),

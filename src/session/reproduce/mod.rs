@@ -358,7 +358,7 @@ impl Reproduction {
             }
             None => scratch.path().join("store"),
         };
-        let placed = self.place(&scratch.path().join("inputs"))?;
+        let file_overrides = self.place(&scratch.path().join("inputs"))?;
         let settings = Settings {
             folder: scratch.path().join("inputs"),
             out: out.clone(),
@@ -370,7 +370,7 @@ impl Reproduction {
             borrow: false,
         };
         let wanted = [self.step_name()];
-        let session = Session::open(self.recipe, settings, &wanted, cancel)?.with_files(placed);
+        let session = Session::open(self.recipe, settings, &wanted, cancel)?.with_files(file_overrides);
         let report = session.build(options, observer)?;
         let output = out.join(&name);
         let mut comparison = None;
@@ -409,10 +409,10 @@ impl Reproduction {
             .nodes()
             .map(|node| (node.id.to_string(), node.id.clone()))
             .collect();
-        let mut placed: BTreeMap<NodeId, Vec<PathBuf>> = BTreeMap::new();
+        let mut file_overrides: BTreeMap<NodeId, Vec<PathBuf>> = BTreeMap::new();
         for (at, (wanted, path)) in self.found.iter().enumerate() {
             let Some(node) = nodes.get(&wanted.node) else { continue };
-            let files = placed.entry(node.clone()).or_default();
+            let files = file_overrides.entry(node.clone()).or_default();
             let beside = files.first().and_then(|first| first.parent());
             let folder = if let (NodeId::Source(_), Some(folder)) = (node, beside) {
                 folder.to_owned()
@@ -426,7 +426,7 @@ impl Reproduction {
             fs::link_to(path, &link)?;
             files.push(link);
         }
-        Ok(placed)
+        Ok(file_overrides)
     }
 }
 

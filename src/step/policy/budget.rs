@@ -15,7 +15,7 @@ use crate::step::StepError;
 use crate::work::ImatrixFacts;
 use crate::work::Shape;
 use crate::work::decode;
-use crate::work::policy::around;
+use crate::work::policy::file_size_of;
 
 /// Returns a budget of a recipe as actions hold it: of another candidate its bytes, so that what keeps to the same number of
 /// bytes is the same action, wherever the number comes from.
@@ -52,6 +52,6 @@ fn length_of(size: &SizeOf, inputs: &Inputs, env: &Env<'_>) -> Result<u64, StepE
         chunks: 0,
     });
     let file_type = policy.fact(Policy::FILE_TYPE)?.parse().ok();
-    let around = around(env.store, metadata, specs.collect(), file_type, imatrix.as_ref())?;
-    Ok(around.of(&table.choices))
+    let file_size = file_size_of(env.store, metadata, specs.collect(), file_type, imatrix.as_ref())?;
+    Ok(file_size.of(&table.choices))
 }

@@ -63,7 +63,7 @@ pub(super) fn estimate(
 
 /// Returns what such a policy takes to begin with, as far as the header of its model tells; nothing of one that does neither, and
 /// nothing where the recipe does not fit the model.
-pub fn foresee_probes(step: &PolicyStep, facts: &ModelFacts) -> Option<Estimate> {
+pub fn estimate_from_header(step: &PolicyStep, facts: &ModelFacts) -> Option<Estimate> {
     let all = |_: &str| true;
     let has: HasImatrix<'_> = if step.join.is_some() { Some(&all) } else { None };
     of(step, facts, has, |_, _, _| Ok(true)).ok()?

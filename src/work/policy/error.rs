@@ -20,7 +20,7 @@ use crate::work::StepError;
 use crate::work::blocks::Cut;
 use crate::work::blocks::Reading;
 use crate::work::join::Slices;
-use crate::work::probe::Bench;
+use crate::work::probe::ProbeRunner;
 use crate::work::probe::Variant;
 use crate::work::references::Reference;
 use crate::work::tensors::Tensors;
@@ -168,8 +168,8 @@ fn measure(
         prose::count(variants.len() as u64, "probe"),
         prose::count(probed.len() as u64, "group")
     );
-    let mut bench = Bench::new(context, reference, model.hyperparameters, tensors, &blocks);
-    let divergences = bench.divergences(&what, &variants, 0..blocks.len())?;
+    let mut runner = ProbeRunner::new(context, reference, model.hyperparameters, tensors, &blocks);
+    let divergences = runner.divergences(&what, &variants, 0..blocks.len())?;
     let Some((null, measured)) = divergences.split_last() else {
         return Err(StepError::input("nothing was measured"));
     };

@@ -24,7 +24,7 @@ use crate::work::StepError;
 use crate::work::blocks::Cut;
 use crate::work::blocks::Reading;
 use crate::work::join::Slices;
-use crate::work::probe::Bench;
+use crate::work::probe::ProbeRunner;
 use crate::work::references::Reference;
 use crate::work::tensors::Tensors;
 
@@ -56,8 +56,8 @@ pub(super) fn choose(stored: Stored<'_, '_>, method: &Document, slices: Slices) 
         context: method.context,
         engine: method.evaluator,
     };
-    let bench = Bench::new(context, reference, model.hyperparameters, &tensors, &blocks);
-    let mut scan = Scan::new(stored, &solving, limits, bench, (method.chunks, method.screen))?;
+    let runner = ProbeRunner::new(context, reference, model.hyperparameters, &tensors, &blocks);
+    let mut scan = Scan::new(stored, &solving, limits, runner, (method.chunks, method.screen))?;
     let first = scan.screen(&probes)?;
     let probed: BTreeSet<&Probe> = probes.iter().collect();
     let mut options = solving.options();

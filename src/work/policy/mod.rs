@@ -6,8 +6,8 @@ mod measured;
 mod stored;
 mod warnings;
 
+use super::ActionOutputs;
 use super::Context;
-use super::Made;
 use super::StepError;
 use super::Work;
 use super::documents::encode;
@@ -21,14 +21,14 @@ use crate::method::MethodDocument;
 use crate::prose;
 
 pub use inspected::Inspected;
-pub use stored::around;
 pub use stored::energies_of;
+pub use stored::file_size_of;
 
 use stored::Stored;
 use warnings::sentence;
 
 impl Work for Policy {
-    fn run(&self, context: &Context<'_>) -> Result<Made, StepError> {
+    fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
         let store = context.store();
         let inspected = Inspected::load(self, store)?;
         let covered = |name: &str| inspected.covers(name);
@@ -57,7 +57,7 @@ impl Work for Policy {
                 "{fallbacks} got a fallback type: their row lengths are not multiples of the block size"
             ));
         }
-        let mut made = Made::default();
+        let mut made = ActionOutputs::default();
         made.fact(Self::BYTES, table.bytes().unwrap_or(u64::MAX));
         let quantized = table.choices.iter().filter(|choice| choice.from != choice.to);
         made.fact(Self::QUANTIZED, quantized.count());

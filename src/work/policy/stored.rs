@@ -77,11 +77,11 @@ fn file_size(store: &Store, header: &HeaderDocument, facts: &ModelFacts) -> Resu
         ty: tensor.ty,
         dims: tensor.dims.clone(),
     });
-    around(store, header.metadata, specs.collect(), Some(0), imatrix.as_ref())
+    file_size_of(store, header.metadata, specs.collect(), Some(0), imatrix.as_ref())
 }
 
 /// Returns what a file of these tensors has around their data, whatever their types are.
-pub fn around(
+pub fn file_size_of(
     store: &Store,
     metadata: BlobDigest,
     specs: Vec<TensorSpec>,

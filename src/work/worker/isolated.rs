@@ -7,21 +7,21 @@ use super::client::Worker;
 use super::protocol::Answer;
 use super::protocol::Request;
 use crate::action::Action;
+use crate::work::ActionOutputs;
 use crate::work::Context;
 use crate::work::Located;
-use crate::work::Made;
 use crate::work::StepError;
 use crate::work::locked;
 
 impl Context<'_> {
     /// Runs an action in a worker process.
-    pub(in crate::work) fn run_in_worker(&self, action: &Action) -> Result<Made, StepError> {
+    pub(in crate::work) fn run_in_worker(&self, action: &Action) -> Result<ActionOutputs, StepError> {
         let what = format!("running an action of kind `{}`", action.kind());
         let request = Request::Run {
             action: document(action),
         };
         match self.ask(&request, &what)? {
-            Answer::Made(made) => Ok(made),
+            Answer::ActionOutputs(made) => Ok(made),
             _ => Err(StepError::input(
                 "a worker process gave an answer that does not match the request",
             )),

@@ -4,8 +4,8 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use crate::observer::Unit;
+use crate::work::ActionOutputs;
 use crate::work::Located;
-use crate::work::Made;
 use crate::work::Reported;
 
 /// What a worker is asked.
@@ -19,7 +19,7 @@ pub(super) enum Request {
         /// Where files are.
         located: Box<Located>,
     },
-    /// Run an action. The answer is [`Answer::Made`] or [`Answer::Failed`].
+    /// Run an action. The answer is [`Answer::ActionOutputs`] or [`Answer::Failed`].
     Run {
         /// Its document.
         action: String,
@@ -40,7 +40,7 @@ pub(super) enum Request {
 #[serde(tag = "answer", rename_all = "kebab-case")]
 pub(super) enum Answer {
     /// An action was run.
-    Made(Made),
+    ActionOutputs(ActionOutputs),
     /// The order in which to run actions.
     Order {
         /// Their numbers.

@@ -112,7 +112,7 @@ pub fn serve(
                     answers.send(&Answer::Log {
                         lines: context.take_log(),
                     });
-                    answers.send(&made.map_or_else(|error| failed(&error), Answer::Made));
+                    answers.send(&made.map_or_else(|error| failed(&error), Answer::ActionOutputs));
                 }
                 Request::Prepare { actions } => {
                     let actions = actions

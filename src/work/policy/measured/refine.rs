@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::allocation::Answer;
 use crate::policy;
-use crate::policy::Around;
+use crate::policy::LocalLosses;
 use crate::policy::Prepared;
 use crate::policy::Probe;
 use crate::prose;
@@ -35,16 +35,16 @@ impl Scan<'_, '_> {
         for round in 1..=rounds {
             let moves = self.moves(&incumbent);
             let together = self.together(&incumbent.choice)?;
-            let evidence = self.evidence.clone();
-            let mut around = Around::new(&evidence, incumbent.choice.clone());
+            let chunk_losses = self.chunk_losses.clone();
+            let mut local_losses = LocalLosses::new(&chunk_losses, incumbent.choice.clone());
             let what = format!(
                 "round {round}: {}",
                 prose::count(moves.len() as u64, "single-group change")
             );
             // What moves lose more or less than alone is small beside the noise of a few chunks.
-            let (half, _) = self.bench.first_blocks(together.len().div_ceil(2) as u64);
-            self.look_around(&what, &moves, half.max(self.screened), &together, &mut around)?;
-            let (better, done) = self.step(round, &mut around, &together, incumbent)?;
+            let (half, _) = self.runner.first_blocks(together.len().div_ceil(2) as u64);
+            self.measure_moves(&what, &moves, half.max(self.screened), &together, &mut local_losses)?;
+            let (better, done) = self.step(round, &mut local_losses, &together, incumbent)?;
             incumbent = better;
             if done {
                 break;
@@ -56,7 +56,7 @@ impl Scan<'_, '_> {
     /// Returns the moves that could be worth making.
     fn moves(&self, incumbent: &Incumbent) -> Vec<Probe> {
         let open = self
-            .evidence
+            .chunk_losses
             .undecided(&incumbent.prepared, &incumbent.answer, INTERACTION);
         let mut moves: Vec<Probe> = Vec::new();
         let mut of_group = ("", 0);
@@ -77,42 +77,47 @@ impl Scan<'_, '_> {
     }
 
     /// Measures moves, one at a time, on the first blocks. `together` is what the choice loses as a whole.
-    fn look_around(
+    fn measure_moves(
         &mut self,
         what: &str,
         moves: &[Probe],
         blocks: usize,
         together: &[f64],
-        around: &mut Around<'_>,
+        local_losses: &mut LocalLosses<'_>,
     ) -> Result<(), StepError> {
         let moved = |(group, ty): &Probe| {
-            let mut choice = around.choice().clone();
+            let mut choice = local_losses.choice().clone();
             choice.insert(group.clone(), *ty);
             self.variant(&choice)
         };
         let variants: Vec<_> = moves.iter().map(moved).collect();
-        let found = self.bench.divergences(what, &variants, 0..blocks)?;
+        let found = self.runner.divergences(what, &variants, 0..blocks)?;
         for (probe, found) in moves.iter().zip(found) {
             let change = found.iter().zip(together).map(|(with, without)| with - without);
-            around.insert(probe.clone(), change.collect());
+            local_losses.insert(probe.clone(), change.collect());
         }
         Ok(())
     }
 
     /// Returns the best choice by the moves that were measured, where each that it makes was measured on all chunks: one that
     /// a few chunks only made look good would else be preferred to all others.
-    fn propose(&mut self, around: &mut Around<'_>, together: &[f64], penalty: f64) -> Result<Proposal, StepError> {
+    fn propose(
+        &mut self,
+        local_losses: &mut LocalLosses<'_>,
+        together: &[f64],
+        penalty: f64,
+    ) -> Result<Proposal, StepError> {
         loop {
-            let (prepared, answer) = self.solve(&around.losses(penalty))?;
+            let (prepared, answer) = self.solve(&local_losses.losses(penalty))?;
             let choice = choice_of(&prepared, &answer);
             let moved: Vec<Probe> = choice
                 .iter()
-                .filter(|(group, ty)| around.choice().get(*group) != Some(ty))
+                .filter(|(group, ty)| local_losses.choice().get(*group) != Some(ty))
                 .map(|(group, ty)| (group.clone(), *ty))
                 .collect();
             let short: Vec<Probe> = moved
                 .iter()
-                .filter(|probe| around.measured_on(probe) < together.len())
+                .filter(|probe| local_losses.measured_on(probe) < together.len())
                 .cloned()
                 .collect();
             if short.is_empty() {
@@ -127,7 +132,7 @@ impl Scan<'_, '_> {
                 "more measurements: {}",
                 prose::count(short.len() as u64, "single-group change")
             );
-            self.look_around(&what, &short, self.measured, together, around)?;
+            self.measure_moves(&what, &short, self.measured, together, local_losses)?;
         }
     }
 
@@ -135,15 +140,15 @@ impl Scan<'_, '_> {
     fn step(
         &mut self,
         round: u32,
-        around: &mut Around<'_>,
+        local_losses: &mut LocalLosses<'_>,
         together: &[f64],
         incumbent: Incumbent,
     ) -> Result<(Incumbent, bool), StepError> {
         let mut penalty = 0.0;
         let mut tried: Vec<Vec<Probe>> = Vec::new();
         for _ in 0..=RETRIES {
-            let proposal = self.propose(around, together, penalty)?;
-            let change = around.change(&proposal.choice);
+            let proposal = self.propose(local_losses, together, penalty)?;
+            let change = local_losses.change(&proposal.choice);
             let predicted = incumbent.lost + change;
             if proposal.moved.is_empty() && penalty > 0.0 {
                 break;

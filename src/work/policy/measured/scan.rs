@@ -8,7 +8,7 @@ use crate::allocation::Answer;
 use crate::method::Limits;
 use crate::method::Solving;
 use crate::policy;
-use crate::policy::Evidence;
+use crate::policy::ChunkLosses;
 use crate::policy::Losses;
 use crate::policy::Prepared;
 use crate::policy::Probe;
@@ -17,7 +17,7 @@ use crate::prose;
 use crate::tensor_type::TensorType;
 use crate::work::Context;
 use crate::work::StepError;
-use crate::work::probe::Bench;
+use crate::work::probe::ProbeRunner;
 use crate::work::probe::Variant;
 
 /// Measures options and solves for choices.
@@ -26,8 +26,8 @@ pub(super) struct Scan<'r, 't> {
     stored: Stored<'r, 't>,
     solving: &'r Solving<'r>,
     limits: Limits,
-    pub(super) bench: Bench<'r, 't>,
-    pub(super) evidence: Evidence,
+    pub(super) runner: ProbeRunner<'r, 't>,
+    pub(super) chunk_losses: ChunkLosses,
     /// What the model itself shows against its own coded reference, by chunk of those that options are measured on.
     null: Vec<f64>,
     /// How many blocks these are.
@@ -63,27 +63,27 @@ impl<'r, 't> Scan<'r, 't> {
         stored: Stored<'r, 't>,
         solving: &'r Solving<'r>,
         limits: Limits,
-        mut bench: Bench<'r, 't>,
+        mut runner: ProbeRunner<'r, 't>,
         (chunks, screen): (u64, u64),
     ) -> Result<Self, StepError> {
-        let all = bench.block_count();
-        let itself = bench.divergences("the unchanged model", &[Variant::new()], 0..all)?;
+        let all = runner.block_count();
+        let itself = runner.divergences("the unchanged model", &[Variant::new()], 0..all)?;
         let mut null = itself.into_iter().next().unwrap_or_default();
-        let (measured, length) = bench.first_blocks(chunks);
+        let (measured, length) = runner.first_blocks(chunks);
         let others = null.split_off(length);
         let (judging, judged_null) = if others.is_empty() {
             (0..measured, mean(&null))
         } else {
             (measured..all, mean(&others))
         };
-        let (screened, _) = bench.first_blocks(screen.min(chunks));
+        let (screened, _) = runner.first_blocks(screen.min(chunks));
         Ok(Self {
             context: stored.context,
             stored,
             solving,
             limits,
-            bench,
-            evidence: Evidence::new(null.len()),
+            runner,
+            chunk_losses: ChunkLosses::new(null.len()),
             null,
             measured,
             judging,
@@ -109,7 +109,7 @@ impl<'r, 't> Scan<'r, 't> {
         // What stays as it is loses nothing.
         for group in &self.solving.groups {
             if let Some(own) = group.own_type(self.stored.facts) {
-                self.evidence
+                self.chunk_losses
                     .insert((group.name.clone(), own), vec![0.0; self.null.len()]);
             }
         }
@@ -120,10 +120,10 @@ impl<'r, 't> Scan<'r, 't> {
         );
         self.probe(&what, probes, self.screened)?;
         loop {
-            let losses = self.evidence.losses();
+            let losses = self.chunk_losses.losses();
             let (prepared, answer) = self.solve(&losses)?;
-            let mut open = self.evidence.undecided(&prepared, &answer, 0.0);
-            open.retain(|probe| !self.evidence.is_whole(probe));
+            let mut open = self.chunk_losses.undecided(&prepared, &answer, 0.0);
+            open.retain(|probe| !self.chunk_losses.is_whole(probe));
             if open.is_empty() {
                 return self.as_a_whole(prepared, answer);
             }
@@ -131,12 +131,12 @@ impl<'r, 't> Scan<'r, 't> {
             let mut of_length: BTreeMap<usize, Vec<Probe>> = BTreeMap::new();
             for probe in open {
                 of_length
-                    .entry(self.evidence.measured_on(&probe))
+                    .entry(self.chunk_losses.measured_on(&probe))
                     .or_default()
                     .push(probe);
             }
             for (chunks, open) in of_length {
-                let blocks = self.bench.first_blocks(2 * chunks as u64).0.min(self.measured);
+                let blocks = self.runner.first_blocks(2 * chunks as u64).0.min(self.measured);
                 let what = format!(
                     "more measurements: {} that could change the choice",
                     prose::count(open.len() as u64, "type")
@@ -174,7 +174,7 @@ impl<'r, 't> Scan<'r, 't> {
         first: Incumbent,
         errors: &BTreeMap<Probe, f64>,
     ) -> Result<Incumbent, StepError> {
-        let measured = self.evidence.losses();
+        let measured = self.chunk_losses.losses();
         let by_errors = policy::in_proportion(&measured, errors, usize::MAX);
         let by_the_middle = policy::in_proportion(&measured, errors, 1);
         let halfway = policy::halfway(&measured, &by_errors);
@@ -194,7 +194,7 @@ impl<'r, 't> Scan<'r, 't> {
                 found[0], found[1], found[2], found[3]
             ));
         if let Some(losses) = told {
-            self.evidence = self.evidence.told(&losses);
+            self.chunk_losses = self.chunk_losses.rescaled(&losses);
         }
         self.first_loss = best.lost;
         Ok(best)
@@ -226,7 +226,7 @@ impl<'r, 't> Scan<'r, 't> {
         blocks: Range<usize>,
     ) -> Result<Vec<f64>, StepError> {
         let variant = self.variant(choice);
-        let found = self.bench.divergences(what, &[variant], blocks)?;
+        let found = self.runner.divergences(what, &[variant], blocks)?;
         Ok(found.into_iter().next().unwrap_or_default())
     }
 
@@ -251,10 +251,10 @@ impl<'r, 't> Scan<'r, 't> {
             .iter()
             .map(|(group, ty)| self.variant(&BTreeMap::from([(group.clone(), *ty)])))
             .collect();
-        let found = self.bench.divergences(what, &variants, 0..blocks)?;
+        let found = self.runner.divergences(what, &variants, 0..blocks)?;
         for (probe, found) in probes.iter().zip(found) {
             let lost = found.iter().zip(&self.null).map(|(with, without)| with - without);
-            self.evidence.insert(probe.clone(), lost.collect());
+            self.chunk_losses.insert(probe.clone(), lost.collect());
         }
         Ok(())
     }

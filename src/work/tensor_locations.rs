@@ -13,13 +13,13 @@ use crate::store::Store;
 
 /// The places of the tensors of models whose index was read.
 #[derive(Default)]
-pub(super) struct Places {
+pub(super) struct TensorLocations {
     read: BTreeSet<BlobDigest>,
     /// The index of the model, the file of it, and where the tensor begins there.
     of: HashMap<BlobDigest, (BlobDigest, usize, u64)>,
 }
 
-impl Places {
+impl TensorLocations {
     /// Returns a file of these models that holds a tensor with these bytes, and where it begins there.
     pub(super) fn find(
         &mut self,

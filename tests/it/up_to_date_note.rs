@@ -6,17 +6,21 @@ use std::path::PathBuf;
 use forge::session::BuildRequest;
 use forge::session::nothing_to_do;
 
-use crate::cut;
-use crate::cut::build_well;
-use crate::cut::corrupt_quietly;
-use crate::cut::edited;
+use crate::one_layer_project;
+use crate::one_layer_project::build_well;
+use crate::one_layer_project::corrupt_quietly;
+use crate::one_layer_project::edited;
 use crate::support::Forge;
 
 /// A recipe with one of everything that a note looks at, in two files.
 fn project() -> Forge {
     let forge = Forge::new();
-    cut::furnish(&forge);
-    let recipe = edited(cut::RECIPE, r#"files = ["prose.txt"]"#, r#"files = ["pro*.txt"]"#);
+    one_layer_project::furnish(&forge);
+    let recipe = edited(
+        one_layer_project::RECIPE,
+        r#"files = ["prose.txt"]"#,
+        r#"files = ["pro*.txt"]"#,
+    );
     let recipe = edited(&recipe, "schema = 1\n", "schema = 1\nextends = \"base.toml\"\n");
     let source = "[source.model]\npath = \"model.gguf\"\n";
     let base = format!("schema = 1\n{source}");
@@ -121,14 +125,14 @@ fn a_note_is_believed_while_nothing_has_changed_and_never_after() {
         .iter()
         .map(|(what, change)| (*what, *change, project()))
         .collect();
-    cut::in_parallel(&projects, |(what, _, forge)| {
+    one_layer_project::in_parallel(&projects, |(what, _, forge)| {
         build_well(forge, &[]);
         assert_eq!(answer(forge), None, "{what}: a build that ran something notes nothing");
     });
     for (_, _, forge) in &projects {
         forge.settle();
     }
-    cut::in_parallel(&projects, |(what, change, forge)| {
+    one_layer_project::in_parallel(&projects, |(what, change, forge)| {
         let steps = build_well(forge, &[]).events.last().unwrap()["cached"].as_u64();
         assert_eq!(answer(forge).map(|steps| steps as u64), steps, "{what}");
         let said = forge.run(&["build"]).success().stderr;
@@ -203,12 +207,12 @@ fn a_gate_that_fails_and_a_recipe_with_warnings_are_never_noted() {
     let warned = project();
     warned.recipe(&format!("{text}\n[policy.unused]\nmethod = \"mix\"\nmix = \"Q4_0\"\n"));
     for _ in 0..2 {
-        let _ = cut::build(&gated, &[]).run.status(1);
+        let _ = one_layer_project::build(&gated, &[]).run.status(1);
         build_well(&warned, &[]);
         gated.settle();
         warned.settle();
     }
-    assert_eq!(cut::build(&gated, &[]).run.status, Some(1));
+    assert_eq!(one_layer_project::build(&gated, &[]).run.status, Some(1));
     assert_eq!(answer(&gated), None);
     let said = warned.run(&["build"]).success().stderr;
     assert!(said.contains("unused"), "{said}");

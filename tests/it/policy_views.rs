@@ -4,11 +4,11 @@ use forge::gguf::Model;
 use forge::policy::Table;
 use serde_json::Value;
 
-use crate::cut::Gguf;
-use crate::cut::build_well;
-use crate::cut::manifest;
-use crate::cut::output_of;
-use crate::cut::project;
+use crate::one_layer_project::Gguf;
+use crate::one_layer_project::build_well;
+use crate::one_layer_project::manifest;
+use crate::one_layer_project::output_of;
+use crate::one_layer_project::project;
 use crate::support::Forge;
 
 /// Two mixes, and a policy at two budgets; all are measured.

@@ -21,7 +21,7 @@ use super::document::keep_of;
 
 /// Returns how many bytes of tensors a candidate of this policy would have at the least. Nothing where the policy would fail, or
 /// where more than the header decides.
-pub fn foresee(step: &PolicyStep, facts: &ModelFacts) -> Option<u64> {
+pub fn minimum_bytes(step: &PolicyStep, facts: &ModelFacts) -> Option<u64> {
     let all = |_: &str| true;
     let header = Header {
         facts,

@@ -16,17 +16,17 @@ use crate::store::StoreError;
 /// Which steps' actions run twice, and what came of it. A result that is in the store is made once more, one that is not is
 /// made twice; what the store keeps is the first result either way.
 #[derive(Debug, Default)]
-pub struct Twice {
+pub struct RepeatCheck {
     /// The steps; nothing for all.
     steps: Option<BTreeSet<String>>,
     done: Mutex<BTreeSet<ActionDigest>>,
-    differences: Mutex<Vec<TwiceDifference>>,
+    differences: Mutex<Vec<RepeatDifference>>,
     again: AtomicU64,
 }
 
 /// An action that gave something else the second time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TwiceDifference {
+pub struct RepeatDifference {
     /// The step that it belongs to.
     pub step: String,
     /// Its kind.
@@ -50,7 +50,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Twice {
+impl RepeatCheck {
     /// Chooses the actions of some steps, by the names of their nodes; none for those of all.
     pub fn of(steps: BTreeSet<String>) -> Self {
         Self {
@@ -74,7 +74,7 @@ impl Twice {
         self.again.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn note(&self, differences: &[TwiceDifference]) {
+    pub(super) fn note(&self, differences: &[RepeatDifference]) {
         locked(&self.differences).extend_from_slice(differences);
     }
 
@@ -84,7 +84,7 @@ impl Twice {
     }
 
     /// Returns what differed, in the order of steps, parts and outputs.
-    pub fn differences(&self) -> Vec<TwiceDifference> {
+    pub fn differences(&self) -> Vec<RepeatDifference> {
         let mut found = locked(&self.differences).clone();
         found.sort_by(|a, b| (&a.step, &a.part, a.key, &a.output).cmp(&(&b.step, &b.part, b.key, &b.output)));
         found

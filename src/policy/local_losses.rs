@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::policy::Evidence;
+use crate::policy::ChunkLosses;
 use crate::policy::Loss;
 use crate::policy::Losses;
 use crate::policy::Probe;
-use crate::policy::evidence::mean;
-use crate::policy::evidence::variance;
+use crate::policy::chunk_losses::mean;
+use crate::policy::chunk_losses::variance;
 use crate::tensor_type::TensorType;
 
 /// How much more or less than alone a group may lose beside others, where that is not measured but taken from its other moves.
@@ -16,8 +16,8 @@ const RATIOS: (f64, f64) = (0.25, 4.0);
 
 /// A choice, with what single moves away from it change.
 #[derive(Debug, Clone)]
-pub struct Around<'a> {
-    evidence: &'a Evidence,
+pub struct LocalLosses<'a> {
+    chunk_losses: &'a ChunkLosses,
     /// What each group loses in each type alone.
     alone: Losses,
     /// The type of each group.
@@ -26,12 +26,12 @@ pub struct Around<'a> {
     moves: BTreeMap<Probe, Vec<f64>>,
 }
 
-impl<'a> Around<'a> {
+impl<'a> LocalLosses<'a> {
     /// Looks around a choice, of which no move was measured yet.
-    pub fn new(evidence: &'a Evidence, choice: BTreeMap<String, TensorType>) -> Self {
+    pub fn new(chunk_losses: &'a ChunkLosses, choice: BTreeMap<String, TensorType>) -> Self {
         Self {
-            evidence,
-            alone: evidence.losses(),
+            chunk_losses,
+            alone: chunk_losses.losses(),
             choice,
             moves: BTreeMap::new(),
         }
@@ -65,8 +65,8 @@ impl<'a> Around<'a> {
     /// what their group's measured moves lose beside the others for what they lose alone.
     pub fn losses(&self, penalty: f64) -> Losses {
         let alone = &self.alone;
-        let interplay = self.interplay();
-        let ratios = self.ratios(&interplay);
+        let interaction = self.interaction();
+        let ratios = self.ratios(&interaction);
         let mut losses = Losses::new();
         for (probe, loss) in alone {
             let (group, ty) = probe;
@@ -88,10 +88,10 @@ impl<'a> Around<'a> {
             let change = loss.mean - stays.mean;
             let around = match self.measured(probe) {
                 Some(Measured { more, .. }) => {
-                    let believed = interplay.believed(more.len());
+                    let shrinkage = interaction.shrinkage(more.len());
                     Loss {
-                        mean: change + believed * mean(&more),
-                        variance: believed * variance(&more) / more.len() as f64,
+                        mean: change + shrinkage * mean(&more),
+                        variance: shrinkage * variance(&more) / more.len() as f64,
                         chunks: u32::try_from(more.len()).unwrap_or(u32::MAX),
                     }
                 }
@@ -117,7 +117,7 @@ impl<'a> Around<'a> {
         let (group, ty) = probe;
         let own = *self.choice.get(group)?;
         let change = self.moves.get(probe)?;
-        let (to, from) = (self.evidence.get(group, *ty)?, self.evidence.get(group, own)?);
+        let (to, from) = (self.chunk_losses.get(group, *ty)?, self.chunk_losses.get(group, own)?);
         let alone: Vec<f64> = to.iter().zip(from).map(|(to, from)| to - from).collect();
         let more: Vec<f64> = change.iter().zip(&alone).map(|(with, alone)| with - alone).collect();
         (!more.is_empty()).then(|| Measured {
@@ -139,7 +139,7 @@ impl<'a> Around<'a> {
     /// moves are compared in units of the square root of what they lose alone, before and after. Their mean square is
     /// that of the interplay itself and that of the noise, which the chunks tell (empirical Bayes: Efron and Morris, Stein's
     /// estimation rule and its competitors, JASA 68, 1973).
-    fn interplay(&self) -> Interplay {
+    fn interaction(&self) -> Interaction {
         let (mut squares, mut noise, mut count) = (0.0, 0.0, 0.0);
         for ((group, ty), Measured { own, more, .. }) in self.all_measured() {
             let lost = |ty| {
@@ -155,19 +155,19 @@ impl<'a> Around<'a> {
             }
         }
         if count == 0.0 {
-            return Interplay::default();
+            return Interaction::default();
         }
-        Interplay {
+        Interaction {
             spread: (squares / count).max(0.0),
             noise: noise / count,
         }
     }
 
     /// Returns for each group how much its measured moves change for what they change alone.
-    fn ratios(&self, interplay: &Interplay) -> BTreeMap<String, f64> {
+    fn ratios(&self, interaction: &Interaction) -> BTreeMap<String, f64> {
         let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
         for ((group, _), Measured { alone, more, .. }) in self.all_measured() {
-            let with = alone + interplay.believed(more.len()) * mean(&more);
+            let with = alone + interaction.shrinkage(more.len()) * mean(&more);
             // Signs are taken out, or moves up and down would cancel.
             let sum = sums.entry(group.clone()).or_default();
             sum.0 += with * alone.signum();
@@ -192,16 +192,16 @@ struct Measured {
 
 /// How much moves lose more or less than alone: variances, in units of what they lose alone.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-struct Interplay {
+struct Interaction {
     /// Of what they really do.
     spread: f64,
     /// Of what a chunk shows of it.
     noise: f64,
 }
 
-impl Interplay {
+impl Interaction {
     /// Returns the part of a mean over chunks that is to be believed; all of it where nothing is known of the noise.
-    fn believed(&self, chunks: usize) -> f64 {
+    fn shrinkage(&self, chunks: usize) -> f64 {
         let noise = self.noise / (chunks as f64).max(1.0);
         if noise > 0.0 {
             self.spread / (self.spread + noise)
@@ -217,15 +217,15 @@ mod tests {
 
     #[test]
     fn a_measured_move_corrects_what_it_loses_alone_and_its_group_learns_from_it() {
-        let mut evidence = Evidence::new(4);
+        let mut chunk_losses = ChunkLosses::new(4);
         let probe = |group: &str, ty| (group.to_owned(), ty);
-        evidence.insert(probe("a", TensorType::Q2_K), vec![8.0, 8.0, 12.0, 12.0]);
-        evidence.insert(probe("a", TensorType::Q4_K), vec![2.0, 2.0, 4.0, 4.0]);
-        evidence.insert(probe("a", TensorType::Q6_K), vec![1.0, 1.0, 1.0, 1.0]);
-        evidence.insert(probe("b", TensorType::Q4_K), vec![5.0; 4]);
-        evidence.insert(probe("b", TensorType::Q6_K), vec![3.0; 4]);
+        chunk_losses.insert(probe("a", TensorType::Q2_K), vec![8.0, 8.0, 12.0, 12.0]);
+        chunk_losses.insert(probe("a", TensorType::Q4_K), vec![2.0, 2.0, 4.0, 4.0]);
+        chunk_losses.insert(probe("a", TensorType::Q6_K), vec![1.0, 1.0, 1.0, 1.0]);
+        chunk_losses.insert(probe("b", TensorType::Q4_K), vec![5.0; 4]);
+        chunk_losses.insert(probe("b", TensorType::Q6_K), vec![3.0; 4]);
         let choice = BTreeMap::from([("a".to_owned(), TensorType::Q4_K), ("b".to_owned(), TensorType::Q4_K)]);
-        let mut around = Around::new(&evidence, choice);
+        let mut around = LocalLosses::new(&chunk_losses, choice);
         // Alone: 6 more on the first two chunks, 7 on all four. Beside the others: twice as much.
         around.insert(probe("a", TensorType::Q2_K), vec![12.0, 12.0]);
         let losses = around.losses(0.5);
@@ -247,12 +247,12 @@ mod tests {
     fn what_moves_lose_beside_the_others_is_believed_as_far_as_it_stands_out_of_the_noise() {
         let types = [TensorType::Q2_K, TensorType::Q3_K, TensorType::Q5_K, TensorType::Q6_K];
         let around = |more: &dyn Fn(usize, usize) -> f64| {
-            let mut evidence = Evidence::new(4);
-            evidence.insert(("a".to_owned(), TensorType::Q4_K), vec![1.0; 4]);
+            let mut chunk_losses = ChunkLosses::new(4);
+            chunk_losses.insert(("a".to_owned(), TensorType::Q4_K), vec![1.0; 4]);
             for ty in types {
-                evidence.insert(("a".to_owned(), ty), vec![3.0; 4]);
+                chunk_losses.insert(("a".to_owned(), ty), vec![3.0; 4]);
             }
-            let mut around = Around::new(&evidence, BTreeMap::from([("a".to_owned(), TensorType::Q4_K)]));
+            let mut around = LocalLosses::new(&chunk_losses, BTreeMap::from([("a".to_owned(), TensorType::Q4_K)]));
             for (which, ty) in types.into_iter().enumerate() {
                 let change = (0..4).map(|chunk| 2.0 + more(which, chunk)).collect();
                 around.insert(("a".to_owned(), ty), change);

@@ -11,14 +11,14 @@ use crate::digest::BlobDigest;
 
 /// The outputs of an action and facts about them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Made {
+pub struct ActionOutputs {
     /// Blobs by name.
     pub outputs: BTreeMap<String, BlobDigest>,
     /// Short facts about them.
     pub facts: BTreeMap<String, String>,
 }
 
-impl Made {
+impl ActionOutputs {
     /// Adds an output.
     pub fn output(&mut self, output: Output, digest: BlobDigest) {
         self.outputs.insert(output.as_str().to_owned(), digest);

@@ -22,12 +22,12 @@ pub type Probe = (String, TensorType);
 
 /// The loss of each chunk, in the chunks' order, for each group and type; for some of the first chunks only.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Evidence {
+pub struct ChunkLosses {
     of: BTreeMap<Probe, Vec<f64>>,
     chunks: usize,
 }
 
-impl Evidence {
+impl ChunkLosses {
     /// Makes evidence of nothing, to be measured on at most so many chunks.
     pub fn new(chunks: usize) -> Self {
         Self {
@@ -83,7 +83,7 @@ impl Evidence {
 
     /// Returns evidence of other losses than those that were measured: each probe's chunks are what they were in proportion, or by as much
     /// more where they showed no loss.
-    pub fn told(&self, losses: &Losses) -> Self {
+    pub fn rescaled(&self, losses: &Losses) -> Self {
         let measured = self.losses();
         let mut told = self.clone();
         for (probe, lost) in &mut told.of {
@@ -214,12 +214,12 @@ mod tests {
 
     #[test]
     fn a_probe_of_few_chunks_is_scaled_by_what_the_others_lost_there() {
-        let mut evidence = Evidence::new(4);
+        let mut chunk_losses = ChunkLosses::new(4);
         let probe = |group: &str, ty| (group.to_owned(), ty);
-        evidence.insert(probe("a", TensorType::Q4_K), vec![1.0, 1.0, 3.0, 3.0]);
-        evidence.insert(probe("a", TensorType::Q2_K), vec![5.0, 7.0]);
-        evidence.insert(probe("b", TensorType::Q2_K), vec![10.0, 10.0]);
-        let losses = evidence.losses();
+        chunk_losses.insert(probe("a", TensorType::Q4_K), vec![1.0, 1.0, 3.0, 3.0]);
+        chunk_losses.insert(probe("a", TensorType::Q2_K), vec![5.0, 7.0]);
+        chunk_losses.insert(probe("b", TensorType::Q2_K), vec![10.0, 10.0]);
+        let losses = chunk_losses.losses();
         let of = |group: &str, ty| losses[&probe(group, ty)];
         assert_eq!(of("a", TensorType::Q4_K).mean, 2.0);
         assert_eq!(
@@ -230,42 +230,42 @@ mod tests {
         assert_eq!(of("a", TensorType::Q2_K).variance, 4.0 * 2.0 / 2.0);
         assert_eq!(of("b", TensorType::Q2_K).mean, 20.0, "by the probes of other groups");
         assert_eq!(of("b", TensorType::Q2_K).chunks, 2);
-        assert!(evidence.is_whole(&probe("a", TensorType::Q4_K)));
-        assert!(!evidence.is_whole(&probe("a", TensorType::Q2_K)));
+        assert!(chunk_losses.is_whole(&probe("a", TensorType::Q4_K)));
+        assert!(!chunk_losses.is_whole(&probe("a", TensorType::Q2_K)));
     }
 
     #[test]
     fn probes_of_many_lengths_are_brought_to_the_longest_step_by_step() {
-        let mut evidence = Evidence::new(8);
+        let mut chunk_losses = ChunkLosses::new(8);
         let probe = |group: &str, ty| (group.to_owned(), ty);
-        evidence.insert(probe("a", TensorType::Q2_K), vec![4.0]);
-        evidence.insert(probe("a", TensorType::Q3_K), vec![2.0, 6.0]);
-        evidence.insert(probe("b", TensorType::Q3_K), vec![1.0, 1.0, 3.0, 3.0]);
-        let losses = evidence.losses();
+        chunk_losses.insert(probe("a", TensorType::Q2_K), vec![4.0]);
+        chunk_losses.insert(probe("a", TensorType::Q3_K), vec![2.0, 6.0]);
+        chunk_losses.insert(probe("b", TensorType::Q3_K), vec![1.0, 1.0, 3.0, 3.0]);
+        let losses = chunk_losses.losses();
         // Twice by its own group's probe, twice by the other's: all chunks were measured for none.
         assert_eq!(losses[&probe("a", TensorType::Q2_K)].mean, 16.0);
         assert_eq!(losses[&probe("a", TensorType::Q3_K)].mean, 8.0);
         assert_eq!(losses[&probe("b", TensorType::Q3_K)].mean, 2.0);
-        assert_eq!(evidence.measured_on(&probe("a", TensorType::Q3_K)), 2);
-        assert_eq!(evidence.measured_on(&probe("c", TensorType::Q3_K)), 0);
+        assert_eq!(chunk_losses.measured_on(&probe("a", TensorType::Q3_K)), 2);
+        assert_eq!(chunk_losses.measured_on(&probe("c", TensorType::Q3_K)), 0);
     }
 
     #[test]
     fn told_losses_keep_what_chunks_say_of_each_other() {
-        let mut evidence = Evidence::new(2);
+        let mut chunk_losses = ChunkLosses::new(2);
         let probe = |ty| ("a".to_owned(), ty);
-        evidence.insert(probe(TensorType::Q2_K), vec![1.0, 3.0]);
-        evidence.insert(probe(TensorType::Q4_K), vec![0.5, -0.5]);
-        evidence.insert(probe(TensorType::F16), vec![0.0, 0.0]);
-        let mut losses = evidence.losses();
+        chunk_losses.insert(probe(TensorType::Q2_K), vec![1.0, 3.0]);
+        chunk_losses.insert(probe(TensorType::Q4_K), vec![0.5, -0.5]);
+        chunk_losses.insert(probe(TensorType::F16), vec![0.0, 0.0]);
+        let mut losses = chunk_losses.losses();
         losses.get_mut(&probe(TensorType::Q2_K)).unwrap().mean = 1.0;
         losses.get_mut(&probe(TensorType::Q4_K)).unwrap().mean = 0.25;
-        let told = evidence.told(&losses);
+        let told = chunk_losses.rescaled(&losses);
         assert_eq!(told.get("a", TensorType::Q2_K), Some(&[0.5, 1.5][..]));
         assert_eq!(told.get("a", TensorType::Q4_K), Some(&[0.75, -0.25][..]));
         assert_eq!(told.get("a", TensorType::F16), Some(&[0.0, 0.0][..]));
         assert_eq!(told.losses()[&probe(TensorType::Q2_K)].mean, 1.0);
-        assert_eq!(evidence.told(&evidence.losses()), evidence);
+        assert_eq!(chunk_losses.rescaled(&chunk_losses.losses()), chunk_losses);
     }
 
     #[test]
@@ -285,11 +285,11 @@ mod tests {
 
     #[test]
     fn more_chunks_replace_fewer_and_never_the_other_way() {
-        let mut evidence = Evidence::new(2);
+        let mut chunk_losses = ChunkLosses::new(2);
         let probe = ("a".to_owned(), TensorType::Q4_K);
-        evidence.insert(probe.clone(), vec![1.0, 2.0, 9.0]);
-        assert_eq!(evidence.get("a", TensorType::Q4_K), Some(&[1.0, 2.0][..]));
-        evidence.insert(probe, vec![7.0]);
-        assert_eq!(evidence.get("a", TensorType::Q4_K), Some(&[1.0, 2.0][..]));
+        chunk_losses.insert(probe.clone(), vec![1.0, 2.0, 9.0]);
+        assert_eq!(chunk_losses.get("a", TensorType::Q4_K), Some(&[1.0, 2.0][..]));
+        chunk_losses.insert(probe, vec![7.0]);
+        assert_eq!(chunk_losses.get("a", TensorType::Q4_K), Some(&[1.0, 2.0][..]));
     }
 }
