@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_candidates_are_told_apart_by_name() {
+    fn rows_of_candidates_are_matched_by_name() {
         let row = |candidate: &str, file: u64| json!({"eval": "e", "candidate": candidate, "file": file});
         let before = json!({"rows": [row("a", 1), row("b", 2)]});
         let after = json!({"rows": [row("new", 9), row("a", 1), row("b", 3)]});

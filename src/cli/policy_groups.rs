@@ -18,10 +18,10 @@ use crate::container;
 use crate::fs;
 use crate::imatrix::Imatrix;
 use crate::policy;
-use crate::policy::Bond;
 use crate::policy::Energies;
 use crate::policy::Fuse;
 use crate::policy::GroupOptions;
+use crate::policy::Grouping;
 use crate::policy::ModelFacts;
 use crate::policy::Span;
 use crate::policy::TensorFacts;
@@ -100,11 +100,11 @@ fn rule_of(fuse: args::Fuse) -> Fuse {
     }
 }
 
-fn word_of(bond: Bond) -> &'static str {
-    match bond {
-        Bond::Alone => "alone",
-        Bond::Tied => "tied",
-        Bond::Fused => "fused",
+fn word_of(grouping: Grouping) -> &'static str {
+    match grouping {
+        Grouping::Alone => "alone",
+        Grouping::Tied => "tied",
+        Grouping::Fused => "fused",
     }
 }
 
@@ -126,7 +126,7 @@ fn row(facts: &ModelFacts, group: &TensorGroup, spans: Option<&[Span]>) -> Vec<C
         Some((Span::Free { floor, ceiling }, _)) => format!("{floor} to {ceiling}"),
     };
     vec![
-        left(word_of(group.bond)),
+        left(word_of(group.grouping)),
         right(elements(facts, group).to_string()),
         left(&group.name),
         left(span),
@@ -154,7 +154,7 @@ fn line(facts: &ModelFacts, group: &TensorGroup, spans: Option<&[Span]>) -> Stri
         "schema": crate::cli::json::SCHEMA,
         "reason": "group",
         "name": group.name,
-        "grouping": word_of(group.bond),
+        "grouping": word_of(group.grouping),
         "tensors": names,
         "elements": elements(facts, group),
         "floors": floors,

@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_and_places_are_told() {
+    fn tensors_have_the_shapes_and_offsets_of_the_header() {
         let bytes = sample(64);
         let header = parse(&bytes).unwrap();
         let [a, b, c] = &header.tensors[..] else { panic!() };

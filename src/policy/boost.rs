@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn families_are_told_from_names() {
+    fn families_follow_from_names() {
         let of = |name: &str| Family::of(&format!("blk.3.{name}.weight"));
         assert_eq!(of("ffn_gate"), Some(Family::Gate));
         assert_eq!(of("ffn_up_exps"), Some(Family::Up));

@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_lies_where_its_keys_and_values_are_made() {
+    fn the_cache_is_on_the_device_of_its_keys_and_values() {
         assert_eq!(cached_layer("blk.3.attn_k.weight"), Some(3));
         assert_eq!(cached_layer("blk.3.attn_qkv.weight"), Some(3));
         assert_eq!(cached_layer("blk.3.attn_kv_a_mqa.weight"), Some(3));

@@ -1,9 +1,8 @@
-//! What probes measured, chunk by chunk, and which of them the decision hangs on.
+//! The losses that probes measured, by chunk, and the probes that are worth measuring on more chunks.
 //!
-//! Most options of a group are far from ever being chosen, and a few chunks show that. So all are measured on a few chunks,
-//! and only those on more that a better measurement could still bring into the choice. That is told from reduced costs: by how
-//! much an option's loss, with its bytes charged at the price that the solver found for the budget, is above the best of its
-//! group. Chunks are the same for all options, so differences are paired, and noise that a chunk gives to all cancels out.
+//! A few chunks show that most options of a group can't be part of the best choice. So all options are measured on a few chunks,
+//! and only those on more that a better measurement could still bring into the choice. Reduced costs decide this: the loss of an
+//! option plus its bytes times the multiplier of the budget, minus the same for the best option of its group. Chunks are the same for all options, so differences are paired, and noise that a chunk gives to all cancels out.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -28,7 +27,7 @@ pub struct ChunkLosses {
 }
 
 impl ChunkLosses {
-    /// Makes evidence of nothing, to be measured on at most so many chunks.
+    /// Returns an empty set of losses, with at most `chunks` chunks for each probe.
     pub fn new(chunks: usize) -> Self {
         Self {
             of: BTreeMap::new(),
@@ -36,7 +35,7 @@ impl ChunkLosses {
         }
     }
 
-    /// Notes what a probe lost on the first chunks; more of them replace fewer.
+    /// Adds the losses of a probe on the first chunks. They replace losses on fewer chunks.
     pub fn insert(&mut self, probe: Probe, mut lost: Vec<f64>) {
         lost.truncate(self.chunks);
         let known = self.of.get(&probe).map_or(0, Vec::len);
@@ -45,7 +44,7 @@ impl ChunkLosses {
         }
     }
 
-    /// Returns what a probe lost on the chunks that it was measured on.
+    /// Returns the losses of a probe on the chunks that it was measured on.
     pub fn get(&self, group: &str, ty: TensorType) -> Option<&[f64]> {
         self.of.get(&(group.to_owned(), ty)).map(Vec::as_slice)
     }
@@ -81,25 +80,25 @@ impl ChunkLosses {
         losses
     }
 
-    /// Returns evidence of other losses than those that were measured: each probe's chunks are what they were in proportion, or by as much
-    /// more where they showed no loss.
+    /// Returns the losses by chunk, scaled so that the mean of each probe is its mean in `losses`. If the mean of a probe is not positive,
+    /// the difference is added to each chunk instead.
     pub fn rescaled(&self, losses: &Losses) -> Self {
         let measured = self.losses();
-        let mut told = self.clone();
-        for (probe, lost) in &mut told.of {
+        let mut rescaled = self.clone();
+        for (probe, lost) in &mut rescaled.of {
             let means = measured.get(probe).zip(losses.get(probe));
-            let Some((measured, told)) = means.map(|(measured, told)| (measured.mean, told.mean)) else {
+            let Some((measured, target)) = means.map(|(measured, target)| (measured.mean, target.mean)) else {
                 continue;
             };
             for chunk in lost {
                 *chunk = if measured > 0.0 {
-                    *chunk * (told / measured)
+                    *chunk * (target / measured)
                 } else {
-                    *chunk + (told - measured)
+                    *chunk + (target - measured)
                 };
             }
         }
-        told
+        rescaled
     }
 
     /// Returns what a group loses on average over the most chunks for what it loses over the `first` ones: from each length to the
@@ -133,9 +132,9 @@ impl ChunkLosses {
         (over > 0.0 && under > 0.0).then(|| over / under)
     }
 
-    /// Returns the probes that the choice of an answer may hang on, with the reduced cost of each: those chosen, and those
-    /// that a difference within the noise, and what the answer is above its bound, could make part of a better choice.
-    /// By group, the least reduced cost first. A difference may be wrong by a `least` part of itself, however sure it looks.
+    /// Returns the probes that could be part of the best choice: those that the answer chooses, and those whose reduced cost is
+    /// within the noise of the measurements plus the optimality gap of the answer. By group, the least reduced cost first. The
+    /// noise of a difference is at least `least` times the difference.
     pub fn undecided(&self, prepared: &Prepared, answer: &Answer, least: f64) -> Vec<Probe> {
         let rest = prepared.scale().loss(answer.loss.saturating_sub(answer.least()));
         let relative = self.usual_noise();
@@ -196,8 +195,8 @@ pub fn variance(values: &[f64]) -> f64 {
     values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (values.len() - 1) as f64
 }
 
-/// Says whether one loss by chunk is less than another of the same chunks, by more than the standard error of the difference: what
-/// is less by less is as good, and a search that took it would follow the chunks' noise (the rule of one standard error:
+/// Returns whether losses by chunk are less than others on the same chunks, by more than the standard error of the difference. A
+/// search that took smaller differences would follow the noise of the chunks (the rule of one standard error:
 /// Breiman, Friedman, Olshen and Stone, Classification and Regression Trees, 1984, section 3.4.3).
 pub fn is_less(a: &[f64], b: &[f64]) -> bool {
     let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| b - a).collect();
@@ -251,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn told_losses_keep_what_chunks_say_of_each_other() {
+    fn rescaled_losses_keep_the_ratios_between_chunks() {
         let mut chunk_losses = ChunkLosses::new(2);
         let probe = |ty| ("a".to_owned(), ty);
         chunk_losses.insert(probe(TensorType::Q2_K), vec![1.0, 3.0]);
@@ -260,16 +259,16 @@ mod tests {
         let mut losses = chunk_losses.losses();
         losses.get_mut(&probe(TensorType::Q2_K)).unwrap().mean = 1.0;
         losses.get_mut(&probe(TensorType::Q4_K)).unwrap().mean = 0.25;
-        let told = chunk_losses.rescaled(&losses);
-        assert_eq!(told.get("a", TensorType::Q2_K), Some(&[0.5, 1.5][..]));
-        assert_eq!(told.get("a", TensorType::Q4_K), Some(&[0.75, -0.25][..]));
-        assert_eq!(told.get("a", TensorType::F16), Some(&[0.0, 0.0][..]));
-        assert_eq!(told.losses()[&probe(TensorType::Q2_K)].mean, 1.0);
+        let rescaled = chunk_losses.rescaled(&losses);
+        assert_eq!(rescaled.get("a", TensorType::Q2_K), Some(&[0.5, 1.5][..]));
+        assert_eq!(rescaled.get("a", TensorType::Q4_K), Some(&[0.75, -0.25][..]));
+        assert_eq!(rescaled.get("a", TensorType::F16), Some(&[0.0, 0.0][..]));
+        assert_eq!(rescaled.losses()[&probe(TensorType::Q2_K)].mean, 1.0);
         assert_eq!(chunk_losses.rescaled(&chunk_losses.losses()), chunk_losses);
     }
 
     #[test]
-    fn less_is_what_stands_out_of_the_noise_of_the_difference() {
+    fn less_means_by_more_than_the_standard_error_of_the_difference() {
         let chunks = [1.0, 5.0, 2.0, 8.0];
         let less = |by: [f64; 4]| -> Vec<f64> { chunks.iter().zip(by).map(|(loss, by)| loss - by).collect() };
         assert!(

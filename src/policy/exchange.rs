@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_rule_is_named_by_its_line() {
+    fn errors_name_the_line_of_an_invalid_rule() {
         let rules = rules_of_lines("# types\n\n  attn_k = Q4_K  \na=b=q8_0\n").unwrap();
         assert_eq!(rules.len(), 2);
         assert_eq!(rules[1].pattern.as_str(), "a=b");

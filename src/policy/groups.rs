@@ -46,7 +46,7 @@ impl Fuse {
 /// What holds a group together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Bond {
+pub enum Grouping {
     /// It is one tensor.
     Alone,
     /// They have the same inputs.
@@ -63,7 +63,7 @@ pub struct TensorGroup {
     /// Indices of the model's tensors, ascending.
     pub members: Vec<usize>,
     /// What holds it together.
-    pub bond: Bond,
+    pub grouping: Grouping,
 }
 
 impl TensorGroup {
@@ -128,10 +128,10 @@ pub fn groups(model: &ModelFacts, energies: &Energies, options: &GroupOptions) -
         .into_values()
         .map(|members| TensorGroup {
             name: name_of(model, &members),
-            bond: match members.as_slice() {
-                [_] => Bond::Alone,
-                several if several.iter().any(|at| fused[*at]) => Bond::Fused,
-                _ => Bond::Tied,
+            grouping: match members.as_slice() {
+                [_] => Grouping::Alone,
+                several if several.iter().any(|at| fused[*at]) => Grouping::Fused,
+                _ => Grouping::Tied,
             },
             members,
         })
@@ -234,9 +234,9 @@ mod tests {
         "blk.1.attn_k.weight",
     ];
 
-    fn named(energies: &Energies, options: &GroupOptions) -> Vec<(String, Bond)> {
+    fn named(energies: &Energies, options: &GroupOptions) -> Vec<(String, Grouping)> {
         let groups = groups(&model(NAMES), energies, options);
-        groups.into_iter().map(|group| (group.name, group.bond)).collect()
+        groups.into_iter().map(|group| (group.name, group.grouping)).collect()
     }
 
     #[test]
@@ -254,12 +254,12 @@ mod tests {
         };
         let found = named(&energies(&ties), &options);
         assert_eq!(found.len(), 9, "{found:?}");
-        assert!(found.contains(&("blk.0.{attn_k,attn_q}.weight".to_owned(), Bond::Tied)));
-        assert!(found.contains(&("blk.1.{attn_k,attn_q}.weight".to_owned(), Bond::Tied)));
-        assert!(found.contains(&("blk.0.attn_v.weight".to_owned(), Bond::Alone)));
+        assert!(found.contains(&("blk.0.{attn_k,attn_q}.weight".to_owned(), Grouping::Tied)));
+        assert!(found.contains(&("blk.1.{attn_k,attn_q}.weight".to_owned(), Grouping::Tied)));
+        assert!(found.contains(&("blk.0.attn_v.weight".to_owned(), Grouping::Alone)));
         assert!(!found.iter().any(|(name, _)| name.contains("norm")), "never quantized");
         let none = named(&energies(&ties), &GroupOptions::default());
-        assert!(none.iter().all(|(_, bond)| *bond == Bond::Alone));
+        assert!(none.iter().all(|(_, grouping)| *grouping == Grouping::Alone));
     }
 
     #[test]
@@ -270,7 +270,7 @@ mod tests {
                 fuse: fuse.to_vec(),
             };
             let found = named(&Energies::new(), &options);
-            let fused = found.into_iter().filter(|(_, bond)| *bond == Bond::Fused);
+            let fused = found.into_iter().filter(|(_, grouping)| *grouping == Grouping::Fused);
             fused.map(|(name, _)| name).collect::<Vec<_>>()
         };
         assert_eq!(

@@ -1,5 +1,5 @@
-//! Losses around a choice. Where tensors lose much, what one loses depends on what the others have: so single moves away from
-//! a choice are measured with all else as the choice has it.
+//! Losses near a choice. Where tensors lose much, the loss of one depends on the types of the others. So moves (changes of the type
+//! of one group) are measured with all other groups as in the choice.
 
 use std::collections::BTreeMap;
 
@@ -14,11 +14,11 @@ use crate::tensor_type::TensorType;
 /// How much more or less than alone a group may lose beside others, where that is not measured but taken from its other moves.
 const RATIOS: (f64, f64) = (0.25, 4.0);
 
-/// A choice, with what single moves away from it change.
+/// A choice, with the changes of the loss that single moves cause.
 #[derive(Debug, Clone)]
 pub struct LocalLosses<'a> {
     chunk_losses: &'a ChunkLosses,
-    /// What each group loses in each type alone.
+    /// The loss of each group in each type alone.
     alone: Losses,
     /// The type of each group.
     choice: BTreeMap<String, TensorType>,
@@ -27,7 +27,7 @@ pub struct LocalLosses<'a> {
 }
 
 impl<'a> LocalLosses<'a> {
-    /// Looks around a choice, of which no move was measured yet.
+    /// Returns a choice without measured moves.
     pub fn new(chunk_losses: &'a ChunkLosses, choice: BTreeMap<String, TensorType>) -> Self {
         Self {
             chunk_losses,
@@ -42,7 +42,7 @@ impl<'a> LocalLosses<'a> {
         &self.choice
     }
 
-    /// Notes by how much the loss of the first chunks changes when a group moves to a type.
+    /// Adds by how much the loss of the first chunks changes when a group moves to a type.
     pub fn insert(&mut self, probe: Probe, change: Vec<f64>) {
         self.moves.insert(probe, change);
     }
@@ -133,11 +133,11 @@ impl<'a> LocalLosses<'a> {
         moves.filter_map(|probe| Some((probe, self.measured(probe)?)))
     }
 
-    /// Returns how much of what measured moves lose more or less than alone is more than noise.
+    /// Estimates the interactions of moves with other groups, and their noise.
     ///
     /// A divergence is about the square of an error, so two errors beside each other lose more than alone by twice their product:
     /// moves are compared in units of the square root of what they lose alone, before and after. Their mean square is
-    /// that of the interplay itself and that of the noise, which the chunks tell (empirical Bayes: Efron and Morris, Stein's
+    /// that of the interactions plus that of the noise, which is estimated from the chunks (empirical Bayes: Efron and Morris, Stein's
     /// estimation rule and its competitors, JASA 68, 1973).
     fn interaction(&self) -> Interaction {
         let (mut squares, mut noise, mut count) = (0.0, 0.0, 0.0);
@@ -190,17 +190,17 @@ struct Measured {
     more: Vec<f64>,
 }
 
-/// How much moves lose more or less than alone: variances, in units of what they lose alone.
+/// By how much moves lose more or less than alone: variances, in units of their losses alone.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 struct Interaction {
-    /// Of what they really do.
+    /// The variance of the interactions.
     spread: f64,
-    /// Of what a chunk shows of it.
+    /// The variance of the noise of one chunk.
     noise: f64,
 }
 
 impl Interaction {
-    /// Returns the part of a mean over chunks that is to be believed; all of it where nothing is known of the noise.
+    /// Returns the shrinkage factor for a mean over chunks; 1 if the noise is not known.
     fn shrinkage(&self, chunks: usize) -> f64 {
         let noise = self.noise / (chunks as f64).max(1.0);
         if noise > 0.0 {
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_measured_move_corrects_what_it_loses_alone_and_its_group_learns_from_it() {
+    fn a_measured_move_corrects_its_own_loss_and_scales_others_of_its_group() {
         let mut chunk_losses = ChunkLosses::new(4);
         let probe = |group: &str, ty| (group.to_owned(), ty);
         chunk_losses.insert(probe("a", TensorType::Q2_K), vec![8.0, 8.0, 12.0, 12.0]);
@@ -244,7 +244,7 @@ mod tests {
         );
     }
     #[test]
-    fn what_moves_lose_beside_the_others_is_believed_as_far_as_it_stands_out_of_the_noise() {
+    fn interactions_of_moves_are_shrunk_by_their_noise() {
         let types = [TensorType::Q2_K, TensorType::Q3_K, TensorType::Q5_K, TensorType::Q6_K];
         let around = |more: &dyn Fn(usize, usize) -> f64| {
             let mut chunk_losses = ChunkLosses::new(4);

@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn llama_70b_is_told_from_layers_and_heads() {
+    fn llama_70b_is_recognized_by_layers_and_heads() {
         let llama = |layers, kv, experts| {
             facts(&[
                 ("general.architecture", text("llama")),

@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn roles_are_told_from_names() {
+    fn roles_follow_from_names() {
         assert_eq!(Role::of("output.weight"), Role::Output);
         assert_eq!(Role::of("output_norm.weight"), Role::Other);
         assert_eq!(Role::of("per_layer_token_embd.weight"), Role::Embedding);

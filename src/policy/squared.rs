@@ -184,16 +184,16 @@ mod tests {
         ]);
         let errors = [("a", Q4_K, 11.0), ("a", Q8_0, 1.0), ("b", Q4_K, 5.0), ("d", Q4_K, 1.0)];
         let errors = errors.map(|(group, ty, error)| ((group.to_owned(), ty), error)).into();
-        let told = in_proportion(&measured, &errors, usize::MAX);
-        let of = |group: &str, ty| told[&(group.to_owned(), ty)].mean;
-        assert_eq!(told.len(), measured.len(), "what was not measured has no loss");
+        let scaled = in_proportion(&measured, &errors, usize::MAX);
+        let of = |group: &str, ty| scaled[&(group.to_owned(), ty)].mean;
+        assert_eq!(scaled.len(), measured.len(), "what was not measured has no loss");
         assert_eq!((of("a", Q4_K), of("a", Q8_0), of("a", F16)), (11.0, 1.0, 0.0));
         assert_eq!(of("b", Q4_K), 5.0, "the least sensitivity above zero");
         assert_eq!(of("c", Q4_K), 7.0, "nothing is known of its errors");
-        assert_eq!(told[&("a".to_owned(), Q4_K)].variance, 0.5);
+        assert_eq!(scaled[&("a".to_owned(), Q4_K)].variance, 0.5);
         // Of two types the upper one is the middle.
-        let told = in_proportion(&measured, &errors, 1);
-        assert_eq!(told[&("a".to_owned(), Q4_K)].mean, 33.0);
+        let scaled = in_proportion(&measured, &errors, 1);
+        assert_eq!(scaled[&("a".to_owned(), Q4_K)].mean, 33.0);
     }
 
     #[test]

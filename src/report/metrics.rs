@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_terminal_has_fewer_figures_and_is_told_which() {
+    fn a_narrow_terminal_has_fewer_columns_and_a_note_lists_the_others() {
         let predicted = Row {
             kld_predicted: Some(0.1),
             kld_predicted_pi95: Some([0.09, 0.11]),

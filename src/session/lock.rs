@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn every_difference_is_told_at_once() {
+    fn all_differences_are_listed_in_one_error() {
         let (before, mut now) = (lock(), lock());
         assert_eq!(before.differences(&now, None), []);
         now.recipe = "b".to_owned();

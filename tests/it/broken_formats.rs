@@ -58,7 +58,7 @@ fn names_of_broken_files_are_distinct_and_there_are_many() {
 }
 
 #[test]
-fn a_file_is_refused_wherever_it_is_cut() {
+fn a_file_truncated_at_any_byte_is_rejected() {
     let bytes = Raw::valid().bytes();
     // The last tensor's padding may be absent: it has 24 of 32 bytes.
     let enough = bytes.len() - 8;

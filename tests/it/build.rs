@@ -817,7 +817,7 @@ fn places_that_cannot_be_written_are_the_machines_fault() {
 }
 
 #[test]
-fn what_is_not_there_is_told_with_what_is() {
+fn unknown_steps_recipes_and_options_are_errors() {
     let forge = project();
     let run = forge.run(&["build", "recipe.toml", "promote.c"]).status(2);
     assert!(run.stderr.contains("no step `promote.c`"), "{}", run.stderr);

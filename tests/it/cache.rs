@@ -305,7 +305,7 @@ fn nothing_that_a_live_build_uses_is_collected() {
 }
 
 #[test]
-fn a_pin_says_what_lies_in_an_output_only() {
+fn a_pin_reports_what_only_an_output_holds() {
     let forge = project();
     build_well(&forge, "out");
     let borrowed = |line: &serde_json::Value| line["borrowed"].as_u64().unwrap();

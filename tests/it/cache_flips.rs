@@ -190,7 +190,7 @@ fn a_flipped_bit_in_any_note_or_result_is_found_and_named() {
 }
 
 #[test]
-fn a_flipped_bit_in_an_output_is_found_wherever_it_is() {
+fn a_flipped_bit_anywhere_in_an_output_is_found() {
     let forge = project();
     build_well(&forge, "out");
     let before = candidates(&forge.path("out"));

@@ -241,7 +241,7 @@ fn another_problem_makes_another_truth() {
 }
 
 #[test]
-fn a_claim_that_takes_too_long_to_show_is_not_believed() {
+fn a_certificate_that_takes_too_long_to_check_is_rejected() {
     let text = sample().to_string();
     assert!(matches!(check(&text, 1), Err(Wrong::NotShown { states: 1, .. })));
 }

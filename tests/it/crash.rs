@@ -229,7 +229,7 @@ fn a_build_makes_again_what_is_gone() {
 }
 
 #[test]
-fn documents_that_only_the_manifest_reads_are_told_again() {
+fn documents_that_only_the_manifest_reads_are_computed_again() {
     let forge = small_model::project();
     let _ = Run::of(small_model::build(&forge, &[]).output().unwrap()).success();
     let out = forge.path(small_model::OUT);

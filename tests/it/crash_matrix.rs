@@ -324,7 +324,7 @@ fn a_collection_killed_at_any_call_removes_nothing_by_halves() {
 }
 
 #[test]
-fn a_disk_that_is_really_full_is_told_before_and_leaves_nothing() {
+fn a_full_disk_is_reported_before_the_build_and_nothing_is_written() {
     let forge = quick_project::project();
     let mount = forge.path("small-disk");
     // As large as a store without anything in it, and a bit.

@@ -316,7 +316,7 @@ fn try_case(forge: &Forge, expected: &[(String, Vec<u8>)], kinds: &[&str], how: 
 }
 
 #[test]
-fn a_build_is_right_and_the_store_heals_whatever_is_damaged() {
+fn builds_are_correct_and_repair_the_store_after_any_damage() {
     let (forge, expected) = prepared();
     let kinds: Vec<&[&str]> = match number_from("FORGE_TEST_DAMAGES", 0) {
         0 => KINDS.to_vec(),

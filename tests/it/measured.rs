@@ -164,7 +164,7 @@ fn what_was_measured_once_serves_every_later_policy() {
 
 /// A budget so small that tensors lose much, and beside each other more.
 #[test]
-fn a_choice_is_only_left_for_one_that_loses_less_as_a_whole() {
+fn a_choice_is_replaced_only_by_one_with_a_smaller_measured_loss() {
     let lost = |refine: u32, forge: &Forge| -> f64 {
         forge.recipe(&edited(
             RECIPE,

@@ -324,7 +324,7 @@ fn change_at(project: &Project, calls: Calls, right: &Path) -> Option<(usize, us
 }
 
 #[test]
-fn an_output_changed_at_any_call_is_never_believed() {
+fn an_output_changed_at_any_call_is_never_accepted() {
     let project = Project::new();
     let (clean, right) = project.case("right");
     let _ = Run::of(Project::build(&clean, &right).output().unwrap()).success();

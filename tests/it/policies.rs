@@ -229,7 +229,7 @@ fn candidate_of_source() -> BTreeMap<String, TensorType> {
 }
 
 #[test]
-fn groups_are_told_from_an_imatrix() {
+fn groups_come_from_the_imatrix() {
     let forge = project();
     forge.recipe(&recipe("method = \"ashq1\"\nbudget = \"1 GiB\""));
     build_well(&forge, &[]);
@@ -259,7 +259,7 @@ fn groups_are_told_from_an_imatrix() {
 }
 
 #[test]
-fn prior_is_solved_to_a_proof_that_lies_beside_the_candidates() {
+fn prior_writes_a_certificate_to_the_output_folder() {
     let forge = project();
     let plain = |policy: &str| {
         let text = recipe(policy);

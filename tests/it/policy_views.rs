@@ -83,7 +83,7 @@ fn near(a: f64, b: f64) -> bool {
 }
 
 #[test]
-fn types_are_shown_from_wherever_they_are_known() {
+fn types_are_shown_for_policies_candidates_and_files() {
     let forge = built();
     let candidate = "out/small/best-6bpw.gguf";
     let of_manifest = manifest(&forge.path(candidate));
@@ -405,7 +405,7 @@ fn policies_that_differ_in_nothing_but_their_budgets_are_one_line() {
 }
 
 #[test]
-fn a_candidate_is_told_by_its_own_policy_though_its_budget_is_the_size_of_another() {
+fn a_candidate_is_labelled_by_its_own_policy_even_if_its_budget_is_the_size_of_another() {
     let forge = project();
     let recipe = RECIPE.replace("budget = [\"6 bpw\", \"7 bpw\"]", "budget = { candidate = \"tiny\" }");
     forge.write("model.gguf", layers()).recipe(&recipe);
@@ -435,7 +435,7 @@ fn a_candidate_is_told_by_its_own_policy_though_its_budget_is_the_size_of_anothe
 
 #[test]
 #[cfg(target_os = "linux")]
-fn what_could_not_be_printed_is_no_success() {
+fn a_failed_write_to_stdout_is_an_error() {
     let forge = project();
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let mut command = forge.command(&["policy", "export", "model.gguf"]);

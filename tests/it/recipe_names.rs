@@ -26,7 +26,7 @@ const NO_MIXES: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn every_type_is_in_recipes_or_left_out_for_a_reason() {
+fn every_type_is_allowed_in_recipes_or_listed_as_an_exception() {
     for name in names::TYPES {
         let ty = TensorType::from_name(name).unwrap_or_else(|| panic!("`{name}` is no type"));
         assert_eq!(ty.name(), *name);
@@ -41,7 +41,7 @@ fn every_type_is_in_recipes_or_left_out_for_a_reason() {
 }
 
 #[test]
-fn every_mix_is_in_recipes_or_left_out_for_a_reason() {
+fn every_mix_is_allowed_in_recipes_or_listed_as_an_exception() {
     for name in names::MIXES {
         let mix = Mix::from_name(name).unwrap_or_else(|| panic!("`{name}` is no mix"));
         assert_eq!(mix.name(), *name);
@@ -57,7 +57,7 @@ fn every_mix_is_in_recipes_or_left_out_for_a_reason() {
 }
 
 #[test]
-fn mixes_that_need_an_imatrix_are_told_apart_alike() {
+fn recipes_and_policies_agree_which_mixes_need_an_imatrix() {
     // llama-quantize itself refuses these without an imatrix, beside those whose own type needs one.
     for name in names::MIXES {
         let mix = Mix::from_name(name).unwrap();

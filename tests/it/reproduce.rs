@@ -268,7 +268,7 @@ fn a_split_model_is_found_by_its_parts_and_a_candidate_stays_where_it_is_asked_f
 }
 
 #[test]
-fn all_that_is_missing_is_told_at_once() {
+fn all_missing_files_are_listed_in_one_error() {
     let built = full();
     let manifests = manifests_in(&built.path("out/full"));
     let elsewhere = Elsewhere::new(&sources_of(&built), &manifests);
@@ -414,7 +414,7 @@ fn other_digest(digest: &str) -> String {
 }
 
 #[test]
-fn where_the_histories_part_is_told() {
+fn reproduce_reports_the_first_difference() {
     let forge = project();
     build_well(&forge, &[]);
     let path = forge.path("out/small/a.gguf.manifest.json");

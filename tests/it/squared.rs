@@ -123,7 +123,7 @@ fn errors_are_those_of_the_bytes_that_a_candidate_has() {
 }
 
 #[test]
-fn a_few_probes_scale_errors_that_are_told_once() {
+fn a_few_probes_scale_errors_that_are_computed_once() {
     let forge = project();
     forge.recipe(RECIPE);
     let first = build_well(&forge, &[]);

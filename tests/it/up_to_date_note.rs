@@ -120,7 +120,7 @@ const CHANGES: &[(&str, Change)] = &[
 ];
 
 #[test]
-fn a_note_is_believed_while_nothing_has_changed_and_never_after() {
+fn the_note_is_used_only_while_nothing_has_changed() {
     let projects: Vec<(&str, Change, Forge)> = CHANGES
         .iter()
         .map(|(what, change)| (*what, *change, project()))
@@ -156,7 +156,7 @@ fn a_note_is_believed_while_nothing_has_changed_and_never_after() {
 }
 
 #[test]
-fn what_others_add_to_the_store_leaves_a_note_as_it_is() {
+fn additions_to_the_store_do_not_invalidate_the_note() {
     let forge = project();
     build_well(&forge, &[]);
     forge.settle();
@@ -176,7 +176,7 @@ fn what_others_add_to_the_store_leaves_a_note_as_it_is() {
 }
 
 #[test]
-fn a_damaged_note_is_no_note() {
+fn a_damaged_note_is_ignored() {
     let forge = project();
     build_well(&forge, &[]);
     forge.settle();
@@ -198,7 +198,7 @@ fn a_damaged_note_is_no_note() {
 }
 
 #[test]
-fn a_gate_that_fails_and_a_recipe_with_warnings_are_never_noted() {
+fn failed_gates_and_recipes_with_warnings_write_no_note() {
     let gated = project();
     let text = std::fs::read_to_string(gated.path("recipe.toml")).unwrap();
     gated.recipe(&format!(

@@ -303,7 +303,7 @@ fn an_edited_text_leads_to_the_file_and_is_read_once() {
 }
 
 #[test]
-fn another_engine_is_told_by_its_facts() {
+fn a_changed_engine_is_explained_by_its_properties() {
     let forge = built();
     let store = store(&forge);
     // What an earlier engine would have left: an action with its fingerprint, and its identity.
@@ -511,7 +511,7 @@ fn what_was_changed_in_two_places_has_two_roots() {
 }
 
 #[test]
-fn what_changed_in_a_step_that_waits_is_a_root_beside_what_it_waits_for() {
+fn a_change_in_a_waiting_step_is_a_root_cause_too() {
     let forge = built();
     forge.write(
         "prose.txt",

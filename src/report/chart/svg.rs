@@ -277,7 +277,7 @@ impl Chart {
                 let fill = if point.front { "full" } else { "open" };
                 let old = if point.historical { " old" } else { "" };
                 let mark = look.shape.draw(*place, &format!("{class} {fill}{old}"));
-                let _ = writeln!(over, "<g><title>{}</title>{mark}</g>", escaped(&self.told(point)));
+                let _ = writeln!(over, "<g><title>{}</title>{mark}</g>", escaped(&self.tooltip(point)));
             }
         }
         svg.push_str(&under);
@@ -337,7 +337,7 @@ impl Chart {
     }
 
     /// All of a candidate in a line.
-    fn told(&self, point: &Point) -> String {
+    fn tooltip(&self, point: &Point) -> String {
         let mut text = format!(
             "{}: {}, {:.3} bpw, {} {:.4e}",
             point.candidate,

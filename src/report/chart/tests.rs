@@ -156,7 +156,7 @@ fn a_single_candidate_and_a_wide_range_can_be_drawn() {
 }
 
 #[test]
-fn the_picture_is_whole_in_itself_and_its_labels_keep_clear() {
+fn the_svg_needs_no_other_files_and_its_labels_do_not_overlap() {
     let mut all = sample();
     all[0].info.label = "<Q2&K>\u{1}".to_owned();
     let svg = Chart::of("tiny & \"more\"", &all).unwrap().svg();

@@ -30,15 +30,15 @@ pub(super) fn keep_of(step: &PolicyStep) -> Vec<String> {
     step.keep.iter().map(|pattern| pattern.as_str().to_owned()).collect()
 }
 
-/// What the steps before a policy made.
-struct Made<'s> {
+/// The results of the steps that a policy depends on.
+struct StepInputs<'s> {
     step: &'s PolicyStep,
     inputs: &'s Inputs,
     env: &'s Env<'s>,
     engine: &'s EngineRef,
 }
 
-impl Made<'_> {
+impl StepInputs<'_> {
     fn model(&self) -> Result<&Outcome, StepError> {
         self.inputs.source(&self.step.model)
     }
@@ -48,7 +48,7 @@ impl Made<'_> {
     }
 }
 
-impl method::Inputs for Made<'_> {
+impl method::Inputs for StepInputs<'_> {
     type Error = StepError;
 
     fn model(&self) -> Result<BlobDigest, StepError> {
@@ -95,16 +95,19 @@ pub(super) fn document_of(
     env: &Env<'_>,
     engine: &EngineRef,
 ) -> Result<Policy, StepError> {
-    let made = Made {
+    let step_inputs = StepInputs {
         step,
         inputs,
         env,
         engine,
     };
     Ok(Policy {
-        shape: made.model()?.output(InspectModel::SHAPE)?,
-        coverage: made.join()?.map(|join| join.output(Join::COVERAGE)).transpose()?,
-        method: step.method.document(keep_of(step), &made)?,
+        shape: step_inputs.model()?.output(InspectModel::SHAPE)?,
+        coverage: step_inputs
+            .join()?
+            .map(|join| join.output(Join::COVERAGE))
+            .transpose()?,
+        method: step.method.document(keep_of(step), &step_inputs)?,
         rules: RULES,
     })
 }

@@ -293,7 +293,7 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-fn a_full_disk_is_said_and_leaves_nothing_that_is_believed() {
+fn a_full_disk_is_an_error_and_leaves_no_accepted_blob() {
     let Some(disk) = SmallDisk::new() else {
         return skip("no small file system can be mounted here: ENOSPC is untested");
     };

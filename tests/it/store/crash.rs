@@ -245,7 +245,7 @@ fn torn_files_of_any_kind_in_the_way_of_the_sweep_are_no_trouble() {
 }
 
 #[test]
-fn a_killed_holder_holds_nothing_and_the_waiter_was_told_who_it_was() {
+fn a_killed_process_releases_its_lock_and_waiting_reports_its_holder() {
     let place = Place::new();
     let mut other = Other::start("hold", place.store.root());
     assert_eq!(other.says().as_deref(), Some("held"));

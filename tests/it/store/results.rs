@@ -138,7 +138,7 @@ fn a_damaged_result_is_a_miss_quarantined_and_made_again() {
 }
 
 #[test]
-fn a_result_copied_to_another_key_is_not_believed() {
+fn a_result_copied_to_another_key_is_rejected() {
     let place = Place::new();
     let result = result_of(&place.store, "a", b"one");
     place.store.commit(&key("a"), &result).unwrap();

@@ -179,13 +179,13 @@ impl<'r, 't> Scan<'r, 't> {
         let by_the_middle = policy::in_proportion(&measured, errors, 1);
         let halfway = policy::halfway(&measured, &by_errors);
         let mut found = vec![first.lost];
-        let (mut best, mut told) = (first, None);
+        let (mut best, mut best_losses) = (first, None);
         for losses in [by_errors, by_the_middle, halfway] {
             let (prepared, answer) = self.solve(&losses)?;
             let other = self.as_a_whole(prepared, answer)?;
             found.push(other.lost);
             if other.lost < best.lost {
-                (best, told) = (other, Some(losses));
+                (best, best_losses) = (other, Some(losses));
             }
         }
         self.context.note(format!(
@@ -193,7 +193,7 @@ impl<'r, 't> Scan<'r, 't> {
                  errors scaled with the middle type, {:.6} by the geometric mean of the first two",
                 found[0], found[1], found[2], found[3]
             ));
-        if let Some(losses) = told {
+        if let Some(losses) = best_losses {
             self.chunk_losses = self.chunk_losses.rescaled(&losses);
         }
         self.first_loss = best.lost;
