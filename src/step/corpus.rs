@@ -1,4 +1,4 @@
-//! `[corpus.NAME]`: the texts of a corpus, found, checked and put in order. The texts themselves stay where they are.
+//! `[corpus.NAME]`: finds, checks and sorts the texts of a corpus. The files are not copied.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -80,7 +80,7 @@ fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepError> {
             ),
         })?;
         if files.is_empty() {
-            // A name that is no pattern may stand for something that is no file.
+            // A name without wildcards may be something other than a file.
             if !is_pattern(&pattern.resolved)
                 && let Err(error) = fs::open(&folder.join(&pattern.resolved))
                 && !error.is_not_found()

@@ -1,5 +1,5 @@
 //! `[eval.NAME]`, for one candidate: perplexity and divergence from the reference, block by block. The reference's
-//! log-probabilities are computed once for all candidates, and only where a candidate's block is not known yet.
+//! log-probabilities are computed once for all candidates, and only if a candidate's block has no result yet.
 
 use crate::action;
 use crate::action::Action;
@@ -69,7 +69,7 @@ impl Kind for Eval {
         Ok(key_of(action_of(node, inputs, env)?))
     }
 
-    /// Nothing where the candidate is not known yet and its file is there: it may be the one that was measured.
+    /// `None` if the candidate has no result yet and its file exists: it may be the one that was measured.
     fn comparison<'n>(&self, node: &'n Node, known: &Inputs, env: &Env<'_>) -> Option<Comparison<'n>> {
         let (eval, candidate) = eval(node).ok()?;
         let made = known.step(candidate);

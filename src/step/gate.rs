@@ -1,4 +1,4 @@
-//! `[gate.NAME]`: bounds and comparisons that candidates must meet, or the build fails with the evidence.
+//! `[gate.NAME]`: requirements on candidates. If one is not met, the build fails and shows the figures.
 
 use crate::action;
 use crate::action::Action;
@@ -67,7 +67,7 @@ impl Kind for Gate {
         Ok(key_of(action_of(node, inputs, env)?))
     }
 
-    /// A verdict that failed is known, but no hit: the build must fail again, with the evidence.
+    /// A stored verdict that failed is not a hit: the build must fail again and show the figures.
     fn intact(&self, _node: &Node, outcome: &mut Outcome, _inputs: &Inputs, _env: &Env<'_>) -> Result<bool, StepError> {
         Ok(outcome.fact(action::Gate::FAILED)? == 0)
     }

@@ -1,5 +1,5 @@
-//! `[join.NAME]`: an imatrix held against a model. What policies and promote rely on: which tensors have data, which have
-//! none or of the wrong length, and which experts were never routed.
+//! `[join.NAME]`: matches an imatrix with a model: which tensors have data, which have none or data of the wrong length, and which
+//! experts no token was routed to. Policies and promote steps use this.
 
 use std::fmt::Write;
 

@@ -69,7 +69,7 @@ fn action_of(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Action, Step
     }))
 }
 
-/// Returns the names of the table's files: a recipe's only table is `metrics`, of several each bears its name.
+/// Returns the names of the table's files: `metrics` if the recipe has one table, else `metrics-NAME`.
 fn file_names(node: &Node, env: &Env<'_>) -> Result<[(String, Output); 2], StepError> {
     let (name, _) = rows(node)?;
     let stem = if env.only_table {

@@ -1,9 +1,9 @@
-//! What each kind of node needs, makes, and how its parts are keyed: one file per kind, one line in [`kind_of`].
+//! The kinds of nodes: their inputs, outputs and actions. One file per kind, one line in [`kind_of`].
 //!
-//! A kind answers three questions. `key`: which action is this, told without reading a source? `intact`: is what a user
-//! should find in the output folder there? `run`: carry it out. Planning asks the first two, building all three, so a plan
-//! cannot differ from a build. What else other modules want to know of a step, they ask its kind, too: the files that it
-//! reads, and how much disk space it needs. Everything but `key` and `run` has a default.
+//! A kind has three main functions. `key` returns the action of a node, without reading a source. `intact` checks that its files in
+//! the output folder are there and unchanged. `run` runs it. A plan uses the first two, a build all three, so a plan cannot differ
+//! from a build. Other functions return the files that a node reads and the disk space that it needs. All but `key` and `run` have
+//! defaults.
 
 pub mod corpus;
 pub mod eval;
@@ -73,11 +73,11 @@ pub struct Env<'a> {
     pub folder: PathBuf,
     /// Where outputs go.
     pub out: PathBuf,
-    /// Files to use in place of those that the recipe names, by node and in order.
+    /// Files to use instead of those that the recipe names, by node, in order.
     pub file_overrides: BTreeMap<NodeId, Vec<PathBuf>>,
 }
 
-/// What can be told of a node's action before it runs.
+/// What is known of a node's action before it runs.
 #[derive(Debug, Clone)]
 pub enum Key {
     /// The action, and the files that it reads.
@@ -87,30 +87,30 @@ pub enum Key {
         /// The sources whose digests stand in it.
         files: Vec<SourceFile>,
     },
-    /// Files whose digest is not known: they must be read first.
+    /// The digests of these files are not known: they must be read first.
     Unread {
         /// The files.
         paths: Vec<PathBuf>,
-        /// How long they are together.
+        /// Their total size.
         bytes: u64,
     },
 }
 
-/// What a node has made.
+/// The result of a node.
 #[derive(Debug, Clone)]
 pub struct Outcome {
     /// Its action.
     pub key: ActionDigest,
     /// The action's result.
     pub result: ActionResult,
-    /// Whether it ran just now.
+    /// Whether it ran in this build.
     pub ran: bool,
-    /// The files that hold what it stands for: a source's, or a candidate's.
+    /// The files of a source, or the output files.
     pub files: Vec<SourceFile>,
 }
 
 impl Outcome {
-    /// Makes an outcome of an action that was carried out.
+    /// Returns the outcome of an action that was performed.
     pub fn of(performed: Performed, files: Vec<SourceFile>) -> Self {
         let ran = performed.outcome == ActionOutcome::Ran;
         Self {
@@ -139,18 +139,18 @@ impl Outcome {
         fact_of(&self.result, fact)
     }
 
-    /// Returns a fact as a summary shows it: nothing where there is none.
+    /// Returns a fact as text; empty if there is none.
     pub fn shown<T>(&self, fact: Fact<T>) -> &str {
         self.result.facts.get(fact.as_str()).map_or("", String::as_str)
     }
 }
 
-/// What the nodes before have made.
+/// The results of the nodes that a node depends on.
 #[derive(Debug, Clone, Default)]
 pub struct Inputs(BTreeMap<NodeId, Arc<Outcome>>);
 
 impl Inputs {
-    /// Adds what a node has made.
+    /// Adds the result of a node.
     pub fn insert(&mut self, id: NodeId, outcome: Arc<Outcome>) {
         self.0.insert(id, outcome);
     }
@@ -163,7 +163,7 @@ impl Inputs {
             .collect()
     }
 
-    /// Returns what a node has made.
+    /// Returns the result of a node.
     pub fn of(&self, id: &NodeId) -> Result<&Outcome, StepError> {
         self.0.get(id).map(Arc::as_ref).ok_or_else(|| StepError::Document {
             what: "graph",
@@ -171,12 +171,12 @@ impl Inputs {
         })
     }
 
-    /// Returns what a step has made.
+    /// Returns the result of a step.
     pub fn step(&self, id: &StepId) -> Result<&Outcome, StepError> {
         self.of(&NodeId::Step(id.clone()))
     }
 
-    /// Returns what a source is.
+    /// Returns the result of a source.
     pub fn source(&self, name: &SourceName) -> Result<&Outcome, StepError> {
         self.of(&NodeId::Source(name.as_str().to_owned()))
     }
@@ -189,11 +189,11 @@ pub struct Estimate {
     pub reads: u64,
     /// Bytes that are written to the store and the output folder.
     pub writes: u64,
-    /// Those of them that are written to the output folder.
+    /// The part of `writes` that goes to the output folder.
     pub outputs: u64,
-    /// Those of them that are in the store only until the output is finished, which holds them then.
+    /// The part of `writes` that is in the store only until the output file is finished.
     pub temporary: u64,
-    /// Parts whose result is not there; as many as there are parts at all, where results are not looked for.
+    /// Parts without a result in the store; all parts, if the store was not searched.
     pub missing: u64,
     /// Parts in all.
     pub parts: u64,
@@ -214,7 +214,7 @@ impl Estimate {
     }
 }
 
-/// What a node needs of the machine while it runs: one node at a time for each, or a few.
+/// The resource that a node needs while it runs. Each limits how many nodes run at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Pool {
     /// A model in memory, and all threads: two would only take turns.
@@ -236,7 +236,7 @@ pub enum Watched {
 
 /// A kind of node.
 pub trait Kind: Sync {
-    /// Returns the node's action, as far as it can be told without reading a source.
+    /// Returns the node's action, as far as it is known without reading a source.
     fn key(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError>;
 
     /// Returns which of the user's files it reads, as the recipe names them. Nothing for a node that reads only what other
@@ -266,24 +266,23 @@ pub trait Kind: Sync {
         Ok(true)
     }
 
-    /// Returns what running it would read, write and leave as it is.
+    /// Estimates what it would read and write.
     fn estimate(&self, _node: &Node, _inputs: &Inputs, _env: &Env<'_>) -> Result<Estimate, StepError> {
         Ok(Estimate::default())
     }
 
-    /// Returns what it would do to begin with, where nodes before it have not run yet: as far as the recipe and the headers of
-    /// models tell.
+    /// Estimates the first part of its work from the recipe and the headers of models, if nodes that it depends on have not run.
     fn preliminary_estimate(&self, _node: &Node, _env: &Env<'_>, _headers: &mut Headers<'_>) -> Option<Estimate> {
         None
     }
 
-    /// Returns how many bytes it would write to the output folder at the least, where nodes before it have not run yet.
+    /// Returns a lower bound of the bytes that it would write to the output folder, if nodes that it depends on have not run.
     fn minimum_output_bytes(&self, _node: &Node, _env: &Env<'_>, _headers: &mut Headers<'_>) -> Option<u64> {
         None
     }
 
-    /// Returns what it compares with a reference's log-probabilities, which the store keeps. `known` is what the nodes before
-    /// it have made, as far as that can be told.
+    /// Returns what it compares with a reference's log-probabilities, which the store keeps. `known` are the results of the nodes that
+    /// it depends on, as far as they are known.
     fn comparison<'n>(&self, _node: &'n Node, _known: &Inputs, _env: &Env<'_>) -> Option<Comparison<'n>> {
         None
     }
@@ -298,10 +297,10 @@ pub trait Kind: Sync {
         Vec::new()
     }
 
-    /// Carries the node out.
+    /// Runs the node.
     fn run(&self, node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError>;
 
-    /// Says in a few words what came of it.
+    /// Returns a short summary of the result.
     fn summary(&self, _outcome: &Outcome) -> String {
         String::new()
     }
@@ -335,20 +334,20 @@ pub fn needs(node: &Node) -> Vec<Capability> {
     kind_of(node).needs(node)
 }
 
-/// Runs a node, and keeps what the engine logs meanwhile.
+/// Runs a node and stores what the engine logs.
 ///
 /// # Errors
 ///
 /// Why the node failed.
 pub fn carry_out(node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {
-    // A step that heals the store runs more than once in a build.
+    // A step that repairs the store runs more than once in a build.
     if let Some(failed) = env.machine.failed {
         failed.take(&work.step);
     }
     let result = kind_of(node).run(node, inputs, env, work);
     work.release();
     let lines = work.take_log();
-    // The log only explains: that it could not be kept is no failure of the step.
+    // The log only explains: a step does not fail because its log cannot be stored.
     if !lines.is_empty()
         && let Ok(log) = env.store.put(format!("{}\n", lines.join("\n")).as_bytes())
     {
@@ -361,7 +360,7 @@ pub fn carry_out(node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>
     result
 }
 
-/// Says that a node does not hold what its kind needs: a bug in the graph.
+/// Returns the error for a node that does not have the data of its kind: a bug in the graph.
 pub(crate) fn wrong_kind(node: &Node) -> StepError {
     StepError::Document {
         what: "graph",
@@ -403,7 +402,7 @@ pub(crate) fn key_of(action: Action) -> Key {
 }
 
 impl Inputs {
-    /// Returns where the files are that the nodes before have read or made.
+    /// Returns the paths of the files that the nodes have read or written.
     pub fn located(&self) -> Located {
         let mut located = Located::default();
         for outcome in self.0.values() {

@@ -1,4 +1,4 @@
-//! Files in the output folder: whole or absent, never linked to the store, checked by their stamp.
+//! Files in the output folder: complete or absent, never linked to the store, checked by their stamp.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -19,15 +19,15 @@ pub fn path(env: &Env<'_>, name: &str) -> Result<PathBuf, StepError> {
     fs::safe_join(&env.out, Path::new(name)).map_err(|error| StepError::input(error.to_string()))
 }
 
-/// Returns the file if it is there and holds what it should. A file whose stamp is not known is read, once its stamp proves
-/// that a later change would show: who measures the file relies on that.
+/// Returns the file if it exists with the expected content. A file with an unknown stamp is read, but only when its stamp is old
+/// enough that a later change would change it. Evaluations rely on that.
 pub fn intact(env: &Env<'_>, path: &Path, digest: &BlobDigest) -> Result<Option<SourceFile>, StepError> {
     match fs::Stamp::of_plain_file(path)? {
         Some(stamp) if stamp.size == digest.len => {}
         _ => return Ok(None),
     }
     let (found, stamp) = match env.store.digest_settled(path, &|_| {}) {
-        // Another build is putting its file there: whoever is to have this one looks again when it has the place alone.
+        // Another build is writing this file. The caller checks again when it has the lock.
         Err(StoreError::SourceChanged { .. }) => return Ok(None),
         looked => looked?,
     };
@@ -38,8 +38,8 @@ pub fn intact(env: &Env<'_>, path: &Path, digest: &BlobDigest) -> Result<Option<
     }))
 }
 
-/// Waits for the right to look at an output and to replace it, as [`Store::lock_output`](crate::store::Store::lock_output)
-/// does. The output folder must be there.
+/// Waits for the lock to read and replace an output, as [`Store::lock_output`](crate::store::Store::lock_output)
+/// does. The output folder must exist.
 pub fn lock(work: &Context<'_>, path: &Path, key: ActionDigest) -> Result<OutputLock, StepError> {
     let lock = work.store().lock_output(
         path,
@@ -69,7 +69,7 @@ pub fn written(work: &Context<'_>, path: &Path, digest: &BlobDigest, stamp: fs::
     }
 }
 
-/// Brings a blob of the store to an output's path, unless it is there. `key` is the action that made it.
+/// Copies a blob of the store to an output's path, unless it is there. `key` is the action that created it.
 pub fn place(
     env: &Env<'_>,
     work: &Context<'_>,

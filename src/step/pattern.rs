@@ -6,20 +6,20 @@ use std::path::PathBuf;
 
 use crate::fs;
 
-/// Why a pattern has no list of files.
+/// Why the files of a pattern cannot be listed.
 #[derive(Debug)]
 pub enum Unmatched {
     /// It is not a pattern.
     Pattern(&'static str),
-    /// A folder cannot be looked into.
+    /// A folder cannot be read.
     Folder(glob::GlobError),
-    /// A file cannot be looked at.
+    /// The metadata of a file cannot be read.
     File(fs::PathError),
     /// A file that matches has a name that is not UTF-8, so no manifest can name it.
     NotUtf8(PathBuf),
 }
 
-/// Returns whether a path of a recipe stands for whatever files match it.
+/// Returns whether a path of a recipe is a pattern.
 pub fn is_pattern(resolved: &str) -> bool {
     resolved.contains(['*', '?', '['])
 }
@@ -48,7 +48,7 @@ pub fn matches(resolved: &str, folder: &Path) -> Result<Vec<PathBuf>, Unmatched>
             files.push(path);
         }
     }
-    // `glob` sorts by name already; the order must not rest on that.
+    // `glob` sorts by name, too, but the order must not depend on that.
     files.sort();
     Ok(files)
 }
@@ -71,14 +71,14 @@ fn is_hidden(path: &Path, pattern: &str) -> bool {
 }
 
 /// Fails if the folder that a pattern names without wildcards holds a file that it would match, were the name UTF-8. `glob`
-/// passes such a file over, and a text would be missing without a word.
+/// skips such a file, and a text would silently be missing.
 fn check_names(pattern: &str) -> Result<(), Unmatched> {
     let (folder, last) = match pattern.rsplit_once('/') {
         Some(("", last)) => ("/", last),
         Some((folder, last)) => (folder, last),
         None => (".", pattern),
     };
-    // Brackets may only escape a character; then the folder is not found under this name, and nothing is said.
+    // Brackets may only escape a character. Then the folder is not found under this name, and there is no error.
     let (Ok(last), false) = (glob::Pattern::new(last), is_pattern(folder)) else {
         return Ok(());
     };

@@ -44,13 +44,13 @@ use crate::work::Draft;
 use crate::work::decode;
 use crate::work::write_again;
 
-/// The version of what is written around the tensors: raise it when a candidate's header changes.
+/// The version of the candidate's header: increase it when the header changes.
 const WRITER: u32 = 1;
 
 /// A candidate.
 pub struct Promote;
 
-/// What a candidate is made of.
+/// The inputs of a candidate.
 struct Parts<'i> {
     id: &'i StepId,
     allow_requantize: bool,
@@ -103,13 +103,13 @@ impl<'i> Parts<'i> {
     }
 }
 
-/// Lays out the candidate of a node.
+/// Computes the layout of the candidate of a node.
 fn draft_of(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Draft, StepError> {
     let parts = Parts::of(node, inputs)?;
     Draft::load(env.store, &parts.action(node, env)?, parts.imatrix()?)
 }
 
-/// Returns the candidate that a node writes; nothing of a node that writes none.
+/// Returns the candidate that a node writes, if it writes one.
 pub fn candidate(node: &Node) -> Option<&StepId> {
     match &node.work {
         Work::Promote { step, .. } => Some(&step.id),
@@ -117,7 +117,7 @@ pub fn candidate(node: &Node) -> Option<&StepId> {
     }
 }
 
-/// Returns the policy of the candidate that a step writes; nothing of a step that writes none.
+/// Returns the policy of the candidate that a step writes, if it writes one.
 pub fn policy_of(step: &Step) -> Option<&StepId> {
     match &step.body {
         StepBody::Promote(promote) => Some(&promote.policy),
@@ -125,7 +125,7 @@ pub fn policy_of(step: &Step) -> Option<&StepId> {
     }
 }
 
-/// Returns whether a candidate's file is there, as far as can be told.
+/// Returns whether a candidate's file exists; true if that cannot be determined.
 pub(super) fn is_there(candidate: &StepId, env: &Env<'_>) -> bool {
     let path = output::path(env, &file_name(candidate));
     path.is_ok_and(|path| fs::exists(&path).unwrap_or(true))
@@ -201,8 +201,7 @@ impl Kind for Promote {
         Pool::Disk
     }
 
-    /// By the header of the model and the policy. Nothing where the candidate's file is there: it may well turn out to be the
-    /// right one.
+    /// From the header of the model and the policy. `None` if the candidate's file exists: it may have the right content.
     fn minimum_output_bytes(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> Option<u64> {
         let Work::Promote { step, policy } = &node.work else {
             return None;
@@ -262,7 +261,7 @@ impl Kind for Promote {
     }
 }
 
-/// Gives a candidate's file, complete but for its name, its name.
+/// Moves a complete temporary file to the path of the candidate.
 fn name_file(
     env: &Env<'_>,
     work: &Context<'_>,
@@ -308,12 +307,12 @@ pub fn tensor_actions(
     Ok(actions.map(|action| (action.digest(), action)).collect())
 }
 
-/// A tensor of a candidate: what becomes of it, and how.
+/// A tensor of a candidate: its type, and the action that quantizes it.
 #[derive(Debug, Clone)]
 pub struct PlannedTensor {
-    /// What the policy says of it.
+    /// The choice of the policy.
     pub choice: Choice,
-    /// The action that quantizes it; nothing where its bytes stay as they are.
+    /// The action that quantizes it; `None` if its bytes are copied.
     pub action: Option<Action>,
 }
 
@@ -343,7 +342,7 @@ fn borrow(outcome: &Outcome, file: &SourceFile, env: &Env<'_>) -> Result<(), Ste
 ///
 /// # Errors
 ///
-/// [`StepError::Document`] if the result does not say it.
+/// [`StepError::Document`] if the result does not contain it.
 pub fn file_digest(outcome: &Outcome) -> Result<BlobDigest, StepError> {
     outcome.fact(action::Promote::FILE)
 }

@@ -49,7 +49,7 @@ fn path_of(node: &Node, env: &Env<'_>) -> Result<PathBuf, StepError> {
     }
 }
 
-/// Returns the files of a source of which one is known: all parts of a split model.
+/// Returns the files of a source from the first one: all parts of a split model.
 fn parts_of(path: PathBuf, kind: SourceKind) -> Vec<PathBuf> {
     match kind {
         SourceKind::Model => container::parts(&path),
@@ -57,7 +57,7 @@ fn parts_of(path: PathBuf, kind: SourceKind) -> Vec<PathBuf> {
     }
 }
 
-/// Says where in the recipe the file is named that an error is about.
+/// Adds to an error where the recipe names the file.
 fn at(place: &Place, error: &StepError) -> StepError {
     let (line, _) = place.source.line_column(place.span.start);
     let what = format!("{}:{line}: {error}", place.source.name());
@@ -71,11 +71,11 @@ fn inspect_model(files: Vec<BlobDigest>) -> Action {
     Action::InspectModel(InspectModel { files, index: INDEX })
 }
 
-/// Checks that a file has the content that a recipe uses it for.
+/// Checks that a file has the kind of content that the recipe uses it as.
 ///
 /// # Errors
 ///
-/// What the file is instead, or why it cannot be read.
+/// The file has other content, or cannot be read.
 fn check_content(path: &Path, kind: SourceKind) -> Result<(), StepError> {
     let content = Content::of(path)?;
     let (found, wanted, hint) = match (kind, content) {
@@ -93,12 +93,12 @@ fn check_content(path: &Path, kind: SourceKind) -> Result<(), StepError> {
             "a model",
             "convert it to GGUF first, with `convert_hf_to_gguf.py` of llama.cpp",
         ),
-        // The reader of GGUF says best what is wrong.
+        // The GGUF reader has the best error message.
         (SourceKind::Model, _) => return Ok(container::open(path).map(|_| ())?),
         (SourceKind::Imatrix, content @ (Content::Model | Content::Safetensors)) => {
             (content, "an imatrix", "forge reads imatrix files of `llama-imatrix`")
         }
-        // The reader of imatrix files says best what is wrong.
+        // The reader of imatrix files has the best error message.
         (SourceKind::Imatrix, _) => return Ok(()),
     };
     let found = found.as_str();
@@ -127,7 +127,7 @@ impl Kind for Source {
         Ok(parts_of(path_of(node, env)?, source(node)?.kind))
     }
 
-    /// A source whose digest is known is not read for this.
+    /// A source with a known digest is not read.
     fn check(&self, node: &Node, env: &Env<'_>) -> Result<(), StepError> {
         let source = source(node)?;
         let checked = || {

@@ -1,5 +1,5 @@
-//! How much disk space steps need, as far as that can be told before they run: what the headers of models say, and what a
-//! reference's log-probabilities take in the store.
+//! The disk space that steps need, as far as it is known before they run: estimates from the headers of models, and the size of a
+//! reference's log-probabilities in the store.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -30,19 +30,19 @@ use crate::work::Reading;
 use crate::work::Reference;
 use crate::work::evaluation_failed;
 
-/// More bytes than a token of a text has on average, in any language and with any vocabulary: before a corpus is read as
-/// tokens, its length divided by this tells how many there are at the least.
+/// More bytes than a token has on average, in any language and with any vocabulary. Before a corpus is tokenized, its length
+/// divided by this is a lower bound of its number of tokens.
 const BYTES_PER_TOKEN: u64 = 8;
 
 /// What the header of a model says.
 pub struct Header {
-    /// What policies need to know of the model.
+    /// The facts that policies need.
     pub facts: Option<ModelFacts>,
-    /// How many tokens it knows.
+    /// The size of the vocabulary.
     pub vocabulary: Option<u64>,
 }
 
-/// What the headers of source models say: each is read once. Nothing of one that cannot be read.
+/// The headers of source models. Each is read once; `None` if it cannot be read.
 pub struct Headers<'g> {
     graph: &'g Graph,
     read: BTreeMap<PathBuf, Option<Header>>,
@@ -79,26 +79,25 @@ pub struct Comparison<'n> {
     pub reference: &'n SourceName,
     /// The texts.
     pub corpus: &'n StepId,
-    /// What is taken of them.
+    /// The chunks of them.
     pub cut: Cut,
-    /// The digest of all that decides what the measured model computes; nothing where that is not known yet.
+    /// The digest of everything that determines what the measured model computes; `None` if that is not known yet.
     pub compute: Option<BlobDigest>,
     /// The engine that runs the models.
     pub engine: &'n EngineRef,
 }
 
-/// Corpora as blocks, each read once for all comparisons; nothing of one that was not yet read as tokens.
+/// Corpora as blocks, each read once for all comparisons; `None` if it is not tokenized yet.
 pub type Corpora<'n> = BTreeMap<(&'n SourceName, &'n StepId, Cut, Fingerprint), Option<Vec<Block>>>;
 
-/// Returns how many bytes of the reference's log-probabilities a comparison still has to compute: for each block that it needs
-/// and that is not in the store, by a name that is the same for all comparisons that share the block. Of a model that is yet
-/// to be made, every block counts. Where the corpus was not yet read as tokens, one entry stands for all blocks of it in chunks of
-/// that length, with the least that these can take.
-/// `vocabulary` is how many tokens the model knows, `texts` is the node of the corpus.
+/// Returns the bytes of the reference's log-probabilities that a comparison must still compute, for each block that it needs and
+/// that is not in the store. The name of a block is the same for all comparisons that share it. If the model does not exist yet,
+/// every block counts. If the corpus is not tokenized yet, one entry with a lower bound stands for all its blocks.
+/// `vocabulary` is the number of tokens in the vocabulary, `texts` is the node of the corpus.
 ///
 /// # Errors
 ///
-/// What would fail the step, too.
+/// The errors of the step.
 pub fn missing_reference_bytes<'n>(
     comparison: &Comparison<'n>,
     known: &Inputs,

@@ -18,7 +18,7 @@ use crate::work::decode;
 use crate::work::policy::file_size_of;
 
 /// Returns a budget of a recipe as actions hold it: of another candidate its bytes, so that what keeps to the same number of
-/// bytes is the same action, wherever the number comes from.
+/// bytes is the same action.
 pub(super) fn document_of(budget: &Budget, inputs: &Inputs, env: &Env<'_>) -> Result<BudgetDocument, StepError> {
     Ok(match budget {
         Budget::Quantity(Quantity::Bytes(number)) => BudgetDocument::Bytes { number: *number },

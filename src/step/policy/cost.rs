@@ -1,5 +1,5 @@
-//! What measuring and comparing take, told before any of it is done: from the actions that have no result yet, or from the header
-//! of the model alone.
+//! Estimates of the work of policies that measure or compare tensors: from the actions without a result, or from the header of the
+//! model alone.
 
 use std::collections::BTreeMap;
 
@@ -29,8 +29,8 @@ use super::document::keep_of;
 /// A group in a type that it may have.
 type Choice<'g> = (&'g TensorGroup, TensorType);
 
-/// Returns what a policy that measures or compares takes to begin with: at the most so many probes, whether they were made before or
-/// not, and the bytes of tensors that are not quantized yet, which the store keeps. Nothing of a policy that does neither.
+/// Estimates the first part of the work of a policy that measures or compares: the maximum number of probes, including those with a
+/// result, and the bytes of tensors that are not quantized yet. The estimate of other policies is empty.
 pub(super) fn estimate(
     step: &PolicyStep,
     inputs: &Inputs,
@@ -61,15 +61,15 @@ pub(super) fn estimate(
     Ok(estimate.unwrap_or_default())
 }
 
-/// Returns what such a policy takes to begin with, as far as the header of its model tells; nothing of one that does neither, and
-/// nothing where the recipe does not fit the model.
+/// Estimates the same from the header of the model. Returns `None` for policies that neither measure nor compare, and if the recipe
+/// does not fit the model.
 pub fn estimate_from_header(step: &PolicyStep, facts: &ModelFacts) -> Option<Estimate> {
     let all = |_: &str| true;
     let has: HasImatrix<'_> = if step.join.is_some() { Some(&all) } else { None };
     of(step, facts, has, |_, _, _| Ok(true)).ok()?
 }
 
-/// `is_missing` says of a tensor in a type, and of whether the model is measured with it, if anything is yet to be made of it.
+/// `is_missing` returns whether a tensor must still be quantized to a type. Its last argument is whether the model is measured with it.
 fn of(
     step: &PolicyStep,
     facts: &ModelFacts,
@@ -79,7 +79,7 @@ fn of(
     let Some(constraints) = step.method.constraints() else {
         return Ok(None);
     };
-    // What only guesses takes nothing.
+    // A method without measurements needs no work.
     if step.method.needs().is_empty() {
         return Ok(None);
     }
@@ -105,7 +105,7 @@ fn of(
             }
         }
     }
-    // Which of them a bound leaves out is not known here; what they take, in proportion, is.
+    // Which of them `max_probes` leaves out is not known here, so all bytes are scaled.
     if options.len() as u64 > most {
         let share = |amount: u64| (u128::from(amount) * u128::from(most) / options.len() as u128) as u64;
         estimate.reads = share(estimate.reads);

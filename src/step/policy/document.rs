@@ -1,4 +1,4 @@
-//! The document of a policy: all that decides on its table, and nothing else.
+//! The document of a policy: everything that determines its table, and nothing else.
 
 use crate::action::Corpus;
 use crate::action::ImatrixCollect;

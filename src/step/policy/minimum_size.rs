@@ -1,4 +1,4 @@
-//! What a policy would choose, by the header of its model alone: as if the imatrix covered every tensor.
+//! The size of a candidate, estimated from the header of the model alone, as if the imatrix covered every tensor.
 
 use crate::container::Metadata;
 use crate::digest::BlobDigest;
@@ -19,8 +19,8 @@ use crate::vocab::EngineRole;
 
 use super::document::keep_of;
 
-/// Returns how many bytes of tensors a candidate of this policy would have at the least. Nothing where the policy would fail, or
-/// where more than the header decides.
+/// Returns a lower bound of the tensor bytes of a candidate of this policy. `None` if the policy would fail or needs more than the
+/// header.
 pub fn minimum_bytes(step: &PolicyStep, facts: &ModelFacts) -> Option<u64> {
     let all = |_: &str| true;
     let header = Header {
