@@ -1,4 +1,4 @@
-//! How much memory the cache of keys and values takes, told from a model's header.
+//! The memory of the KV cache, computed from a model's header.
 
 use crate::gguf::Metadata;
 use crate::policy::ModelFacts;
@@ -55,7 +55,7 @@ impl CacheShape {
     /// taken to see the whole context: what a sliding window saves is not counted on.
     ///
     /// # Errors
-    /// [`PolicyError::BadCache`] if keys or values are no whole blocks of their type.
+    /// [`PolicyError::BadCache`] if keys or values are not a multiple of the block size of their type.
     pub fn bytes(&self, layer: u32, context: u64, cache: TensorType) -> Result<u64, PolicyError> {
         let Some((keys, values)) = self.layers.get(layer as usize) else {
             return Ok(0);

@@ -1,8 +1,9 @@
 //! The losses that probes measured, by chunk, and the probes that are worth measuring on more chunks.
 //!
-//! A few chunks show that most options of a group can't be part of the best choice. So all options are measured on a few chunks,
-//! and only those on more that a better measurement could still bring into the choice. Reduced costs decide this: the loss of an
-//! option plus its bytes times the multiplier of the budget, minus the same for the best option of its group. Chunks are the same for all options, so differences are paired, and noise that a chunk gives to all cancels out.
+//! A few chunks show that most options of a group can't be part of the best choice. So all options are measured on a few
+//! chunks, and only those on more that a better measurement could still bring into the choice. Reduced costs decide this: the
+//! loss of an option plus its bytes times the multiplier of the budget, minus the same for the best option of its group. Chunks
+//! are the same for all options, so differences are paired, and noise that a chunk gives to all cancels out.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;

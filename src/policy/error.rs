@@ -1,9 +1,9 @@
-//! What the functions of this layer refuse, as data.
+//! The errors of this module.
 
 use crate::prose;
 use crate::tensor_type::TensorType;
 
-/// A tensor and the change that is refused.
+/// A tensor and a change of its type that is an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retyped {
     /// The tensor's name.
@@ -14,7 +14,7 @@ pub struct Retyped {
     pub to: TensorType,
 }
 
-/// A row length that a type can't hold, where the engine defines no type to use instead.
+/// A row length that is not a multiple of a type's block size, if the engine defines no fallback type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{wanted} needs rows of a multiple of {} elements, found {columns}, and no type is defined to use instead", .wanted.block_elements())]
 pub struct NoFallback {
@@ -53,7 +53,7 @@ pub enum PolicyError {
         /// The most similar names; at most three.
         candidates: Vec<&'static str>,
     },
-    /// A type that the engine can't quantize to.
+    /// The engine can't quantize to a type.
     #[error("the engine can't quantize tensors to {ty}")]
     NotATarget {
         /// The type.
@@ -71,7 +71,7 @@ pub enum PolicyError {
         /// The tensors.
         tensors: Vec<Retyped>,
     },
-    /// Types that are of no use, or abort the engine, without an imatrix entry.
+    /// Types that give bad results, or abort the engine, without an imatrix entry.
     #[error("{} for {}", if *.have_imatrix { "the imatrix has no entry" } else { "an imatrix is needed" }, changes(.tensors))]
     NeedsImatrix {
         /// The tensors.
@@ -136,13 +136,13 @@ pub enum PolicyError {
         /// The tensor that the rule is for.
         tensor: String,
     },
-    /// Layers that cannot be ranked, or boosted.
+    /// Layers can't be ranked or boosted.
     #[error("layers to boost: {message}")]
     Layers {
         /// Why not.
         message: String,
     },
-    /// A budget that not even the smallest allowed types hold.
+    /// A budget that is too small even for the smallest allowed types.
     #[error("the budget of {budget} bytes is too small: the smallest file that this policy allows has {minimum} bytes")]
     BelowMinimum {
         /// The budget.
@@ -150,7 +150,7 @@ pub enum PolicyError {
         /// The length of the smallest file.
         minimum: u64,
     },
-    /// A device that not even the smallest allowed types fit into.
+    /// A device that is too small even for the smallest allowed types.
     #[error(
         "the memory of `{device}`, {memory} bytes, is too small: its tensors, its cache and its reserve need at least {minimum} bytes, of which {constant} do not depend on types"
     )]
@@ -159,18 +159,18 @@ pub enum PolicyError {
         device: String,
         /// Its memory.
         memory: u64,
-        /// The least that must fit.
+        /// The minimum size.
         minimum: u64,
-        /// What of that no choice of types makes smaller: the cache, the reserve, tensors that are never quantized.
+        /// The part that does not depend on types: the cache, the reserve, tensors that are never quantized.
         constant: u64,
     },
-    /// A device that holds nothing.
+    /// A device without tensors.
     #[error("no tensor of the model is on `{device}`: no tensor name matches its patterns")]
     EmptyDevice {
         /// The device.
         device: String,
     },
-    /// A cache whose rows are no whole blocks.
+    /// A cache with rows that are not a multiple of the block size.
     #[error("the cache can't have type {ty}: layer {layer} has {values} values per token, which is not a multiple of {}", .ty.block_elements())]
     BadCache {
         /// The cache's type.
@@ -188,7 +188,7 @@ pub enum PolicyError {
         /// The types that losses are known for.
         tried: Vec<TensorType>,
     },
-    /// Losses that can't be reckoned with.
+    /// Losses that are not valid.
     #[error("the losses of `{group}`: {message}")]
     BadLoss {
         /// The group.
@@ -196,13 +196,13 @@ pub enum PolicyError {
         /// What is wrong.
         message: String,
     },
-    /// Sizes or losses that no problem can be made of.
+    /// Sizes or losses that are too large for the solver.
     #[error("can't choose types with these sizes and losses: {message}")]
     NoProblem {
         /// Why.
         message: String,
     },
-    /// A floor or a ceiling that is no rung of the ladder.
+    /// A floor or a ceiling that is not one of the types of `ashq1`.
     #[error("tensor `{tensor}`: `ashq1` does not use {ty}")]
     NotARung {
         /// The first such tensor.
@@ -228,7 +228,7 @@ pub enum PolicyError {
     },
 }
 
-/// Most names that a sentence lists before it only counts.
+/// The maximum number of names in a message. Further names are only counted.
 const LISTED: usize = 8;
 
 fn names(tensors: &[String]) -> String {

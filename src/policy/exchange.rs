@@ -72,7 +72,7 @@ pub fn lines_of_rules(tensors: &[Typed<'_>]) -> String {
     text
 }
 
-/// A line that is no rule.
+/// A line that is not a rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {message}")]
 pub struct LineError {
@@ -86,7 +86,7 @@ pub struct LineError {
 /// any case. Patterns are read in lower case, as `llama-quantize` reads them.
 ///
 /// # Errors
-/// All lines that are no rules.
+/// All lines that are not rules.
 pub fn rules_of_lines(text: &str) -> Result<Vec<Rule>, Vec<LineError>> {
     let (mut rules, mut errors) = (Vec::new(), Vec::new());
     for (at, line) in text.lines().enumerate() {

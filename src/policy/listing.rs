@@ -1,4 +1,4 @@
-//! A candidate's types to be looked at: tensor by tensor, by layer, and by class.
+//! The types of a candidate, to be shown: by tensor, by layer, and by class.
 
 use std::collections::BTreeMap;
 use std::hash::Hash;
@@ -24,7 +24,7 @@ pub struct Listed {
     pub from: Option<TensorType>,
     /// Its type.
     pub to: TensorType,
-    /// The type that was asked for, if `to` stands in for it.
+    /// The type that was asked for, if `to` is its fallback.
     pub instead_of: Option<TensorType>,
     /// Length of its data without padding.
     pub bytes: u64,

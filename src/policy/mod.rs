@@ -1,8 +1,8 @@
 //! Which type for which tensor: pure functions from facts about a model to a table of choices.
 //!
-//! The rules are those of llama.cpp's quantizer (`llama-quant.cpp` of the linked engine): what is never quantized, what a
-//! row that does not fit is given instead, and what each named mix does to each tensor. They are written here anew, so
-//! that a plan knows every type and every byte before any work begins; `tests/it/peer_quantize.rs` compares them with the
+//! The rules are those of llama.cpp's quantizer (`llama-quant.cpp` of the linked engine): which tensors are never quantized, the
+//! fallback types for rows that are not whole blocks, and the types of each named mix. They are implemented here again, so that a
+//! plan knows every type and every size before any work begins; `tests/it/peer_quantize.rs` compares them with the
 //! real `llama-quantize` over many models. Where the tool aborts or writes something unusable, these functions
 //! return a [`PolicyError`].
 //!
@@ -14,7 +14,7 @@
 //! - [`ChunkLosses`], [`LocalLosses`]: losses from what was measured, and which measurements are worth making next.
 //! - [`boost()`]: a mix with a better type for families of tensors in a few layers.
 //! - [`density()`]: two types, the larger one where it gains most for its bytes.
-//! - [`prior()`]: losses guessed from roles, depth and types.
+//! - [`prior()`]: losses estimated from roles, depth and types.
 //! - [`squared_error`], [`Sensitivity`]: losses from squared errors and a few measurements.
 //! - [`lines_of_tensors`], [`lines_of_rules`], [`rules_of_lines`]: types in the forms of other programs.
 //! - [`CacheShape`]: how much memory the cache of keys and values takes.
@@ -118,7 +118,7 @@ pub use self::role::Role;
 pub use self::size::Budget;
 pub use self::size::FileSize;
 pub use self::squared::Sensitivity;
-pub use self::squared::halfway;
+pub use self::squared::geometric_means;
 pub use self::squared::in_proportion;
 pub use self::squared::lift_sensitivities;
 pub use self::squared::probed_types;

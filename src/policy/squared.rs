@@ -88,8 +88,8 @@ impl Sensitivity {
     }
 }
 
-/// Gives groups whose measurements drown in noise, at or below zero, the least sensitivity that was found above it: to no group
-/// is it all the same what becomes of it.
+/// Gives groups with a measured sensitivity of zero or less, which is noise, the least positive sensitivity of all groups: no group
+/// is insensitive.
 pub fn lift_sensitivities(found: &mut BTreeMap<String, Sensitivity>) {
     let above = found.values().map(|found| found.mean).filter(|mean| *mean > 0.0);
     let least = above.min_by(f64::total_cmp).unwrap_or(0.0);
@@ -98,10 +98,10 @@ pub fn lift_sensitivities(found: &mut BTreeMap<String, Sensitivity>) {
     }
 }
 
-/// Returns losses in proportion to squared errors: those of each group times what the measured losses of `count` of its types
-/// ([`probed_types`]) add up to for one of error. So a loss that any change of a tensor brings, however small (a token that is
-/// routed to other experts), and that is not paid again for the next tensor, hardly counts, the less the coarser the types are
-/// that tell. What has no error keeps its measured loss.
+/// Returns losses that are proportional to squared errors: the factor of a group is the sum of the measured losses of `count` of its
+/// types ([`probed_types`]) divided by the sum of their squared errors. So a loss that any change of a tensor causes, however small
+/// (some tokens are routed to other experts), and that a candidate has only once, has little weight. Options without an error keep
+/// their measured loss.
 pub fn in_proportion(measured: &Losses, errors: &BTreeMap<Probe, f64>, count: usize) -> Losses {
     let mut of_group: BTreeMap<&str, Vec<TensorType>> = BTreeMap::new();
     let known = errors
@@ -135,9 +135,8 @@ pub fn in_proportion(measured: &Losses, errors: &BTreeMap<Probe, f64>, count: us
     losses
 }
 
-/// Returns losses halfway between two tellings of them, as ratios go: their geometric means. Of what one of them does not see as a
-/// loss at all, half of the other.
-pub fn halfway(a: &Losses, b: &Losses) -> Losses {
+/// Returns the geometric means of losses; arithmetic means if one of the two is not positive.
+pub fn geometric_means(a: &Losses, b: &Losses) -> Losses {
     let mut losses = a.clone();
     for (probe, loss) in &mut losses {
         if let Some(other) = b.get(probe) {
@@ -197,11 +196,11 @@ mod tests {
     }
 
     #[test]
-    fn halfway_is_a_ratio_from_both() {
+    fn geometric_means_need_positive_losses() {
         use TensorType::Q4_K;
         let a = losses(&[("a", Q4_K, 1.0), ("b", Q4_K, -1.0), ("c", Q4_K, 0.0), ("d", Q4_K, 3.0)]);
         let b = losses(&[("a", Q4_K, 4.0), ("b", Q4_K, 5.0), ("c", Q4_K, 0.0)]);
-        assert_eq!(means(&halfway(&a, &b)), [2.0, 2.0, 0.0, 3.0]);
+        assert_eq!(means(&geometric_means(&a, &b)), [2.0, 2.0, 0.0, 3.0]);
     }
 
     #[test]

@@ -331,7 +331,7 @@ fn devices_hold_their_tensors_and_their_cache() {
     };
     let inside = |name: &str| name.contains("attn_") || name.contains("ffn_down");
     let least = |told: &str| -> u64 {
-        let rest = told.split_once("can take, ").unwrap_or_else(|| panic!("{told}")).1;
+        let rest = told.split_once("need at least ").unwrap_or_else(|| panic!("{told}")).1;
         rest.split(' ').next().unwrap().parse().unwrap()
     };
     with("memory = \"1 KiB\"");

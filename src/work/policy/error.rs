@@ -1,5 +1,5 @@
-//! `method = "error"`: what each tensor loses in each type is told from the squared errors of its quantized bytes, scaled by a
-//! few measurements on the model itself, and the choice within the budget solved exactly.
+//! `method = "error"`: the loss of each tensor in each type is estimated from the squared errors of its quantized values, scaled with
+//! a few measurements on the model, and the best choice within the budget is solved exactly.
 
 use std::collections::BTreeMap;
 
@@ -40,7 +40,7 @@ pub(super) fn choose(stored: Stored<'_, '_>, method: &Document, slices: Slices) 
     let solving = Solving::of(facts, has, &method.constraints)?;
     let devices = &method.constraints.devices;
     let limits = solving.limits(&stored, &method.header, method.budget, devices, method.states)?;
-    // What the budget cannot hold fails before anything is compared or measured, whatever is lost.
+    // If nothing fits the budget, this fails before anything is compared or measured.
     let guessed = policy::prior(facts, &solving.groups, &solving.types);
     let _ = solving.solve(&stored, &guessed, &limits)?;
     let located = context.located();
@@ -56,14 +56,14 @@ pub(super) fn choose(stored: Stored<'_, '_>, method: &Document, slices: Slices) 
         let sensitivity = sensitivities.get(&group.name).unwrap_or(&Sensitivity::ONE);
         losses.insert((group.name.clone(), *ty), sensitivity.loss(*error));
     }
-    // What stays as it is loses nothing.
+    // A group that keeps its type has no loss.
     for group in &solving.groups {
         if let Some(own) = group.own_type(facts) {
             losses.insert((group.name.clone(), own), Sensitivity::ONE.loss(0.0));
         }
     }
     let mut chosen = solving.choose(&stored, &losses, &limits)?;
-    // Sums of squared errors are no divergence: nobody shall take them for one.
+    // Sums of squared errors are not divergences, so they are not shown as a predicted loss.
     if method.probes.is_none() {
         chosen.table.predicted_loss = None;
     }
@@ -115,7 +115,7 @@ pub(super) fn compare<'g>(
     Ok(known)
 }
 
-/// Returns what a squared error costs each group, in nats of divergence: a few types of each are measured.
+/// Measures a few types of each group. Returns the sensitivity of each group: the divergence in nats per squared error.
 fn measure(
     context: &Context<'_>,
     model: &LocatedModel,
@@ -123,7 +123,7 @@ fn measure(
     tensors: &Tensors,
     known: &[Known<'_>],
 ) -> Result<BTreeMap<String, Sensitivity>, StepError> {
-    // Without an error there is nothing to divide by.
+    // Options without an error are left out: there is nothing to divide by.
     let erring = || known.iter().filter(|known| known.error > 0.0);
     let mut options: BTreeMap<&str, Vec<TensorType>> = BTreeMap::new();
     for known in erring() {

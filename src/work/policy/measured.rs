@@ -1,10 +1,10 @@
-//! `method = "measured"`: what each group of tensors loses in each type is measured on the model itself, and the choice within
-//! the budget solved exactly.
+//! `method = "measured"`: the loss of each group of tensors in each type is measured on the model, and the best choice within the
+//! budget is solved exactly.
 //!
-//! All options are measured on a few chunks; those that the choice hangs on, on all. Choices by those losses and by what squared
-//! errors make of them are measured as a whole, and the best is where the search begins: single moves around the choice are
-//! measured, with all else as the choice has it, and another choice is taken only if it loses less when all of it is measured
-//! together. Whole choices are judged on other chunks than they are made by.
+//! All options are measured on a few chunks, and those that could be part of the best choice on all. Choices by these losses and by
+//! squared errors are measured as a whole, and the search starts from the best of them: changes of single groups are measured, with
+//! all other groups as in the choice, and a new choice is taken only if its measured loss is smaller. Whole choices are evaluated on
+//! other chunks than those that were used to choose types.
 
 mod refine;
 mod scan;
@@ -81,8 +81,8 @@ pub(super) fn choose(stored: Stored<'_, '_>, method: &Document, slices: Slices) 
     Ok(chosen(&incumbent.prepared, &incumbent.answer, table)?)
 }
 
-/// Returns the probes that are worth making within a number of them, by guessed losses; all without one. What the budget cannot
-/// hold fails here, before anything is measured.
+/// Returns at most `most` probes, those that are most likely to be chosen by estimated losses. If nothing fits the budget, this fails
+/// before anything is measured.
 fn worth_probing(
     stored: Stored<'_, '_>,
     solving: &Solving<'_>,
@@ -107,7 +107,7 @@ fn worth_probing(
             }
         }
     }
-    // What the guess chose comes first, so that the budget can be kept to.
+    // The choice by estimated losses comes first, so that a choice within the budget exists.
     ranked.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
     let least = ranked.iter().filter(|(not_chosen, ..)| !not_chosen).count();
     if most < least {
@@ -126,7 +126,7 @@ fn worth_probing(
     Ok(worth)
 }
 
-/// Says how the choice was found and how far the sum of losses can be trusted.
+/// Prints the measured loss of the choice, and the loss predicted from single groups.
 fn report(context: &Context<'_>, scan: &Scan<'_, '_>, incumbent: &scan::Incumbent, alone: f64) {
     let together = incumbent.lost;
     let chunks = if scan.judges_on_others() {

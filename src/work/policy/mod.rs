@@ -75,7 +75,7 @@ impl Work for Policy {
     }
 }
 
-/// Returns the digests of the importances of the tensors that an imatrix covers, as a join does.
+/// Returns the digests of the importances of the tensors that an imatrix covers, like a join.
 fn slices_of(context: &Context<'_>, inspected: &Inspected, imatrix: Option<BlobDigest>) -> Result<Slices, StepError> {
     let mut slices = Slices::default();
     if let Some(digest) = imatrix {

@@ -80,7 +80,7 @@ fn file_size(store: &Store, header: &HeaderDocument, facts: &ModelFacts) -> Resu
     file_size_of(store, header.metadata, specs.collect(), Some(0), imatrix.as_ref())
 }
 
-/// Returns what a file of these tensors has around their data, whatever their types are.
+/// Returns the size of a file with these tensors, as a function of their types.
 pub fn file_size_of(
     store: &Store,
     metadata: BlobDigest,

@@ -1,9 +1,9 @@
-//! What a policy has to tell, in words.
+//! The messages for the warnings of policies.
 
 use crate::policy::Reason;
 use crate::policy::Warning;
 
-/// Returns a warning in words.
+/// Returns the message for a warning.
 pub(super) fn sentence(warning: &Warning) -> String {
     match warning {
         Warning::RuleMatchesNothing { pattern, .. } => format!("the rule `{pattern}` matches no tensor"),

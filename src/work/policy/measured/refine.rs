@@ -1,4 +1,4 @@
-//! Moves around a choice, measured with all else as the choice has it.
+//! Moves (changes of the type of one group), measured with all other groups as in the choice.
 
 use std::collections::BTreeMap;
 
@@ -15,22 +15,22 @@ use super::scan::Incumbent;
 use super::scan::Scan;
 use super::scan::choice_of;
 
-/// By which part of itself a difference measured alone may be wrong beside the other groups.
+/// The relative error of a difference measured alone, caused by the other groups.
 const INTERACTION: f64 = 0.3;
 
-/// How many moves of one group are measured in a round.
+/// The maximum number of moves of one group that are measured in a round.
 const MOVES: usize = 4;
 
-/// How often a choice that turned out worse is asked for again with fewer moves.
+/// The maximum number of retries with fewer moves after a worse choice.
 const RETRIES: u32 = 10;
 
-/// By how much moves are charged more each time.
+/// The factor by which the penalty of moves grows with each retry.
 const STEEPER: f64 = 1.6;
 
 impl Scan<'_, '_> {
-    /// Measures moves around a choice and solves again, until nothing is better or so many rounds are over. A choice is taken
-    /// only if it loses less when all of it is measured together, by more than chunks make of themselves, and on other chunks than
-    /// those that speak for it: a search that is judged by what it searched in finds noise.
+    /// Measures moves and solves again, until nothing better is found or after `rounds` rounds. A choice is taken only if its measured
+    /// loss is smaller by more than the noise, on other chunks than those that the moves were measured on: a search that is evaluated
+    /// on the data that it searched on finds noise.
     pub(super) fn refine(&mut self, mut incumbent: Incumbent, rounds: u32) -> Result<Incumbent, StepError> {
         for round in 1..=rounds {
             let moves = self.moves(&incumbent);
@@ -41,7 +41,7 @@ impl Scan<'_, '_> {
                 "round {round}: {}",
                 prose::count(moves.len() as u64, "single-group change")
             );
-            // What moves lose more or less than alone is small beside the noise of a few chunks.
+            // The interactions of moves are small compared to the noise of a few chunks.
             let (half, _) = self.runner.first_blocks(together.len().div_ceil(2) as u64);
             self.measure_moves(&what, &moves, half.max(self.screened), &together, &mut local_losses)?;
             let (better, done) = self.step(round, &mut local_losses, &together, incumbent)?;
@@ -53,7 +53,7 @@ impl Scan<'_, '_> {
         Ok(incumbent)
     }
 
-    /// Returns the moves that could be worth making.
+    /// Returns the moves that could improve the choice.
     fn moves(&self, incumbent: &Incumbent) -> Vec<Probe> {
         let open = self
             .chunk_losses
@@ -76,7 +76,7 @@ impl Scan<'_, '_> {
         moves
     }
 
-    /// Measures moves, one at a time, on the first blocks. `together` is what the choice loses as a whole.
+    /// Measures moves, one at a time, on the first blocks. `together` is the loss of the whole choice by chunk.
     fn measure_moves(
         &mut self,
         what: &str,
@@ -99,8 +99,8 @@ impl Scan<'_, '_> {
         Ok(())
     }
 
-    /// Returns the best choice by the moves that were measured, where each that it makes was measured on all chunks: one that
-    /// a few chunks only made look good would else be preferred to all others.
+    /// Returns the best choice by the measured moves. Each of its moves was measured on all chunks: else moves that look good on few
+    /// chunks by chance would be preferred.
     fn propose(
         &mut self,
         local_losses: &mut LocalLosses<'_>,
@@ -136,7 +136,7 @@ impl Scan<'_, '_> {
         }
     }
 
-    /// Returns a better choice by the moves that were measured, or the same one; and whether there is nothing more to find.
+    /// Returns a better choice by the measured moves, or the same one, and whether the search is finished.
     fn step(
         &mut self,
         round: u32,
@@ -154,7 +154,7 @@ impl Scan<'_, '_> {
                 break;
             }
             if proposal.moved.is_empty() {
-                // The choice is the best one of what was measured around it: that is what its certificate then says.
+                // The choice is the best one by the measured moves. Its certificate then proves that.
                 let settled = Incumbent {
                     prepared: proposal.prepared,
                     answer: proposal.answer,
@@ -163,7 +163,7 @@ impl Scan<'_, '_> {
                 };
                 return Ok((settled, true));
             }
-            // Fewer moves next time, if this turns out worse: what gains least for each is not worth it.
+            // If this is worse, retry with fewer moves: those that gain least are dropped.
             let each = (-change / proposal.moved.len() as f64).max(0.0);
             penalty = if penalty > 0.0 { STEEPER * penalty } else { each / 4.0 };
             if !tried.contains(&proposal.moved) {
@@ -191,7 +191,7 @@ impl Scan<'_, '_> {
     }
 }
 
-/// A choice that the moves around another one speak for.
+/// A better choice by the measured moves, not yet measured as a whole.
 struct Proposal {
     prepared: Prepared,
     answer: Answer,

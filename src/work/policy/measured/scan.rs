@@ -1,4 +1,4 @@
-//! Options measured on as many chunks as the decision needs.
+//! Measures options on as many chunks as the decision needs.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -28,33 +28,33 @@ pub(super) struct Scan<'r, 't> {
     limits: Limits,
     pub(super) runner: ProbeRunner<'r, 't>,
     pub(super) chunk_losses: ChunkLosses,
-    /// What the model itself shows against its own coded reference, by chunk of those that options are measured on.
+    /// The divergence of the unchanged model from its rounded reference, by chunk of those that options are measured on.
     null: Vec<f64>,
-    /// How many blocks these are.
+    /// The number of these blocks.
     pub(super) measured: usize,
-    /// The blocks that choices are judged on: others, if the corpus has enough.
+    /// The validation blocks: other blocks, if the corpus has enough.
     judging: Range<usize>,
-    /// What the model itself shows there on average.
+    /// The mean divergence of the unchanged model there.
     judged_null: f64,
-    /// The blocks of the first look.
+    /// The number of blocks of the first measurements.
     pub(super) screened: usize,
     first_loss: f64,
 }
 
 /// A choice that was measured as a whole.
 pub(super) struct Incumbent {
-    /// The problem that it is the best choice of.
+    /// The problem that it solves.
     pub(super) prepared: Prepared,
     pub(super) answer: Answer,
     /// The type of each group that has a choice.
     pub(super) choice: BTreeMap<String, TensorType>,
-    /// What that problem's losses predicted for it.
+    /// The loss that this problem predicts for it.
     pub(super) predicted: f64,
-    /// Its divergence by chunk of those that choices are judged on, all of it together.
+    /// The divergence of the whole choice by validation chunk.
     pub(super) judged: Vec<f64>,
-    /// The mean of that, less the model's own.
+    /// The mean of that minus that of the unchanged model.
     pub(super) lost: f64,
-    /// How many rounds of moves it took to find it.
+    /// The round of refinement that found it; 0 for none.
     pub(super) round: u32,
 }
 
@@ -93,20 +93,20 @@ impl<'r, 't> Scan<'r, 't> {
         })
     }
 
-    /// Says whether choices are judged on other chunks than they are made by.
+    /// Returns whether the validation chunks are other chunks than those that options are measured on.
     pub(super) fn judges_on_others(&self) -> bool {
         self.judging.start > 0
     }
 
-    /// Returns what the first choice lost, all of it together.
+    /// Returns the measured loss of the first choice.
     pub(super) fn first_loss(&self) -> f64 {
         self.first_loss
     }
 
-    /// Measures all probes on the first chunks and those that the choice hangs on, on more and in the end on all; returns the best
-    /// choice by them.
+    /// Measures all probes on the first chunks, and those that could be part of the best choice on more and finally on all. Returns the
+    /// best choice by these losses.
     pub(super) fn screen(&mut self, probes: &[Probe]) -> Result<Incumbent, StepError> {
-        // What stays as it is loses nothing.
+        // A group that keeps its type has no loss.
         for group in &self.solving.groups {
             if let Some(own) = group.own_type(self.stored.facts) {
                 self.chunk_losses
@@ -127,7 +127,7 @@ impl<'r, 't> Scan<'r, 't> {
             if open.is_empty() {
                 return self.as_a_whole(prepared, answer);
             }
-            // Twice as many chunks each time: most of what looks open on few is not on some more.
+            // Twice as many chunks each time: most undecided probes are decided with a few more.
             let mut of_length: BTreeMap<usize, Vec<Probe>> = BTreeMap::new();
             for probe in open {
                 of_length
@@ -146,7 +146,7 @@ impl<'r, 't> Scan<'r, 't> {
         }
     }
 
-    /// Measures an answer to a problem as a whole.
+    /// Measures the choice of an answer as a whole.
     fn as_a_whole(&mut self, prepared: Prepared, answer: Answer) -> Result<Incumbent, StepError> {
         let predicted = prepared.predicted(&answer).0;
         let choice = choice_of(&prepared, &answer);
@@ -163,8 +163,8 @@ impl<'r, 't> Scan<'r, 't> {
         })
     }
 
-    /// Returns the best of four choices, each measured as a whole: the one by measured losses, those by losses in proportion to
-    /// squared errors, as all types of a group tell and as the middle one does, and one by losses halfway between.
+    /// Returns the best of four choices, each measured as a whole: by measured losses, by squared errors that are scaled with all types of
+    /// a group or with its middle type, and by geometric means of the first two.
     ///
     /// Measured losses see all that a type does to a group; but they are noisy, and do not add up where each group alone sets off
     /// what others set off as well, as the routing of tokens to experts. The losses that the best choice was made by are those
@@ -177,10 +177,10 @@ impl<'r, 't> Scan<'r, 't> {
         let measured = self.chunk_losses.losses();
         let by_errors = policy::in_proportion(&measured, errors, usize::MAX);
         let by_the_middle = policy::in_proportion(&measured, errors, 1);
-        let halfway = policy::halfway(&measured, &by_errors);
+        let by_both = policy::geometric_means(&measured, &by_errors);
         let mut found = vec![first.lost];
         let (mut best, mut best_losses) = (first, None);
-        for losses in [by_errors, by_the_middle, halfway] {
+        for losses in [by_errors, by_the_middle, by_both] {
             let (prepared, answer) = self.solve(&losses)?;
             let other = self.as_a_whole(prepared, answer)?;
             found.push(other.lost);
@@ -210,7 +210,7 @@ impl<'r, 't> Scan<'r, 't> {
         self.whole("the complete choice", choice, 0..self.measured)
     }
 
-    /// Returns the divergence of a choice by chunk, measured as a whole on the chunks that choices are judged on.
+    /// Returns the divergence of a choice by chunk, measured as a whole on the validation chunks.
     pub(super) fn judge(&mut self, choice: &BTreeMap<String, TensorType>) -> Result<Vec<f64>, StepError> {
         self.whole(
             "a complete choice, on the validation chunks",
@@ -230,7 +230,7 @@ impl<'r, 't> Scan<'r, 't> {
         Ok(found.into_iter().next().unwrap_or_default())
     }
 
-    /// Returns the mean of divergences that a choice is judged by, less what the model itself shows.
+    /// Returns the mean of divergences on the validation chunks, minus that of the unchanged model.
     pub(super) fn lost(&self, judged: &[f64]) -> f64 {
         mean(judged) - self.judged_null
     }
