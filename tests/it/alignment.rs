@@ -197,7 +197,7 @@ fn figures(document: &serde_json::Value) -> Vec<String> {
 }
 
 #[test]
-fn an_alignment_that_is_none_is_refused_with_the_reason() {
+fn an_invalid_alignment_is_rejected_with_the_reason() {
     let forge = project(32, false);
     forge.recipe(&RECIPE.replace("MODEL", "model.gguf"));
     let sound = std::fs::read(forge.path("model.gguf")).unwrap();

@@ -321,7 +321,7 @@ fn of_equal_options_the_first_by_name_is_chosen() {
 }
 
 #[test]
-fn a_search_cut_short_says_so_and_the_clock_does_not_decide() {
+fn a_limited_search_reports_its_gap_and_does_not_depend_on_time() {
     let mut numbers = Numbers(9);
     // Bytes and loss nearly in proportion: the hardest kind.
     let groups: Plain = (0..60)
@@ -393,7 +393,7 @@ fn several_capacities_at_size() {
 }
 
 #[test]
-fn what_is_no_problem_is_refused() {
+fn invalid_problems_are_rejected() {
     let capacity = |constant| Capacity {
         name: "file".to_owned(),
         constant,

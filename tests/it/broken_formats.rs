@@ -82,7 +82,7 @@ fn tensors_may_stand_in_any_order_with_gaps() {
 }
 
 #[test]
-fn a_lying_length_in_a_large_file_takes_no_memory() {
+fn a_wrong_length_in_a_large_file_allocates_no_memory() {
     // 8 TiB without a block on the disk: a key claims most of it, and has it.
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("sparse.gguf");

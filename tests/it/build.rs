@@ -199,7 +199,7 @@ fn more_calibration_costs_only_what_is_new() {
 }
 
 #[test]
-fn an_output_that_is_gone_or_was_changed_comes_back() {
+fn a_missing_or_changed_output_is_restored() {
     let forge = project();
     build_well(&forge, &[]);
     let candidate = forge.path("out/small/a.gguf");
@@ -264,7 +264,7 @@ fn a_split_model_makes_the_same_candidate() {
 }
 
 #[test]
-fn quantizing_again_must_be_asked_for() {
+fn requantizing_must_be_allowed_explicitly() {
     let forge = project();
     build_well(&forge, &["recipe.toml", "promote.a"]);
     let again = forge.sibling();
@@ -756,7 +756,7 @@ fn corpora_that_cannot_be_used_are_refused_with_a_way_out() {
 }
 
 #[test]
-fn nobody_listening_is_no_failure() {
+fn a_closed_pipe_is_not_an_error() {
     let forge = project();
     build_well(&forge, &[]);
     for args in [
@@ -789,7 +789,7 @@ fn nobody_listening_is_no_failure() {
 }
 
 #[test]
-fn places_that_cannot_be_written_are_the_machines_fault() {
+fn paths_that_cannot_be_written_are_environment_errors() {
     let forge = project();
     // A file in the way, for tests may run as a user who may write everywhere.
     for out in ["model.gguf/out", "model.gguf"] {

@@ -39,7 +39,7 @@ fn json(forge: &Forge, args: &[&str]) -> Vec<serde_json::Value> {
 }
 
 #[test]
-fn dir_and_size_and_list_tell_what_is_there() {
+fn dir_size_and_list_describe_the_store() {
     let forge = project();
     let run = forge.run(&["cache", "dir"]).success();
     assert_eq!(run.stdout.trim(), forge.store().to_str().unwrap());
@@ -128,7 +128,7 @@ fn gc_shows_its_plan_and_asks_first() {
 }
 
 #[test]
-fn a_removed_result_leaves_a_note_that_tells_what_it_was() {
+fn a_removed_result_leaves_a_tombstone() {
     let forge = project();
     build_well(&forge, "out");
     let _ = json(&forge, &["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"]);
@@ -150,7 +150,7 @@ fn a_removed_result_leaves_a_note_that_tells_what_it_was() {
 }
 
 #[test]
-fn the_newest_outputs_and_pins_are_kept_and_age_lets_go_of_the_rest() {
+fn the_newest_outputs_and_pins_are_kept_and_old_results_are_removed() {
     let forge = project();
     build_well(&forge, "out");
     let first = committed(forge.store());
@@ -190,7 +190,7 @@ fn the_newest_outputs_and_pins_are_kept_and_age_lets_go_of_the_rest() {
 }
 
 #[test]
-fn what_is_cheap_for_its_room_goes_first_and_the_limit_is_held() {
+fn results_with_the_least_work_per_byte_are_removed_first_until_the_limit_is_met() {
     let forge = Forge::new();
     forge.recipe("");
     let store = forge::store::Store::open(forge.store()).unwrap();
@@ -238,7 +238,7 @@ fn what_is_cheap_for_its_room_goes_first_and_the_limit_is_held() {
 }
 
 #[test]
-fn a_limit_in_the_settings_is_held_after_each_build() {
+fn a_limit_in_the_settings_is_met_after_each_build() {
     let forge = project();
     forge.write(
         ".config/forge/forge.toml",
@@ -335,7 +335,7 @@ fn a_pin_reports_what_only_an_output_holds() {
 }
 
 #[test]
-fn pins_are_listed_and_let_go() {
+fn pins_are_listed_and_removed() {
     let forge = project();
     build_well(&forge, "out");
     assert!(
@@ -371,7 +371,7 @@ fn pins_are_listed_and_let_go() {
 }
 
 #[test]
-fn verify_reads_a_sample_and_finds_what_is_gone() {
+fn verify_reads_a_sample_and_finds_missing_blobs() {
     let forge = project();
     forge.write("forge.toml", "[cache]\nborrow = false\n");
     build_well(&forge, "out");

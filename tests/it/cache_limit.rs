@@ -100,7 +100,7 @@ fn leave_result(store: &Store, name: &str, bytes: usize, cost_ms: u64) -> Action
 }
 
 #[test]
-fn old_manifests_go_before_any_result_and_pinned_ones_never() {
+fn old_manifests_are_removed_before_results_and_pinned_ones_never() {
     const RUNS: usize = 150;
     let forge = Forge::new();
     let store = Store::open(forge.store()).unwrap();

@@ -169,7 +169,7 @@ fn builders_a_collector_and_a_checker_do_not_hurt_each_other() {
 
 /// What is no damage: outputs that the store borrows from, deleted or replaced, builds that are killed, results that are collected.
 #[test]
-fn a_check_blames_nothing_while_outputs_go_and_builds_are_killed() {
+fn verify_reports_no_damage_while_outputs_are_deleted_and_builds_are_killed() {
     let time = Duration::from_secs(number_from("FORGE_TEST_STRESS_SECONDS", 5) as u64);
     let seed = number_from("FORGE_TEST_SEED", 1) as u64;
     let forge = Forge::new();

@@ -187,7 +187,7 @@ fn any_changed_number_of_an_answer_is_refused_though_the_digest_was_made_anew() 
 }
 
 #[test]
-fn another_problem_makes_another_truth() {
+fn a_certificate_of_another_problem_is_rejected() {
     let document = sample();
     // An option that is not chosen, and so good that it should have been.
     let mut copy = document.clone();
@@ -250,7 +250,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn every_answer_of_the_solver_is_true(seed: u64, share in 0.0..1.0_f64, several: bool) {
+    fn every_certificate_of_the_solver_is_valid(seed: u64, share in 0.0..1.0_f64, several: bool) {
         let mut numbers = Numbers(seed);
         let wide = [6, 1000, 1 << 40][(seed % 3) as usize];
         let option = |numbers: &mut Numbers| {
@@ -308,7 +308,7 @@ fn large_certificates_are_checked() {
 }
 
 #[test]
-fn the_verb_says_what_is_true_and_refuses_the_rest() {
+fn policy_check_accepts_valid_certificates_only() {
     let forge = Forge::new();
     let good = sample();
     forge.write("good.json", good.to_string());

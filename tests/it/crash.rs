@@ -214,17 +214,17 @@ fn all_damaged(how: Damage) {
 }
 
 #[test]
-fn a_build_makes_again_what_was_flipped() {
+fn a_build_recomputes_blobs_with_flipped_bits() {
     all_damaged(Damage::Flip);
 }
 
 #[test]
-fn a_build_makes_again_what_was_cut_short() {
+fn a_build_recomputes_truncated_blobs() {
     all_damaged(Damage::Truncate);
 }
 
 #[test]
-fn a_build_makes_again_what_is_gone() {
+fn a_build_recomputes_missing_blobs() {
     all_damaged(Damage::Delete);
 }
 

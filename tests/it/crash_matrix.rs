@@ -297,7 +297,7 @@ fn a_full_disk_and_a_broken_one_leave_nothing_broken() {
 }
 
 #[test]
-fn a_collection_killed_at_any_call_removes_nothing_by_halves() {
+fn a_garbage_collection_killed_at_any_call_leaves_the_store_consistent() {
     let forge = quick_project::project();
     let collect = |project: &Forge| project.command(&["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"]);
     let prepare = || {

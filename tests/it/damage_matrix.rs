@@ -445,7 +445,7 @@ fn verify_and_clean_work_on_a_store_whose_layout_is_damaged() {
 }
 
 #[test]
-fn nobody_but_the_user_may_write_to_the_store_whatever_the_umask() {
+fn only_the_user_may_write_to_the_store_with_any_umask() {
     use std::os::unix::fs::MetadataExt as _;
     let forge = quick_project::project();
     forge.write("failing.toml", quick_project::first().replace("Q4_0", "Q4_K"));
@@ -490,7 +490,7 @@ fn what_killed_builds_left_among_the_engines_is_swept_and_no_damage() {
 }
 
 #[test]
-fn files_of_the_user_that_are_no_files_are_named_and_waited_for_by_nobody() {
+fn inputs_that_are_not_regular_files_are_errors_and_do_not_block() {
     for name in ["forge.toml", "recipe.toml", "base.toml", "text.txt", "model.gguf"] {
         for (how, words) in [
             (Damage::Pipe, "a named pipe"),

@@ -299,7 +299,7 @@ fn sources_of_every_type_are_read_and_the_same_type_is_copied() {
 }
 
 #[test]
-fn what_is_not_finite_is_refused_with_its_place() {
+fn values_that_are_not_finite_are_rejected_with_their_position() {
     let mut values = weights(VALUES);
     values[512 * 37 + 512 * 5 + 300] = f32::NAN;
     let error = run(&job(TensorType::Q4_K, None), &bytes_of(&values)).unwrap_err();
@@ -337,7 +337,7 @@ fn what_is_not_finite_is_refused_with_its_place() {
 }
 
 #[test]
-fn jobs_that_cannot_be_are_refused_before_anything_is_read() {
+fn invalid_jobs_are_rejected_before_anything_is_read() {
     let read = |_: u64, _: &mut [u8]| -> std::io::Result<()> { panic!("nothing is read") };
     let refuse =
         |job: QuantizeJob<'_>| engine::quantize(&job, &read, &mut Vec::new(), &Cancel::new(), &|_| ()).unwrap_err();
@@ -552,7 +552,7 @@ fn a_model_against_itself_diverges_by_exactly_nothing() {
 }
 
 #[test]
-fn models_contexts_and_chunks_that_cannot_be_are_refused() {
+fn invalid_models_contexts_and_chunks_are_rejected() {
     let model = tiny_model();
     let open = |context| LoadedModel::open(ModelFiles::open(&model).unwrap(), &Options { threads: 1 }, context);
     assert!(matches!(open(3).unwrap_err(), EngineError::ContextTooShort { .. }));

@@ -115,7 +115,7 @@ fn a_frozen_build_refuses_what_differs_from_the_lock_and_says_all_of_it() {
 }
 
 #[test]
-fn a_part_of_a_recipe_is_held_against_its_part_of_the_lock() {
+fn a_part_of_a_recipe_is_compared_with_its_part_of_the_lock() {
     let forge = globbed();
     let _ = forge.run(&["lock"]).success();
     forge.write("held-out.txt", "another text to judge on");
@@ -131,7 +131,7 @@ fn a_part_of_a_recipe_is_held_against_its_part_of_the_lock() {
 }
 
 #[test]
-fn without_a_lock_the_manifests_in_the_output_folder_are_asked() {
+fn without_a_lock_the_manifests_in_the_output_folder_are_used() {
     let forge = globbed();
     build_well(&forge, &[]);
     let _ = forge.run(&["build", "--frozen", "-j", "1"]).success();
@@ -165,7 +165,7 @@ fn without_a_lock_the_manifests_in_the_output_folder_are_asked() {
 }
 
 #[test]
-fn without_a_lock_what_only_evaluations_read_is_held_against_the_last_build() {
+fn without_a_lock_inputs_of_evaluations_are_compared_with_the_last_build() {
     let forge = globbed();
     build_well(&forge, &[]);
     let right = std::fs::read(forge.path("held-out.txt")).unwrap();

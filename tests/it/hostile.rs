@@ -86,7 +86,7 @@ fn pipe(path: &Path) {
 }
 
 #[test]
-fn files_that_are_no_manifests_are_refused_by_every_verb() {
+fn files_that_are_not_manifests_are_rejected_by_every_command() {
     let forge = built();
     let good = std::fs::read(forge.path("out/small/a.gguf.manifest.json")).unwrap();
     let text = String::from_utf8(good.clone()).unwrap();
@@ -171,7 +171,7 @@ fn files_that_are_no_manifests_are_refused_by_every_verb() {
 }
 
 #[test]
-fn what_a_manifest_says_of_paths_is_where_to_look_and_never_where_to_write() {
+fn paths_in_manifests_are_only_read_never_written() {
     let forge = built();
     let path = forge.path("out/small/a.gguf.manifest.json");
     let out = forge.path("out/small/evil.gguf.manifest.json");
@@ -252,7 +252,7 @@ fn what_a_manifest_says_of_paths_is_where_to_look_and_never_where_to_write() {
 type Edit = fn(&mut Json);
 
 #[test]
-fn names_that_lead_away_are_refused() {
+fn names_that_leave_the_output_folder_are_rejected() {
     let forge = built();
     let bytes = std::fs::read(forge.path("out/small/a.gguf.manifest.json")).unwrap();
     let out = forge.path("out/small/evil.gguf.manifest.json");
@@ -339,7 +339,7 @@ fn names_that_lead_away_are_refused() {
 }
 
 #[test]
-fn places_that_are_links_devices_or_pipes_are_no_outputs() {
+fn links_devices_and_pipes_are_rejected_as_outputs() {
     let forge = built();
     // What stands where the output or the signatures should be.
     let manifest = std::fs::read(forge.path("out/small/a.gguf.manifest.json")).unwrap();
@@ -404,7 +404,7 @@ fn places_that_are_links_devices_or_pipes_are_no_outputs() {
 }
 
 #[test]
-fn recipes_that_name_devices_pipes_or_endless_things_do_not_hang() {
+fn recipes_that_name_devices_or_pipes_do_not_block() {
     let forge = project();
     std::fs::create_dir(forge.path("tmp")).unwrap();
     pipe(&forge.path("pipe"));

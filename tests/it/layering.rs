@@ -521,7 +521,7 @@ fn the_checker_finds_what_it_looks_for() {
 }
 
 #[test]
-fn the_checker_lets_pass_what_is_fine() {
+fn the_checker_accepts_valid_code() {
     for (path, text) in [
         ("store/mod.rs", "use crate::digest::Hash; use crate::store::sealed;"),
         ("store/mod.rs", "// crate::cli, std::fs, unsafe\n/* println!() */"),
@@ -687,7 +687,7 @@ fn no_two_files_import_each_other() {
 }
 
 #[test]
-fn circles_are_found_through_modules_and_reexports() {
+fn cycles_are_found_through_modules_and_reexports() {
     let found = |files: &[(&str, &str)]| {
         let files: Vec<(String, String, bool)> = files
             .iter()

@@ -198,7 +198,7 @@ fn a_command_line_that_is_not_utf8_is_on_record_byte_by_byte() {
 }
 
 #[test]
-fn a_text_whose_name_is_not_utf8_is_named_and_not_passed_over() {
+fn a_text_with_a_name_that_is_not_utf8_is_an_error() {
     let forge = small_model::project();
     std::fs::create_dir(forge.path("texts")).unwrap();
     std::fs::copy(forge.path("prose.txt"), forge.path("texts/a.txt")).unwrap();

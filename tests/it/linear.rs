@@ -84,7 +84,7 @@ fn unknown_keys(count: usize) -> String {
 }
 
 #[test]
-fn of_very_many_errors_the_first_are_shown_and_the_rest_is_counted() {
+fn the_first_of_very_many_errors_are_shown_and_the_rest_is_counted() {
     let forge = Forge::new();
     forge.recipe(&unknown_keys(16_000));
     for verb in ["check", "plan"] {

@@ -64,7 +64,7 @@ fn measured(events: &[serde_json::Value]) -> BTreeSet<String> {
 }
 
 #[test]
-fn a_plan_tells_probes_from_headers_then_from_what_is_there() {
+fn a_plan_counts_probes_from_headers_and_then_from_stored_results() {
     let forge = project();
     forge.recipe(RECIPE);
     let before = planned(&forge, "policy.p");
@@ -201,7 +201,7 @@ fn a_choice_is_replaced_only_by_one_with_a_smaller_measured_loss() {
 }
 
 #[test]
-fn fewer_probes_are_made_where_that_is_asked_for_and_the_budget_still_holds() {
+fn max_probes_limits_the_probes_and_the_budget_is_still_met() {
     let forge = project();
     forge.recipe(&edited(
         RECIPE,
@@ -226,7 +226,7 @@ fn fewer_probes_are_made_where_that_is_asked_for_and_the_budget_still_holds() {
 }
 
 #[test]
-fn more_threads_and_a_stop_in_between_choose_the_same() {
+fn threads_and_interruptions_do_not_change_the_choice() {
     let forge = project();
     forge.recipe(RECIPE);
     let _ = build_well(&forge, &[]);
@@ -248,7 +248,7 @@ fn more_threads_and_a_stop_in_between_choose_the_same() {
 }
 
 #[test]
-fn a_budget_below_the_least_says_what_the_least_is() {
+fn a_budget_that_is_too_small_is_an_error_with_the_minimum() {
     let forge = project();
     forge.recipe(&edited(RECIPE, "7 bpw", "1 bpw"));
     let built = build(&forge, &[]);

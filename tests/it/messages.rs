@@ -323,7 +323,7 @@ fn every_line_is_one_of_the_schema() {
 }
 
 #[test]
-fn the_schema_refuses_what_is_not_said() {
+fn the_schema_rejects_invalid_messages() {
     let judge = Judge::new();
     let good = serde_json::json!({ "schema": 2, "reason": "checked", "file": "recipe.toml" });
     judge.line(&good);
@@ -538,7 +538,7 @@ const HELP: &[(&[&str], &[&str])] = &[
 ];
 
 #[test]
-fn help_tells_every_word() {
+fn help_lists_every_word() {
     let forge = Forge::new();
     for (args, words) in HELP {
         let run = forge.run(args).success();

@@ -228,7 +228,7 @@ fn try_one(seed: u64) -> Verdict {
 }
 
 #[test]
-fn mutated_metadata_fail_a_step_or_are_right_and_end_no_build() {
+fn mutated_metadata_fail_a_step_or_give_correct_results() {
     let number = |name: &str, default: u64| {
         let found = std::env::var(name).ok();
         found.map_or(default, |text| text.parse().unwrap())

@@ -337,7 +337,7 @@ fn an_output_changed_at_any_call_is_never_accepted() {
 }
 
 #[test]
-fn a_candidate_cut_short_while_it_is_measured_is_an_error_of_the_step() {
+fn a_candidate_truncated_during_evaluation_is_an_error_of_the_step() {
     let project = Project::new();
     let (forge, out) = project.case("cut");
     // One action computes many chunks, so that the model is in use when it is cut.

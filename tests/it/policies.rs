@@ -183,7 +183,7 @@ fn a_budget_may_be_the_bytes_of_another_candidate() {
 }
 
 #[test]
-fn ashq1_heeds_floors_ceilings_and_what_is_kept() {
+fn ashq1_applies_floors_ceilings_and_keep() {
     let forge = project();
     forge.recipe(&recipe(
         "method = \"ashq1\"\nbudget = \"1 GiB\"\nfree = [false, true]\n\
@@ -490,7 +490,7 @@ fn boost_gives_layers_a_better_type() {
 }
 
 #[test]
-fn density_promotes_what_the_budget_holds() {
+fn density_promotes_what_fits_the_budget() {
     let forge = project();
     forge.recipe(&recipe(
         "method = \"density\"\nbase = \"Q4_K\"\npromotion = \"Q8_0\"\nanchors = true\nbudget = [\"6.7 bpw\", \"1 GiB\"]\n\
@@ -523,7 +523,7 @@ fn density_promotes_what_the_budget_holds() {
 }
 
 #[test]
-fn a_recipe_of_forgequant_goes_out_and_comes_back() {
+fn forgequant_recipes_are_exported_and_imported() {
     let forge = project();
     forge.recipe(&recipe(
         "method = \"manual\"\notherwise = \"Q8_0\"\n\

@@ -141,7 +141,7 @@ fn the_schema_knows_the_same_words() {
 }
 
 #[test]
-fn ready_recipes_are_fine() {
+fn example_recipes_are_valid() {
     let schema = schema();
     let samples = samples("recipes");
     assert!(samples.len() >= 3);
@@ -178,7 +178,7 @@ fn shown_recipes_read_back_the_same() {
 }
 
 #[test]
-fn the_resolved_form_is_as_pictured() {
+fn the_resolved_form_matches_its_snapshot() {
     let mut settings = insta::Settings::clone_current();
     settings.set_snapshot_path("../fixtures/recipes/valid");
     settings.set_prepend_module_to_snapshot(false);
@@ -341,7 +341,7 @@ fn warnings_say_what_is_likely_not_meant() {
 }
 
 #[test]
-fn what_a_policy_measured_on_is_no_text_to_judge_by() {
+fn evaluating_on_the_corpus_of_a_policy_is_a_warning() {
     let text = |method: &str| {
         format!(
             "schema = 1\nname = \"w\"\n[source.model]\npath = \"m.gguf\"\n[corpus.text]\nfiles = [\"a\"]\n\

@@ -247,7 +247,7 @@ fn why_names_another_evaluator_and_another_solver_of_a_measured_policy() {
 }
 
 #[test]
-fn the_evaluator_of_a_measured_policy_is_held_against_manifests() {
+fn the_evaluator_of_a_measured_policy_is_compared_with_manifests() {
     let built = Built::new();
     let _ = built.forge.run(&["build", "--frozen", "-j", "1"]).success();
     let mut manifest = built.manifest();

@@ -202,7 +202,7 @@ fn without_probes_nothing_is_computed_and_nothing_predicted() {
 }
 
 #[test]
-fn a_plan_tells_the_few_probes_and_all_that_is_compared() {
+fn a_plan_counts_probes_and_comparisons() {
     let forge = project();
     forge.recipe(RECIPE);
     let foreseen = planned(&forge, "policy.p")["expected"].clone();
@@ -237,7 +237,7 @@ fn a_plan_tells_the_few_probes_and_all_that_is_compared() {
 }
 
 #[test]
-fn a_budget_that_nothing_can_keep_to_fails_before_anything_is_compared() {
+fn an_impossible_budget_fails_before_anything_is_compared() {
     let forge = project();
     forge.recipe(&edited(RECIPE, "7 bpw", "1 bpw"));
     let built = build(&forge, &[]);

@@ -34,7 +34,7 @@ fn build(forge: &Forge) -> Run {
 }
 
 #[test]
-fn settings_beside_a_recipe_cannot_choose_the_store_its_limit_or_a_key() {
+fn settings_in_the_recipes_folder_cannot_choose_the_store_its_limit_or_a_key() {
     let forge = project();
     let names = small_model::names(forge.dir());
     for (key, text) in RESTRICTED {
@@ -70,7 +70,7 @@ fn settings_beside_a_recipe_cannot_choose_the_store_its_limit_or_a_key() {
 }
 
 #[test]
-fn the_command_line_goes_before_settings_that_are_not_trusted() {
+fn the_command_line_overrides_untrusted_settings() {
     let forge = project();
     forge.write("forge.toml", "cache_dir = \"theirs\"\n[signing]\nkey = \"nothing\"\n");
     let args = ["build", "-j", "1", "--sign", "key", "recipe.toml", "promote.small@Q4_0"];
@@ -164,7 +164,7 @@ fn hostile_model(path: &Path) {
 }
 
 #[test]
-fn names_from_files_cannot_write_lines_of_their_own_or_steer_the_terminal() {
+fn names_from_files_cannot_add_lines_or_control_the_terminal() {
     let forge = small_model::project();
     hostile_model(&forge.path("model.gguf"));
     for args in [

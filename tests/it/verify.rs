@@ -43,7 +43,7 @@ fn flip(path: &Path, at: usize, bit: u32) {
 }
 
 #[test]
-fn good_outputs_are_good_in_every_way_to_name_them() {
+fn valid_outputs_are_verified_by_any_of_their_names() {
     let forge = signed();
     for args in [
         &["verify"][..],
@@ -102,7 +102,7 @@ fn good_outputs_are_good_in_every_way_to_name_them() {
 }
 
 #[test]
-fn every_byte_of_an_output_counts_and_its_place_is_named() {
+fn a_change_of_any_byte_of_an_output_is_found_with_its_position() {
     let forge = project();
     build_well(&forge, &[]);
     let target = target(&forge, "a");
@@ -207,7 +207,7 @@ fn document_problems(manifest: &[u8], envelope: &Envelope, key: &PublicKey) -> (
 }
 
 #[test]
-fn every_byte_of_a_manifest_and_of_its_signature_counts() {
+fn a_change_of_any_byte_of_a_manifest_or_signature_is_found() {
     let forge = signed();
     let target = target(&forge, "b");
     let key = PublicKey::load(&forge.path("key.pub")).unwrap();

@@ -351,7 +351,7 @@ fn a_changed_engine_is_explained_by_its_properties() {
 }
 
 #[test]
-fn a_deleted_output_and_a_lost_blob_are_said_so() {
+fn deleted_outputs_and_lost_blobs_are_reported() {
     let forge = built();
     std::fs::remove_file(forge.path("out/small/small-Q4_0.gguf")).unwrap();
     let answer = why(&forge, &[PROMOTE]);
@@ -382,7 +382,7 @@ fn a_deleted_output_and_a_lost_blob_are_said_so() {
 }
 
 #[test]
-fn a_result_that_is_gone_is_forgotten() {
+fn a_result_that_no_longer_exists_is_reported_as_lost() {
     let forge = built();
     let last = store(&forge).last("small", "join.general").unwrap();
     let result = small_model::sharded(forge.store(), "actions-v1")
@@ -477,7 +477,7 @@ fn a_renamed_step_is_known_by_what_it_does() {
 }
 
 #[test]
-fn what_was_changed_in_two_places_has_two_roots() {
+fn two_changes_are_two_root_causes() {
     let forge = built();
     forge.recipe(&RECIPE.replace("chunks = 2\nblock = 1", "chunks = 3\nblock = 1"));
     let (said, _) = assert_agrees(&forge, "chunks");
@@ -533,7 +533,7 @@ fn a_change_in_a_waiting_step_is_a_root_cause_too() {
 
 /// Whatever is done to a project, what is said before a build is what the build does.
 #[test]
-fn what_is_said_is_what_is_done_after_any_edit() {
+fn why_agrees_with_the_build_after_any_edit() {
     let forge = built();
     let mut random = small_model::Random(20_261_121);
     let (mut chunks, mut kinds, mut words) = (4, 0, 0);
@@ -583,7 +583,7 @@ fn what_is_said_is_what_is_done_after_any_edit() {
 }
 
 #[test]
-fn the_words_for_people() {
+fn the_text_output() {
     let forge = built();
     forge.recipe(&RECIPE.replace(
         "mix = [\"Q4_0\", \"Q8_0\"]",

@@ -232,7 +232,7 @@ fn beginning_at_the_experts_that_changed_changes_no_bit() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_and_leaves_everything_as_it_was() {
+fn tensors_that_do_not_fit_are_rejected_and_nothing_changes() {
     let forge = one_layer_project::project();
     let model = forge.path("model.gguf");
     let chunk = chunks(&model, &one_layer_project::text("held-out.txt"), CONTEXT as usize, 1).remove(0);

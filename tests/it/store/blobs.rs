@@ -109,7 +109,7 @@ type Damage = (&'static str, fn(&mut Vec<u8>));
 type Reader<'a> = (&'static str, &'a dyn Fn(&BlobDigest) -> Result<(), StoreError>);
 
 #[test]
-fn damage_is_seen_by_every_reader_quarantined_and_mended_by_the_next_writer() {
+fn damage_is_seen_by_every_reader_quarantined_and_repaired_by_the_next_writer() {
     let place = Place::new();
     let store = &place.store;
     let bytes: Vec<u8> = (0..(1 << 20) + 5_u32).map(|at| (at % 251) as u8).collect();
@@ -330,7 +330,7 @@ fn a_full_disk_is_an_error_and_leaves_no_accepted_blob() {
 }
 
 #[test]
-fn a_directory_that_is_no_store_is_refused_and_stays_as_it_was() {
+fn a_directory_that_is_not_a_store_is_rejected_and_not_changed() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("letter.txt"), b"").unwrap();
     let error = Store::open(dir.path()).unwrap_err();
@@ -342,7 +342,7 @@ fn a_directory_that_is_no_store_is_refused_and_stays_as_it_was() {
 }
 
 #[test]
-fn a_newer_layout_is_refused_and_stays_as_it_was() {
+fn a_newer_layout_is_rejected_and_not_changed() {
     let place = Place::new();
     let root = place.store.root().to_owned();
     let layout = root.join("layout");
@@ -378,7 +378,7 @@ fn a_newer_layout_is_refused_and_stays_as_it_was() {
 }
 
 #[test]
-fn a_store_from_which_directories_were_removed_by_hand_mends_itself() {
+fn missing_directories_of_a_store_are_created_again() {
     let place = Place::new();
     let digest = place.store.put(b"abc").unwrap();
     std::fs::remove_dir_all(place.store.root().join("cas-v1")).unwrap();

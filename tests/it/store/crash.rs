@@ -231,7 +231,7 @@ fn a_live_process_keeps_what_it_writes_and_a_dead_ones_is_swept() {
 }
 
 #[test]
-fn torn_files_of_any_kind_in_the_way_of_the_sweep_are_no_trouble() {
+fn truncated_files_of_any_kind_do_not_stop_the_sweep() {
     let place = Place::new();
     let tmp = place.store.root().join("tmp");
     std::fs::create_dir_all(tmp.join(".forge-1-2-3/deep/down")).unwrap();
@@ -377,7 +377,7 @@ fn start_unprivileged(role: &str, root: &Path, closed: &Path) -> Option<Other> {
 }
 
 #[test]
-fn where_nothing_may_be_written_that_is_said() {
+fn a_store_without_write_permission_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     // `tempfile` makes directories that others may not enter.
     if let Some(mut other) = start_unprivileged("refused", &dir.path().join("store"), dir.path()) {

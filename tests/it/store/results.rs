@@ -75,7 +75,7 @@ fn a_later_different_result_is_recorded_once_and_does_not_replace_the_first() {
 }
 
 #[test]
-fn a_result_that_lost_a_blob_is_no_hit_and_gives_way() {
+fn a_result_without_its_blob_is_a_miss_and_is_replaced() {
     let place = Place::new();
     let key = key("a");
     let first = result_of(&place.store, "a", b"one");
@@ -195,7 +195,7 @@ fn of_many_different_first_results_exactly_one_stays() {
 }
 
 #[test]
-fn a_wait_can_be_called_off() {
+fn waiting_for_a_lock_can_be_cancelled() {
     let place = Place::new();
     let key = key("a");
     let held = place

@@ -243,7 +243,7 @@ fn a_file_that_was_waited_for_is_not_read_again() {
 }
 
 #[test]
-fn a_damaged_entry_is_no_entry() {
+fn a_damaged_entry_is_ignored() {
     let place = Place::new();
     let path = remembered(&place, "source", b"AAAA");
     let entries = files_under(&place.store.root().join("stat-v1"));
@@ -261,7 +261,7 @@ fn a_damaged_entry_is_no_entry() {
 }
 
 #[test]
-fn what_is_no_plain_file_is_refused_at_once() {
+fn only_regular_files_are_accepted() {
     let place = Place::new();
     let pipe = place.path("pipe");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
@@ -280,7 +280,7 @@ fn what_is_no_plain_file_is_refused_at_once() {
 }
 
 #[test]
-fn a_file_that_grows_for_as_long_as_it_is_read_ends_the_reading() {
+fn reading_a_file_that_keeps_growing_ends_with_an_error() {
     let place = Place::new();
     let path = place.path("source");
     std::fs::write(&path, vec![0; 9 << 20]).unwrap();
