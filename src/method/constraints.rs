@@ -25,7 +25,7 @@ use crate::vocab::role::field;
 /// What a recipe says about the types that tensors may have.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Constraints {
-    /// The types to choose from, besides the source's own.
+    /// The types to choose from, besides the type in the source.
     pub types: Vec<TypeName>,
     /// Which tensors get the same type.
     pub fuse: Vec<Fuse>,
@@ -33,14 +33,14 @@ pub struct Constraints {
     pub floors: Vec<Rule>,
     /// The largest type of tensors; the first rule that matches counts.
     pub ceilings: Vec<Rule>,
-    /// Memory besides the file.
+    /// Devices with limited memory.
     pub devices: Vec<Device>,
 }
 
 /// The same, as documents have it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConstraintsDocument {
-    /// The types to choose from, besides the source's own.
+    /// The types to choose from, besides the type in the source.
     pub types: Vec<String>,
     /// Which tensors get the same type.
     pub fuse: Vec<Fuse>,
@@ -50,7 +50,7 @@ pub struct ConstraintsDocument {
     pub ceilings: Vec<RuleDocument>,
     /// Patterns of tensors that keep the source's type.
     pub keep: Vec<String>,
-    /// Memory besides the file.
+    /// Devices with limited memory.
     pub devices: Vec<DeviceDocument>,
 }
 

@@ -34,13 +34,13 @@ use crate::vocab::role::field;
 pub struct Device {
     /// Its name.
     pub name: String,
-    /// Which tensors lie in it: those that one of these matches.
+    /// The tensors on the device: those that one of these patterns matches.
     pub tensors: Vec<Pattern>,
     /// Its bytes.
     pub memory: u64,
     /// Bytes of it that are for other things.
     pub reserve: u64,
-    /// The cache of keys and values of the layers whose attention lies in it.
+    /// The KV cache of the layers whose attention is on the device.
     pub cache: Option<Cache>,
 }
 
@@ -65,7 +65,7 @@ pub struct DeviceDocument {
     pub memory: u64,
     /// Bytes of it that are for other things.
     pub reserve: u64,
-    /// The cache of keys and values of the layers whose attention lies in it.
+    /// The KV cache of the layers whose attention is on the device.
     pub cache: Option<CacheDocument>,
 }
 

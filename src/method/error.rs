@@ -76,7 +76,7 @@ pub struct Probes {
     pub corpus: StepId,
     /// Tokens in a chunk.
     pub context: u32,
-    /// At most so many chunks.
+    /// The maximum number of chunks.
     pub chunks: u64,
     /// Chunks in one action.
     pub block: u32,
@@ -119,7 +119,7 @@ pub struct ProbesDocument {
     pub tokenizer: BlobDigest,
     /// Tokens in a chunk.
     pub context: u32,
-    /// At most so many chunks.
+    /// The maximum number of chunks.
     pub chunks: u64,
     /// Chunks in one block.
     pub block: u32,

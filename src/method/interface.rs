@@ -1,4 +1,4 @@
-//! What a method of policies has to provide, and what it is given.
+//! The traits of methods of policies, and of their inputs.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -54,7 +54,7 @@ pub(crate) trait PolicyMethod: Clone + Serialize + Sized {
         Vec::new()
     }
 
-    /// Returns what an engine must be able to do. A method that needs nothing decides by documents alone.
+    /// Returns the capabilities that the method needs of an engine. A method without any chooses from documents alone.
     fn needs(&self) -> Vec<Capability> {
         Vec::new()
     }
@@ -86,7 +86,7 @@ pub struct Measures<'m> {
     pub corpus: &'m StepId,
     /// Tokens in a chunk.
     pub context: u32,
-    /// At most so many chunks.
+    /// The maximum number of chunks.
     pub chunks: u64,
     /// Chunks in one action.
     pub block: u32,
@@ -99,7 +99,7 @@ pub struct Measures<'m> {
 pub enum Probing {
     /// None.
     None,
-    /// All that the group may have, but at most so many over all groups.
+    /// All types that the group may have, up to a maximum number over all groups.
     All {
         /// How many.
         most: Option<u64>,
@@ -126,7 +126,7 @@ pub(crate) trait Inputs {
     /// Returns the imatrix of a step.
     fn imatrix_of(&self, step: &StepId) -> Result<BlobDigest, Self::Error>;
     /// Returns a budget as documents have it: of another candidate its bytes, so that what keeps to the same number of bytes is
-    /// the same action, wherever the number comes from.
+    /// the same action.
     fn budget(&self, budget: &Budget) -> Result<BudgetDocument, Self::Error>;
     /// Returns the identity of the engine in a role.
     fn engine(&self, role: EngineRole) -> Result<Fingerprint, Self::Error>;
@@ -138,7 +138,7 @@ pub(crate) trait Inputs {
     }
 }
 
-/// What a method chooses by, besides its document.
+/// The inputs of a method besides its document.
 pub(crate) trait Material {
     /// What can go wrong.
     type Error: From<MethodError>;
@@ -149,7 +149,7 @@ pub(crate) trait Material {
     fn has_imatrix(&self) -> HasImatrix<'_>;
     /// Returns what an imatrix saw of all its tensors.
     fn energies(&self, imatrix: BlobDigest) -> Result<Energies, Self::Error>;
-    /// Returns how long a candidate's file is besides its tensors.
+    /// Returns the size of a candidate's file without its tensors.
     fn file_size(&self, header: &HeaderDocument) -> Result<FileSize, Self::Error>;
     /// Returns the metadata of the model.
     fn metadata(&self, header: &HeaderDocument) -> Result<Metadata, Self::Error>;

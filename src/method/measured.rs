@@ -44,16 +44,16 @@ use crate::vocab::role::Role::Version;
 use crate::vocab::role::field;
 use crate::vocab::role::fields;
 
-/// The version of how the method searches, and of the solver: raise it when either comes to another choice.
+/// The version of the search and the solver: increase it when either gives another choice.
 const SOLVER: u32 = 8;
 
-/// How often at most changes to the choice are measured, if the recipe does not say.
+/// The default of `refine`.
 const DEFAULT_ROUNDS: u32 = 10;
 
 /// How often a recipe may ask for that.
 const ROUNDS: std::ops::RangeInclusive<u32> = 0..=100;
 
-/// The first measurements take one chunk in so many, unless the recipe says how many.
+/// The default of `screen` is `chunks` divided by this.
 const SCREENED: u64 = 4;
 
 /// The settings of a recipe.
@@ -65,15 +65,15 @@ pub struct Settings {
     pub corpus: StepId,
     /// Tokens in a chunk.
     pub context: u32,
-    /// At most so many chunks.
+    /// The maximum number of chunks.
     pub chunks: u64,
     /// Chunks in one action.
     pub block: u32,
     /// How many chunks every probe is measured on before it is decided which need all.
     pub screen: u64,
-    /// At most so many groups in types are probed.
+    /// The maximum number of probes.
     pub max_probes: Option<u64>,
-    /// How many times at most changes to the choice are measured.
+    /// The maximum number of rounds of refinement.
     pub refine: u32,
     /// What bounds the choice.
     #[serde(flatten)]
@@ -97,15 +97,15 @@ pub struct Document {
     pub tokenizer: BlobDigest,
     /// Tokens in a chunk.
     pub context: u32,
-    /// At most so many chunks.
+    /// The maximum number of chunks.
     pub chunks: u64,
     /// Chunks in one block.
     pub block: u32,
     /// How many chunks every probe is measured on.
     pub screen: u64,
-    /// At most so many groups in types are probed.
+    /// The maximum number of probes.
     pub max_probes: Option<u64>,
-    /// How many times at most changes to the choice are measured.
+    /// The maximum number of rounds of refinement.
     pub refine: u32,
     /// What bounds the choice.
     #[serde(flatten)]
@@ -114,7 +114,7 @@ pub struct Document {
     pub states: u64,
     /// The version of the solver and of what losses are made of.
     pub solver: u32,
-    /// The version of how squared errors are told.
+    /// The version of the computation of squared errors.
     pub form: u32,
     /// What quantizes.
     pub quantizer: Fingerprint,

@@ -1,19 +1,19 @@
-//! Why a method cannot choose.
+//! The error of a method that cannot choose types.
 
 use crate::policy::PolicyError;
 
-/// Why a method cannot choose types, or have a document.
+/// The error of a method that cannot choose types or create its document.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
 pub struct MethodError {
     /// What was found, and what was expected.
     pub what: String,
-    /// The way out.
+    /// How to solve it.
     pub hint: Option<&'static str>,
 }
 
 impl MethodError {
-    /// An error without a way out.
+    /// Returns an error without a hint.
     pub fn new(what: impl Into<String>) -> Self {
         Self {
             what: what.into(),

@@ -213,7 +213,7 @@ fn rules(
     fine.then_some(rules)
 }
 
-/// Reports rules that another takes everything from, as far as that can be told from the expressions.
+/// Reports rules that are never reached, as far as their expressions show it.
 fn unreachable_rules(rules: &[(Rule, Place)], errors: &mut Vec<RecipeError>) {
     const ALL: &[&str] = &["", ".", ".*", ".+", "^", "$", "^.*", ".*$", "^.*$", "^.+$"];
     for (at, (rule, place)) in rules.iter().enumerate() {

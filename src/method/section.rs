@@ -8,7 +8,7 @@ use crate::syntax::field::Reader;
 use crate::syntax::id::Place;
 use crate::syntax::sweep::Sweep;
 
-/// A `[policy.NAME]` whose method is known. The keys that all policies have were read before.
+/// A `[policy.NAME]` section of a known method. The keys that all policies have are already read.
 pub(crate) struct PolicySection<'r, 'a, 'e> {
     pub(crate) reader: &'r mut Reader<'a, 'e>,
     /// The names that the recipe declares.

@@ -1,4 +1,4 @@
-//! What all methods have that solve for losses, wherever these come from: the groups and what bounds them, and the choice.
+//! The common part of methods that minimize losses: groups, constraints, and the choice.
 
 use super::budget::BudgetDocument;
 use super::constraints::ConstraintsDocument;
@@ -73,7 +73,7 @@ impl<'a> Solving<'a> {
         })
     }
 
-    /// Says whether a tensor may have a type that is not its own: it is smaller, and nothing that the recipe says is against it.
+    /// Returns whether a tensor may get another type: a smaller one that the recipe allows.
     fn allows(&self, tensor: &TensorFacts, ty: TensorType) -> bool {
         let bound = |rules: &[Rule]| {
             let rule = rules.iter().find(|rule| rule.pattern.is_match(&tensor.name))?;

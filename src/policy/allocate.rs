@@ -44,7 +44,7 @@ pub struct Loss {
     pub chunks: u32,
 }
 
-/// Losses by the name of a group and the type. A type without a loss is no option. The source's own type is one like others.
+/// Losses by the name of a group and the type. A type without a loss is not an option. The type in the source is an option like others.
 pub type Losses = BTreeMap<(String, TensorType), Loss>;
 
 /// Memory that some tensors lie in.
@@ -69,7 +69,7 @@ pub struct Question<'a> {
     pub losses: &'a Losses,
     /// How many standard deviations are added to each loss: 0 to take the means as they are.
     pub caution: f64,
-    /// How long the file is besides its tensors.
+    /// The size of the file without its tensors.
     pub size: FileSize,
     /// Tensors that keep the source's type; so does the rest of their group.
     pub keep: &'a [Rule],
@@ -79,7 +79,7 @@ pub struct Question<'a> {
     pub ceilings: &'a [Rule],
     /// Which tensors have data in the imatrix.
     pub has_imatrix: HasImatrix<'a>,
-    /// Memory besides the file.
+    /// Devices with limited memory.
     pub devices: &'a [Device],
 }
 
@@ -118,7 +118,7 @@ pub fn legal(tensor: &TensorFacts, ty: TensorType, has_imatrix: HasImatrix<'_>) 
 /// Makes a problem: the file's bytes are its first capacity, the devices' follow.
 ///
 /// # Errors
-/// [`PolicyError::NoOption`] where nothing is left for a group, [`PolicyError::BadLoss`], [`PolicyError::NoProblem`].
+/// [`PolicyError::NoOption`] if no type is possible for a group, [`PolicyError::BadLoss`], [`PolicyError::NoProblem`].
 pub fn prepare(question: &Question<'_>) -> Result<Prepared, PolicyError> {
     let model = question.model;
     let mut books = [question.keep, question.floors, question.ceilings].map(RuleBook::new);

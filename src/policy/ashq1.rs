@@ -46,7 +46,7 @@ pub const LADDER: &[TensorType] = &[
 
 /// The type of layers for multi-token prediction, and of embeddings at least.
 const PRECIOUS: TensorType = TensorType::Q5_K;
-/// The highest rung unless told otherwise.
+/// The default ceiling.
 const CEILING: TensorType = TensorType::Q8_0;
 /// What the first layer counts for, and the last few, with [`Ashq1::depth`].
 const FIRST_LAYER: f64 = 2.0;
@@ -60,7 +60,7 @@ const IQ4_NL_ERROR: f64 = 0.002243551474603583;
 pub struct Ashq1<'a> {
     /// The most bytes that the file may have.
     pub budget: u64,
-    /// How long the file is besides its tensors.
+    /// The size of the file without its tensors.
     pub size: FileSize,
     /// Count the first layer twice and the last five one and a half times.
     pub depth: bool,
@@ -99,7 +99,7 @@ pub enum Span {
 /// of patterns.
 ///
 /// # Errors
-/// [`PolicyError::NotARung`] for a floor or a ceiling that is no rung, [`PolicyError::FloorAboveCeiling`].
+/// [`PolicyError::NotARung`] for a floor or a ceiling that is not on the ladder, [`PolicyError::FloorAboveCeiling`].
 pub fn spans(model: &ModelFacts, options: &Ashq1<'_>) -> Result<(Vec<Span>, Vec<Warning>), PolicyError> {
     let mut keep = RuleBook::new(options.keep);
     let mut floors = RuleBook::new(options.floors);

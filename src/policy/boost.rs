@@ -58,7 +58,7 @@ impl Family {
         Self::ALL.into_iter().find(|known| known.as_str() == name)
     }
 
-    /// Returns the family of a tensor; nothing for one that belongs to none.
+    /// Returns the family of a tensor, if it has one.
     pub fn of(name: &str) -> Option<Self> {
         match Role::of(name) {
             Role::Gate | Role::Up | Role::Down if name.contains("_shexp.") => Some(Self::Shared),
@@ -120,7 +120,7 @@ pub struct Boost<'a> {
 /// what other texts show, for [`Ranking::Contrast`]. Layers without data of these families are left out.
 ///
 /// # Errors
-/// [`PolicyError::Layers`] where there are no data at all, or where the two do not have the same experts.
+/// [`PolicyError::Layers`] if there are no data, or if the two do not have the same experts.
 pub fn rank_layers(
     model: &ModelFacts,
     families: &[Family],

@@ -7,7 +7,7 @@ use crate::policy::Role;
 use crate::policy::role::block_index;
 use crate::tensor_type::TensorType;
 
-/// llama.cpp makes room for a multiple of so many tokens.
+/// llama.cpp allocates the cache for a multiple of this number of tokens.
 const STEP: u64 = 256;
 
 /// What of a model's header decides on the cache, layer by layer.

@@ -182,7 +182,7 @@ fn of_group(group: &str) -> impl std::ops::RangeBounds<Probe> {
     least..above
 }
 
-/// Returns the mean; 0 of nothing.
+/// Returns the mean; 0 for an empty slice.
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / (values.len() as f64).max(1.0)
 }

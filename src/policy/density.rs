@@ -40,7 +40,7 @@ pub struct Density<'a> {
     pub promotion: TensorType,
     /// The most bytes that the file may have.
     pub budget: u64,
-    /// How long the file is besides its tensors.
+    /// The size of the file without its tensors.
     pub size: FileSize,
     /// For runtimes that take the type of queries for keys and values, too, and of the gate for up: those are promoted only
     /// together with the one that they follow.

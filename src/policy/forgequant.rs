@@ -221,10 +221,10 @@ enum Layers {
 }
 
 /// Reads the types of a recipe of forgequant as rules, the first of which decides that is found in a name. What none of them
-/// names is to keep its type. Keys that say nothing of types are passed over.
+/// names is to keep its type. Keys that are not about types are ignored.
 ///
 /// # Errors
-/// All that is wrong with it: unknown families and types, layers that must be told from an imatrix first.
+/// All that is wrong with it: unknown families and types, layers that depend on an imatrix.
 pub fn rules_of_forgequant(text: &str) -> Result<Vec<Rule>, Vec<ForgequantError>> {
     let recipe: Recipe =
         serde_json::from_str(text).map_err(|error| vec![wrong(format!("it is not a forgequant recipe: {error}"))])?;

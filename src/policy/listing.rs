@@ -70,7 +70,7 @@ impl Listed {
         block_index(&self.name).and_then(|layer| u32::try_from(layer).ok())
     }
 
-    /// Returns what it is within its layer, or outside of all: its name without layer and ending, as `attn_q` or `token_embd`.
+    /// Returns its class: its name without layer and ending, as `attn_q` or `token_embd`.
     pub fn class(&self) -> &str {
         let name = match self.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
             Some((_, rest)) if self.layer().is_some() => rest,
@@ -272,7 +272,7 @@ impl Why {
     }
 }
 
-/// How many other tensors a group's name tells of: `blk.0.{attn_k,attn_q}.weight` has one.
+/// Returns how many other tensors the name of a group contains: `blk.0.{attn_k,attn_q}.weight` has one.
 fn members(group: &str) -> usize {
     let inner = group.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
     inner.map_or(0, |(names, _)| names.matches(',').count())

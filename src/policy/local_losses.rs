@@ -11,7 +11,7 @@ use crate::policy::chunk_losses::mean;
 use crate::policy::chunk_losses::variance;
 use crate::tensor_type::TensorType;
 
-/// How much more or less than alone a group may lose beside others, where that is not measured but taken from its other moves.
+/// Limits of the ratio of a group's loss near the choice to its loss alone, if the ratio is taken from its other moves.
 const RATIOS: (f64, f64) = (0.25, 4.0);
 
 /// A choice, with the changes of the loss that single moves cause.
@@ -112,7 +112,7 @@ impl<'a> LocalLosses<'a> {
         losses
     }
 
-    /// Returns what a measured move changes.
+    /// Returns the effect of a measured move.
     fn measured(&self, probe: &Probe) -> Option<Measured> {
         let (group, ty) = probe;
         let own = *self.choice.get(group)?;
@@ -127,7 +127,7 @@ impl<'a> LocalLosses<'a> {
         })
     }
 
-    /// Returns all moves that were measured, with what each changes.
+    /// Returns all measured moves with their effects.
     fn all_measured(&self) -> impl Iterator<Item = (&Probe, Measured)> {
         let moves = self.moves.keys();
         moves.filter_map(|probe| Some((probe, self.measured(probe)?)))
@@ -163,7 +163,7 @@ impl<'a> LocalLosses<'a> {
         }
     }
 
-    /// Returns for each group how much its measured moves change for what they change alone.
+    /// Returns for each group the ratio of the changes by its measured moves to their changes alone.
     fn ratios(&self, interaction: &Interaction) -> BTreeMap<String, f64> {
         let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
         for ((group, _), Measured { alone, more, .. }) in self.all_measured() {
@@ -180,13 +180,13 @@ impl<'a> LocalLosses<'a> {
     }
 }
 
-/// What a move changes.
+/// The effect of a move.
 struct Measured {
     /// The type that its group has.
     own: TensorType,
-    /// The mean of what it changes alone, on the chunks that it was measured on.
+    /// The mean change of the loss of the group alone, on the chunks that it was measured on.
     alone: f64,
-    /// What it loses more than alone, by chunk.
+    /// How much more it loses than alone, by chunk.
     more: Vec<f64>,
 }
 

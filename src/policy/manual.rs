@@ -34,7 +34,7 @@ pub struct Rule {
     pub to: Target,
 }
 
-/// What [`manual()`] is to do besides its rules.
+/// The options of [`manual()`] besides its rules.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ManualOptions {
     /// What becomes of quantizable tensors that no rule matches; none makes them an error.

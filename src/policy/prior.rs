@@ -1,8 +1,8 @@
-//! Losses guessed from what a tensor is and where it stands: nothing of the model is measured.
+//! Losses estimated from the role and the depth of tensors: nothing of the model is measured.
 //!
 //! The loss of a tensor in a type is its share of the model's weights, times what its role and its depth are worth, times what
-//! a whole model in that type loses. Good enough to tell what a budget can hold and to say which measurements are worth
-//! making first; a measurement goes before it wherever there is one.
+//! a whole model in that type loses. This is good enough to see what a budget allows and which
+//! measurements to make first. If there is a measured loss, it is used instead.
 
 use std::collections::BTreeMap;
 
@@ -35,7 +35,7 @@ pub const CURVE: &[(TensorType, f64)] = &[
     (TensorType::F16, 0.0),
 ];
 
-/// Returns guessed losses of groups in some types, and in the source's own type, which loses nothing. If all tensors had one
+/// Returns estimated losses of groups in some types, and in the source's own type, which loses nothing. If all tensors had one
 /// type, they would add up to that type's value: of [`CURVE`], or between its values by bits per weight.
 pub fn prior(model: &ModelFacts, groups: &[TensorGroup], types: &[TensorType]) -> Losses {
     let layers = model.tensors.iter().filter_map(|tensor| block_index(&tensor.name));

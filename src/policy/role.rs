@@ -1,9 +1,9 @@
-//! The part that a tensor plays in a model, as far as the mixes tell parts apart, and the order they are counted in.
+//! The role of a tensor in a model, as far as the mixes distinguish roles, and the order in which they are counted.
 
 use serde::Deserialize;
 use serde::Serialize;
 
-/// The part that a tensor plays, told from its name.
+/// The role of a tensor, from its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -33,7 +33,7 @@ pub enum Role {
     Other,
 }
 
-/// Parts of names and what they tell; the first that is found counts.
+/// Parts of names and their roles. The first one that is found applies.
 const PARTS: &[(&str, Role)] = &[
     ("attn_qkv.weight", Role::QueryKeyValue),
     ("attn_kv_b.weight", Role::KeyValue),

@@ -2,7 +2,7 @@
 
 use crate::policy::Choice;
 
-/// What a file holds besides its tensors' data.
+/// The size of a file without the data of its tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileSize {
     /// The header, with the padding up to the data. It does not depend on the types.

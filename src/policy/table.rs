@@ -160,7 +160,7 @@ pub struct Table {
     /// The loss that the policy predicts, as a decimal number; none where a method predicts nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predicted_loss: Option<String>,
-    /// What all choices together lose, as measured on the chunks that the choice was judged on.
+    /// The measured loss of the whole choice on the validation chunks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probed_loss: Option<Probed>,
     /// What the user should know.

@@ -90,7 +90,7 @@ pub struct CorpusStep {
     pub parse_special: bool,
 }
 
-/// How an importance matrix comes to be.
+/// How an importance matrix is created.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "from", rename_all = "kebab-case")]
 pub enum ImatrixStep {

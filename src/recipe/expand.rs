@@ -41,7 +41,7 @@ const MAX_STEPS: usize = 20_000;
 /// The steps of a recipe as they come to be.
 pub(crate) struct Expansion<'e> {
     pub(crate) steps: Vec<Step>,
-    /// Sections of steps that nobody wrote.
+    /// Implicit sections of steps.
     pub(crate) implicit: Vec<ResolvedSection>,
     /// The candidates of gates that don't name them, by gate.
     pub(crate) gate_candidates: BTreeMap<String, Vec<String>>,
@@ -164,7 +164,7 @@ impl<'e> Expansion<'e> {
         }
     }
 
-    /// Returns the order in which matrices can be made; reports those that wait for each other.
+    /// Returns the order in which matrices can be made; reports those that depend on each other.
     fn merge_order(&mut self, matrices: &[Decl<Imatrix>]) -> Vec<usize> {
         let inputs = |at: usize| match &matrices[at].body {
             Imatrix::Merge { inputs, .. } => inputs.as_slice(),
@@ -305,7 +305,7 @@ impl<'e> Expansion<'e> {
         }
     }
 
-    /// Makes the join that a policy needs and nobody wrote.
+    /// Creates the implicit join of a policy.
     fn implicit_join(&mut self, imatrix: &str, model: &SourceName, decls: &Decls, place: &Place) {
         let taken = |name: &str| {
             self.variants.contains_key(&(StepKind::Join, name.to_owned()))

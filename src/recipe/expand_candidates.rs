@@ -96,7 +96,7 @@ impl Expansion<'_> {
         }
     }
 
-    /// Reports why policies wait for ever: for a candidate that nothing makes, or for each other.
+    /// Reports why policies cannot be expanded: they need a candidate that does not exist, or depend on each other.
     fn stuck(&mut self, policies: &[&Decl<Policy>], promotes: &[&Decl<Promote>], sections: &HashSet<&str>) {
         let unmade = names_of(promotes);
         // Which policy each one waits for first, and where it says so.

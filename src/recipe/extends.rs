@@ -154,7 +154,7 @@ fn parent(path: &str) -> &str {
     }
 }
 
-/// Returns the path without `.` and, as far as names alone can tell, without `..`.
+/// Returns the path without `.` and, as far as names alone allow, without `..`.
 fn normalize(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {

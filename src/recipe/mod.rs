@@ -82,7 +82,7 @@ pub fn parse(
     }
 }
 
-/// Reads a recipe that extends nothing.
+/// Reads a recipe without `extends`.
 ///
 /// # Errors
 ///
@@ -155,7 +155,7 @@ fn check(merged: &extends::Merged, errors: &mut Vec<RecipeError>) -> Option<Reci
     })
 }
 
-/// Declares `metrics.all` where evaluations or gates need one and nobody wrote any.
+/// Declares `metrics.all` if evaluations or gates need a table and the recipe has none.
 fn implicit_metrics(
     names: &mut crate::syntax::declared::Names,
 ) -> Option<(decl::Decl<decl::Metrics>, ResolvedSection)> {

@@ -41,7 +41,7 @@ pub enum RecipeWarning {
         reader: &'static str,
         /// Where the text is declared.
         declared: Place,
-        /// The kind of step that is judged too kindly.
+        /// The candidate whose figures look better than they are.
         candidate: String,
     },
 }

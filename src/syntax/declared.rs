@@ -26,7 +26,7 @@ pub(crate) struct Names {
     pub(crate) models: Vec<(String, Place)>,
     /// Sources that are importance matrices.
     pub(crate) matrices: Vec<(String, Place)>,
-    /// Whether a source section was wrong, so that defaults can't be told.
+    /// Whether a source section was wrong, so that defaults are not known.
     pub(crate) sources_unsure: bool,
 }
 

@@ -9,7 +9,7 @@ use crate::requirement::RequirementProblem;
 use crate::syntax::id::Place;
 use crate::syntax::names::NameProblem;
 
-/// Why a file named by `extends` could not be had. Whoever loads says it in words.
+/// Why a file named by `extends` could not be loaded, as a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct LoadError {
@@ -60,7 +60,7 @@ pub enum RecipeError {
         /// The required key that is missing and was likely meant.
         missing: Option<&'static str>,
     },
-    /// A key that exists, but not beside what else the section says.
+    /// A key that is not allowed with the other keys of its section.
     #[error("`{key}` is not allowed in {section}: it needs {belongs_to}")]
     MisplacedKey {
         /// The key.
@@ -69,7 +69,7 @@ pub enum RecipeError {
         key: String,
         /// The section in words.
         section: String,
-        /// What it goes with.
+        /// What it needs.
         belongs_to: String,
         /// What the section says instead.
         instead: Option<Place>,
@@ -196,7 +196,7 @@ pub enum RecipeError {
         /// That key's value.
         other_place: Place,
     },
-    /// A name that can't be one.
+    /// An invalid name.
     #[error("`{name}` can't be the name of {what}: {problem}")]
     BadName {
         /// The name.
@@ -240,7 +240,7 @@ pub enum RecipeError {
         /// Where the source is declared.
         declared: Place,
     },
-    /// A key was left out, and what it would mean is not clear.
+    /// A key is missing and has no unambiguous default.
     #[error("{section} must say which {what} it means: there {}", count_of(declared.len()))]
     NoDefault {
         /// The section's name.
@@ -282,7 +282,7 @@ pub enum RecipeError {
         /// What such a value looks like.
         example: &'static str,
     },
-    /// A regular expression that is none.
+    /// An invalid regular expression.
     #[error("`{pattern}` is not a regular expression: {message}")]
     BadRegex {
         /// The value, or the part of it that is wrong.
@@ -292,7 +292,7 @@ pub enum RecipeError {
         /// Why.
         message: String,
     },
-    /// A file pattern that is none.
+    /// An invalid file pattern.
     #[error("`{pattern}` is not a file pattern: {message}")]
     BadGlob {
         /// The value, or the character in it that is wrong.
@@ -302,7 +302,7 @@ pub enum RecipeError {
         /// Why.
         message: &'static str,
     },
-    /// A path that can't be one.
+    /// An invalid path.
     #[error("`{key}` is not a path: {problem}")]
     BadPath {
         /// The value.
@@ -386,7 +386,7 @@ pub enum RecipeError {
         /// Their names.
         labels: Vec<String>,
     },
-    /// Steps that wait for each other.
+    /// Steps that depend on each other.
     #[error("{}", waiting(path))]
     Cycle {
         /// The first name in the text.
@@ -394,7 +394,7 @@ pub enum RecipeError {
         /// Each with the place where it names the next; the last names the first.
         path: Vec<(String, Place)>,
     },
-    /// A sweep of more variants than can be meant.
+    /// A sweep with too many variants.
     #[error("{what} has {count} variants, more than the maximum of {limit}")]
     TooMany {
         /// The section's name.
@@ -403,7 +403,7 @@ pub enum RecipeError {
         what: String,
         /// How many (saturating).
         count: usize,
-        /// How many may be.
+        /// The maximum number.
         limit: usize,
     },
     /// A file that `extends` names, and that can't be used.
@@ -421,16 +421,16 @@ pub enum RecipeError {
 /// Why a file can't be extended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ExtendsProblem {
-    /// It can't be had.
+    /// It can't be loaded.
     #[error("{0}")]
     Load(LoadError),
-    /// It extends, over others, itself.
+    /// It extends itself, directly or through others.
     #[error("it extends itself: {}", path.join(" -> "))]
     Cycle {
         /// The files, relative to the first; the last is the first again.
         path: Vec<String>,
     },
-    /// More files in a row than can be meant.
+    /// Too many files extend each other.
     #[error("more than {0} files extend each other")]
     TooDeep(usize),
 }

@@ -174,7 +174,7 @@ impl<'a> Field<'a> {
     }
 }
 
-/// Returns what is wrong with an expression in one line, and where if that can be told. `regex` gives its message as a
+/// Returns what is wrong with an expression in one line, and where, if that is known. `regex` gives its message as a
 /// picture: the last line says what is wrong, the line of carets where.
 fn regex_problem(text: &str, error: &regex::Error) -> (String, Option<std::ops::Range<usize>>) {
     let picture = match error {
@@ -210,7 +210,7 @@ pub(crate) struct Reader<'a, 'e> {
     missing: Vec<(&'static str, &'static str)>,
     pub(crate) resolved: ResolvedSection,
     errors_before: usize,
-    /// Whether unknown keys pass, because what the section is can't be told.
+    /// Whether unknown keys are accepted, because the kind of the section is not known.
     pub(crate) any_key: bool,
 }
 
