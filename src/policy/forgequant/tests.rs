@@ -99,7 +99,7 @@ fn types_that_it_cannot_write_are_refused_by_tensor() {
     assert!(
         error
             .to_string()
-            .contains("Q4_K, Q8_0, F16, F32, BF16 only, and other types are those of `blk.0.attn_v.weight` (Q6_K)"),
+            .contains("Q4_K, Q8_0, F16, F32, BF16; other types: `blk.0.attn_v.weight` (Q6_K)"),
         "{error}"
     );
 }
