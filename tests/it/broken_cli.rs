@@ -85,7 +85,7 @@ fn every_broken_file_fails_a_build_with_its_reason_and_the_store_stays_good() {
         let recipe = edited(&recipe, "method = \"mix\"", "method = \"mix\"\nimatrix = \"old\"");
         // A model is recognized before the reader of imatrix files sees it.
         let told = if name == "i-model" {
-            "is a GGUF model, and the recipe uses it as an imatrix"
+            "is a GGUF model, but the recipe uses it as an imatrix"
         } else {
             told
         };

@@ -55,18 +55,18 @@ fn a_source_that_is_something_else_is_named_as_what_it_is() {
         (
             "X-imatrix.gguf",
             "model.imatrix.dat",
-            "an imatrix (GGUF), and the recipe uses it as a model",
+            "an imatrix (GGUF), but the recipe uses it as a model",
         ),
         (
             "model.safetensors.gguf",
             "X-imatrix.gguf",
-            "a safetensors model, and the recipe uses it as a model",
+            "a safetensors model, but the recipe uses it as a model",
         ),
         ("prose.txt", "X-imatrix.gguf", "not a GGUF file"),
         (
             "model.gguf",
             "model.imatrix.dat",
-            "a GGUF model, and the recipe uses it as an imatrix",
+            "a GGUF model, but the recipe uses it as an imatrix",
         ),
         ("cut.gguf", "X-imatrix.gguf", "cut.gguf"),
     ] {

@@ -220,7 +220,7 @@ fn max_probes_limits_the_probes_and_the_budget_is_still_met() {
     assert_eq!(refused.run.status, Some(1));
     let told = refused.diagnostics();
     assert!(
-        told.contains("`max_probes` is 2, and a choice within the budget takes"),
+        told.contains("`max_probes` is 2, but a choice within the budget needs at least"),
         "{told}"
     );
 }
