@@ -5,11 +5,13 @@ mod types;
 
 use std::path::PathBuf;
 
+use crate::policy::Fuse;
 use clap::Args as ClapArgs;
 use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
 use clap::builder::BoolishValueParser;
+use clap::builder::PossibleValue;
 
 pub(super) use provenance::*;
 pub(super) use types::*;
@@ -244,14 +246,19 @@ pub(super) struct PolicyGroups {
     pub(super) qat: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Fuse {
-    /// Queries, keys and values of a layer
-    Attention,
-    /// Gate and up of a layer
-    FeedForward,
-    /// All expert tensors of a layer
-    Experts,
+impl ValueEnum for Fuse {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            Self::Attention => "Queries, keys and values of a layer",
+            Self::FeedForward => "Gate and up of a layer",
+            Self::Experts => "All expert tensors of a layer",
+        };
+        Some(PossibleValue::new(self.as_str()).help(help))
+    }
 }
 
 #[derive(Debug, ClapArgs)]

@@ -19,7 +19,6 @@ use crate::fs;
 use crate::imatrix::Imatrix;
 use crate::policy;
 use crate::policy::Energies;
-use crate::policy::Fuse;
 use crate::policy::GroupOptions;
 use crate::policy::Grouping;
 use crate::policy::ModelFacts;
@@ -56,7 +55,7 @@ pub(super) fn run(args: &args::PolicyGroups, files: &Files, terminal: &Terminal)
     };
     let options = GroupOptions {
         tied: true,
-        fuse: args.fuse.iter().map(|fuse| rule_of(*fuse)).collect(),
+        fuse: args.fuse.clone(),
     };
     let spans = if args.show_floors {
         let options = policy::Ashq1 {
@@ -90,14 +89,6 @@ pub(super) fn run(args: &args::PolicyGroups, files: &Files, terminal: &Terminal)
         terminal.data(&table::rows(&rows, 2));
     }
     Ok(Exit::Done)
-}
-
-fn rule_of(fuse: args::Fuse) -> Fuse {
-    match fuse {
-        args::Fuse::Attention => Fuse::Attention,
-        args::Fuse::FeedForward => Fuse::FeedForward,
-        args::Fuse::Experts => Fuse::Experts,
-    }
 }
 
 fn word_of(grouping: Grouping) -> &'static str {
