@@ -49,8 +49,8 @@ impl Content {
             .map_err(fs::PathError::on(path, "read"))?;
         Ok(if start.is_empty() {
             Self::Empty
-        } else if container::recognize(&start).is_some() {
-            match container::open(path) {
+        } else if let Some(container) = container::recognize(&start) {
+            match container.open(path) {
                 Ok(model) if is_imatrix(model.as_ref()) => Self::Imatrix,
                 Ok(_) => Self::Model,
                 Err(error) => Self::Damaged(error),

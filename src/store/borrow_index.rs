@@ -279,28 +279,23 @@ impl Store {
         let Some(index) = BorrowIndex::of(path, stamp, true, file, &[]) else {
             return Ok(true);
         };
-        let name = index.name();
-        let read = fs::read_plain(&self.indexes_dir().join(&name), sealed::CAP);
-        let Ok((bytes, _)) = read else {
-            return Ok(false);
-        };
         // One of a newer version is left as it is.
-        let unsealed = sealed::unseal_up_to(KIND, VERSION, &name, &bytes);
-        Ok(matches!(unsealed, Ok(_) | Err(SealError::Newer(_))))
+        Ok(self.index_version(&index.name()).is_some())
     }
 
     /// Returns whether a newer version of forge wrote an index. This version cannot know which blobs it lists.
     pub(super) fn has_newer_index(&self) -> Result<bool, StoreError> {
-        let is_newer = |name: &String| {
-            let read = fs::read_plain(&self.indexes_dir().join(name), sealed::CAP);
-            read.is_ok_and(|(bytes, _)| {
-                matches!(
-                    sealed::unseal_up_to(KIND, VERSION, name, &bytes),
-                    Err(SealError::Newer(_))
-                )
-            })
-        };
-        Ok(self.index_names()?.iter().any(is_newer))
+        let mut names = self.index_names()?.into_iter();
+        Ok(names.any(|name| self.index_version(&name).is_some_and(|version| version > VERSION)))
+    }
+
+    /// Returns the version of an index; `None` if it is missing or damaged.
+    fn index_version(&self, name: &str) -> Option<u64> {
+        let (bytes, _) = fs::read_plain(&self.indexes_dir().join(name), sealed::CAP).ok()?;
+        match sealed::unseal_up_to(KIND, VERSION, name, &bytes) {
+            Ok((version, _)) | Err(SealError::Newer(version)) => Some(version),
+            Err(SealError::Damaged) => None,
+        }
     }
 }
 

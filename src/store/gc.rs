@@ -294,8 +294,6 @@ impl Store {
             }
         }
 
-        // What an index of a newer version lists cannot be known: its blobs only seem to be missing.
-        let newer_index = self.has_newer_index()?;
         let mut kept_results: Vec<KeptResult> = Vec::new();
         let mut candidates = Vec::new();
         for found in results {
@@ -308,7 +306,8 @@ impl Store {
                 continue;
             }
             if !self.missing(&found.result)?.is_empty() {
-                if newer_index && self.kind_of(&found.result).as_deref() == Some(BORROWED_KIND) {
+                // What an index of a newer version lists cannot be known: its blobs only seem to be missing.
+                if self.kind_of(&found.result).as_deref() == Some(BORROWED_KIND) && self.has_newer_index()? {
                     kept_results.push(KeptResult::of(KeepReason::Results, &found));
                     continue;
                 }

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
@@ -12,6 +10,7 @@ use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::store::Store;
 use crate::store::StoreError;
+use crate::work::mutex::locked;
 
 /// Which steps' actions run twice, and what came of it. A result that is in the store is made once more, one that is not is
 /// made twice; what the store keeps is the first result either way.
@@ -43,11 +42,6 @@ pub struct RepeatDifference {
     pub kept: Option<String>,
     /// The other one.
     pub differing: Option<String>,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is guarded is whole after every statement.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl RepeatCheck {
