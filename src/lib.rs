@@ -15,6 +15,8 @@ pub mod text;
 
 pub mod tensor_type;
 
+pub mod mix;
+
 pub mod gguf;
 
 pub mod imatrix;

@@ -15,7 +15,7 @@ use crate::policy;
 use crate::policy::ModelFacts;
 use crate::policy::Rule;
 use crate::policy::TensorFacts;
-use crate::syntax::names::TypeName;
+use crate::syntax::names::TYPES;
 use crate::tensor_type::TensorType;
 
 /// The maximum length of a file of rules.
@@ -99,9 +99,10 @@ fn sentences(errors: &[impl std::fmt::Display]) -> Vec<String> {
 fn line_of(rule: &Rule) -> Result<String, String> {
     let ty = match rule.to {
         policy::Target::Keep => "keep",
-        policy::Target::Type(ty) => TypeName::from_name(ty.name())
-            .ok_or_else(|| format!("recipes cannot use the type {ty}"))?
-            .as_str(),
+        policy::Target::Type(ty) => TYPES
+            .contains(&ty)
+            .then_some(ty.name())
+            .ok_or_else(|| format!("recipes cannot use the type {ty}"))?,
     };
     let pattern = toml::Value::from(rule.pattern.as_str());
     Ok(format!("  {{ match = {pattern}, type = \"{ty}\" }},\n"))

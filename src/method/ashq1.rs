@@ -27,9 +27,6 @@ use crate::digest::BlobDigest;
 use crate::policy;
 use crate::syntax::error::RecipeError;
 use crate::syntax::field::Field as KeyField;
-use crate::syntax::names::ASHQ1_LADDER;
-use crate::syntax::names::TypeName;
-use crate::syntax::shared::word_of;
 use crate::syntax::sweep::flag;
 use crate::vocab::inputs::JOINED;
 use crate::vocab::role::Field;
@@ -79,10 +76,9 @@ pub struct Document {
 
 /// Reads a type that `ashq1` uses.
 fn ladder_type(field: KeyField<'_>) -> Result<RuleType, RecipeError> {
-    let name = word_of(&field, "a type that `ashq1` uses", ASHQ1_LADDER)?;
-    TypeName::from_name(name)
+    field
+        .type_among(policy::LADDER, "a type that `ashq1` uses")
         .map(RuleType::Type)
-        .ok_or_else(|| field.wrong_type("a tensor type"))
 }
 
 impl PolicyMethod for Settings {

@@ -18,6 +18,7 @@ use super::rules::RuleDocument;
 use super::rules::type_of;
 use super::section::PolicySection;
 use crate::digest::BlobDigest;
+use crate::mix::Mix;
 use crate::policy;
 use crate::policy::Boost;
 use crate::policy::Energies;
@@ -27,14 +28,13 @@ use crate::syntax::error::RecipeError;
 use crate::syntax::field::Field as KeyField;
 use crate::syntax::id::StepId;
 use crate::syntax::id::StepKind;
-use crate::syntax::names::Mix;
-use crate::syntax::names::TypeName;
 use crate::syntax::raw::RawValue;
 use crate::syntax::raw::inside;
 use crate::syntax::shared::mixes_need_data;
 use crate::syntax::shared::number;
 use crate::syntax::shared::word_of;
 use crate::syntax::sweep::Sweep;
+use crate::tensor_type::TensorType;
 use crate::vocab::inputs::IMATRICES;
 use crate::vocab::inputs::JOINED;
 use crate::vocab::role::Field;
@@ -77,7 +77,7 @@ pub struct Settings {
     /// Families of tensors.
     pub families: Vec<Family>,
     /// Their better type.
-    pub promotion: TypeName,
+    pub promotion: TensorType,
 }
 
 /// What every tensor gets before some are boosted.
@@ -87,7 +87,7 @@ pub enum Base {
     /// What a mix gives it.
     Mix(Mix),
     /// One type.
-    Type(TypeName),
+    Type(TensorType),
 }
 
 /// Which layers are boosted.
@@ -169,8 +169,8 @@ impl PolicyMethod for Settings {
         let base = bases(section);
         let reader = &mut *section.reader;
         reader.need("promotion", "promotion = \"Q6_K\"");
-        let name = |name: &TypeName| name.as_str().to_owned();
-        let promotion = reader.sweep("promotion", name, |field| field.type_name());
+        let name = |ty: &TensorType| ty.name().to_owned();
+        let promotion = reader.sweep("promotion", name, |field| field.tensor_type());
         let families = if reader.has("families") {
             let families = reader.list("families", "a list of families", |field| {
                 word_of(&field, "a family of tensors", FAMILIES)
@@ -184,10 +184,10 @@ impl PolicyMethod for Settings {
         let (layers, base, promotion, families) = (layers?, base?, promotion?, families?);
         let reader = &mut *section.reader;
         match &base {
-            Bases::Mix(mix) => reader.put("mix", mix.to_toml(|mix| toml::Value::from(mix.as_str()))),
-            Bases::Type(ty) => reader.put("base", ty.to_toml(|ty| toml::Value::from(ty.as_str()))),
+            Bases::Mix(mix) => reader.put("mix", mix.to_toml(|mix| toml::Value::from(mix.name()))),
+            Bases::Type(ty) => reader.put("base", ty.to_toml(|ty| toml::Value::from(ty.name()))),
         }
-        reader.put("promotion", promotion.to_toml(|ty| toml::Value::from(ty.as_str())));
+        reader.put("promotion", promotion.to_toml(|ty| toml::Value::from(ty.name())));
         layers.put(section);
         let list: Vec<_> = families
             .iter()
@@ -195,10 +195,10 @@ impl PolicyMethod for Settings {
             .collect();
         section.reader.put("families", list);
         let base = match base {
-            Bases::Mix(mix) => Open::values(mix, |mix| mix.as_str().to_owned()).map(Base::Mix),
-            Bases::Type(ty) => Open::values(ty, |ty| ty.as_str().to_owned()).map(Base::Type),
+            Bases::Mix(mix) => Open::values(mix, |mix| mix.name().to_owned()).map(Base::Mix),
+            Bases::Type(ty) => Open::values(ty, |ty| ty.name().to_owned()).map(Base::Type),
         };
-        let promotion = Open::values(promotion, |ty| ty.as_str().to_owned());
+        let promotion = Open::values(promotion, |ty| ty.name().to_owned());
         let layers = layers.variants(section);
         Some(
             base.and(promotion)
@@ -216,10 +216,10 @@ impl PolicyMethod for Settings {
         Ok(Document {
             base: match self.base {
                 Base::Mix(mix) => BaseDocument::Mix {
-                    mix: mix.as_str().to_owned(),
+                    mix: mix.name().to_owned(),
                 },
                 Base::Type(ty) => BaseDocument::Type {
-                    to: ty.as_str().to_owned(),
+                    to: ty.name().to_owned(),
                 },
             },
             layers: match &self.layers {
@@ -236,7 +236,7 @@ impl PolicyMethod for Settings {
                 },
             },
             families: self.families.clone(),
-            promotion: self.promotion.as_str().to_owned(),
+            promotion: self.promotion.name().to_owned(),
             keep,
         })
     }
@@ -337,7 +337,7 @@ impl PolicyDocument for Document {
 /// What every tensor gets first, as it is written.
 enum Bases {
     Mix(Sweep<Mix>),
-    Type(Sweep<TypeName>),
+    Type(Sweep<TensorType>),
 }
 
 /// Reads the mix or the type that every tensor gets first: one of the two keys.
@@ -347,11 +347,11 @@ fn bases(section: &mut PolicySection<'_, '_, '_>) -> Option<Bases> {
         return None;
     }
     if reader.has("base") {
-        let name = |name: &TypeName| name.as_str().to_owned();
-        return reader.sweep("base", name, |field| field.type_name()).map(Bases::Type);
+        let name = |ty: &TensorType| ty.name().to_owned();
+        return reader.sweep("base", name, |field| field.tensor_type()).map(Bases::Type);
     }
     reader.need("mix", "mix = \"Q4_K_M\"");
-    let mix = reader.sweep("mix", |mix: &Mix| mix.as_str().to_owned(), |field| field.mix())?;
+    let mix = reader.sweep("mix", |mix: &Mix| mix.name().to_owned(), |field| field.mix())?;
     if !section.has_imatrix {
         mixes_need_data(reader, &mix, section.names);
     }

@@ -16,8 +16,8 @@ use super::rules::put_rules;
 use crate::policy::Fuse;
 use crate::syntax::field::Field;
 use crate::syntax::field::Reader;
-use crate::syntax::names::TypeName;
 use crate::syntax::shared::word_of;
+use crate::tensor_type::TensorType;
 use crate::vocab::role;
 use crate::vocab::role::Role;
 use crate::vocab::role::field;
@@ -26,7 +26,7 @@ use crate::vocab::role::field;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Constraints {
     /// The types to choose from, besides the type in the source.
-    pub types: Vec<TypeName>,
+    pub types: Vec<TensorType>,
     /// Which tensors get the same type.
     pub fuse: Vec<Fuse>,
     /// The least type of tensors; the first rule that matches counts.
@@ -77,7 +77,7 @@ impl Constraints {
     /// Returns the document. `keep` are patterns of tensors that keep their types.
     pub fn document(&self, keep: Vec<String>) -> ConstraintsDocument {
         ConstraintsDocument {
-            types: self.types.iter().map(|name| name.as_str().to_owned()).collect(),
+            types: self.types.iter().map(|ty| ty.name().to_owned()).collect(),
             fuse: self.fuse.clone(),
             floors: documents_of(&self.floors),
             ceilings: documents_of(&self.ceilings),
@@ -91,12 +91,12 @@ impl Constraints {
     pub(super) fn read(
         reader: &mut Reader<'_, '_>,
         what: &'static str,
-        known: &'static [&'static str],
-        usual: &'static [&'static str],
+        known: &[TensorType],
+        usual: &[TensorType],
     ) -> Option<Self> {
         let types = if reader.has("types") {
-            let types = reader.list("types", "a list of tensor types", |field| word_of(&field, what, known));
-            types.map(|types| types.into_iter().map(|(name, _)| name).collect::<Vec<_>>())
+            let types = reader.list("types", "a list of tensor types", |field| field.type_among(known, what));
+            types.map(|types| types.into_iter().map(|(ty, _)| ty).collect())
         } else {
             Some(usual.to_vec())
         };
@@ -108,14 +108,14 @@ impl Constraints {
         } else {
             Some(Vec::new())
         };
-        let plain = |field: Field<'_>| field.type_name().map(RuleType::Type);
+        let plain = |field: Field<'_>| field.tensor_type().map(RuleType::Type);
         let (floors, ceilings) = (
             rules::read(reader, "floors", plain),
             rules::read(reader, "ceilings", plain),
         );
         let devices = devices(reader);
         Some(Self {
-            types: types?.into_iter().filter_map(TypeName::from_name).collect(),
+            types: types?,
             fuse: fuse?,
             floors: floors?,
             ceilings: ceilings?,
@@ -125,7 +125,7 @@ impl Constraints {
 
     /// Notes them for the resolved recipe.
     pub(super) fn put(&self, reader: &mut Reader<'_, '_>) {
-        let types = self.types.iter().map(|name| toml::Value::from(name.as_str()));
+        let types = self.types.iter().map(|ty| toml::Value::from(ty.name()));
         reader.put("types", types.collect::<Vec<_>>());
         if !self.fuse.is_empty() {
             let fuse = self.fuse.iter().map(|rule| toml::Value::from(rule.as_str()));

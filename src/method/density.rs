@@ -20,7 +20,6 @@ use super::section::PolicySection;
 use crate::digest::BlobDigest;
 use crate::policy;
 use crate::syntax::error::RecipeError;
-use crate::syntax::names::TypeName;
 use crate::tensor_type::TensorType;
 use crate::vocab::inputs::JOINED;
 use crate::vocab::role::Field;
@@ -34,9 +33,9 @@ pub struct Settings {
     /// The most that the file may have.
     pub budget: Budget,
     /// The type of every tensor that can be quantized.
-    pub base: TypeName,
+    pub base: TensorType,
     /// The larger type.
-    pub promotion: TypeName,
+    pub promotion: TensorType,
     /// Whether tensors are promoted only together with the one whose type a runtime takes for them, too.
     pub anchors: bool,
 }
@@ -69,27 +68,26 @@ impl PolicyMethod for Settings {
         let because = section.method_place.clone();
         section.needs_imatrix(because.as_ref());
         let budget = section.budgets("budget = \"5.5 bpw\"");
-        let mut type_name = |key, example| section.reader.required(key, example, |field| field.type_name());
+        let mut type_name = |key, example| section.reader.required(key, example, |field| field.tensor_type());
         let base = type_name("base", "base = \"Q4_K\"");
         let promotion = type_name("promotion", "promotion = \"Q8_0\"");
         let anchors = section.switch("anchors");
         let (budget, base, promotion, anchors) = (budget?, base?, promotion?, anchors?);
-        let bpw = |name: TypeName| TensorType::from_name(name.as_str()).map_or(0.0, TensorType::bpw);
-        if bpw(promotion) <= bpw(base) {
+        if promotion.bpw() <= base.bpw() {
             let place = section.place_of("promotion");
             let reader = &mut *section.reader;
             reader.errors.push(RecipeError::OutOfRange {
                 place: place.unwrap_or_else(|| reader.head.clone()),
                 key: "promotion".to_owned(),
-                expected: format!("a type of more bits per weight than `base`, which is {}", base.as_str()),
-                found: promotion.as_str().to_owned(),
+                expected: format!("a type of more bits per weight than `base`, which is {}", base.name()),
+                found: promotion.name().to_owned(),
             });
             return None;
         }
         let reader = &mut *section.reader;
         reader.put("budget", budget.to_toml(WrittenBudget::to_toml));
-        reader.put("base", base.as_str());
-        reader.put("promotion", promotion.as_str());
+        reader.put("base", base.name());
+        reader.put("promotion", promotion.name());
         reader.put("anchors", anchors);
         Some(Open::budgets(budget).map(move |budget| Self {
             budget,
@@ -104,8 +102,8 @@ impl PolicyMethod for Settings {
             imatrix: inputs.needed_imatrix(Self::NAME)?,
             header: inputs.header()?,
             budget: inputs.budget(&self.budget)?,
-            base: self.base.as_str().to_owned(),
-            promotion: self.promotion.as_str().to_owned(),
+            base: self.base.name().to_owned(),
+            promotion: self.promotion.name().to_owned(),
             anchors: self.anchors,
             keep,
         })

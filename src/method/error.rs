@@ -19,6 +19,7 @@ use super::interface::PolicyMethod;
 use super::interface::Probing;
 use super::measuring;
 use super::measuring::Measured;
+use super::measuring::USUAL_TYPES;
 use super::open::Open;
 use super::problem::MethodError;
 use super::section::PolicySection;
@@ -27,7 +28,6 @@ use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::engine::Capability;
 use crate::syntax::id::StepId;
-use crate::syntax::names::MEASURED_TYPES;
 use crate::syntax::names::TYPES;
 use crate::syntax::shared::number;
 use crate::vocab::ERROR_FORM;
@@ -147,7 +147,7 @@ impl PolicyMethod for Settings {
             Measured::read(section).zip(count).map(Some)
         };
         let budget = section.budgets("budget = \"4.5 bpw\"");
-        let constraints = Constraints::read(section.reader, "a tensor type", TYPES, MEASURED_TYPES);
+        let constraints = Constraints::read(section.reader, "a tensor type", TYPES, USUAL_TYPES);
         let (budget, constraints) = (budget?, constraints?);
         section.reader.put("budget", budget.to_toml(WrittenBudget::to_toml));
         constraints.put(section.reader);

@@ -11,12 +11,36 @@ use crate::syntax::shared::names_of;
 use crate::syntax::shared::number;
 use crate::syntax::shared::text;
 use crate::syntax::sweep::Sweep;
+use crate::tensor_type::TensorType;
 
 /// The chunks that a method measures on if the recipe does not say.
 const DEFAULT_CHUNKS: u64 = 16;
 
 /// The chunks of one of its actions.
 const DEFAULT_BLOCK: u32 = 4;
+
+/// The types that a method tries if the recipe names none, by size.
+pub(super) const USUAL_TYPES: &[TensorType] = &[
+    TensorType::IQ1_S,
+    TensorType::IQ1_M,
+    TensorType::IQ2_XXS,
+    TensorType::IQ2_XS,
+    TensorType::IQ2_S,
+    TensorType::Q2_K,
+    TensorType::IQ3_XXS,
+    TensorType::IQ3_S,
+    TensorType::Q3_K,
+    TensorType::IQ4_XS,
+    TensorType::IQ4_NL,
+    TensorType::Q4_0,
+    TensorType::Q4_1,
+    TensorType::Q4_K,
+    TensorType::Q5_0,
+    TensorType::Q5_1,
+    TensorType::Q5_K,
+    TensorType::Q6_K,
+    TensorType::Q8_0,
+];
 
 /// The keys.
 pub(super) const KEYS: [&str; 4] = ["corpus", "context", "chunks", "block"];

@@ -13,12 +13,12 @@ use super::problem::MethodError;
 use super::rules::kept;
 use super::rules::type_of;
 use super::section::PolicySection;
+use crate::mix::Mix;
 use crate::policy;
 use crate::policy::MixOptions;
-use crate::syntax::names::Mix;
-use crate::syntax::names::TypeName;
 use crate::syntax::shared::mixes_need_data;
 use crate::syntax::sweep::flag;
+use crate::tensor_type::TensorType;
 use crate::vocab::role::Field;
 use crate::vocab::role::Role::Setting;
 use crate::vocab::role::field;
@@ -31,9 +31,9 @@ pub struct Settings {
     /// Whether all tensors take the mix's base type.
     pub pure: bool,
     /// The type of the output tensor, if not the mix's.
-    pub output_type: Option<TypeName>,
+    pub output_type: Option<TensorType>,
     /// The type of the token embedding, if not the mix's.
-    pub embedding_type: Option<TypeName>,
+    pub embedding_type: Option<TensorType>,
 }
 
 /// The settings of an action.
@@ -60,31 +60,29 @@ impl PolicyMethod for Settings {
         section.reader.need("mix", "mix = \"Q4_K_M\"");
         let mix = section
             .reader
-            .sweep("mix", |mix: &Mix| mix.as_str().to_owned(), |field| field.mix());
+            .sweep("mix", |mix: &Mix| mix.name().to_owned(), |field| field.mix());
         let pure = section.switches("pure");
         let (has_imatrix, names, reader) = (section.has_imatrix, section.names, &mut *section.reader);
         let mut types = |key| {
-            let name = |name: &TypeName| name.as_str().to_owned();
-            reader.sweep(key, name, |field| field.type_name())
+            let name = |ty: &TensorType| ty.name().to_owned();
+            reader.sweep(key, name, |field| field.tensor_type())
         };
         let (output_type, embedding_type) = (types("output_type"), types("embedding_type"));
         let (mix, pure) = (mix?, pure?);
         if !has_imatrix {
             mixes_need_data(reader, &mix, names);
         }
-        reader.put("mix", mix.to_toml(|mix| toml::Value::from(mix.as_str())));
+        reader.put("mix", mix.to_toml(|mix| toml::Value::from(mix.name())));
         reader.put("pure", pure.to_toml(|value| toml::Value::from(*value)));
         for (key, types) in [("output_type", &output_type), ("embedding_type", &embedding_type)] {
             if let Some(types) = types {
-                reader.put(key, types.to_toml(|name| toml::Value::from(name.as_str())));
+                reader.put(key, types.to_toml(|ty| toml::Value::from(ty.name())));
             }
         }
-        let open = Open::values(mix, |mix| mix.as_str().to_owned())
+        let open = Open::values(mix, |mix| mix.name().to_owned())
             .and(Open::values(pure, flag("pure")))
-            .and(Open::optional(output_type, |name| format!("output-{}", name.as_str())))
-            .and(Open::optional(embedding_type, |name| {
-                format!("embedding-{}", name.as_str())
-            }));
+            .and(Open::optional(output_type, |ty| format!("output-{}", ty.name())))
+            .and(Open::optional(embedding_type, |ty| format!("embedding-{}", ty.name())));
         Some(open.map(|(((mix, pure), output_type), embedding_type)| Self {
             mix,
             pure,
@@ -95,10 +93,10 @@ impl PolicyMethod for Settings {
 
     fn document<I: Inputs>(&self, keep: Vec<String>, _inputs: &I) -> Result<Document, I::Error> {
         Ok(Document {
-            mix: self.mix.as_str().to_owned(),
+            mix: self.mix.name().to_owned(),
             pure: self.pure,
-            output_type: self.output_type.map(|name| name.as_str().to_owned()),
-            embedding_type: self.embedding_type.map(|name| name.as_str().to_owned()),
+            output_type: self.output_type.map(|ty| ty.name().to_owned()),
+            embedding_type: self.embedding_type.map(|ty| ty.name().to_owned()),
             keep,
         })
     }
@@ -115,7 +113,7 @@ impl PolicyDocument for Document {
 
     fn choose<M: Material>(&self, material: &M) -> Result<Chosen, M::Error> {
         let missing = || MethodError::new(format!("llama.cpp has no mix `{}`", self.mix));
-        let mix = policy::Mix::from_name(&self.mix).ok_or_else(missing)?;
+        let mix = Mix::from_name(&self.mix).ok_or_else(missing)?;
         let options = MixOptions {
             pure: self.pure,
             output_type: self.output_type.as_deref().map(type_of).transpose()?,
@@ -127,7 +125,7 @@ impl PolicyDocument for Document {
         let facts = material.facts();
         let table = policy::mix(facts, mix, &options, material.has_imatrix()).map_err(MethodError::from)?;
         Ok(Chosen {
-            file_type: mix.default_type().map(|_| mix.file_type(facts)),
+            file_type: mix.default_type().map(|_| policy::file_type_of(mix, facts)),
             ..Chosen::of(table)
         })
     }

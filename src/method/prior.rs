@@ -19,7 +19,6 @@ use super::section::PolicySection;
 use super::solving::Solving;
 use crate::allocation::DEFAULT_STATES;
 use crate::policy;
-use crate::syntax::names::PRIOR_TYPES;
 use crate::vocab::role::Field;
 use crate::vocab::role::Role::Setting;
 use crate::vocab::role::Role::Version;
@@ -63,7 +62,8 @@ impl PolicyMethod for Settings {
     fn read(section: &mut PolicySection<'_, '_, '_>) -> Option<Open<Self>> {
         let budget = section.budgets("budget = \"4.5 bpw\"");
         let reader = &mut *section.reader;
-        let constraints = Constraints::read(reader, "a type that `prior` knows", PRIOR_TYPES, PRIOR_TYPES);
+        let types: Vec<_> = policy::CURVE.iter().map(|(ty, _)| *ty).collect();
+        let constraints = Constraints::read(reader, "a type that `prior` knows", &types, &types);
         let (budget, constraints) = (budget?, constraints?);
         reader.put("budget", budget.to_toml(WrittenBudget::to_toml));
         constraints.put(reader);

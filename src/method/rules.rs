@@ -12,7 +12,6 @@ use crate::syntax::field::Field;
 use crate::syntax::field::Reader;
 use crate::syntax::id::Place;
 use crate::syntax::names::TYPES;
-use crate::syntax::names::TypeName;
 use crate::syntax::pattern::Pattern;
 use crate::syntax::raw::RawValue;
 use crate::tensor_type::TensorType;
@@ -36,7 +35,7 @@ pub enum RuleType {
     /// It keeps the source's type.
     Keep,
     /// It becomes this type.
-    Type(TypeName),
+    Type(TensorType),
 }
 
 impl RuleType {
@@ -44,7 +43,7 @@ impl RuleType {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Keep => "keep",
-            Self::Type(name) => name.as_str(),
+            Self::Type(ty) => ty.name(),
         }
     }
 }
@@ -152,9 +151,11 @@ pub(super) fn rule_type(field: Field<'_>) -> Result<RuleType, RecipeError> {
     if field.raw.value.kind() == "a string" && field.string("")? == RuleType::Keep.as_str() {
         return Ok(RuleType::Keep);
     }
-    field.type_name().map(RuleType::Type).map_err(|error| match error {
+    field.tensor_type().map(RuleType::Type).map_err(|error| match error {
         RecipeError::UnknownWord { place, key, found, .. } => {
-            let known = ["keep"].iter().chain(TYPES).copied().collect();
+            let known = std::iter::once("keep")
+                .chain(TYPES.iter().map(|ty| ty.name()))
+                .collect();
             RecipeError::UnknownWord {
                 place,
                 key,

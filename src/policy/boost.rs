@@ -279,8 +279,8 @@ pub fn boost(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mix::Mix;
     use crate::policy::Energy;
-    use crate::policy::Mix;
     use crate::policy::MixOptions;
     use crate::policy::TensorFacts;
     use crate::policy::mix;

@@ -1,8 +1,8 @@
 //! What must hold of a table before work begins.
 
+use crate::mix::Mix;
 use crate::policy::Choice;
 use crate::policy::HasImatrix;
-use crate::policy::Mix;
 use crate::policy::ModelFacts;
 use crate::policy::PolicyError;
 use crate::policy::Retyped;

@@ -45,14 +45,6 @@ pub enum PolicyError {
         /// What it holds.
         found: String,
     },
-    /// A text that names no mix.
-    #[error("`{found}` is not a mix{}", prose::did_you_mean(.candidates))]
-    UnknownMix {
-        /// The text.
-        found: String,
-        /// The most similar names; at most three.
-        candidates: Vec<&'static str>,
-    },
     /// The engine can't quantize to a type.
     #[error("the engine can't quantize tensors to {ty}")]
     NotATarget {

@@ -1,8 +1,8 @@
 //! The types that one of llama.cpp's mixes gives to the tensors of a model.
 
+use crate::mix::Mix;
 use crate::policy::Choice;
 use crate::policy::HasImatrix;
-use crate::policy::Mix;
 use crate::policy::ModelFacts;
 use crate::policy::PolicyError;
 use crate::policy::Role;

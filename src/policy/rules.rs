@@ -3,7 +3,7 @@
 //! Some rules depend on how many tensors of a kind came before, so tensors must be asked for in
 //! [`counting_order`](crate::policy::role::counting_order), each once.
 
-use crate::policy::Mix;
+use crate::mix::Mix;
 use crate::policy::ModelFacts;
 use crate::policy::PolicyError;
 use crate::policy::Role;

@@ -7,10 +7,10 @@ use serde::Deserializer;
 use serde::Serialize;
 use serde::de::Error as _;
 
-use crate::policy::Mix;
+use crate::mix::Mix;
 use crate::policy::Reason;
 use crate::policy::Role;
-use crate::policy::mix::usual_file_type;
+use crate::policy::file_type::usual_file_type;
 use crate::tensor_type::TensorType;
 
 /// Name and version of a [`Table`] as a document.

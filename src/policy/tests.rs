@@ -3,6 +3,7 @@
 use regex::Regex;
 
 use super::*;
+use crate::mix::Mix;
 use crate::tensor_type::TensorType as T;
 
 fn model(architecture: &str, layers: u32, experts: u32) -> ModelFacts {
@@ -357,26 +358,13 @@ fn feed_forward_of_experts_must_say_its_layer() {
 }
 
 #[test]
-fn names_of_mixes() {
-    assert_eq!(Mix::from_name("q4_k"), Some(Mix::Q4_K_M));
-    assert_eq!(Mix::from_name("iq3_xxs"), Some(Mix::IQ3_XXS));
-    for named in Mix::ALL {
-        assert_eq!(Mix::from_name(named.name()), Some(*named));
-    }
-    let error = "Q4_KM".parse::<Mix>().unwrap_err();
-    assert!(error.to_string().contains("did you mean `Q4_K_M`"), "{error}");
-    assert_eq!(
-        Mix::COPY.file_type(&model("llama", 2, 0)),
-        1 + 1024,
-        "guessed from the tensors"
-    );
-    assert_eq!(
-        Mix::COPY.file_type(&ModelFacts {
-            file_type: Some(7),
-            ..model("llama", 2, 0)
-        }),
-        7
-    );
+fn the_file_type_of_a_copy_is_the_sources_or_guessed_from_its_tensors() {
+    assert_eq!(file_type_of(Mix::COPY, &model("llama", 2, 0)), 1 + 1024);
+    let named = ModelFacts {
+        file_type: Some(7),
+        ..model("llama", 2, 0)
+    };
+    assert_eq!(file_type_of(Mix::COPY, &named), 7);
 }
 
 #[test]

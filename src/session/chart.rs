@@ -9,7 +9,7 @@ use crate::diff;
 use crate::fs;
 use crate::manifest;
 use crate::manifest::Manifest;
-use crate::policy::Mix;
+use crate::mix::Mix;
 use crate::recipe::StepId;
 use crate::report::chart::CandidateInfo;
 use crate::report::chart::Chart;

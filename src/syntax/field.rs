@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use crate::mix::Mix;
 use crate::prose::either;
 use crate::prose::is_near;
 use crate::quantity::Decimal;
@@ -9,10 +10,9 @@ use crate::quantity::Quantity;
 use crate::syntax::error::RecipeError;
 use crate::syntax::id::Place;
 use crate::syntax::id::ResolvedSection;
+use crate::syntax::names;
 use crate::syntax::names::MIXES;
-use crate::syntax::names::Mix;
 use crate::syntax::names::TYPES;
-use crate::syntax::names::TypeName;
 use crate::syntax::pattern::Pattern;
 use crate::syntax::raw::Raw;
 use crate::syntax::raw::RawEntry;
@@ -20,6 +20,7 @@ use crate::syntax::raw::RawValue;
 use crate::syntax::raw::inside;
 use crate::syntax::sweep::MAX_VARIANTS;
 use crate::syntax::sweep::Sweep;
+use crate::tensor_type::TensorType;
 
 /// Compiled patterns may take this much memory each.
 const REGEX_SIZE_LIMIT: usize = 1 << 20;
@@ -138,13 +139,19 @@ impl<'a> Field<'a> {
     pub(crate) fn mix(&self) -> Result<Mix, RecipeError> {
         let what = "a mix of llama.cpp";
         let found = self.string(what)?;
-        Mix::from_name(found).ok_or_else(|| self.unknown_word(found, what, MIXES.to_vec()))
+        let known = || MIXES.iter().map(|mix| mix.name()).collect();
+        names::mix_of(found).ok_or_else(|| self.unknown_word(found, what, known()))
     }
 
-    pub(crate) fn type_name(&self) -> Result<TypeName, RecipeError> {
-        let what = "a tensor type";
+    pub(crate) fn tensor_type(&self) -> Result<TensorType, RecipeError> {
+        self.type_among(TYPES, "a tensor type")
+    }
+
+    /// Reads one of these types, which `what` describes.
+    pub(crate) fn type_among(&self, types: &[TensorType], what: &str) -> Result<TensorType, RecipeError> {
         let found = self.string(what)?;
-        TypeName::from_name(found).ok_or_else(|| self.unknown_word(found, what, TYPES.to_vec()))
+        let known = || types.iter().map(|ty| ty.name()).collect();
+        names::type_of(found, types).ok_or_else(|| self.unknown_word(found, what, known()))
     }
 
     pub(crate) fn pattern(&self) -> Result<Pattern, RecipeError> {

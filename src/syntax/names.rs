@@ -1,131 +1,92 @@
 //! The words a recipe may use for types and mixes, and what a name may look like.
 
-use serde::{Serialize, Serializer};
+use crate::mix::ALIASES;
+use crate::mix::Mix;
+use crate::tensor_type::TensorType;
 
 /// The longest name, in bytes: names become file names, with a suffix.
 pub const MAX_NAME: usize = 100;
 
-/// A named recipe of types of llama.cpp (what `llama-quantize` takes), by its canonical name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Mix(&'static str);
-
-/// Canonical names of mixes, in the order in which suggestions list them.
-pub const MIXES: &[&str] = &[
-    "Q2_K",
-    "Q2_K_S",
-    "Q3_K_S",
-    "Q3_K_M",
-    "Q3_K_L",
-    "Q4_K_S",
-    "Q4_K_M",
-    "Q5_K_S",
-    "Q5_K_M",
-    "Q6_K",
-    "Q8_0",
-    "IQ1_S",
-    "IQ1_M",
-    "IQ2_XXS",
-    "IQ2_XS",
-    "IQ2_S",
-    "IQ2_M",
-    "IQ3_XXS",
-    "IQ3_XS",
-    "IQ3_S",
-    "IQ3_M",
-    "IQ4_XS",
-    "IQ4_NL",
-    "Q4_0",
-    "Q4_1",
-    "Q5_0",
-    "Q5_1",
-    "TQ1_0",
-    "TQ2_0",
-    "MXFP4_MOE",
-    "F16",
-    "BF16",
-    "F32",
-    "COPY",
+/// Mixes that a recipe may ask for, in the order in which suggestions list them. The others of llama.cpp are for models that
+/// were trained for them.
+pub const MIXES: &[Mix] = &[
+    Mix::Q2_K,
+    Mix::Q2_K_S,
+    Mix::Q3_K_S,
+    Mix::Q3_K_M,
+    Mix::Q3_K_L,
+    Mix::Q4_K_S,
+    Mix::Q4_K_M,
+    Mix::Q5_K_S,
+    Mix::Q5_K_M,
+    Mix::Q6_K,
+    Mix::Q8_0,
+    Mix::IQ1_S,
+    Mix::IQ1_M,
+    Mix::IQ2_XXS,
+    Mix::IQ2_XS,
+    Mix::IQ2_S,
+    Mix::IQ2_M,
+    Mix::IQ3_XXS,
+    Mix::IQ3_XS,
+    Mix::IQ3_S,
+    Mix::IQ3_M,
+    Mix::IQ4_XS,
+    Mix::IQ4_NL,
+    Mix::Q4_0,
+    Mix::Q4_1,
+    Mix::Q5_0,
+    Mix::Q5_1,
+    Mix::TQ1_0,
+    Mix::TQ2_0,
+    Mix::MXFP4_MOE,
+    Mix::F16,
+    Mix::BF16,
+    Mix::F32,
+    Mix::COPY,
 ];
 
-/// Other names of mixes and what they stand for.
-pub const MIX_ALIASES: &[(&str, &str)] = &[("Q3_K", "Q3_K_M"), ("Q4_K", "Q4_K_M"), ("Q5_K", "Q5_K_M")];
-
-/// Mixes whose base type llama.cpp refuses to quantize to without an importance matrix.
-pub const MIXES_THAT_NEED_IMATRIX: &[&str] = &[
-    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "Q2_K_S",
-];
-
-impl Mix {
-    /// Returns the mix of this name (an alias too), in exactly this spelling.
-    pub fn from_name(name: &str) -> Option<Self> {
-        let name = MIX_ALIASES
-            .iter()
-            .find(|(alias, _)| *alias == name)
-            .map_or(name, |(_, canonical)| canonical);
-        MIXES.iter().find(|known| **known == name).map(|known| Self(known))
-    }
-
-    /// Returns the canonical name.
-    pub const fn as_str(self) -> &'static str {
-        self.0
-    }
-
-    /// Returns whether the mix can't be made without an importance matrix.
-    pub fn needs_imatrix(self) -> bool {
-        MIXES_THAT_NEED_IMATRIX.contains(&self.0)
-    }
-}
-
-impl Serialize for Mix {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.0)
-    }
-}
-
-/// The name of a tensor type that a candidate's tensors may have, in ggml's spelling.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TypeName(&'static str);
-
-/// Names of tensor types.
-pub const TYPES: &[&str] = &[
-    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_XS", "IQ4_NL", "IQ3_S", "IQ3_XXS",
-    "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "TQ2_0", "TQ1_0", "MXFP4",
-];
-
-/// The types that `ashq1` gives, lowest first.
-pub const ASHQ1_LADDER: &[&str] = &["Q3_K", "IQ4_XS", "IQ4_NL", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16"];
-
-/// The types for which `prior` has a loss, by size.
-pub const PRIOR_TYPES: &[&str] = &[
-    "IQ1_S", "IQ2_XXS", "IQ2_S", "Q2_K", "IQ3_XXS", "Q3_K", "IQ3_S", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K", "Q5_K",
-    "Q6_K", "Q8_0", "F16",
-];
-
-/// The types that `measured` tries if the recipe names none, by size.
-pub const MEASURED_TYPES: &[&str] = &[
-    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_0",
-    "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0",
+/// Tensor types that a recipe may ask for, in the order in which suggestions list them.
+pub const TYPES: &[TensorType] = &[
+    TensorType::F32,
+    TensorType::F16,
+    TensorType::BF16,
+    TensorType::Q8_0,
+    TensorType::Q6_K,
+    TensorType::Q5_K,
+    TensorType::Q4_K,
+    TensorType::Q3_K,
+    TensorType::Q2_K,
+    TensorType::IQ4_XS,
+    TensorType::IQ4_NL,
+    TensorType::IQ3_S,
+    TensorType::IQ3_XXS,
+    TensorType::IQ2_S,
+    TensorType::IQ2_XS,
+    TensorType::IQ2_XXS,
+    TensorType::IQ1_M,
+    TensorType::IQ1_S,
+    TensorType::Q5_1,
+    TensorType::Q5_0,
+    TensorType::Q4_1,
+    TensorType::Q4_0,
+    TensorType::TQ2_0,
+    TensorType::TQ1_0,
+    TensorType::MXFP4,
 ];
 
 /// The types that a cache of keys and values can have, as llama.cpp's options spell them.
 pub const CACHE_TYPES: &[&str] = &["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"];
 
-impl TypeName {
-    /// Returns the type of this name, in exactly this spelling.
-    pub fn from_name(name: &str) -> Option<Self> {
-        TYPES.iter().find(|known| **known == name).map(|known| Self(known))
-    }
-
-    /// Returns the name.
-    pub const fn as_str(self) -> &'static str {
-        self.0
-    }
+/// Returns the mix that recipes call so (an alias too), in exactly this spelling.
+pub fn mix_of(name: &str) -> Option<Mix> {
+    let alias = ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, mix)| *mix);
+    alias.or_else(|| MIXES.iter().find(|mix| mix.name() == name).copied())
 }
 
-impl Serialize for TypeName {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.0)
-    }
+/// Returns the one of some tensor types that has this name, in exactly this spelling.
+pub fn type_of(name: &str, types: &[TensorType]) -> Option<TensorType> {
+    types.iter().find(|ty| ty.name() == name).copied()
 }
 
 /// Why a text can't be a name.
@@ -167,23 +128,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mixes_are_found_by_name_and_alias_in_exact_spelling() {
-        assert_eq!(Mix::from_name("Q4_K_M").unwrap().as_str(), "Q4_K_M");
-        assert_eq!(Mix::from_name("Q4_K").unwrap().as_str(), "Q4_K_M");
-        assert_eq!(Mix::from_name("q4_k_m"), None);
-        assert!(Mix::from_name("IQ2_XXS").unwrap().needs_imatrix());
-        assert!(!Mix::from_name("IQ4_XS").unwrap().needs_imatrix());
-        assert!(MIXES_THAT_NEED_IMATRIX.iter().all(|name| MIXES.contains(name)));
-        assert!(
-            MIX_ALIASES
-                .iter()
-                .all(|(alias, name)| MIXES.contains(name) && !MIXES.contains(alias))
-        );
+    fn mixes_and_types_are_found_by_name_and_alias_in_exact_spelling() {
+        assert_eq!(mix_of("Q4_K_M"), Some(Mix::Q4_K_M));
+        assert_eq!(mix_of("Q4_K"), Some(Mix::Q4_K_M));
+        assert_eq!(mix_of("q4_k_m"), None);
+        assert_eq!(mix_of("Q1_0"), None);
+        assert_eq!(type_of("Q4_K", TYPES), Some(TensorType::Q4_K));
+        assert_eq!(type_of("q4_k", TYPES), None);
+        assert_eq!(type_of("Q8_K", TYPES), None);
     }
 
     #[test]
-    fn every_mix_and_type_is_a_name() {
-        assert!(MIXES.iter().chain(TYPES).all(|name| name_problem(name).is_none()));
+    fn every_mix_and_type_can_be_part_of_a_file_name() {
+        let names = MIXES
+            .iter()
+            .map(|mix| mix.name())
+            .chain(TYPES.iter().map(|ty| ty.name()));
+        assert!(names.into_iter().all(|name| name_problem(name).is_none()));
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! Reading keys that several kinds of sections have.
 
+use crate::mix::Mix;
 use crate::syntax::declared::Names;
 use crate::syntax::error::RecipeError;
 use crate::syntax::field::Field;
 use crate::syntax::field::Reader;
 use crate::syntax::id::SourceKind;
 use crate::syntax::id::SourceName;
-use crate::syntax::names::Mix;
 use crate::syntax::sweep::Sweep;
 
 /// Tokens in a chunk.
@@ -82,7 +82,7 @@ pub(crate) fn mixes_need_data(reader: &mut Reader<'_, '_>, mixes: &Sweep<Mix>, n
     for (mix, place) in mixes.values.iter().filter(|(mix, _)| mix.needs_imatrix()) {
         reader.errors.push(RecipeError::NeedsImatrix {
             place: place.clone(),
-            mix: mix.as_str(),
+            mix: mix.name(),
             declared: declared.clone(),
         });
     }

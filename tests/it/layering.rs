@@ -26,6 +26,7 @@ const LAYERS: &[(&str, Names)] = &[
     ("sign", Names::Only(&["fs"])),
     ("text", Names::Only(&[])),
     ("tensor_type", Names::Only(&["prose"])),
+    ("mix", Names::Only(&["prose", "tensor_type"])),
     ("gguf", Names::Only(&["fs", "tensor_type"])),
     ("imatrix", Names::Only(&["gguf", "tensor_type", "vocab"])),
     ("container", Names::Only(&["fs", "gguf", "tensor_type"])),
@@ -36,12 +37,18 @@ const LAYERS: &[(&str, Names)] = &[
         "engine",
         Names::Only(&["digest", "fs", "gguf", "imatrix", "tensor_type", "vocab"]),
     ),
-    ("syntax", Names::Only(&["prose", "quantity", "requirement", "text"])),
+    (
+        "syntax",
+        Names::Only(&["mix", "prose", "quantity", "requirement", "tensor_type", "text"]),
+    ),
     ("figures", Names::Only(&[])),
     // The checker of certificates shares nothing with the solver that writes them.
     ("allocation", Names::Only(&[])),
     ("certificate", Names::Only(&[])),
-    ("policy", Names::Only(&["allocation", "gguf", "prose", "tensor_type"])),
+    (
+        "policy",
+        Names::Only(&["allocation", "gguf", "mix", "prose", "tensor_type"]),
+    ),
     (
         "method",
         Names::Only(&[
@@ -49,6 +56,7 @@ const LAYERS: &[(&str, Names)] = &[
             "container",
             "digest",
             "engine",
+            "mix",
             "policy",
             "quantity",
             "syntax",

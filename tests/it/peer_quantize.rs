@@ -16,9 +16,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use forge::gguf;
+use forge::mix::Mix;
 use forge::policy;
 use forge::policy::ManualOptions;
-use forge::policy::Mix;
 use forge::policy::MixOptions;
 use forge::policy::Rule;
 use forge::policy::Table;

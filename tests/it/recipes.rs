@@ -10,6 +10,8 @@ use std::path::PathBuf;
 
 use forge::cli::diagnostic::Diagnostic;
 use forge::cli::diagnostic::Style;
+use forge::mix;
+use forge::policy;
 use forge::recipe;
 use forge::recipe::LoadError;
 use forge::recipe::Parsed;
@@ -17,6 +19,7 @@ use forge::recipe::Recipe;
 use forge::recipe::RecipeError;
 use forge::recipe::names;
 use forge::requirement::Figure;
+use forge::tensor_type::TensorType;
 use forge::text::Source;
 use proptest::prelude::*;
 
@@ -122,15 +125,16 @@ fn the_schema_knows_the_same_words() {
         words.iter().map(|word| word.as_str().unwrap().to_owned()).collect()
     };
     let set = |words: &mut dyn Iterator<Item = &str>| words.map(str::to_owned).collect::<BTreeSet<_>>();
-    let aliases = names::MIX_ALIASES.iter().map(|(alias, _)| *alias);
-    assert_eq!(words("mix"), set(&mut names::MIXES.iter().copied().chain(aliases)));
-    assert_eq!(words("type"), set(&mut names::TYPES.iter().copied()));
-    assert_eq!(
-        words("ruleType"),
-        set(&mut names::TYPES.iter().copied().chain(["keep"]))
-    );
-    assert_eq!(words("priorType"), set(&mut names::PRIOR_TYPES.iter().copied()));
-    assert_eq!(words("ladderType"), set(&mut names::ASHQ1_LADDER.iter().copied()));
+    let types = |types: &[TensorType]| types.iter().map(|ty| ty.name()).collect::<Vec<_>>();
+    let aliases = mix::ALIASES.iter().map(|(alias, _)| *alias);
+    let mixes = names::MIXES.iter().map(|mix| mix.name());
+    assert_eq!(words("mix"), set(&mut mixes.chain(aliases)));
+    assert_eq!(words("type"), set(&mut types(names::TYPES).into_iter()));
+    let rules = types(names::TYPES).into_iter().chain(["keep"]);
+    assert_eq!(words("ruleType"), set(&mut { rules }));
+    let known = policy::CURVE.iter().map(|(ty, _)| ty.name());
+    assert_eq!(words("priorType"), set(&mut { known }));
+    assert_eq!(words("ladderType"), set(&mut types(policy::LADDER).into_iter()));
     let pattern = schema["$defs"]["requirement"]["pattern"].as_str().unwrap();
     for figure in Figure::ALL {
         assert!(

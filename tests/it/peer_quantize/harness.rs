@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use forge::gguf;
+use forge::mix::Mix;
 use forge::policy;
-use forge::policy::Mix;
 use forge::policy::MixOptions;
 use forge::policy::ModelFacts;
 use forge::policy::PolicyError;
@@ -269,7 +269,12 @@ impl Subject {
             match (self.mix(mix, options, imatrix), theirs) {
                 (Ok(ours), Ok((theirs, file_type))) => {
                     assert_eq!(types(&ours), theirs, "{} as {mix}, imatrix: {imatrix}", self.name);
-                    assert_eq!(mix.file_type(&self.facts), file_type, "{} as {mix}", self.name);
+                    assert_eq!(
+                        forge::policy::file_type_of(mix, &self.facts),
+                        file_type,
+                        "{} as {mix}",
+                        self.name
+                    );
                 }
                 (Err(_), Err(_)) => (),
                 (Ok(_), Err(log)) => panic!(

@@ -1,6 +1,7 @@
-//! The named mixes of llama.cpp: their names and numbers, and how one is applied to a model.
+//! The named mixes of llama.cpp (what `llama-quantize` takes as its TYPE): names, numbers and base types.
+//!
+//! The table is llama.cpp's `enum llama_ftype`, with the base types of `llama_ftype_get_default_type`.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -10,9 +11,6 @@ use serde::Serialize;
 use serde::Serializer;
 use serde::de::Error as _;
 
-use crate::policy::ModelFacts;
-use crate::policy::PolicyError;
-use crate::policy::role::counting_order;
 use crate::prose;
 use crate::tensor_type::TensorType;
 
@@ -97,10 +95,7 @@ mixes! {
 }
 
 /// Names that stand for another.
-const ALIASES: &[(&str, Mix)] = &[("Q3_K", Mix::Q3_K_M), ("Q4_K", Mix::Q4_K_M), ("Q5_K", Mix::Q5_K_M)];
-
-/// Added by llama.cpp to a file type that it guessed.
-const GUESSED: u32 = 1024;
+pub const ALIASES: &[(&str, Mix)] = &[("Q3_K", Mix::Q3_K_M), ("Q4_K", Mix::Q4_K_M), ("Q5_K", Mix::Q5_K_M)];
 
 impl Mix {
     /// Returns the mix of a name in any case, aliases included.
@@ -115,39 +110,20 @@ impl Mix {
             .map(|(_, mix)| mix)
     }
 
-    /// Returns the number that `llama-quantize` writes as `general.file_type`: the mix's own, or for COPY that of the
-    /// source, guessed as llama.cpp guesses it where the source has none.
-    pub fn file_type(self, model: &ModelFacts) -> u32 {
-        self.ftype().or(model.file_type).unwrap_or_else(|| {
-            let mut counts = BTreeMap::<TensorType, usize>::new();
-            let mut most = (0, TensorType::F32);
-            for index in counting_order(model.tensors.iter().map(|tensor| tensor.name.as_str())) {
-                let ty = model.tensors[index].ty;
-                let count = counts.entry(ty).or_default();
-                *count += 1;
-                if *count > most.0 {
-                    most = (*count, ty);
-                }
-            }
-            usual_file_type(most.1).unwrap_or(0) | GUESSED
-        })
+    /// Returns whether `llama-quantize` refuses to make the mix without an importance matrix.
+    pub const fn needs_imatrix(self) -> bool {
+        matches!(
+            self,
+            Self::IQ1_S
+                | Self::IQ1_M
+                | Self::IQ2_XXS
+                | Self::IQ2_XS
+                | Self::IQ2_S
+                | Self::IQ2_M
+                | Self::IQ3_XXS
+                | Self::Q2_K_S
+        )
     }
-}
-
-/// Returns the file type that llama.cpp takes for a file mostly of one type.
-pub(crate) fn usual_file_type(ty: TensorType) -> Option<u32> {
-    use TensorType as T;
-    let mix = match ty {
-        T::Q3_K => Mix::Q3_K_M,
-        T::Q4_K => Mix::Q4_K_M,
-        T::Q5_K => Mix::Q5_K_M,
-        T::IQ2_S => Mix::IQ2_S,
-        T::MXFP4 => return None,
-        // The quantizer has no mix of this name, but the number is defined.
-        T::NVFP4 => return Some(39),
-        other => Mix::from_name(other.name())?,
-    };
-    mix.ftype()
 }
 
 impl fmt::Display for Mix {
@@ -156,14 +132,24 @@ impl fmt::Display for Mix {
     }
 }
 
+/// A text that names no mix.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{found}` is not a mix{}", prose::did_you_mean(.candidates))]
+pub struct ParseMixError {
+    /// The text.
+    pub found: String,
+    /// The most similar names; at most three.
+    pub candidates: Vec<&'static str>,
+}
+
 impl FromStr for Mix {
-    type Err = PolicyError;
+    type Err = ParseMixError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if let Some(mix) = Self::from_name(text) {
             return Ok(mix);
         }
-        Err(PolicyError::UnknownMix {
+        Err(ParseMixError {
             found: text.to_owned(),
             candidates: prose::all_nearest(text, Self::ALL.iter().map(|mix| mix.name())),
         })
@@ -179,5 +165,33 @@ impl Serialize for Mix {
 impl<'de> Deserialize<'de> for Mix {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mixes_are_found_by_name_and_alias_in_any_case() {
+        for mix in Mix::ALL {
+            assert_eq!(Mix::from_name(mix.name()), Some(*mix));
+        }
+        assert_eq!(Mix::from_name("q4_k"), Some(Mix::Q4_K_M));
+        assert_eq!(Mix::from_name("iq3_xxs"), Some(Mix::IQ3_XXS));
+        let error = "Q4_KM".parse::<Mix>().unwrap_err();
+        assert!(error.candidates.contains(&"Q4_K_M"), "{error}");
+        assert!(error.to_string().starts_with("`Q4_KM` is not a mix"), "{error}");
+    }
+
+    #[test]
+    fn a_mix_needs_an_imatrix_where_its_base_type_does() {
+        for mix in Mix::ALL {
+            assert!(
+                mix.needs_imatrix() || !mix.default_type().is_some_and(TensorType::needs_imatrix),
+                "{mix}"
+            );
+        }
+        assert!(Mix::IQ2_XXS.needs_imatrix() && !Mix::IQ4_XS.needs_imatrix());
     }
 }
