@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::compare;
 use super::identity;
 use super::model::LoadedModel;
+use super::probe_model::ProbeModel;
 use super::quantize;
 use super::vocabulary::Vocabulary;
-use super::workbench::Workbench;
 use crate::engine::Cancel;
 use crate::engine::Capability;
 use crate::engine::CollectOptions;
@@ -118,7 +118,7 @@ impl Engine for Embedded {
     }
 
     fn prober(&self, files: ModelFiles, context: u32, cancel: &Cancel) -> Result<Box<dyn Prober>, EngineError> {
-        Ok(Box::new(Workbench::open(files, &self.options, context, cancel)?))
+        Ok(Box::new(ProbeModel::open(files, &self.options, context, cancel)?))
     }
 
     fn quantizer(&self) -> Result<&dyn Quantizer, EngineError> {
@@ -188,7 +188,7 @@ impl Scorer for LoadedModel {
     }
 }
 
-impl Scorer for Workbench {
+impl Scorer for ProbeModel {
     fn vocabulary_size(&self) -> usize {
         self.vocabulary_size()
     }
@@ -215,7 +215,7 @@ impl std::ops::Deref for Boxed {
     }
 }
 
-impl Prober for Workbench {
+impl Prober for ProbeModel {
     fn replace(&mut self, tensor: &str, ty: TensorType, bytes: SharedBytes) -> Result<(), EngineError> {
         self.replace(tensor, ty, Boxed(bytes))
     }

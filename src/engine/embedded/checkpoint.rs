@@ -1,16 +1,16 @@
-//! Computing a part of the graph only: what comes before the first weight that was changed was computed before.
+//! Computes only a part of the graph: nodes before the first changed weight have been computed before.
 //!
-//! llama.cpp computes a list of nodes, the same ones in the same order for every batch of a model. To begin at a node, what
-//! nodes before it computed and nodes from it on still read must be there: for a plain transformer the stream between its
-//! layers and the mask, and within a layer a little more. That is kept of a chunk, and put back in place of computing it
-//! again. Which it is comes from the graph itself, not from what is known of architectures.
+//! llama.cpp computes a list of nodes, the same ones in the same order for every batch of a model. To begin at a node, forge
+//! needs the results of earlier nodes that this node or later ones read. In a plain transformer these are the residual stream
+//! between its layers and the mask, and within a layer a little more. forge keeps these results of a chunk and restores them
+//! instead of computing them again. It learns which ones they are from the graph, not from a list of architectures.
 //!
-//! What nodes keep outside of the graph (the key-value cache, states of recurrent layers) is not kept: a node is no place
-//! to begin at while such memory is used on both sides of it. Nor is there one where a tensor lies on a device, or is of a
-//! kind that is not understood here: then everything is computed.
+//! forge does not keep memory outside of the graph (the key-value cache, states of recurrent layers), so a computation cannot
+//! begin at a node if such memory is used before and after it. If a tensor is on a device, or of an unknown kind, forge
+//! computes everything.
 //!
-//! llama.cpp's evaluation callback is told each node before it is computed, and a node without the flag for computing is
-//! passed over by all backends.
+//! llama.cpp calls the evaluation callback with each node before it computes the node. All backends skip a node without the flag
+//! for computing.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -32,8 +32,8 @@ const INPUT: i32 = ffi::GGML_TENSOR_FLAG_INPUT.cast_signed();
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Weight {
     pub(super) tensor: NonNull<ffi::ggml_tensor>,
-    /// Bytes that it was loaded with.
-    pub(super) room: usize,
+    /// The size of its memory, in bytes.
+    pub(super) capacity: usize,
     /// The first node that reads it.
     first: usize,
 }
@@ -122,8 +122,8 @@ struct Run {
     /// What the range needs at its beginning, and whether to keep what is needed at its end.
     from: Checkpoint,
     keep: bool,
-    /// Bytes that may be kept.
-    room: u64,
+    /// The maximum number of bytes to keep.
+    limit: u64,
     kept: Checkpoint,
     batch: usize,
     next: usize,
@@ -208,14 +208,14 @@ impl Tap {
     }
 
     /// Makes the next computation one of a chunk from where it was kept, to the end or to a place whose needs are then kept, if
-    /// they take no more than `room` bytes.
-    pub(super) fn run(&mut self, from: Checkpoint, to: Option<usize>, room: u64) {
+    /// they take no more than `limit` bytes.
+    pub(super) fn run(&mut self, from: Checkpoint, to: Option<usize>, limit: u64) {
         let nodes = self.survey.nodes.len();
         let end = to.map_or(nodes, |to| to.min(nodes.saturating_sub(1)));
         self.task = Some(Task::Run(Run {
             range: from.at..end,
             keep: to.is_some(),
-            room,
+            limit,
             kept: Checkpoint {
                 at: end,
                 ..Checkpoint::default()
@@ -242,12 +242,12 @@ impl Tap {
         }
     }
 
-    /// Ends a computation. Returns what is kept now: what it went on to keep, if that is within its room, or what it began
-    /// with; nothing if what was computed was worth nothing.
+    /// Ends a computation. Returns the data that it kept, if that is within the limit, or the data that it began with. Returns
+    /// `None` if the computation is not valid.
     pub(super) fn done(&mut self) -> Option<Checkpoint> {
         let sound = self.is_sound();
         match self.task.take() {
-            Some(Task::Run(run)) if sound && run.keep => (run.kept.bytes <= run.room).then_some(run.kept),
+            Some(Task::Run(run)) if sound && run.keep => (run.kept.bytes <= run.limit).then_some(run.kept),
             Some(Task::Run(run)) if sound => Some(run.from),
             _ => None,
         }
@@ -322,10 +322,10 @@ impl Learning {
             if is_weight {
                 let name = CStr::from_ptr(fields.name.as_ptr()).to_string_lossy().into_owned();
                 let buffers = ffi::ggml_backend_buffer_get_type(fields.buffer);
-                let room = ffi::ggml_backend_buft_get_alloc_size(buffers, root.as_ptr());
+                let capacity = ffi::ggml_backend_buft_get_alloc_size(buffers, root.as_ptr());
                 self.survey.weights.entry(name).or_insert(Weight {
                     tensor: root,
-                    room,
+                    capacity,
                     first: place,
                 });
             } else if fields.flags & INPUT == 0 {
@@ -410,7 +410,7 @@ impl Run {
                 unsafe {
                     let len = ffi::ggml_nbytes(tensor.as_ptr());
                     self.kept.bytes = self.kept.bytes.saturating_add(len as u64);
-                    if self.kept.bytes > self.room {
+                    if self.kept.bytes > self.limit {
                         self.kept.batches.clear();
                         return;
                     }

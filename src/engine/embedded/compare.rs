@@ -15,7 +15,7 @@ use crate::engine::ReadAt;
 /// Returns what each matrix of a tensor lost. `quantized` are the bytes that [`quantize`](crate::engine::quantize) made of the
 /// job; its weights are those of the columns, 1 without any, whether or not the type used them.
 ///
-/// `progress` is told how many source bytes are done since it was last told, from the calling thread. Works on rayon's threads of
+/// `progress` gets the number of source bytes done since its last call, on the calling thread. Works on rayon's threads of
 /// the caller's pool. The sums are taken in an order that depends on the tensor's shape alone, so the figures are the same to the
 /// bit for any number of threads.
 ///

@@ -75,8 +75,8 @@ impl Lines {
     fn push(&mut self, text: &str) {
         for piece in text.split_inclusive('\n') {
             let (piece, ended) = piece.strip_suffix('\n').map_or((piece, false), |piece| (piece, true));
-            let room = LINE.saturating_sub(self.open.len());
-            self.open.extend(piece.chars().filter(|c| !c.is_control()).take(room));
+            let left = LINE.saturating_sub(self.open.len());
+            self.open.extend(piece.chars().filter(|c| !c.is_control()).take(left));
             if ended {
                 self.close();
             }

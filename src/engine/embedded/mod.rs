@@ -8,7 +8,7 @@ pub(super) mod cpu;
 pub(super) mod identity;
 pub(super) mod log;
 pub(super) mod model;
+pub(super) mod probe_model;
 pub(super) mod quantize;
 pub(super) mod sys;
 pub(super) mod vocabulary;
-pub(super) mod workbench;

@@ -166,7 +166,7 @@ impl LoadedModel {
     /// many rows were summed, as `llama-imatrix` does (the module `collect` says for which weights).
     ///
     /// Each chunk has `context` tokens and is a window of its own; its first token is taken as the token that begins a
-    /// text if the vocabulary asks for one. `progress` is told how many chunks are done.
+    /// text if the vocabulary asks for one. `progress` gets the number of finished chunks.
     pub fn collect(
         &mut self,
         chunks: &[Vec<i32>],

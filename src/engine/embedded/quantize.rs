@@ -158,7 +158,7 @@ fn check_weights(weights: &[f32], columns: u64, matrices: u64) -> Result<(), Eng
 
 /// Quantizes one tensor and writes the result to `sink` in order.
 ///
-/// `progress` is told how many source bytes are done since it was last told, from the calling thread. Works on rayon's
+/// `progress` gets the number of source bytes done since its last call, on the calling thread. Works on rayon's
 /// threads of the caller's pool; at most about 32 MiB are in flight for a tensor (two windows of results, and a piece of
 /// source and numbers per thread), or two rows if those are longer.
 ///
@@ -357,7 +357,7 @@ fn convert(ty: TensorType, bytes: &[u8], values: &mut [f32]) {
             }
         }
         _ => {
-            // SAFETY: `bytes` holds as many blocks of the type as `values` has room for; the kernel exists
+            // SAFETY: `bytes` holds as many blocks of the type as `values` has values for; the kernel exists
             // (checked by the callers); the bytes begin where an allocator placed them or at a multiple of four.
             unsafe {
                 let traits = ffi::ggml_get_type_traits(sys::ggml_type(ty));

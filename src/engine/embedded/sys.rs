@@ -154,20 +154,20 @@ impl Drop for Context {
     }
 }
 
-/// A batch of tokens with room for a fixed number, one sequence each.
+/// A batch of tokens with a fixed capacity, one sequence each.
 pub(super) struct Batch {
     raw: ffi::llama_batch,
-    room: usize,
+    capacity: usize,
 }
 
 impl Batch {
-    /// Allocates room for `room` tokens.
-    pub(super) fn new(room: u32) -> Self {
-        // SAFETY: no preconditions; the three arrays of `room` entries are freed in `drop`.
-        let raw = unsafe { ffi::llama_batch_init(room.cast_signed(), 0, 1) };
+    /// Allocates memory for `capacity` tokens.
+    pub(super) fn new(capacity: u32) -> Self {
+        // SAFETY: no preconditions; the three arrays of `capacity` entries are freed in `drop`.
+        let raw = unsafe { ffi::llama_batch_init(capacity.cast_signed(), 0, 1) };
         Self {
             raw,
-            room: room as usize,
+            capacity: capacity as usize,
         }
     }
 
@@ -176,13 +176,13 @@ impl Batch {
         self.raw.n_tokens = 0;
     }
 
-    /// Adds a token at a position of a sequence; false if there is no room.
+    /// Adds a token at a position of a sequence; false if the batch is full.
     pub(super) fn push(&mut self, token: i32, position: i32, sequence: i32, output: bool) -> bool {
         let at = self.raw.n_tokens as usize;
-        if at >= self.room {
+        if at >= self.capacity {
             return false;
         }
-        // SAFETY: `at` is below the room that the arrays were allocated with, and each has one sequence id per token.
+        // SAFETY: `at` is below the capacity of the arrays, and each has one sequence id per token.
         unsafe {
             *self.raw.token.add(at) = token;
             *self.raw.pos.add(at) = position;

@@ -47,17 +47,17 @@ impl Vocabulary {
         // A token is at least one byte, but a prefix space and special tokens may be added.
         let length = i32::try_from(bytes).ok().filter(|length| *length < i32::MAX - 64);
         let length = length.ok_or_else(|| error("it is longer than 2 GiB; split it"))?;
-        let mut room = bytes / 3 + 64;
+        let mut capacity = bytes / 3 + 64;
         loop {
-            let mut tokens = vec![0_i32; room];
-            // SAFETY: the text has `length` bytes and `tokens` the room that is stated; the vocabulary is live.
+            let mut tokens = vec![0_i32; capacity];
+            // SAFETY: the text has `length` bytes and `tokens` the stated capacity; the vocabulary is live.
             let count = unsafe {
                 ffi::llama_tokenize(
                     self.model.vocabulary(),
                     text.as_ptr().cast(),
                     length,
                     tokens.as_mut_ptr(),
-                    i32::try_from(room).unwrap_or(i32::MAX),
+                    i32::try_from(capacity).unwrap_or(i32::MAX),
                     add_special,
                     parse_special,
                 )
@@ -66,12 +66,12 @@ impl Vocabulary {
                 tokens.truncate(count);
                 return Ok(tokens);
             }
-            // A negative count is the room needed.
+            // A negative count is the capacity needed.
             let needed = usize::try_from(count.unsigned_abs()).unwrap_or(usize::MAX);
-            if count == i32::MIN || needed <= room {
+            if count == i32::MIN || needed <= capacity {
                 return Err(error("llama.cpp gave no tokens"));
             }
-            room = needed;
+            capacity = needed;
         }
     }
 

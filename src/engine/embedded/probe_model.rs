@@ -1,15 +1,12 @@
-//! A model whose tensors can be given other types and bytes while it is loaded: what a candidate computes, without the
-//! candidate's file.
+//! A loaded model whose tensors can be replaced. It computes what a candidate would compute, without the candidate's file.
 //!
-//! The tensor gets the very bytes that the candidate would have, in their own type, so that the kernels are those that the
-//! candidate's file would run with. Its logits are then the candidate's, bit for bit (`tests/it/workbench.rs` holds that), also
-//! what comes of the activations being quantized to match. On a processor the weight points to those bytes for as long and
-//! nothing is copied; on a device they take the place of the loaded ones and may not be more, so the model is to be loaded in
-//! its full precision.
+//! A replaced tensor has the bytes and the type that the candidate's file would have, so the engine runs the same kernels. The
+//! logits, including the effect of quantized activations, are bit for bit those of the candidate (`tests/it/probe_model.rs`
+//! checks that). On a CPU the weight points to the given bytes, and nothing is copied. On a device the bytes overwrite the
+//! loaded ones and cannot be longer, so the model should be loaded in full precision.
 //!
-//! llama.cpp has no function that finds a weight. Its evaluation callback shows each node of the graph that is computed,
-//! and a node's sources are the weights. What comes before the first weight that differs need not be computed again
-//! (`checkpoint`).
+//! llama.cpp has no function that finds a weight. Its evaluation callback is called with each node of the graph, and the
+//! sources of the nodes are the weights. Nodes before the first replaced weight need not be computed again (`checkpoint`).
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -88,7 +85,7 @@ impl Place {
 ///
 /// The tensor's buffer is live and has its bytes.
 unsafe fn read(tensor: &ffi::ggml_tensor) -> Vec<u8> {
-    // SAFETY: the caller's promise; as many bytes are read as there is room for.
+    // SAFETY: the caller's promise; as many bytes are read as the buffer holds.
     unsafe {
         let mut bytes = vec![0_u8; ffi::ggml_nbytes(tensor)];
         ffi::ggml_backend_tensor_get(tensor, bytes.as_mut_ptr().cast(), 0, bytes.len());
@@ -100,14 +97,14 @@ unsafe fn read(tensor: &ffi::ggml_tensor) -> Vec<u8> {
 struct Replaced {
     /// Where it was loaded to.
     own: Place,
-    /// What lay there, if that was written over.
+    /// The bytes that were there, if they were overwritten.
     saved: Option<Vec<u8>>,
-    /// What it points to in place of that.
-    lent: Option<SharedBytes>,
+    /// The bytes that it points to instead, if they were not copied.
+    shared: Option<SharedBytes>,
 }
 
-/// A loaded model whose weights can be replaced.
-pub struct Workbench {
+/// A loaded model whose weights can be replaced: the embedded engine's [`Prober`](crate::engine::Prober).
+pub struct ProbeModel {
     /// What leaves out nodes; nothing where all are computed. Dropped before the model.
     tapped: Option<Tapped>,
     // The weights lie in the model and are gone with it.
@@ -119,7 +116,7 @@ pub struct Workbench {
     kept: HashMap<(Vec<i32>, usize), Checkpoint>,
 }
 
-/// A context whose nodes the tap is told.
+/// A context that passes its nodes to the tap.
 struct Tapped {
     /// Dropped before the tap.
     context: Context,
@@ -163,10 +160,10 @@ impl std::ops::DerefMut for OwnedTap {
 }
 
 // SAFETY: the pointers are into the model and to the tap, which are owned here and may move between threads; they are used
-// only with the workbench borrowed mutably.
-unsafe impl Send for Workbench {}
+// only with the model borrowed mutably.
+unsafe impl Send for ProbeModel {}
 
-impl Workbench {
+impl ProbeModel {
     /// Loads a GGUF model into memory, for chunks of `context` tokens, and finds its weights.
     ///
     /// # Errors
@@ -197,8 +194,8 @@ impl Workbench {
         self.model.vocabulary_size()
     }
 
-    /// Gives a tensor another type and other bytes, until it is given others again or [`Workbench::restore`]d. Where the engine
-    /// computes from this program's own memory, the bytes are lent to it and not copied.
+    /// Gives a tensor another type and other bytes, until it is replaced again or [restored](ProbeModel::restore). If the engine
+    /// computes from this program's memory, it reads the bytes in place; otherwise they are copied.
     ///
     /// # Errors
     ///
@@ -248,16 +245,16 @@ impl Workbench {
                 data: bytes.as_ptr().cast_mut().cast(),
             };
             let own = (self.replaced.get(name)).map_or_else(|| Place::of(tensor), |replaced| replaced.own);
-            let lends =
+            let shares =
                 ffi::ggml_backend_buffer_is_host((*tensor).buffer) && next.data.addr().is_multiple_of(ALIGNMENT);
-            if !lends {
+            if !shares {
                 next.data = own.data;
                 let buffers = ffi::ggml_backend_buffer_get_type((*tensor).buffer);
                 let needed = ffi::ggml_backend_buft_get_alloc_size(buffers, &next.with(tensor));
-                if needed > weight.room {
+                if needed > weight.capacity {
                     return Err(refuse(format!(
                         "it takes {needed} bytes in {ty}, but was loaded with {}",
-                        weight.room
+                        weight.capacity
                     )));
                 }
             }
@@ -265,13 +262,13 @@ impl Workbench {
             let replaced = self.replaced.entry(name.to_owned()).or_insert(Replaced {
                 own,
                 saved: None,
-                lent: None,
+                shared: None,
             });
-            if !lends {
+            if !shares {
                 let _ = replaced.saved.get_or_insert_with(|| read(&own.with(tensor)));
                 ffi::ggml_backend_tensor_set(tensor, bytes.as_ptr().cast(), 0, bytes.len());
             }
-            replaced.lent = lends.then_some(bytes);
+            replaced.shared = shares.then_some(bytes);
         }
         Ok(())
     }
@@ -306,8 +303,8 @@ impl Workbench {
     }
 
     /// Keeps of a chunk what the nodes from a place on need of those before it, with the tensors that are there now, so that
-    /// [`Workbench::logits`] of this chunk begins there until a tensor before it is replaced. Nothing is kept, and that
-    /// is no error, if it would be more than `room` bytes together with what else is kept.
+    /// [`ProbeModel::logits`] of this chunk begins there until a tensor before it is replaced. Nothing is kept, and that
+    /// is no error, if it would be more than `limit` bytes together with what else is kept.
     ///
     /// # Errors
     ///
@@ -317,7 +314,7 @@ impl Workbench {
         chunk: &[i32],
         first: usize,
         place: usize,
-        room: u64,
+        limit: u64,
         cancel: &Cancel,
     ) -> Result<(), EngineError> {
         let key = (chunk.to_vec(), first);
@@ -326,8 +323,8 @@ impl Workbench {
             return Ok(());
         };
         let from = self.kept.remove(&key).unwrap_or_default();
-        let room = room.saturating_sub(self.kept.values().map(Checkpoint::bytes).sum());
-        tap.run(from, Some(place), room);
+        let left = limit.saturating_sub(self.kept.values().map(Checkpoint::bytes).sum());
+        tap.run(from, Some(place), left);
         let walked = self.model.walk(context, chunk, first, cancel);
         let kept = tap.done();
         walked?;
@@ -390,9 +387,9 @@ impl Workbench {
     }
 }
 
-impl std::fmt::Debug for Workbench {
+impl std::fmt::Debug for ProbeModel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Workbench")
+        f.debug_struct("ProbeModel")
             .field("model", &self.model)
             .finish_non_exhaustive()
     }

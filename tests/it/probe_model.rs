@@ -8,7 +8,7 @@ use forge::engine::EngineError;
 use forge::engine::LoadedModel;
 use forge::engine::ModelFiles;
 use forge::engine::Options;
-use forge::engine::Workbench;
+use forge::engine::ProbeModel;
 use forge::gguf::Model;
 use forge::gguf::ModelTensor;
 use forge::tensor_type::TensorType;
@@ -41,8 +41,8 @@ fn of_file(path: &Path, chunk: &[i32]) -> Vec<u32> {
     collected(&mut |each| loaded.logits(chunk, 8, &Cancel::new(), each))
 }
 
-fn of_bench(bench: &mut Workbench, chunk: &[i32]) -> Vec<u32> {
-    collected(&mut |each| bench.logits(chunk, 8, &Cancel::new(), each))
+fn of_replaced(probed: &mut ProbeModel, chunk: &[i32]) -> Vec<u32> {
+    collected(&mut |each| probed.logits(chunk, 8, &Cancel::new(), each))
 }
 
 /// Bytes that begin where the engine can compute from them, or where it can't and they are copied.
@@ -52,12 +52,12 @@ struct Bytes {
 }
 
 impl Bytes {
-    fn of(bytes: &[u8], lent: bool) -> Self {
-        let mut room = vec![0; bytes.len() + 64];
-        let start = room.as_ptr().align_offset(32) + if lent { 0 } else { 8 };
-        room.truncate(start + bytes.len());
-        room[start..].copy_from_slice(bytes);
-        Self { bytes: room, start }
+    fn of(bytes: &[u8], shared: bool) -> Self {
+        let mut padded = vec![0; bytes.len() + 64];
+        let start = padded.as_ptr().align_offset(32) + if shared { 0 } else { 8 };
+        padded.truncate(start + bytes.len());
+        padded[start..].copy_from_slice(bytes);
+        Self { bytes: padded, start }
     }
 }
 
@@ -69,22 +69,22 @@ impl Deref for Bytes {
     }
 }
 
-/// Gives the model on the bench a tensor of a file.
-fn put(bench: &mut Workbench, file: &Model, tensor: &ModelTensor, lent: bool) {
+/// Gives the probed model a tensor of a file.
+fn put(probed: &mut ProbeModel, file: &Model, tensor: &ModelTensor, shared: bool) {
     let mut bytes = vec![0; usize::try_from(tensor.info.len).unwrap()];
     file.read_tensor_at(tensor, 0, &mut bytes).unwrap();
-    let bytes = Bytes::of(&bytes, lent);
-    bench.replace(&tensor.info.name, tensor.info.ty, bytes).unwrap();
+    let bytes = Bytes::of(&bytes, shared);
+    probed.replace(&tensor.info.name, tensor.info.ty, bytes).unwrap();
 }
 
-/// Gives the model on the bench each tensor of a file that has another type than the model's own file.
-fn put_on(bench: &mut Workbench, from: &Path, source: &Path, lent: bool) -> usize {
+/// Gives the probed model each tensor of a file that has another type than the model's own file.
+fn put_on(probed: &mut ProbeModel, from: &Path, source: &Path, shared: bool) -> usize {
     let (from, source) = (Model::open(from).unwrap(), Model::open(source).unwrap());
     let mut replaced = 0;
     for (tensor, original) in from.tensors().iter().zip(source.tensors()) {
         assert_eq!(tensor.info.name, original.info.name);
-        if bench.tensors().any(|name| name == tensor.info.name) && tensor.info.dims.len() > 1 {
-            put(bench, &from, tensor, lent);
+        if probed.tensors().any(|name| name == tensor.info.name) && tensor.info.dims.len() > 1 {
+            put(probed, &from, tensor, shared);
             replaced += usize::from(tensor.info.ty != original.info.ty);
         }
     }
@@ -93,26 +93,26 @@ fn put_on(bench: &mut Workbench, from: &Path, source: &Path, lent: bool) -> usiz
 
 fn compare(model: &Path, candidates: &[&Path], text: &str) {
     let chunk = chunks(model, text, CONTEXT as usize, 1).remove(0);
-    let mut bench = Workbench::open(ModelFiles::open(model).unwrap(), &OPTIONS, CONTEXT, &Cancel::new()).unwrap();
+    let mut probed = ProbeModel::open(ModelFiles::open(model).unwrap(), &OPTIONS, CONTEXT, &Cancel::new()).unwrap();
     let plain = of_file(model, &chunk);
-    assert_eq!(of_bench(&mut bench, &chunk), plain, "as it was loaded");
-    // Lent and copied, one straight away after the other on the same tensors; then back, by the model's own bytes or restored.
-    for (round, lent) in [true, false, false, true, true].into_iter().enumerate() {
+    assert_eq!(of_replaced(&mut probed, &chunk), plain, "as it was loaded");
+    // Shared and copied, one straight away after the other on the same tensors; then back, by the model's own bytes or restored.
+    for (round, shared) in [true, false, false, true, true].into_iter().enumerate() {
         for candidate in candidates {
-            assert!(put_on(&mut bench, candidate, model, lent) > 3);
+            assert!(put_on(&mut probed, candidate, model, shared) > 3);
             let expected = of_file(candidate, &chunk);
             assert_ne!(expected, plain);
-            assert_eq!(of_bench(&mut bench, &chunk), expected, "{}", candidate.display());
+            assert_eq!(of_replaced(&mut probed, &chunk), expected, "{}", candidate.display());
             if round % 2 == 0 {
-                put_on(&mut bench, model, model, !lent);
-                assert_eq!(of_bench(&mut bench, &chunk), plain, "after {}", candidate.display());
+                put_on(&mut probed, model, model, !shared);
+                assert_eq!(of_replaced(&mut probed, &chunk), plain, "after {}", candidate.display());
             }
         }
-        let names: Vec<String> = bench.tensors().map(str::to_owned).collect();
+        let names: Vec<String> = probed.tensors().map(str::to_owned).collect();
         for name in &names {
-            bench.restore(name);
+            probed.restore(name);
         }
-        assert_eq!(of_bench(&mut bench, &chunk), plain, "restored");
+        assert_eq!(of_replaced(&mut probed, &chunk), plain, "restored");
     }
 }
 
@@ -146,51 +146,51 @@ fn replaced_experts_compute_as_the_candidates_file() {
 fn compare_kept(model: &Path, candidate: &Path, text: &str, context: u32) {
     let cancel = Cancel::new();
     let chunk = chunks(model, text, context as usize, 1).remove(0);
-    let mut bench = Workbench::open(ModelFiles::open(model).unwrap(), &OPTIONS, context, &cancel).unwrap();
+    let mut probed = ProbeModel::open(ModelFiles::open(model).unwrap(), &OPTIONS, context, &cancel).unwrap();
     let (from, own) = (Model::open(candidate).unwrap(), Model::open(model).unwrap());
     let mut tensors: Vec<(usize, usize)> = Vec::new();
     for (at, tensor) in from.tensors().iter().enumerate() {
         if tensor.info.ty != own.tensors()[at].info.ty {
-            tensors.push((bench.place([tensor.info.name.as_str()]), at));
+            tensors.push((probed.place([tensor.info.name.as_str()]), at));
         }
     }
     tensors.sort_unstable();
     assert!(tensors.len() > 3 && tensors.iter().filter(|(place, _)| *place > 0).count() > 3);
-    let put = |bench: &mut Workbench, at: usize| put(bench, &from, &from.tensors()[at], at.is_multiple_of(2));
-    let restore = |bench: &mut Workbench, at: usize| bench.restore(&from.tensors()[at].info.name);
-    let plain = of_bench(&mut bench, &chunk);
+    let put = |probed: &mut ProbeModel, at: usize| put(probed, &from, &from.tensors()[at], at.is_multiple_of(2));
+    let restore = |probed: &mut ProbeModel, at: usize| probed.restore(&from.tensors()[at].info.name);
+    let plain = of_replaced(&mut probed, &chunk);
     let (mut earlier, mut later) = (Vec::new(), Vec::new());
     for (place, at) in &tensors {
-        bench.keep(&chunk, 8, *place, u64::MAX, &cancel).unwrap();
-        put(&mut bench, *at);
-        let before = bench.passed_over();
-        earlier.push(of_bench(&mut bench, &chunk));
-        assert_eq!(bench.passed_over() > before, *place > 0, "tensor {at}");
-        restore(&mut bench, *at);
+        probed.keep(&chunk, 8, *place, u64::MAX, &cancel).unwrap();
+        put(&mut probed, *at);
+        let before = probed.passed_over();
+        earlier.push(of_replaced(&mut probed, &chunk));
+        assert_eq!(probed.passed_over() > before, *place > 0, "tensor {at}");
+        restore(&mut probed, *at);
     }
     assert_eq!(
-        of_bench(&mut bench, &chunk),
+        of_replaced(&mut probed, &chunk),
         plain,
         "the model itself, from the last place"
     );
     // What is kept is worth nothing once a tensor before it is another one.
     let (_, first) = tensors[0];
-    put(&mut bench, first);
-    let before = bench.passed_over();
-    assert_eq!(of_bench(&mut bench, &chunk), earlier[0]);
-    assert_eq!(bench.passed_over(), before);
-    restore(&mut bench, first);
-    // No room, nothing kept.
-    bench
+    put(&mut probed, first);
+    let before = probed.passed_over();
+    assert_eq!(of_replaced(&mut probed, &chunk), earlier[0]);
+    assert_eq!(probed.passed_over(), before);
+    restore(&mut probed, first);
+    // Nothing is kept if nothing fits.
+    probed
         .keep(&chunk, 8, tensors[tensors.len() - 1].0, 100, &cancel)
         .unwrap();
-    let before = bench.passed_over();
+    let before = probed.passed_over();
     for (_, at) in &tensors {
-        put(&mut bench, *at);
-        later.push(of_bench(&mut bench, &chunk));
-        restore(&mut bench, *at);
+        put(&mut probed, *at);
+        later.push(of_replaced(&mut probed, &chunk));
+        restore(&mut probed, *at);
     }
-    assert_eq!(bench.passed_over(), before);
+    assert_eq!(probed.passed_over(), before);
     assert!(earlier == later, "bits differ");
     assert!(earlier.iter().all(|logits| *logits != plain));
 }
@@ -236,7 +236,7 @@ fn tensors_that_do_not_fit_are_rejected_and_nothing_changes() {
     let forge = one_layer_project::project();
     let model = forge.path("model.gguf");
     let chunk = chunks(&model, &one_layer_project::text("held-out.txt"), CONTEXT as usize, 1).remove(0);
-    let mut bench = Workbench::open(ModelFiles::open(&model).unwrap(), &OPTIONS, CONTEXT, &Cancel::new()).unwrap();
+    let mut probed = ProbeModel::open(ModelFiles::open(&model).unwrap(), &OPTIONS, CONTEXT, &Cancel::new()).unwrap();
     let name = "blk.0.ffn_down.weight";
     let file = Model::open(&model).unwrap();
     let info = &file
@@ -247,7 +247,7 @@ fn tensors_that_do_not_fit_are_rejected_and_nothing_changes() {
         .info;
     let values: u64 = info.dims.iter().product();
     let bytes = |ty: TensorType| vec![0; usize::try_from(ty.row_bytes(values).unwrap()).unwrap()];
-    let mut refused = |name: &str, ty: TensorType, bytes: &[u8]| match bench.replace(name, ty, Bytes::of(bytes, false))
+    let mut refused = |name: &str, ty: TensorType, bytes: &[u8]| match probed.replace(name, ty, Bytes::of(bytes, false))
     {
         Err(EngineError::Replace { tensor, what }) => {
             assert_eq!(tensor, name);
@@ -259,5 +259,5 @@ fn tensors_that_do_not_fit_are_rejected_and_nothing_changes() {
     assert!(refused(name, TensorType::Q4_0, &[0; 10]).contains("10 bytes were given"));
     let larger = refused(name, TensorType::F32, &bytes(TensorType::F32));
     assert!(larger.contains("was loaded with"), "{larger}");
-    assert_eq!(of_bench(&mut bench, &chunk), of_file(&model, &chunk));
+    assert_eq!(of_replaced(&mut probed, &chunk), of_file(&model, &chunk));
 }
