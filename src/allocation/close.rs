@@ -159,11 +159,11 @@ pub(crate) fn close(hulls: &Hulls, relaxed: &Relaxed, limit: i64, best: Assignme
             });
             next.extend(moved.filter(|state| {
                 let worse = i128::from(state.loss) - i128::from(least);
-                let room = i128::from(limit) - i128::from(state.bytes);
-                if room >= 0 {
-                    worse * i128::from(up.bytes) <= i128::from(up.loss) * room
+                let left = i128::from(limit) - i128::from(state.bytes);
+                if left >= 0 {
+                    worse * i128::from(up.bytes) <= i128::from(up.loss) * left
                 } else {
-                    down.is_some_and(|down| worse * i128::from(down.bytes) <= i128::from(down.loss) * room)
+                    down.is_some_and(|down| worse * i128::from(down.bytes) <= i128::from(down.loss) * left)
                 }
             }));
         }

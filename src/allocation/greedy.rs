@@ -44,12 +44,12 @@ pub(crate) fn greedy(hulls: &Hulls, relaxed: &Relaxed, limit: i64) -> Assignment
 
 fn fill(hulls: &Hulls, assignment: &mut Assignment, limit: i64) {
     for _ in 0..ROUNDS {
-        let room = limit - assignment.bytes;
+        let left = limit - assignment.bytes;
         let mut found: Option<(i64, i64, usize, usize)> = None;
         for (group, front) in hulls.fronts.iter().enumerate() {
             let now = front.points[assignment.points[group]];
             // The points are sorted: the last that fits saves most.
-            let fitting = front.points.partition_point(|point| point.bytes - now.bytes <= room);
+            let fitting = front.points.partition_point(|point| point.bytes - now.bytes <= left);
             let Some(at) = fitting.checked_sub(1).filter(|at| *at > assignment.points[group]) else {
                 continue;
             };

@@ -37,10 +37,10 @@ impl Several {
         }
     }
 
-    /// Solves for limits that are each at or above what the smallest options use; or else says how many states were made in
-    /// vain.
+    /// Solves for limits that are each at or above what the smallest options use; otherwise returns the number of states
+    /// that it searched without finding a choice.
     pub(crate) fn solve(&self, problem: &Problem, limits: &[u64], effort: &Effort<'_>) -> Result<Answer, u64> {
-        let rooms: Vec<i64> = limits
+        let budgets: Vec<i64> = limits
             .iter()
             .zip(problem.capacities())
             .map(|(limit, capacity)| (*limit.min(&(1 << 62)) - capacity.constant).cast_signed())
@@ -48,7 +48,7 @@ impl Several {
         let mut task = Task {
             problem,
             fronts: &self.fronts,
-            rooms,
+            budgets,
             best: None,
         };
         let multipliers = task.multipliers(limits);
@@ -90,7 +90,7 @@ struct Task<'a> {
     problem: &'a Problem,
     fronts: &'a [Vec<usize>],
     /// The limits less the constants.
-    rooms: Vec<i64>,
+    budgets: Vec<i64>,
     /// The best assignment within all limits, with what it is compared by: loss, then uses of the first capacity.
     best: Option<((i64, u64), Vec<usize>)>,
 }
@@ -99,7 +99,7 @@ struct Task<'a> {
 struct Relaxed {
     choice: Vec<usize>,
     bound: f64,
-    /// By how much each room is exceeded.
+    /// By how much each budget is exceeded.
     excess: Vec<f64>,
 }
 
@@ -134,20 +134,20 @@ impl Task<'_> {
         }
         let excess: Vec<f64> = used
             .iter()
-            .zip(&self.rooms)
-            .map(|(used, room)| (used.cast_signed() - room) as f64)
+            .zip(&self.budgets)
+            .map(|(used, budget)| (used.cast_signed() - budget) as f64)
             .collect();
         bound -= lambda
             .iter()
-            .zip(&self.rooms)
-            .map(|(price, room)| price * *room as f64)
+            .zip(&self.budgets)
+            .map(|(price, budget)| price * *budget as f64)
             .sum::<f64>();
         Relaxed { choice, bound, excess }
     }
 
     /// Looks for good multipliers, and repairs some of the assignments that it meets.
     fn multipliers(&mut self, limits: &[u64]) -> Multipliers {
-        let count = self.rooms.len();
+        let count = self.budgets.len();
         let mut ranges = (0..count).map(|capacity| self.problem.range(capacity));
         let binding: Vec<bool> = limits
             .iter()
@@ -209,8 +209,8 @@ impl Task<'_> {
                     continue;
                 }
             }
-            // In shares of the rooms, so that no capacity counts for more by its unit.
-            let share = |at: usize| relaxed.excess[at] / (self.rooms[at].max(1)) as f64;
+            // Relative to the budgets, so that the unit of a capacity does not matter.
+            let share = |at: usize| relaxed.excess[at] / (self.budgets[at].max(1)) as f64;
             let norm: f64 = (0..count)
                 .filter(|at| binding[*at])
                 .map(|at| share(at) * share(at))
@@ -224,7 +224,7 @@ impl Task<'_> {
                 break;
             }
             for at in (0..count).filter(|at| binding[*at]) {
-                let moved = lambda[at] + length * ahead / norm * share(at) / (self.rooms[at].max(1)) as f64;
+                let moved = lambda[at] + length * ahead / norm * share(at) / (self.budgets[at].max(1)) as f64;
                 lambda[at] = moved.clamp(0.0, dear);
             }
         }
@@ -241,9 +241,9 @@ impl Task<'_> {
                 costs.min().unwrap_or(0)
             })
             .sum();
-        let rooms = multipliers.numerators.iter().zip(&self.rooms);
-        sum - rooms
-            .map(|(price, room)| i128::from(*price) * i128::from(*room))
+        let pairs = multipliers.numerators.iter().zip(&self.budgets);
+        sum - pairs
+            .map(|(price, budget)| i128::from(*price) * i128::from(*budget))
             .sum::<i128>()
     }
 
@@ -257,15 +257,19 @@ impl Task<'_> {
 
     /// Makes an assignment fit, fills what is left, and keeps it if it is the best so far.
     fn repair(&mut self, mut choice: Vec<usize>, lambda: &[f64]) {
-        let mut room: Vec<i64> = self.rooms.clone();
+        let mut remaining: Vec<i64> = self.budgets.clone();
         for (group, option) in choice.iter().enumerate() {
-            for (room, use_) in room.iter_mut().zip(self.uses(group, *option)) {
-                *room -= use_.cast_signed();
+            for (remaining, use_) in remaining.iter_mut().zip(self.uses(group, *option)) {
+                *remaining -= use_.cast_signed();
             }
         }
-        let over = |room: i64, at: usize| (-room).max(0) as f64 / self.rooms[at].max(1) as f64;
+        let over = |remaining: i64, at: usize| (-remaining).max(0) as f64 / self.budgets[at].max(1) as f64;
         loop {
-            let violation: f64 = room.iter().enumerate().map(|(at, room)| over(*room, at)).sum();
+            let violation: f64 = remaining
+                .iter()
+                .enumerate()
+                .map(|(at, remaining)| over(*remaining, at))
+                .sum();
             if violation == 0.0 {
                 break;
             }
@@ -276,7 +280,7 @@ impl Task<'_> {
                     let (mut left, mut dearer) = (0.0, (self.loss(group, *option) - self.loss(group, now)) as f64);
                     let pairs = self.uses(group, now).iter().zip(self.uses(group, *option));
                     for (at, (old, new)) in pairs.enumerate() {
-                        left += over(room[at] + old.cast_signed() - new.cast_signed(), at);
+                        left += over(remaining[at] + old.cast_signed() - new.cast_signed(), at);
                         dearer += lambda[at] * (*new as f64 - *old as f64);
                     }
                     let score = dearer.max(0.0) / (violation - left);
@@ -286,7 +290,7 @@ impl Task<'_> {
                 }
             }
             let Some((_, group, option)) = found else { return };
-            self.change(&mut choice, &mut room, group, option);
+            self.change(&mut choice, &mut remaining, group, option);
         }
         loop {
             let mut found: Option<(i64, usize, usize)> = None;
@@ -294,23 +298,27 @@ impl Task<'_> {
                 let now = choice[group];
                 for option in front {
                     let gain = self.loss(group, now) - self.loss(group, *option);
-                    let mut pairs = self.uses(group, now).iter().zip(self.uses(group, *option)).zip(&room);
-                    let fits = pairs.all(|((old, new), room)| new.cast_signed() - old.cast_signed() <= *room);
+                    let mut pairs = self
+                        .uses(group, now)
+                        .iter()
+                        .zip(self.uses(group, *option))
+                        .zip(&remaining);
+                    let fits = pairs.all(|((old, new), remaining)| new.cast_signed() - old.cast_signed() <= *remaining);
                     if gain > 0 && fits && found.is_none_or(|(most, ..)| gain > most) {
                         found = Some((gain, group, *option));
                     }
                 }
             }
             let Some((_, group, option)) = found else { break };
-            self.change(&mut choice, &mut room, group, option);
+            self.change(&mut choice, &mut remaining, group, option);
         }
         self.offer(choice);
     }
 
-    fn change(&self, choice: &mut [usize], room: &mut [i64], group: usize, option: usize) {
+    fn change(&self, choice: &mut [usize], remaining: &mut [i64], group: usize, option: usize) {
         let pairs = self.uses(group, choice[group]).iter().zip(self.uses(group, option));
-        for (room, (old, new)) in room.iter_mut().zip(pairs) {
-            *room += old.cast_signed() - new.cast_signed();
+        for (remaining, (old, new)) in remaining.iter_mut().zip(pairs) {
+            *remaining += old.cast_signed() - new.cast_signed();
         }
         choice[group] = option;
     }
@@ -357,7 +365,7 @@ impl Task<'_> {
             let second = |costs: &[(i128, usize)]| costs.get(1).map_or(i128::MAX, |(cost, _)| *cost);
             second(right).cmp(&second(left)).then(a.cmp(b))
         });
-        let count = self.rooms.len();
+        let count = self.budgets.len();
         let mut least_ahead = vec![vec![0_i64; count]; levels.len() + 1];
         for (at, (group, costs)) in levels.iter().enumerate().rev() {
             let least = |capacity: usize| {
@@ -371,7 +379,7 @@ impl Task<'_> {
         let mut states = 0_u64;
         let mut tried = vec![0_usize; levels.len()];
         let mut spent = vec![0_i128; levels.len() + 1];
-        let mut rooms = vec![self.rooms.clone(); levels.len() + 1];
+        let mut remaining = vec![self.budgets.clone(); levels.len() + 1];
         let mut choice = vec![0_usize; levels.len()];
         let mut depth = 0;
         loop {
@@ -408,8 +416,8 @@ impl Task<'_> {
             let uses = &self.problem.groups()[*group].options[option].uses;
             let mut fits = true;
             for capacity in 0..count {
-                let left = rooms[depth][capacity] - uses[capacity].cast_signed();
-                rooms[depth + 1][capacity] = left;
+                let left = remaining[depth][capacity] - uses[capacity].cast_signed();
+                remaining[depth + 1][capacity] = left;
                 fits &= left >= least_ahead[depth + 1][capacity];
             }
             if fits {

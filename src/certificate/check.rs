@@ -110,7 +110,7 @@ pub enum Wrong {
         /// How many states the search made.
         states: u64,
     },
-    /// Claimed that the limits cannot be held, though every capacity has room for the smallest options.
+    /// The certificate claims that no choice is within the limits, but the smallest options are.
     #[error("{place}: claims to be below the minimum, but the smallest options are within every limit")]
     NotBelow {
         /// Of what.
@@ -265,9 +265,9 @@ fn check_answer(problem: &Problem, answer: &Answer, place: &str, states: u64) ->
         Claim::Optimal => {
             within(problem, answer, place, &uses)?;
             same(place, "gap", &i128::from(answer.gap), &0)?;
-            let rooms: Vec<i128> = rooms(problem, answer);
+            let budgets: Vec<i128> = budgets(problem, answer);
             let slack = denominator * (loss - 1) - bound;
-            match better_than(loss, problem, &rooms, &reduced, slack, states) {
+            match better_than(loss, problem, &budgets, &reduced, slack, states) {
                 Found::Nothing => Verdict::Optimal,
                 Found::Better(better) => {
                     return Err(Wrong::NotOptimal {
@@ -294,8 +294,8 @@ fn check_answer(problem: &Problem, answer: &Answer, place: &str, states: u64) ->
     })
 }
 
-/// What is left of each limit for the groups. A limit beyond everything that can be used is none.
-fn rooms(problem: &Problem, answer: &Answer) -> Vec<i128> {
+/// Returns what is left of each limit for the groups. A limit above everything that the options can use has no effect.
+fn budgets(problem: &Problem, answer: &Answer) -> Vec<i128> {
     let limits = answer.limits.iter().zip(&problem.capacities);
     limits
         .map(|(limit, capacity)| i128::from(*limit).min(MOST) - i128::from(capacity.constant))
@@ -343,8 +343,8 @@ fn bound_of(problem: &Problem, answer: &Answer, place: &str) -> Result<(i128, Ve
         }
         reduced.push(costs);
     }
-    for (price, room) in prices.iter().zip(rooms(problem, answer)) {
-        let paid = i128::from(*price).checked_mul(room).ok_or_else(too_large)?;
+    for (price, budget) in prices.iter().zip(budgets(problem, answer)) {
+        let paid = i128::from(*price).checked_mul(budget).ok_or_else(too_large)?;
         bound = bound.checked_sub(paid).ok_or_else(too_large)?;
     }
     // The sums of reduced costs and the slack are of this size.

@@ -24,7 +24,7 @@ pub(crate) enum Found {
 pub(crate) fn better_than(
     loss: i128,
     problem: &Problem,
-    rooms: &[i128],
+    budgets: &[i128],
     reduced: &[Vec<i128>],
     slack: i128,
     states: u64,
@@ -45,7 +45,7 @@ pub(crate) fn better_than(
     left.sort_by_key(Vec::len);
 
     // What the groups from here on use at least, and lose at least.
-    let mut ahead = vec![(0_i128, vec![0_i128; rooms.len()]); left.len() + 1];
+    let mut ahead = vec![(0_i128, vec![0_i128; budgets.len()]); left.len() + 1];
     for at in (0..left.len()).rev() {
         let (loss, uses) = &ahead[at + 1];
         let least_loss = left[at].iter().map(|(_, loss, _)| *loss).min().unwrap_or(0);
@@ -59,7 +59,7 @@ pub(crate) fn better_than(
 
     // For each total of uses, the least loss that reaches it, with the reduced costs so far. Loss and uses decide the
     // reduced costs, so of two ways to the same uses the one of less loss has less of both.
-    let mut layer: BTreeMap<Vec<i128>, (i128, i128)> = BTreeMap::from([(vec![0; rooms.len()], (0, 0))]);
+    let mut layer: BTreeMap<Vec<i128>, (i128, i128)> = BTreeMap::from([(vec![0; budgets.len()], (0, 0))]);
     let mut made = 0_u64;
     for (options, (loss_ahead, uses_ahead)) in left.iter().zip(&ahead[1..]) {
         let mut next: BTreeMap<Vec<i128>, (i128, i128)> = BTreeMap::new();
@@ -71,15 +71,15 @@ pub(crate) fn better_than(
                 }
                 let (lost, spent) = (lost + more, spent + cost);
                 let uses: Vec<i128> = uses.iter().zip(*added).map(|(a, b)| a + i128::from(*b)).collect();
-                let mut sums = uses.iter().zip(uses_ahead).zip(rooms);
-                let fits = sums.all(|((used, ahead), room)| used + ahead <= *room);
+                let mut sums = uses.iter().zip(uses_ahead).zip(budgets);
+                let fits = sums.all(|((used, ahead), budget)| used + ahead <= *budget);
                 if spent <= slack && lost + loss_ahead < loss && fits {
                     let entry = next.entry(uses).or_insert((lost, spent));
                     *entry = (*entry).min((lost, spent));
                 }
             }
         }
-        if rooms.len() == 1 {
+        if budgets.len() == 1 {
             // In the order of uses: one that loses no less than a smaller one is of no use.
             let mut least = i128::MAX;
             next.retain(|_, (lost, _)| {

@@ -139,14 +139,14 @@ fn head(name: &str, listing: &Listing) -> String {
 }
 
 /// How many tensors have which type, in as many columns as there are; what does not fit is counted.
-fn types(sum: &Sum, room: usize) -> String {
+fn types(sum: &Sum, width: usize) -> String {
     let all = sum.by_bytes();
     let mut text = String::new();
     for (at, (ty, tensors, _)) in all.iter().enumerate() {
         let word = format!("{}{ty} {tensors}", if at > 0 { ", " } else { "" });
         let rest = all.len() - at - 1;
         let more = if rest > 0 { ", +9".len() } else { 0 };
-        if at > 0 && text.len() + word.len() + more > room {
+        if at > 0 && text.len() + word.len() + more > width {
             let _ = write!(text, ", +{}", all.len() - at);
             break;
         }
@@ -178,7 +178,7 @@ fn by_class(listing: &Listing) -> String {
         .map(|(class, _)| class.chars().count())
         .max()
         .unwrap_or(0);
-    let room = WIDTH.saturating_sub(name.max(15) + 2 + 9 + 11 + 8 + if predicted { 10 } else { 0 });
+    let width = WIDTH.saturating_sub(name.max(15) + 2 + 9 + 11 + 8 + if predicted { 10 } else { 0 });
     let row = |name: &str, sum: &Sum| {
         let mut row = vec![
             left(name),
@@ -192,7 +192,7 @@ fn by_class(listing: &Listing) -> String {
         let only = sum.types.keys().next().filter(|_| sum.types.len() == 1);
         row.push(match only {
             Some(ty) => of_type(*ty),
-            None => left(types(sum, room)),
+            None => left(types(sum, width)),
         });
         row
     };

@@ -43,7 +43,7 @@ pub fn read_open(file: &File, path: &Path, cap: u64) -> Result<Vec<u8>, PathErro
 
 fn take(file: &File, path: &Path, len: u64, cap: u64) -> Result<Vec<u8>, PathError> {
     let over = cap.saturating_add(1);
-    // Room for all of it at once where the length is true, and never for more than is allowed.
+    // Reserves memory for the whole file if the length is right, and never more than is allowed.
     let wanted = len.saturating_add(1).min(over);
     let mut bytes = Vec::new();
     if bytes
@@ -77,7 +77,7 @@ pub fn read_plain(path: &Path, cap: u64) -> Result<(Vec<u8>, Stamp), PathError> 
     Ok((take(&file, path, stamp.size, cap)?, stamp))
 }
 
-/// Reads what one call gives from `offset`: fewer bytes than the buffer has room for, none at the end of the file.
+/// Reads what one call gives from `offset`: fewer bytes than the length of the buffer, none at the end of the file.
 pub fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     file.read_at(buffer, offset)
 }

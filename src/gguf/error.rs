@@ -118,8 +118,8 @@ pub enum Problem {
         /// How many there are.
         left: u64,
     },
-    /// A count that the file has no room for.
-    #[error("the header claims {count} {what}, but the {left} remaining bytes hold at most {room}")]
+    /// A count that does not fit in the file.
+    #[error("the header claims {count} {what}, but the {left} remaining bytes hold at most {max}")]
     Count {
         /// What is counted.
         what: &'static str,
@@ -127,10 +127,10 @@ pub enum Problem {
         count: u64,
         /// Bytes left.
         left: u64,
-        /// How many would fit.
-        room: u64,
+        /// The largest count that fits.
+        max: u64,
     },
-    /// An array that the file has no room for.
+    /// An array that does not fit in the file.
     #[error("the array claims {count} elements of type {ty}, but only {left} bytes are left")]
     ArrayLength {
         /// The claim.
@@ -155,7 +155,7 @@ pub enum Problem {
     /// A name that C would cut.
     #[error("the name contains a zero byte")]
     NameZero,
-    /// A tensor name that ggml has no room for.
+    /// A tensor name that is longer than ggml allows.
     #[error("the name is {length} bytes long; llama.cpp reads at most {MAX_TENSOR_NAME}")]
     NameLength {
         /// Its length.

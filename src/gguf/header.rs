@@ -172,16 +172,9 @@ fn read_start(cursor: &mut Cursor<'_>) -> Result<u32, Stop> {
 
 fn check_count(cursor: &Cursor<'_>, what: &'static str, count: u64, smallest: u64) -> Result<(), Stop> {
     let left = cursor.left();
-    let room = left / smallest;
-    if count > room {
-        return Err(cursor
-            .wrong(Problem::Count {
-                what,
-                count,
-                left,
-                room,
-            })
-            .into());
+    let max = left / smallest;
+    if count > max {
+        return Err(cursor.wrong(Problem::Count { what, count, left, max }).into());
     }
     Ok(())
 }

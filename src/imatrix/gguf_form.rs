@@ -123,7 +123,7 @@ impl Imatrix {
     ///
     /// # Errors
     ///
-    /// Names of more than 55 bytes (a tensor name has room for 63, and llama.cpp would cut them), statistics whose counts
+    /// Names of more than 55 bytes (a tensor name holds at most 63 bytes, and llama.cpp would truncate longer ones), statistics whose counts
     /// are in chunks, entries whose numbers are no statistics.
     pub fn to_gguf(&self) -> Result<Vec<u8>, ImatrixError> {
         if self.chunk_size == 0 {

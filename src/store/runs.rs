@@ -49,10 +49,10 @@ impl RunWriter {
 impl Store {
     /// Starts the record of a run, under the given name or one that begins with it. Removes the oldest records beyond a fixed
     /// number.
-    pub fn start_run(&self, wish: &str) -> Result<RunWriter, StoreError> {
+    pub fn start_run(&self, name: &str) -> Result<RunWriter, StoreError> {
         let folder = self.root().join(layout::RUNS);
         fs::create_dir_all(&folder)?;
-        let mut id = wish.to_owned();
+        let mut id = name.to_owned();
         let mut number = 1_u32;
         loop {
             if let Some(journal) = fs::Journal::create(&folder.join(format!("{id}.{EXTENSION}")))? {
@@ -63,7 +63,7 @@ impl Store {
                 return Ok(RunWriter { id, journal });
             }
             number += 1;
-            id = format!("{wish}-{number}");
+            id = format!("{name}-{number}");
         }
     }
 

@@ -64,7 +64,7 @@ pub enum StepError {
         /// The way out.
         hint: Option<String>,
     },
-    /// The disk has too little room.
+    /// The disk has too little free space.
     #[error("`{}` has {found} bytes of free disk space, and {needed} are needed", path.display())]
     NoSpace {
         /// The folder.

@@ -225,10 +225,10 @@ fn results_with_the_least_work_per_byte_are_removed_first_until_the_limit_is_met
     let plan = gc("500KB");
     assert_eq!(plan[0]["groups"][0]["cost_ms"], 5000);
     assert_eq!(committed(forge.store()), keys(&[&dear]));
-    let room = json(&forge, &["cache", "size"])[0]["total"]["disk_bytes"]
+    let space = json(&forge, &["cache", "size"])[0]["total"]["disk_bytes"]
         .as_u64()
         .unwrap();
-    assert!(room <= 500_000, "{room}");
+    assert!(space <= 500_000, "{space}");
     let _ = reference;
     // A blob that nothing names goes without being asked for.
     store.put(&[7; 10_000]).unwrap();

@@ -202,7 +202,7 @@ fn a_signal_stops_a_build_of_a_model_with_very_many_parts() {
         }
         kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
         let started = Instant::now();
-        // What is left to print must be taken, or the child waits for room in the pipe.
+        // The rest of the output must be read, or the child blocks on the full pipe.
         std::io::copy(&mut out, &mut std::io::sink()).unwrap();
         let run = Run::of(child.wait_with_output().unwrap());
         let waited = started.elapsed();

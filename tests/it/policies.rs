@@ -387,7 +387,7 @@ fn devices_hold_their_tensors_and_their_cache() {
     assert_eq!(certificate["answers"][0]["uses"][1], bare + cache);
     with("memory = \"1 GiB\"\ncontext = 300");
     build_well(&forge, &[]);
-    assert_eq!(candidate(&forge, "p").1, source, "all the room that there can be");
+    assert_eq!(candidate(&forge, "p").1, source, "no budget could be larger");
     with("memory = \"1 GiB\"");
     let text = std::fs::read_to_string(forge.path("recipe.toml")).unwrap();
     forge.recipe(&edited(&text, "'attn_', 'ffn_down'", "'no such'"));

@@ -227,7 +227,7 @@ fn edit_files(forge: &Forge, model: &mut InMemory, random: &mut Random) -> Strin
             }
         }
         5 => {
-            // As a collection of garbage does, or somebody who makes room.
+            // As a collection of garbage does, or somebody who frees space.
             let results: Vec<_> = sharded(forge.store(), "actions-v1").into_values().collect();
             for _ in 0..results.len().div_ceil(4) {
                 std::fs::remove_file(&results[random.below(results.len())]).ok();

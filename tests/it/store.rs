@@ -16,7 +16,7 @@ use forge::digest::ActionDigest;
 use forge::digest::BlobDigest;
 use forge::store::Store;
 
-/// A directory with a store in it and room beside it.
+/// A directory with a store in it and space for other files beside it.
 struct Place {
     dir: tempfile::TempDir,
     store: Store,

@@ -132,7 +132,7 @@ fn too_large(plan: &GcPlan) -> Diagnostic {
     largest.sort_by_key(|(reason, space)| (std::cmp::Reverse(*space), *reason));
     let kept_space: Vec<String> = largest
         .into_iter()
-        .map(|(keeper, room)| format!("{} for {}", prose::bytes(room), purpose_of(keeper)))
+        .map(|(reason, space)| format!("{} for {}", prose::bytes(space), purpose_of(reason)))
         .collect();
     let mut warning = warning.code("cache::limit");
     if !kept_space.is_empty() {
@@ -158,8 +158,8 @@ fn too_large(plan: &GcPlan) -> Diagnostic {
 }
 
 /// Names what something stays for.
-fn purpose_of(keeper: KeepReason) -> &'static str {
-    match keeper {
+fn purpose_of(reason: KeepReason) -> &'static str {
+    match reason {
         KeepReason::Pinned => "pinned manifests",
         KeepReason::Newest => "the newest outputs",
         KeepReason::Running => "builds that are running",
@@ -169,9 +169,9 @@ fn purpose_of(keeper: KeepReason) -> &'static str {
     }
 }
 
-/// Returns the name of a keeper in JSON.
-fn keeper_name(keeper: KeepReason) -> &'static str {
-    match keeper {
+/// Returns the name of a reason in JSON.
+fn reason_name(reason: KeepReason) -> &'static str {
+    match reason {
         KeepReason::Pinned => "pinned",
         KeepReason::Newest => "newest",
         KeepReason::Running => "running",
@@ -270,7 +270,7 @@ fn facts(plan: &GcPlan) -> serde_json::Value {
     let kept_space: serde_json::Map<String, serde_json::Value> = plan
         .kept_space
         .iter()
-        .map(|(keeper, room)| (keeper_name(*keeper).to_owned(), json!(room)))
+        .map(|(reason, space)| (reason_name(*reason).to_owned(), json!(space)))
         .collect();
     json!({
         "before": plan.before,

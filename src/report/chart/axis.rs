@@ -12,17 +12,17 @@ pub(super) struct Axis {
 const MARGIN: f64 = 0.06;
 
 impl Axis {
-    /// A linear axis on which all values from `low` to `high` have their place, with some room around them.
+    /// A linear axis on which all values from `low` to `high` have their place, with a margin around them.
     pub(super) fn linear(low: f64, high: f64) -> Self {
         // One value stands in the middle.
-        let room = if high > low {
+        let margin = if high > low {
             (high - low) * MARGIN
         } else {
             (low.abs() * 0.05).max(1.0)
         };
         Self {
-            low: (low - room).max(0.0),
-            high: high + room,
+            low: (low - margin).max(0.0),
+            high: high + margin,
             log: false,
         }
     }
@@ -30,14 +30,14 @@ impl Axis {
     /// The same, logarithmic; both must be more than 0.
     pub(super) fn log(low: f64, high: f64) -> Self {
         let (low, high) = (low.log10(), high.log10());
-        let room = if high > low {
+        let margin = if high > low {
             ((high - low) * MARGIN).max(0.02)
         } else {
             0.1
         };
         Self {
-            low: low - room,
-            high: high + room,
+            low: low - margin,
+            high: high + margin,
             log: true,
         }
     }
@@ -87,7 +87,7 @@ impl Axis {
         if self.high - self.low < 1.0 {
             return linear_ticks(low, high, most);
         }
-        // More decades than there is room for.
+        // More decades than fit.
         let every = ((self.high - self.low) / most.max(1) as f64).ceil() as i32;
         decades
             .filter(|decade| decade.rem_euclid(every.max(1)) == 0)

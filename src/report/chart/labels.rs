@@ -46,20 +46,20 @@ impl Frame {
     fn is_crossed_by(&self, [(x0, y0), (x1, y1)]: &Line) -> bool {
         let (dx, dy) = (x1 - x0, y1 - y0);
         let (mut enter, mut leave) = (0.0_f64, 1.0_f64);
-        for (step, room) in [
+        for (step, distance) in [
             (-dx, x0 - self.x),
             (dx, self.x + self.width - x0),
             (-dy, y0 - self.y),
             (dy, self.y + self.height - y0),
         ] {
             if step == 0.0 {
-                if room < 0.0 {
+                if distance < 0.0 {
                     return false;
                 }
             } else if step < 0.0 {
-                enter = enter.max(room / step);
+                enter = enter.max(distance / step);
             } else {
-                leave = leave.min(room / step);
+                leave = leave.min(distance / step);
             }
         }
         enter <= leave

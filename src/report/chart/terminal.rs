@@ -332,7 +332,7 @@ fn below(sizes: &Axis, field: &Field, name: &str) -> String {
         }
         let _ = write!(line, "{:1$}{text}", "", start - free);
     }
-    let room = field.width.saturating_sub(line.chars().count());
-    let _ = write!(line, "{name:>room$}");
+    let width = field.width.saturating_sub(line.chars().count());
+    let _ = write!(line, "{name:>width$}");
     line
 }
