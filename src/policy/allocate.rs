@@ -27,8 +27,8 @@ use crate::policy::Why;
 use crate::policy::check::convertible;
 use crate::policy::check::exempt;
 use crate::policy::check::useless_without;
-use crate::policy::manual::RuleBook;
-use crate::policy::manual::Wish;
+use crate::policy::manual::RuleMatcher;
+use crate::policy::manual::TypeRequest;
 use crate::policy::manual::choice;
 use crate::policy::quantizable::quantizable;
 use crate::tensor_type::TensorType;
@@ -121,16 +121,16 @@ pub fn legal(tensor: &TensorFacts, ty: TensorType, has_imatrix: HasImatrix<'_>) 
 /// [`PolicyError::NoOption`] if no type is possible for a group, [`PolicyError::BadLoss`], [`PolicyError::NoProblem`].
 pub fn prepare(question: &Question<'_>) -> Result<Prepared, PolicyError> {
     let model = question.model;
-    let mut books = [question.keep, question.floors, question.ceilings].map(RuleBook::new);
+    let mut matchers = [question.keep, question.floors, question.ceilings].map(RuleMatcher::new);
     // What the patterns say of each tensor.
     let mut said = Vec::with_capacity(model.tensors.len());
     for tensor in &model.tensors {
-        let found = [0, 1, 2].map(|book: usize| books[book].find(&tensor.name));
+        let found = [0, 1, 2].map(|matcher: usize| matchers[matcher].find(&tensor.name));
         let never = quantizable(model, &tensor.name, &tensor.dims).err();
-        for (book, index) in books.iter_mut().zip(found) {
+        for (matcher, index) in matchers.iter_mut().zip(found) {
             match never {
-                Some(reason) => book.without_effect(index, tensor, reason),
-                None => book.had_effect(index),
+                Some(reason) => matcher.without_effect(index, tensor, reason),
+                None => matcher.had_effect(index),
             }
         }
         said.push((found, never));
@@ -145,7 +145,7 @@ pub fn prepare(question: &Question<'_>) -> Result<Prepared, PolicyError> {
             grouped[*at] = true;
             if let Some(index) = kept {
                 let tensor = &model.tensors[*at];
-                fixed.insert(*at, choice(tensor, Wish::keep(tensor, Why::Rule { index }))?);
+                fixed.insert(*at, choice(tensor, TypeRequest::keep(tensor, Why::Rule { index }))?);
             }
         }
         if kept.is_none() {
@@ -154,7 +154,7 @@ pub fn prepare(question: &Question<'_>) -> Result<Prepared, PolicyError> {
     }
     for (at, tensor) in model.tensors.iter().enumerate().filter(|(at, _)| !grouped[*at]) {
         let why = said[at].1.map_or(Why::Copy, |reason| Why::NeverQuantized { reason });
-        fixed.insert(at, choice(tensor, Wish::keep(tensor, why))?);
+        fixed.insert(at, choice(tensor, TypeRequest::keep(tensor, why))?);
     }
 
     open.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
@@ -209,7 +209,7 @@ pub fn prepare(question: &Question<'_>) -> Result<Prepared, PolicyError> {
             .map(|(group, options)| (group.members.clone(), options.into_values().collect()))
             .collect(),
         fixed,
-        warnings: books.into_iter().flat_map(RuleBook::warnings).collect(),
+        warnings: matchers.into_iter().flat_map(RuleMatcher::warnings).collect(),
     })
 }
 
@@ -252,7 +252,7 @@ fn options_of<'a>(
             continue;
         }
         let chosen = group.members.iter().map(|at| {
-            let wish = Wish {
+            let request = TypeRequest {
                 to: *ty,
                 why: Why::Solved {
                     group: group.name.clone(),
@@ -260,7 +260,7 @@ fn options_of<'a>(
                 },
                 may_fall_back: false,
             };
-            choice(&question.model.tensors[*at], wish)
+            choice(&question.model.tensors[*at], request)
         });
         let option = Option_ {
             choices: chosen.collect::<Result<_, _>>()?,

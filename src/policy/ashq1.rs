@@ -1,8 +1,9 @@
-//! ASHQ1: every tensor starts at a floor, and the upgrade that gains most for its bytes is taken until the budget is spent.
+//! ASHQ1: every tensor starts at its floor. Then the group with the highest gain per byte gets the next larger type, until the
+//! budget is spent.
 //!
-//! Gains are guessed: the importance of a tensor (its mean squared activation) times how much the error of a type is supposed
-//! to fall, `2^(-2 * bits)`. Nothing of the weights is measured; `docs/how-policies-work.md` says what that is worth, and how the
-//! points that the method's description leaves open are settled here.
+//! Gains are estimates: the importance of a tensor (its mean squared activation) times the decrease of the type's error, which
+//! is assumed to be `2^(-2 * bits)`. The method does not read the weights. `docs/how-policies-work.md` lists its limits, and
+//! how forge does what the method's description leaves open.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -24,16 +25,16 @@ use crate::policy::check::check;
 use crate::policy::groups::GroupOptions;
 use crate::policy::groups::TensorGroup;
 use crate::policy::groups::groups;
-use crate::policy::manual::RuleBook;
-use crate::policy::manual::Wish;
+use crate::policy::manual::RuleMatcher;
+use crate::policy::manual::TypeRequest;
 use crate::policy::manual::choice;
 use crate::policy::quantizable::quantizable;
 use crate::policy::role::block_index;
 use crate::policy::table::Fixed;
 use crate::tensor_type::TensorType;
 
-/// The rungs, lowest first.
-pub const LADDER: &[TensorType] = &[
+/// The types that the method uses, in the order of upgrades.
+pub const ASHQ1_TYPES: &[TensorType] = &[
     TensorType::Q3_K,
     TensorType::IQ4_XS,
     TensorType::IQ4_NL,
@@ -44,49 +45,49 @@ pub const LADDER: &[TensorType] = &[
     TensorType::F16,
 ];
 
-/// The type of layers for multi-token prediction, and of embeddings at least.
-const PRECIOUS: TensorType = TensorType::Q5_K;
+/// The type of layers for multi-token prediction, and the floor of the embedding and the output.
+const SENSITIVE: TensorType = TensorType::Q5_K;
 /// The default ceiling.
 const CEILING: TensorType = TensorType::Q8_0;
-/// What the first layer counts for, and the last few, with [`Ashq1::depth`].
+/// With [`Ashq1::depth`]: the factor of the first layer, and the number and the factor of the last layers.
 const FIRST_LAYER: f64 = 2.0;
 const LAST_LAYERS: (i64, f64) = (5, 1.5);
 
 /// Two to the power of -8.8.
 const IQ4_NL_ERROR: f64 = 0.002243551474603583;
 
-/// What the method is to do.
+/// The options of the method.
 #[derive(Debug, Clone, Copy)]
 pub struct Ashq1<'a> {
-    /// The most bytes that the file may have.
+    /// The maximum size of the file, in bytes.
     pub budget: u64,
     /// The size of the file without its tensors.
     pub size: FileSize,
     /// Count the first layer twice and the last five one and a half times.
     pub depth: bool,
-    /// Take upgrades that cost no bytes, as from `IQ4_NL` to `Q4_K`, though measurements do not always bear them out.
+    /// Take upgrades that cost no bytes, such as `IQ4_NL` to `Q4_K`. Measurements do not always confirm their gain.
     pub free: bool,
-    /// The model was trained to be quantized: floors are `IQ4_XS`, of Gemma 4's attention `Q4_K`.
+    /// The model had quantization-aware training: floors are `IQ4_XS`, and `Q4_K` for the attention of Gemma 4.
     pub qat: bool,
     /// Tensors that keep the source's type.
     pub keep: &'a [Rule],
-    /// Other floors: rungs by pattern, the first that is found counts.
+    /// Floors by pattern, instead of the usual ones; the first rule that matches counts.
     pub floors: &'a [Rule],
-    /// Other ceilings.
+    /// Ceilings by pattern, likewise.
     pub ceilings: &'a [Rule],
 }
 
-/// Where a tensor may stand on the ladder.
+/// The types that a tensor can get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Span {
-    /// It does not move.
+    /// One type only.
     Fixed {
-        /// Its type.
+        /// The type.
         to: TensorType,
         /// Why.
         why: Why,
     },
-    /// It moves between two rungs.
+    /// All types of [`ASHQ1_TYPES`] between two of them.
     Free {
         /// The lowest.
         floor: TensorType,
@@ -95,15 +96,16 @@ pub enum Span {
     },
 }
 
-/// Returns where each tensor may stand, in the order of the model: what `--show-floors` shows. And what the user should know
-/// of patterns.
+/// Returns the types that each tensor can get, in the order of the model, as `--show-floors` shows them; and the warnings about
+/// patterns.
 ///
 /// # Errors
-/// [`PolicyError::NotARung`] for a floor or a ceiling that is not on the ladder, [`PolicyError::FloorAboveCeiling`].
+/// [`PolicyError::NotAshq1Type`] for a floor or a ceiling that is not one of [`ASHQ1_TYPES`],
+/// [`PolicyError::FloorAboveCeiling`].
 pub fn spans(model: &ModelFacts, options: &Ashq1<'_>) -> Result<(Vec<Span>, Vec<Warning>), PolicyError> {
-    let mut keep = RuleBook::new(options.keep);
-    let mut floors = RuleBook::new(options.floors);
-    let mut ceilings = RuleBook::new(options.ceilings);
+    let mut keep = RuleMatcher::new(options.keep);
+    let mut floors = RuleMatcher::new(options.floors);
+    let mut ceilings = RuleMatcher::new(options.ceilings);
     let predicting = prediction_layers(model);
     let mut spans = Vec::with_capacity(model.tensors.len());
     for tensor in &model.tensors {
@@ -144,9 +146,9 @@ pub fn spans(model: &ModelFacts, options: &Ashq1<'_>) -> Result<(Vec<Span>, Vec<
         };
         spans.push(if floor.is_some() || ceiling.is_some() {
             let floor = floor.unwrap_or_else(|| usual_floor(model, tensor, options.qat));
-            between(tensor, floor, ceiling.unwrap_or(CEILING.max_rung(floor)))?
+            between(tensor, floor, ceiling.unwrap_or(higher(CEILING, floor)))?
         } else if tensor.name.contains("nextn") || layer.is_some_and(|layer| predicting.contains(&layer)) {
-            fixed(PRECIOUS, Fixed::NextToken)
+            fixed(SENSITIVE, Fixed::NextToken)
         } else if is_state_space(&tensor.name) {
             fixed(TensorType::F16, Fixed::StateSpace)
         } else {
@@ -166,44 +168,44 @@ pub fn ashq1(model: &ModelFacts, energies: &Energies, options: &Ashq1<'_>) -> Re
     let importance = importances(model, energies, options.depth);
     let mut choices = Vec::with_capacity(model.tensors.len());
     for (tensor, span) in model.tensors.iter().zip(&spans) {
-        let wish = match span {
-            Span::Fixed { to, why } => Wish {
+        let request = match span {
+            Span::Fixed { to, why } => TypeRequest {
                 to: *to,
                 why: why.clone(),
                 may_fall_back: *to != tensor.ty,
             },
-            Span::Free { floor, .. } => Wish {
+            Span::Free { floor, .. } => TypeRequest {
                 to: *floor,
                 why: Why::Floor,
                 may_fall_back: true,
             },
         };
-        choices.push(choice(tensor, wish)?);
+        choices.push(choice(tensor, request)?);
     }
     let options_of_groups = GroupOptions {
         tied: true,
         fuse: Vec::new(),
     };
-    // Tensors that do not move take no part; those that do start and end together.
-    let mut movers: Vec<Mover> = Vec::new();
+    // Fixed tensors are in no group. The others of a group get their types together.
+    let mut upgrades: Vec<GroupLevel> = Vec::new();
     for mut group in groups(model, energies, &options_of_groups) {
-        let rung = |at: &usize| match &spans[*at] {
-            Span::Free { floor, ceiling } => rung_of(*floor).zip(rung_of(*ceiling)),
+        let levels = |at: &usize| match &spans[*at] {
+            Span::Free { floor, ceiling } => level_of(*floor).zip(level_of(*ceiling)),
             Span::Fixed { .. } => None,
         };
-        group.members.retain(|at| rung(at).is_some());
-        let limits: Vec<(usize, usize)> = group.members.iter().filter_map(rung).collect();
+        group.members.retain(|at| levels(at).is_some());
+        let limits: Vec<(usize, usize)> = group.members.iter().filter_map(levels).collect();
         let floor = limits.iter().map(|(floor, _)| *floor).max();
         let ceiling = limits.iter().map(|(_, ceiling)| *ceiling).min();
         let (Some(floor), Some(ceiling)) = (floor, ceiling) else {
             continue;
         };
         for at in &group.members {
-            choices[*at] = rise(&model.tensors[*at], floor, &group, 0)?;
+            choices[*at] = at_level(&model.tensors[*at], floor, &group, 0)?;
         }
-        movers.push(Mover {
+        upgrades.push(GroupLevel {
             group,
-            rung: floor,
+            level: floor,
             ceiling: ceiling.max(floor),
             steps: 0,
         });
@@ -217,44 +219,45 @@ pub fn ashq1(model: &ModelFacts, energies: &Energies, options: &Ashq1<'_>) -> Re
     }
 
     let mut queue: BinaryHeap<Step> = BinaryHeap::new();
-    for (at, mover) in movers.iter().enumerate() {
-        queue.extend(mover.next(model, &choices, &importance, options, at)?);
+    for (at, group) in upgrades.iter().enumerate() {
+        queue.extend(group.next(model, &choices, &importance, options, at)?);
     }
     while let Some(step) = queue.pop() {
-        // What does not fit now never will: its group stays, and smaller steps of others go on.
+        // A step that does not fit now never will: its group keeps its type. Smaller steps of other groups may still fit.
         if file.saturating_add(step.bytes) > options.budget {
             continue;
         }
         file += step.bytes;
-        let mover = &mut movers[step.mover];
-        (mover.rung, mover.steps) = (step.rung, mover.steps + 1);
-        for at in &mover.group.members {
-            choices[*at] = rise(&model.tensors[*at], step.rung, &mover.group, mover.steps)?;
+        let raised = &mut upgrades[step.index];
+        (raised.level, raised.steps) = (step.level, raised.steps + 1);
+        for at in &raised.group.members {
+            choices[*at] = at_level(&model.tensors[*at], step.level, &raised.group, raised.steps)?;
         }
-        let mover = &movers[step.mover];
-        queue.extend(mover.next(model, &choices, &importance, options, step.mover)?);
+        queue.extend(upgrades[step.index].next(model, &choices, &importance, options, step.index)?);
     }
     let has = |name: &str| energies.contains_key(name);
     check(model, &choices, None, true, Some(&has))?;
     Ok(Table::new(choices, warnings))
 }
 
-/// A group and where it stands.
-struct Mover {
+/// A group and its current type, as an index in [`ASHQ1_TYPES`].
+struct GroupLevel {
     group: TensorGroup,
-    rung: usize,
+    level: usize,
     ceiling: usize,
+    /// How many upgrades it got.
     steps: u32,
 }
 
-/// One step up of a group.
+/// An upgrade of a group to a higher level.
 struct Step {
-    /// Gain for a byte.
+    /// The gain per byte.
     utility: f64,
     bytes: u64,
     name: String,
-    mover: usize,
-    rung: usize,
+    /// The index of the group.
+    index: usize,
+    level: usize,
 }
 
 impl Step {
@@ -284,20 +287,20 @@ impl Ord for Step {
     }
 }
 
-impl Mover {
-    /// Returns the next step up. One that costs nothing goes first where it is wanted, else the next rung is asked.
+impl GroupLevel {
+    /// Returns the next upgrade. One that costs no bytes has the highest utility with [`Ashq1::free`], and is skipped without.
     fn next(
         &self,
         model: &ModelFacts,
         choices: &[Choice],
         importance: &[f64],
         options: &Ashq1<'_>,
-        mover: usize,
+        index: usize,
     ) -> Result<Option<Step>, PolicyError> {
-        for rung in self.rung + 1..=self.ceiling {
+        for level in self.level + 1..=self.ceiling {
             let (mut gain, mut before, mut after) = (0.0, 0_u64, 0_u64);
             for at in &self.group.members {
-                let raised = rise(&model.tensors[*at], rung, &self.group, 0)?;
+                let raised = at_level(&model.tensors[*at], level, &self.group, 0)?;
                 gain += importance[*at] * (error_of(choices[*at].to) - error_of(raised.to));
                 before = before.saturating_add(options.size.padded(choices[*at].bytes));
                 after = after.saturating_add(options.size.padded(raised.bytes));
@@ -309,8 +312,8 @@ impl Mover {
                     utility: if bytes == 0 { f64::INFINITY } else { gain / bytes as f64 },
                     bytes,
                     name: self.group.name.clone(),
-                    mover,
-                    rung,
+                    index,
+                    level,
                 }));
             }
         }
@@ -318,7 +321,8 @@ impl Mover {
     }
 }
 
-fn rise(tensor: &TensorFacts, rung: usize, group: &TensorGroup, steps: u32) -> Result<Choice, PolicyError> {
+/// Returns the choice of a tensor at a level that its group reached in so many upgrades.
+fn at_level(tensor: &TensorFacts, level: usize, group: &TensorGroup, steps: u32) -> Result<Choice, PolicyError> {
     let why = if steps == 0 {
         Why::Floor
     } else {
@@ -327,32 +331,32 @@ fn rise(tensor: &TensorFacts, rung: usize, group: &TensorGroup, steps: u32) -> R
             steps,
         }
     };
-    let wish = Wish {
-        to: LADDER[rung],
+    let request = TypeRequest {
+        to: ASHQ1_TYPES[level],
         why,
         may_fall_back: true,
     };
-    choice(tensor, wish)
+    choice(tensor, request)
 }
 
-fn rung_of(ty: TensorType) -> Option<usize> {
-    LADDER.iter().position(|rung| *rung == ty)
+/// Returns the index of a type in [`ASHQ1_TYPES`].
+fn level_of(ty: TensorType) -> Option<usize> {
+    ASHQ1_TYPES.iter().position(|known| *known == ty)
 }
 
-impl TensorType {
-    fn max_rung(self, other: Self) -> Self {
-        if rung_of(self) < rung_of(other) { other } else { self }
-    }
+/// Returns the type with the higher level.
+fn higher(a: TensorType, b: TensorType) -> TensorType {
+    if level_of(a) < level_of(b) { b } else { a }
 }
 
 fn between(tensor: &TensorFacts, floor: TensorType, ceiling: TensorType) -> Result<Span, PolicyError> {
-    let rung = |ty| {
-        rung_of(ty).ok_or_else(|| PolicyError::NotARung {
+    let level = |ty| {
+        level_of(ty).ok_or_else(|| PolicyError::NotAshq1Type {
             tensor: tensor.name.clone(),
             ty,
         })
     };
-    if rung(floor)? > rung(ceiling)? {
+    if level(floor)? > level(ceiling)? {
         return Err(PolicyError::FloorAboveCeiling {
             tensor: tensor.name.clone(),
             floor,
@@ -368,18 +372,19 @@ fn usual_floor(model: &ModelFacts, tensor: &TensorFacts, qat: bool) -> TensorTyp
         Role::Query | Role::Key | Role::Value | Role::QueryKeyValue | Role::KeyValue | Role::AttentionOutput
     );
     match Role::of(&tensor.name) {
-        Role::Output | Role::Embedding => PRECIOUS,
+        Role::Output | Role::Embedding => SENSITIVE,
         _ if qat && !(attention && model.architecture.starts_with("gemma4")) => TensorType::IQ4_XS,
         _ => TensorType::Q4_K,
     }
 }
 
-/// The small matrices of a state-space layer, which steer it; its large ones are weights like others.
+/// Returns true for the small matrices of a state-space layer. Its large ones, `ssm_in` and `ssm_out`, are quantized like other
+/// weights.
 fn is_state_space(name: &str) -> bool {
     name.contains(".ssm_") && !name.contains(".ssm_in.") && !name.contains(".ssm_out.")
 }
 
-/// Layers that only predict further tokens: those that hold a `nextn` tensor.
+/// Returns the layers for multi-token prediction: those that have a `nextn` tensor.
 fn prediction_layers(model: &ModelFacts) -> Vec<i64> {
     let names = model.tensors.iter().map(|tensor| tensor.name.as_str());
     names
@@ -388,8 +393,8 @@ fn prediction_layers(model: &ModelFacts) -> Vec<i64> {
         .collect()
 }
 
-/// What a type's error is supposed to be: `2^(-2 * bits)`. `IQ4_XS` counts as 4.0 bits and `IQ4_NL` as 4.4, since a type of the
-/// same size with its own scales does better. Square roots and products only: the same on every machine.
+/// Returns the assumed error of a type: `2^(-2 * bits)`. `IQ4_XS` counts as 4.0 bits and `IQ4_NL` as 4.4, because a K-quant of
+/// the same size is better. The function uses only square roots and products, so its result is the same on every machine.
 fn error_of(ty: TensorType) -> f64 {
     let bits = match ty {
         TensorType::IQ4_NL => return IQ4_NL_ERROR,
@@ -409,7 +414,7 @@ fn error_of(ty: TensorType) -> f64 {
     error
 }
 
-/// Returns the importance of each tensor. One without data counts as the median of its role, or of all tensors.
+/// Returns the importance of each tensor. A tensor without data gets the median of its role, or of all tensors.
 fn importances(model: &ModelFacts, energies: &Energies, depth: bool) -> Vec<f64> {
     let predicting = prediction_layers(model);
     let layers = model.tensors.iter().filter_map(|tensor| block_index(&tensor.name));

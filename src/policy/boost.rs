@@ -1,4 +1,4 @@
-//! `boost`: a mix, or one type, and a better type for families of tensors in a few layers.
+//! `boost`: a mix or one type for all tensors, and a better type for some families of tensors in some layers.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -17,24 +17,24 @@ use crate::policy::Table;
 use crate::policy::Target;
 use crate::policy::Why;
 use crate::policy::check::check;
-use crate::policy::manual::Wish;
+use crate::policy::manual::TypeRequest;
 use crate::policy::manual::choice;
 use crate::policy::role::block_index;
 use crate::tensor_type::TensorType;
 
-/// Tensors of a layer that are boosted together.
+/// A family: tensors of a layer that get the better type together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Family {
-    /// Feed-forward gates: in a mixture those of the routed experts.
+    /// The gate matrices of feed-forward layers; in a mixture of experts those of the routed experts.
     Gate,
-    /// Feed-forward in, likewise.
+    /// The up matrices, likewise.
     Up,
-    /// Feed-forward out, likewise.
+    /// The down matrices, likewise.
     Down,
-    /// All three of the experts that every token goes through.
+    /// The gate, up and down matrices of shared experts.
     Shared,
-    /// Queries, keys, values, and the matrix behind attention.
+    /// The queries, keys, values and outputs of attention.
     Attention,
 }
 
@@ -74,15 +74,15 @@ impl Family {
     }
 }
 
-/// How layers are ranked, all by the importances of the families' tensors.
+/// How layers are ranked. All rankings use the imatrix of the families' tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ranking {
-    /// By their energy: the mean squared activation, summed over tensors.
+    /// By energy: the mean squared activation, summed over tensors.
     Energy,
-    /// By how far the share of energy that their experts have exceeds what it is in other texts.
+    /// By contrast: by how much the experts' shares of the energy exceed their shares on other text.
     Contrast,
-    /// By the trace of the second moments of their inputs: the mean squared activation times the columns, summed over tensors.
+    /// By the trace of the second moments of the inputs: the mean squared activation times the columns, summed over tensors.
     Sensitivity,
 }
 
@@ -105,22 +105,22 @@ impl Ranking {
     }
 }
 
-/// What [`boost()`] is to do with the table of a mix, or of one type.
+/// The options of [`boost()`].
 #[derive(Debug, Clone, Copy)]
 pub struct Boost<'a> {
-    /// The layers.
+    /// The layers whose tensors are boosted.
     pub layers: &'a BTreeSet<u32>,
-    /// The families.
+    /// The families of these tensors.
     pub families: &'a [Family],
-    /// Their type.
+    /// The better type.
     pub promotion: TensorType,
 }
 
-/// Returns layers by what their families' tensors show in an imatrix, the highest first; between equals the first. `baseline` is
-/// what other texts show, for [`Ranking::Contrast`]. Layers without data of these families are left out.
+/// Ranks layers by the data of the families' tensors in an imatrix, the highest first. Equal layers are in their own order.
+/// `baseline` has the data of other text, for [`Ranking::Contrast`]. Layers without data of these families are left out.
 ///
 /// # Errors
-/// [`PolicyError::Layers`] if there are no data, or if the two do not have the same experts.
+/// [`PolicyError::Layers`] if there are no data, or if the two imatrices differ in the number of experts.
 pub fn rank_layers(
     model: &ModelFacts,
     families: &[Family],
@@ -141,12 +141,12 @@ pub fn rank_layers(
     Ok(ranked)
 }
 
-/// What an imatrix says of the families' tensors of a layer.
+/// The data of an imatrix for the families' tensors of a layer.
 #[derive(Default)]
 struct Layer {
     energy: f64,
     trace: f64,
-    /// For each expert the sum over tensors of its energy, as a part of that of the tensor's hottest expert.
+    /// For each expert: its energy relative to the expert with the highest energy, summed over tensors.
     experts: Vec<f64>,
 }
 
@@ -170,12 +170,12 @@ fn layers_of(
         let layer = layers.entry(at).or_default();
         layer.energy += energy.mean;
         layer.trace += energy.mean * energy.columns as f64;
-        let hottest = energy.experts.iter().copied().fold(0.0, f64::max);
+        let highest = energy.experts.iter().copied().fold(0.0, f64::max);
         if layer.experts.len() < energy.experts.len() {
             layer.experts.resize(energy.experts.len(), 0.0);
         }
         for (sum, expert) in layer.experts.iter_mut().zip(&energy.experts) {
-            *sum += if hottest > 0.0 { expert / hottest } else { 0.0 };
+            *sum += if highest > 0.0 { expert / highest } else { 0.0 };
         }
     }
     if layers.is_empty() {
@@ -186,7 +186,8 @@ fn layers_of(
     Ok(layers)
 }
 
-/// Returns by how much the shares of a layer's experts exceed those in other texts, summed over the experts of which they do.
+/// Returns for each layer by how much the shares of its experts exceed those on other text, summed over the experts that do
+/// exceed them.
 fn contrast(domain: &BTreeMap<u32, Layer>, base: &BTreeMap<u32, Layer>) -> Result<Vec<(u32, f64)>, PolicyError> {
     let total = |layers: &BTreeMap<u32, Layer>| layers.values().map(|layer| layer.energy).sum::<f64>();
     let (domain_total, base_total) = (total(domain), total(base));
@@ -209,7 +210,7 @@ fn contrast(domain: &BTreeMap<u32, Layer>, base: &BTreeMap<u32, Layer>) -> Resul
     Ok(found)
 }
 
-/// Returns what part of all energy each expert of a layer has.
+/// Returns the share of the total energy of each expert of a layer.
 fn shares(layer: &Layer, total: f64) -> Vec<f64> {
     let sum: f64 = layer.experts.iter().sum();
     let share = if total > 0.0 { layer.energy / total } else { 0.0 };
@@ -217,18 +218,18 @@ fn shares(layer: &Layer, total: f64) -> Vec<f64> {
     layer.experts.iter().map(part).collect()
 }
 
-/// Returns the layer of a tensor that belongs to one of these families.
+/// Returns the layer of a tensor if it belongs to one of these families.
 fn layer_in(name: &str, families: &[Family]) -> Option<u32> {
     let family = Family::of(name)?;
     let layer = u32::try_from(block_index(name)?).ok()?;
     families.contains(&family).then_some(layer)
 }
 
-/// Gives tensors of some layers a better type than a table has for them. None gets a worse one; what the engine never quantizes
-/// and what a rule of the user decided on stays as it is.
+/// Gives tensors of some layers a better type than the table does. No tensor gets a worse type. Tensors that are never quantized,
+/// or that a rule of the user matches, keep their type.
 ///
 /// # Errors
-/// [`PolicyError::Layers`] if no tensor is boosted at all, and what stands for what the engine can't do.
+/// [`PolicyError::Layers`] if no tensor is boosted; errors for types that the engine cannot write.
 pub fn boost(
     model: &ModelFacts,
     base: Table,
@@ -254,14 +255,14 @@ pub fn boost(
     for (tensor, before) in model.tensors.iter().zip(base.choices) {
         let wanted = layer_in(&tensor.name, options.families).is_some_and(|layer| options.layers.contains(&layer));
         let fixed = matches!(before.why, Why::Rule { .. } | Why::NeverQuantized { .. } | Why::Copy);
-        // Better than the table's, and no larger than the source's own.
+        // Better than the type in the table, and no larger than the type in the source.
         let better = options.promotion.bpw() > before.to.bpw() && options.promotion.bpw() <= tensor.ty.bpw();
         if fixed || !wanted || !better {
             choices.push(before);
             continue;
         }
-        let wish = Wish::of(tensor, Target::Type(options.promotion), Why::Boosted);
-        choices.push(choice(tensor, wish)?);
+        let request = TypeRequest::of(tensor, Target::Type(options.promotion), Why::Boosted);
+        choices.push(choice(tensor, request)?);
         boosted += 1;
     }
     if boosted == 0 {
@@ -307,7 +308,7 @@ mod tests {
         }
     }
 
-    /// For each layer the energy of the two experts of its gate and of its down matrix.
+    /// For each layer: the energies of the two experts of its gate matrix, and of its down matrix.
     fn energies(layers: &[[[f64; 2]; 2]]) -> Energies {
         let energy = |experts: [f64; 2], columns| Energy {
             mean: experts.iter().sum(),
@@ -363,8 +364,8 @@ mod tests {
     }
 
     #[test]
-    fn layers_contrast_where_other_experts_are_hot() {
-        // Of 8 in all: layer 0 has half, its experts as 2 to 2 here and as 0 to 4 there.
+    fn contrast_is_high_if_other_experts_have_the_energy() {
+        // The total is 8. Layer 0 has half of it; its experts have 2 and 2 in the domain, 0 and 4 in the baseline.
         let here = [[[2.0, 2.0], [0.0, 0.0]], [[4.0, 0.0], [0.0, 0.0]]];
         let there = [[[0.0, 4.0], [0.0, 0.0]], [[4.0, 0.0], [0.0, 0.0]]];
         assert_eq!(ranked(Ranking::Contrast, &here, &there), [(0, 0.25), (1, 0.0)]);
@@ -375,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_chosen_gets_better_and_nothing_gets_worse() {
+    fn chosen_tensors_get_a_better_type_and_no_tensor_gets_a_worse_one() {
         let model = model(3);
         let rules = vec![crate::policy::Rule {
             pattern: regex::Regex::new(r"blk\.2\.ffn_down").unwrap(),

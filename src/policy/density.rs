@@ -15,8 +15,8 @@ use crate::policy::Rule;
 use crate::policy::Table;
 use crate::policy::Why;
 use crate::policy::check::check;
-use crate::policy::manual::RuleBook;
-use crate::policy::manual::Wish;
+use crate::policy::manual::RuleMatcher;
+use crate::policy::manual::TypeRequest;
 use crate::policy::manual::choice;
 use crate::policy::quantizable::quantizable;
 use crate::tensor_type::TensorType;
@@ -76,28 +76,31 @@ impl Candidate {
 /// # Errors
 /// [`PolicyError::BelowMinimum`] if not even the base type is within the budget; the rest as for the other methods.
 pub fn density(model: &ModelFacts, energies: &Energies, options: &Density<'_>) -> Result<Table, PolicyError> {
-    let mut keep = RuleBook::new(options.keep);
+    let mut keep = RuleMatcher::new(options.keep);
     let mut choices = Vec::with_capacity(model.tensors.len());
     let mut candidates: Vec<Candidate> = Vec::new();
     for (at, tensor) in model.tensors.iter().enumerate() {
         let rule = keep.find(&tensor.name);
         if let Err(reason) = quantizable(model, &tensor.name, &tensor.dims) {
             keep.without_effect(rule, tensor, reason);
-            choices.push(choice(tensor, Wish::keep(tensor, Why::NeverQuantized { reason }))?);
+            choices.push(choice(
+                tensor,
+                TypeRequest::keep(tensor, Why::NeverQuantized { reason }),
+            )?);
             continue;
         }
         keep.had_effect(rule);
         if let Some(index) = rule {
-            choices.push(choice(tensor, Wish::keep(tensor, Why::Rule { index }))?);
+            choices.push(choice(tensor, TypeRequest::keep(tensor, Why::Rule { index }))?);
             continue;
         }
-        let wish = |to, why| Wish {
+        let request = |to, why| TypeRequest {
             to,
             why,
             may_fall_back: true,
         };
-        let base = choice(tensor, wish(options.base, Why::Floor))?;
-        let promoted = choice(tensor, wish(options.promotion, Why::Promoted { anchor_of: None }))?;
+        let base = choice(tensor, request(options.base, Why::Floor))?;
+        let promoted = choice(tensor, request(options.promotion, Why::Promoted { anchor_of: None }))?;
         let (small, large) = (options.size.padded(base.bytes), options.size.padded(promoted.bytes));
         choices.push(base);
         if let (Some(energy), Some(extra @ 1..)) = (energies.get(&tensor.name), large.checked_sub(small)) {

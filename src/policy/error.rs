@@ -196,7 +196,7 @@ pub enum PolicyError {
     },
     /// A floor or a ceiling that is not one of the types of `ashq1`.
     #[error("tensor `{tensor}`: `ashq1` does not use {ty}")]
-    NotARung {
+    NotAshq1Type {
         /// The first such tensor.
         tensor: String,
         /// The type.

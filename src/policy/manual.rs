@@ -16,7 +16,7 @@ use crate::policy::quantizable::fallback;
 use crate::policy::quantizable::quantizable;
 use crate::tensor_type::TensorType;
 
-/// What a rule makes of a tensor.
+/// What a rule does with a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     /// It keeps the source's type.
@@ -25,44 +25,47 @@ pub enum Target {
     Type(TensorType),
 }
 
-/// A pattern of tensor names and what becomes of them.
+/// A pattern of tensor names, and what to do with those tensors.
 #[derive(Debug, Clone)]
 pub struct Rule {
-    /// Found anywhere in a name unless the pattern is anchored.
+    /// It matches anywhere in a name unless it is anchored.
     pub pattern: Regex,
-    /// What becomes of the tensors.
+    /// What to do with them.
     pub to: Target,
 }
 
 /// The options of [`manual()`] besides its rules.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ManualOptions {
-    /// What becomes of quantizable tensors that no rule matches; none makes them an error.
+    /// What to do with quantizable tensors that no rule matches; if `None`, they are an error.
     pub otherwise: Option<Target>,
     /// Accept tensors that are quantized already.
     pub allow_requantize: bool,
 }
 
-/// Makes the table that rules describe. The first rule whose pattern is found in a tensor's name decides. Tensors that are
+/// Returns the table that rules describe. The first rule whose pattern is found in a tensor's name decides. Tensors that are
 /// never quantized keep their type, whatever a rule says.
 ///
 /// # Errors
-/// [`PolicyError::Unmatched`] names all quantizable tensors that no rule matches, unless the options say what becomes of
-/// them. The others stand for what the engine can't do, or does badly.
+/// [`PolicyError::Unmatched`] names all quantizable tensors that no rule matches, unless `otherwise` is set. The
+/// other errors are for types that the engine cannot write, or quantizes badly.
 pub fn manual(
     model: &ModelFacts,
     rules: &[Rule],
     options: ManualOptions,
     has_imatrix: HasImatrix<'_>,
 ) -> Result<Table, PolicyError> {
-    let mut book = RuleBook::new(rules);
+    let mut matcher = RuleMatcher::new(rules);
     let mut unmatched = Vec::new();
     let mut choices = Vec::with_capacity(model.tensors.len());
     for tensor in &model.tensors {
-        let rule = book.find(&tensor.name);
+        let rule = matcher.find(&tensor.name);
         if let Err(reason) = quantizable(model, &tensor.name, &tensor.dims) {
-            book.without_effect(rule, tensor, reason);
-            choices.push(choice(tensor, Wish::keep(tensor, Why::NeverQuantized { reason }))?);
+            matcher.without_effect(rule, tensor, reason);
+            choices.push(choice(
+                tensor,
+                TypeRequest::keep(tensor, Why::NeverQuantized { reason }),
+            )?);
             continue;
         }
         let (target, why) = match (rule, options.otherwise) {
@@ -73,25 +76,25 @@ pub fn manual(
                 continue;
             }
         };
-        book.had_effect(rule);
-        choices.push(choice(tensor, Wish::of(tensor, target, why))?);
+        matcher.had_effect(rule);
+        choices.push(choice(tensor, TypeRequest::of(tensor, target, why))?);
     }
     if !unmatched.is_empty() {
         return Err(PolicyError::Unmatched { tensors: unmatched });
     }
     check(model, &choices, None, options.allow_requantize, has_imatrix)?;
-    Ok(Table::new(choices, book.warnings()))
+    Ok(Table::new(choices, matcher.warnings()))
 }
 
-/// What a tensor should become.
-pub(crate) struct Wish {
+/// The type that a tensor should get, and why.
+pub(crate) struct TypeRequest {
     pub(crate) to: TensorType,
     pub(crate) why: Why,
     /// False where the engine applies no fallback for a row length.
     pub(crate) may_fall_back: bool,
 }
 
-impl Wish {
+impl TypeRequest {
     pub(crate) fn keep(tensor: &TensorFacts, why: Why) -> Self {
         Self {
             to: tensor.ty,
@@ -112,22 +115,22 @@ impl Wish {
     }
 }
 
-/// Fits a wish to the tensor's rows.
-pub(crate) fn choice(tensor: &TensorFacts, wish: Wish) -> Result<Choice, PolicyError> {
+/// Returns the choice for a request: its type, or the fallback type if its blocks do not fit the tensor's rows.
+pub(crate) fn choice(tensor: &TensorFacts, request: TypeRequest) -> Result<Choice, PolicyError> {
     let columns = tensor.columns();
-    let to = if wish.may_fall_back {
-        fallback(wish.to, columns).map_err(|source| PolicyError::NoFallback {
+    let to = if request.may_fall_back {
+        fallback(request.to, columns).map_err(|source| PolicyError::NoFallback {
             tensor: tensor.name.clone(),
             source,
         })?
-    } else if wish.to != tensor.ty && !columns.is_multiple_of(wish.to.block_elements()) {
+    } else if request.to != tensor.ty && !columns.is_multiple_of(request.to.block_elements()) {
         return Err(PolicyError::RowLength {
             tensor: tensor.name.clone(),
-            wanted: wish.to,
+            wanted: request.to,
             columns,
         });
     } else {
-        wish.to
+        request.to
     };
     let bytes = to.tensor_bytes(&tensor.dims).ok_or_else(|| PolicyError::Size {
         tensor: tensor.name.clone(),
@@ -138,48 +141,48 @@ pub(crate) fn choice(tensor: &TensorFacts, wish: Wish) -> Result<Choice, PolicyE
         tensor: tensor.name.clone(),
         from: tensor.ty,
         to,
-        instead_of: (to != wish.to).then_some(wish.to),
-        why: wish.why,
+        instead_of: (to != request.to).then_some(request.to),
+        why: request.why,
         bytes,
     })
 }
 
-/// What has been seen of one rule.
+/// What one rule did.
 #[derive(Clone, Default)]
-struct Seen {
-    /// It was found in a name.
+struct RuleUse {
+    /// It matched a name.
     found: bool,
-    /// It was the first found in a name.
+    /// It was the first rule to match a name.
     first: bool,
-    /// It decided on a quantizable tensor.
+    /// It decided the type of a quantizable tensor.
     effect: bool,
     /// A never-quantized tensor that it would have changed.
-    in_vain: Option<(String, Reason)>,
+    ignored: Option<(String, Reason)>,
 }
 
-/// Rules, and what came of each.
-pub(crate) struct RuleBook<'a> {
+/// Finds the rule of each tensor, and records which rules had an effect.
+pub(crate) struct RuleMatcher<'a> {
     rules: &'a [Rule],
-    seen: Vec<Seen>,
+    uses: Vec<RuleUse>,
 }
 
-impl<'a> RuleBook<'a> {
+impl<'a> RuleMatcher<'a> {
     pub(crate) fn new(rules: &'a [Rule]) -> Self {
         Self {
             rules,
-            seen: vec![Seen::default(); rules.len()],
+            uses: vec![RuleUse::default(); rules.len()],
         }
     }
 
     /// Returns the first rule found in a name.
     pub(crate) fn find(&mut self, name: &str) -> Option<usize> {
         let mut first = None;
-        for (index, (rule, seen)) in self.rules.iter().zip(&mut self.seen).enumerate() {
+        for (index, (rule, used)) in self.rules.iter().zip(&mut self.uses).enumerate() {
             // A later rule is only tried until it is known to match something.
-            if (first.is_none() || !seen.found) && rule.pattern.is_match(name) {
-                seen.found = true;
+            if (first.is_none() || !used.found) && rule.pattern.is_match(name) {
+                used.found = true;
                 if first.is_none() {
-                    seen.first = true;
+                    used.first = true;
                     first = Some(index);
                 }
             }
@@ -188,35 +191,35 @@ impl<'a> RuleBook<'a> {
     }
 
     pub(crate) fn had_effect(&mut self, rule: Option<usize>) {
-        if let Some(seen) = rule.and_then(|index| self.seen.get_mut(index)) {
-            seen.effect = true;
+        if let Some(used) = rule.and_then(|index| self.uses.get_mut(index)) {
+            used.effect = true;
         }
     }
 
     pub(crate) fn without_effect(&mut self, rule: Option<usize>, tensor: &TensorFacts, reason: Reason) {
         let Some(index) = rule else { return };
         let changes = matches!(self.rules[index].to, Target::Type(to) if to != tensor.ty);
-        let seen = &mut self.seen[index];
-        if changes && seen.in_vain.is_none() {
-            seen.in_vain = Some((tensor.name.clone(), reason));
+        let used = &mut self.uses[index];
+        if changes && used.ignored.is_none() {
+            used.ignored = Some((tensor.name.clone(), reason));
         } else if !changes {
-            seen.effect = true;
+            used.effect = true;
         }
     }
 
-    /// Returns what the user should know of the rules. A rule that changes some tensors and could not change others, as
-    /// `.*` does, is no news.
+    /// Returns the warnings about rules without effect. A rule that changed some tensors and could not change others, such as
+    /// `.*`, causes no warning.
     pub(crate) fn warnings(self) -> Vec<Warning> {
-        let rules = self.rules.iter().zip(self.seen).enumerate();
+        let rules = self.rules.iter().zip(self.uses).enumerate();
         rules
-            .filter_map(|(index, (rule, seen))| {
+            .filter_map(|(index, (rule, used))| {
                 let pattern = rule.pattern.as_str().to_owned();
-                match seen {
-                    Seen { found: false, .. } => Some(Warning::RuleMatchesNothing { index, pattern }),
-                    Seen { first: false, .. } => Some(Warning::RuleShadowed { index, pattern }),
-                    Seen {
+                match used {
+                    RuleUse { found: false, .. } => Some(Warning::RuleMatchesNothing { index, pattern }),
+                    RuleUse { first: false, .. } => Some(Warning::RuleShadowed { index, pattern }),
+                    RuleUse {
                         effect: false,
-                        in_vain: Some((tensor, reason)),
+                        ignored: Some((tensor, reason)),
                         ..
                     } => Some(Warning::RuleHasNoEffect {
                         index,
@@ -224,7 +227,7 @@ impl<'a> RuleBook<'a> {
                         tensor,
                         reason,
                     }),
-                    Seen { .. } => None,
+                    RuleUse { .. } => None,
                 }
             })
             .collect()

@@ -10,8 +10,8 @@ use crate::policy::Rule;
 use crate::policy::Table;
 use crate::policy::Why;
 use crate::policy::check::check;
-use crate::policy::manual::RuleBook;
-use crate::policy::manual::Wish;
+use crate::policy::manual::RuleMatcher;
+use crate::policy::manual::TypeRequest;
 use crate::policy::manual::choice;
 use crate::policy::quantizable::quantizable;
 use crate::policy::role::PER_LAYER_EMBEDDING;
@@ -50,18 +50,21 @@ pub fn mix(
         let copies = model
             .tensors
             .iter()
-            .map(|tensor| choice(tensor, Wish::keep(tensor, Why::Copy)));
+            .map(|tensor| choice(tensor, TypeRequest::keep(tensor, Why::Copy)));
         return Ok(Table::new(copies.collect::<Result<_, _>>()?, Vec::new()));
     };
     let mut rules = Rules::new(model, mix, base, options.output_type, has_imatrix.is_some());
-    let mut book = RuleBook::new(&options.rules);
+    let mut matcher = RuleMatcher::new(&options.rules);
     let mut slots: Vec<Option<Choice>> = vec![None; model.tensors.len()];
     for index in counting_order(model.tensors.iter().map(|tensor| tensor.name.as_str())) {
         let tensor = &model.tensors[index];
-        let rule = book.find(&tensor.name);
+        let rule = matcher.find(&tensor.name);
         if let Err(reason) = quantizable(model, &tensor.name, &tensor.dims) {
-            book.without_effect(rule, tensor, reason);
-            slots[index] = Some(choice(tensor, Wish::keep(tensor, Why::NeverQuantized { reason }))?);
+            matcher.without_effect(rule, tensor, reason);
+            slots[index] = Some(choice(
+                tensor,
+                TypeRequest::keep(tensor, Why::NeverQuantized { reason }),
+            )?);
             continue;
         }
         let role = Role::of(&tensor.name);
@@ -69,35 +72,35 @@ pub fn mix(
         let uniform = options.pure || !base.is_quantized();
         let mixed = if uniform { Ok(base) } else { rules.choose(tensor, role) };
         let unless_named = rule.is_none() || tensor.name != PER_LAYER_EMBEDDING;
-        let wish = match (role, options.output_type, options.embedding_type) {
-            (Role::Embedding, _, Some(to)) if unless_named => Wish {
+        let request = match (role, options.output_type, options.embedding_type) {
+            (Role::Embedding, _, Some(to)) if unless_named => TypeRequest {
                 to,
                 why: Why::EmbeddingType,
                 may_fall_back: false,
             },
-            (Role::Output, Some(to), _) => Wish {
+            (Role::Output, Some(to), _) => TypeRequest {
                 to,
                 why: Why::OutputType,
                 may_fall_back: false,
             },
             _ => match rule {
-                Some(index) => Wish::of(tensor, options.rules[index].to, Why::Rule { index }),
-                None if uniform => Wish {
+                Some(index) => TypeRequest::of(tensor, options.rules[index].to, Why::Rule { index }),
+                None if uniform => TypeRequest {
                     to: mixed?,
                     why: Why::Uniform,
                     may_fall_back: true,
                 },
-                None => Wish {
+                None => TypeRequest {
                     to: mixed?,
                     why: Why::Mix { role },
                     may_fall_back: true,
                 },
             },
         };
-        book.had_effect(rule);
-        slots[index] = Some(choice(tensor, wish)?);
+        matcher.had_effect(rule);
+        slots[index] = Some(choice(tensor, request)?);
     }
     let choices: Vec<_> = slots.into_iter().flatten().collect();
     check(model, &choices, Some(mix), options.allow_requantize, has_imatrix)?;
-    Ok(Table::new(choices, book.warnings()))
+    Ok(Table::new(choices, matcher.warnings()))
 }

@@ -24,14 +24,14 @@ pub fn squared_error(matrices: &[f64], counts: &[f32], tokens: f64) -> f64 {
 }
 
 /// Returns the types of a group that are measured, of those that it may have: as many as asked for, spread evenly over the
-/// ladder of their bits per weight; of one alone it is the middle one.
+/// list, ordered by bits per weight; a single one is the middle one.
 pub fn probed_types(options: &[TensorType], count: usize) -> Vec<TensorType> {
-    let mut ladder: Vec<TensorType> = options.to_vec();
-    ladder.sort_by(|a, b| a.bpw().total_cmp(&b.bpw()).then_with(|| a.name().cmp(b.name())));
-    ladder.dedup();
-    let count = count.min(ladder.len());
+    let mut sorted: Vec<TensorType> = options.to_vec();
+    sorted.sort_by(|a, b| a.bpw().total_cmp(&b.bpw()).then_with(|| a.name().cmp(b.name())));
+    sorted.dedup();
+    let count = count.min(sorted.len());
     (0..count)
-        .map(|at| ladder[(2 * at + 1) * ladder.len() / (2 * count)])
+        .map(|at| sorted[(2 * at + 1) * sorted.len() / (2 * count)])
         .collect()
 }
 
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn probes_spread_over_the_ladder() {
+    fn probes_spread_over_the_sorted_types() {
         use TensorType::{IQ4_XS, Q2_K, Q4_K, Q6_K, Q8_0};
         let options = [Q8_0, Q2_K, Q6_K, IQ4_XS, Q4_K];
         assert_eq!(probed_types(&options, 1), [Q4_K]);

@@ -58,21 +58,21 @@ pub enum Why {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         loss: Option<String>,
     },
-    /// The least that such tensors get; the budget allowed no more.
+    /// The smallest type that such tensors get; the budget allowed no larger one.
     Floor,
     /// It got the larger of two types, since that gains most for its bytes.
     Promoted {
-        /// The tensor for whose sake it had to.
+        /// The tensor that it was promoted for.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         anchor_of: Option<String>,
     },
     /// Its layer and its family were chosen to get a better type.
     Boosted,
-    /// It was raised from its floor, since that gained most for its bytes.
+    /// `ashq1` upgraded it from its floor, because that had the highest gain per byte.
     Ladder {
-        /// The group that it rose with; its own name if it rose alone.
+        /// The group that was upgraded with it; its own name if it is in no group.
         group: String,
-        /// How many steps.
+        /// The number of upgrades.
         steps: u32,
     },
 }

@@ -1,4 +1,4 @@
-//! The method on models that are small enough to see through.
+//! The method on small models.
 
 use super::*;
 use crate::policy::Energy;
@@ -75,7 +75,7 @@ fn types(table: &Table, part: &str) -> Vec<TensorType> {
 
 #[test]
 fn errors_are_the_powers_they_stand_for() {
-    for ty in LADDER
+    for ty in ASHQ1_TYPES
         .iter()
         .filter(|ty| !matches!(ty, TensorType::IQ4_NL | TensorType::IQ4_XS))
     {
@@ -83,7 +83,7 @@ fn errors_are_the_powers_they_stand_for() {
         assert!((error_of(*ty) / expected - 1.0).abs() < 1e-14, "{ty}");
     }
     assert!((IQ4_NL_ERROR / 2_f64.powf(-8.8) - 1.0).abs() < 1e-14);
-    assert!(LADDER.windows(2).all(|pair| error_of(pair[0]) > error_of(pair[1])));
+    assert!(ASHQ1_TYPES.windows(2).all(|pair| error_of(pair[0]) > error_of(pair[1])));
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn the_budget_is_held_and_used_and_what_matters_rises_first() {
         assert_eq!(types(&table, "attn_q"), types(&table, "attn_k"), "tied");
         let ups = types(&table, "ffn_up");
         assert!(
-            ups.is_sorted_by_key(|ty| rung_of(*ty)),
+            ups.is_sorted_by_key(|ty| level_of(*ty)),
             "later layers matter more: {ups:?}"
         );
     }
@@ -242,7 +242,7 @@ fn options_do_what_they_say() {
     };
     assert!(matches!(
         ashq1(&model, &energies, &odd),
-        Err(PolicyError::NotARung { .. })
+        Err(PolicyError::NotAshq1Type { .. })
     ));
 
     assert_eq!(importances(&model, &energies, true)[1], 2.0, "the first layer twice");
