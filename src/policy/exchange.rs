@@ -1,5 +1,5 @@
-//! Types of tensors in forms that other programs read, and back: lines of `pattern=type`, as `llama-quantize` takes them with
-//! `--tensor-type-file`. The first pattern that is found in a tensor's name decides.
+//! Writes and reads the types of tensors as lines of `pattern=type`, the format of `llama-quantize --tensor-type-file`. The first
+//! pattern that matches a tensor's name decides.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,8 +14,8 @@ use crate::tensor_type::TensorType;
 /// A tensor and its type.
 pub type Typed<'a> = (&'a str, TensorType);
 
-/// Returns a line for every tensor, anchored on both sides. Tensors that a file leaves out would be given what the mix makes of
-/// them, and a mix counts what it gives: naming some silently changes others. So `tensors` should be all that can be quantized.
+/// Returns a line for every tensor, anchored on both sides. `llama-quantize` gives tensors that the file leaves out the type of
+/// the mix. A mix counts tensors, so naming only some silently changes the types of others. Pass all quantizable tensors.
 pub fn lines_of_tensors(tensors: &[Typed<'_>]) -> String {
     let mut text = String::new();
     for (name, ty) in tensors {
@@ -24,8 +24,8 @@ pub fn lines_of_tensors(tensors: &[Typed<'_>]) -> String {
     text
 }
 
-/// Returns a pattern for a name. `llama-quantize` reads a pattern up to the first `=` or white space and in lower case, so these
-/// and capital letters stand as classes.
+/// Returns a pattern for a name. `llama-quantize` reads a pattern up to the first `=` or white space, and in lower case. So these
+/// characters and capital letters are written as character classes.
 fn literal(name: &str) -> String {
     let mut pattern = String::with_capacity(name.len() + 8);
     for c in name.chars() {
@@ -39,15 +39,15 @@ fn literal(name: &str) -> String {
     pattern
 }
 
-/// Returns a line for all layers in which a tensor of the same name has the same type, and one for each tensor outside of
-/// layers. Each is anchored, so no two match the same tensor and their order means nothing; those of larger types come first.
+/// Returns one line for all layers in which the tensor of a name has the same type, and one for each tensor outside of layers.
+/// All are anchored, so no two lines match the same tensor and their order does not matter. Larger types come first.
 pub fn lines_of_rules(tensors: &[Typed<'_>]) -> String {
     let mut layers: BTreeMap<(&str, &'static str), Vec<i64>> = BTreeMap::new();
     let mut alone: Vec<(TensorType, String)> = Vec::new();
     for (name, ty) in tensors {
         let part = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
         match (block_index(name), part) {
-            // Only numbers that are written as they are read back.
+            // Leaves out numbers with leading zeros or a sign.
             (Some(layer), Some((number, rest))) if number == layer.to_string() => {
                 layers.entry((rest, ty.name())).or_default().push(layer);
             }
@@ -82,11 +82,11 @@ pub struct LineError {
     pub message: String,
 }
 
-/// Reads lines of `pattern=type`, or several such on a line. Empty lines and those that begin with `#` say nothing; types may be in
-/// any case. Patterns are read in lower case, as `llama-quantize` reads them.
+/// Reads lines with one or more `pattern=type`. Empty lines and lines that begin with `#` are skipped. Types may be in any case.
+/// Patterns are converted to lower case, as `llama-quantize` does.
 ///
 /// # Errors
-/// All lines that are not rules.
+/// One error for each word that is not a rule.
 pub fn rules_of_lines(text: &str) -> Result<Vec<Rule>, Vec<LineError>> {
     let (mut rules, mut errors) = (Vec::new(), Vec::new());
     for (at, line) in text.lines().enumerate() {
@@ -114,7 +114,7 @@ pub fn rules_of_lines(text: &str) -> Result<Vec<Rule>, Vec<LineError>> {
 }
 
 fn rule_of(line: &str) -> Result<Rule, String> {
-    // A pattern may hold `=`, a type does not.
+    // A pattern may contain `=`, a type does not.
     let (pattern, ty) = line
         .rsplit_once('=')
         .ok_or_else(|| format!("expected `pattern=type`, found `{line}`"))?;

@@ -1,4 +1,4 @@
-//! Sweeps become variants, names become ids, and what was left out is put in.
+//! Expands a recipe: sweeps to variants, names to step IDs. Adds the implicit joins.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -38,19 +38,19 @@ use crate::vocab::Severity;
 /// How many steps a recipe may have.
 const MAX_STEPS: usize = 20_000;
 
-/// The steps of a recipe as they come to be.
+/// The state of the expansion of a recipe, and its result.
 pub(crate) struct Expansion<'e> {
     pub(crate) steps: Vec<Step>,
     /// Implicit sections of steps.
     pub(crate) implicit: Vec<ResolvedSection>,
-    /// The candidates of gates that don't name them, by gate.
+    /// The candidates of gates that do not name any, by gate.
     pub(crate) gate_candidates: BTreeMap<String, Vec<String>>,
     pub(crate) errors: &'e mut Vec<RecipeError>,
     /// The variants of each declared name.
     pub(crate) variants: BTreeMap<(StepKind, String), Vec<Option<String>>>,
     /// The candidates by their labels.
     pub(crate) labels: HashMap<String, Vec<StepId>>,
-    /// Which joins fit an imatrix to a model.
+    /// The joins of each model and imatrix.
     joins: BTreeMap<(SourceName, StepId), Vec<(StepId, Place)>>,
 }
 
@@ -67,7 +67,7 @@ fn product(sizes: &[usize]) -> Vec<Vec<usize>> {
 }
 
 impl<'e> Expansion<'e> {
-    /// Expands all sections. What is wrong goes to `errors`.
+    /// Expands all sections. Adds problems to `errors`.
     pub(crate) fn new(decls: &Decls, errors: &'e mut Vec<RecipeError>) -> Self {
         let mut this = Self {
             steps: Vec::new(),
@@ -98,8 +98,8 @@ impl<'e> Expansion<'e> {
         this
     }
 
-    /// Orders steps by kind; joins by name too, for those that nobody wrote come last, and candidates, which may have waited
-    /// for each other. Matrices and policies stay as they can be made.
+    /// Sorts steps by kind. Joins and candidates are also sorted by name: implicit joins were added last, and candidates may
+    /// have waited for each other. Imatrices and policies stay in the order of their dependencies.
     fn sort(&mut self) {
         let name = |step: &Step| match step.id.kind {
             StepKind::Join | StepKind::Promote => step.id.name.clone(),
@@ -125,7 +125,7 @@ impl<'e> Expansion<'e> {
         });
     }
 
-    /// Returns the rows of a section's sweep, unless there are too many.
+    /// Returns all combinations of a section's sweep. Reports an error if there are too many.
     pub(crate) fn rows<T>(&mut self, decl: &Decl<T>, kind: StepKind, sizes: &[usize]) -> Option<Vec<Vec<usize>>> {
         self.rows_at(&decl.name, &decl.place, kind, sizes)
     }
@@ -164,7 +164,7 @@ impl<'e> Expansion<'e> {
         }
     }
 
-    /// Returns the order in which matrices can be made; reports those that depend on each other.
+    /// Returns the imatrices in the order of their dependencies; reports a cycle.
     fn merge_order(&mut self, matrices: &[Decl<Imatrix>]) -> Vec<usize> {
         let inputs = |at: usize| match &matrices[at].body {
             Imatrix::Merge { inputs, .. } => inputs.as_slice(),
@@ -178,7 +178,7 @@ impl<'e> Expansion<'e> {
         let mut order = Vec::new();
         let mut done = vec![false; matrices.len()];
         for start in 0..matrices.len() {
-            // A stack of its own: chains may be long. Each entry: a matrix and which input comes next.
+            // An explicit stack, because chains may be long. An entry is an imatrix and the index of its next input.
             let mut stack = vec![(start, 0)];
             while let Some((at, next)) = stack.pop() {
                 if done[at] {
@@ -333,7 +333,7 @@ impl<'e> Expansion<'e> {
         });
     }
 
-    /// Returns the joins that a policy's data mean, each with its part of the variant's name.
+    /// Returns the joins that a policy uses, each with its part of the variant's name.
     pub(crate) fn data(&mut self, decl: &Decl<Policy>, decls: &Decls) -> Option<Vec<Choice<Option<StepId>>>> {
         let model = &decl.body.model;
         let some = |part, value| Choice {
@@ -417,7 +417,7 @@ impl<'e> Expansion<'e> {
                     problem,
                 });
             }
-            // Candidates become files, and some file systems don't tell cases apart.
+            // Candidates become files, and some file systems ignore case.
             let candidate = step.id.kind == StepKind::Promote;
             let key = if candidate {
                 label.to_ascii_lowercase()

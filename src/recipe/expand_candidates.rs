@@ -1,4 +1,4 @@
-//! Policies and candidates in the order in which they can be made: a budget may be the size of another candidate.
+//! Expands policies and candidates in the order of their dependencies: a budget may be the size of another candidate.
 
 use std::collections::HashSet;
 
@@ -17,7 +17,7 @@ use crate::syntax::error::RecipeError;
 use crate::syntax::sweep::joined;
 use crate::syntax::words::section_words;
 
-/// Returns the candidates whose size a policy's budgets are, by the names that the recipe uses.
+/// Returns the names of the candidates whose sizes a policy has as budgets.
 fn sizes(policy: &Policy) -> impl Iterator<Item = (&str, &Place)> {
     let budgets = policy.budgets.iter().flat_map(|budgets| &budgets.values);
     budgets.filter_map(|(budget, _)| match budget {
@@ -26,7 +26,7 @@ fn sizes(policy: &Policy) -> impl Iterator<Item = (&str, &Place)> {
     })
 }
 
-/// Returns whether a candidate of this name may be one of a section: itself, or one of its variants.
+/// Returns whether a candidate of this name can belong to a section: its only candidate, or one of its variants.
 fn may_make(promote: &Decl<Promote>, candidate: &str) -> bool {
     let variant = candidate.strip_prefix(promote.name.as_str());
     variant.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
@@ -38,7 +38,7 @@ fn names_of<'d, T>(decls: &[&'d Decl<T>]) -> HashSet<&'d str> {
 }
 
 impl Expansion<'_> {
-    /// Makes the steps of all policies and all candidates. Each round makes what waits for nothing any more.
+    /// Creates the steps of all policies and candidates. Each round creates those whose dependencies exist.
     pub(crate) fn policies_and_candidates(&mut self, decls: &Decls) {
         let mut policies: Vec<&Decl<Policy>> = decls.policies.iter().collect();
         let mut promotes: Vec<&Decl<Promote>> = decls.promotes.iter().collect();
@@ -70,7 +70,7 @@ impl Expansion<'_> {
         }
     }
 
-    /// Returns whether the candidates that a name means are there. A section's name goes before the name of a variant.
+    /// Returns whether the candidates of a name exist. The name of a section takes precedence over that of a variant.
     fn is_made(&self, name: &str, sections: &HashSet<&str>, unmade: &HashSet<&str>) -> bool {
         if sections.contains(name) {
             !unmade.contains(name)
@@ -99,7 +99,7 @@ impl Expansion<'_> {
     /// Reports why policies cannot be expanded: they need a candidate that does not exist, or depend on each other.
     fn stuck(&mut self, policies: &[&Decl<Policy>], promotes: &[&Decl<Promote>], sections: &HashSet<&str>) {
         let unmade = names_of(promotes);
-        // Which policy each one waits for first, and where it says so.
+        // The first policy that each policy waits for, and the place of that reference.
         let mut links: Vec<Option<(usize, &Place)>> = Vec::new();
         for policy in policies {
             let mut link = None;
@@ -122,7 +122,7 @@ impl Expansion<'_> {
             }
             links.push(link);
         }
-        // From every policy along the links: whoever comes back to where it was stands in a circle.
+        // Follow the links from every policy: a policy that is reached again is part of a cycle.
         let mut reported = vec![false; policies.len()];
         for start in 0..policies.len() {
             let mut path = vec![start];

@@ -1,4 +1,4 @@
-//! Evaluations, metrics and gates with their candidates: the part of the expansion that comes after all candidates.
+//! Expands evaluations, metrics and gates. This comes after the candidates, which they refer to.
 
 use std::collections::HashSet;
 
@@ -19,7 +19,7 @@ use crate::syntax::error::RecipeError;
 use crate::syntax::words::section_words;
 
 impl Expansion<'_> {
-    /// Returns the candidates that a name means: all variants of a `promote` section, or the one with this label.
+    /// Returns the candidates of a name: all variants of a `promote` section, or the one with this label.
     pub(crate) fn candidate(&self, name: &str) -> Vec<StepId> {
         let variants = self.variants.get(&(StepKind::Promote, name.to_owned()));
         match variants {
@@ -31,7 +31,7 @@ impl Expansion<'_> {
         }
     }
 
-    /// Resolves a list of candidates; without one, all.
+    /// Resolves a list of candidates; without a list, returns all candidates.
     fn candidates(&mut self, user: &str, names: Option<&Vec<(String, Place)>>) -> Vec<StepId> {
         let all = self.steps.iter().filter(|step| step.id.kind == StepKind::Promote);
         let Some(names) = names else {

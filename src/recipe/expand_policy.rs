@@ -1,4 +1,4 @@
-//! Policies: one step for each combination of what a section leaves open.
+//! Expands policies: one step for each combination of a section's joins and settings.
 
 use crate::method::Scope;
 use crate::method::SizeOf;
@@ -15,7 +15,7 @@ use crate::syntax::sweep::Sweep;
 use crate::syntax::sweep::joined;
 
 impl Expansion<'_> {
-    /// Makes the steps of a policy's section.
+    /// Creates the steps of a policy's section.
     pub(crate) fn policy(&mut self, decl: &Decl<Policy>, decls: &Decls) {
         let kind = StepKind::Policy;
         let Some(data) = self.data(decl, decls) else { return };
@@ -38,7 +38,7 @@ impl Expansion<'_> {
         }
     }
 
-    /// Returns what a candidate's size follows from.
+    /// Returns the steps that a candidate's size depends on.
     fn size_of(&self, candidate: StepId) -> Option<SizeOf> {
         let body = |id: &StepId| self.steps.iter().find(|step| step.id == *id).map(|step| &step.body);
         let StepBody::Promote(promote) = body(&candidate)? else {
