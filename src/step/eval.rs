@@ -24,10 +24,10 @@ use crate::step::key_of;
 use crate::step::promote;
 use crate::step::space::Comparison;
 use crate::step::wrong_kind;
+use crate::work::BlockOptions;
 use crate::work::CODEC;
+use crate::work::ChunkSample;
 use crate::work::Context;
-use crate::work::Cut;
-use crate::work::Take;
 
 /// An evaluation of a candidate.
 pub struct Eval;
@@ -79,11 +79,11 @@ impl Kind for Eval {
         Some(Comparison {
             reference: &eval.reference,
             corpus: &eval.corpus,
-            cut: Cut {
+            cut: BlockOptions {
                 context: eval.context,
                 chunks: eval.chunks,
                 block: eval.block,
-                take: Take::First,
+                sample: ChunkSample::First,
             },
             compute: made.and_then(|outcome| outcome.output(Promote::COMPUTE)).ok(),
             engine: &node.engine,

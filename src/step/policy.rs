@@ -28,8 +28,8 @@ use crate::step::output;
 use crate::step::space::Comparison;
 use crate::step::space::Headers;
 use crate::step::wrong_kind;
+use crate::work::BlockOptions;
 use crate::work::Context;
-use crate::work::Cut;
 use crate::work::policy::Inspected;
 
 pub use cost::estimate_from_header;
@@ -51,10 +51,10 @@ fn policy_step(node: &Node) -> Result<&PolicyStep, StepError> {
 }
 
 /// Returns the texts that a policy measures the model on, and what it takes of them; nothing of one that measures nothing.
-fn measures_on(step: &PolicyStep) -> Option<(&StepId, Cut)> {
+fn measures_on(step: &PolicyStep) -> Option<(&StepId, BlockOptions)> {
     let measures = step.method.measures()?;
-    let cut = Cut::spread(measures.context, measures.chunks, measures.block);
-    let cut = if measures.and_others { cut.and_others() } else { cut };
+    let cut = BlockOptions::spread(measures.context, measures.chunks, measures.block);
+    let cut = if measures.and_others { cut.with_held_out() } else { cut };
     Some((measures.corpus, cut))
 }
 

@@ -25,9 +25,9 @@ use crate::step::Inputs;
 use crate::step::StepError;
 use crate::step::kind_of;
 use crate::work::Block;
-use crate::work::Cut;
-use crate::work::Reading;
+use crate::work::BlockOptions;
 use crate::work::Reference;
+use crate::work::TokenizedCorpus;
 use crate::work::evaluation_failed;
 
 /// More bytes than a token has on average, in any language and with any vocabulary. Before a corpus is tokenized, its length
@@ -80,7 +80,7 @@ pub struct Comparison<'n> {
     /// The texts.
     pub corpus: &'n StepId,
     /// The chunks of them.
-    pub cut: Cut,
+    pub cut: BlockOptions,
     /// The digest of everything that determines what the measured model computes; `None` if that is not known yet.
     pub compute: Option<BlobDigest>,
     /// The engine that runs the models.
@@ -88,7 +88,7 @@ pub struct Comparison<'n> {
 }
 
 /// Corpora as blocks, each read once for all comparisons; `None` if it is not tokenized yet.
-pub type Corpora<'n> = BTreeMap<(&'n SourceName, &'n StepId, Cut, Fingerprint), Option<Vec<Block>>>;
+pub type Corpora<'n> = BTreeMap<(&'n SourceName, &'n StepId, BlockOptions, Fingerprint), Option<Vec<Block>>>;
 
 /// Returns the bytes of the reference's log-probabilities that a comparison must still compute, for each block that it needs and
 /// that is not in the store. The name of a block is the same for all comparisons that share it. If the model does not exist yet,
@@ -123,7 +123,7 @@ pub fn missing_reference_bytes<'n>(
         Entry::Occupied(read) => read.into_mut(),
         Entry::Vacant(free) => free.insert(match (&outcome, known.step(corpus)) {
             (Ok(model), Ok(corpus)) => {
-                let reading = Reading {
+                let reading = TokenizedCorpus {
                     corpus: corpus.output(Corpus::CORPUS)?,
                     tokenizer: model.output(InspectModel::TOKENIZER)?,
                     engine,

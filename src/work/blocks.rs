@@ -1,6 +1,6 @@
-//! Texts as tokens, and tokens as blocks of chunks. A chunk is a window of `context` tokens; a block is some chunks,
-//! the unit in which imatrices and figures are cached. What is left over after the last whole chunk of
-//! a text is not used, as in `llama-imatrix` and `llama-perplexity`.
+//! Tokenizes corpora and divides the tokens into blocks of chunks. A chunk is a window of `context` tokens. A block is a number of
+//! chunks, the unit in which imatrices and figures are cached. Tokens after the last whole chunk of a text are not used, as in
+//! `llama-imatrix` and `llama-perplexity`.
 
 use super::Context;
 use super::StepError;
@@ -16,12 +16,12 @@ use crate::digest::Fingerprint;
 use crate::store::Store;
 use crate::vocab::Chunking;
 
-/// The longest text that is tokenized in one piece, in bytes: what llama.cpp takes.
+/// The longest text that is tokenized in one piece, in bytes: the limit of llama.cpp.
 pub(super) const TEXT_CAP: u64 = (1 << 31) - 128;
 
-/// For each chunk of a cut, how many others may come after it: whole choices are few and close to each other, so they are told
-/// apart by more chunks than their many options.
-const OTHERS: usize = 4;
+/// How many times as many held-out chunks as chunks there can be. The final choices are few and close to each other, so comparing
+/// them needs more chunks than comparing the types of single groups.
+const HELD_OUT_FACTOR: usize = 4;
 
 /// Some chunks.
 #[derive(Debug, Clone)]
@@ -73,55 +73,55 @@ impl Block {
     }
 }
 
-/// How a corpus is cut.
+/// How a corpus is divided into chunks and blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Cut {
+pub struct BlockOptions {
     /// Tokens per chunk.
     pub context: u32,
-    /// At most so many chunks.
+    /// The maximum number of chunks.
     pub chunks: Option<u64>,
     /// Chunks per block.
     pub block: u32,
     /// Which chunks, if there are more.
-    pub take: Take,
+    pub sample: ChunkSample,
 }
 
-impl Cut {
-    /// Returns the cut that probes take: some chunks from everywhere.
+impl BlockOptions {
+    /// Returns the options of probes: chunks spread over the whole corpus.
     pub fn spread(context: u32, chunks: u64, block: u32) -> Self {
         Self {
             context,
             chunks: Some(chunks),
             block,
-            take: Take::Spread,
+            sample: ChunkSample::Spread,
         }
     }
 
-    /// Returns the same cut with others after it.
-    pub fn and_others(self) -> Self {
+    /// Returns the same options with held-out chunks.
+    pub fn with_held_out(self) -> Self {
         Self {
-            take: Take::SpreadAndOthers,
+            sample: ChunkSample::SpreadAndHeldOut,
             ..self
         }
     }
 }
 
-/// Which of a corpus's chunks are taken.
+/// Which chunks of a corpus are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Take {
-    /// The first, in blocks of chunks that follow each other, as `llama-imatrix` and `llama-perplexity` do.
+pub enum ChunkSample {
+    /// The first chunks, in blocks of consecutive chunks, as in `llama-imatrix` and `llama-perplexity`.
     First,
-    /// As many from every part of the corpus, and each block again from all of it: what a few chunks show is then not the
-    /// first file's alone.
+    /// Chunks spread evenly over the corpus, and each block spread over all of it, so that a few chunks do not represent only the
+    /// first file.
     Spread,
-    /// Those, and after them four times as many others, again from every part, or all others if there are fewer, but at least half
-    /// as many: what was chosen by the first ones is judged on them. Blocks have chunks of one kind only.
-    SpreadAndOthers,
+    /// The same, followed by held-out chunks to evaluate the choices that the first ones lead to: four times as many, spread
+    /// likewise, or all that are left. There are none if less than half as many are left. No block mixes the two kinds.
+    SpreadAndHeldOut,
 }
 
-/// A corpus as a model reads it.
+/// A corpus in the tokens of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Reading {
+pub struct TokenizedCorpus {
     /// The corpus.
     pub corpus: BlobDigest,
     /// The model's vocabulary.
@@ -130,8 +130,8 @@ pub struct Reading {
     pub engine: Fingerprint,
 }
 
-impl Reading {
-    /// Returns the actions that tokenize the texts, in order: one for each text that is cut by itself.
+impl TokenizedCorpus {
+    /// Returns the actions that tokenize the texts, in order: one for each text that is divided by itself.
     fn actions(&self, store: &Store) -> Result<Vec<Action>, StepError> {
         let document: Document = decode(store, "corpus", self.corpus)?;
         let texts = match document.chunking {
@@ -154,44 +154,47 @@ impl Reading {
     /// # Errors
     ///
     /// [`StepError::Input`] if the corpus is shorter than a chunk; errors of tokenizing.
-    pub fn blocks(&self, context: &Context<'_>, cut: Cut) -> Result<Vec<Block>, StepError> {
-        let mut cutter = Cutter::new(cut);
+    pub fn blocks(&self, context: &Context<'_>, options: BlockOptions) -> Result<Vec<Block>, StepError> {
+        let mut builder = BlockBuilder::new(options);
         for (at, action) in self.actions(context.store())?.iter().enumerate() {
             let performed = context.perform_part(&format!("text {at}"), action)?;
-            cutter.add(&performed.result, context.store())?;
+            builder.add(&performed.result, context.store())?;
         }
-        let tokens = cutter.tokens;
-        let blocks = cutter.blocks();
+        let tokens = builder.tokens;
+        let blocks = builder.blocks();
         if blocks.is_empty() {
             return Err(StepError::input_hint(
-                format!("the corpus has {tokens} tokens, less than one chunk of {}", cut.context),
+                format!(
+                    "the corpus has {tokens} tokens, less than one chunk of {}",
+                    options.context
+                ),
                 "give it more text, or lower `context`",
             ));
         }
         Ok(blocks)
     }
 
-    /// Returns the corpus in blocks if all of its texts were tokenized before; nothing is tokenized now.
+    /// Returns the corpus in blocks if the store has the tokens of all its texts; otherwise `None`.
     ///
     /// # Errors
     ///
     /// Errors of the store.
-    pub fn known_blocks(&self, store: &Store, cut: Cut) -> Result<Option<Vec<Block>>, StepError> {
-        let mut cutter = Cutter::new(cut);
+    pub fn known_blocks(&self, store: &Store, options: BlockOptions) -> Result<Option<Vec<Block>>, StepError> {
+        let mut builder = BlockBuilder::new(options);
         for action in self.actions(store)? {
             let Some(result) = store.lookup(&action.digest())? else {
                 return Ok(None);
             };
-            cutter.add(&result, store)?;
+            builder.add(&result, store)?;
         }
-        Ok(Some(cutter.blocks()))
+        Ok(Some(builder.blocks()))
     }
 }
 
-/// Cuts tokens into blocks, text by text.
-struct Cutter {
-    cut: Cut,
-    /// How many chunks more there may be.
+/// Divides tokens into blocks, text by text.
+struct BlockBuilder {
+    options: BlockOptions,
+    /// How many more chunks are used.
     left: usize,
     /// The tokens of all texts.
     tokens: usize,
@@ -199,22 +202,22 @@ struct Cutter {
     texts: Vec<Vec<Vec<i32>>>,
 }
 
-impl Cutter {
-    fn new(cut: Cut) -> Self {
+impl BlockBuilder {
+    fn new(options: BlockOptions) -> Self {
         Self {
-            cut,
-            left: match cut.take {
-                Take::First => Self::most(cut),
-                // Which of them are taken depends on how many there are.
-                Take::Spread | Take::SpreadAndOthers => usize::MAX,
+            options,
+            left: match options.sample {
+                ChunkSample::First => Self::most(options),
+                // Which chunks are used depends on their number.
+                ChunkSample::Spread | ChunkSample::SpreadAndHeldOut => usize::MAX,
             },
             tokens: 0,
             texts: Vec::new(),
         }
     }
 
-    fn most(cut: Cut) -> usize {
-        usize::try_from(cut.chunks.unwrap_or(u64::MAX)).unwrap_or(usize::MAX)
+    fn most(options: BlockOptions) -> usize {
+        usize::try_from(options.chunks.unwrap_or(u64::MAX)).unwrap_or(usize::MAX)
     }
 
     fn add(&mut self, text: &ActionResult, store: &Store) -> Result<(), StepError> {
@@ -222,12 +225,12 @@ impl Cutter {
         let bos: i32 = fact_of(text, Tokens::BOS).unwrap_or(-1);
         self.tokens += bytes.len() / 4;
         let mut chunks = Vec::new();
-        for chunk in bytes.chunks_exact(self.cut.context as usize * 4) {
+        for chunk in bytes.chunks_exact(self.options.context as usize * 4) {
             if self.left == 0 {
                 break;
             }
             let mut chunk = decode_tokens(chunk);
-            // Every window begins as a text does. Done here, so that the digest covers it.
+            // Every chunk begins with BOS, as a text does. It is set here, so that the digest covers it.
             if bos >= 0 {
                 chunk[0] = bos;
             }
@@ -239,52 +242,52 @@ impl Cutter {
     }
 
     fn blocks(self) -> Vec<Block> {
-        let block = self.cut.block.max(1) as usize;
-        match self.cut.take {
-            Take::First => self
+        let block = self.options.block.max(1) as usize;
+        match self.options.sample {
+            ChunkSample::First => self
                 .texts
                 .iter()
                 .flat_map(|chunks| chunks.chunks(block))
                 .map(|chunks| Block::of(chunks.to_vec()))
                 .collect(),
-            Take::Spread | Take::SpreadAndOthers => {
+            ChunkSample::Spread | ChunkSample::SpreadAndHeldOut => {
                 let all: Vec<Vec<i32>> = self.texts.into_iter().flatten().collect();
-                let most = Self::most(self.cut);
+                let most = Self::most(self.options);
                 let taken: Vec<usize> = spread(all.len(), most).collect();
-                let others = match self.cut.take {
-                    Take::SpreadAndOthers => others(all.len(), &taken),
+                let held_out = match self.options.sample {
+                    ChunkSample::SpreadAndHeldOut => held_out(all.len(), &taken),
                     _ => Vec::new(),
                 };
-                [&taken, &others]
+                [&taken, &held_out]
                     .into_iter()
-                    .flat_map(|places| deal(places, block))
-                    .map(|dealt| Block::of(dealt.map(|at| all[at].clone()).collect()))
+                    .flat_map(|indices| distribute(indices, block))
+                    .map(|chosen| Block::of(chosen.map(|at| all[at].clone()).collect()))
                     .collect()
             }
         }
     }
 }
 
-/// Returns `most` of so many places, as far from each other as they can be.
+/// Returns the indices of at most `most` of `all` chunks, spread evenly.
 fn spread(all: usize, most: usize) -> impl Iterator<Item = usize> {
     let taken = most.min(all);
     // The middle of each of `taken` equal parts.
     (0..taken).map(move |at| ((2 * at as u128 + 1) * all as u128 / (2 * taken as u128)) as usize)
 }
 
-/// Returns [`OTHERS`] times as many places as were taken, of those that were not, or all of these; none if they are less than half as
-/// many.
-fn others(all: usize, taken: &[usize]) -> Vec<usize> {
+/// Returns the indices of held-out chunks: [`HELD_OUT_FACTOR`] times as many as are taken, or all that are left; none if less than
+/// half as many are left.
+fn held_out(all: usize, taken: &[usize]) -> Vec<usize> {
     let left: Vec<usize> = (0..all).filter(|at| taken.binary_search(at).is_err()).collect();
     if 2 * left.len() < taken.len() {
         return Vec::new();
     }
-    let most = taken.len().saturating_mul(OTHERS);
+    let most = taken.len().saturating_mul(HELD_OUT_FACTOR);
     spread(left.len(), most).map(|at| left[at]).collect()
 }
 
-/// Returns places in blocks of at most `block`, dealt like cards: each block has some from everywhere.
-fn deal(taken: &[usize], block: usize) -> impl Iterator<Item = impl Iterator<Item = usize>> {
+/// Distributes indices to blocks of at most `block` in round-robin order, so that each block is spread over all of them.
+fn distribute(taken: &[usize], block: usize) -> impl Iterator<Item = impl Iterator<Item = usize>> {
     let blocks = taken.len().div_ceil(block);
     (0..blocks).map(move |first| taken.iter().copied().skip(first).step_by(blocks))
 }
@@ -307,21 +310,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunks_come_from_everywhere_and_so_do_those_of_a_block() {
+    fn chunks_are_spread_evenly_and_so_are_those_of_a_block() {
         assert_eq!(spread(10, 2).collect::<Vec<_>>(), [2, 7]);
         assert_eq!(spread(3, 9).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(spread(0, 9).count(), 0);
         let taken: Vec<usize> = spread(160, 8).collect();
         assert_eq!(taken, [10, 30, 50, 70, 90, 110, 130, 150]);
-        let blocks: Vec<Vec<usize>> = deal(&taken, 3).map(Iterator::collect).collect();
+        let blocks: Vec<Vec<usize>> = distribute(&taken, 3).map(Iterator::collect).collect();
         assert_eq!(blocks, [vec![10, 70, 130], vec![30, 90, 150], vec![50, 110]]);
     }
 
     #[test]
-    fn others_are_none_of_those_that_were_taken() {
-        assert_eq!(others(20, &[5, 15]), [1, 3, 6, 8, 11, 13, 16, 18]);
-        assert_eq!(others(5, &[0, 2, 4]), [1, 3], "all that are left");
-        assert!(others(4, &[0, 1, 3]).is_empty(), "too few to judge by");
-        assert!(others(3, &[0, 1, 2]).is_empty());
+    fn held_out_chunks_are_not_among_the_taken_ones() {
+        assert_eq!(held_out(20, &[5, 15]), [1, 3, 6, 8, 11, 13, 16, 18]);
+        assert_eq!(held_out(5, &[0, 2, 4]), [1, 3], "all that are left");
+        assert!(held_out(4, &[0, 1, 3]).is_empty(), "too few to evaluate with");
+        assert!(held_out(3, &[0, 1, 2]).is_empty());
     }
 }

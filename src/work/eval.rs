@@ -9,9 +9,9 @@ use super::Context;
 use super::StepError;
 use super::Work;
 use super::blocks::Block;
-use super::blocks::Cut;
-use super::blocks::Reading;
-use super::blocks::Take;
+use super::blocks::BlockOptions;
+use super::blocks::ChunkSample;
+use super::blocks::TokenizedCorpus;
 use super::documents::DOCUMENT_CAP;
 use super::documents::encode;
 use super::references::Reference;
@@ -120,18 +120,18 @@ pub struct Document {
 
 impl Work for Eval {
     fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
-        let reading = Reading {
+        let tokenized = TokenizedCorpus {
             corpus: self.corpus,
             tokenizer: self.tokenizer,
             engine: self.engine,
         };
-        let cut = Cut {
+        let layout = BlockOptions {
             context: self.context,
             chunks: self.chunks,
             block: self.block,
-            take: Take::First,
+            sample: ChunkSample::First,
         };
-        let blocks = reading.blocks(context, cut)?;
+        let blocks = tokenized.blocks(context, layout)?;
         let document = figures(self, context, &blocks)?;
         let mut made = ActionOutputs::default();
         made.output(Self::FIGURES, context.store().put(&encode(&document)?)?);

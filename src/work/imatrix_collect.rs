@@ -4,9 +4,9 @@ use super::ActionOutputs;
 use super::Context;
 use super::StepError;
 use super::Work;
-use super::blocks::Cut;
-use super::blocks::Reading;
-use super::blocks::Take;
+use super::blocks::BlockOptions;
+use super::blocks::ChunkSample;
+use super::blocks::TokenizedCorpus;
 use super::imatrix;
 use crate::action::Action;
 use crate::action::ImatrixBlock;
@@ -17,18 +17,18 @@ use crate::observer::Unit;
 
 impl Work for ImatrixCollect {
     fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
-        let reading = Reading {
+        let tokenized = TokenizedCorpus {
             corpus: self.corpus,
             tokenizer: self.tokenizer,
             engine: self.engine,
         };
-        let cut = Cut {
+        let layout = BlockOptions {
             context: self.context,
             chunks: self.chunks,
             block: self.block,
-            take: Take::First,
+            sample: ChunkSample::First,
         };
-        let blocks = reading.blocks(context, cut)?;
+        let blocks = tokenized.blocks(context, layout)?;
         let total: u64 = blocks.iter().map(|block| block.chunks.len() as u64).sum();
         context.expect(Unit::Chunks, total);
         let mut sum: Option<Imatrix> = None;

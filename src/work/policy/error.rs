@@ -17,8 +17,8 @@ use crate::tensor_type::TensorType;
 use crate::work::Context;
 use crate::work::LocatedModel;
 use crate::work::StepError;
-use crate::work::blocks::Cut;
-use crate::work::blocks::Reading;
+use crate::work::blocks::BlockOptions;
+use crate::work::blocks::TokenizedCorpus;
 use crate::work::join::Slices;
 use crate::work::probe::ProbeRunner;
 use crate::work::probe::Variant;
@@ -151,12 +151,15 @@ fn measure(
     };
     // The last one is the model itself.
     let variants: Vec<Variant> = asked.iter().map(variant).chain([Variant::new()]).collect();
-    let reading = Reading {
+    let tokenized = TokenizedCorpus {
         corpus: probes.corpus,
         tokenizer: probes.tokenizer,
         engine: probes.evaluator,
     };
-    let blocks = reading.blocks(context, Cut::spread(probes.context, probes.chunks, probes.block))?;
+    let blocks = tokenized.blocks(
+        context,
+        BlockOptions::spread(probes.context, probes.chunks, probes.block),
+    )?;
     let reference = Reference {
         model: model.compute,
         tokenizer: probes.tokenizer,

@@ -21,8 +21,8 @@ use crate::policy::Probe;
 use crate::prose;
 use crate::work::Context;
 use crate::work::StepError;
-use crate::work::blocks::Cut;
-use crate::work::blocks::Reading;
+use crate::work::blocks::BlockOptions;
+use crate::work::blocks::TokenizedCorpus;
 use crate::work::join::Slices;
 use crate::work::probe::ProbeRunner;
 use crate::work::references::Reference;
@@ -43,13 +43,13 @@ pub(super) fn choose(stored: Stored<'_, '_>, method: &Document, slices: Slices) 
     let located = context.located();
     let model = located.model(&method.model)?;
     let tensors = Tensors::of_model(context, model, slices, method.imatrix, method.quantizer)?;
-    let reading = Reading {
+    let tokenized = TokenizedCorpus {
         corpus: method.corpus,
         tokenizer: method.tokenizer,
         engine: method.evaluator,
     };
-    let cut = Cut::spread(method.context, method.chunks, method.block).and_others();
-    let blocks = reading.blocks(context, cut)?;
+    let layout = BlockOptions::spread(method.context, method.chunks, method.block).with_held_out();
+    let blocks = tokenized.blocks(context, layout)?;
     let reference = Reference {
         model: method.model,
         tokenizer: method.tokenizer,
