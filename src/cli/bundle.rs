@@ -76,8 +76,8 @@ fn envelope(target: &Target) -> Result<Envelope, Failure> {
         ));
     };
     let envelope = Envelope::parse(&bytes).map_err(|error| broken(format!("`{name}`: {error}")))?;
-    match envelope.flaws(&manifest, &[]).first() {
+    match envelope.problems(&manifest, &[]).first() {
         None => Ok(envelope),
-        Some(flaw) => Err(broken(format!("`{name}`: {flaw}"))),
+        Some(problem) => Err(broken(format!("`{name}`: {problem}"))),
     }
 }

@@ -67,7 +67,7 @@ pub fn sign_manifest(target: &Target, key: &SecretKey) -> Result<(PathBuf, Signi
     })?;
     let (envelope, signing) = match there {
         Some(envelope) if envelope.is_of(&bytes) => {
-            if envelope.flaws(&bytes, std::slice::from_ref(key.public())).is_empty() {
+            if envelope.problems(&bytes, std::slice::from_ref(key.public())).is_empty() {
                 return Ok((path, Signing::Unchanged));
             }
             let mut envelope = envelope;
@@ -93,5 +93,5 @@ pub fn is_signed(target: &Target, key: &PublicKey) -> bool {
     ) else {
         return false;
     };
-    Envelope::parse(&there).is_ok_and(|envelope| envelope.flaws(&bytes, std::slice::from_ref(key)).is_empty())
+    Envelope::parse(&there).is_ok_and(|envelope| envelope.problems(&bytes, std::slice::from_ref(key)).is_empty())
 }

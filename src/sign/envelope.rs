@@ -46,23 +46,23 @@ pub enum EnvelopeError {
 
 /// What is wrong with an envelope as the signature of a payload.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Flaw {
-    /// The payload is not what is beside it.
+pub enum EnvelopeProblem {
+    /// The payload differs from the manifest.
     #[error("it signs bytes other than the manifest's{}", at.map(|at| format!(": they differ from byte {at} on")).unwrap_or_default())]
     Payload {
         /// The first byte that differs, where both are readable.
         at: Option<u64>,
     },
-    /// The payload is called something else.
+    /// The payload has another type.
     #[error("its payloadType is `{found}`, not `{PAYLOAD_TYPE}`")]
     Type {
-        /// What it is called.
+        /// The type.
         found: String,
     },
     /// Nobody signed.
     #[error("it contains no signature")]
     Empty,
-    /// A key that must have signed has not, or what stands under its name is not its signature.
+    /// A key that must have signed has not, or the signature with its name is invalid.
     #[error("{}", match named { true => format!("the signature by key {} is invalid", key.short()), false => format!("key {} has not signed it", key.short()) })]
     Key {
         /// The key.
@@ -70,7 +70,7 @@ pub enum Flaw {
         /// Whether a signature has the key's name.
         named: bool,
     },
-    /// A good signature stands under another key's name.
+    /// A valid signature has the name of another key.
     #[error("the signature by key {} has the key ID `{found}`", key.short())]
     Name {
         /// The key.
@@ -132,22 +132,22 @@ impl Envelope {
         self.payload_type == PAYLOAD_TYPE && self.payload().as_deref() == Some(payload)
     }
 
-    /// Holds the envelope against the bytes that it should sign, and against every key that must have signed. Returns
-    /// all that is wrong.
-    pub fn flaws(&self, payload: &[u8], keys: &[PublicKey]) -> Vec<Flaw> {
-        let mut flaws = Vec::new();
+    /// Compares the envelope with the payload that it should sign, and verifies the signatures of all keys that must have signed
+    /// it. Returns all problems.
+    pub fn problems(&self, payload: &[u8], keys: &[PublicKey]) -> Vec<EnvelopeProblem> {
+        let mut problems = Vec::new();
         let held = self.payload();
         if held.as_deref() != Some(payload) {
             let at = held.as_deref().map(|held| first_difference(held, payload));
-            flaws.push(Flaw::Payload { at });
+            problems.push(EnvelopeProblem::Payload { at });
         }
         if self.payload_type != PAYLOAD_TYPE {
-            flaws.push(Flaw::Type {
+            problems.push(EnvelopeProblem::Type {
                 found: self.payload_type.chars().take(100).collect(),
             });
         }
         if self.signatures.is_empty() {
-            flaws.push(Flaw::Empty);
+            problems.push(EnvelopeProblem::Empty);
         }
         // What was signed is what is held: a manifest that was changed is said above, and its signature may be good.
         let signed = pae(&self.payload_type, held.as_deref().unwrap_or(payload));
@@ -157,12 +157,12 @@ impl Envelope {
             });
             let id = key.id();
             match good {
-                None => flaws.push(Flaw::Key {
+                None => problems.push(EnvelopeProblem::Key {
                     key: id.clone(),
                     named: self.signatures.iter().any(|signature| signature.keyid == id.as_str()),
                 }),
                 Some(signature) if !signature.keyid.is_empty() && signature.keyid != id.as_str() => {
-                    flaws.push(Flaw::Name {
+                    problems.push(EnvelopeProblem::Name {
                         key: id.clone(),
                         found: signature.keyid.chars().take(100).collect(),
                     });
@@ -170,7 +170,7 @@ impl Envelope {
                 Some(_) => {}
             }
         }
-        flaws
+        problems
     }
 }
 
@@ -203,7 +203,7 @@ mod tests {
         let signer = key(1);
         let keys = [signer.public().clone()];
         let envelope = Envelope::sign(payload, &signer);
-        assert_eq!(envelope.flaws(payload, &keys), []);
+        assert_eq!(envelope.problems(payload, &keys), []);
         let bytes = envelope.to_bytes();
         assert_eq!(Envelope::parse(&bytes).unwrap(), envelope);
         for at in 0..bytes.len() {
@@ -213,14 +213,17 @@ mod tests {
                     continue;
                 }
                 changed[at] = byte;
-                let found = Envelope::parse(&changed).map(|envelope| envelope.flaws(payload, &keys));
+                let found = Envelope::parse(&changed).map(|envelope| envelope.problems(payload, &keys));
                 assert!(found != Ok(Vec::new()), "byte {at} became {byte}");
             }
         }
         for at in 0..payload.len() {
             let mut changed = payload.to_vec();
             changed[at] ^= 1;
-            assert_eq!(envelope.flaws(&changed, &keys), [Flaw::Payload { at: Some(at as u64) }]);
+            assert_eq!(
+                envelope.problems(&changed, &keys),
+                [EnvelopeProblem::Payload { at: Some(at as u64) }]
+            );
         }
     }
 
@@ -228,22 +231,22 @@ mod tests {
     fn every_key_that_is_asked_for_must_have_signed() {
         let (first, second) = (key(1), key(2));
         let mut envelope = Envelope::sign(b"payload", &first);
-        let missing = Flaw::Key {
+        let missing = EnvelopeProblem::Key {
             key: second.public().id().clone(),
             named: false,
         };
         let keys = [first.public().clone(), second.public().clone()];
-        assert_eq!(envelope.flaws(b"payload", &keys), [missing]);
+        assert_eq!(envelope.problems(b"payload", &keys), [missing]);
         envelope.add(b"payload", &second);
         envelope.add(b"payload", &first);
         assert_eq!(envelope.signatures.len(), 2, "a key signs once");
-        assert_eq!(envelope.flaws(b"payload", &keys), []);
+        assert_eq!(envelope.problems(b"payload", &keys), []);
         // An envelope of another program, which leaves names out.
         for signature in &mut envelope.signatures {
             signature.keyid.clear();
         }
-        assert_eq!(envelope.flaws(b"payload", &keys), []);
+        assert_eq!(envelope.problems(b"payload", &keys), []);
         envelope.signatures.clear();
-        assert_eq!(envelope.flaws(b"payload", &[]), [Flaw::Empty]);
+        assert_eq!(envelope.problems(b"payload", &[]), [EnvelopeProblem::Empty]);
     }
 }

@@ -11,7 +11,7 @@ pub use bundle::Bundle;
 pub use bundle::MEDIA_TYPE;
 pub use envelope::Envelope;
 pub use envelope::EnvelopeError;
-pub use envelope::Flaw;
+pub use envelope::EnvelopeProblem;
 pub use envelope::PAYLOAD_TYPE;
 pub use envelope::Signature;
 pub use envelope::pae;

@@ -69,7 +69,7 @@ pub use tombstone::RemovalReason;
 pub use tombstone::Tombstone;
 pub use verify::CheckControl;
 pub use verify::CheckReport;
-pub use verify::Flaw;
+pub use verify::Damage;
 pub use verify::Owner;
 pub use verify::Sample;
 

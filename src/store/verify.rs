@@ -32,7 +32,7 @@ use crate::store::survey::list_if_there;
 
 use crate::store::borrow_index::BORROWED_KIND;
 pub use found::CheckReport;
-pub use found::Flaw;
+pub use found::Damage;
 pub use found::Owner;
 pub use found::Sample;
 use read::Item;
@@ -65,7 +65,7 @@ impl Store {
     pub fn check(&self, sample: Sample, threads: usize, control: CheckControl<'_>) -> Result<CheckReport, StoreError> {
         let mut report = CheckReport::default();
         // What was quarantined when the store was opened.
-        report.flaws.extend(self.inner.moved.iter().cloned().map(Flaw::from));
+        report.damage.extend(self.inner.moved.iter().cloned().map(Damage::from));
         let (blobs, odd) = self.sharded(layout::CAS)?;
         let mut foreign = self.quarantine_odd_entries(&mut report, odd)?;
         let indexes = self.all_indexes()?;
@@ -84,14 +84,14 @@ impl Store {
         report.stopped = (control.stop)();
         report.blobs = seen.blobs;
         report.borrowed_files = seen.borrowed_files;
-        report.flaws.extend(seen.flaws);
+        report.damage.extend(seen.damage);
         self.check_notes(&mut report, &mut foreign)?;
         let index = self.check_results(&mut report, &mut foreign)?;
         report.foreign = foreign;
-        for flaw in &mut report.flaws {
-            match flaw {
-                Flaw::Blob { hash, owners, .. } => *owners = self.owners(&index, hash),
-                Flaw::BorrowedBlob { digest, owners, .. } => *owners = self.owners(&index, &digest.hash),
+        for damage in &mut report.damage {
+            match damage {
+                Damage::Blob { hash, owners, .. } => *owners = self.owners(&index, hash),
+                Damage::BorrowedBlob { digest, owners, .. } => *owners = self.owners(&index, &digest.hash),
                 _ => {}
             }
         }
@@ -105,7 +105,9 @@ impl Store {
         let mut foreign = Vec::new();
         for path in odd {
             if quarantine::is_hash_path(self.root(), &path) {
-                report.flaws.extend(self.quarantine_unless_file(&path)?.map(Flaw::from));
+                report
+                    .damage
+                    .extend(self.quarantine_unless_file(&path)?.map(Damage::from));
             } else {
                 foreign.push(path);
             }
@@ -133,7 +135,9 @@ impl Store {
                 if entry.is_file {
                     self.check_note(report, &path, called, kind, &name)?;
                 } else {
-                    report.flaws.extend(self.quarantine_unless_file(&path)?.map(Flaw::from));
+                    report
+                        .damage
+                        .extend(self.quarantine_unless_file(&path)?.map(Damage::from));
                 }
             }
         }
@@ -146,16 +150,16 @@ impl Store {
         // A damaged entry counts as missing, and is replaced when its file is read next.
         for (_, file) in entries.iter().filter(|(_, file)| file.kind != FileKind::Plain) {
             report
-                .flaws
-                .extend(self.quarantine_unless_file(&file.path)?.map(Flaw::from));
+                .damage
+                .extend(self.quarantine_unless_file(&file.path)?.map(Damage::from));
         }
         foreign.extend(self.quarantine_odd_entries(report, odd)?);
         let runs = self.root().join(layout::RUNS);
         for entry in list_if_there(&runs)? {
             if !entry.is_file && !layout::RUN_FOLDERS.iter().any(|folder| entry.name == **folder) {
                 report
-                    .flaws
-                    .extend(self.quarantine_unless_file(&runs.join(&entry.name))?.map(Flaw::from));
+                    .damage
+                    .extend(self.quarantine_unless_file(&runs.join(&entry.name))?.map(Damage::from));
             }
         }
         Ok(())
@@ -180,7 +184,7 @@ impl Store {
             return Ok(());
         };
         let moved_to = self.quarantine_locked(&hash, path, &stamp, &format!(".{kind}"))?;
-        report.flaws.push(Flaw::Note {
+        report.damage.push(Damage::Note {
             directory,
             name: name.to_owned(),
             moved_to,
@@ -201,8 +205,8 @@ impl Store {
             report.results += 1;
             if file.kind != FileKind::Plain {
                 report
-                    .flaws
-                    .extend(self.quarantine_unless_file(&file.path)?.map(Flaw::from));
+                    .damage
+                    .extend(self.quarantine_unless_file(&file.path)?.map(Damage::from));
                 continue;
             }
             let found = match self.peek(&key) {
@@ -234,7 +238,7 @@ impl Store {
             self.kinds_of_documents()?
         };
         for (key, moved_to) in damaged {
-            report.flaws.push(Flaw::Result {
+            report.damage.push(Damage::Result {
                 kind: kinds.get(&key).cloned(),
                 key,
                 moved_to,
@@ -275,7 +279,7 @@ impl Store {
         owners
     }
 
-    /// Removes the results that have lost a blob. That is a flaw only if nothing explains the loss. `explained` are the blobs
+    /// Removes the results that have lost a blob. The loss is reported as damage only if nothing explains it. `explained` are the blobs
     /// that were borrowed when the check began: such a blob may have been lost with its file.
     fn drop_incomplete(
         &self,
@@ -285,10 +289,10 @@ impl Store {
     ) -> Result<(), StoreError> {
         // Those that were borrowed since, too.
         explained.extend(borrowed_in(&self.all_indexes()?));
-        for flaw in &report.flaws {
-            match flaw {
-                Flaw::Blob { hash, .. } => explained.extend([*hash]),
-                Flaw::BorrowedBlob { digest, .. } => explained.extend([digest.hash]),
+        for damage in &report.damage {
+            match damage {
+                Damage::Blob { hash, .. } => explained.extend([*hash]),
+                Damage::BorrowedBlob { digest, .. } => explained.extend([digest.hash]),
                 _ => {}
             }
         }
@@ -322,7 +326,7 @@ impl Store {
             let unexplained = missing.iter().find(|digest| !explained.contains(&digest.hash));
             if let Some(digest) = unexplained {
                 let output = result.outputs.iter().find(|(_, output)| *output == digest);
-                report.flaws.push(Flaw::Gone {
+                report.damage.push(Damage::Gone {
                     digest: *digest,
                     owner: Owner {
                         key: *key,

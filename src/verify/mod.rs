@@ -138,7 +138,7 @@ pub fn read_signatures(path: &Path) -> Result<Option<Vec<u8>>, PathError> {
     }
 }
 
-/// Verifies an output. Every key in `keys` must have signed. `progress` is told the bytes of the output that were read.
+/// Verifies an output. Every key in `keys` must have signed. `progress` gets the number of bytes of the output that were read.
 pub fn verify(target: &Target, keys: &[PublicKey], progress: &(dyn Fn(u64) + Sync)) -> Verified {
     let mut verified = Verified {
         output: target.output.clone(),
@@ -197,18 +197,18 @@ fn signatures(target: &Target, manifest: &[u8], keys: &[PublicKey], verified: &m
     };
     match Envelope::parse(&bytes) {
         Ok(envelope) => {
-            let flaws = envelope.flaws(manifest, keys);
-            for flaw in &flaws {
-                let place = match flaw {
-                    sign::Flaw::Payload { .. } => "payload",
-                    sign::Flaw::Type { .. } => "payloadType",
+            let problems = envelope.problems(manifest, keys);
+            for problem in &problems {
+                let place = match problem {
+                    sign::EnvelopeProblem::Payload { .. } => "payload",
+                    sign::EnvelopeProblem::Type { .. } => "payloadType",
                     _ => "signatures",
                 };
-                say(place, flaw.to_string());
+                say(place, problem.to_string());
             }
-            let missing = flaws
+            let missing = problems
                 .iter()
-                .filter(|flaw| matches!(flaw, sign::Flaw::Key { .. }))
+                .filter(|problem| matches!(problem, sign::EnvelopeProblem::Key { .. }))
                 .count();
             verified.keys = keys.len() - missing;
             verified.signers = envelope

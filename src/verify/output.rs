@@ -108,7 +108,7 @@ struct Found {
     problems: Vec<Problem>,
 }
 
-/// Cuts the file into stretches; tensors that cannot be where the manifest puts them are told and left out.
+/// Divides the file into stretches. Tensors with an impossible place in the manifest are reported and left out.
 fn segments<'f>(facts: &'f Facts, size: u64, problems: &mut Vec<Problem>) -> Vec<Segment<'f>> {
     let mut wanted: Vec<(u64, u64, Stretch<'f>)> = Vec::new();
     if let Some(header) = &facts.header {

@@ -86,14 +86,14 @@ fn any_order(index: &serde_json::Value) -> String {
 }
 
 /// Damages a file, asserts that a check finds and names it, and that all is well after the next build.
-fn is_found(forge: &Forge, path: &Path, random: &mut Random, flaw: &str, words: &[&str]) {
+fn is_found(forge: &Forge, path: &Path, random: &mut Random, kind: &str, words: &[&str]) {
     let before = candidates(&forge.path("out"));
     damage(path, Damage::Flip, random);
     let (run, lines) = verify(forge);
     assert_eq!(run.status, Some(1), "{}: {}{}", path.display(), run.stdout, run.stderr);
     let found: Vec<&serde_json::Value> = lines.iter().filter(|line| line["reason"] == "cache-damage").collect();
     assert_eq!(found.len(), 1, "{}: {found:?}", path.display());
-    assert_eq!(found[0]["damage"], flaw, "{found:?}");
+    assert_eq!(found[0]["damage"], kind, "{found:?}");
     let message = found[0]["message"].as_str().unwrap();
     for word in words {
         assert!(message.contains(word), "{message}: no `{word}`");
@@ -204,12 +204,12 @@ fn a_flipped_bit_anywhere_in_an_output_is_found() {
         write_keeping_stamps(&forge, &path, &bytes);
         let (run, lines) = verify(&forge);
         assert_eq!(run.status, Some(1), "byte {at}: {}{}", run.stdout, run.stderr);
-        let flaw = &lines[0];
+        let line = &lines[0];
         assert!(
-            flaw["damage"] == "borrowed-blob" || flaw["damage"] == "output",
-            "{flaw}"
+            line["damage"] == "borrowed-blob" || line["damage"] == "output",
+            "{line}"
         );
-        assert_eq!(flaw["path"].as_str(), path.to_str());
+        assert_eq!(line["path"].as_str(), path.to_str());
         build_well(&forge, "out");
         assert!(candidates(&forge.path("out")) == before, "byte {at}");
         assert_clean(&forge, "after the next build");

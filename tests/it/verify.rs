@@ -198,12 +198,12 @@ fn a_change_of_any_byte_of_an_output_is_found_with_its_position() {
 
 /// What a manifest's bytes say against each other and against the signature; the output is not read.
 fn document_problems(manifest: &[u8], envelope: &Envelope, key: &PublicKey) -> (bool, Vec<Problem>) {
-    let flaws = envelope.flaws(manifest, std::slice::from_ref(key));
+    let found = envelope.problems(manifest, std::slice::from_ref(key));
     let problems = match Manifest::parse(manifest) {
         Ok(parsed) => verify::check_document(&parsed, manifest).1,
-        Err(_) => return (!flaws.is_empty(), Vec::new()),
+        Err(_) => return (!found.is_empty(), Vec::new()),
     };
-    (!flaws.is_empty(), problems)
+    (!found.is_empty(), problems)
 }
 
 #[test]
@@ -232,9 +232,9 @@ fn a_change_of_any_byte_of_a_manifest_or_signature_is_found() {
         let bit = random.below(8);
         let mut changed = signature.clone();
         changed[at] ^= 1 << bit;
-        let flaws = Envelope::parse(&changed).map(|envelope| envelope.flaws(&manifest, std::slice::from_ref(&key)));
+        let found = Envelope::parse(&changed).map(|envelope| envelope.problems(&manifest, std::slice::from_ref(&key)));
         assert!(
-            flaws.is_err() || flaws.as_ref().is_ok_and(|flaws| !flaws.is_empty()),
+            found.is_err() || found.as_ref().is_ok_and(|found| !found.is_empty()),
             "bit {bit} of byte {at}"
         );
     }

@@ -39,11 +39,11 @@ pub(super) fn pin(args: &args::Pin, files: &Files, terminal: &Terminal) -> Resul
         for manifest in manifests(&store, files, target)? {
             let pinned = store.pin(target, &manifest).map_err(|error| failure(&error))?;
             if terminal.is_json() {
-                let mut told = facts(&pinned.pin);
-                told["kept"] = json!(pinned.kept);
-                told["missing"] = json!(pinned.gone);
-                told["borrowed"] = json!(pinned.borrowed.values().sum::<u64>());
-                line(terminal, "cache-pin", told);
+                let mut fields = facts(&pinned.pin);
+                fields["kept"] = json!(pinned.kept);
+                fields["missing"] = json!(pinned.gone);
+                fields["borrowed"] = json!(pinned.borrowed.values().sum::<u64>());
+                line(terminal, "cache-pin", fields);
                 continue;
             }
             let how = if pinned.again {

@@ -27,7 +27,7 @@ use crate::prose;
 use crate::session::names::Names;
 use crate::store::CheckControl;
 use crate::store::CheckReport;
-use crate::store::Flaw;
+use crate::store::Damage;
 use crate::store::Owner;
 use crate::store::Sample;
 
@@ -54,20 +54,20 @@ pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Re
         )
         .map_err(|error| failure(&error))?;
     progress.end();
-    for flaw in &report.flaws {
+    for damage in &report.damage {
         if terminal.is_json() {
-            line(terminal, "cache-damage", flaw_facts(flaw, &names));
+            line(terminal, "cache-damage", damage_facts(damage, &names));
         } else {
-            terminal.diagnostic(&explain(flaw, &names));
+            terminal.diagnostic(&explain(damage, &names));
         }
     }
     print_summary(&report, terminal);
     if report.stopped {
         return Ok(Exit::Stopped);
     }
-    let flawed = !report.flaws.is_empty();
+    let is_damaged = !report.damage.is_empty();
     if let Some(recipe) = &args.repair
-        && flawed
+        && is_damaged
     {
         drop(store);
         let exit = build::repair(recipe, files, terminal, cancel)?;
@@ -75,7 +75,7 @@ pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Re
             return Ok(exit);
         }
     }
-    Ok(if flawed { Exit::Recipe } else { Exit::Done })
+    Ok(if is_damaged { Exit::Recipe } else { Exit::Done })
 }
 
 fn print_summary(report: &CheckReport, terminal: &Terminal) {
@@ -91,7 +91,7 @@ fn print_summary(report: &CheckReport, terminal: &Terminal) {
                 "all_bytes": report.all.bytes,
                 "results": report.results,
                 "notes": report.notes,
-                "damaged": report.flaws.len(),
+                "damaged": report.damage.len(),
                 "dropped": report.dropped,
                 "foreign": report.foreign.iter().map(|path| path.display().to_string()).collect::<Vec<_>>(),
                 "stopped": report.stopped,
@@ -121,26 +121,26 @@ fn print_summary(report: &CheckReport, terminal: &Terminal) {
         0 => String::new(),
         files => format!(" and {}", prose::count(files, "output")),
     };
-    let flaws = match report.flaws.len() {
+    let damage = match report.damage.len() {
         0 => "nothing is damaged".to_owned(),
         1 => "1 is damaged".to_owned(),
-        flaws => format!("{flaws} are damaged"),
+        count => format!("{count} are damaged"),
     };
     let stopped = if report.stopped { "stopped: " } else { "" };
     terminal.line(&format!(
-        "forge: {stopped}{}{outputs} ({}{part}), {} and {} read: {flaws}",
+        "forge: {stopped}{}{outputs} ({}{part}), {} and {} read: {damage}",
         prose::count(report.blobs.files, "blob"),
         prose::bytes(read),
         prose::count(report.results, "result"),
         prose::count(report.notes, "note")
     ));
-    if report.flaws.iter().any(is_remade) {
+    if report.damage.iter().any(is_remade) {
         terminal.line("forge: `forge build RECIPE` restores it (or `forge cache verify --repair RECIPE`)");
     }
 }
 
-fn is_remade(flaw: &Flaw) -> bool {
-    !matches!(flaw, Flaw::Note { .. } | Flaw::NotAFile { .. })
+fn is_remade(damage: &Damage) -> bool {
+    !matches!(damage, Damage::Note { .. } | Damage::NotAFile { .. })
 }
 
 /// Says what an output of an action is, as well as that is known.
@@ -167,9 +167,9 @@ fn describe_owners(owners: &[Owner], otherwise: Option<&str>, names: &Names) -> 
     }
 }
 
-fn sentence(flaw: &Flaw, names: &Names) -> (String, Option<String>) {
-    match flaw {
-        Flaw::Blob {
+fn sentence(damage: &Damage, names: &Names) -> (String, Option<String>) {
+    match damage {
+        Damage::Blob {
             hash, moved_to, owners, ..
         } => (
             format!(
@@ -179,11 +179,11 @@ fn sentence(flaw: &Flaw, names: &Names) -> (String, Option<String>) {
             ),
             Some(format!("it was moved to `{}`", moved_to.display())),
         ),
-        Flaw::NotAFile { path, moved_to, what } => (
+        Damage::NotAFile { path, moved_to, what } => (
             format!("`{}` was {what}, which does not belong there", path.display()),
             Some(format!("it was moved to `{}`", moved_to.display())),
         ),
-        Flaw::Result { key, kind, moved_to } => (
+        Damage::Result { key, kind, moved_to } => (
             format!(
                 "result {} is damaged: {}",
                 key.short(),
@@ -195,7 +195,7 @@ fn sentence(flaw: &Flaw, names: &Names) -> (String, Option<String>) {
             ),
             Some(format!("it was moved to `{}`", moved_to.display())),
         ),
-        Flaw::Gone { digest, owner } => (
+        Damage::Gone { digest, owner } => (
             format!(
                 "blob {} is missing: {}",
                 digest.hash.short(),
@@ -203,7 +203,7 @@ fn sentence(flaw: &Flaw, names: &Names) -> (String, Option<String>) {
             ),
             Some("how it was lost is not known; the result that refers to it was dropped".to_owned()),
         ),
-        Flaw::BorrowedBlob { digest, path, owners } => (
+        Damage::BorrowedBlob { digest, path, owners } => (
             format!(
                 "`{}` no longer contains blob {}: {}",
                 path.display(),
@@ -212,14 +212,14 @@ fn sentence(flaw: &Flaw, names: &Names) -> (String, Option<String>) {
             ),
             Some("its bytes changed but its timestamps did not; the next build reads the file again".to_owned()),
         ),
-        Flaw::BorrowedFile { path } => (
+        Damage::BorrowedFile { path } => (
             format!("`{}` has changed but its timestamps have not", path.display()),
             Some(
                 "the tensors that the store borrows from it are intact; the next build writes the file again"
                     .to_owned(),
             ),
         ),
-        Flaw::Note {
+        Damage::Note {
             directory,
             name,
             moved_to,
@@ -233,13 +233,13 @@ fn sentence(flaw: &Flaw, names: &Names) -> (String, Option<String>) {
     }
 }
 
-fn explain(flaw: &Flaw, names: &Names) -> Diagnostic {
-    let (message, cause) = sentence(flaw, names);
+fn explain(damage: &Damage, names: &Names) -> Diagnostic {
+    let (message, cause) = sentence(damage, names);
     let diagnostic = Diagnostic::error(message).code("cache::damaged");
     cause.into_iter().fold(diagnostic, Diagnostic::caused_by)
 }
 
-fn flaw_facts(flaw: &Flaw, names: &Names) -> Value {
+fn damage_facts(damage: &Damage, names: &Names) -> Value {
     let owners = |owners: &[Owner]| -> Vec<Value> {
         owners
             .iter()
@@ -253,33 +253,35 @@ fn flaw_facts(flaw: &Flaw, names: &Names) -> Value {
             })
             .collect()
     };
-    let mut facts = match flaw {
-        Flaw::Blob {
+    let mut facts = match damage {
+        Damage::Blob {
             hash,
             bytes,
             moved_to,
             owners: of,
         } => json!({ "damage": "blob", "blob": format!("{hash}:{bytes}"), "moved_to": moved_to, "owners": owners(of) }),
-        Flaw::NotAFile { path, moved_to, .. } => json!({ "damage": "not-a-file", "path": path, "moved_to": moved_to }),
-        Flaw::Result { key, kind, moved_to } => {
+        Damage::NotAFile { path, moved_to, .. } => {
+            json!({ "damage": "not-a-file", "path": path, "moved_to": moved_to })
+        }
+        Damage::Result { key, kind, moved_to } => {
             json!({ "damage": "result", "key": key.to_string(), "kind": kind, "moved_to": moved_to })
         }
-        Flaw::Gone { digest, owner } => {
+        Damage::Gone { digest, owner } => {
             json!({ "damage": "missing", "blob": digest.to_string(), "owners": owners(std::slice::from_ref(owner)) })
         }
-        Flaw::BorrowedBlob {
+        Damage::BorrowedBlob {
             digest,
             path,
             owners: of,
         } => json!({ "damage": "borrowed-blob", "blob": digest.to_string(), "path": path, "owners": owners(of) }),
-        Flaw::BorrowedFile { path } => json!({ "damage": "output", "path": path }),
-        Flaw::Note {
+        Damage::BorrowedFile { path } => json!({ "damage": "output", "path": path }),
+        Damage::Note {
             directory,
             name,
             moved_to,
         } => json!({ "damage": "note", "directory": directory, "name": name, "moved_to": moved_to }),
     };
-    facts["message"] = json!(sentence(flaw, names).0);
+    facts["message"] = json!(sentence(damage, names).0);
     facts
 }
 

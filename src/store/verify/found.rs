@@ -32,7 +32,7 @@ pub struct Owner {
 
 /// Damage that a check found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Flaw {
+pub enum Damage {
     /// The bytes of a blob do not match its name.
     Blob {
         /// Its name.
@@ -94,7 +94,7 @@ pub enum Flaw {
     },
 }
 
-impl From<Quarantined> for Flaw {
+impl From<Quarantined> for Damage {
     fn from(moved: Quarantined) -> Self {
         Self::NotAFile {
             path: moved.path,
@@ -118,7 +118,7 @@ pub struct CheckReport {
     /// The number of notes that were checked.
     pub notes: u64,
     /// The damage that was found.
-    pub flaws: Vec<Flaw>,
+    pub damage: Vec<Damage>,
     /// The number of results that were removed because they had lost a blob: with an output that was deleted or changed, or by
     /// damage.
     pub dropped: u64,

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
 use super::CheckControl;
-use super::Flaw;
+use super::Damage;
 use crate::digest::Hash;
 use crate::fs;
 use crate::store::Amount;
@@ -40,7 +40,7 @@ impl Item {
 pub(super) struct Seen {
     pub(super) blobs: Amount,
     pub(super) borrowed_files: Amount,
-    pub(super) flaws: Vec<Flaw>,
+    pub(super) damage: Vec<Damage>,
 }
 
 impl Store {
@@ -71,7 +71,7 @@ impl Store {
                 match outcome {
                     Ok(found) => {
                         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-                        seen.flaws.extend(found.flaws);
+                        seen.damage.extend(found.damage);
                         seen.blobs.join(found.blobs);
                         seen.borrowed_files.join(found.borrowed_files);
                     }
@@ -102,8 +102,8 @@ impl Store {
             // It was removed or replaced by a borrowed blob meanwhile.
             Err(error) if error.is_not_found() => return Ok(seen),
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                seen.flaws
-                    .extend(self.quarantine_unless_file(&found.path)?.map(Flaw::from));
+                seen.damage
+                    .extend(self.quarantine_unless_file(&found.path)?.map(Damage::from));
                 return Ok(seen);
             }
             Err(error) => return Err(error.into()),
@@ -116,7 +116,7 @@ impl Store {
         };
         seen.blobs.add(stamp.size);
         if digest.is_none_or(|digest| digest.hash != *hash) {
-            seen.flaws.push(Flaw::Blob {
+            seen.damage.push(Damage::Blob {
                 hash: *hash,
                 bytes: stamp.size,
                 moved_to: self.quarantine(hash, &found.path, &stamp, "")?,
@@ -192,9 +192,9 @@ impl Store {
         }
         self.remove_from_index(&found.name, &wrong, &stamp)?;
         if wrong.is_empty() {
-            seen.flaws.push(Flaw::BorrowedFile { path: path.to_owned() });
+            seen.damage.push(Damage::BorrowedFile { path: path.to_owned() });
         }
-        seen.flaws.extend(wrong.into_iter().map(|digest| Flaw::BorrowedBlob {
+        seen.damage.extend(wrong.into_iter().map(|digest| Damage::BorrowedBlob {
             digest,
             path: path.to_owned(),
             owners: Vec::new(),
