@@ -81,7 +81,7 @@ pub(super) fn run(args: &args::Exec, files: &Files, terminal: &Terminal) -> Resu
         engines: &runtime.engines,
         workers: None,
         models: &models,
-        twice: None,
+        repeat: None,
         failed: None,
     };
     let context = Context::new("exec", &machine, Located::default());

@@ -24,6 +24,7 @@ mod policy_groups;
 mod policy_show;
 mod policy_source;
 mod progress;
+mod repeat;
 mod reproduce;
 mod settings;
 pub mod show;
@@ -33,7 +34,6 @@ mod table;
 mod terminal;
 mod text_file;
 mod trace;
-mod twice;
 mod verify;
 mod why;
 
@@ -149,7 +149,7 @@ fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
     let files = files::Files::new(&args.global);
     match &args.command {
         Command::Init(init) => files.init(init, terminal),
-        Command::Check(check) if check.twice.is_some() => twice::run(check, &files, terminal),
+        Command::Check(check) if check.twice.is_some() => repeat::run(check, &files, terminal),
         Command::Check(check) => files.check(check, terminal),
         Command::Show(show) => files.show(show, terminal),
         Command::Plan(plan) => plan::run(plan, &files, terminal),

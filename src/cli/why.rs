@@ -25,7 +25,7 @@ use crate::session::SessionError;
 use crate::step::Class;
 use crate::why::Answer;
 use crate::why::Overview;
-use crate::why::Reading;
+use crate::why::ReadFiles;
 use crate::why::Root;
 use crate::why::RootKind;
 use crate::why::Tree;
@@ -53,13 +53,17 @@ pub(super) fn run(args: &args::Why, files: &Files, terminal: &Terminal) -> Resul
         jobs: None,
     };
     let (session, _) = files.session(&target, terminal, cancel)?;
-    let reading = if args.no_read { Reading::Never } else { Reading::Unknown };
+    let read = if args.no_read {
+        ReadFiles::Never
+    } else {
+        ReadFiles::Unknown
+    };
     let wanted: Vec<String> = args.step.iter().cloned().collect();
     let reasons = if terminal.is_json() {
-        session.why(&wanted, args.tensor.as_deref(), reading, &Silent)
+        session.why(&wanted, args.tensor.as_deref(), read, &Silent)
     } else {
         let progress = Progress::new(terminal, session.graph());
-        session.why(&wanted, args.tensor.as_deref(), reading, &progress)
+        session.why(&wanted, args.tensor.as_deref(), read, &progress)
     };
     let reasons = match reasons {
         Err(SessionError::Step(error)) if error.class() == Class::Stopped => return Ok(Exit::Stopped),
@@ -238,8 +242,8 @@ fn follows(steps: &[String], text: &mut Block) {
 
 /// Several steps may have the same cause: it is printed once.
 fn tree<'t>(node: &'t Tree, depth: usize, seen: &mut BTreeSet<&'t str>, text: &mut Block) {
-    let told = !seen.insert(&node.step) && !node.causes.is_empty();
-    let again = if told { " (as above)" } else { "" };
+    let shown = !seen.insert(&node.step) && !node.causes.is_empty();
+    let again = if shown { " (as above)" } else { "" };
     let _ = writeln!(
         text,
         "{:width$}{}: {}{again}",
@@ -248,7 +252,7 @@ fn tree<'t>(node: &'t Tree, depth: usize, seen: &mut BTreeSet<&'t str>, text: &m
         node.what,
         width = 2 * depth
     );
-    if !told {
+    if !shown {
         for cause in &node.causes {
             tree(cause, depth + 1, seen, text);
         }

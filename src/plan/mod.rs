@@ -162,7 +162,7 @@ pub fn judge(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Judged, Step
     let mut missing = Vec::new();
     let mut expected = None;
     let decision = match env.store.find(&key)? {
-        Lookup::Hit(result) if env.is_twice(&node.id.to_string()) => {
+        Lookup::Hit(result) if env.is_repeated(&node.id.to_string()) => {
             expected = Some(outcome(result));
             Decision::Miss(Reason::Again)
         }

@@ -8,11 +8,11 @@ mod frozen;
 mod lock;
 pub mod names;
 mod record;
+mod repeat;
 pub mod reproduce;
 mod run;
 pub mod signing;
 mod space;
-mod twice;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -50,7 +50,7 @@ use crate::store::Store;
 use crate::store::StoreError;
 use crate::why::Answer;
 use crate::why::Overview;
-use crate::why::Reading;
+use crate::why::ReadFiles;
 use crate::why::TensorError;
 use crate::why::Why;
 use crate::work::DOCUMENT_CAP;
@@ -69,9 +69,9 @@ pub use lock::LockDifference;
 pub use lock::LockError;
 pub use lock::LockedEngine;
 pub use lock::LockedFile;
+pub use repeat::RepeatReport;
 pub use space::Need;
 pub use space::NoSpace;
-pub use twice::Compared;
 
 /// What runs the actions of a session.
 #[derive(Debug, Clone)]
@@ -269,7 +269,7 @@ impl Session {
     }
 
     /// Says why steps run, or when and why they ran last. Reads the user's files whose digest is not known, as a build would
-    /// first of all, unless `reading` forbids it; nothing else is done.
+    /// first of all, unless `read` forbids it; nothing else is done.
     ///
     /// # Errors
     ///
@@ -278,13 +278,13 @@ impl Session {
         &self,
         wanted: &[String],
         tensor: Option<&str>,
-        reading: Reading,
+        read: ReadFiles,
         observer: &dyn Observer,
     ) -> Result<Reasons, SessionError> {
         let env = self.env(observer);
         let nodes = find(&self.recipe, &self.graph, wanted)?;
         let _lease = self.store.lease()?;
-        let why = Why::look(&self.graph, &env, &nodes, reading)?;
+        let why = Why::new(&self.graph, &env, &nodes, read)?;
         if nodes.is_empty() {
             return Ok(Reasons::Overview(why.overview()));
         }
@@ -387,7 +387,7 @@ impl Session {
                 engines: &self.settings.runtime.engines,
                 workers: self.workers.as_ref(),
                 models: &self.models,
-                twice: None,
+                repeat: None,
                 failed: Some(&self.failed),
             },
             recipe: self.recipe.name.clone(),

@@ -451,8 +451,8 @@ impl Env<'_> {
         named.collect()
     }
 
-    /// Says whether the actions of a step run twice.
-    pub fn is_twice(&self, step: &str) -> bool {
-        self.machine.twice.as_ref().is_some_and(|twice| twice.wants(step))
+    /// Returns true if a repeatability check repeats the actions of a step.
+    pub fn is_repeated(&self, step: &str) -> bool {
+        self.machine.repeat.as_ref().is_some_and(|check| check.includes(step))
     }
 }

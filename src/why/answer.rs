@@ -20,12 +20,12 @@ pub enum Verdict {
     Cached,
     /// A tensor: nothing, its bytes are copied from the source as they are.
     Copied,
-    /// It cannot be told.
+    /// Unknown, because of an error.
     Error,
 }
 
 impl Verdict {
-    /// Returns whether something runs, as far as that can be told.
+    /// Returns true if something runs or may run.
     pub fn may_run(self) -> bool {
         matches!(self, Self::Runs | Self::MayRun | Self::Error)
     }
@@ -35,15 +35,15 @@ impl Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RootKind {
-    /// A file of the user's is another.
+    /// A source file was changed.
     Source,
-    /// A file of the user's must be read before anything can be told.
+    /// A source file must be read first.
     Unread,
-    /// The recipe says something else.
+    /// The recipe was changed.
     Recipe,
-    /// The engine is another.
+    /// The engine was changed.
     Engine,
-    /// Forge itself makes another form, or has other rules.
+    /// forge itself was changed: the form of a document, or its rules.
     Forge,
     /// It never ran for this recipe.
     New,
@@ -55,9 +55,9 @@ pub enum RootKind {
     Collected,
     /// The result is not in the store.
     Forgotten,
-    /// What there was before is no longer on record.
+    /// There is no record of the previous run.
     Unrecorded,
-    /// It cannot be told.
+    /// Unknown, because of an error.
     Error,
 }
 
@@ -142,7 +142,7 @@ pub struct Answer {
     pub tensor: Option<String>,
     /// What a build would do.
     pub verdict: Verdict,
-    /// The action's key, where it can be told.
+    /// The action's key, if it is known.
     pub key: Option<String>,
     /// In words.
     pub why: String,

@@ -37,7 +37,7 @@ pub use answer::Root;
 pub use answer::RootKind;
 pub use answer::Tree;
 pub use answer::Verdict;
-pub use survey::Reading;
+pub use survey::ReadFiles;
 pub use tensor::TensorError;
 
 use survey::Known;
@@ -56,14 +56,14 @@ pub struct Why<'a> {
 }
 
 impl<'a> Why<'a> {
-    /// Looks at every node, as a build would. Files of the user's whose digest is not known are read if `reading` says so,
-    /// and only those that the `wanted` nodes need; what is found out is kept, so that the build does not read them again.
+    /// Finds out what a build would do about every node. Reads source files with an unknown digest if `read` allows it, and only
+    /// those that the `wanted` nodes need. The store keeps the digests, so that the build does not read the files again.
     ///
     /// # Errors
     ///
     /// [`StepError::Stopped`] if the user stopped it while a file was read.
-    pub fn look(graph: &'a Graph, env: &'a Env<'a>, wanted: &[NodeId], reading: Reading) -> Result<Self, StepError> {
-        let survey = Survey::of(graph, env, wanted, reading)?;
+    pub fn new(graph: &'a Graph, env: &'a Env<'a>, wanted: &[NodeId], read: ReadFiles) -> Result<Self, StepError> {
+        let survey = Survey::of(graph, env, wanted, read)?;
         Ok(Self {
             graph,
             env,

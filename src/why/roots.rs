@@ -255,15 +255,15 @@ fn keys(old: &Metadata, new: &Metadata) -> Vec<Detail> {
 fn tensors(old: &ModelIndex, new: &ModelIndex) -> Vec<Detail> {
     let by_name = |index: &ModelIndex| -> BTreeMap<String, (String, BlobDigest)> {
         let tensors = index.tensors.iter().map(|tensor| {
-            let looks = format!("{} {:?}", tensor.ty, tensor.dims);
-            (tensor.name.clone(), (looks, tensor.bytes))
+            let shape = format!("{} {:?}", tensor.ty, tensor.dims);
+            (tensor.name.clone(), (shape, tensor.bytes))
         });
         tensors.collect()
     };
     let (old, new) = (by_name(old), by_name(new));
     let names = old.keys().chain(new.keys().filter(|name| !old.contains_key(*name)));
     let show =
-        |tensor: Option<&(String, BlobDigest)>| tensor.map(|(looks, bytes)| format!("{looks}, {}", bytes.hash.short()));
+        |tensor: Option<&(String, BlobDigest)>| tensor.map(|(shape, bytes)| format!("{shape}, {}", bytes.hash.short()));
     names
         .filter(|name| old.get(*name) != new.get(*name))
         .map(|name| Detail {

@@ -1,4 +1,4 @@
-//! What a build would do about every node, as far as that can be told.
+//! What a build would do about every node, as far as that is known.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -25,9 +25,9 @@ use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::store::ReadFile;
 
-/// Whether files may be read.
+/// Which source files to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reading {
+pub enum ReadFiles {
     /// Those whose digest is not known.
     Unknown,
     /// None.
@@ -46,11 +46,11 @@ pub(super) struct Known {
     pub(super) files: Vec<ReadFile>,
     /// The nodes that it waits for.
     pub(super) waits: Vec<NodeId>,
-    /// The action that would run if those gave what they gave last: what differs in it beside their digests is certain.
+    /// The action that would run if the inputs had their last results. Differences in it, except in their digests, are certain.
     pub(super) provisional: Option<Action>,
     /// The blobs that its result lacks.
     pub(super) missing: Vec<BlobDigest>,
-    /// What it gives, where that can be told.
+    /// Its outcome, if that is known.
     pub(super) outcome: Option<Arc<Outcome>>,
     pub(super) error: Option<Arc<StepError>>,
 }
@@ -82,7 +82,7 @@ pub(super) struct Survey {
 }
 
 impl Survey {
-    pub(super) fn of(graph: &Graph, env: &Env<'_>, wanted: &[NodeId], reading: Reading) -> Result<Self, StepError> {
+    pub(super) fn of(graph: &Graph, env: &Env<'_>, wanted: &[NodeId], files: ReadFiles) -> Result<Self, StepError> {
         let needed: BTreeSet<NodeId> = match wanted {
             [] => graph.nodes().map(|node| node.id.clone()).collect(),
             wanted => graph.only(wanted).nodes().map(|node| node.id.clone()).collect(),
@@ -93,8 +93,8 @@ impl Survey {
             nothing: Known::new(Verdict::Error),
         };
         for node in graph.nodes() {
-            let read = reading == Reading::Unknown && needed.contains(&node.id);
-            let known = survey.look(graph, env, node, read)?;
+            let read = files == ReadFiles::Unknown && needed.contains(&node.id);
+            let known = survey.inspect(graph, env, node, read)?;
             if let Some(outcome) = &known.outcome {
                 survey.outcomes.insert(node.id.clone(), Arc::clone(outcome));
             }
@@ -107,7 +107,7 @@ impl Survey {
         self.nodes.get(id).unwrap_or(&self.nothing)
     }
 
-    fn look(&self, graph: &Graph, env: &Env<'_>, node: &Node, read: bool) -> Result<Known, StepError> {
+    fn inspect(&self, graph: &Graph, env: &Env<'_>, node: &Node, read: bool) -> Result<Known, StepError> {
         let waits: Vec<NodeId> = graph
             .inputs(&node.id)
             .into_iter()
@@ -123,7 +123,7 @@ impl Survey {
             });
         }
         let judged = plan::judge(node, &self.outcomes, env).and_then(|judged| {
-            // What never was looked at has nothing to be compared with: then reading it would tell nothing.
+            // A step without a record has nothing to compare with, so its files need not be read.
             let compares = env.store.last(&env.recipe, &node.id.to_string()).is_some();
             if judged.action.is_none() && read && compares {
                 self.read(node, env)?;

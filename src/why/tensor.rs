@@ -44,7 +44,7 @@ pub enum TensorError {
         /// The names that there are.
         known: Vec<String>,
     },
-    /// It cannot be told.
+    /// Finding out why failed.
     #[error(transparent)]
     Step(#[from] StepError),
 }
@@ -59,7 +59,7 @@ impl Why<'_> {
         };
         let whole = self.step(id);
         if !self.known(id).waits.is_empty() || whole.verdict == Verdict::Error {
-            // What it depends on is not known yet: what is true of the candidate is all that can be told.
+            // Its inputs are not known yet, so the answer is that of the candidate.
             return Ok(Answer {
                 tensor: Some(wanted.to_owned()),
                 ..whole

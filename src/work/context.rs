@@ -44,8 +44,8 @@ pub struct Machine<'a> {
     pub workers: Option<&'a Workers>,
     /// Models that this process has loaded.
     pub models: &'a Models,
-    /// Whose actions run twice, to compare the results.
-    pub twice: Option<Arc<RepeatCheck>>,
+    /// The repeatability check, if this is one.
+    pub repeat: Option<Arc<RepeatCheck>>,
     /// Receives the actions that fail.
     pub failed: Option<&'a FailedActions>,
 }
@@ -254,9 +254,13 @@ impl<'a> Context<'a> {
             return;
         }
         let now = Instant::now();
-        // Sources are hashed once: it is actions that run twice.
-        let twice = self.machine.twice.as_ref().is_some_and(|twice| twice.wants(&self.step));
-        let times = u64::from(unit != Unit::BytesHashed && twice) + 1;
+        // A repeatability check runs actions twice, but hashes sources once.
+        let repeats = self
+            .machine
+            .repeat
+            .as_ref()
+            .is_some_and(|check| check.includes(&self.step));
+        let times = u64::from(unit != Unit::BytesHashed && repeats) + 1;
         let due = {
             let mut progress = locked(&self.progress);
             let entry = progress.entry(unit as u8).or_default();

@@ -153,7 +153,7 @@ pub fn compute_of<'t>(hyperparameters: BlobDigest, tensors: impl IntoIterator<It
     }
 }
 
-/// Returns the digest of the document of a model as far as it computes, told from its metadata and its tensors.
+/// Returns the digest of the compute-relevant part of a model, from its metadata and its tensors.
 pub fn compute_digest(metadata: &Metadata, mut tensors: Vec<ComputeTensor>) -> Result<BlobDigest, StepError> {
     tensors.sort();
     let compute = Compute {

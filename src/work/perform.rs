@@ -107,17 +107,15 @@ impl Context<'_> {
         Ok(Some(Performed { key, result, outcome }))
     }
 
-    /// Says whether performing an action would run it: its result is not there, or is to be made twice.
+    /// Says whether performing an action would run it: its result is not there, or a repeatability check repeats it.
     ///
     /// # Errors
     ///
     /// Errors of the store.
     pub fn may_run(&self, action: &Action) -> Result<bool, StepError> {
-        let twice = self.machine.twice.as_ref();
-        Ok(
-            twice.is_some_and(|twice| twice.wants(&self.step))
-                || self.machine.store.lookup(&action.digest())?.is_none(),
-        )
+        let check = self.machine.repeat.as_ref();
+        Ok(check.is_some_and(|check| check.includes(&self.step))
+            || self.machine.store.lookup(&action.digest())?.is_none())
     }
 
     /// Returns the result of an action that another one names by its key, running it again if its result was collected.
@@ -171,10 +169,10 @@ impl Context<'_> {
     /// As [`Context::perform`].
     pub fn perform_part(&self, part: &str, action: &Action) -> Result<Performed, StepError> {
         let performed = self.perform_once(action)?;
-        if let Some(twice) = &self.machine.twice
-            && twice.takes(&self.step, performed.key)
+        if let Some(check) = &self.machine.repeat
+            && check.starts(&self.step, performed.key)
         {
-            self.perform_again(twice, part, action, &performed)?;
+            self.perform_again(check, part, action, &performed)?;
         }
         Ok(performed)
     }
@@ -210,16 +208,16 @@ impl Context<'_> {
         Ok(engine.isolation() == Isolation::Worker && self.machine.workers.is_some())
     }
 
-    /// Makes a result once more and compares. The store keeps the one that it has.
+    /// Runs an action again and compares the results. The store keeps the first one.
     fn perform_again(
         &self,
-        twice: &RepeatCheck,
+        check: &RepeatCheck,
         part: &str,
         action: &Action,
         performed: &Performed,
     ) -> Result<(), StepError> {
         let made = self.run(action)?;
-        twice.count();
+        check.count();
         let again = ActionResult {
             outputs: made.outputs,
             facts: made.facts,
@@ -251,7 +249,7 @@ impl Context<'_> {
                     differing: difference.differing.clone(),
                 });
             }
-            twice.note(&found);
+            check.add_differences(&found);
         }
         Ok(())
     }

@@ -202,8 +202,8 @@ impl<'r, 'c> ProbeRunner<'r, 'c> {
         })
     }
 
-    /// Computes what is missing, block by block: the engine is told which variants it will measure on a block, so that what they
-    /// have in common is computed once.
+    /// Computes the missing results, block by block. The engine gets all variants of a block in advance, so that it computes what
+    /// they have in common once.
     fn compute(&self, ready: &mut [Ready<'_>], blocks: &[Block]) -> Result<(), StepError> {
         let context = self.context;
         let is_missing = |at: &usize| ready.iter().any(|ready| !ready.known.contains_key(at));

@@ -1,4 +1,4 @@
-//! Actions that run a second time, to see whether they give the same (`forge check --twice`).
+//! The repeatability check: actions run a second time, and their results are compared (`forge check --twice`).
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -12,18 +12,18 @@ use crate::store::Store;
 use crate::store::StoreError;
 use crate::work::mutex::locked;
 
-/// Which steps' actions run twice, and what came of it. A result that is in the store is made once more, one that is not is
-/// made twice; what the store keeps is the first result either way.
+/// Which steps' actions are repeated, and how their results differ. An action runs once if its result is in the store, and twice
+/// if not. The store keeps the first result either way.
 #[derive(Debug, Default)]
 pub struct RepeatCheck {
-    /// The steps; nothing for all.
+    /// The steps; `None` means all.
     steps: Option<BTreeSet<String>>,
     done: Mutex<BTreeSet<ActionDigest>>,
     differences: Mutex<Vec<RepeatDifference>>,
-    again: AtomicU64,
+    repeated: AtomicU64,
 }
 
-/// An action that gave something else the second time.
+/// A difference between two results of an action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepeatDifference {
     /// The step that it belongs to.
@@ -45,39 +45,39 @@ pub struct RepeatDifference {
 }
 
 impl RepeatCheck {
-    /// Chooses the actions of some steps, by the names of their nodes; none for those of all.
-    pub fn of(steps: BTreeSet<String>) -> Self {
+    /// Checks the actions of some steps, by the names of their nodes; of all steps if there are none.
+    pub fn new(steps: BTreeSet<String>) -> Self {
         Self {
             steps: (!steps.is_empty()).then_some(steps),
             ..Self::default()
         }
     }
 
-    /// Says whether a step's actions run twice.
-    pub fn wants(&self, step: &str) -> bool {
+    /// Returns true if a step's actions are repeated.
+    pub fn includes(&self, step: &str) -> bool {
         self.steps.as_ref().is_none_or(|steps| steps.contains(step))
     }
 
-    /// Says whether an action is to run again now: once for each action, however many steps need it.
-    pub(super) fn takes(&self, step: &str, key: ActionDigest) -> bool {
-        self.wants(step) && locked(&self.done).insert(key)
+    /// Returns true if an action must be repeated now: once, even if several steps need it.
+    pub(super) fn starts(&self, step: &str, key: ActionDigest) -> bool {
+        self.includes(step) && locked(&self.done).insert(key)
     }
 
-    /// Takes note of a second run.
+    /// Counts a repeated action.
     pub(super) fn count(&self) {
-        self.again.fetch_add(1, Ordering::Relaxed);
+        self.repeated.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn note(&self, differences: &[RepeatDifference]) {
+    pub(super) fn add_differences(&self, differences: &[RepeatDifference]) {
         locked(&self.differences).extend_from_slice(differences);
     }
 
-    /// Returns how many actions ran a second time.
-    pub fn again(&self) -> u64 {
-        self.again.load(Ordering::Relaxed)
+    /// Returns how many actions were repeated.
+    pub fn repeated(&self) -> u64 {
+        self.repeated.load(Ordering::Relaxed)
     }
 
-    /// Returns what differed, in the order of steps, parts and outputs.
+    /// Returns the differences, ordered by step, part and output.
     pub fn differences(&self) -> Vec<RepeatDifference> {
         let mut found = locked(&self.differences).clone();
         found.sort_by(|a, b| (&a.step, &a.part, a.key, &a.output).cmp(&(&b.step, &b.part, b.key, &b.output)));

@@ -1,4 +1,4 @@
-//! Actions that run twice: what is not deterministic is found, named and recorded.
+//! The repeatability check finds, names and records actions that are not deterministic.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -37,7 +37,7 @@ use crate::second_engine::engines;
 use crate::support::Forge;
 
 /// A model's tensors, and engines one of which gives `change`d bytes.
-struct Bench {
+struct Setup {
     forge: Forge,
     store: Store,
     engines: Engines,
@@ -45,7 +45,7 @@ struct Bench {
     tensors: Vec<IndexedTensor>,
 }
 
-impl Bench {
+impl Setup {
     fn new(change: impl Fn(&mut Vec<u8>) + Send + Sync + 'static) -> Self {
         let forge = project();
         build_well(&forge, &["recipe.toml", "source.model"]);
@@ -69,7 +69,7 @@ impl Bench {
         }
     }
 
-    fn machine(&self, models: &'static Models, twice: Option<Arc<RepeatCheck>>) -> Machine<'_> {
+    fn machine(&self, models: &'static Models, repeat: Option<Arc<RepeatCheck>>) -> Machine<'_> {
         Machine {
             store: &self.store,
             observer: &Silent,
@@ -77,7 +77,7 @@ impl Bench {
             engines: &self.engines,
             workers: None,
             models,
-            twice,
+            repeat,
             failed: None,
         }
     }
@@ -104,14 +104,14 @@ fn models() -> &'static Models {
 fn an_action_that_gives_something_else_the_second_time_is_found() {
     let runs = Arc::new(AtomicU8::new(0));
     let counted = Arc::clone(&runs);
-    let bench = Bench::new(move |bytes| bytes[700] = counted.fetch_add(1, Ordering::Relaxed));
-    let twice = Arc::new(RepeatCheck::of(BTreeSet::from(["promote.a".to_owned()])));
-    let machine = bench.machine(models(), Some(Arc::clone(&twice)));
-    let context = Context::new("promote.a", &machine, bench.located.clone());
-    let action = bench.action("blk.0.attn_q.weight");
+    let setup = Setup::new(move |bytes| bytes[700] = counted.fetch_add(1, Ordering::Relaxed));
+    let check = Arc::new(RepeatCheck::new(BTreeSet::from(["promote.a".to_owned()])));
+    let machine = setup.machine(models(), Some(Arc::clone(&check)));
+    let context = Context::new("promote.a", &machine, setup.located.clone());
+    let action = setup.action("blk.0.attn_q.weight");
     let first = context.perform_part("attn_q", &action).unwrap();
-    assert_eq!((runs.load(Ordering::Relaxed), twice.again()), (2, 1));
-    let found = twice.differences();
+    assert_eq!((runs.load(Ordering::Relaxed), check.repeated()), (2, 1));
+    let found = check.differences();
     let [output] = &found[..] else { panic!("{found:#?}") };
     assert_eq!(
         (output.step.as_str(), output.kind, output.part.as_str()),
@@ -124,7 +124,7 @@ fn an_action_that_gives_something_else_the_second_time_is_found() {
     let kept = first.output(action::Tensor::TENSOR).unwrap();
     assert_eq!(output.kept, Some(kept.to_string()));
     // The first result stays, and the store has the difference on record.
-    let store = &bench.store;
+    let store = &setup.store;
     assert_eq!(store.lookup(&action.digest()).unwrap().unwrap(), first.result);
     let events = store.events().unwrap();
     let [StoreEvent::Nondeterminism { key, kept, .. }] = &events[..] else {
@@ -133,41 +133,41 @@ fn an_action_that_gives_something_else_the_second_time_is_found() {
     assert_eq!((key, kept), (&action.digest(), &first.result));
     // Once for each action, however often it is needed.
     context.perform(&action).unwrap();
-    assert_eq!((runs.load(Ordering::Relaxed), twice.again()), (2, 1));
+    assert_eq!((runs.load(Ordering::Relaxed), check.repeated()), (2, 1));
 }
 
 #[test]
 fn a_result_that_is_there_is_made_once_more_and_other_steps_are_left_alone() {
     let runs = Arc::new(AtomicU8::new(0));
     let counted = Arc::clone(&runs);
-    let bench = Bench::new(move |bytes| {
+    let setup = Setup::new(move |bytes| {
         // One that is run a fourth time fails: the bytes are too few.
         if counted.fetch_add(1, Ordering::Relaxed) == 3 {
             bytes.pop();
         }
     });
     let count = || runs.load(Ordering::Relaxed);
-    let action = bench.action("blk.0.attn_k.weight");
-    let plain = bench.machine(models(), None);
+    let action = setup.action("blk.0.attn_k.weight");
+    let plain = setup.machine(models(), None);
     let perform = |machine: &Machine<'_>, step: &str, action: &Action| {
-        Context::new(step, machine, bench.located.clone())
+        Context::new(step, machine, setup.located.clone())
             .perform(action)
             .map(drop)
     };
     perform(&plain, "promote.a", &action).unwrap();
     assert_eq!(count(), 1);
-    let twice = Arc::new(RepeatCheck::of(BTreeSet::from(["promote.a".to_owned()])));
-    let machine = bench.machine(models(), Some(Arc::clone(&twice)));
+    let check = Arc::new(RepeatCheck::new(BTreeSet::from(["promote.a".to_owned()])));
+    let machine = setup.machine(models(), Some(Arc::clone(&check)));
     perform(&machine, "promote.b", &action).unwrap();
-    assert_eq!((count(), twice.again()), (1, 0));
+    assert_eq!((count(), check.repeated()), (1, 0));
     perform(&machine, "promote.a", &action).unwrap();
-    assert_eq!((count(), twice.again()), (2, 1));
-    assert_eq!(twice.differences(), []);
-    assert_eq!(bench.store.events().unwrap(), []);
+    assert_eq!((count(), check.repeated()), (2, 1));
+    assert_eq!(check.differences(), []);
+    assert_eq!(setup.store.events().unwrap(), []);
     // An action that fails the second time fails.
-    let failed = perform(&machine, "promote.a", &bench.action("blk.0.attn_v.weight"));
+    let failed = perform(&machine, "promote.a", &setup.action("blk.0.attn_v.weight"));
     assert!(matches!(failed, Err(StepError::Input { .. })), "{failed:?}");
-    drop(bench.forge);
+    drop(setup.forge);
 }
 
 fn written(folder: &Path) -> BTreeMap<String, (SystemTime, Vec<u8>)> {
@@ -182,7 +182,7 @@ fn written(folder: &Path) -> BTreeMap<String, (SystemTime, Vec<u8>)> {
 }
 
 #[test]
-fn every_action_of_a_recipe_gives_the_same_twice_and_outputs_are_not_touched() {
+fn every_action_of_a_recipe_is_deterministic_and_outputs_are_not_touched() {
     let forge = project();
     // In an empty store each runs twice.
     let run = forge.run(&["check", "--twice", "-j", "1"]).success();

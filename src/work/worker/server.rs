@@ -81,7 +81,7 @@ pub fn serve(
         engines,
         workers: None,
         models: &models,
-        twice: None,
+        repeat: None,
         failed: None,
     };
     let (sender, requests) = mpsc::channel();
