@@ -1,6 +1,6 @@
-//! How hard a search tries before it answers with a gap.
+//! The limits of a search. If it reaches them, its answer has a gap.
 
-/// The states that a search makes at most unless told otherwise: some seconds, some hundred MiB.
+/// The default limit of states that a search may make: some seconds, some hundred MiB.
 pub const DEFAULT_STATES: u64 = 20_000_000;
 
 /// How hard to try.

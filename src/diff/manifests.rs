@@ -58,7 +58,7 @@ fn engines(manifest: &Manifest) -> BTreeMap<String, Value> {
     by_role.collect()
 }
 
-/// The actions of steps; those of tensors are told with the tensors.
+/// The actions of steps. Those of tensors are compared with the tensors.
 fn actions(manifest: &Manifest) -> BTreeMap<String, Value> {
     let actions = manifest.predicate.forge.actions.values();
     actions

@@ -125,8 +125,8 @@ pub(super) fn quantile(sorted: &[f64], fraction: f64) -> f64 {
     (1.0 - part) * sorted[below] + part * sorted[(below + 1).min(last)]
 }
 
-/// Returns the mean of `a - b` over chunks with its interval. Both were measured on the same chunks, so what a chunk
-/// does to both drops out, and far smaller differences can be told than from the two intervals.
+/// Returns the mean of `a - b` over chunks with its interval. Both were measured on the same chunks, so the effect
+/// of a chunk on both cancels out, and far smaller differences are significant than with two separate intervals.
 pub fn paired_difference(a: &[f64], b: &[f64], resampling: &Resampling) -> Result<Interval, FigureError> {
     if a.len() != b.len() {
         return Err(FigureError::Pairs { a: a.len(), b: b.len() });

@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_too_large_for_the_system_is_told_from_one_that_is_too_large_to_read() {
+    fn a_file_that_is_too_large_for_the_system_is_not_one_that_is_too_large_to_read() {
         let path = Path::new("a.gguf");
         let error = PathError::new(path, "write", io::Error::from(rustix::io::Errno::FBIG));
         assert!(error.is_over_size_limit());

@@ -195,7 +195,7 @@ mod tests {
         assert!(FileLock::try_exclusive(&path).unwrap().is_none());
         drop((one, two));
         assert!(FileLock::try_exclusive(&path).unwrap().is_some());
-        assert!(path.exists(), "kept unless told otherwise");
+        assert!(path.exists(), "kept by default");
     }
 
     #[test]

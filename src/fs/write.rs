@@ -28,7 +28,7 @@ use crate::fs::lock::still_there;
 pub enum Durability {
     /// Bytes, then name are synced.
     Synced,
-    /// Nothing is synced: for what can be told broken when it is read, and is cheap to lose.
+    /// Nothing is synced: for files that are cheap to lose and whose damage is found when they are read.
     Fast,
 }
 

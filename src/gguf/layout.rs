@@ -331,11 +331,11 @@ mod tests {
     #[test]
     fn a_tensor_that_is_too_short_or_too_long_is_not_written() {
         let layout = Layout::new(&Metadata::new(), &[spec("a", &[32])], 32).unwrap();
-        for (given, told) in [(33, "33 were written"), (35, "35 were written"), (0, "0 were written")] {
+        for (given, message) in [(33, "33 were written"), (35, "35 were written"), (0, "0 were written")] {
             let fill = &mut |_: usize, out: &mut dyn Write| out.write_all(&vec![1; given]);
             let error = layout.write(&mut Vec::new(), fill).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-            assert!(error.to_string().contains(told), "{error}");
+            assert!(error.to_string().contains(message), "{error}");
         }
     }
 

@@ -406,7 +406,7 @@ mod tests {
 
     #[test]
     fn broken_sets_are_named() {
-        let told = |change: &dyn Fn(&[PathBuf; 3])| {
+        let problem = |change: &dyn Fn(&[PathBuf; 3])| {
             let dir = tempfile::tempdir().unwrap();
             let paths = set(dir.path());
             change(&paths);
@@ -418,38 +418,38 @@ mod tests {
         };
         let remove = |path: &Path| std::fs::remove_file(path).unwrap();
         assert_eq!(
-            told(&|paths| remove(&paths[1])),
+            problem(&|paths| remove(&paths[1])),
             "the set of m-00001-of-00003.gguf lacks 1 of its shards: m-00002-of-00003.gguf"
         );
         assert_eq!(
-            told(&|paths| {
+            problem(&|paths| {
                 remove(&paths[0]);
                 remove(&paths[2]);
             }),
             "the set of m-00002-of-00003.gguf lacks 2 of its shards: m-00001-of-00003.gguf, m-00003-of-00003.gguf"
         );
         assert_eq!(
-            told(&|paths| write(&paths[2], &split(1, 3, 3), &["c"])),
+            problem(&|paths| write(&paths[2], &split(1, 3, 3), &["c"])),
             "m-00003-of-00003.gguf: key `split.no`: the value is 1, but the file's name and place in the set ask for 2"
         );
         assert_eq!(
-            told(&|paths| write(&paths[2], &split(2, 4, 3), &["c"])),
+            problem(&|paths| write(&paths[2], &split(2, 4, 3), &["c"])),
             "m-00003-of-00003.gguf: key `split.count`: the value is 4, but the file's name and place in the set ask for 3"
         );
         assert_eq!(
-            told(&|paths| write(&paths[2], &[], &["c"])),
+            problem(&|paths| write(&paths[2], &[], &["c"])),
             "m-00003-of-00003.gguf: key `split.no`: the key is missing"
         );
         assert_eq!(
-            told(&|paths| write(&paths[2], &split(2, 3, 3), &["a"])),
+            problem(&|paths| write(&paths[2], &split(2, 3, 3), &["a"])),
             "m-00003-of-00003.gguf: tensor `a`: the tensor is also in shard `m-00002-of-00003.gguf`"
         );
         assert_eq!(
-            told(&|paths| write(&paths[2], &split(2, 3, 3), &["c", "d"])),
+            problem(&|paths| write(&paths[2], &split(2, 3, 3), &["c", "d"])),
             "m-00001-of-00003.gguf: the set should have 3 tensors, its shards have 4"
         );
         assert_eq!(
-            told(&|paths| write(&paths[0], &split(7, 3, 3), &[])),
+            problem(&|paths| write(&paths[0], &split(7, 3, 3), &[])),
             "m-00001-of-00003.gguf is one of 3 shards, but its name does not end in `-00008-of-00003.gguf`, so the \
              others cannot be found; give the shards the names they were made with"
         );

@@ -1,5 +1,5 @@
-//! What `--frozen` refuses: sources and engines that are not those of the lock file, or else of the manifests in the output
-//! folder and of the last build on record.
+//! `--frozen`: compares sources and engines with those of the lock file. If there is none, compares them with the manifests in
+//! the output folder and with the record of the last build.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -40,12 +40,11 @@ use crate::vocab::EngineRole;
 /// The maximum length of an action's document.
 const ACTION_CAP: u64 = 16 << 20;
 
-/// The name to use where no manifest says anything.
+/// The name of the record of the last build, which covers what no manifest does.
 const LAST_BUILD: &str = "the last build";
 
 impl Session {
-    /// Returns in what the sources and engines differ from a lock file. Files of steps that this session leaves out do not
-    /// count.
+    /// Returns how the sources and engines differ from a lock file. Files of steps that are not in this session do not count.
     pub fn differs_from_lock(
         &self,
         lock: &Lock,
@@ -56,16 +55,16 @@ impl Session {
         let whole = Graph::of(&self.recipe).map_err(SessionError::from)?;
         let here: BTreeSet<String> = readers(&self.graph).map(|node| node.id.to_string()).collect();
         let all: BTreeSet<String> = readers(&whole).map(|node| node.id.to_string()).collect();
-        // What the lock names and the recipe has no more counts; what this session was not asked for does not.
+        // A step of the lock that the recipe no longer has counts; a step that is not in this session does not.
         let mut nodes: BTreeSet<String> = lock.source.iter().map(|source| source.node.clone()).collect();
         nodes.retain(|node| !all.contains(node));
         nodes.extend(here);
         Ok(lock.differences(&found, Some(&nodes)))
     }
 
-    /// Returns in what the sources and engines differ from those of the manifests in the output folder, each with the
-    /// name of the manifest. What only evaluations read no manifest tells of: it is held against the store's record of what
-    /// each step did last, and named `the last build`.
+    /// Returns how the sources and engines differ from those in the manifests of the output folder, each with the name of the
+    /// manifest. Manifests do not have files that only evaluations read: these are compared with the store's records of the
+    /// steps, under the name `the last build`.
     ///
     /// # Errors
     ///
@@ -101,29 +100,28 @@ impl Session {
                 continue;
             };
             let found = Self::files_read(&self.graph.only(std::slice::from_ref(&node.id)), &report);
-            let told = engine_differences(
+            let found = engine_differences(
                 &engines_of(manifest, &self.recipe.engine.name),
                 &self.engines_used(manifest),
             )
             .into_iter()
             .chain(file_differences(&files_of(manifest), &found, &|_| true));
-            differences.extend(told.map(|difference| (name.clone(), difference)));
+            differences.extend(found.map(|difference| (name.clone(), difference)));
         }
-        let told = self.differs_from_record(&report).into_iter();
-        differences.extend(told.map(|difference| (LAST_BUILD.to_owned(), difference)));
+        let found = self.differs_from_record(&report).into_iter();
+        differences.extend(found.map(|difference| (LAST_BUILD.to_owned(), difference)));
         Ok(differences)
     }
 
-    /// Returns in what files that no candidate is made of, and the engine that evaluates, differ from what the store has on
-    /// record of the last build.
+    /// Returns how the evaluator, and the files that no candidate is made of, differ from the record of the last build.
     fn differs_from_record(&self, report: &Report) -> Vec<LockDifference> {
         let candidates: Vec<NodeId> = self.candidates().map(|(node, _)| node.id.clone()).collect();
-        let told = self.graph.only(&candidates);
+        let in_manifests = self.graph.only(&candidates);
         let silent = Silent;
         let env = self.env(&silent);
         let (mut before, mut now) = (Files::new(), Files::new());
         let mut differences = Vec::new();
-        for node in readers(&self.graph).filter(|node| told.node(&node.id).is_none()) {
+        for node in readers(&self.graph).filter(|node| in_manifests.node(&node.id).is_none()) {
             let name = node.id.to_string();
             let Some(last) = self.store.last(&self.recipe.name, &name) else {
                 differences.push(LockDifference::NoRecord { node: name });
@@ -138,13 +136,13 @@ impl Session {
             now.extend(files(read.unwrap_or_default()));
         }
         differences.extend(file_differences(&before, &now, &|_| true));
-        differences.extend(self.evaluator_differences(&told));
+        differences.extend(self.evaluator_differences(&in_manifests));
         differences
     }
 
-    /// Returns in what the engine differs that made the figures on record. Manifests tell of an engine that calibrated, not of
-    /// one that only evaluated: the steps that no manifest tells of are those that are not in `told`.
-    fn evaluator_differences(&self, told: &Graph) -> Vec<LockDifference> {
+    /// Returns how the evaluator differs from the one that made the figures on record. Manifests name an engine that calibrated,
+    /// but not one that only evaluated. `in_manifests` has the steps that manifests describe.
+    fn evaluator_differences(&self, in_manifests: &Graph) -> Vec<LockDifference> {
         let now = self.locked_engines();
         let evaluates = |name: &str| name.rsplit('.').next() == Some(EngineRole::Evaluator.as_str());
         let now: BTreeMap<String, LockedEngine> = now.into_iter().filter(|(name, _)| evaluates(name)).collect();
@@ -152,12 +150,14 @@ impl Session {
             let fingerprint = engine.to_string();
             now.values().any(|known| known.fingerprint == fingerprint)
         };
-        let untold = self.graph.nodes().filter(|node| told.node(&node.id).is_none());
-        let documents = untold.filter(|node| !step::needs(node).is_empty()).filter_map(|node| {
-            let last = self.store.last(&self.recipe.name, &node.id.to_string())?;
-            let document = self.store.read(&last.document, ACTION_CAP).ok()?;
-            serde_json::from_slice::<Value>(&document).ok()
-        });
+        let not_in_manifests = self.graph.nodes().filter(|node| in_manifests.node(&node.id).is_none());
+        let documents = not_in_manifests
+            .filter(|node| !step::needs(node).is_empty())
+            .filter_map(|node| {
+                let last = self.store.last(&self.recipe.name, &node.id.to_string())?;
+                let document = self.store.read(&last.document, ACTION_CAP).ok()?;
+                serde_json::from_slice::<Value>(&document).ok()
+            });
         let evaluators = |document: Value| -> Vec<Fingerprint> {
             let engines = role::engines_in(&document).into_iter();
             let evaluators = engines.filter(|(_, role, _)| *role == EngineRole::Evaluator);
@@ -170,7 +170,7 @@ impl Session {
             .filter(|engine| !is_now(engine))
             .collect();
         let identity_of = |engine: &Fingerprint| serde_json::from_slice::<Identity>(&self.store.engine(engine)?).ok();
-        let told = others.iter().flat_map(|engine| {
+        let differences = others.iter().flat_map(|engine| {
             let (name, before) = match identity_of(engine) {
                 Some(identity) => locked_engine(&identity, &self.recipe.engine.name),
                 None => (
@@ -185,7 +185,7 @@ impl Session {
             let same: BTreeMap<String, LockedEngine> = same.map(|same| (name.clone(), same)).into_iter().collect();
             engine_differences(&BTreeMap::from([(name, before)]), &same)
         });
-        told.collect()
+        differences.collect()
     }
 
     fn candidates(&self) -> impl Iterator<Item = (&Node, &StepId)> {
@@ -213,7 +213,7 @@ impl Session {
     }
 }
 
-/// Adds a file by its name; a second one of the name gets a number.
+/// Adds a file under its name. A further file of the same name gets a number.
 fn insert(files: &mut Files, node: String, name: &str, digest: BlobDigest) {
     let mut key = (node, name.to_owned());
     let mut count = 1;

@@ -265,15 +265,15 @@ pub(super) fn engine_differences(
         if before == engine {
             continue;
         }
-        let mut told = differing_facts(&before.facts, &engine.facts);
-        if told.is_empty() || before.facts.is_empty() {
-            told = vec![(
+        let mut facts = differing_facts(&before.facts, &engine.facts);
+        if facts.is_empty() || before.facts.is_empty() {
+            facts = vec![(
                 "fingerprint".to_owned(),
                 before.fingerprint.clone(),
                 engine.fingerprint.clone(),
             )];
         }
-        differences.extend(told.into_iter().map(|(fact, locked, found)| LockDifference::Engine {
+        differences.extend(facts.into_iter().map(|(fact, locked, found)| LockDifference::Engine {
             role: role.clone(),
             fact,
             locked,
@@ -511,11 +511,14 @@ mod tests {
         let quantizer = now.engine.get_mut("quantizer").unwrap();
         quantizer.fingerprint = "other".to_owned();
         quantizer.facts.insert("cpu".to_owned(), "avx2".to_owned());
-        let told: Vec<String> = before.differences(&now, None).iter().map(ToString::to_string).collect();
-        assert_eq!(told.len(), 4, "{told:#?}");
-        assert!(told[0].contains("recipe `a`") && told[1].contains("`cpu` is `avx2`, and was `nothing`"));
-        assert!(told[2].contains("`new` of `corpus.prose` is new"), "{told:#?}");
-        assert!(told[3].contains("Text.txt"), "{told:#?}");
+        let differences: Vec<String> = before.differences(&now, None).iter().map(ToString::to_string).collect();
+        assert_eq!(differences.len(), 4, "{differences:#?}");
+        assert!(differences[0].contains("recipe `a`") && differences[1].contains("`cpu` is `avx2`, and was `nothing`"));
+        assert!(
+            differences[2].contains("`new` of `corpus.prose` is new"),
+            "{differences:#?}"
+        );
+        assert!(differences[3].contains("Text.txt"), "{differences:#?}");
         let gone = now.differences(&before, None);
         assert!(
             gone.iter()

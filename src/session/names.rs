@@ -1,4 +1,4 @@
-//! What actions and blobs of a store are to people: steps of recipes, tensors of candidates. Told by the notes of what
+//! The names of actions and blobs of a store for people: steps of recipes, tensors of candidates. They come from the notes of what
 //! steps did last, and by their manifests; the store itself knows digests only.
 
 use std::collections::HashMap;

@@ -383,7 +383,7 @@ fn record_of(
     again: impl FnOnce() -> Result<Option<Action>, StepError>,
 ) -> Result<ActionRecord, StepError> {
     let bytes = match env.store.read(&result.action, 16 << 20) {
-        // What an action is made of can be told again when its document is lost, and only this would miss it.
+        // A lost document of an action is derived again: nothing but this record needs it.
         Err(error) if !error.lost().is_empty() => {
             let Some(action) = again()? else {
                 return Err(error.into());

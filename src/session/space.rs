@@ -124,7 +124,7 @@ impl<'s> Check<'s> {
 }
 
 impl Session {
-    /// Returns what every step would write, as far as it can be told, and how many steps cannot be told yet.
+    /// Returns what every step would write, as far as it is known, and for how many steps it is not known yet.
     fn needs(&self, env: &Env<'_>) -> (Vec<Need>, usize) {
         let (plan, known) = plan::survey(&self.graph, env);
         let mut needs = Vec::new();

@@ -6,7 +6,7 @@ pub mod role;
 use serde::Deserialize;
 use serde::Serialize;
 
-/// The version of the document with a tensor's errors: raise it when an error is computed or told in another way.
+/// The version of the document with a tensor's errors: raise it when an error is computed or written in another way.
 pub const ERROR_FORM: u32 = 1;
 
 /// What an engine is used for. Each role has an identity of its own, so that a new evaluator does not quantize again.

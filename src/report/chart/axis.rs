@@ -121,7 +121,7 @@ pub(super) fn figure(value: f64) -> String {
     }
 }
 
-/// The unit in which sizes up to this one are told, and its name.
+/// The unit for sizes up to this one, and its name.
 pub(super) fn unit(bytes: u64) -> (f64, &'static str) {
     const MIB: u64 = 1 << 20;
     const TEN_GIB: u64 = 10 << 30;

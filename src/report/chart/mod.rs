@@ -1,4 +1,4 @@
-//! Loss against bytes: every candidate that was measured as a mark, those of one policy joined by a line, the front told apart.
+//! Loss against bytes: a mark for every measured candidate, a line for those of one policy, and the front highlighted.
 //!
 //! Drawn by own code: `plotters` knows no dark mode, no titles of marks and no places for labels that keep clear of each other, and
 //! `textplots` and `rasciigraph` neither logarithmic axes nor labels; what is left are two scales and a list of shapes.

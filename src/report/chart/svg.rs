@@ -25,7 +25,7 @@ const TEXT: f64 = 12.0;
 /// How far a label may be from its mark without a line to it.
 const BESIDE: f64 = 14.0;
 
-/// Series differ by colour and by shape. The colours are told apart with any kind of colour vision (Okabe and Ito); those for the dark are
+/// Series differ by colour and by shape. The colours are distinguishable with any kind of colour vision (Okabe and Ito); those for the dark are
 /// lighter.
 const COLOURS: &[(&str, &str)] = &[
     ("#0072b2", "#56b4e9"),
@@ -106,8 +106,8 @@ impl Field {
     }
 }
 
-/// How a series looks: its class, and the shape of its marks.
-struct Look {
+/// The style of a series: its class, and the shape of its marks.
+struct Style {
     class: String,
     shape: Shape,
 }
@@ -115,8 +115,8 @@ struct Look {
 impl Chart {
     /// Draws the chart as SVG.
     pub fn svg(&self) -> String {
-        let looks = self.looks();
-        let (key, key_height) = self.key_svg(&looks);
+        let styles = self.styles();
+        let (key, key_height) = self.key_svg(&styles);
         let (low, high) = self.losses();
         let (least, most) = self.bytes();
         let (scale, unit_name) = unit(most);
@@ -140,7 +140,7 @@ impl Chart {
         );
         svg.push_str(&key);
         self.axes(&mut svg, &field, unit_name);
-        self.series_svg(&mut svg, &field, &looks);
+        self.series_svg(&mut svg, &field, &styles);
         for (at, note) in self.notes.iter().enumerate() {
             let y = bottom + 56.0 + 16.0 * at as f64;
             let _ = writeln!(
@@ -153,18 +153,18 @@ impl Chart {
         svg
     }
 
-    fn looks(&self) -> Vec<Look> {
+    fn styles(&self) -> Vec<Style> {
         let mut turn = 0;
         let of_series = self.series.iter().map(|series| {
             if series.mixes {
-                return Look {
+                return Style {
                     class: "mix".to_owned(),
                     shape: Shape::Diamond,
                 };
             }
             let at = turn;
             turn += 1;
-            Look {
+            Style {
                 class: format!("s{}", at % COLOURS.len()),
                 shape: SHAPES[at % SHAPES.len()],
             }
@@ -173,10 +173,10 @@ impl Chart {
     }
 
     /// The key, on as many lines as it needs, and their height.
-    fn key_svg(&self, looks: &[Look]) -> (String, f64) {
+    fn key_svg(&self, styles: &[Style]) -> (String, f64) {
         let mut entries: Vec<(String, String)> = Vec::new();
-        for (series, look) in self.series.iter().zip(looks) {
-            let mark = look.shape.draw((0.0, 0.0), &format!("{} full", look.class));
+        for (series, style) in self.series.iter().zip(styles) {
+            let mark = style.shape.draw((0.0, 0.0), &format!("{} full", style.class));
             entries.push((mark, series.name.clone()));
         }
         let plain = Shape::Circle;
@@ -249,12 +249,12 @@ impl Chart {
         );
     }
 
-    fn series_svg(&self, svg: &mut String, field: &Field, looks: &[Look]) {
+    fn series_svg(&self, svg: &mut String, field: &Field, styles: &[Style]) {
         let mut lines: Vec<Line> = Vec::new();
         let mut taken: Vec<Frame> = Vec::new();
         let (mut under, mut over) = (String::new(), String::new());
-        for (series, look) in self.series.iter().zip(looks) {
-            let class = &look.class;
+        for (series, style) in self.series.iter().zip(styles) {
+            let class = &style.class;
             let places: Vec<(f64, f64)> = series.points.iter().map(|point| field.place(point)).collect();
             if !series.mixes && places.len() > 1 {
                 let path: Vec<String> = places.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
@@ -276,7 +276,7 @@ impl Chart {
                 taken.push(Frame::around((x, y), MARK * 2.6, MARK * 2.6));
                 let fill = if point.front { "full" } else { "open" };
                 let old = if point.historical { " old" } else { "" };
-                let mark = look.shape.draw(*place, &format!("{class} {fill}{old}"));
+                let mark = style.shape.draw(*place, &format!("{class} {fill}{old}"));
                 let _ = writeln!(over, "<g><title>{}</title>{mark}</g>", escaped(&self.tooltip(point)));
             }
         }

@@ -115,10 +115,10 @@ fn tensor_differences(before: &[TensorRecord], after: &[TensorRecord]) -> Vec<Te
         named.collect()
     };
     let (old, new) = (by_name(before), by_name(after));
-    let mut told = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     let mut differences = Vec::new();
     for name in before.iter().chain(after).map(|tensor| &tensor.name) {
-        if !told.insert(name) {
+        if !reported.insert(name) {
             continue;
         }
         let (what, before, after) = match (old.get(name), new.get(name)) {
