@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_quantity_is_said() {
+    fn errors_of_quantities_name_the_problem() {
         let unknown = |found: &str, nearest| {
             Err(QuantityProblem::UnknownUnit {
                 found: found.to_owned(),

@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_its_place() {
+    fn problems_are_reported_with_their_places() {
         use RequirementProblem as P;
         let figure = |found: &str, nearest| P::UnknownFigure {
             found: found.to_owned(),
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_holds_of_what_is_not_a_number() {
+    fn comparisons_with_nan_are_false() {
         assert!(Comparison::Less.holds(1.0, 2.0));
         assert!(!Comparison::Less.holds(2.0, 2.0));
         assert!(Comparison::AtMost.holds(2.0, 2.0));

@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn dominated_options_go_and_the_hull_turns() {
+    fn dominated_options_are_removed_and_the_hull_is_convex() {
         let (points, hull) = front(&[(1, 10), (2, 9), (3, 4), (3, 5), (4, 4), (6, 1), (5, 2), (7, 0)]);
         assert_eq!(points, [(1, 10), (2, 9), (3, 4), (5, 2), (6, 1), (7, 0)]);
         assert_eq!(hull, [0, 2, 5], "points in line are no corners");

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn halves_go_to_even_and_the_edges_hold() {
+    fn halves_round_to_even_and_extreme_losses_stay_in_range() {
         let unit = Scale::from_exponent(0).unwrap();
         assert_eq!(
             [0.5, 1.5, 2.5, -0.5, -1.5].map(|loss| unit.units(loss)),

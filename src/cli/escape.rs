@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_would_steer_a_terminal_is_escaped() {
+    fn control_sequences_are_escaped() {
         assert_eq!(
             escape("a\u{1b}[2J\r\nb\tc\0\u{7f}\u{9b}"),
             r"a\u{1b}[2J\r\nb\tc\u{0}\u{7f}\u{9b}"

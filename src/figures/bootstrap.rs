@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn pairs_tell_what_the_single_intervals_cannot() {
+    fn paired_intervals_show_differences_that_single_ones_do_not() {
         let mut random = Random::new(3);
         let b: Vec<f64> = (0..50).map(|_| random.below(1000) as f64).collect();
         let a: Vec<f64> = b.iter().map(|b| b + 1.0 + random.below(1000) as f64 / 1e3).collect();

@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_comes_back_and_a_damaged_one_does_not() {
+    fn a_block_is_read_back_and_a_damaged_one_is_rejected() {
         let mut writer = ReferenceWriter::new(Vec::new(), 7, 5, 2, 3).unwrap();
         let rows: Vec<Vec<f32>> = (0..6).map(|seed| logits(seed, 7)).collect();
         for row in &rows {

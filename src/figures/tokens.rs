@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reference_against_itself_is_exactly_zero_and_a_hair_beside_it_is_not() {
+    fn the_reference_against_itself_is_exactly_zero_and_a_tiny_change_is_not() {
         let logits: Vec<f32> = (0..1000_u16).map(|i| (f32::from(i) * 0.7).sin() * 9.0).collect();
         let bytes = row(&logits);
         let reference = ReferenceRow::decode(&bytes).unwrap();
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_comes_back_and_a_damaged_one_does_not() {
+    fn a_block_is_read_back_and_a_damaged_one_is_rejected() {
         let figures: Vec<TokenFigures> = (0..6_u8)
             .map(|i| TokenFigures {
                 nll: f32::from(i),

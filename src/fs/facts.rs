@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_and_pipes_are_seen_and_not_followed() {
+    fn links_and_pipes_are_listed_and_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let [file, link, pipe] = ["file", "link", "pipe"].map(|name| dir.path().join(name));
         fs::write(&file, b"12345").unwrap();

@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_verdict_leaves_what_stood_there_and_nothing_else() {
+    fn a_failed_check_keeps_the_old_file_and_leaves_no_temporary_file() {
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
         fs::write(&from, b"bytes").unwrap();

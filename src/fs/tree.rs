@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_temporary_folder_goes_away_unless_it_is_kept() {
+    fn a_temporary_folder_is_removed_unless_it_is_kept() {
         let outer = tempfile::tempdir().unwrap();
         let gone = TempDir::new_in(outer.path()).unwrap();
         fs::write(gone.path().join("a"), b"").unwrap();

@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_temporary_file_that_is_dropped_or_cannot_be_persisted_goes_away() {
+    fn a_temporary_file_that_is_dropped_or_cannot_be_persisted_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         drop(TempFile::new_in(dir.path()).unwrap());
         let temp = TempFile::new_in(dir.path()).unwrap();
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_process_left_is_swept_and_nothing_else() {
+    fn only_files_of_dead_processes_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let live = TempFile::new_in(dir.path()).unwrap();
         let reflink_of_live = live.path().with_added_extension("reflink");

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_reader_would_take_is_not_laid_out() {
+    fn layouts_that_no_reader_accepts_are_refused() {
         assert_eq!(problem(&[spec("", &[32])]), Problem::NameEmpty);
         assert_eq!(
             problem(&[spec(&"x".repeat(64), &[32])]),
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn the_alignment_is_what_the_reader_will_believe() {
+    fn the_alignment_is_the_one_that_a_reader_will_use() {
         let mut wide = Metadata::new();
         wide.set(ALIGNMENT_KEY, &Value::U64(32)).unwrap();
         let error = Layout::new(&wide, &[], 32).unwrap_err().problem;
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn ones_at_the_end_go_but_never_all() {
+    fn trailing_ones_are_removed_but_never_all() {
         assert_eq!(without_trailing_ones(&[5, 1, 2, 1]), [5, 1, 2]);
         assert_eq!(without_trailing_ones(&[1, 1]), [1]);
         assert_eq!(without_trailing_ones(&[7]), [7]);

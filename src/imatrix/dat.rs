@@ -328,7 +328,7 @@ mod tests {
     use crate::imatrix::tests::sample;
 
     #[test]
-    fn a_legacy_file_comes_back_byte_for_byte() {
+    fn a_legacy_file_is_written_back_byte_for_byte() {
         let first = sample().to_dat().unwrap();
         let read = Imatrix::parse_dat(&first).unwrap();
         assert_eq!(read.chunk_size, 0);

@@ -220,7 +220,7 @@ mod tests {
     use crate::imatrix::tests::sample;
 
     #[test]
-    fn writing_is_deterministic_and_reading_gives_it_back() {
+    fn writing_is_deterministic_and_reads_back() {
         let bytes = sample().to_gguf().unwrap();
         assert_eq!(Imatrix::parse(&bytes).unwrap(), sample());
         assert_eq!(Imatrix::parse(&bytes).unwrap().to_gguf().unwrap(), bytes);
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_calls_itself_something_else_is_refused() {
+    fn a_file_with_another_kind_is_refused() {
         let bytes = sample().to_gguf().unwrap();
         let word = bytes.windows(7).position(|window| window == b"imatrix").unwrap();
         assert!(

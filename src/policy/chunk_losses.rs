@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_probe_of_few_chunks_is_scaled_by_what_the_others_lost_there() {
+    fn a_probe_of_few_chunks_is_scaled_by_the_losses_of_other_probes_on_them() {
         let mut chunk_losses = ChunkLosses::new(4);
         let probe = |group: &str, ty| (group.to_owned(), ty);
         chunk_losses.insert(probe("a", TensorType::Q4_K), vec![1.0, 1.0, 3.0, 3.0]);

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_tool_reads_otherwise_stands_as_a_class() {
+    fn characters_that_the_tool_changes_become_classes() {
         let odd = "blk.0.Attn=K x-y.weight";
         for text in [lines_of_tensors(&[(odd, T::Q4_K)]), lines_of_rules(&[(odd, T::Q4_K)])] {
             let (pattern, ty) = text.trim_end().split_once('=').unwrap();

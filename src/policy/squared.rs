@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_groups_errors_share_what_it_was_measured_to_lose() {
+    fn the_measured_loss_of_a_group_is_shared_by_errors() {
         use TensorType::{F16, Q4_K, Q8_0};
         // By group, then by type in the order of the enum.
         let measured = losses(&[

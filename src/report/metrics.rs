@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn the_front_holds_what_nothing_beats() {
+    fn the_front_contains_only_candidates_that_no_other_dominates() {
         let mut other = row("elsewhere", 1, 0.0);
         other.fingerprint = "e".repeat(64);
         let rows = vec![
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn choices_that_differ_by_less_than_predictions_are_off_are_not_ranked() {
+    fn choices_within_the_error_of_predictions_are_not_ranked() {
         let predicted = |candidate: &str, kld: f64, predicted: f64| Row {
             kld_predicted: Some(predicted),
             ..row(candidate, 100, kld)
@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_markdown_and_says_what_it_rests_on() {
+    fn the_table_is_markdown_and_names_its_data() {
         let text = Metrics::new("tiny", vec![row("a", 3 << 20, 0.0123456)]).markdown();
         assert!(text.starts_with("# tiny\n\n## quality\n\n| candidate |"), "{text}");
         assert!(text.contains("| a         | 3.00 | 4.500 |"), "{text}");

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_of_an_envelope_counts() {
+    fn any_changed_byte_of_an_envelope_is_found() {
         let payload = b"{\"a\": 1}\n";
         let signer = key(1);
         let keys = [signer.public().clone()];
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_that_is_asked_for_must_have_signed() {
+    fn every_requested_key_must_have_signed() {
         let (first, second) = (key(1), key(2));
         let mut envelope = Envelope::sign(b"payload", &first);
         let missing = EnvelopeProblem::Key {

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_and_every_torn_end_shows() {
+    fn every_flipped_bit_and_every_truncation_is_found() {
         let sealed = seal("result", 1, "abc", r#"{"a":1}"#);
         for at in 0..sealed.len() {
             assert_eq!(

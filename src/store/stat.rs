@@ -293,7 +293,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_between_the_two_looks_is_noticed() {
+    fn a_change_between_the_two_checks_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("store")).unwrap();
         let path = dir.path().join("source");

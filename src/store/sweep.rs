@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sweeper_comes_to_its_turn_among_busy_users_and_is_alone_then() {
+    fn an_exclusive_lock_is_granted_among_busy_shared_users() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("store");
         let stores: Vec<Store> = (0..3).map(|_| Store::open(&root).unwrap()).collect();

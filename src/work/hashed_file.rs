@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_what_the_error_says_wherever_it_fills() {
+    fn the_error_names_a_full_disk_wherever_a_write_fails() {
         for free in [0, 3 * BLOCK, 99 * BLOCK] {
             let fill = |out: &mut dyn Write| (0..100).try_for_each(|_| out.write_all(&vec![7; BLOCK]));
             let error = write_hashed(&mut Full(free), fill).unwrap_err();
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_the_producer_comes_back() {
+    fn an_error_of_the_producer_is_returned() {
         let error = write_hashed(&mut Vec::new(), |out| {
             out.write_all(b"begun")?;
             Err(io::ErrorKind::UnexpectedEof.into())

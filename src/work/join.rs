@@ -280,7 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mismatch_names_what_differs() {
+    fn a_mismatch_names_the_differences() {
         let wrong = |found, found_columns, expected, expected_columns| WrongLength {
             found,
             expected,

@@ -65,7 +65,7 @@ fn six_candidates_take_the_space_of_the_outputs() {
 }
 
 #[test]
-fn deleting_an_output_loses_only_what_no_other_file_contains() {
+fn deleting_an_output_loses_only_blobs_that_no_other_file_contains() {
     let forge = project();
     build_well(&forge, "out");
     let before = candidates(&forge.path("out"));

@@ -171,7 +171,7 @@ fn another_chat_template_costs_a_header() {
 }
 
 #[test]
-fn more_calibration_costs_only_what_is_new() {
+fn more_calibration_collects_only_new_blocks() {
     let forge = project();
     let more = edited(RECIPE, "chunks = 4", "chunks = 6");
     build_well(&forge, &["recipe.toml", "imatrix.general"]);
@@ -310,7 +310,7 @@ fn a_gate_that_fails_fails_the_build_every_time() {
 }
 
 #[test]
-fn keep_going_builds_what_does_not_need_what_failed() {
+fn keep_going_builds_steps_that_do_not_need_a_failed_one() {
     let forge = project();
     forge.write("prose.txt", b"not \xff text").recipe(&edited(
         RECIPE,
@@ -471,7 +471,7 @@ fn read_until(lines: &mut dyn Iterator<Item = std::io::Result<String>>, part: &s
 const BLOCK_RAN: &str = r#""kind":"imatrix-block""#;
 
 #[test]
-fn ctrl_c_stops_a_build_and_the_next_one_goes_on() {
+fn ctrl_c_stops_a_build_and_the_next_one_continues() {
     let forge = project();
     let mut child = long_build(&forge);
     let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
@@ -519,7 +519,7 @@ fn a_source_that_changes_while_it_is_used_is_noticed() {
 }
 
 #[test]
-fn an_edit_with_size_and_time_put_back_is_seen() {
+fn an_edit_with_restored_size_and_time_is_noticed() {
     let forge = project();
     build_well(&forge, &[]);
     let len = std::fs::metadata(forge.path("prose.txt")).unwrap().len();

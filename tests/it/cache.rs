@@ -305,7 +305,7 @@ fn nothing_that_a_live_build_uses_is_collected() {
 }
 
 #[test]
-fn a_pin_reports_what_only_an_output_holds() {
+fn a_pin_reports_blobs_that_only_an_output_contains() {
     let forge = project();
     build_well(&forge, "out");
     let borrowed = |line: &serde_json::Value| line["borrowed"].as_u64().unwrap();

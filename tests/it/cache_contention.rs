@@ -122,7 +122,7 @@ fn check_store(forge: &Forge, when: &str, violations: &Violations) {
 }
 
 #[test]
-fn three_recipes_alternate_while_others_collect_check_and_kill() {
+fn three_recipes_alternate_beside_collections_checks_and_kills() {
     let time = Duration::from_secs(number_from("FORGE_TEST_STRESS_SECONDS", 10) as u64);
     let seed = number_from("FORGE_TEST_SEED", 1) as u64;
     eprintln!("FORGE_TEST_SEED={seed}");

@@ -130,7 +130,7 @@ fn a_flipped_bit_in_any_blob_is_found_and_named() {
 }
 
 #[test]
-fn a_damaged_tensor_is_called_by_its_name() {
+fn a_damaged_tensor_is_reported_by_its_name() {
     let forge = project();
     forge.write("forge.toml", "[cache]\nborrow = false\n");
     build_well(&forge, "out");
@@ -217,7 +217,7 @@ fn a_flipped_bit_anywhere_in_an_output_is_found() {
 }
 
 #[test]
-fn repair_builds_what_was_damaged() {
+fn repair_rebuilds_damaged_results() {
     let forge = project();
     build_well(&forge, "out");
     std::fs::rename(forge.path("out"), forge.path("kept")).unwrap();

@@ -188,7 +188,7 @@ fn links_and_pipes_in_place_of_files_are_not_followed_and_nothing_hangs() {
 }
 
 #[test]
-fn an_index_that_names_a_foreign_file_leads_to_no_access_but_stat() {
+fn a_foreign_file_in_an_index_is_only_inspected_with_stat() {
     let forge = project();
     build_well(&forge, "out");
     let expected = candidates(&forge.path("out"));
@@ -255,7 +255,7 @@ fn an_index_that_names_a_foreign_file_leads_to_no_access_but_stat() {
 }
 
 #[test]
-fn clean_all_removes_a_store_and_nothing_else() {
+fn clean_all_removes_only_the_store() {
     let forge = project();
     build_well(&forge, "out");
     let outside = outside(&forge);

@@ -158,7 +158,7 @@ fn old_manifests_are_removed_before_results_and_pinned_ones_never() {
 }
 
 #[test]
-fn a_floor_of_records_stays_and_the_message_says_so() {
+fn the_minimum_of_records_is_kept_and_reported() {
     let forge = Forge::new();
     let store = Store::open(forge.store()).unwrap();
     leave_result(&store, "result", 100_000, 1);
@@ -190,7 +190,7 @@ fn a_floor_of_records_stays_and_the_message_says_so() {
 }
 
 #[test]
-fn notes_of_removed_results_and_of_given_up_recipes_do_not_fill_the_store() {
+fn notes_of_removed_results_and_abandoned_recipes_count_against_the_limit() {
     let forge = Forge::new();
     let store = Store::open(forge.store()).unwrap();
     for number in 0..150_u64 {
@@ -233,7 +233,7 @@ fn notes_of_removed_results_and_of_given_up_recipes_do_not_fill_the_store() {
 }
 
 #[test]
-fn the_record_of_a_run_that_goes_on_stays() {
+fn the_record_of_an_active_run_is_kept() {
     let forge = Forge::new();
     let store = Store::open(forge.store()).unwrap();
     let mut going = store.start_run("20260101T000000Z-1").unwrap();
@@ -250,7 +250,7 @@ fn the_record_of_a_run_that_goes_on_stays() {
 }
 
 #[test]
-fn what_failed_steps_left_counts_and_goes() {
+fn files_of_failed_steps_count_against_the_limit_and_are_removed() {
     let forge = Forge::new();
     let store = Store::open(forge.store()).unwrap();
     for number in 0..6 {

@@ -22,7 +22,7 @@ const AT_ONCE: usize = 3;
 const SPELL: Duration = Duration::from_millis(700);
 
 #[test]
-fn builders_a_collector_and_a_checker_do_not_hurt_each_other() {
+fn builds_collection_and_checks_run_concurrently_without_damage() {
     let time = Duration::from_secs(number_from("FORGE_TEST_STRESS_SECONDS", 10) as u64);
     let seed = number_from("FORGE_TEST_SEED", 1) as u64;
     let forge = Forge::new();

@@ -163,7 +163,7 @@ fn any_changed_number_is_refused() {
 }
 
 #[test]
-fn any_changed_number_of_an_answer_is_refused_though_the_digest_was_made_anew() {
+fn any_changed_number_of_an_answer_is_refused_even_with_a_new_digest() {
     let document = sample();
     let mut places = Vec::new();
     numbers(&document["answers"], "/answers", &mut places);

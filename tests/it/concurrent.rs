@@ -56,7 +56,7 @@ fn four_builds_of_one_recipe_share_the_work() {
 }
 
 #[test]
-fn four_builds_into_one_folder_do_not_meet() {
+fn four_builds_into_one_folder_do_not_conflict() {
     let forge = small_model::project();
     let (clean, alone) = small_model::build_clean(&forge, &[]);
     let expected: BTreeSet<String> = keys(&alone.json_lines(), "ran").into_iter().collect();

@@ -44,7 +44,7 @@ fn sources_are_what_is_in_them() {
 }
 
 #[test]
-fn a_source_that_is_something_else_is_named_as_what_it_is() {
+fn a_source_of_another_kind_is_reported_with_its_kind() {
     let forge = oddly_named();
     let mut safetensors = 64_u64.to_le_bytes().to_vec();
     safetensors.extend(b"{\"__metadata__\":{\"format\":\"pt\"}}                              ");

@@ -68,7 +68,7 @@ fn killed_at(forge: &Forge, moment: Moment) -> Option<Vec<serde_json::Value>> {
 }
 
 #[test]
-fn a_killed_build_goes_on_where_it_was() {
+fn a_killed_build_continues_without_repeating_actions() {
     let kills = number_from("FORGE_TEST_KILLS", 25);
     let mut random = Random(number_from("FORGE_TEST_SEED", 1) as u64);
     let forge = small_model::project();
@@ -131,7 +131,7 @@ fn a_killed_build_goes_on_where_it_was() {
 }
 
 #[test]
-fn what_a_killed_build_left_beside_outputs_is_swept_and_the_users_files_stay() {
+fn temporary_files_of_killed_builds_are_removed_and_user_files_are_kept() {
     let forge = small_model::project();
     let litter = format!("{}/.forge-4242-7-0123456789abcdef", small_model::OUT);
     forge.write(&litter, "half a candidate");
@@ -229,7 +229,7 @@ fn a_build_recomputes_missing_blobs() {
 }
 
 #[test]
-fn documents_that_only_the_manifest_reads_are_computed_again() {
+fn lost_documents_that_only_the_manifest_reads_are_recomputed() {
     let forge = small_model::project();
     let _ = Run::of(small_model::build(&forge, &[]).output().unwrap()).success();
     let out = forge.path(small_model::OUT);

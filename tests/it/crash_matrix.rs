@@ -176,7 +176,7 @@ fn assert_recovers(project: &Forge, out: &Path, expected: &[(String, Vec<u8>)], 
 }
 
 #[test]
-fn a_build_killed_at_any_call_goes_on() {
+fn a_build_killed_at_any_system_call_can_be_continued() {
     let forge = quick_project::project();
     let (_clean, project) = fresh(&forge);
     let out = forge.path("right");
@@ -255,7 +255,7 @@ fn a_build_that_replaces_outputs_loses_nothing_when_killed() {
 }
 
 #[test]
-fn a_full_disk_and_a_broken_one_leave_nothing_broken() {
+fn a_full_or_failing_disk_leaves_the_store_consistent() {
     let forge = quick_project::project();
     let (_clean, project) = fresh(&forge);
     quick_project::build_well(&project, "right");

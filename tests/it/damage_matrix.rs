@@ -350,7 +350,7 @@ fn builds_are_correct_and_repair_the_store_after_any_damage() {
 }
 
 #[test]
-fn a_file_in_place_of_a_directory_is_moved_aside() {
+fn a_file_in_place_of_a_directory_is_quarantined() {
     let (forge, expected) = prepared();
     let directories: BTreeSet<&str> = BTreeSet::from([
         "runs-v1",
@@ -391,7 +391,7 @@ fn a_file_in_place_of_a_directory_is_moved_aside() {
 }
 
 #[test]
-fn a_damaged_layout_is_written_anew_and_that_of_a_newer_program_is_refused() {
+fn a_damaged_layout_is_rewritten_and_a_newer_one_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("store");
     drop(Store::open(&root).unwrap());
@@ -477,7 +477,7 @@ fn only_the_user_may_write_to_the_store_with_any_umask() {
 }
 
 #[test]
-fn what_killed_builds_left_among_the_engines_is_swept_and_no_damage() {
+fn temporary_engine_files_of_killed_builds_are_removed_and_are_not_damage() {
     let forge = quick_project::project();
     quick_project::build_well(&forge, "out");
     let engines = forge.store().join("runs-v1/engines");

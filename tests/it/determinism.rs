@@ -101,7 +101,7 @@ fn models() -> &'static Models {
 }
 
 #[test]
-fn an_action_that_gives_something_else_the_second_time_is_found() {
+fn an_action_with_a_different_second_result_is_found() {
     let runs = Arc::new(AtomicU8::new(0));
     let counted = Arc::clone(&runs);
     let setup = Setup::new(move |bytes| bytes[700] = counted.fetch_add(1, Ordering::Relaxed));
@@ -137,7 +137,7 @@ fn an_action_that_gives_something_else_the_second_time_is_found() {
 }
 
 #[test]
-fn a_result_that_is_there_is_made_once_more_and_other_steps_are_left_alone() {
+fn a_stored_result_is_repeated_once_and_other_steps_do_not_run() {
     let runs = Arc::new(AtomicU8::new(0));
     let counted = Arc::clone(&runs);
     let setup = Setup::new(move |bytes| {
@@ -230,7 +230,7 @@ fn key_of(manifest: &serde_json::Value, tensor: &str) -> ActionDigest {
 }
 
 #[test]
-fn what_differs_is_named_and_stands_in_the_manifest() {
+fn differences_are_named_and_written_to_the_manifest() {
     let forge = project();
     build_well(&forge, &[]);
     let name = "blk.0.attn_k.weight";

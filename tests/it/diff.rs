@@ -366,7 +366,7 @@ fn git_uses_it_as_its_diff_driver() {
 }
 
 #[test]
-fn a_line_of_json_messages_holds_the_same_document() {
+fn a_line_of_json_messages_contains_the_same_document() {
     let forge = small_model::project();
     forge.write("other.toml", RECIPE.replace("chunks = 4", "chunks = 5"));
     let run = forge

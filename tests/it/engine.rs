@@ -233,7 +233,7 @@ fn importances_change_bytes_where_a_type_uses_them_and_only_there() {
 }
 
 #[test]
-fn windows_pieces_and_matrices_leave_no_trace_in_the_bytes() {
+fn bytes_do_not_depend_on_windows_pieces_and_matrices() {
     // Larger than a window, with rows that divide nothing evenly.
     let (columns, rows, matrices) = (768_usize, 1237_usize, 3_usize);
     let values = weights(columns * rows * matrices);
@@ -404,7 +404,7 @@ fn invalid_jobs_are_rejected_before_anything_is_read() {
 }
 
 #[test]
-fn failures_of_reader_and_writer_come_back() {
+fn errors_of_reader_and_writer_are_returned() {
     let fail = |_: u64, _: &mut [u8]| Err(std::io::Error::other("gone"));
     let error = engine::quantize(
         &job(TensorType::Q4_K, None),

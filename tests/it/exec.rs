@@ -166,7 +166,7 @@ fn every_kind_of_action_gives_the_same_result_in_a_fresh_process() {
 }
 
 #[test]
-fn an_action_whose_source_is_not_named_says_so() {
+fn an_action_without_a_named_source_is_an_error() {
     let forge = built();
     let found = actions(&forge);
     let run = forge.run(&["exec", &found["imatrix-block"][0]]).status(1);
@@ -177,7 +177,7 @@ fn an_action_whose_source_is_not_named_says_so() {
 }
 
 #[test]
-fn a_document_in_a_file_is_run_and_its_result_kept_if_asked() {
+fn a_document_in_a_file_is_run_and_its_result_is_kept_on_request() {
     let forge = project();
     forge.recipe("schema = 1\nname = \"bare\"\n[source.model]\npath = \"model.gguf\"\n[policy.p]\nmethod = \"mix\"\nmix = \"Q4_K_M\"\n[promote.p]\npolicy = \"p\"\n");
     build_well(&forge, &[]);

@@ -425,7 +425,7 @@ fn sources() -> Vec<(String, String, bool)> {
 }
 
 #[test]
-fn the_table_is_in_order_so_that_no_module_needs_itself() {
+fn the_table_is_ordered_so_that_no_module_needs_itself() {
     for (place, (module, names)) in LAYERS.iter().enumerate() {
         assert!(
             LAYERS[..place].iter().all(|(other, _)| other != module),

@@ -28,7 +28,7 @@ fn steps(record: &Value) -> &Vec<Value> {
 }
 
 #[test]
-fn a_build_is_on_record_with_what_ran_and_why_and_a_null_build_is_not() {
+fn a_build_has_a_record_of_its_steps_and_reasons_and_a_null_build_has_none() {
     let forge = small_model::project();
     let empty = forge.run(&["log"]).success();
     assert_eq!(
@@ -238,7 +238,7 @@ fn a_build_that_is_killed_leaves_a_record_and_a_trace_that_can_be_read() {
 }
 
 #[test]
-fn a_build_that_is_stopped_says_so_and_its_trace_is_closed() {
+fn a_stopped_build_reports_it_and_its_trace_is_complete() {
     let forge = small_model::project();
     let going = small_model::Going::start(small_model::build(&forge, &["--trace", "trace.json"]));
     let started = Instant::now();

@@ -157,7 +157,7 @@ fn a_lease_keeps_the_results_that_a_cached_candidate_was_made_of() {
 }
 
 #[test]
-fn a_build_that_finds_a_candidate_holds_its_tensors_while_it_lives() {
+fn a_running_build_keeps_the_tensors_of_a_cached_candidate() {
     let built = Built::new();
     let keys = built.tensor_keys();
     // A second candidate, whose place this test has: the build waits for it after it found the first.

@@ -98,7 +98,7 @@ fn a_plan_counts_probes_from_headers_and_then_from_stored_results() {
 }
 
 #[test]
-fn what_was_measured_once_serves_every_later_policy() {
+fn measurements_are_used_by_every_later_policy() {
     let forge = project();
     forge.recipe(RECIPE);
     let first = build_well(&forge, &[]);

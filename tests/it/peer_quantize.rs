@@ -262,8 +262,8 @@ fn every_mix_gives_random_models_the_types_of_the_tool() {
 }
 
 #[test]
-fn real_runs_write_the_types_and_refuse_what_is_refused() {
-    let Some(peer) = Peer::find("real_runs_write_the_types_and_refuse_what_is_refused") else {
+fn real_runs_write_the_same_types_and_have_the_same_errors() {
+    let Some(peer) = Peer::find("real_runs_write_the_same_types_and_have_the_same_errors") else {
         return;
     };
     let small = [

@@ -117,7 +117,7 @@ fn init_and_schema_give_editors_the_schema_without_an_address() {
 }
 
 #[test]
-fn the_schema_knows_the_same_words() {
+fn the_schema_has_the_same_words() {
     let text = std::fs::read_to_string(root().join("recipes/schema.json")).unwrap();
     let schema: serde_json::Value = serde_json::from_str(&text).unwrap();
     let words = |name: &str| -> BTreeSet<String> {
@@ -280,7 +280,7 @@ fn variants_are_named_after_their_values() {
 }
 
 #[test]
-fn steps_stand_after_what_they_refer_to() {
+fn steps_are_after_the_steps_that_they_refer_to() {
     for (name, path) in samples("tests/fixtures/recipes/valid") {
         let recipe = good(&path).recipe;
         for (at, step) in recipe.steps.iter().enumerate() {
@@ -326,7 +326,7 @@ fn files_that_extend_each_other_are_named() {
 }
 
 #[test]
-fn warnings_say_what_is_likely_not_meant() {
+fn likely_mistakes_are_warnings() {
     let text = "schema = 1\nname = \"w\"\n[source.model]\npath = \"m.gguf\"\n[corpus.text]\nfiles = [\"a\"]\n\
                 [corpus.unused]\nfiles = [\"b\"]\n[imatrix.i]\ncorpus = \"text\"\n\
                 [policy.p]\nimatrix = \"i\"\nmethod = \"mix\"\nmix = \"Q4_K_M\"\n[promote.p]\npolicy = \"p\"\n\

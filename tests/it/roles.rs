@@ -282,7 +282,7 @@ fn the_evaluator_of_a_measured_policy_is_compared_with_manifests() {
 }
 
 #[test]
-fn an_input_below_the_method_that_no_action_made_is_found() {
+fn an_input_of_a_method_that_no_action_produced_is_found() {
     let built = Built::new();
     let good = built.manifest();
     let other = BlobDigest::of(b"of another model").to_string();

@@ -76,7 +76,7 @@ fn references_are_counted_before_the_first_step_and_exactly_once_the_tokens_are_
 }
 
 #[test]
-fn a_policy_that_measures_counts_its_references_too() {
+fn a_measuring_policy_counts_its_references_too() {
     let Some((project, _disk, length)) = on_a_small_disk() else {
         return;
     };

@@ -551,7 +551,7 @@ fn keys_of_openssl_and_openssh_sign_and_a_new_key_is_read_by_openssl() {
 }
 
 #[test]
-fn a_build_signs_what_it_writes_and_says_when_a_signature_is_old() {
+fn a_build_signs_its_manifests_and_reports_outdated_signatures() {
     let forge = project();
     let _ = forge.run(&["key", "new", "keys.pem"]).success();
     forge.write(".config/forge/forge.toml", "[signing]\nkey = \"../../keys.pem\"\n");

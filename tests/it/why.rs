@@ -140,7 +140,7 @@ fn blob_path(forge: &Forge, digest: &str) -> PathBuf {
 }
 
 #[test]
-fn a_comment_changes_nothing_and_what_is_cached_says_when_and_why_it_ran() {
+fn a_comment_changes_nothing_and_cached_steps_show_when_and_why_they_ran() {
     let forge = built();
     forge.recipe(&format!("# a comment\n{RECIPE}"));
     let (said, _) = assert_agrees(&forge, "a comment");
@@ -396,7 +396,7 @@ fn a_result_that_no_longer_exists_is_reported_as_lost() {
 }
 
 #[test]
-fn a_result_that_was_collected_says_when_and_what_it_gave_is_still_known() {
+fn a_collected_result_has_its_time_and_its_outputs_are_still_known() {
     let forge = built();
     let last = store(&forge).last("small", "join.general").unwrap();
     let key = last.action.to_string();
@@ -450,7 +450,7 @@ fn a_new_step_is_compared_with_the_nearest_and_a_renamed_recipe_finds_its_result
 }
 
 #[test]
-fn a_renamed_step_is_known_by_what_it_does() {
+fn a_renamed_step_is_recognized_by_its_action() {
     let forge = built();
     forge.recipe(
         &RECIPE

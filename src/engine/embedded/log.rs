@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transcript_has_all_lines_or_says_how_many_it_lacks() {
+    fn a_transcript_has_all_lines_or_the_number_of_missing_ones() {
         let mut whole = Whole::default();
         whole.push("one\ntwo");
         assert_eq!(whole.finish(), ["one", "two"]);

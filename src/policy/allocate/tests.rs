@@ -124,7 +124,7 @@ fn tables_are_as_long_as_the_solver_says() {
 }
 
 #[test]
-fn pins_floors_and_ceilings_hold_and_what_is_left_empty_is_named() {
+fn pins_floors_and_ceilings_are_kept_and_a_group_without_options_is_named() {
     let model = model();
     let groups = groups(&model, &BTreeMap::new(), &GroupOptions::default());
     let losses = losses(&groups);

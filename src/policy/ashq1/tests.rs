@@ -74,7 +74,7 @@ fn types(table: &Table, part: &str) -> Vec<TensorType> {
 }
 
 #[test]
-fn errors_are_the_powers_they_stand_for() {
+fn assumed_errors_match_the_formula() {
     for ty in ASHQ1_TYPES
         .iter()
         .filter(|ty| !matches!(ty, TensorType::IQ4_NL | TensorType::IQ4_XS))
@@ -87,7 +87,7 @@ fn errors_are_the_powers_they_stand_for() {
 }
 
 #[test]
-fn the_budget_is_held_and_used_and_what_matters_rises_first() {
+fn the_budget_is_kept_and_used_and_important_tensors_are_upgraded_first() {
     let model = model("llama");
     let energies = energies(&model);
     let least = match ashq1(&model, &energies, &options(0)).unwrap_err() {
@@ -132,7 +132,7 @@ fn the_budget_is_held_and_used_and_what_matters_rises_first() {
 }
 
 #[test]
-fn layers_for_prediction_and_state_spaces_stand_aside() {
+fn layers_for_prediction_and_state_spaces_have_fixed_types() {
     let mut model = model("qwen35");
     model.tensors.push(tensor("blk.8.nextn.eh_proj.weight", &[512, 256]));
     model.tensors.push(tensor("blk.8.ffn_up.weight", &[256, 1024]));
@@ -167,7 +167,7 @@ fn layers_for_prediction_and_state_spaces_stand_aside() {
 }
 
 #[test]
-fn gemma_4_trained_for_it_starts_lower_but_for_attention() {
+fn gemma_4_with_qat_has_lower_floors_except_for_attention() {
     let floor = |architecture: &str, part: &str| {
         let model = model(architecture);
         let qat = Ashq1 {
@@ -259,7 +259,7 @@ fn options_do_what_they_say() {
 }
 
 #[test]
-fn rows_that_do_not_fit_cost_what_they_cost() {
+fn rows_that_do_not_fit_count_with_their_fallback_type() {
     let mut model = model("llama");
     model.tensors.push(tensor("blk.0.ffn_down.weight", &[288, 256]));
     let mut energies = energies(&model);

@@ -137,7 +137,7 @@ fn a_recipe_is_read_as_its_quantizer_reads_it() {
 }
 
 #[test]
-fn what_is_wrong_is_said_all_at_once() {
+fn all_problems_are_reported_at_once() {
     let errors = rules_of_forgequant(
         r#"{ "quant": { "routed": "q4_k", "output": "q9" }, "tensor_types": { "blk.0": "q8_k" },
              "boost": { "layers": "auto:6", "type": "q4_k", "families": ["w4"] } }"#,

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn places_go_from_end_to_end() {
+    fn values_outside_an_axis_are_at_its_ends() {
         let axis = Axis::log(0.001, 0.1);
         assert!((axis.place(0.01) - 0.5).abs() < 1e-9);
         assert!(axis.place(0.001) > 0.0 && axis.place(0.1) < 1.0);

@@ -47,7 +47,7 @@ fn a_blob_is_found_under_the_name_that_b3sum_prints() {
 }
 
 #[test]
-fn what_is_not_there_is_missing_and_what_is_too_large_is_not_read() {
+fn an_absent_file_is_missing_and_a_too_large_one_is_not_read() {
     let place = Place::new();
     let digest = BlobDigest::of(b"never stored");
     assert!(!place.store.has(&digest));

@@ -182,7 +182,7 @@ fn pieces(name: &str) -> impl Iterator<Item = Vec<u8>> {
 }
 
 #[test]
-fn a_killed_writer_loses_nothing_committed_and_leaves_nothing_broken() {
+fn a_killed_writer_loses_no_committed_result_and_damages_nothing() {
     let place = Place::new();
     let mut committed = Vec::new();
     for round in 0..10 {
@@ -214,7 +214,7 @@ fn a_killed_writer_loses_nothing_committed_and_leaves_nothing_broken() {
 }
 
 #[test]
-fn a_live_process_keeps_what_it_writes_and_a_dead_ones_is_swept() {
+fn files_of_live_processes_are_kept_and_those_of_dead_ones_are_removed() {
     let place = Place::new();
     let tmp = place.store.root().join("tmp");
     let mut other = Other::start("half", place.store.root());

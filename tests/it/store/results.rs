@@ -35,7 +35,7 @@ fn a_result_is_a_hit_once_it_is_committed() {
 }
 
 #[test]
-fn a_result_that_names_what_is_not_there_is_not_committed() {
+fn a_result_with_missing_blobs_is_not_committed() {
     let place = Place::new();
     let mut result = result_of(&place.store, "a", b"bytes");
     let missing = forge::digest::BlobDigest::of(b"never stored");

@@ -64,7 +64,7 @@ fn digest_of(place: &Place, path: &Path) -> BlobDigest {
 }
 
 #[test]
-fn an_edit_in_place_with_size_and_mtime_put_back_is_seen() {
+fn an_edit_in_place_with_restored_size_and_mtime_is_noticed() {
     let place = Place::new();
     let path = remembered(&place, "source", b"AAAA");
     let before = std::fs::metadata(&path).unwrap();
