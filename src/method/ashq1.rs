@@ -77,7 +77,7 @@ pub struct Document {
 /// Reads a type that `ashq1` uses.
 fn ladder_type(field: KeyField<'_>) -> Result<RuleType, RecipeError> {
     field
-        .type_among(policy::LADDER, "a type that `ashq1` uses")
+        .type_among(policy::ASHQ1_TYPES, "a type that `ashq1` uses")
         .map(RuleType::Type)
 }
 

@@ -55,7 +55,7 @@ fn every_mix_is_allowed_in_recipes_or_listed_as_an_exception() {
 #[test]
 fn recipes_can_name_the_types_of_every_method_and_of_candidates() {
     let known: Vec<TensorType> = forge::policy::CURVE.iter().map(|(ty, _)| *ty).collect();
-    for types in [forge::policy::LADDER, &known] {
+    for types in [forge::policy::ASHQ1_TYPES, &known] {
         assert!(types.iter().all(|ty| names::TYPES.contains(ty)));
     }
     let held = container::OF_CANDIDATES.types();

@@ -134,7 +134,7 @@ fn the_schema_has_the_same_words() {
     assert_eq!(words("ruleType"), set(&mut { rules }));
     let known = policy::CURVE.iter().map(|(ty, _)| ty.name());
     assert_eq!(words("priorType"), set(&mut { known }));
-    assert_eq!(words("ladderType"), set(&mut types(policy::LADDER).into_iter()));
+    assert_eq!(words("ladderType"), set(&mut types(policy::ASHQ1_TYPES).into_iter()));
     let pattern = schema["$defs"]["requirement"]["pattern"].as_str().unwrap();
     for figure in Figure::ALL {
         assert!(
