@@ -495,12 +495,13 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
             };
             Failure::new(Exit::Usage, hint.into_iter().fold(missing, Diagnostic::hint))
         }
-        SessionError::Sources { problems } => Failure {
-            diagnostics: problems
-                .iter()
-                .map(|problem| Diagnostic::error(problem.clone()).code("build::source"))
-                .collect(),
-            exit: Exit::Recipe,
+        SessionError::Problems(problems) => Failure {
+            diagnostics: problems.iter().map(Diagnostic::problem).collect(),
+            exit: if problems.iter().all(|problem| problem.is_environment) {
+                Exit::Environment
+            } else {
+                Exit::Recipe
+            },
         },
         SessionError::Store(_) => {
             let store = Diagnostic::from_error(error).code("environment::store");

@@ -159,6 +159,24 @@ impl<'a> Solving<'a> {
     }
 }
 
+/// Checks that some choice keeps to the budget and to the memory of devices, whatever is lost.
+///
+/// # Errors
+///
+/// Not even the smallest choice does, or a tensor has no type that the constraints allow.
+pub(crate) fn check_feasible<M: Material>(
+    material: &M,
+    constraints: &ConstraintsDocument,
+    header: &HeaderDocument,
+    budget: BudgetDocument,
+) -> Result<(), M::Error> {
+    let facts = material.facts();
+    let solving = Solving::of(facts, material.has_imatrix(), constraints)?;
+    let losses = policy::prior(facts, &solving.groups, &solving.types);
+    let limits = solving.limits(material, header, budget, &constraints.devices, 1)?;
+    solving.solve(material, &losses, &limits).map(|_| ())
+}
+
 /// What a choice has to keep to.
 pub(crate) struct Limits {
     size: FileSize,

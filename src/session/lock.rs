@@ -378,7 +378,7 @@ impl Session {
         let _lease = self.store.lease().map_err(SessionError::from)?;
         let news = SkipCached(observer);
         let env = self.env(&news);
-        self.check_sources(&env)?;
+        self.check_files(&env)?;
         let readers: Vec<NodeId> = readers(&self.graph).map(|node| node.id.clone()).collect();
         let graph = self.graph.only(&readers);
         let options = scheduler::Options { note: false, ..options };

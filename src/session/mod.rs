@@ -7,6 +7,7 @@ mod fresh;
 mod frozen;
 mod lock;
 pub mod names;
+mod preflight;
 mod record;
 mod repeat;
 pub mod reproduce;
@@ -19,6 +20,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use crate::action;
@@ -69,6 +71,7 @@ pub use lock::LockDifference;
 pub use lock::LockError;
 pub use lock::LockedEngine;
 pub use lock::LockedFile;
+pub use preflight::Problem;
 pub use repeat::RepeatReport;
 pub use space::Need;
 pub use space::NoSpace;
@@ -147,12 +150,9 @@ pub enum SessionError {
     /// A tensor that a candidate does not have.
     #[error(transparent)]
     Tensor(#[from] TensorError),
-    /// Sources that are not there or not what they should be.
-    #[error("{} sources cannot be used", problems.len())]
-    Sources {
-        /// A sentence for each.
-        problems: Vec<String>,
-    },
+    /// What would make steps fail, found before any ran.
+    #[error("{} steps cannot run", .0.len())]
+    Problems(Vec<Problem>),
 }
 
 /// What [`Session::why`] found out.
@@ -302,7 +302,6 @@ impl Session {
         let run = run::Run::start(&self.store, &self.settings, self.identities(&self.graph), started);
         let observer = run::Tee { run: &run, observer };
         let env = self.env(&observer);
-        self.check_sources(&env)?;
         // What killed builds left half-written next to the outputs. That it cannot be removed is only untidy.
         if fs::exists(&self.settings.out).unwrap_or(false) {
             fs::sweep_temps(&self.settings.out).ok();
@@ -310,13 +309,21 @@ impl Session {
         check_out(&self.settings.out)?;
         observer.event(&self.started());
         let space = space::Check::new(self, &env);
+        let problems = OnceLock::new();
+        let may_run = || {
+            let problems = problems.get_or_init(|| self.problems(&env));
+            problems.is_empty() && space.fits()
+        };
         let mut manifests = 0;
-        let mut report = scheduler::build(&self.graph, &env, options, &|| space.fits(), &mut |report| {
+        let mut report = scheduler::build(&self.graph, &env, options, &may_run, &mut |report| {
             let (written, failures) = record::write_manifests(self, &env, &run, started, report);
             manifests += written;
             failures
         });
         report.manifests = manifests;
+        if let Some(problems) = problems.into_inner().filter(|problems| !problems.is_empty()) {
+            return Err(SessionError::Problems(problems));
+        }
         if let Some(no_space) = space.refused() {
             return Err(SessionError::NoSpace(no_space));
         }
@@ -395,22 +402,6 @@ impl Session {
             folder: self.settings.folder.clone(),
             out: self.settings.out.clone(),
             file_overrides: self.file_overrides.clone(),
-        }
-    }
-
-    /// Looks at the user's files before the first step runs: early is better than after hours.
-    fn check_sources(&self, env: &Env<'_>) -> Result<(), SessionError> {
-        let mut problems = Vec::new();
-        for node in self.graph.nodes() {
-            if let Err(error) = step::kind_of(node).check(node, env) {
-                let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
-                problems.push(format!("`{}`: {error}{hint}", node.id));
-            }
-        }
-        if problems.is_empty() {
-            Ok(())
-        } else {
-            Err(SessionError::Sources { problems })
         }
     }
 }

@@ -49,7 +49,7 @@ impl Session {
         let mut env = self.env(observer);
         scratch.path().clone_into(&mut env.out);
         env.machine.repeat = Some(Arc::clone(&check));
-        self.check_sources(&env)?;
+        self.check_files(&env)?;
         observer.event(&self.started());
         // The record of the last build stays.
         let options = scheduler::Options { note: false, ..options };

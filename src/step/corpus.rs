@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::action;
 use crate::action::Action;
 use crate::digest::BlobDigest;
+use crate::digest::Fingerprint;
 use crate::fs;
 use crate::graph::Node;
 use crate::graph::Work;
@@ -25,8 +26,11 @@ use crate::step::pattern::Unmatched;
 use crate::step::pattern::anchored;
 use crate::step::pattern::is_pattern;
 use crate::step::pattern::matches;
+use crate::step::space::Headers;
 use crate::step::wrong_kind;
 use crate::work::Context;
+use crate::work::TokenCount;
+use crate::work::check_text;
 
 /// A corpus.
 pub struct Corpus;
@@ -101,6 +105,31 @@ fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepError> {
     Ok(found)
 }
 
+/// Returns the request for the number of chunks of a corpus in the tokens of a model, counted up to `enough`.
+///
+/// # Errors
+///
+/// The files of the corpus cannot be found.
+pub fn count_of(
+    node: &Node,
+    env: &Env<'_>,
+    engine: Fingerprint,
+    model: &[PathBuf],
+    (context, enough): (u32, u64),
+) -> Result<TokenCount, StepError> {
+    let corpus = corpus(node)?;
+    let texts = Corpus.files(node, env)?;
+    let (chunking, special) = (corpus.chunking, corpus.parse_special);
+    Ok(TokenCount::new(
+        engine,
+        model,
+        &texts,
+        chunking,
+        special,
+        (context, enough),
+    ))
+}
+
 impl Kind for Corpus {
     fn key(&self, node: &Node, _inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError> {
         let corpus = corpus(node)?;
@@ -124,6 +153,23 @@ impl Kind for Corpus {
             Some(files) => Ok(files.clone()),
             None => find(corpus(node)?, &env.folder),
         }
+    }
+
+    /// A text with a known digest is not read.
+    fn check(&self, node: &Node, env: &Env<'_>, _headers: &mut Headers<'_>) -> Result<(), StepError> {
+        let mut total = 0;
+        for path in self.files(node, env)? {
+            let file = fs::open(&path)?;
+            let stamp = fs::Stamp::of_file(&file, &path)?;
+            total += stamp.size;
+            if env.store.known(&stamp).is_none() {
+                check_text(file, &path)?;
+            }
+        }
+        if total == 0 {
+            return Err(StepError::input("all texts of the corpus are empty"));
+        }
+        Ok(())
     }
 
     fn estimate(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Estimate, StepError> {

@@ -20,6 +20,7 @@ use crate::step::Kind;
 use crate::step::Outcome;
 use crate::step::Pool;
 use crate::step::StepError;
+use crate::step::TextUse;
 use crate::step::key_of;
 use crate::step::promote;
 use crate::step::space::Comparison;
@@ -88,6 +89,17 @@ impl Kind for Eval {
             compute: made.and_then(|outcome| outcome.output(Promote::COMPUTE)).ok(),
             engine: &node.engine,
         })
+    }
+
+    fn texts<'n>(&self, node: &'n Node) -> Vec<TextUse<'n>> {
+        let Ok((eval, _)) = eval(node) else { return Vec::new() };
+        vec![TextUse {
+            corpus: &eval.corpus,
+            model: &eval.reference,
+            context: eval.context,
+            // The confidence intervals resample the chunks.
+            minimum: 2,
+        }]
     }
 
     fn needs(&self, _node: &Node) -> Vec<Capability> {

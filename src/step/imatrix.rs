@@ -24,6 +24,7 @@ use crate::step::Outcome;
 use crate::step::Pool;
 use crate::step::SourceFile;
 use crate::step::StepError;
+use crate::step::TextUse;
 use crate::step::key_of;
 use crate::step::wrong_kind;
 use crate::vocab::MergeMode;
@@ -92,6 +93,18 @@ impl Kind for Imatrix {
     fn needs(&self, node: &Node) -> Vec<Capability> {
         match imatrix_step(node) {
             Ok(ImatrixStep::Collect(_)) => vec![Capability::Tokenize, Capability::Collect],
+            _ => Vec::new(),
+        }
+    }
+
+    fn texts<'n>(&self, node: &'n Node) -> Vec<TextUse<'n>> {
+        match imatrix_step(node) {
+            Ok(ImatrixStep::Collect(collect)) => vec![TextUse {
+                corpus: &collect.corpus,
+                model: &collect.model,
+                context: collect.context,
+                minimum: 1,
+            }],
             _ => Vec::new(),
         }
     }

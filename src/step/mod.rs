@@ -39,6 +39,7 @@ use crate::graph::Work;
 use crate::observer::ActionOutcome;
 use crate::observer::Event;
 use crate::recipe::model::EngineRef;
+use crate::recipe::model::Place;
 use crate::recipe::model::SourceName;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
@@ -234,6 +235,19 @@ pub enum Watched {
     Pattern(String),
 }
 
+/// A text that a node reads in the tokens of a model.
+#[derive(Debug, Clone, Copy)]
+pub struct TextUse<'n> {
+    /// The text, a `corpus` step.
+    pub corpus: &'n StepId,
+    /// The model whose vocabulary is used.
+    pub model: &'n SourceName,
+    /// Tokens in a chunk.
+    pub context: u32,
+    /// The minimum number of chunks that the node can work with.
+    pub minimum: u64,
+}
+
 /// A kind of node.
 pub trait Kind: Sync {
     /// Returns the node's action, as far as it is known without reading a source.
@@ -250,9 +264,18 @@ pub trait Kind: Sync {
         Ok(Vec::new())
     }
 
-    /// Checks these files before the first step of a build runs.
-    fn check(&self, node: &Node, env: &Env<'_>) -> Result<(), StepError> {
+    /// Checks, before the first step of a build runs, what its files and the headers of models determine.
+    ///
+    /// # Errors
+    ///
+    /// What would make it fail later.
+    fn check(&self, node: &Node, env: &Env<'_>, _headers: &mut Headers<'_>) -> Result<(), StepError> {
         self.files(node, env).map(|_| ())
+    }
+
+    /// Returns the texts that it reads in the tokens of a model.
+    fn texts<'n>(&self, _node: &'n Node) -> Vec<TextUse<'n>> {
+        Vec::new()
     }
 
     /// Returns whether the outputs that a user sees are there and unchanged.
@@ -358,6 +381,26 @@ pub fn carry_out(node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>
         });
     }
     result
+}
+
+/// Adds to an error where the recipe says what it is about.
+pub(crate) fn at(place: &Place, error: &StepError) -> StepError {
+    let (line, _) = place.source.line_column(place.span.start);
+    let what = format!("{}:{line}: {error}", place.source.name());
+    match error.hint() {
+        Some(hint) => StepError::input_hint(what, hint),
+        None => StepError::input(what),
+    }
+}
+
+/// Returns where the recipe has a node: the path of a source, the section of a step.
+pub(crate) fn place_of(node: &Node) -> &Place {
+    match &node.work {
+        Work::Source(source) => &source.path.origin,
+        Work::Step(step) | Work::Promote { step, .. } | Work::Eval { step, .. } | Work::Figures { step, .. } => {
+            &step.origin
+        }
+    }
 }
 
 /// Returns the error for a node that does not have the data of its kind: a bug in the graph.

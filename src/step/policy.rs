@@ -3,7 +3,7 @@
 mod budget;
 mod cost;
 mod document;
-mod minimum_size;
+mod preliminary;
 
 use crate::action;
 use crate::action::Action;
@@ -23,8 +23,11 @@ use crate::step::Kind;
 use crate::step::Outcome;
 use crate::step::Pool;
 use crate::step::StepError;
+use crate::step::TextUse;
+use crate::step::at;
 use crate::step::key_of;
 use crate::step::output;
+use crate::step::place_of;
 use crate::step::space::Comparison;
 use crate::step::space::Headers;
 use crate::step::wrong_kind;
@@ -33,7 +36,9 @@ use crate::work::Context;
 use crate::work::policy::Inspected;
 
 pub use cost::estimate_from_header;
-pub use minimum_size::minimum_bytes;
+pub use preliminary::minimum_bytes;
+pub use preliminary::preliminary_choice;
+pub use preliminary::requantized;
 
 use document::document_of;
 
@@ -62,6 +67,30 @@ impl Kind for Policy {
     fn key(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError> {
         let document = document_of(policy_step(node)?, inputs, env, &node.engine)?;
         Ok(key_of(Action::Policy(document)))
+    }
+
+    fn check(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> Result<(), StepError> {
+        let step = policy_step(node)?;
+        match headers.of(&step.model, env) {
+            Some(header) => preliminary_choice(step, header)
+                .map(|_| ())
+                .map_err(|error| at(place_of(node), &error)),
+            // The check of the source says what is wrong with it.
+            None => Ok(()),
+        }
+    }
+
+    fn texts<'n>(&self, node: &'n Node) -> Vec<TextUse<'n>> {
+        let Ok(step) = policy_step(node) else {
+            return Vec::new();
+        };
+        let measures = step.method.measures().into_iter().map(|measures| TextUse {
+            corpus: measures.corpus,
+            model: &step.model,
+            context: measures.context,
+            minimum: 1,
+        });
+        measures.collect()
     }
 
     fn needs(&self, node: &Node) -> Vec<Capability> {

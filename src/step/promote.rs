@@ -33,6 +33,7 @@ use crate::step::Outcome;
 use crate::step::Pool;
 use crate::step::SourceFile;
 use crate::step::StepError;
+use crate::step::at;
 use crate::step::key_of;
 use crate::step::output;
 use crate::step::policy;
@@ -42,6 +43,7 @@ use crate::work::Assembly;
 use crate::work::Context;
 use crate::work::Draft;
 use crate::work::decode;
+use crate::work::quantized_already;
 use crate::work::write_again;
 
 /// The version of the candidate's header: increase it when the header changes.
@@ -193,6 +195,24 @@ impl Kind for Promote {
         Ok(estimate)
     }
 
+    fn check(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> Result<(), StepError> {
+        let Work::Promote { step, policy } = &node.work else {
+            return Err(wrong_kind(node));
+        };
+        let StepBody::Promote(promote) = &step.body else {
+            return Err(wrong_kind(node));
+        };
+        let again = match headers.of(&policy.model, env) {
+            Some(header) if !promote.allow_requantize => policy::requantized(policy, header),
+            _ => Vec::new(),
+        };
+        if again.is_empty() {
+            Ok(())
+        } else {
+            Err(at(&step.origin, &quantized_already(&again)))
+        }
+    }
+
     fn needs(&self, _node: &Node) -> Vec<Capability> {
         vec![Capability::Quantize]
     }
@@ -209,7 +229,7 @@ impl Kind for Promote {
         if is_there(&step.id, env) {
             return None;
         }
-        policy::minimum_bytes(policy, headers.of(&policy.model, env)?.facts.as_ref()?)
+        policy::minimum_bytes(policy, headers.of(&policy.model, env)?)
     }
 
     fn run(&self, node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {

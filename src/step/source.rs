@@ -13,7 +13,6 @@ use crate::fs::Stamp;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::prose;
-use crate::recipe::model::Place;
 use crate::recipe::model::SourceDef;
 use crate::recipe::model::SourceKind;
 use crate::step::Env;
@@ -26,6 +25,8 @@ use crate::step::Pool;
 use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::step::Watched;
+use crate::step::at;
+use crate::step::space::Headers;
 use crate::step::wrong_kind;
 use crate::work::Context;
 use crate::work::INDEX;
@@ -54,16 +55,6 @@ fn parts_of(path: PathBuf, kind: SourceKind) -> Vec<PathBuf> {
     match kind {
         SourceKind::Model => container::parts(&path),
         SourceKind::Imatrix => vec![path],
-    }
-}
-
-/// Adds to an error where the recipe names the file.
-fn at(place: &Place, error: &StepError) -> StepError {
-    let (line, _) = place.source.line_column(place.span.start);
-    let what = format!("{}:{line}: {error}", place.source.name());
-    match error.hint() {
-        Some(hint) => StepError::input_hint(what, hint),
-        None => StepError::input(what),
     }
 }
 
@@ -128,7 +119,7 @@ impl Kind for Source {
     }
 
     /// A source with a known digest is not read.
-    fn check(&self, node: &Node, env: &Env<'_>) -> Result<(), StepError> {
+    fn check(&self, node: &Node, env: &Env<'_>, _headers: &mut Headers<'_>) -> Result<(), StepError> {
         let source = source(node)?;
         let checked = || {
             let mut known = true;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use crate::action::Corpus;
 use crate::action::InspectModel;
 use crate::container;
+use crate::container::Metadata;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::engine::Role;
@@ -38,6 +39,8 @@ const BYTES_PER_TOKEN: u64 = 8;
 pub struct Header {
     /// The facts that policies need.
     pub facts: Option<ModelFacts>,
+    /// All metadata.
+    pub metadata: Metadata,
     /// The size of the vocabulary.
     pub vocabulary: Option<u64>,
 }
@@ -66,6 +69,7 @@ impl<'g> Headers<'g> {
             let tensors = model.tensors().iter().map(|tensor| (&tensor.info).into());
             Some(Header {
                 facts: ModelFacts::from_metadata(model.metadata(), tensors.collect()).ok(),
+                metadata: model.metadata().clone(),
                 vocabulary: model.metadata().get_array_len("tokenizer.ggml.tokens"),
             })
         };

@@ -1,6 +1,7 @@
 //! The texts of a corpus, checked. The texts themselves stay where they are.
 
 use std::io::Read;
+use std::path::Path;
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -46,7 +47,7 @@ impl Work for Corpus {
         context.expect(Unit::BytesHashed, total);
         for file in &files {
             context.check_cancel()?;
-            check_utf8(file)?;
+            check_text(file.open()?, &file.path)?;
             context.advance(Unit::BytesHashed, file.digest.len);
         }
         if total == 0 {
@@ -66,34 +67,27 @@ impl Work for Corpus {
     }
 }
 
-/// Fails if a text is not UTF-8, naming the first byte that is not.
-fn check_utf8(file: &SourceFile) -> Result<(), StepError> {
-    let mut reader = file.open()?;
+/// Reads a file to its end, and fails if it is not UTF-8 text.
+///
+/// # Errors
+///
+/// [`StepError::Input`], which names the first byte that is not part of a text; errors of reading.
+pub fn check_text(mut reader: fs::File, path: &Path) -> Result<(), StepError> {
     let mut piece = vec![0; 1 << 20];
     let mut carried = 0;
     let mut offset = 0u64;
     loop {
         let read = reader
             .read(&mut piece[carried..])
-            .map_err(fs::PathError::on(&file.path, "read"))?;
+            .map_err(fs::PathError::on(path, "read"))?;
         let filled = carried + read;
         let valid = match std::str::from_utf8(&piece[..filled]) {
             Ok(_) => filled,
             // A character may continue in the next piece.
             Err(error) if error.error_len().is_none() && read > 0 => error.valid_up_to(),
             Err(error) => {
-                return Err(StepError::input_hint(
-                    format!(
-                        "`{}` is not UTF-8: byte {} is 0x{:02x}",
-                        file.path.display(),
-                        offset + error.valid_up_to() as u64,
-                        piece[error.valid_up_to()]
-                    ),
-                    format!(
-                        "convert it, for example with `iconv -t UTF-8 {0} > {0}.utf8`",
-                        file.path.display()
-                    ),
-                ));
+                let at = error.valid_up_to();
+                return Err(not_text(path, &piece[..filled], offset + at as u64, piece[at]));
             }
         };
         if read == 0 {
@@ -103,4 +97,20 @@ fn check_utf8(file: &SourceFile) -> Result<(), StepError> {
         carried = filled - valid;
         offset += valid as u64;
     }
+}
+
+/// Says that a file is not UTF-8 text. `piece` is the part of it with the byte that is not.
+fn not_text(path: &Path, piece: &[u8], at: u64, byte: u8) -> StepError {
+    let shown = path.display();
+    let what = format!("`{shown}` is not UTF-8: byte {at} is 0x{byte:02x}");
+    // No encoding of text has bytes that are 0, apart from UTF-16 and UTF-32.
+    let is_utf16 = piece.starts_with(&[0xff, 0xfe]) || piece.starts_with(&[0xfe, 0xff]);
+    let hint = if is_utf16 {
+        format!("convert it: `iconv -f UTF-16 -t UTF-8 {shown} > {shown}.utf8`")
+    } else if piece.contains(&0) {
+        "it is not a text file; a corpus consists of plain text".to_owned()
+    } else {
+        format!("convert it, for example with `iconv -f ENCODING -t UTF-8 {shown} > {shown}.utf8`")
+    };
+    StepError::input_hint(what, hint)
 }

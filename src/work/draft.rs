@@ -55,6 +55,18 @@ pub struct Draft {
     pub layout: Box<dyn container::Candidate>,
 }
 
+/// Refuses to quantize tensors again.
+pub fn quantized_already(tensors: &[impl AsRef<str>]) -> StepError {
+    StepError::input_hint(
+        format!(
+            "the source is quantized already: {} {}",
+            prose::names(tensors, 3),
+            if tensors.len() == 1 { "is" } else { "are" }
+        ),
+        "start from an F32, F16 or BF16 model, or set `allow_requantize = true` and accept the loss",
+    )
+}
+
 /// A candidate's file, complete but without its name.
 pub(super) struct Written {
     /// The file, if it was to be written.
@@ -127,14 +139,7 @@ impl Draft {
         if again.is_empty() || allowed {
             return Ok(());
         }
-        Err(StepError::input_hint(
-            format!(
-                "{} {} quantized already",
-                prose::names(&again, 3),
-                if again.len() == 1 { "is" } else { "are" }
-            ),
-            "start from an F32, F16 or BF16 model, or set `allow_requantize = true` and accept the loss",
-        ))
+        Err(quantized_already(&again))
     }
 
     /// Quantizes what is not in the store and assembles the file: under a temporary name in `folder`, or only to digest it.

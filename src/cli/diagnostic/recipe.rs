@@ -13,6 +13,7 @@ use crate::recipe::RecipeError;
 use crate::recipe::RecipeWarning;
 use crate::requirement::Figure;
 use crate::requirement::RequirementProblem;
+use crate::session::Problem;
 use crate::session::engines::EngineProblem;
 use crate::session::engines::EngineProblemKind;
 use crate::syntax::error::ExtendsProblem;
@@ -87,6 +88,12 @@ impl Diagnostic {
             diagnostic.context = vec![label(place, "this step needs it")];
         }
         diagnostic
+    }
+
+    /// Describes what would make a step fail.
+    pub fn problem(problem: &Problem) -> Self {
+        let error = Self::error(format!("`{}`: {}", problem.step, problem.message)).code("build::source");
+        problem.hint.clone().into_iter().fold(error, Self::hint)
     }
 
     fn spanned(error: &RecipeError, group: &str) -> Self {

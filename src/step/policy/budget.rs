@@ -20,16 +20,26 @@ use crate::work::policy::file_size_of;
 /// Returns a budget of a recipe as actions hold it: of another candidate its bytes, so that what keeps to the same number of
 /// bytes is the same action.
 pub(super) fn document_of(budget: &Budget, inputs: &Inputs, env: &Env<'_>) -> Result<BudgetDocument, StepError> {
-    Ok(match budget {
-        Budget::Quantity(Quantity::Bytes(number)) => BudgetDocument::Bytes { number: *number },
-        // The recipe takes no percentages here.
-        Budget::Quantity(Quantity::BitsPerWeight(rate) | Quantity::Percent(rate)) => BudgetDocument::MillionthsOfBits {
-            number: rate.millionths(),
-        },
-        Budget::Candidate(size) => BudgetDocument::Bytes {
+    match (of_quantity(budget), budget) {
+        (None, Budget::Candidate(size)) => Ok(BudgetDocument::Bytes {
             number: length_of(size, inputs, env)?,
-        },
-    })
+        }),
+        (known, _) => known.ok_or_else(|| StepError::input("the budget is no size")),
+    }
+}
+
+/// Returns the budget as actions hold it, if the recipe states it as a size; `None` for the size of another candidate.
+pub(super) fn of_quantity(budget: &Budget) -> Option<BudgetDocument> {
+    match budget {
+        Budget::Quantity(Quantity::Bytes(number)) => Some(BudgetDocument::Bytes { number: *number }),
+        // The recipe takes no percentages here.
+        Budget::Quantity(Quantity::BitsPerWeight(rate) | Quantity::Percent(rate)) => {
+            Some(BudgetDocument::MillionthsOfBits {
+                number: rate.millionths(),
+            })
+        }
+        Budget::Candidate(_) => None,
+    }
 }
 
 /// Returns how long a candidate's file is, or will be: that follows from its types and its header.

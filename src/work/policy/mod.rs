@@ -23,6 +23,7 @@ use crate::prose;
 pub use inspected::Inspected;
 pub use stored::energies_of;
 pub use stored::file_size_of;
+pub use stored::file_size_of_header;
 
 use stored::Stored;
 use warnings::sentence;

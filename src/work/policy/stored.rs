@@ -72,12 +72,7 @@ fn file_size(store: &Store, header: &HeaderDocument, facts: &ModelFacts) -> Resu
         entries: 0,
         chunks: 0,
     });
-    let specs = facts.tensors.iter().map(|tensor| TensorSpec {
-        name: tensor.name.clone(),
-        ty: tensor.ty,
-        dims: tensor.dims.clone(),
-    });
-    file_size_of(store, header.metadata, specs.collect(), Some(0), imatrix.as_ref())
+    file_size_of(store, header.metadata, specs_of(facts), Some(0), imatrix.as_ref())
 }
 
 /// Returns the size of a file with these tensors, as a function of their types.
@@ -88,11 +83,38 @@ pub fn file_size_of(
     file_type: Option<u32>,
     imatrix: Option<&ImatrixFacts<'_>>,
 ) -> Result<FileSize, StepError> {
-    let metadata = decode_metadata(store, metadata)?;
+    size_of(decode_metadata(store, metadata)?, &specs, file_type, imatrix)
+}
+
+/// Returns the size of a file with the tensors of a model, as a function of their types, from the metadata of the model. The
+/// file says nothing of an imatrix.
+///
+/// # Errors
+///
+/// Names and shapes that the container cannot hold.
+pub fn file_size_of_header(metadata: Metadata, facts: &ModelFacts) -> Result<FileSize, StepError> {
+    size_of(metadata, &specs_of(facts), Some(0), None)
+}
+
+fn specs_of(facts: &ModelFacts) -> Vec<TensorSpec> {
+    let specs = facts.tensors.iter().map(|tensor| TensorSpec {
+        name: tensor.name.clone(),
+        ty: tensor.ty,
+        dims: tensor.dims.clone(),
+    });
+    specs.collect()
+}
+
+fn size_of(
+    metadata: Metadata,
+    specs: &[TensorSpec],
+    file_type: Option<u32>,
+    imatrix: Option<&ImatrixFacts<'_>>,
+) -> Result<FileSize, StepError> {
     let metadata = candidate_metadata(metadata, file_type, imatrix)?;
     let layout = metadata
         .alignment()
-        .and_then(|alignment| container::OF_CANDIDATES.lay_out(&metadata, &specs, alignment))
+        .and_then(|alignment| container::OF_CANDIDATES.lay_out(&metadata, specs, alignment))
         .map_err(|error| StepError::input(format!("cannot compute the layout of the candidate: {error}")))?;
     Ok(FileSize {
         header: layout.header().len() as u64,

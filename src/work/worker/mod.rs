@@ -5,10 +5,12 @@
 //! many actions, with its models loaded. It ends when its standard input does, so it does not outlive a build that is killed.
 
 mod client;
+mod count;
 mod isolated;
 mod protocol;
 mod server;
 
 pub(super) use client::Worker;
 pub use client::Workers;
+pub(super) use count::count_in_worker;
 pub use server::serve;

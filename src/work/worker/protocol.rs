@@ -5,8 +5,10 @@ use serde::Serialize;
 
 use crate::observer::Unit;
 use crate::work::ActionOutputs;
+use crate::work::Counted;
 use crate::work::Located;
 use crate::work::Reported;
+use crate::work::TokenCount;
 
 /// What a worker is asked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,6 +31,8 @@ pub(super) enum Request {
         /// Their documents.
         actions: Vec<String>,
     },
+    /// Count the chunks of texts. The answer is [`Answer::Counted`] or [`Answer::Failed`].
+    Count(Box<TokenCount>),
     /// Stop what is running. There is no answer but that of what stops.
     Cancel,
     /// Free the memory of models that are loaded to have tensors replaced. There is no answer.
@@ -46,6 +50,8 @@ pub(super) enum Answer {
         /// Their numbers.
         order: Vec<usize>,
     },
+    /// Chunks were counted.
+    Counted(Counted),
     /// It failed.
     Failed(Box<Reported>),
     /// So much more is done.

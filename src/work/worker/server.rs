@@ -123,6 +123,10 @@ pub fn serve(
                     let order = order.map(|order| Answer::Order { order });
                     answers.send(&order.unwrap_or_else(|error| failed(&error)));
                 }
+                Request::Count(count) => {
+                    let counted = count.count_here(engines).map(Answer::Counted);
+                    answers.send(&counted.unwrap_or_else(|error| failed(&error)));
+                }
                 Request::Release => models.release(),
                 // Read before it came here.
                 Request::Cancel => {}

@@ -1,0 +1,171 @@
+//! What would make a build fail, found before its first step runs: missing files, sources that are not what the recipe uses them
+//! as, policies that do not fit the model, texts that are too short. Nothing is stored.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use super::Session;
+use super::SessionError;
+use crate::engine::Role;
+use crate::fs;
+use crate::graph::Node;
+use crate::graph::NodeId;
+use crate::observer::Silent;
+use crate::plan;
+use crate::plan::Status;
+use crate::prose;
+use crate::recipe::model::SourceName;
+use crate::recipe::model::StepId;
+use crate::step;
+use crate::step::Env;
+use crate::step::StepError;
+use crate::step::TextUse;
+use crate::step::space::Headers;
+use crate::work::Class;
+use crate::work::Counted;
+
+/// Chunks that are counted: as many as the most demanding step needs.
+const ENOUGH: u64 = 2;
+
+/// Something that would make a step fail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The step or source.
+    pub step: String,
+    /// What is wrong, after the file and line of the recipe that it is about.
+    pub message: String,
+    /// The way out.
+    pub hint: Option<String>,
+    /// Whether the machine is the reason, and not the recipe or its files.
+    pub is_environment: bool,
+}
+
+impl Problem {
+    fn new(node: &Node, error: &StepError) -> Self {
+        Self {
+            step: node.id.to_string(),
+            message: error.to_string(),
+            hint: error.hint(),
+            is_environment: error.class() == Class::Environment,
+        }
+    }
+}
+
+impl Session {
+    /// Returns what would make steps fail that are to run. Reads the headers of models, and texts.
+    pub fn check(&self) -> Vec<Problem> {
+        self.problems(&self.env(&Silent))
+    }
+
+    /// Checks the files that the user owns.
+    pub(super) fn check_files(&self, env: &Env<'_>) -> Result<(), SessionError> {
+        let mut headers = Headers::new(&self.graph);
+        let readers = self.graph.nodes().filter(|node| step::reads_files(node));
+        let checked = readers.filter_map(|node| {
+            let error = step::kind_of(node).check(node, env, &mut headers).err()?;
+            Some(Problem::new(node, &error))
+        });
+        let problems: Vec<Problem> = checked.collect();
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(SessionError::Problems(problems))
+        }
+    }
+
+    pub(super) fn problems(&self, env: &Env<'_>) -> Vec<Problem> {
+        let (plan, _) = plan::survey(&self.graph, env);
+        let mut problems = Vec::new();
+        let mut headers = Headers::new(&self.graph);
+        let mut texts = Texts::default();
+        for (node, entry) in self.graph.nodes().zip(&plan.entries) {
+            if matches!(entry.status, Status::Hit { .. }) {
+                continue;
+            }
+            if let Err(error) = step::kind_of(node).check(node, env, &mut headers) {
+                problems.push(Problem::new(node, &error));
+                continue;
+            }
+            // What is wrong with the files of the text or of the model is reported by their own nodes.
+            for read in step::kind_of(node).texts(node) {
+                if let Err(error) = texts.check(self, node, read, env) {
+                    let error = step::at(step::place_of(node), &error);
+                    problems.push(Problem::new(node, &error));
+                }
+            }
+        }
+        // The same text is too short for every candidate of an evaluation.
+        problems.dedup_by(|next, first| next.message == first.message);
+        problems
+    }
+}
+
+/// A text in the tokens of a model: the engine that tokenizes, the model, the corpus, and the tokens in a chunk.
+type Reading<'n> = (&'n str, &'n SourceName, &'n StepId, u32);
+
+/// Texts whose chunks were counted.
+#[derive(Default)]
+struct Texts<'n>(BTreeMap<Reading<'n>, Result<Counted, String>>);
+
+impl<'n> Texts<'n> {
+    /// Checks that a text has as many chunks as a node needs. Nothing is checked if its files or those of the model cannot be read:
+    /// that is reported for the nodes that they belong to.
+    fn check(
+        &mut self,
+        session: &'n Session,
+        node: &'n Node,
+        read: TextUse<'n>,
+        env: &Env<'_>,
+    ) -> Result<(), StepError> {
+        let (Some(corpus), Some(model)) = (
+            session.graph.node(&NodeId::Step(read.corpus.clone())),
+            session.graph.node(&NodeId::Source(read.model.as_str().to_owned())),
+        ) else {
+            return Ok(());
+        };
+        let (Ok(texts), Ok(files)) = (
+            step::kind_of(corpus).files(corpus, env),
+            step::kind_of(model).files(model, env),
+        ) else {
+            return Ok(());
+        };
+        if !texts.iter().chain(&files).all(|path| fs::open(path).is_ok()) {
+            return Ok(());
+        }
+        let engine = env.fingerprint(&node.engine, Role::Evaluator)?;
+        let reading = (node.engine.name.as_str(), read.model, read.corpus, read.context);
+        let counted = match self.0.entry(reading) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(free) => {
+                let wanted = (read.context, ENOUGH);
+                let count = step::corpus::count_of(corpus, env, engine, &files, wanted)?;
+                match count.count(&env.machine) {
+                    Ok(counted) => free.insert(Ok(counted)),
+                    Err(error @ StepError::Stopped) => return Err(error),
+                    Err(error) => free.insert(Err(error.to_string())),
+                }
+            }
+        };
+        let counted = match counted {
+            Ok(counted) if counted.chunks >= read.minimum => return Ok(()),
+            Ok(counted) => *counted,
+            Err(error) => return Err(StepError::input(error.clone())),
+        };
+        let per_file = if texts.len() > 1 { " in one file" } else { "" };
+        Err(StepError::input_hint(
+            format!(
+                "the text of `{}` is too short: {} make {} of {} tokens{per_file}, and {} needed",
+                read.corpus,
+                prose::count(counted.tokens, "token"),
+                prose::count(counted.chunks, "chunk"),
+                read.context,
+                if read.minimum == 1 {
+                    "one is".to_owned()
+                } else {
+                    format!("{} are", read.minimum)
+                }
+            ),
+            "give the corpus more text, or lower `context`",
+        ))
+    }
+}
