@@ -115,7 +115,7 @@ impl Resampling {
     }
 }
 
-/// Returns a quantile of sorted values, linear between neighbours (as `llama-perplexity` does); 0 of none.
+/// Returns a quantile of sorted values, linearly interpolated (as `llama-perplexity` does); 0 of none.
 pub(super) fn quantile(sorted: &[f64], fraction: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else {
         return 0.0;

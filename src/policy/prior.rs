@@ -63,7 +63,7 @@ pub fn prior(model: &ModelFacts, groups: &[TensorGroup], types: &[TensorType]) -
     losses
 }
 
-/// What a whole model loses in a type: as published, or read off the line through the published neighbours' logarithms.
+/// Returns the loss of a whole model in a type: the published one, or the log-linear interpolation between published ones.
 fn usual_loss(ty: TensorType) -> f64 {
     if let Some((_, lost)) = CURVE.iter().find(|(known, _)| *known == ty) {
         return *lost;

@@ -303,8 +303,8 @@ pub(super) fn evidence(rows: &[&Row]) -> Vec<String> {
 /// How many pairs that cannot be ranked are named.
 const UNRANKED: usize = 3;
 
-/// Names neighbours that differ by less than what their policies predicted of them is off: the order of such choices is the
-/// text's as much as theirs.
+/// Names adjacent candidates whose KLD differs by less than the error of their predicted losses: their order may depend on the
+/// text.
 fn unranked(rows: &[&Row]) -> Option<String> {
     let off = |row: &Row| Some((row.kld_mean? - row.kld_predicted?).abs());
     let mut known: Vec<(&Row, f64, f64)> = rows

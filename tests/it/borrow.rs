@@ -204,7 +204,7 @@ fn a_borrowed_blob_with_wrong_bytes_is_made_again_in_the_build_that_reads_it() {
     let forge = project();
     build_well(&forge, "out");
     let before = candidates(&forge.path("out"));
-    // The bytes change and no stamp does, as when a disk fails: the store is told the new stamp.
+    // The bytes change and the stamp does not, as when a disk fails: the store gets the new stamp.
     let path = forge.path("out/c0.gguf");
     let mut bytes = std::fs::read(&path).unwrap();
     let at = only_in(&forge, &path);
@@ -212,11 +212,11 @@ fn a_borrowed_blob_with_wrong_bytes_is_made_again_in_the_build_that_reads_it() {
     crate::cache_flips::write_keeping_stamps(&forge, &path, &bytes);
     let run = crate::support::Run::of(quick_project::build(&forge, "second").output().unwrap()).success();
     assert!(candidates(&forge.path("second")) == before);
-    let told = run.json_lines().iter().any(|event| {
+    let warned = run.json_lines().iter().any(|event| {
         event["reason"] == "warning" && event["message"].as_str().unwrap().contains("does not hold it any more")
     });
-    assert!(told, "{}", run.stdout);
-    // The first place is mended by its next build.
+    assert!(warned, "{}", run.stdout);
+    // The next build of the first folder repairs it.
     build_well(&forge, "out");
     assert!(candidates(&forge.path("out")) == before);
     assert_clean(&forge, "a rotten output");

@@ -73,29 +73,29 @@ fn every_broken_file_fails_a_build_with_its_reason_and_the_store_stays_good() {
     let forge = Forge::new();
     furnish(&forge);
     let mut cases: Vec<Case> = Vec::new();
-    for (name, bytes, told) in broken_gguf_files() {
+    for (name, bytes, expected) in broken_gguf_files() {
         forge.write(&format!("{name}.gguf"), bytes);
         let recipe = edited(BARE, "\"model.gguf\"", &format!("\"{name}.gguf\""));
-        cases.push((name, recipe, told));
+        cases.push((name, recipe, expected));
     }
-    for (name, bytes, told) in broken_imatrix_files() {
+    for (name, bytes, expected) in broken_imatrix_files() {
         forge.write(&format!("{name}.dat"), bytes);
         let source = format!("[source.old]\npath = \"{name}.dat\"\nkind = \"imatrix\"\n\n[source.model]");
         let recipe = edited(BARE, "[source.model]", &source);
         let recipe = edited(&recipe, "method = \"mix\"", "method = \"mix\"\nimatrix = \"old\"");
         // A model is recognized before the reader of imatrix files sees it.
-        let told = if name == "i-model" {
+        let expected = if name == "i-model" {
             "is a GGUF model, but the recipe uses it as an imatrix"
         } else {
-            told
+            expected
         };
-        cases.push((name, format!("{recipe}\n[imatrix.old]\nsource = \"old\"\n"), told));
+        cases.push((name, format!("{recipe}\n[imatrix.old]\nsource = \"old\"\n"), expected));
     }
     assert!(cases.len() >= 90, "{}", cases.len());
     forge.recipe(BARE);
     let _run = bounded(&forge, &["build", "-j", "1"]).success();
     let whole = std::fs::read(forge.path("out/bare/p.gguf")).unwrap();
-    in_parallel(&cases, |(name, recipe, told)| {
+    in_parallel(&cases, |(name, recipe, expected)| {
         let file = format!("{name}.toml");
         forge.write(&file, recipe);
         let out = format!("out/{name}");
@@ -103,8 +103,8 @@ fn every_broken_file_fails_a_build_with_its_reason_and_the_store_stays_good() {
         assert_eq!(run.status, Some(1), "{name}: {}", run.stderr);
         assert!(!run.stderr.contains("panicked"), "{name}: {}", run.stderr);
         assert!(
-            run.stderr.contains(told),
-            "{name}: `{told}` is not said: {}",
+            run.stderr.contains(expected),
+            "{name}: `{expected}` is not in: {}",
             run.stderr
         );
         assert!(run.stderr.contains(&format!("{name}.")), "{name}: {}", run.stderr);

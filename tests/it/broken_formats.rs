@@ -19,9 +19,9 @@ use imatrix_files::valid_dat;
 fn every_broken_gguf_is_refused_with_its_reason_and_place() {
     gguf::parse(&Raw::valid().bytes()).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    for (name, bytes, told) in broken_gguf_files() {
+    for (name, bytes, expected) in broken_gguf_files() {
         let error = gguf::parse(&bytes).expect_err(name).to_string();
-        assert!(error.contains(told), "{name}: `{error}` does not say `{told}`");
+        assert!(error.contains(expected), "{name}: `{error}` does not say `{expected}`");
         let path = dir.path().join(name);
         std::fs::write(&path, &bytes).unwrap();
         let opened = gguf::Model::open(&path).expect_err(name).to_string();
@@ -37,9 +37,9 @@ fn every_broken_gguf_is_refused_with_its_reason_and_place() {
 fn every_broken_imatrix_is_refused_with_its_reason() {
     Imatrix::parse(&Raw::imatrix().bytes()).unwrap();
     Imatrix::parse(&valid_dat()).unwrap();
-    for (name, bytes, told) in broken_imatrix_files() {
+    for (name, bytes, expected) in broken_imatrix_files() {
         let error = Imatrix::parse(&bytes).expect_err(name).to_string();
-        assert!(error.contains(told), "{name}: `{error}` does not say `{told}`");
+        assert!(error.contains(expected), "{name}: `{error}` does not say `{expected}`");
     }
 }
 

@@ -362,8 +362,8 @@ fn assert_plan_is_kept(forge: &Forge, state: &str) -> BTreeMap<String, String> {
             "miss" => {
                 assert!(started.contains(node), "{state}: {node} was a miss and did not run");
                 if let Some(key) = key {
-                    let told = keys.iter().any(|(step, _, told)| step == node && told == key);
-                    assert!(told || steps[node] == "failed", "{state}: {node} ran {key}");
+                    let reported = keys.iter().any(|(step, _, found)| step == node && found == key);
+                    assert!(reported || steps[node] == "failed", "{state}: {node} ran {key}");
                 }
             }
             "unknown" => {}
@@ -512,7 +512,7 @@ fn a_source_that_changes_while_it_is_used_is_noticed() {
         said.last().unwrap().contains("changed while it was being used"),
         "{said:#?}"
     );
-    // What was made before holds for the bytes of then: the next build believes none of it.
+    // What was made before holds for the bytes of then: the next build uses none of it.
     let next = build_well(&forge, &["recipe.toml", "imatrix.general"]);
     assert_eq!((next.ran_of("inspect-model"), next.hits_of("imatrix-block")), (1, 0));
     assert_eq!(next.ran_of("imatrix-block"), 60);
@@ -695,10 +695,13 @@ fn experts_that_no_token_reached_are_reported() {
         "a join that is written takes the place of the one that is not"
     );
     assert_eq!(built.steps()["eval.quality/b"], "ran");
-    let told: Vec<String> = built.of("warning").map(ToString::to_string).collect();
-    assert!(told.iter().all(|line| line.contains("join.few")), "{told:#?}");
-    let experts = told.iter().any(|line| line.contains("exps"));
-    assert!(experts, "sixteen tokens reach no expert a thousand times: {told:#?}");
+    let warnings: Vec<String> = built.of("warning").map(ToString::to_string).collect();
+    assert!(warnings.iter().all(|line| line.contains("join.few")), "{warnings:#?}");
+    let experts = warnings.iter().any(|line| line.contains("exps"));
+    assert!(
+        experts,
+        "sixteen tokens reach no expert a thousand times: {warnings:#?}"
+    );
     forge.recipe(&edited(
         &few,
         "min_count = 1000",
@@ -741,12 +744,12 @@ fn corpora_that_cannot_be_used_are_refused_with_a_way_out() {
         (b"A few words.", "less than one chunk of 64", "lower `context`"),
     ];
     let forge = project();
-    for (text, told, hint) in cases {
+    for (text, expected, hint) in cases {
         forge.write("prose.txt", text);
         let run = forge
             .run(&["build", "-j", "1", "recipe.toml", "imatrix.general"])
             .status(1);
-        assert!(run.stderr.contains(told), "{told}: {}", run.stderr);
+        assert!(run.stderr.contains(expected), "{expected}: {}", run.stderr);
         assert!(run.stderr.contains(hint), "{hint}: {}", run.stderr);
     }
     std::fs::remove_file(forge.path("prose.txt")).unwrap();
@@ -802,7 +805,7 @@ fn paths_that_cannot_be_written_are_environment_errors() {
         );
         assert!(
             !run.stderr.contains("ran "),
-            "told before the work begins: {}",
+            "reported before the work begins: {}",
             run.stderr
         );
     }

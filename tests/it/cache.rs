@@ -396,7 +396,7 @@ fn verify_reads_a_sample_and_finds_missing_blobs() {
         "{}",
         run.stderr
     );
-    assert_clean(&forge, "it was told once");
+    assert_clean(&forge, "it was reported once");
     build_well(&forge, "out");
 }
 

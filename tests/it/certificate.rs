@@ -8,9 +8,9 @@ use forge::allocation::Scale;
 use forge::allocation::Solver;
 use forge::allocation::Status;
 use forge::allocation::document;
+use forge::certificate::CertificateError;
 use forge::certificate::DEFAULT_STATES;
 use forge::certificate::Verdict;
-use forge::certificate::Wrong;
 use forge::certificate::check;
 use proptest::prelude::*;
 use serde_json::Value;
@@ -33,7 +33,7 @@ fn certify(problem: &Problem, limits: &[Vec<u64>], states: u64) -> String {
     document(problem, Scale::from_exponent(40).unwrap(), &answers).unwrap()
 }
 
-fn verdicts(text: &str) -> Result<Vec<Verdict>, Wrong> {
+fn verdicts(text: &str) -> Result<Vec<Verdict>, CertificateError> {
     check(text, DEFAULT_STATES).map(|checked| checked.iter().map(|checked| checked.verdict).collect())
 }
 
@@ -199,7 +199,7 @@ fn a_certificate_of_another_problem_is_rejected() {
     seal(&mut copy);
     assert!(matches!(
         verdicts(&copy.to_string()),
-        Err(Wrong::Fact { fact: "bound", .. })
+        Err(CertificateError::Fact { fact: "bound", .. })
     ));
 
     // Claims exchanged.
@@ -213,37 +213,61 @@ fn a_certificate_of_another_problem_is_rejected() {
         seal(&mut copy);
         verdicts(&copy.to_string())
     };
-    assert!(matches!(claim(3, "optimal", Some(0)), Err(Wrong::NotOptimal { .. })));
-    assert!(matches!(claim(0, "below-minimum", None), Err(Wrong::NotBelow { .. })));
-    assert!(matches!(claim(1, "optimal", Some(0)), Err(Wrong::OverLimit { .. })));
-    assert!(matches!(claim(0, "gap", None), Err(Wrong::Fact { fact: "gap", .. })));
+    assert!(matches!(
+        claim(3, "optimal", Some(0)),
+        Err(CertificateError::NotOptimal { .. })
+    ));
+    assert!(matches!(
+        claim(0, "below-minimum", None),
+        Err(CertificateError::NotBelow { .. })
+    ));
+    assert!(matches!(
+        claim(1, "optimal", Some(0)),
+        Err(CertificateError::OverLimit { .. })
+    ));
+    assert!(matches!(
+        claim(0, "gap", None),
+        Err(CertificateError::Fact { fact: "gap", .. })
+    ));
 
     // Names.
     let mut copy = document.clone();
     copy["answers"][0]["choice"][0] = json!("no such option");
     seal(&mut copy);
-    assert!(matches!(verdicts(&copy.to_string()), Err(Wrong::Choice { .. })));
+    assert!(matches!(
+        verdicts(&copy.to_string()),
+        Err(CertificateError::Choice { .. })
+    ));
     let mut copy = document.clone();
     copy["problem"]["groups"][1]["name"] = copy["problem"]["groups"][0]["name"].clone();
     seal(&mut copy);
-    assert!(matches!(verdicts(&copy.to_string()), Err(Wrong::Problem { .. })));
+    assert!(matches!(
+        verdicts(&copy.to_string()),
+        Err(CertificateError::Problem { .. })
+    ));
     let mut copy = document.clone();
     copy["answers"][0]["multipliers"]["denominator"] = json!(0);
     seal(&mut copy);
-    assert!(matches!(verdicts(&copy.to_string()), Err(Wrong::Choice { .. })));
+    assert!(matches!(
+        verdicts(&copy.to_string()),
+        Err(CertificateError::Choice { .. })
+    ));
     let mut copy = document;
     copy["answers"][0]["multipliers"] = json!({ "numerators": [u64::MAX], "denominator": u64::MAX - 1 });
     seal(&mut copy);
     assert!(verdicts(&copy.to_string()).is_err());
     for text in ["", "{}", "[]", "{\"schema\":\"forge.certificate.v2\"}"] {
-        assert!(matches!(verdicts(text), Err(Wrong::Form { .. })));
+        assert!(matches!(verdicts(text), Err(CertificateError::Form { .. })));
     }
 }
 
 #[test]
 fn a_certificate_that_takes_too_long_to_check_is_rejected() {
     let text = sample().to_string();
-    assert!(matches!(check(&text, 1), Err(Wrong::NotShown { states: 1, .. })));
+    assert!(matches!(
+        check(&text, 1),
+        Err(CertificateError::NotShown { states: 1, .. })
+    ));
 }
 
 proptest! {

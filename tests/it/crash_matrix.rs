@@ -1,6 +1,6 @@
 //! Killed at every call: `strace` kills the program, or lets a call fail, at each file-system call of a build, of a build
 //! that replaces outputs, and of a collection. After each: the next build succeeds, `forge cache verify` is clean, nothing
-//! committed is lost, nothing broken is believed. `FORGE_TEST_KILLS` (0: a sample) says at how many calls for each kind of
+//! committed is lost, nothing broken is accepted. `FORGE_TEST_KILLS` (0: a sample) says at how many calls for each kind of
 //! them, `FORGE_TEST_SEED` (1) which ones are in the sample. `TMPDIR=/dev/shm FORGE_TEST_KILLS=100000` tries every call, in minutes.
 
 use std::collections::BTreeMap;
@@ -339,7 +339,7 @@ fn a_full_disk_is_reported_before_the_build_and_nothing_is_written() {
     assert!(run.stderr.contains("does not fit"), "{}", run.stderr);
     assert!(run.stderr.contains("forge cache gc"), "{}", run.stderr);
     assert!(run.stderr.contains("promote.c0"), "{}", run.stderr);
-    // It was told from the header, before the model was read.
+    // The size comes from the header: the model was not read yet.
     assert!(run.stderr.contains("not known yet"), "{}", run.stderr);
     assert!(committed(project.store()).is_empty());
     // The store has space enough, the outputs have not: the message names their place.

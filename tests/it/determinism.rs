@@ -259,8 +259,8 @@ fn differences_are_named_and_written_to_the_manifest() {
         .map(|candidate| format!("{candidate}.gguf.manifest.json"))
         .collect();
     assert_eq!(built.written(), users.into_iter().collect());
-    let told = manifest(&forge.path("out/small/a.gguf"));
-    let recorded = &told["predicate"]["forge"]["nondeterminism"];
+    let manifest = manifest(&forge.path("out/small/a.gguf"));
+    let recorded = &manifest["predicate"]["forge"]["nondeterminism"];
     assert_eq!(recorded.as_array().unwrap().len(), 1);
     assert_eq!(recorded[0]["action"], key.to_string());
     assert_eq!(
@@ -273,7 +273,7 @@ fn differences_are_named_and_written_to_the_manifest() {
     );
     let text = std::fs::read_to_string(crate::support::project().join("cache-schema/manifest.v1.json")).unwrap();
     let schema = jsonschema::draft202012::new(&serde_json::from_str(&text).unwrap()).unwrap();
-    assert!(schema.is_valid(&told));
+    assert!(schema.is_valid(&manifest));
     let _ = forge.run(&["verify"]).success();
     build_well(&forge, &[]).assert_idle();
 
@@ -300,8 +300,8 @@ fn differences_are_named_and_written_to_the_manifest() {
         .run(&["check", "--twice", "promote.a", "-j", "1", "--message-format", "json"])
         .status(1);
     let lines = run.json_lines();
-    let told = lines.iter().find(|line| line["reason"] == "nondeterminism").unwrap();
-    assert_eq!((&told["part"], &told["at"]), (&name.into(), &1234.into()));
+    let line = lines.iter().find(|line| line["reason"] == "nondeterminism").unwrap();
+    assert_eq!((&line["part"], &line["at"]), (&name.into(), &1234.into()));
     assert!(
         lines
             .iter()

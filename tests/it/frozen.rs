@@ -175,8 +175,8 @@ fn without_a_lock_inputs_of_evaluations_are_compared_with_the_last_build() {
     let _ = forge.run(&["check", "--twice", "corpus.held-out", "-j", "1"]).success();
     for _ in 0..2 {
         let run = forge.run(&["build", "--frozen", "-j", "1"]).status(1);
-        let told = "the last build: `held-out.txt` of `corpus.held-out` is ";
-        assert!(run.stderr.contains(told), "{}", run.stderr);
+        let expected = "the last build: `held-out.txt` of `corpus.held-out` is ";
+        assert!(run.stderr.contains(expected), "{}", run.stderr);
         assert_eq!(run.stderr.matches("error[").count(), 1, "{}", run.stderr);
     }
     assert_eq!(times(&forge.path("out/small")), before, "nothing was built");
@@ -188,6 +188,6 @@ fn without_a_lock_inputs_of_evaluations_are_compared_with_the_last_build() {
     // Nothing can be said where nothing is on record.
     std::fs::remove_dir_all(forge.store().join("runs-v1")).unwrap();
     let run = forge.run(&["build", "--frozen", "-j", "1"]).status(1);
-    let told = "no recorded build has read `corpus.held-out`";
-    assert!(run.stderr.contains(told), "{}", run.stderr);
+    let expected = "no recorded build has read `corpus.held-out`";
+    assert!(run.stderr.contains(expected), "{}", run.stderr);
 }

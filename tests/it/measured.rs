@@ -110,7 +110,7 @@ fn measurements_are_used_by_every_later_policy() {
         "{} probes of {tensors} tensors in some type",
         probes.len()
     );
-    // The two chunks that types are measured on, and the seven others of the text, which choices are judged on.
+    // The two chunks that types are measured on, and the seven others of the text, which choices are validated on.
     assert_eq!(ran(&first.events, "reference-block"), 2 + 7);
     assert_eq!(
         ran(&first.events, "tensor-error"),
@@ -182,16 +182,16 @@ fn a_choice_is_replaced_only_by_one_with_a_smaller_measured_loss() {
             let said = said.unwrap_or_else(|| panic!("no word of `{what}`"));
             said.split([' ', ',']).filter_map(|word| word.parse().ok()).collect()
         };
-        let opinions = said("measured losses of four choices: ");
-        assert_eq!(opinions.len(), 4, "{opinions:?}");
-        let judged = |message: &str| message.contains(", on chunks that were not used to choose types");
+        let losses = said("measured losses of four choices: ");
+        assert_eq!(losses.len(), 4, "{losses:?}");
+        let validated = |message: &str| message.contains(", on chunks that were not used to choose types");
         let mut messages = built.events.iter().filter_map(|event| event["message"].as_str());
-        assert!(messages.any(judged), "the text has enough of them");
+        assert!(messages.any(validated), "the text has enough of them");
         let lost = said("measured loss of the complete choice: ")[0];
-        let least = opinions.iter().copied().fold(f64::INFINITY, f64::min);
+        let least = losses.iter().copied().fold(f64::INFINITY, f64::min);
         assert!(
             if refine == 0 { lost == least } else { lost <= least },
-            "{lost} after {opinions:?}"
+            "{lost} after {losses:?}"
         );
         lost
     };
@@ -210,7 +210,7 @@ fn max_probes_limits_the_probes_and_the_budget_is_still_met() {
     ));
     let built = build_well(&forge, &[]);
     assert_eq!(ran(&built.events, "tensor"), 12, "one tensor in each group");
-    // The model itself on all chunks and four choices on those that they are judged on are no probes of a type.
+    // The model itself on all chunks and four choices on those that they are validated on are no probes of a type.
     let probes = measured(&built.events).len();
     assert!((12..=2 * 12 + (2 + 7) + 4 * 7).contains(&probes), "{probes}");
     assert!(bits(&forge) <= 7.0, "{}", bits(&forge));
@@ -218,10 +218,10 @@ fn max_probes_limits_the_probes_and_the_budget_is_still_met() {
     forge.recipe(&edited(RECIPE, "block = 1\ntypes", "block = 1\nmax_probes = 2\ntypes"));
     let refused = build(&forge, &[]);
     assert_eq!(refused.run.status, Some(1));
-    let told = refused.diagnostics();
+    let output = refused.diagnostics();
     assert!(
-        told.contains("`max_probes` is 2, but a choice within the budget needs at least"),
-        "{told}"
+        output.contains("`max_probes` is 2, but a choice within the budget needs at least"),
+        "{output}"
     );
 }
 
@@ -253,9 +253,9 @@ fn a_budget_that_is_too_small_is_an_error_with_the_minimum() {
     forge.recipe(&edited(RECIPE, "7 bpw", "1 bpw"));
     let built = build(&forge, &[]);
     assert_eq!(built.run.status, Some(1));
-    let told = built.diagnostics();
+    let output = built.diagnostics();
     assert!(
-        told.contains("bytes is too small: the smallest file that this policy allows has "),
-        "{told}"
+        output.contains("bytes is too small: the smallest file that this policy allows has "),
+        "{output}"
     );
 }

@@ -19,13 +19,13 @@ fn schema() -> Json {
     serde_json::from_str(&text).unwrap()
 }
 
-/// Holds lines against the schema, and remembers which kinds of lines there were.
-struct Judge {
+/// Validates lines with the schema, and records which kinds of lines occurred.
+struct LineChecker {
     validator: jsonschema::Validator,
     seen: Mutex<BTreeSet<String>>,
 }
 
-impl Judge {
+impl LineChecker {
     fn new() -> Self {
         let schema = schema();
         assert!(jsonschema::draft202012::meta::is_valid(&schema));
@@ -69,41 +69,41 @@ fn reasons(lines: &[Json]) -> Vec<&str> {
 
 #[test]
 fn every_line_is_one_of_the_schema() {
-    let judge = Judge::new();
+    let checker = LineChecker::new();
     let forge = project();
     let build = ["build", "-j", "1"];
 
-    judge.run(&forge, 0, &["plan"]);
-    judge.run(&forge, 1, &["plan", "--check"]);
-    let lines = judge.run(&forge, 0, &build);
+    checker.run(&forge, 0, &["plan"]);
+    checker.run(&forge, 1, &["plan", "--check"]);
+    let lines = checker.run(&forge, 0, &build);
     assert_eq!(reasons(&lines)[0], "build-started");
     assert_eq!(*reasons(&lines).last().unwrap(), "build-finished");
-    let lines = judge.run(&forge, 0, &build);
+    let lines = checker.run(&forge, 0, &build);
     assert_eq!(lines.last().unwrap()["ran"], 0);
     assert!(
-        judge
+        checker
             .run(&forge, 0, &["plan", "--check"])
             .iter()
             .all(|line| line["status"] == "hit")
     );
-    assert_eq!(judge.run(&forge, 0, &["check"])[0]["file"], "recipe.toml");
-    assert_eq!(judge.run(&forge, 0, &["engine"]).len(), 2);
-    judge.run(&forge, 0, &["init", "new"]);
+    assert_eq!(checker.run(&forge, 0, &["check"])[0]["file"], "recipe.toml");
+    assert_eq!(checker.run(&forge, 0, &["engine"]).len(), 2);
+    checker.run(&forge, 0, &["init", "new"]);
     assert!(forge.path("new/recipe.toml").exists());
     // Once more is refused.
-    let lines = judge.run(&forge, 1, &["init", "new"]);
+    let lines = checker.run(&forge, 1, &["init", "new"]);
     assert_eq!(lines[0]["code"], "init::exists");
 
     // An imatrix of too few tokens.
     forge.recipe(&format!(
         "{RECIPE}\n[join.few]\nimatrix = \"general\"\nmin_count = 100000\n"
     ));
-    let lines = judge.run(&forge, 0, &build);
+    let lines = checker.run(&forge, 0, &build);
     assert!(reasons(&lines).contains(&"warning"), "{lines:#?}");
 
     // A gate that is not met, a text that is none, a source that is none.
     forge.recipe(&format!("{RECIPE}\n[gate.good]\nrequire = [\"bytes < 1\"]\n"));
-    let lines = judge.run(&forge, 1, &build);
+    let lines = checker.run(&forge, 1, &build);
     let last = lines.last().unwrap();
     assert_eq!(
         (&last["reason"], &last["level"]),
@@ -111,19 +111,19 @@ fn every_line_is_one_of_the_schema() {
     );
     assert!(last["causes"].as_array().unwrap().len() == 2, "{last}");
     forge.write("prose.txt", b"\xff").recipe(RECIPE);
-    let lines = judge.run(&forge, 1, &["build", "-j", "1", "--keep-going"]);
+    let lines = checker.run(&forge, 1, &["build", "-j", "1", "--keep-going"]);
     assert!(lines.iter().any(|line| line["outcome"] == "skipped"));
     assert!(lines.iter().any(|line| line["outcome"] == "failed"));
     assert!(!lines.last().unwrap()["hints"].as_array().unwrap().is_empty());
     std::fs::remove_file(forge.path("prose.txt")).unwrap();
-    let lines = judge.run(&forge, 1, &["plan"]);
+    let lines = checker.run(&forge, 1, &["plan"]);
     assert!(lines.iter().any(|line| line["status"] == "error"), "{lines:#?}");
-    assert_eq!(judge.run(&forge, 1, &build)[0]["code"], "build::source");
+    assert_eq!(checker.run(&forge, 1, &build)[0]["code"], "build::source");
 
     // A certificate that is true, and one that is not.
     let certificate = crate::certificate::sample().to_string();
     forge.write("certificate.json", &certificate);
-    let lines = judge.run(&forge, 0, &["policy", "check", "certificate.json"]);
+    let lines = checker.run(&forge, 0, &["policy", "check", "certificate.json"]);
     assert_eq!(
         lines
             .iter()
@@ -135,16 +135,16 @@ fn every_line_is_one_of_the_schema() {
         "certificate.json",
         certificate.replacen("\"constant\":4096", "\"constant\":4097", 1),
     );
-    let lines = judge.run(&forge, 1, &["policy", "check", "certificate.json"]);
+    let lines = checker.run(&forge, 1, &["policy", "check", "certificate.json"]);
     assert_eq!(lines[0]["code"], "policy::certificate");
 
-    let lines = judge.run(&forge, 0, &["policy", "groups", "model.gguf"]);
+    let lines = checker.run(&forge, 0, &["policy", "groups", "model.gguf"]);
     assert!(
         lines
             .iter()
             .all(|line| line["floors"].is_null() && line["grouping"] == "alone")
     );
-    let lines = judge.run(
+    let lines = checker.run(
         &forge,
         0,
         &["policy", "groups", "--show-floors", "--fuse", "attention", "model.gguf"],
@@ -154,19 +154,19 @@ fn every_line_is_one_of_the_schema() {
     assert_eq!(fused["floors"]["blk.0.attn_k.weight"]["floor"], "Q4_K");
 
     // Types of any model, and the figures of the build above.
-    let lines = judge.run(&forge, 0, &["policy", "show", "model.gguf"]);
+    let lines = checker.run(&forge, 0, &["policy", "show", "model.gguf"]);
     assert_eq!(lines[0]["classes"][0]["class"], "token_embd");
-    let lines = judge.run(&forge, 0, &["policy", "show", "out/small/b.gguf"]);
+    let lines = checker.run(&forge, 0, &["policy", "show", "out/small/b.gguf"]);
     assert_eq!(lines[0]["tensors"][0]["why"]["kind"], "mix");
-    let lines = judge.run(&forge, 0, &["policy", "diff", "model.gguf", "out/small/b.gguf"]);
+    let lines = checker.run(&forge, 0, &["policy", "diff", "model.gguf", "out/small/b.gguf"]);
     assert_eq!(lines[0]["diff"]["kind"], "policy");
-    let lines = judge.run(
+    let lines = checker.run(
         &forge,
         0,
         &["policy", "chart", "--svg", "chart.svg", "out/small/metrics.json"],
     );
     assert_eq!(lines[0]["series"].as_array().unwrap().len(), 2);
-    let lines = judge.run(&forge, 2, &["policy", "show", "nothing"]);
+    let lines = checker.run(&forge, 2, &["policy", "show", "nothing"]);
     assert_eq!(lines[0]["code"], "usage::no-such-candidate");
 
     // Recipes with errors: each has its place. One with a warning, too.
@@ -176,7 +176,7 @@ fn every_line_is_one_of_the_schema() {
         "\"Q4_K_Z\"",
     ));
     for verb in ["build", "plan", "check", "show", "graph"] {
-        let lines = judge.run(&forge, 1, &[verb]);
+        let lines = checker.run(&forge, 1, &[verb]);
         assert_eq!(reasons(&lines), ["diagnostic", "diagnostic"], "{verb}");
         for line in &lines {
             assert_eq!(line["file"], "recipe.toml", "{verb}");
@@ -185,7 +185,7 @@ fn every_line_is_one_of_the_schema() {
     }
     let unused = format!("{RECIPE}\n[corpus.unused]\nfiles = [\"code.txt\"]\n");
     forge.recipe(&unused);
-    let lines = judge.run(&forge, 0, &["check"]);
+    let lines = checker.run(&forge, 0, &["check"]);
     assert_eq!(lines.last().unwrap()["reason"], "checked");
 
     // What is wrong with the command line or the machine.
@@ -197,16 +197,16 @@ fn every_line_is_one_of_the_schema() {
         (2, "usage::no-such-step", &["build", "recipe.toml", "promote.nobody"]),
         (1, "recipe::unreadable", &["check", "nothing.toml"]),
     ] {
-        let lines = judge.run(&forge, status, args);
+        let lines = checker.run(&forge, status, args);
         assert_eq!(lines[0]["code"], code, "{args:?}");
     }
     forge.write("file", "in the way");
-    let lines = judge.run(&forge, 3, &["build", "--cache-dir", "file/store"]);
+    let lines = checker.run(&forge, 3, &["build", "--cache-dir", "file/store"]);
     assert_eq!(lines[0]["code"], "environment::store");
-    let lines = judge.run(&forge, 3, &["build", "--out", "file/out"]);
+    let lines = checker.run(&forge, 3, &["build", "--out", "file/out"]);
     assert_eq!(lines[0]["code"], "environment::output");
     forge.write("forge.toml", "nonsense = 1\n");
-    let lines = judge.run(&forge, 3, &["build"]);
+    let lines = checker.run(&forge, 3, &["build"]);
     assert!(
         lines[0]["file"].as_str().unwrap().ends_with("forge.toml"),
         "{}",
@@ -215,7 +215,7 @@ fn every_line_is_one_of_the_schema() {
 
     // The store.
     let other = crate::quick_project::project();
-    judge.run(&other, 0, &["build", "-j", "1", "--out", "out"]);
+    checker.run(&other, 0, &["build", "-j", "1", "--out", "out"]);
     for args in [
         &["cache", "dir"][..],
         &["cache", "size"],
@@ -227,9 +227,9 @@ fn every_line_is_one_of_the_schema() {
         &["cache", "clean"],
         &["cache", "gc", "--dry-run"],
     ] {
-        judge.run(&other, 0, args);
+        checker.run(&other, 0, args);
     }
-    let lines = judge.run(&other, 2, &["cache", "gc", "--max-size", "0B", "--also-newest"]);
+    let lines = checker.run(&other, 2, &["cache", "gc", "--max-size", "0B", "--also-newest"]);
     assert_eq!(lines.last().unwrap()["code"], "usage::unconfirmed");
     let blobs = crate::small_model::sharded(other.store(), "cas-v1");
     for path in blobs.into_values().chain(
@@ -239,54 +239,54 @@ fn every_line_is_one_of_the_schema() {
     ) {
         crate::crash::damage(&path, crate::crash::Damage::Flip, &mut crate::small_model::Random(4));
     }
-    let lines = judge.run(&other, 1, &["cache", "verify"]);
+    let lines = checker.run(&other, 1, &["cache", "verify"]);
     assert!(lines.len() > 10);
-    judge.run(&other, 0, &["build", "-j", "1", "--out", "out"]);
-    let lines = judge.run(
+    checker.run(&other, 0, &["build", "-j", "1", "--out", "out"]);
+    let lines = checker.run(
         &other,
         0,
         &["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"],
     );
     assert_eq!(lines.last().unwrap()["reason"], "cache-gc");
     assert_eq!(
-        judge.run(&other, 1, &["cache", "unpin", "c0.gguf"])[0]["code"],
+        checker.run(&other, 1, &["cache", "unpin", "c0.gguf"])[0]["code"],
         "cache::not-pinned"
     );
     std::fs::remove_file(forge.path("forge.toml")).unwrap();
 
     // What is on record, and what differs.
-    judge.run(&forge, 0, &["log"]);
-    judge.run(&forge, 0, &["log", "show"]);
-    let steps = judge.run(&forge, 0, &["log", "show"])[0]["record"]["steps"].clone();
+    checker.run(&forge, 0, &["log"]);
+    checker.run(&forge, 0, &["log", "show"]);
+    let steps = checker.run(&forge, 0, &["log", "show"])[0]["record"]["steps"].clone();
     let step = steps[0]["step"].as_str().unwrap();
-    judge.run(&forge, 0, &["log", "show", "last", step]);
-    judge.run(&forge, 2, &["log", "show", "nothing"]);
-    judge.run(&forge, 0, &["why"]);
-    judge.run(&forge, 0, &["why", "imatrix.general"]);
-    judge.run(&forge, 2, &["why", "imatrix.nobody"]);
-    judge.run(&forge, 0, &["diff", "recipe.toml", "recipe.toml"]);
-    judge.run(&forge, 2, &["diff", "recipe.toml", "prose.txt", "recipe.toml"]);
+    checker.run(&forge, 0, &["log", "show", "last", step]);
+    checker.run(&forge, 2, &["log", "show", "nothing"]);
+    checker.run(&forge, 0, &["why"]);
+    checker.run(&forge, 0, &["why", "imatrix.general"]);
+    checker.run(&forge, 2, &["why", "imatrix.nobody"]);
+    checker.run(&forge, 0, &["diff", "recipe.toml", "recipe.toml"]);
+    checker.run(&forge, 2, &["diff", "recipe.toml", "prose.txt", "recipe.toml"]);
 
     // Locks, records and signatures.
     forge.write("prose.txt", crate::one_layer_project::text("calibration-prose.txt"));
-    judge.run(&forge, 0, &build);
-    judge.run(&forge, 0, &["lock"]);
-    judge.run(&forge, 0, &["lock", "--check"]);
-    judge.run(&forge, 0, &["build", "--frozen"]);
-    judge.run(&forge, 0, &["key", "new", "key"]);
-    judge.run(&forge, 0, &["key", "show", "key.pub"]);
-    judge.run(&forge, 0, &["sign", "out/small/a.gguf", "--key", "key"]);
-    judge.run(&forge, 0, &["bundle", "out/small/a.gguf", "-o", "a.intoto.jsonl"]);
-    judge.run(&forge, 0, &["verify", "--key", "key.pub", "out/small/a.gguf"]);
-    judge.run(&forge, 1, &["verify", "--key", "key.pub"]);
-    let lines = judge.run(&forge, 0, &["check", "--twice", "policy.a"]);
+    checker.run(&forge, 0, &build);
+    checker.run(&forge, 0, &["lock"]);
+    checker.run(&forge, 0, &["lock", "--check"]);
+    checker.run(&forge, 0, &["build", "--frozen"]);
+    checker.run(&forge, 0, &["key", "new", "key"]);
+    checker.run(&forge, 0, &["key", "show", "key.pub"]);
+    checker.run(&forge, 0, &["sign", "out/small/a.gguf", "--key", "key"]);
+    checker.run(&forge, 0, &["bundle", "out/small/a.gguf", "-o", "a.intoto.jsonl"]);
+    checker.run(&forge, 0, &["verify", "--key", "key.pub", "out/small/a.gguf"]);
+    checker.run(&forge, 1, &["verify", "--key", "key.pub"]);
+    let lines = checker.run(&forge, 0, &["check", "--twice", "policy.a"]);
     assert_eq!(lines.last().unwrap()["actions"], 1);
-    let lines = judge.run(&forge, 0, &["reproduce", "-j", "1", "out/small/a.gguf"]);
+    let lines = checker.run(&forge, 0, &["reproduce", "-j", "1", "out/small/a.gguf"]);
     assert_eq!(lines.last().unwrap()["verdict"], "identical");
     forge.write("prose.txt", "another text").write("model.gguf", "none");
-    let lines = judge.run(&forge, 3, &["reproduce", "out/small/a.gguf"]);
+    let lines = checker.run(&forge, 3, &["reproduce", "out/small/a.gguf"]);
     assert_eq!(reasons(&lines), ["missing", "missing", "diagnostic"]);
-    judge.run(&forge, 1, &["lock", "--check"]);
+    checker.run(&forge, 1, &["lock", "--check"]);
 
     // What takes an engine that is not deterministic, or another one.
     let differing = Event::Nondeterminism {
@@ -301,7 +301,7 @@ fn every_line_is_one_of_the_schema() {
     };
     let mut line = serde_json::to_value(&differing).unwrap();
     line["schema"] = 2.into();
-    judge.line(&line);
+    checker.line(&line);
 
     // What takes two builds at once to see.
     let waiting = Event::Waiting {
@@ -311,7 +311,7 @@ fn every_line_is_one_of_the_schema() {
     };
     let mut line = serde_json::to_value(&waiting).unwrap();
     line["schema"] = 2.into();
-    judge.line(&line);
+    checker.line(&line);
 
     let known: BTreeSet<String> = schema()["properties"]["reason"]["enum"]
         .as_array()
@@ -319,14 +319,18 @@ fn every_line_is_one_of_the_schema() {
         .iter()
         .map(|reason| reason.as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(*judge.seen.lock().unwrap(), known, "every line of the schema was seen");
+    assert_eq!(
+        *checker.seen.lock().unwrap(),
+        known,
+        "every line of the schema was seen"
+    );
 }
 
 #[test]
 fn the_schema_rejects_invalid_messages() {
-    let judge = Judge::new();
+    let checker = LineChecker::new();
     let good = serde_json::json!({ "schema": 2, "reason": "checked", "file": "recipe.toml" });
-    judge.line(&good);
+    checker.line(&good);
     let edits: [fn(&mut Json); 6] = [
         |line| line["schema"] = 1.into(),
         |line| line["reason"] = "chequed".into(),
@@ -343,7 +347,7 @@ fn the_schema_rejects_invalid_messages() {
     for edit in edits {
         let mut line = good.clone();
         edit(&mut line);
-        assert!(!judge.validator.is_valid(&line), "{line}");
+        assert!(!checker.validator.is_valid(&line), "{line}");
     }
 }
 

@@ -14,7 +14,7 @@ use crate::support::Forge;
 /// Files that `make test` tries. `FORGE_TEST_MUTATIONS` says how many else; CI tries 300.
 const FILES: u64 = 40;
 
-/// More memory than any process needs for these models, in bytes. A count of the metadata that llama.cpp believed would ask for more.
+/// More memory than any process needs for these models, in bytes. A wrong count in the metadata would need more, if llama.cpp used it unchecked.
 const MEMORY: i64 = 2 << 30;
 
 /// Everything that a model goes through, and a candidate of another model.

@@ -187,7 +187,7 @@ pub(crate) fn corrupt_quietly(path: &Path, at: u64) {
     assert_eq!(file.metadata().unwrap().modified().unwrap(), modified);
 }
 
-/// A build and what it told.
+/// A build and its events.
 pub(crate) struct Built {
     pub(crate) run: Run,
     pub(crate) events: Vec<Json>,
@@ -238,7 +238,7 @@ impl Built {
             .count()
     }
 
-    /// Every key that was told, with kind and step.
+    /// Every reported key, with kind and step.
     pub(crate) fn keys(&self) -> BTreeSet<(String, String, String)> {
         self.of("action-finished")
             .map(|event| (field(event, "step"), field(event, "kind"), field(event, "key")))

@@ -299,7 +299,7 @@ fn change_at(project: &Project, calls: Calls, right: &Path) -> Option<(usize, us
             assert_eq!(again.status, Some(0), "{what}, the next build: {}", again.stderr);
             assert!(
                 std::fs::read(out.join("p.gguf")).unwrap() == expected,
-                "{what}: the changed output was believed: {}",
+                "{what}: the changed output was accepted: {}",
                 again.stderr
             );
             assert_eq!(

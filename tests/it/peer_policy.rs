@@ -1,5 +1,5 @@
 //! Exported policies against `llama-quantize`: given the types of a candidate with `--tensor-type-file`, the same source and
-//! the same imatrix, the tool writes the very tensors of the candidate, whatever mix it is told besides.
+//! the same imatrix, the tool writes exactly the tensors of the candidate, whatever mix it gets as well.
 //!
 //! `FORGE_PEER_BIN` names the folder of the tools (`tests/peers/build-llama-cpp.sh` builds and prints it), and
 //! `FORGE_TEST_MOE` a small mixture of experts. Without the tools the tests say `SKIPPED` and pass.
@@ -18,7 +18,7 @@ use crate::peer_engine::peer;
 use crate::support::Forge;
 use crate::support::moe_model;
 
-/// Mixes that the tool is told besides: none of them may decide on a tensor.
+/// Mixes that the tool gets as well: none of them may decide the type of a tensor.
 const MIXES: &[&str] = &["Q4_K_M", "Q2_K"];
 
 fn recipe(model: &str, policies: &[(&str, &str)]) -> String {

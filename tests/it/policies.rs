@@ -67,9 +67,9 @@ fn ashq1_keeps_to_its_budgets_to_the_byte() {
     with("\"10 KB\"");
     let built = build(&forge, &[]);
     assert_eq!(built.run.status, Some(1));
-    let told = built.diagnostics();
+    let output = built.diagnostics();
     let words = "bytes is too small: the smallest file that this policy allows has ";
-    let least: u64 = told
+    let least: u64 = output
         .split_once(words)
         .unwrap()
         .1
@@ -78,7 +78,7 @@ fn ashq1_keeps_to_its_budgets_to_the_byte() {
         .unwrap()
         .parse()
         .unwrap();
-    assert!(told.contains("10000 bytes"), "{told}");
+    assert!(output.contains("10000 bytes"), "{output}");
     with(&format!("\"{} B\"", least - 1));
     assert_eq!(build(&forge, &[]).run.status, Some(1));
 
@@ -130,8 +130,8 @@ fn ashq1_keeps_to_its_budgets_to_the_byte() {
     let built = build_well(&forge, &[]);
     assert_eq!((built.ran_of("policy"), built.ran_of("tensor")), (1, 0));
     with(&format!("\"{least} B\""));
-    let told = build(&forge, &[]).diagnostics();
-    assert!(told.contains("bytes is too small"), "{told}");
+    let output = build(&forge, &[]).diagnostics();
+    assert!(output.contains("bytes is too small"), "{output}");
 }
 
 #[test]
@@ -309,16 +309,19 @@ fn prior_writes_a_certificate_to_the_output_folder() {
     assert!(forge.path(&certificates[0]).exists());
 
     forge.recipe(&plain("method = \"prior\"\nbudget = \"1 KB\"\ntypes = [\"Q4_K\"]"));
-    let told = build(&forge, &[]).diagnostics();
+    let output = build(&forge, &[]).diagnostics();
     assert!(
-        told.contains("the smallest file that this policy allows has "),
-        "{told}"
+        output.contains("the smallest file that this policy allows has "),
+        "{output}"
     );
     forge.recipe(&plain(
         "method = \"prior\"\nbudget = \"1 GB\"\nfloors = [{ match = \"attn_q\", type = \"F32\" }]",
     ));
-    let told = build(&forge, &[]).diagnostics();
-    assert!(told.contains("no type is possible for `blk.0.attn_q.weight`"), "{told}");
+    let output = build(&forge, &[]).diagnostics();
+    assert!(
+        output.contains("no type is possible for `blk.0.attn_q.weight`"),
+        "{output}"
+    );
 }
 
 #[test]
@@ -330,17 +333,20 @@ fn devices_hold_their_tensors_and_their_cache() {
         forge.recipe(&edited(&text, "\n[promote.p]", &section));
     };
     let inside = |name: &str| name.contains("attn_") || name.contains("ffn_down");
-    let least = |told: &str| -> u64 {
-        let rest = told.split_once("need at least ").unwrap_or_else(|| panic!("{told}")).1;
+    let least = |output: &str| -> u64 {
+        let rest = output
+            .split_once("need at least ")
+            .unwrap_or_else(|| panic!("{output}"))
+            .1;
         rest.split(' ').next().unwrap().parse().unwrap()
     };
     with("memory = \"1 KiB\"");
-    let told = build(&forge, &[]).diagnostics();
+    let output = build(&forge, &[]).diagnostics();
     assert!(
-        told.contains("the memory of `gpu0`, 1024 bytes, is too small"),
-        "{told}"
+        output.contains("the memory of `gpu0`, 1024 bytes, is too small"),
+        "{output}"
     );
-    let bare = least(&told);
+    let bare = least(&output);
     // What lies there at the least: the tensors of four and a half bits, and norms as they are.
     let aligned = |bytes: u64| bytes.next_multiple_of(32);
     let expected: u64 = Gguf::small()
@@ -363,8 +369,8 @@ fn devices_hold_their_tensors_and_their_cache() {
             .unwrap()
     };
     let cache = 512 * (row("key_length") + row("value_length"));
-    let told = build(&forge, &[]).diagnostics();
-    assert_eq!(least(&told), bare + cache + 5, "{told}");
+    let output = build(&forge, &[]).diagnostics();
+    assert_eq!(least(&output), bare + cache + 5, "{output}");
 
     // Just so much fits, to the byte, while nothing else is held to anything.
     with(&format!(
@@ -391,8 +397,8 @@ fn devices_hold_their_tensors_and_their_cache() {
     with("memory = \"1 GiB\"");
     let text = std::fs::read_to_string(forge.path("recipe.toml")).unwrap();
     forge.recipe(&edited(&text, "'attn_', 'ffn_down'", "'no such'"));
-    let told = build(&forge, &[]).diagnostics();
-    assert!(told.contains("no tensor of the model is on `gpu0`"), "{told}");
+    let output = build(&forge, &[]).diagnostics();
+    assert!(output.contains("no tensor of the model is on `gpu0`"), "{output}");
 }
 
 #[test]
@@ -482,10 +488,10 @@ fn boost_gives_layers_a_better_type() {
     }
     build_well(&forge, &[]).assert_idle();
     with("layers = \"1\"");
-    let told = build(&forge, &[]).diagnostics();
+    let output = build(&forge, &[]).diagnostics();
     assert!(
-        told.contains("there is no layer [1]: layers are counted from 0, and the last one is 0"),
-        "{told}"
+        output.contains("there is no layer [1]: layers are counted from 0, and the last one is 0"),
+        "{output}"
     );
 }
 

@@ -139,7 +139,7 @@ fn types_are_shown_for_policies_candidates_and_files() {
             "{tensor}"
         );
     }
-    // Nor is it believed what the manifest of another file says.
+    // The manifest of another file is not used either.
     std::fs::copy(forge.path("out/small/tiny-Q4_0.gguf"), forge.path(candidate)).unwrap();
     let replaced = json(&forge, &["policy", "show", candidate]);
     assert!(replaced["predicted_loss"].is_null(), "{replaced}");

@@ -262,7 +262,7 @@ fn a_split_model_is_found_by_its_parts_and_a_candidate_stays_where_it_is_asked_f
     let args = ["--search", "../attic", "--store", "../store", "--resume"];
     let again = elsewhere.reproduce(name, &args).success();
     assert!(again.stderr.contains("not a full reproduction"), "{}", again.stderr);
-    // Beside its recipe, nothing needs to be told, and a candidate stands for its manifest.
+    // In the folder of its recipe, no option is needed, and a candidate can be named instead of its manifest.
     let run = forge.run(&["reproduce", "out/bare/p.gguf"]).success();
     assert!(run.stdout.contains("identical"), "{}", run.stdout);
 }

@@ -1,4 +1,4 @@
-//! Whether the disk has space for the reference's log-probabilities is told before the build begins.
+//! A build checks before it begins that the disk has space for the reference's log-probabilities.
 
 use std::collections::BTreeSet;
 
@@ -55,8 +55,8 @@ fn references_are_counted_before_the_first_step_and_exactly_once_the_tokens_are_
         run.stderr
     );
     let least = length / 8 / 64;
-    let told = prose::bytes(size_of_reference(VOCABULARY, POSITIONS * least));
-    assert!(run.stderr.contains(&told), "{told}: {}", run.stderr);
+    let size = prose::bytes(size_of_reference(VOCABULARY, POSITIONS * least));
+    assert!(run.stderr.contains(&size), "{size}: {}", run.stderr);
     assert_eq!(committed(project.store()), BTreeSet::new());
     // A part of it does.
     project.recipe(&with_chunks(Some(60)));
@@ -65,9 +65,9 @@ fn references_are_counted_before_the_first_step_and_exactly_once_the_tokens_are_
     project.recipe(&with_chunks(Some(260)));
     let before = committed(project.store());
     let run = project.run(&["build", "-j", "1"]).status(3);
-    let told = prose::bytes(200 * size_of_reference(VOCABULARY, POSITIONS));
+    let size = prose::bytes(200 * size_of_reference(VOCABULARY, POSITIONS));
     // Of the table nobody can say.
-    let sentence = format!("it would write {told} or more to the file system of");
+    let sentence = format!("it would write {size} or more to the file system of");
     assert!(run.stderr.contains(&sentence), "{sentence}: {}", run.stderr);
     assert_eq!(committed(project.store()), before, "nothing ran");
     // What was measured needs none.
@@ -90,10 +90,10 @@ fn a_measuring_policy_counts_its_references_too() {
         )
     };
     let least = length / 8 / 64;
-    let told = prose::bytes(size_of_reference(VOCABULARY, POSITIONS * least));
+    let size = prose::bytes(size_of_reference(VOCABULARY, POSITIONS * least));
     project.recipe(&with(1_000_000));
     let run = project.run(&["build", "-j", "1"]).status(3);
-    let sentence = format!("`policy.mix` would write {told}");
+    let sentence = format!("`policy.mix` would write {size}");
     assert!(run.stderr.contains(&sentence), "{sentence}: {}", run.stderr);
     assert_eq!(committed(project.store()), BTreeSet::new());
     project.recipe(&with(2));

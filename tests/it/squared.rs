@@ -162,7 +162,7 @@ fn a_few_probes_scale_errors_that_are_computed_once() {
         ran(&measured.events, "tensor") + ran(&measured.events, "tensor-error"),
         0
     );
-    // The model itself, and a choice as a whole that all four tellings come to, on the seven chunks that choices are judged on.
+    // The model itself, and the complete choice, which is the same with all four loss estimates, on the seven chunks that choices are validated on.
     assert_eq!(ran(&measured.events, "reference-block"), 7);
     assert_eq!(ran(&measured.events, "eval-block"), 2 * 7);
 
@@ -194,10 +194,10 @@ fn without_probes_nothing_is_computed_and_nothing_predicted() {
     let plain = build_well(&forge, &[]);
     assert!(ran(&plain.events, "tensor-error") > 0);
     forge.recipe(&edited(&alone, "7 bpw", "1 bpw"));
-    let told = build(&forge, &[]).diagnostics();
+    let output = build(&forge, &[]).diagnostics();
     assert!(
-        told.contains("bytes is too small: the smallest file that this policy allows has "),
-        "{told}"
+        output.contains("bytes is too small: the smallest file that this policy allows has "),
+        "{output}"
     );
 }
 

@@ -1,4 +1,4 @@
-//! The note of a build that found everything done: believed while nothing has changed, and never after anything has.
+//! The note of a build that found everything done: used while nothing has changed, and never after anything has.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;

@@ -411,7 +411,7 @@ fn a_manifest_that_is_edited_names_the_field() {
     for (at, (pointer, edit, place)) in edits.iter().enumerate() {
         let mut manifest: Json = serde_json::from_slice(&bytes).unwrap();
         edit(manifest.pointer_mut(pointer).unwrap());
-        // In forge's own form, so that nothing but the edit can be told; the last keeps another form.
+        // In forge's own form, so that the edit is the only difference; the last one has another form.
         let parsed: Manifest = serde_json::from_value(manifest.clone()).unwrap();
         let text = if place.is_empty() {
             manifest.to_string().into_bytes()

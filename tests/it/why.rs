@@ -246,7 +246,7 @@ fn the_type_of_one_tensor_leads_to_the_line_of_the_recipe() {
         (&target["before"], &target["after"]),
         (&json!("\"Q4_0\""), &json!("\"Q5_0\""))
     );
-    // The policy itself, made known: now the tensor can be told.
+    // Once the policy is built, the answer for the tensor is known.
     let _ = forge.run(&["build", "-j", "1", "recipe.toml", "policy.mix"]).success();
     let answer = why(&forge, &["promote.small", "blk.0.ffn_down.weight"]);
     assert_eq!(answer["verdict"], "runs");

@@ -152,7 +152,7 @@ fn damage_is_seen_by_every_reader_quarantined_and_repaired_by_the_next_writer() 
                 broken,
                 "{damage}, {reader}: nothing is thrown away"
             );
-            assert!(!store.has(&digest), "{damage}, {reader}: not believed any more");
+            assert!(!store.has(&digest), "{damage}, {reader}: not accepted any more");
             quarantined += 1;
             assert_eq!(files_under(&store.root().join("quarantine")).len(), quarantined);
             assert_eq!(store.put(&bytes).unwrap(), digest);

@@ -176,7 +176,7 @@ fn child() {
     }
 }
 
-/// A blob of about a megabyte and a half, told by its name alone.
+/// A blob of about 1.5 MB that is derived from its name.
 fn pieces(name: &str) -> impl Iterator<Item = Vec<u8>> {
     (0..24_u8).map(move |at| name.bytes().map(|byte| byte ^ at).cycle().take(65_537).collect())
 }
@@ -250,22 +250,22 @@ fn a_killed_process_releases_its_lock_and_waiting_reports_its_holder() {
     let mut other = Other::start("hold", place.store.root());
     assert_eq!(other.says().as_deref(), Some("held"));
     assert_eq!(place.store.live_leases().unwrap(), 1, "its lease");
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     let pid = other.0.id();
     let lock = place
         .store
         .lock_action(
             &key("a"),
             &mut |holder| {
-                told.push(holder.clone());
+                reported.push(holder.clone());
                 other.kill();
             },
             &|| false,
         )
         .unwrap();
-    assert_eq!(told.len(), 1);
-    assert_eq!(told[0].pid, Some(pid));
-    assert!(told[0].to_string().contains(&pid.to_string()));
+    assert_eq!(reported.len(), 1);
+    assert_eq!(reported[0].pid, Some(pid));
+    assert!(reported[0].to_string().contains(&pid.to_string()));
     drop(lock);
     assert_eq!(place.store.live_leases().unwrap(), 0, "the lease died with it");
 }

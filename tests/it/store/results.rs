@@ -124,7 +124,7 @@ fn a_damaged_result_is_a_miss_quarantined_and_made_again() {
     for (count, bytes) in damaged.into_iter().enumerate() {
         corrupt(&path, |file| file.clone_from(&bytes));
         let Lookup::Damaged { moved_to } = place.store.find(&key).unwrap() else {
-            panic!("believed {count}")
+            panic!("accepted {count}")
         };
         assert_eq!(std::fs::read(moved_to).unwrap(), bytes);
         assert_eq!(place.store.lookup(&key).unwrap(), None);
