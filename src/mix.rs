@@ -94,7 +94,7 @@ mixes! {
     Q2_0 41 Q2_0,
 }
 
-/// Names that stand for another.
+/// Aliases of mixes.
 pub const ALIASES: &[(&str, Mix)] = &[("Q3_K", Mix::Q3_K_M), ("Q4_K", Mix::Q4_K_M), ("Q5_K", Mix::Q5_K_M)];
 
 impl Mix {

@@ -11,13 +11,13 @@ use crate::digest::BlobDigest;
 use crate::store::Store;
 use crate::store::StoreError;
 
-/// How a run stands.
+/// The state of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// It goes on.
+    /// It is active.
     Running,
-    /// It ended without a word: it was killed, or the machine stopped.
+    /// It has no end on record: it was killed, or the machine stopped.
     Killed,
     /// Everything was done.
     Done,

@@ -1,7 +1,7 @@
 //! Several capacities: a Lagrangian bound, repair, reduced-cost fixing, and branch and bound.
 //!
-//! Floats only steer: which multipliers are tried, which assignment is repaired how. The bound itself is worked out in
-//! integers from multipliers rounded to fractions, and any non-negative ones give a valid bound.
+//! Floats only guide the search: which multipliers to try, and how to repair an assignment. The bound is computed in integers,
+//! from multipliers rounded to fractions. Any non-negative multipliers give a valid bound.
 
 use crate::allocation::answer::Answer;
 use crate::allocation::answer::Multipliers;
@@ -145,7 +145,7 @@ impl Task<'_> {
         Relaxed { choice, bound, excess }
     }
 
-    /// Looks for good multipliers, and repairs some of the assignments that it meets.
+    /// Searches for good multipliers, and repairs some of the assignments on the way.
     fn multipliers(&mut self, limits: &[u64]) -> Multipliers {
         let count = self.budgets.len();
         let mut ranges = (0..count).map(|capacity| self.problem.range(capacity));
@@ -158,7 +158,7 @@ impl Task<'_> {
             (all.clone().max().unwrap_or(0) - all.min().unwrap_or(0)) as f64
         });
         // Where one more unit of use costs as much as everything, nothing is bought.
-        let dear = losses.sum::<f64>() + 1.0;
+        let max_price = losses.sum::<f64>() + 1.0;
         let mut lambda = vec![0.0; count];
         let mut best = (self.relax(&lambda).bound, lambda.clone());
         for _ in 0..ROUNDS {
@@ -166,7 +166,7 @@ impl Task<'_> {
                 if !binding[at] {
                     continue;
                 }
-                let (mut low, mut high) = (0.0, dear);
+                let (mut low, mut high) = (0.0, max_price);
                 for _ in 0..HALVINGS {
                     // Prices differ by orders of magnitude: halve their exponents while the range is wide.
                     let middle = if low == 0.0 {
@@ -225,7 +225,7 @@ impl Task<'_> {
             }
             for at in (0..count).filter(|at| binding[*at]) {
                 let moved = lambda[at] + length * ahead / norm * share(at) / (self.budgets[at].max(1)) as f64;
-                lambda[at] = moved.clamp(0.0, dear);
+                lambda[at] = moved.clamp(0.0, max_price);
             }
         }
         self.repair(self.relax(&best.1).choice, &best.1);
@@ -277,13 +277,13 @@ impl Task<'_> {
             for (group, front) in self.fronts.iter().enumerate() {
                 let now = choice[group];
                 for option in front {
-                    let (mut left, mut dearer) = (0.0, (self.loss(group, *option) - self.loss(group, now)) as f64);
+                    let (mut left, mut cost) = (0.0, (self.loss(group, *option) - self.loss(group, now)) as f64);
                     let pairs = self.uses(group, now).iter().zip(self.uses(group, *option));
                     for (at, (old, new)) in pairs.enumerate() {
                         left += over(remaining[at] + old.cast_signed() - new.cast_signed(), at);
-                        dearer += lambda[at] * (*new as f64 - *old as f64);
+                        cost += lambda[at] * (*new as f64 - *old as f64);
                     }
-                    let score = dearer.max(0.0) / (violation - left);
+                    let score = cost.max(0.0) / (violation - left);
                     if left < violation && found.is_none_or(|(least, ..)| score < least) {
                         found = Some((score, group, *option));
                     }

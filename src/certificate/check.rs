@@ -43,10 +43,10 @@ pub struct Checked {
     pub unit_exponent: i32,
 }
 
-/// The first thing of a certificate that is not true.
+/// The first error in a certificate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Wrong {
-    /// It is no such document.
+pub enum CertificateError {
+    /// It is not a certificate.
     #[error("not a certificate of schema `{SCHEMA}`: {message}")]
     Form {
         /// Why.
@@ -58,7 +58,7 @@ pub enum Wrong {
         /// How.
         message: String,
     },
-    /// A fact is stated otherwise than it is.
+    /// A stated fact is wrong.
     #[error("{place}: `{fact}` is stated as {stated}, but is {found}")]
     Fact {
         /// Of what, as `the document` or `answer 1`.
@@ -67,7 +67,7 @@ pub enum Wrong {
         fact: &'static str,
         /// As stated.
         stated: String,
-        /// As worked out.
+        /// As computed.
         found: String,
     },
     /// The choice names no option of a group, or not one for each.
@@ -90,17 +90,17 @@ pub enum Wrong {
         /// What is used.
         used: i128,
     },
-    /// Claimed to be the best, and it is not.
+    /// The choice is claimed to be optimal, and is not.
     #[error("{place}: claims that no assignment has less loss than {loss}, but one has {better}")]
     NotOptimal {
         /// Of what.
         place: String,
         /// The loss of the choice.
         loss: i64,
-        /// That of a better one.
+        /// The loss of a better choice.
         better: i128,
     },
-    /// Claimed to be the best, which could not be shown.
+    /// The choice is claimed to be optimal, and the search did not prove it.
     #[error(
         "{place}: claims that no assignment has less loss, but a search of {states} states did not suffice to show it"
     )]
@@ -118,17 +118,17 @@ pub enum Wrong {
     },
 }
 
-/// Checks a certificate: the document as text, and how many states the search for something better may make for each
-/// answer. Returns what is true of each answer.
+/// Checks a certificate. `text` is the document, `states` the limit of states that the search for a better choice may make for
+/// each answer. Returns what the check proved of each answer.
 ///
 /// # Errors
-/// [`Wrong`] is the first thing that is not true.
-pub fn check(text: &str, states: u64) -> Result<Vec<Checked>, Wrong> {
-    let document: Document = serde_json::from_str(text).map_err(|error| Wrong::Form {
+/// The first error in the certificate.
+pub fn check(text: &str, states: u64) -> Result<Vec<Checked>, CertificateError> {
+    let document: Document = serde_json::from_str(text).map_err(|error| CertificateError::Form {
         message: error.to_string(),
     })?;
     if document.schema != SCHEMA {
-        return Err(Wrong::Form {
+        return Err(CertificateError::Form {
             message: format!("found `{}`", document.schema),
         });
     }
@@ -142,11 +142,16 @@ pub fn check(text: &str, states: u64) -> Result<Vec<Checked>, Wrong> {
         .collect()
 }
 
-fn same<T: PartialEq + ToString + ?Sized>(place: &str, fact: &'static str, stated: &T, found: &T) -> Result<(), Wrong> {
+fn same<T: PartialEq + ToString + ?Sized>(
+    place: &str,
+    fact: &'static str,
+    stated: &T,
+    found: &T,
+) -> Result<(), CertificateError> {
     if stated == found {
         Ok(())
     } else {
-        Err(Wrong::Fact {
+        Err(CertificateError::Fact {
             place: place.to_owned(),
             fact,
             stated: stated.to_string(),
@@ -156,8 +161,8 @@ fn same<T: PartialEq + ToString + ?Sized>(place: &str, fact: &'static str, state
 }
 
 /// Checks that names tell things apart, that every option says what it uses, and that no sum can overflow.
-fn well_formed(problem: &Problem) -> Result<(), Wrong> {
-    let wrong = |message: String| Err(Wrong::Problem { message });
+fn well_formed(problem: &Problem) -> Result<(), CertificateError> {
+    let wrong = |message: String| Err(CertificateError::Problem { message });
     if problem.capacities.is_empty() {
         return wrong("no capacity".to_owned());
     }
@@ -202,8 +207,8 @@ fn well_formed(problem: &Problem) -> Result<(), Wrong> {
     Ok(())
 }
 
-fn check_answer(problem: &Problem, answer: &Answer, place: &str, states: u64) -> Result<Checked, Wrong> {
-    let choice_wrong = |message: String| Wrong::Choice {
+fn check_answer(problem: &Problem, answer: &Answer, place: &str, states: u64) -> Result<Checked, CertificateError> {
+    let choice_wrong = |message: String| CertificateError::Choice {
         place: place.to_owned(),
         message,
     };
@@ -270,14 +275,14 @@ fn check_answer(problem: &Problem, answer: &Answer, place: &str, states: u64) ->
             match better_than(loss, problem, &budgets, &reduced, slack, states) {
                 Found::Nothing => Verdict::Optimal,
                 Found::Better(better) => {
-                    return Err(Wrong::NotOptimal {
+                    return Err(CertificateError::NotOptimal {
                         place: place.to_owned(),
                         loss: answer.loss,
                         better,
                     });
                 }
                 Found::TooMany => {
-                    return Err(Wrong::NotShown {
+                    return Err(CertificateError::NotShown {
                         place: place.to_owned(),
                         states,
                     });
@@ -303,10 +308,10 @@ fn budgets(problem: &Problem, answer: &Answer) -> Vec<i128> {
 }
 
 /// Returns the bound of the stated multipliers times their denominator, and the reduced cost of every option.
-fn bound_of(problem: &Problem, answer: &Answer, place: &str) -> Result<(i128, Vec<Vec<i128>>), Wrong> {
+fn bound_of(problem: &Problem, answer: &Answer, place: &str) -> Result<(i128, Vec<Vec<i128>>), CertificateError> {
     let prices = &answer.multipliers.numerators;
     let denominator = answer.multipliers.denominator;
-    let refused = |message: &str| Wrong::Choice {
+    let refused = |message: &str| CertificateError::Choice {
         place: place.to_owned(),
         message: format!("`multipliers`: {message}"),
     };
@@ -355,11 +360,11 @@ fn bound_of(problem: &Problem, answer: &Answer, place: &str) -> Result<(i128, Ve
     Ok((bound, reduced))
 }
 
-fn within(problem: &Problem, answer: &Answer, place: &str, uses: &[i128]) -> Result<(), Wrong> {
+fn within(problem: &Problem, answer: &Answer, place: &str, uses: &[i128]) -> Result<(), CertificateError> {
     let capacities = problem.capacities.iter().zip(&answer.limits).zip(uses);
     for ((capacity, limit), used) in capacities {
         if *used > i128::from(*limit) {
-            return Err(Wrong::OverLimit {
+            return Err(CertificateError::OverLimit {
                 place: place.to_owned(),
                 capacity: capacity.name.clone(),
                 limit: *limit,
@@ -370,7 +375,13 @@ fn within(problem: &Problem, answer: &Answer, place: &str, uses: &[i128]) -> Res
     Ok(())
 }
 
-fn below_minimum(problem: &Problem, answer: &Answer, place: &str, loss: i128, uses: &[i128]) -> Result<(), Wrong> {
+fn below_minimum(
+    problem: &Problem,
+    answer: &Answer,
+    place: &str,
+    loss: i128,
+    uses: &[i128],
+) -> Result<(), CertificateError> {
     let least_of = |capacity: usize| -> i128 {
         let constant = i128::from(problem.capacities[capacity].constant);
         let groups = problem.groups.iter();
@@ -385,7 +396,7 @@ fn below_minimum(problem: &Problem, answer: &Answer, place: &str, loss: i128, us
     };
     let mut limits = answer.limits.iter().enumerate();
     if limits.all(|(capacity, limit)| least_of(capacity) <= i128::from(*limit)) {
-        return Err(Wrong::NotBelow {
+        return Err(CertificateError::NotBelow {
             place: place.to_owned(),
         });
     }

@@ -1,9 +1,9 @@
-//! Holds certificates of allocations against themselves: is what they claim true of the problem they state?
+//! Checks certificates of allocations: is what a certificate claims true of the problem that it states?
 //!
 //! The checker shares no code with the solver (`allocation`), and neither names the other: it has its own reader of the
-//! document, its own arithmetic and its own search. It believes nothing that it can work out: sums, bounds and gaps are
-//! computed anew from the problem, and where an assignment is claimed to be the best one, it shows by a search of its own
-//! that no better one exists.
+//! document, its own arithmetic and its own search. It computes sums, bounds and gaps from the
+//! problem, and does not use the stated ones. If an assignment is claimed to be optimal, it proves by its own search that
+//! no better one exists.
 //!
 //! What makes a claim true:
 //! - **gap**: the choice is within the limits and has the stated loss and uses; the bound is that of the stated multipliers
@@ -18,9 +18,9 @@ mod check;
 mod document;
 mod search;
 
+pub use self::check::CertificateError;
 pub use self::check::Checked;
 pub use self::check::Verdict;
-pub use self::check::Wrong;
 pub use self::check::check;
 pub use self::document::SCHEMA;
 pub use self::search::DEFAULT_STATES;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::certificate::document::Problem;
 
-/// The states that a search makes at most before it gives up.
+/// The maximum number of states of a search.
 pub const DEFAULT_STATES: u64 = 50_000_000;
 
 /// What a search finds.

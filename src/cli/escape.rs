@@ -1,5 +1,5 @@
-//! Text from recipes, models, manifests and file names, made fit for a terminal: it can neither steer the terminal, nor look
-//! like another line, nor reorder the text around it.
+//! Text from recipes, models, manifests and file names, made fit for a terminal: it cannot control the terminal, imitate
+//! another line, or reorder the text around it.
 
 use std::fmt;
 use std::fmt::Write as _;

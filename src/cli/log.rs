@@ -100,7 +100,7 @@ fn list(store: &Store, number: usize, terminal: &Terminal) -> Result<Exit, Failu
     Ok(Exit::Done)
 }
 
-/// The status that the process ended with; nothing where it goes on or was killed.
+/// The status that the process ended with; `None` if it is running or was killed.
 fn exit(state: State) -> Option<u8> {
     match state {
         State::Done => Some(0),

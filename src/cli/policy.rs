@@ -63,7 +63,7 @@ fn check(args: &args::PolicyCheck, files: &Files, terminal: &Terminal) -> Result
                     .code("policy::certificate")
                     .caused_by(wrong.to_string());
                 diagnostics.push(match wrong {
-                    certificate::Wrong::NotShown { .. } => {
+                    certificate::CertificateError::NotShown { .. } => {
                         refused.hint("the claim may still be true: allow a longer search with `--states N`")
                     }
                     _ => refused.hint("do not rely on it: create it again"),

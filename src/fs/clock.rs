@@ -93,7 +93,7 @@ impl Stamp {
 
 /// Waits until the stamp of an open file proves that a later change must show in it: some milliseconds where the file
 /// system's clock is known, else two seconds at most. Returns the stamp, and a moment before it was taken. A stamp that
-/// cannot settle (it lies in the future, or the file goes on changing) is returned as it is. `path` is only for the error.
+/// cannot settle (it lies in the future, or the file keeps changing) is returned as it is. `path` is only for the error.
 pub fn settle(file: &File, path: &Path) -> Result<(Stamp, Moment), PathError> {
     const TRIES: usize = 3;
     for _ in 1..TRIES {

@@ -19,7 +19,7 @@ use rustix::fs::UTIME_OMIT;
 use crate::fs::PathError;
 use crate::fs::Stamp;
 
-/// What a name stands for.
+/// What kind of file a name refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
     /// A plain file.
@@ -35,7 +35,7 @@ pub enum FileKind {
 /// What is known of a name without following it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
-    /// What it stands for.
+    /// The kind of file.
     pub kind: FileKind,
     /// Which file it is and when it last changed.
     pub stamp: Stamp,
@@ -101,7 +101,7 @@ pub(super) fn open_regular(path: &Path, follow: bool) -> io::Result<(File, fs::M
         .open(path);
     match opened {
         Ok(file) => {
-            // On the open file: the name may stand for another one by now.
+            // On the open file: the name may refer to another one by now.
             let found = file.metadata()?;
             if found.is_file() {
                 Ok((file, found))

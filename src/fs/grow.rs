@@ -1,4 +1,4 @@
-//! Files that grow while something goes on, so that what was said stays when the process is killed.
+//! Files that are appended to, so that what was written is kept if the process is killed.
 
 use std::fs;
 use std::fs::File;

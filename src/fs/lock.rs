@@ -168,7 +168,7 @@ pub fn lock_directory(path: &Path) -> Result<fs::File, PathError> {
     Ok(directory)
 }
 
-/// Returns true if the name still stands for the file that was locked.
+/// Returns true if the name still refers to the file that was locked.
 pub(super) fn still_there(file: &fs::File, path: &Path) -> Result<bool, PathError> {
     let held = file.metadata().map_err(PathError::on(path, "look at"))?;
     match fs::metadata(path) {

@@ -75,7 +75,7 @@ fn reflink(from_path: &Path, from: &File, temp: &TempFile) -> Result<Option<Temp
         .map_err(PathError::on(temp.path(), "look at"))?
         .mode();
     shared.set_mode(mode & 0o7777)?;
-    // The name could have come to stand for another file between the open and the reflink: then copy what was opened.
+    // The name may now refer to another file between the open and the reflink: then copy what was opened.
     let opened = from.metadata().map_err(PathError::on(from_path, "look at"))?;
     let named = fs::metadata(from_path).map_err(PathError::on(from_path, "look at"))?;
     let same = (opened.dev(), opened.ino()) == (named.dev(), named.ino());
@@ -94,7 +94,7 @@ mod tests {
                 Ok(())
             }
             None if good => Ok(()),
-            None => Err(PathError::new(from, "believe", io::ErrorKind::InvalidData.into())),
+            None => Err(PathError::new(from, "verify", io::ErrorKind::InvalidData.into())),
         })?;
         Ok(seen)
     }

@@ -10,10 +10,10 @@
 //! ```
 //!
 //! [`parse`] reads a header out of bytes, [`File`] out of one file, [`Model`] out of a file or a set of shards.
-//! [`Layout`] is the way back: it knows a file to the byte before the first tensor is written.
+//! [`Layout`] writes one: it has every byte before the first tensor and the place of each tensor.
 //!
-//! Nothing in a file is believed: every count and length is checked against the bytes that are there before memory is
-//! taken for it, every sum is checked, and every error says where it is.
+//! No count or length in a file is trusted: each is checked against the bytes of the file before memory is allocated for it,
+//! every sum is checked, and every error has its position.
 
 mod cursor;
 mod error;

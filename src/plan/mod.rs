@@ -119,7 +119,7 @@ impl Plan {
 
 /// The decision about a node whose inputs are known.
 #[derive(Debug, Clone)]
-pub struct Judged {
+pub struct Assessment {
     /// Its action and the files that it names; `None` if files must be read before it is known.
     pub action: Option<(Box<Action>, Vec<SourceFile>)>,
     /// Whether it must run.
@@ -132,15 +132,15 @@ pub struct Judged {
 
 /// Decides whether a node whose inputs are known must run.
 pub fn decide(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Decision, StepError> {
-    Ok(judge(node, inputs, env)?.decision)
+    Ok(assess(node, inputs, env)?.decision)
 }
 
 /// Decides whether a node whose inputs are known must run, and returns the reasons.
-pub fn judge(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Judged, StepError> {
+pub fn assess(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Assessment, StepError> {
     let kind = step::kind_of(node);
     let (action, files) = match kind.key(node, inputs, env)? {
         Key::Unread { paths, bytes } => {
-            return Ok(Judged {
+            return Ok(Assessment {
                 action: None,
                 decision: Decision::Miss(Reason::Unread {
                     files: paths.len(),
@@ -195,7 +195,7 @@ pub fn judge(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Judged, Step
             Decision::Miss(why_absent(node, &action, env))
         }
     };
-    Ok(Judged {
+    Ok(Assessment {
         action: Some((action, files)),
         decision,
         expected,

@@ -1,8 +1,8 @@
 //! Types of tensors as the recipes of forgequant (JSON) have them, and back.
 //!
 //! A recipe names types by *family* (`quant`: kinds of tensors that its quantizer has a flag for), by the beginning of names
-//! (`tensor_types`: the longest that fits decides) and by layers of experts (`boost`). What stands for one tensor
-//! goes before what stands for its family; what nothing names keeps the type that it has. Its quantizer writes seven types only.
+//! (`tensor_types`: the longest that fits decides) and by layers of experts (`boost`). An entry for a tensor
+//! takes precedence over one for its family; tensors without an entry keep their type. Its quantizer writes seven types only.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -82,7 +82,7 @@ const FAMILIES: &[Family] = &[
     },
 ];
 
-/// What stands for the three families of routed experts at once.
+/// The name for all three families of routed experts.
 const EXPERTS: &str = "experts";
 const ROUTED: [&str; 3] = ["routed_w1", "routed_w2", "routed_w3"];
 /// Experts' tensors are never of the family `dense`.

@@ -133,8 +133,9 @@ impl<'a> Rules<'a> {
 
     /// Some matrices of `glm5-next` never get less than Q8_0.
     fn glm5_next(&self, name: &str) -> Option<TensorType> {
-        let dear = ["attn_q_a", "attn_q_b", "nextn.eh_proj"];
-        (self.model.architecture == "glm5-next" && dear.iter().any(|part| name.contains(part))).then_some(T::Q8_0)
+        let at_least_q8 = ["attn_q_a", "attn_q_b", "nextn.eh_proj"];
+        (self.model.architecture == "glm5-next" && at_least_q8.iter().any(|part| name.contains(part)))
+            .then_some(T::Q8_0)
     }
 
     fn output(&self, columns: u64) -> TensorType {

@@ -16,11 +16,11 @@ mod body;
 mod decl;
 mod expand;
 mod expand_candidates;
-mod expand_judge;
+mod expand_evals;
 mod expand_policy;
 mod extends;
 pub(crate) mod read;
-mod read_judge;
+mod read_evals;
 mod read_policy;
 mod read_steps;
 mod show;
@@ -166,9 +166,9 @@ fn implicit_metrics(
     let place = asked.map(|(_, place)| place.clone())?;
     names.add("metrics", "all", &place);
     let metrics = decl::Metrics {
-        evals: read_judge::all_evals(names),
+        evals: read_evals::all_evals(names),
     };
-    let entries = read_judge::metrics_entries(&metrics);
+    let entries = read_evals::metrics_entries(&metrics);
     let resolved = ResolvedSection {
         kind: "metrics",
         name: "all".to_owned(),

@@ -1,4 +1,4 @@
-//! `[eval.NAME]`, `[metrics.NAME]` and `[gate.NAME]`: how candidates are judged.
+//! Reads `[eval.NAME]`, `[metrics.NAME]` and `[gate.NAME]`: how candidates are evaluated.
 
 use crate::quantity::Decimal;
 use crate::quantity::Quantity;

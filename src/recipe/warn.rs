@@ -28,7 +28,7 @@ pub enum RecipeWarning {
         /// What would use it.
         user: &'static str,
     },
-    /// Candidates are judged on the text that they were calibrated with, or that their types were chosen by.
+    /// Candidates are evaluated on the text that they were calibrated with, or that their types were chosen by.
     #[error("`eval.{eval}` uses the corpus `{corpus}`, which the {reader} of its candidates also uses")]
     EvalOnCalibration {
         /// The evaluation's name.
@@ -112,15 +112,15 @@ fn unused(recipe: &Recipe) -> Vec<RecipeWarning> {
 fn evals_on_calibration(recipe: &Recipe) -> Vec<RecipeWarning> {
     let mut warnings = Vec::new();
     let steps: Steps<'_> = recipe.steps.iter().map(|step| (&step.id, step)).collect();
-    // By candidate: every evaluation may judge every candidate.
+    // By candidate: every evaluation may include every candidate.
     let mut read: HashMap<&StepId, BTreeMap<&StepId, &'static str>> = HashMap::new();
     for step in &recipe.steps {
         let StepBody::Eval(eval) = &step.body else { continue };
-        let judged = eval.candidates.iter().find_map(|candidate| {
+        let overlap = eval.candidates.iter().find_map(|candidate| {
             let corpora = read.entry(candidate).or_insert_with(|| corpora(&steps, candidate));
             Some(candidate).zip(corpora.get(&eval.corpus).copied())
         });
-        if let (Some((candidate, reader)), Some(corpus)) = (judged, steps.get(&eval.corpus)) {
+        if let (Some((candidate, reader)), Some(corpus)) = (overlap, steps.get(&eval.corpus)) {
             warnings.push(RecipeWarning::EvalOnCalibration {
                 place: step.origin.clone(),
                 eval: step.id.name.clone(),

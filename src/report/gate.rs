@@ -17,7 +17,7 @@ pub struct Check {
     pub require: String,
     /// What was measured.
     pub found: f64,
-    /// What it was held against.
+    /// What it was compared with.
     pub bound: f64,
     /// For a comparison with the baseline: the interval of the paired difference, candidate less bound.
     pub difference: Option<[f64; 2]>,

@@ -376,8 +376,8 @@ impl Session {
         observer: &dyn Observer,
     ) -> Result<Report, LockError> {
         let _lease = self.store.lease().map_err(SessionError::from)?;
-        let news = SkipCached(observer);
-        let env = self.env(&news);
+        let uncached = SkipCached(observer);
+        let env = self.env(&uncached);
         self.check_files(&env)?;
         let readers: Vec<NodeId> = readers(&self.graph).map(|node| node.id.clone()).collect();
         let graph = self.graph.only(&readers);

@@ -1,5 +1,5 @@
-//! The record of a run in the store: written while the run goes on, so that a build that is killed leaves one too. A build
-//! that finds everything done leaves none.
+//! The record of a run in the store: written during the run, so that a killed build leaves one too. A build
+//! with nothing to do leaves none.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;

@@ -71,7 +71,7 @@ impl fmt::Display for NoSpace {
 
 impl std::error::Error for NoSpace {}
 
-/// Asks, while a build goes on, whether the rest of it fits.
+/// Checks during a build whether the rest of it fits.
 pub(super) struct Check<'s> {
     session: &'s Session,
     env: &'s Env<'s>,

@@ -74,7 +74,7 @@ pub struct Verified {
     pub problems: Vec<Problem>,
     /// How many bytes of the output were read.
     pub bytes: u64,
-    /// How many tensors were held against the manifest.
+    /// How many tensors were compared with the manifest.
     pub tensors: usize,
     /// The names of the keys that a file of signatures says signed.
     pub signers: Vec<String>,

@@ -175,29 +175,29 @@ impl<'a> Why<'a> {
         match reason {
             Reason::Forgotten => known.key().and_then(|key| self.removed(&key)),
             Reason::OutputGone => self
-                .twin(id, known)
-                .map(|twin| format!("it is new, but its result is that of `{twin}`: only its files must be written")),
+                .same_action(id, known)
+                .map(|other| format!("it is new, but its result is that of `{other}`: only its files must be written")),
             _ => None,
         }
         .unwrap_or_else(|| scheduler::sentence(reason))
     }
 
     /// Returns the step that a step without a record shares its action with: it may have been renamed.
-    fn twin(&self, id: &NodeId, known: &Known) -> Option<String> {
+    fn same_action(&self, id: &NodeId, known: &Known) -> Option<String> {
         let store = self.env.store;
         if store.last(&self.env.recipe, &id.to_string()).is_some() {
             return None;
         }
         let key = known.key()?;
-        let twin = store
+        let other = store
             .all_last()
             .unwrap_or_default()
             .into_iter()
             .find(|last| last.action == key)?;
-        Some(if twin.recipe == self.env.recipe {
-            twin.step
+        Some(if other.recipe == self.env.recipe {
+            other.step
         } else {
-            format!("{} of recipe {}", twin.step, twin.recipe)
+            format!("{} of recipe {}", other.step, other.recipe)
         })
     }
 

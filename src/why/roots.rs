@@ -50,8 +50,8 @@ impl Why<'_> {
         };
         let details = differences.iter().zip(names).map(|(difference, name)| Detail {
             name: name.to_owned(),
-            before: said(difference.before.as_deref()),
-            after: said(difference.after.as_deref()),
+            before: non_null(difference.before.as_deref()),
+            after: non_null(difference.after.as_deref()),
         });
         Root {
             details: details.collect(),
@@ -186,8 +186,8 @@ impl Why<'_> {
     }
 }
 
-/// A field that is there and empty says nothing.
-fn said(value: Option<&str>) -> Option<String> {
+/// Returns a value, shortened; `None` for a field that is null.
+fn non_null(value: Option<&str>) -> Option<String> {
     value.filter(|value| *value != "null").map(cut)
 }
 

@@ -12,8 +12,8 @@ use crate::graph::Graph;
 use crate::graph::Node;
 use crate::graph::NodeId;
 use crate::plan;
+use crate::plan::Assessment;
 use crate::plan::Decision;
-use crate::plan::Judged;
 use crate::plan::Reason;
 use crate::step;
 use crate::step::Class;
@@ -115,25 +115,25 @@ impl Survey {
             .cloned()
             .collect();
         if !waits.is_empty() {
-            let hopeless = waits.iter().any(|id| self.known(id).verdict == Verdict::Error);
+            let has_error = waits.iter().any(|id| self.known(id).verdict == Verdict::Error);
             return Ok(Known {
                 waits,
                 provisional: self.provisional(graph, env, node),
-                ..Known::new(if hopeless { Verdict::Error } else { Verdict::MayRun })
+                ..Known::new(if has_error { Verdict::Error } else { Verdict::MayRun })
             });
         }
-        let judged = plan::judge(node, &self.outcomes, env).and_then(|judged| {
+        let assessment = plan::assess(node, &self.outcomes, env).and_then(|assessment| {
             // A step without a record has nothing to compare with, so its files need not be read.
             let compares = env.store.last(&env.recipe, &node.id.to_string()).is_some();
-            if judged.action.is_none() && read && compares {
+            if assessment.action.is_none() && read && compares {
                 self.read(node, env)?;
-                plan::judge(node, &self.outcomes, env)
+                plan::assess(node, &self.outcomes, env)
             } else {
-                Ok(judged)
+                Ok(assessment)
             }
         });
-        match judged {
-            Ok(judged) => self.healed(node, env, judged),
+        match assessment {
+            Ok(assessment) => self.restored(node, env, assessment),
             Err(error) if error.class() == Class::Stopped => Err(error),
             Err(error) => Ok(Known {
                 error: Some(Arc::new(error)),
@@ -165,23 +165,23 @@ impl Survey {
         }
     }
 
-    /// A result that lacks only blobs which nodes before it make again is whole when its turn comes.
-    fn healed(&self, node: &Node, env: &Env<'_>, judged: Judged) -> Result<Known, StepError> {
+    /// Takes into account that earlier nodes may restore the missing blobs of a result.
+    fn restored(&self, node: &Node, env: &Env<'_>, assessment: Assessment) -> Result<Known, StepError> {
         let comes_back = |blob: &BlobDigest| {
             let runs = self.nodes.values().filter(|known| known.verdict == Verdict::Runs);
             let mut outcomes = runs.filter_map(|known| known.outcome.as_ref());
             outcomes.any(|outcome| outcome.result.outputs.values().any(|output| output == blob))
         };
-        let heals = !judged.missing.is_empty() && judged.missing.iter().all(comes_back);
-        let Some(mut outcome) = judged.expected.clone().filter(|_| heals) else {
-            return Ok(known_of(env, judged));
+        let is_restored = !assessment.missing.is_empty() && assessment.missing.iter().all(comes_back);
+        let Some(mut outcome) = assessment.expected.clone().filter(|_| is_restored) else {
+            return Ok(known_of(env, assessment));
         };
         let decision = if step::kind_of(node).intact(node, &mut outcome, &self.outcomes, env)? {
             Decision::Hit(outcome)
         } else {
             Decision::Miss(Reason::OutputGone)
         };
-        Ok(known_of(env, Judged { decision, ..judged }))
+        Ok(known_of(env, Assessment { decision, ..assessment }))
     }
 
     /// Reads the user's files of a node. A source is inspected as in a build, since only that tells what later steps
@@ -201,19 +201,19 @@ impl Survey {
     }
 }
 
-fn known_of(env: &Env<'_>, judged: Judged) -> Known {
+fn known_of(env: &Env<'_>, assessment: Assessment) -> Known {
     let mut known = Known::new(Verdict::Cached);
-    if let Some((action, files)) = judged.action {
+    if let Some((action, files)) = assessment.action {
         known.action = Some(*action);
         known.files = env.named(&files);
     }
-    known.missing = judged.missing;
-    match judged.decision {
+    known.missing = assessment.missing;
+    match assessment.decision {
         Decision::Hit(outcome) => known.outcome = Some(Arc::new(outcome)),
         Decision::Miss(reason) => {
             known.verdict = Verdict::Runs;
             known.reason = Some(reason);
-            known.outcome = judged.expected.map(Arc::new);
+            known.outcome = assessment.expected.map(Arc::new);
         }
     }
     known

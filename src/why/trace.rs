@@ -88,7 +88,7 @@ impl Why<'_> {
             Reason::New => push(roots, self.root(&step, RootKind::New, tree.what.clone())),
             Reason::Unread { .. } => push(roots, self.root(&step, RootKind::Unread, tree.what.clone())),
             Reason::OutputGone => {
-                let renamed = self.twin(id, known).is_some();
+                let renamed = self.same_action(id, known).is_some();
                 let cause = if renamed { RootKind::New } else { RootKind::Output };
                 push(roots, self.root(&step, cause, tree.what.clone()));
             }

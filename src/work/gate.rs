@@ -23,7 +23,7 @@ use crate::store::Store;
 
 impl Work for Gate {
     fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
-        let verdict = judge(context.store(), self)?;
+        let verdict = evaluate(context.store(), self)?;
         let mut made = ActionOutputs::default();
         made.fact(Self::CHECKS, verdict.checks.len());
         made.fact(Self::FAILED, verdict.failures().len());
@@ -36,7 +36,7 @@ fn requirement(text: &str) -> Result<Requirement, StepError> {
     Requirement::parse(text).map_err(|error| StepError::input(format!("`{text}`: {}", error.what)))
 }
 
-fn judge(store: &Store, gate: &Gate) -> Result<Verdict, StepError> {
+fn evaluate(store: &Store, gate: &Gate) -> Result<Verdict, StepError> {
     let requirements = gate.require.iter().map(|text| requirement(text));
     let requirements = requirements.collect::<Result<Vec<_>, StepError>>()?;
     let mut checks = Vec::new();

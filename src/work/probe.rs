@@ -91,9 +91,9 @@ impl<'r, 'c> ProbeRunner<'r, 'c> {
         (self.blocks.len(), sum)
     }
 
-    /// Returns the mean KL divergence of each chunk of some blocks, in nats, for each variant. What is not in the
-    /// store is computed: every block of every variant is an action of its own, so that whatever stops this, it goes on
-    /// where it was. `what` says for people what is measured.
+    /// Returns the mean KL divergence of each chunk of some blocks, in nats, for each variant. Computes what is not in
+    /// the store. Every block of every variant is a separate action, so that an interrupted measurement continues where it
+    /// stopped. `what` describes the measurement in messages.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! What quantizing costs a tensor: its values against those that its quantized bytes stand for, streamed as they were quantized,
-//! so that memory does not grow with the tensor.
+//! The error of a quantized tensor: compares its values with the dequantized ones, in a stream, so that memory does not grow with
+//! the tensor.
 
 use rayon::prelude::*;
 

@@ -374,7 +374,7 @@ impl ProbeModel {
             return computed;
         }
         cancel.check()?;
-        // The graph is not what it was when it was learned: all is computed from now on, and this chunk goes on where it was.
+        // The graph differs from the learned one. From now on all nodes are computed, and this chunk continues where it was.
         self.tapped = None;
         self.kept.clear();
         self.model.logits(chunk, first, cancel, &mut |start, rows| {

@@ -73,9 +73,9 @@ pub(super) fn choose(stored: Stored<'_, '_>, method: &Document, slices: Slices) 
     let mut table = incumbent.prepared.table(&incumbent.answer);
     table.predicted_loss = Some(format!("{:e}", incumbent.predicted));
     table.probed_loss = Some(policy::Probed {
-        mean: format!("{:e}", policy::mean(&incumbent.judged)),
-        deviation: format!("{:e}", policy::variance(&incumbent.judged).sqrt()),
-        chunks: u32::try_from(incumbent.judged.len()).unwrap_or(u32::MAX),
+        mean: format!("{:e}", policy::mean(&incumbent.validation)),
+        deviation: format!("{:e}", policy::variance(&incumbent.validation).sqrt()),
+        chunks: u32::try_from(incumbent.validation.len()).unwrap_or(u32::MAX),
         context: method.context,
     });
     Ok(chosen(&incumbent.prepared, &incumbent.answer, table)?)
@@ -129,7 +129,7 @@ fn worth_probing(
 /// Prints the measured loss of the choice, and the loss predicted from single groups.
 fn report(context: &Context<'_>, scan: &Scan<'_, '_>, incumbent: &scan::Incumbent, alone: f64) {
     let together = incumbent.lost;
-    let chunks = if scan.judges_on_others() {
+    let chunks = if scan.has_validation_chunks() {
         "chunks that were not used to choose types"
     } else {
         "the same chunks that were used to choose types"

@@ -167,15 +167,15 @@ impl Scan<'_, '_> {
             let each = (-change / proposal.moved.len() as f64).max(0.0);
             penalty = if penalty > 0.0 { STEEPER * penalty } else { each / 4.0 };
             if !tried.contains(&proposal.moved) {
-                let judged = self.judge(&proposal.choice)?;
-                let lost = self.lost(&judged);
-                if policy::is_less(&judged, &incumbent.judged) {
+                let validation = self.validate(&proposal.choice)?;
+                let lost = self.lost(&validation);
+                if policy::is_less(&validation, &incumbent.validation) {
                     let better = Incumbent {
                         prepared: proposal.prepared,
                         answer: proposal.answer,
                         choice: proposal.choice,
                         predicted,
-                        judged,
+                        validation,
                         lost,
                         round,
                     };

@@ -35,7 +35,7 @@ pub(super) struct Scan<'r, 't> {
     /// The validation blocks: other blocks, if the corpus has enough.
     judging: Range<usize>,
     /// The mean divergence of the unchanged model there.
-    judged_null: f64,
+    validation_null: f64,
     /// The number of blocks of the first measurements.
     pub(super) screened: usize,
     first_loss: f64,
@@ -51,7 +51,7 @@ pub(super) struct Incumbent {
     /// The loss that this problem predicts for it.
     pub(super) predicted: f64,
     /// The divergence of the whole choice by validation chunk.
-    pub(super) judged: Vec<f64>,
+    pub(super) validation: Vec<f64>,
     /// The mean of that minus that of the unchanged model.
     pub(super) lost: f64,
     /// The round of refinement that found it; 0 for none.
@@ -71,7 +71,7 @@ impl<'r, 't> Scan<'r, 't> {
         let mut null = itself.into_iter().next().unwrap_or_default();
         let (measured, length) = runner.first_blocks(chunks);
         let others = null.split_off(length);
-        let (judging, judged_null) = if others.is_empty() {
+        let (judging, validation_null) = if others.is_empty() {
             (0..measured, mean(&null))
         } else {
             (measured..all, mean(&others))
@@ -87,14 +87,14 @@ impl<'r, 't> Scan<'r, 't> {
             null,
             measured,
             judging,
-            judged_null,
+            validation_null,
             screened,
             first_loss: 0.0,
         })
     }
 
     /// Returns whether the validation chunks are other chunks than those that options are measured on.
-    pub(super) fn judges_on_others(&self) -> bool {
+    pub(super) fn has_validation_chunks(&self) -> bool {
         self.judging.start > 0
     }
 
@@ -150,14 +150,14 @@ impl<'r, 't> Scan<'r, 't> {
     fn as_a_whole(&mut self, prepared: Prepared, answer: Answer) -> Result<Incumbent, StepError> {
         let predicted = prepared.predicted(&answer).0;
         let choice = choice_of(&prepared, &answer);
-        let judged = self.judge(&choice)?;
-        let lost = self.lost(&judged);
+        let validation = self.validate(&choice)?;
+        let lost = self.lost(&validation);
         Ok(Incumbent {
             prepared,
             answer,
             choice,
             predicted,
-            judged,
+            validation,
             lost,
             round: 0,
         })
@@ -166,9 +166,9 @@ impl<'r, 't> Scan<'r, 't> {
     /// Returns the best of four choices, each measured as a whole: by measured losses, by squared errors that are scaled with all types of
     /// a group or with its middle type, and by geometric means of the first two.
     ///
-    /// Measured losses see all that a type does to a group; but they are noisy, and do not add up where each group alone sets off
-    /// what others set off as well, as the routing of tokens to experts. The losses that the best choice was made by are those
-    /// that go on to be corrected around it.
+    /// Measured losses include all effects of a type on a group. But they are noisy, and they do not add up if several groups cause
+    /// the same effect, such as a different routing of tokens to experts. The search then corrects the losses that led to the
+    /// best choice.
     pub(super) fn second_opinions(
         &mut self,
         first: Incumbent,
@@ -211,7 +211,7 @@ impl<'r, 't> Scan<'r, 't> {
     }
 
     /// Returns the divergence of a choice by chunk, measured as a whole on the validation chunks.
-    pub(super) fn judge(&mut self, choice: &BTreeMap<String, TensorType>) -> Result<Vec<f64>, StepError> {
+    pub(super) fn validate(&mut self, choice: &BTreeMap<String, TensorType>) -> Result<Vec<f64>, StepError> {
         self.whole(
             "a complete choice, on the validation chunks",
             choice,
@@ -231,8 +231,8 @@ impl<'r, 't> Scan<'r, 't> {
     }
 
     /// Returns the mean of divergences on the validation chunks, minus that of the unchanged model.
-    pub(super) fn lost(&self, judged: &[f64]) -> f64 {
-        mean(judged) - self.judged_null
+    pub(super) fn lost(&self, validation: &[f64]) -> f64 {
+        mean(validation) - self.validation_null
     }
 
     /// Returns the tensors that a choice changes.
