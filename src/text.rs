@@ -1,4 +1,4 @@
-//! Source text with places in it. No I/O: whoever reads a file hands the text over.
+//! Source text with places in it. No I/O: callers read the files.
 
 use std::fmt;
 use std::ops::Range;

@@ -1,4 +1,4 @@
-//! What stands under a name itself, no link followed: for whoever walks a folder that others may have filled.
+//! Inspects names without following links, for folders that other users may have written to.
 
 use std::fs;
 use std::fs::File;
@@ -39,7 +39,7 @@ pub struct Facts {
     pub kind: FileKind,
     /// Which file it is and when it last changed.
     pub stamp: Stamp,
-    /// How many bytes of the disk it takes, as the file system tells.
+    /// The bytes that it takes on disk, according to the file system.
     pub allocated: u64,
 }
 
@@ -84,7 +84,7 @@ pub fn open_plain(path: &Path) -> Result<(File, Stamp), PathError> {
     Ok((file, Stamp::from(&found)))
 }
 
-/// Opens a regular file for reading, without waiting for anybody; `follow` says whether a symbolic link at the end of the
+/// Opens a regular file for reading, without waiting; `follow` says whether a symbolic link at the end of the
 /// path is followed.
 ///
 /// # Errors
@@ -144,7 +144,7 @@ fn in_words(found: fs::FileType) -> &'static str {
     }
 }
 
-/// Says what has a name, in words (`a named pipe`), no link followed; nothing if that cannot be seen.
+/// Describes what has a name (`a named pipe`), without following a link; `None` if that is not known.
 pub fn what_is(path: &Path) -> Option<&'static str> {
     let found = fs::symlink_metadata(path).ok()?.file_type();
     Some(if found.is_file() { "a file" } else { in_words(found) })

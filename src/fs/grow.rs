@@ -13,8 +13,8 @@ use std::path::PathBuf;
 use crate::fs::PathError;
 use crate::fs::open_plain;
 
-/// A file that only grows. Its writer holds a lock on it for as long as it lives, so that others can tell a file that is
-/// still being written from one whose writer was killed ([`is_held`]).
+/// A file that only grows. Its writer holds a lock on it for as long as it lives, so that other processes can distinguish
+/// a file that is being written from one whose writer was killed ([`is_held`]).
 #[derive(Debug)]
 pub struct Journal {
     file: File,
@@ -22,8 +22,7 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Makes the file, or returns `None` if there is one of that name. Nobody but the user may write to it, whatever the
-    /// umask says.
+    /// Creates the file, or returns `None` if there is one of that name. Only the user may write to it, with any umask.
     pub fn create(path: &Path) -> Result<Option<Self>, PathError> {
         let opened = fs::OpenOptions::new()
             .append(true)
@@ -59,12 +58,12 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        // Said explicitly: a child between fork and exec may still hold a copy of the descriptor.
+        // Explicitly: a child between fork and exec may still hold a copy of the descriptor.
         self.file.unlock().ok();
     }
 }
 
-/// Returns whether somebody holds a lock on a file: the writer of a [`Journal`] that lives.
+/// Returns true if a file is locked by the writer of a [`Journal`].
 pub fn is_held(path: &Path) -> bool {
     open_plain(path).is_ok_and(|(file, _)| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
 }

@@ -18,7 +18,7 @@ use crate::fs::facts::restore_mode;
 
 const LOCK_MODE: u32 = 0o644;
 
-/// A held lock on a file. Two opens of one file exclude each other, be it in two processes or in two threads of one.
+/// A held lock on a file. Two opens of a file exclude each other, in two processes or in two threads of one process.
 #[derive(Debug)]
 pub struct FileLock {
     file: fs::File,
@@ -27,12 +27,12 @@ pub struct FileLock {
 }
 
 impl FileLock {
-    /// Takes the lock alone, or returns `None` if somebody holds it. The file is made if it is not there.
+    /// Takes an exclusive lock; returns `None` if the file is locked. Creates the file if it is missing.
     pub fn try_exclusive(path: &Path) -> Result<Option<Self>, PathError> {
         Self::acquire(path, fs::File::try_lock)
     }
 
-    /// Takes the lock alone, waiting for as long as it takes: only for locks that are held for moments.
+    /// Takes an exclusive lock, and waits for it without a limit: only for locks that are held for moments.
     pub fn exclusive(path: &Path) -> Result<Self, PathError> {
         loop {
             let file = open_lock(path)?;
@@ -47,12 +47,12 @@ impl FileLock {
         }
     }
 
-    /// Takes the lock together with others who share it, or returns `None` if somebody holds it alone.
+    /// Takes a shared lock; returns `None` if there is an exclusive one.
     pub fn try_shared(path: &Path) -> Result<Option<Self>, PathError> {
         Self::acquire(path, fs::File::try_lock_shared)
     }
 
-    /// Takes a lock without waiting, on the file that has the name when the lock is there.
+    /// Takes a lock without waiting, on the file that has the name at that time.
     fn acquire(
         path: &Path,
         take: impl Fn(&fs::File) -> Result<(), fs::TryLockError>,
@@ -74,7 +74,7 @@ impl FileLock {
         }
     }
 
-    /// Writes a note into the locked file, for those who wait to read.
+    /// Writes a note into the locked file, for processes that wait for it.
     pub fn write_note(&mut self, note: &[u8]) -> Result<(), PathError> {
         self.file
             .set_len(0)
@@ -83,13 +83,13 @@ impl FileLock {
             .map_err(PathError::on(&self.path, "write"))
     }
 
-    /// Writes more behind what was written last.
+    /// Appends to the note.
     pub fn append(&mut self, more: &[u8]) -> Result<(), PathError> {
         self.file.write_all(more).map_err(PathError::on(&self.path, "write"))
     }
 
-    /// Removes the file when the lock is let go. Only for locks held alone: the name goes while the lock is held, and
-    /// whoever gets the lock on the nameless file sees that and opens anew.
+    /// Removes the file when the lock is released. Only for exclusive locks: the name is removed while the lock is held, and a process
+    /// that then gets the lock of the unnamed file opens the name again.
     pub fn remove_on_release(&mut self) {
         self.remove = true;
     }
@@ -99,7 +99,7 @@ impl FileLock {
         Stamp::of_file(&self.file, &self.path)
     }
 
-    /// Sets the time at which the locked file is said to have changed, in nanoseconds since 1970.
+    /// Sets the modification time of the locked file, in nanoseconds since 1970.
     pub fn set_modified(&self, mtime_ns: i64) -> Result<(), PathError> {
         crate::fs::set_modified_of(&self.file, &self.path, mtime_ns)
     }
@@ -113,17 +113,17 @@ impl FileLock {
 impl Drop for FileLock {
     fn drop(&mut self) {
         if self.remove {
-            // A file left behind is only untidy: the next holder takes it over.
+            // A remaining file does no harm: the next holder uses it.
             fs::remove_file(&self.path).ok();
         }
-        // Said explicitly: a child between fork and exec may still hold a copy of the descriptor.
+        // Explicitly: a child between fork and exec may still hold a copy of the descriptor.
         self.file.unlock().ok();
     }
 }
 
-/// Opens a file that is only locked, making it if it is not there. Anything but a regular file in its place is an error: a
-/// link could lead to somebody's file. A file of the user's own that lost its mode gets it back: it may be locked, so it
-/// must not be replaced.
+/// Opens a lock file, and creates it if it is missing. Anything but a regular file in its place is an error: a link could lead to
+/// any file. If the mode of the user's own lock file was changed, it is restored, because a file that may be locked must not be
+/// replaced.
 pub fn open_lock(path: &Path) -> Result<fs::File, PathError> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let open = || {
@@ -159,9 +159,8 @@ pub fn open_lock(path: &Path) -> Result<fs::File, PathError> {
     }
 }
 
-/// Waits for the right to do something in a directory that only one may do at a time, for moments: a lock on the directory
-/// itself, so that nothing can stand in the way of a lock file. Where the file system has no such locks, nothing is
-/// excluded.
+/// Takes an exclusive lock on a directory, and waits for it. For short operations. The directory itself is locked, so nothing can
+/// block the name of a lock file. If the file system has no such locks, this excludes nothing.
 pub fn lock_directory(path: &Path) -> Result<fs::File, PathError> {
     let directory = fs::File::open(path).map_err(PathError::on(path, "open"))?;
     directory.lock().ok();
@@ -209,7 +208,7 @@ mod tests {
         let next = FileLock::try_exclusive(&path).unwrap().unwrap();
         assert!(
             !still_there(&opened, &path).unwrap(),
-            "another file has the name, and somebody holds that"
+            "another file has the name, and another process holds that"
         );
         assert!(still_there(&next.file, &path).unwrap());
     }

@@ -2,7 +2,7 @@
 //!
 //! A map is a borrow of the file's pages: fast, and it costs no memory that cannot be dropped. But its bytes may change
 //! under the reader, and if the file shrinks, touching the lost pages raises SIGBUS, which ends the process. So forge maps
-//! only files that nobody else writes (the store's own), and model files while llama.cpp computes from them. A
+//! only files that no other program writes (the store's own), and model files while llama.cpp computes from them. A
 //! [`LossGuard`] lives as long as each of these maps: lost pages then read as zeros, and the guard reports them.
 //! For a user's other files there is [`PositionedFile`]: the same random access by reads, where a file cut short is an
 //! error.
@@ -23,15 +23,15 @@ use crate::fs::facts::open_regular;
 
 /// Pages of mapped files that were lost since the process began, and that read as zeros now.
 static LOST_PAGES: AtomicU64 = AtomicU64::new(0);
-/// Guards that live.
+/// The number of guards.
 static GUARDS: AtomicUsize = AtomicUsize::new(0);
 /// What SIGBUS did before the first guard.
 static EARLIER_ACTION: OnceLock<libc::sigaction> = OnceLock::new();
 /// Bytes of a page.
 static PAGE: AtomicUsize = AtomicUsize::new(0);
 
-/// Keeps the process alive while pages of mapped files are lost because another program cuts a file short: they read as
-/// zeros from then on. Whoever computes from a map holds a guard, and asks it before believing the result.
+/// Keeps the process running if pages of mapped files are lost because another program truncates a file. Lost pages read as zeros.
+/// Code that computes from a map holds a guard, and checks it before it uses the result.
 #[derive(Debug)]
 pub struct LossGuard {
     before: u64,
@@ -89,7 +89,7 @@ fn install_handler() {
 /// Puts a page of zeros where a page of a mapped file was lost. Without a guard, or if that fails, the signal does what it
 /// did before: the instruction that raised it runs again after the handler.
 ///
-/// This is how libwayland survives clients that cut a shared buffer short (`wayland-shm.c`).
+/// This is how libwayland survives clients that truncate a shared buffer (`wayland-shm.c`).
 unsafe extern "C" fn on_bus_error(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     // SAFETY: the kernel hands over a valid `siginfo_t`. `mmap` replaces one page in which nothing could be read, so no
     // live value changes; it is a plain system call. `errno` changes only if it fails, and then the process ends.
@@ -115,7 +115,7 @@ unsafe extern "C" fn on_bus_error(_signal: libc::c_int, info: *mut libc::siginfo
     }
 }
 
-/// A whole file, mapped for reading. If another program cuts the file short, what is lost reads as zeros.
+/// A whole file, mapped for reading. If another program truncates the file, the lost pages read as zeros.
 #[derive(Debug)]
 pub struct Map {
     // Mapping nothing is an error on some systems, so an empty file has no map.
@@ -139,7 +139,7 @@ impl Map {
         })
     }
 
-    /// Stands for a map where the file is somebody else's: the bytes are held in memory.
+    /// Holds bytes in memory instead of a map, for files that other programs may change.
     pub fn held(bytes: Vec<u8>) -> Self {
         Self { map: None, held: bytes }
     }
@@ -158,7 +158,7 @@ impl Deref for Map {
     }
 }
 
-/// A file that is read at any place, by any number of threads, without a shared position.
+/// A file with positioned reads, for any number of threads.
 #[derive(Debug)]
 pub struct PositionedFile {
     path: PathBuf,

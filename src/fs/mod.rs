@@ -78,7 +78,7 @@ pub use write::Durability;
 pub use write::NamedFile;
 pub use write::TempFile;
 pub use write::make_read_only;
-pub use write::sweep_temps;
+pub use write::remove_stale_temps;
 pub use write::unique_name;
 pub use write::write_atomic;
 pub use write::write_new;

@@ -1,4 +1,4 @@
-//! Folders as trees: files below one, folders that go away, links into one.
+//! Folder trees: lists files, creates temporary folders and links.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use crate::fs::dir::create_dir;
 use crate::fs::dir::list;
 use crate::fs::write::unique_name;
 
-/// A folder that goes away with all that is in it.
+/// A temporary folder, which is removed with all files in it.
 #[derive(Debug)]
 pub struct TempDir {
     path: PathBuf,
@@ -19,13 +19,13 @@ pub struct TempDir {
 }
 
 impl TempDir {
-    /// Makes an empty folder in `parent`.
+    /// Creates an empty folder in `parent`.
     pub fn new_in(parent: &Path) -> Result<Self, PathError> {
         loop {
             // Without the leading dot of a temporary file, so that a search below it looks the same as anywhere.
             let path = parent.join(format!("forge{}", &unique_name()[".forge".len()..]));
             if create_dir(&path)? {
-                // What lies there for a while is nobody else's business.
+                // Other users cannot read temporary files.
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o700))
                     .map_err(PathError::on(&path, "set the mode of"))?;
                 return Ok(Self { path, kept: false });
@@ -38,7 +38,7 @@ impl TempDir {
         &self.path
     }
 
-    /// Lets the folder stay.
+    /// Keeps the folder.
     pub fn keep(&mut self) {
         self.kept = true;
     }
@@ -60,7 +60,7 @@ pub fn link_to(target: &Path, link: &Path) -> Result<(), PathError> {
 }
 
 /// Calls `visit` with every plain file below a folder, in the order of names, depth first. Symbolic links to files are
-/// followed, those to folders are not, so that no tree is endless. Folders that may not be read are left out.
+/// followed, those to folders are not, so that every tree is finite. Unreadable folders are left out.
 pub fn plain_files(folder: &Path, visit: &mut dyn FnMut(PathBuf, Stamp)) -> Result<(), PathError> {
     let mut left = vec![folder.to_owned()];
     let mut first = true;

@@ -1,4 +1,4 @@
-//! Files that are whole or absent.
+//! Writes files so that they are complete or absent.
 
 use std::fs;
 use std::fs::File;
@@ -23,17 +23,17 @@ use crate::fs::dir::parent_of;
 use crate::fs::dir::sync_dir;
 use crate::fs::lock::still_there;
 
-/// Whether a write must outlast a power cut.
+/// Whether a write must survive a power failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// Bytes, then name are synced.
+    /// The bytes are synced, then the name.
     Synced,
     /// Nothing is synced: for files that are cheap to lose and whose damage is found when they are read.
     Fast,
 }
 
-/// A file under a name of its own that goes away unless it is persisted. It is locked while it is open, so that
-/// [`sweep_temps`] can tell what a killed process left from what a live one writes.
+/// A temporary file, which is removed unless it is persisted. It is locked while it is open, so that [`remove_stale_temps`] can
+/// distinguish the files of killed processes from those of running ones.
 #[derive(Debug)]
 pub struct TempFile {
     file: File,
@@ -42,12 +42,12 @@ pub struct TempFile {
 }
 
 impl TempFile {
-    /// Makes an empty file in `dir`, with the mode that the umask gives.
+    /// Creates an empty file in `dir`, with the mode that the umask gives.
     pub fn new_in(dir: &Path) -> Result<Self, PathError> {
         Self::with_mode_in(dir, 0o666)
     }
 
-    /// Makes an empty file in `dir` that nobody but the user may write to, whatever the umask says.
+    /// Creates an empty file in `dir` that only the user may write to, with any umask.
     pub fn own_in(dir: &Path) -> Result<Self, PathError> {
         Self::with_mode_in(dir, 0o644)
     }
@@ -78,10 +78,10 @@ impl TempFile {
         }
     }
 
-    /// Takes over a file that is there already; it goes away unless it is persisted.
+    /// Takes over an existing file, which is removed unless it is persisted.
     pub fn adopt(path: &Path) -> Result<Self, PathError> {
         let file = crate::fs::open(path)?;
-        // Where it cannot be locked, it is not swept either.
+        // A file system without locks: `remove_stale_temps` then removes nothing.
         file.try_lock().ok();
         Ok(Self {
             file,
@@ -95,7 +95,7 @@ impl TempFile {
         &self.file
     }
 
-    /// Returns where the file is for now.
+    /// Returns the temporary path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -105,7 +105,7 @@ impl TempFile {
         self.file.sync_all().map_err(PathError::on(&self.path, "sync"))
     }
 
-    /// Sets the mode, whatever the umask says.
+    /// Sets the mode, with any umask.
     pub fn set_mode(&self, mode: u32) -> Result<(), PathError> {
         let mode = fs::Permissions::from_mode(mode);
         self.file
@@ -113,16 +113,16 @@ impl TempFile {
             .map_err(PathError::on(&self.path, "set the mode of"))
     }
 
-    /// Sets the time at which the file is said to have changed, in nanoseconds since 1970.
+    /// Sets the modification time, in nanoseconds since 1970.
     pub fn set_modified(&self, mtime_ns: i64) -> Result<(), PathError> {
         crate::fs::set_modified_of(&self.file, &self.path, mtime_ns)
     }
 
-    /// Gives the file its final name, in one step and in place of what stood there, and returns it still open. With
+    /// Renames the file to its final name, atomically replacing an existing file, and returns it still open. With
     /// [`Durability::Synced`] its bytes and mode are durable before the name is, and the name is durable on return.
     pub fn persist(mut self, to: &Path, durability: Durability) -> Result<NamedFile, PathError> {
         if durability == Durability::Synced {
-            // All, not only the data: the mode is part of what is promised.
+            // Syncs the metadata too, because of the mode.
             self.sync()?;
         }
         let file = self.file.try_clone().map_err(PathError::on(to, "open"))?;
@@ -138,8 +138,7 @@ impl TempFile {
     }
 }
 
-/// A file that this process wrote and gave its name, still open. Other programs may have changed it, or put another in its
-/// place, since it got the name.
+/// A file that this process wrote and named, still open. Other programs may have changed or replaced it since then.
 #[derive(Debug)]
 pub struct NamedFile {
     file: File,
@@ -163,7 +162,7 @@ impl NamedFile {
         Ok(&self.file)
     }
 
-    /// Returns the stamp of the open file, if its path still leads to it.
+    /// Returns the stamp of the open file, if its path still refers to it.
     pub fn stamp(&self) -> Result<Option<Stamp>, PathError> {
         let stamp = Stamp::of_file(&self.file, &self.path)?;
         Ok((Stamp::of_plain_file(&self.path)? == Some(stamp)).then_some(stamp))
@@ -183,14 +182,14 @@ impl Write for TempFile {
 impl Drop for TempFile {
     fn drop(&mut self) {
         if !self.kept {
-            // What cannot be removed now is swept later: it has no name that anything reads.
+            // If it cannot be removed now, `remove_stale_temps` removes it later. Nothing reads files of such names.
             fs::remove_file(&self.path).ok();
         }
     }
 }
 
-/// Locks a file that was just made; says whether it is still this process's. A sweeper may have seen it in the moment
-/// before: then it is gone, or will be. Where the file system has no locks, nothing is swept.
+/// Locks a file that was just created. Returns false if another process's [`remove_stale_temps`] has locked or removed it in the
+/// meantime. Without locks in the file system, nothing is removed.
 fn claim(file: &File, path: &Path) -> Result<bool, PathError> {
     match file.try_lock() {
         Ok(()) => still_there(file, path),
@@ -199,9 +198,9 @@ fn claim(file: &File, path: &Path) -> Result<bool, PathError> {
     }
 }
 
-/// Removes the temporary files in a directory whose process has died: those that have such a name and that nobody holds
-/// a lock on. What cannot be opened or locked stays.
-pub fn sweep_temps(dir: &Path) -> Result<(), PathError> {
+/// Removes the temporary files of ended processes from a directory: files with such a name that are not locked. Files that cannot be
+/// opened or locked stay.
+pub fn remove_stale_temps(dir: &Path) -> Result<(), PathError> {
     for entry in list(dir)? {
         let Some(owner) = entry.name.to_str().and_then(owner_of_temp) else {
             continue;
@@ -232,7 +231,7 @@ fn abandoned(path: &Path) -> Abandoned {
         Ok(_) => return Abandoned::No,
         Err(_) => return Abandoned::Gone,
     }
-    // Without following or waiting: something else may have the name by now.
+    // Follows no link and does not wait: the name may refer to something else by now.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let opened = fs::OpenOptions::new()
         .read(true)
@@ -260,7 +259,7 @@ fn owner_of_temp(name: &str) -> Option<&str> {
     is_one.then_some(owner)
 }
 
-/// Writes a small file whole: readers see the old bytes or the new ones, after a crash too.
+/// Writes a small file atomically: readers see the old bytes or the new ones, also after a crash.
 pub fn write_atomic(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), PathError> {
     let mut temp = TempFile::new_in(parent_of(path))?;
     temp.write_all(bytes).map_err(PathError::on(path, "write"))?;
@@ -268,8 +267,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8], durability: Durability) -> Result
     Ok(())
 }
 
-/// Writes a small file that must not be there yet, with a mode whatever the umask says. It never has a wider mode, not
-/// even for a moment.
+/// Creates a small file with a mode, with any umask. The file never has a wider mode, not even for a moment.
 ///
 /// # Errors
 ///
@@ -286,7 +284,7 @@ pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PathError> 
         .and_then(|()| file.write_all(bytes))
         .and_then(|()| file.sync_all());
     if let Err(error) = written {
-        // Half a file is worse than none.
+        // An incomplete file must not stay.
         fs::remove_file(path).ok();
         return Err(PathError::new(path, "write", error));
     }
@@ -298,8 +296,8 @@ pub fn make_read_only(path: &Path) -> Result<(), PathError> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o444)).map_err(PathError::on(path, "set the mode of"))
 }
 
-/// Returns a name that nobody else uses: the process, a count, and a random number against other machines and
-/// containers, whose process ids say nothing here.
+/// Returns a unique name: the process ID, a count, and a random number, because process IDs of other machines and containers may
+/// be equal.
 pub fn unique_name() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -359,14 +357,14 @@ mod tests {
         }
         std::os::unix::fs::symlink(&kept[4], name(&unique_name())).unwrap();
         let before = crate::fs::list(dir.path()).unwrap().len();
-        sweep_temps(dir.path()).unwrap();
+        remove_stale_temps(dir.path()).unwrap();
         assert!(!dead.exists() && !dead_reflink.exists());
         assert_eq!(crate::fs::list(dir.path()).unwrap().len(), before - 2);
         let left = live.path().to_owned();
         assert!(left.exists() && reflink_of_live.exists());
         live.persist(&name("model.gguf"), Durability::Fast).unwrap();
         assert!(!left.exists());
-        sweep_temps(dir.path()).unwrap();
+        remove_stale_temps(dir.path()).unwrap();
         assert!(!reflink_of_live.exists(), "its process let go of it");
     }
 

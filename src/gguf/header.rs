@@ -9,7 +9,7 @@ use super::value::ValueType;
 use super::{MAGIC, MAX_TENSOR_NAME};
 use crate::tensor_type::TensorType;
 
-/// The longest header that is read, in bytes. The largest vocabularies make some 30 MB; a file that claims more lies.
+/// The maximum length of a header, in bytes. Headers with the largest vocabularies have about 30 MB.
 pub const MAX_HEADER: u64 = 1 << 28;
 
 /// The fewest bytes that a key takes: a name of one byte and a value of one byte.
@@ -294,7 +294,7 @@ pub(super) fn tensor_len(ty: TensorType, dims: &[u64]) -> Result<u64, Problem> {
     ty.tensor_bytes(dims).filter(countable).ok_or_else(overflow)
 }
 
-/// Checks that all data is aligned, inside the file, and nobody else's.
+/// Checks that the data of all tensors is aligned, inside the file, and does not overlap.
 fn check_places(tensors: &[TensorInfo], alignment: u64, data_offset: u64, total: u64) -> Result<(), Stop> {
     let wrong = |index: usize, problem| {
         let place = Place::Tensor {

@@ -230,7 +230,7 @@ impl Manifest {
     /// is not checked (`verify` does that).
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         let manifest: Self = serde_json::from_slice(bytes).map_err(|error| {
-            // It may repeat what was found, which somebody else wrote, at any length.
+            // The message may quote the untrusted file at any length.
             let cut = error.to_string().chars().take(300).collect();
             ManifestError::Malformed(cut)
         })?;
@@ -250,7 +250,7 @@ impl Manifest {
             if found != expected {
                 return Err(ManifestError::Version {
                     field,
-                    // What somebody else wrote is not repeated at length.
+                    // Untrusted text is not quoted at length.
                     found: found.chars().take(100).collect(),
                     expected,
                 });

@@ -112,8 +112,8 @@ pub fn in_proportion(measured: &Losses, errors: &BTreeMap<Probe, f64>, count: us
     }
     let mut found: BTreeMap<String, Sensitivity> = BTreeMap::new();
     for (group, types) in of_group {
-        let telling = probed_types(&types, count).into_iter().map(|ty| (group.to_owned(), ty));
-        let (loss, error) = telling.fold((0.0, 0.0), |sums: (f64, f64), probe| {
+        let probes = probed_types(&types, count).into_iter().map(|ty| (group.to_owned(), ty));
+        let (loss, error) = probes.fold((0.0, 0.0), |sums: (f64, f64), probe| {
             (sums.0 + measured[&probe].mean, sums.1 + errors[&probe])
         });
         let mean = loss / error;

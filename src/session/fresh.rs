@@ -1,12 +1,11 @@
-//! A build that did nothing, remembered: when everything that it looked at is as it was, the next one has nothing to do
-//! either, and needs neither to read the recipe nor to open a single result.
+//! The note of a build with nothing to do. If nothing has changed since then, the next build has nothing to do either, and reads
+//! neither the recipe nor any result.
 //!
-//! The note holds every text of the recipe by digest, what every file pattern matched, and the stamp of every file that
-//! decides: sources, outputs, manifests, the program itself, and of the store the results of all steps and their blobs,
-//! which are looked at one by one only where the folder that they lie in has changed. It is written only by a build
-//! that found everything done, and only if all stamps are old enough to prove something (`docs/design-notes.md`, "The
-//! stat cache" and "A build with nothing to do"). One difference, and the build takes the long way, which finds out what
-//! the difference means. So the note can save time, and can decide nothing.
+//! The note has the digest of every text of the recipe, the matches of every file pattern, and the stamps of all files that the
+//! build depends on: sources, outputs, manifests, the program, and in the store the results of all steps and their blobs. The
+//! files of a folder are inspected one by one only if the folder has changed. A build writes the note only if it had nothing to do
+//! and all stamps are old enough to prove that (`docs/design-notes.md`, "The stat cache" and "A build with nothing to do"). If
+//! anything differs, the build runs as usual. So the note saves time, and never changes a result.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -304,7 +304,7 @@ impl Session {
         let env = self.env(&observer);
         // What killed builds left half-written next to the outputs. That it cannot be removed is only untidy.
         if fs::exists(&self.settings.out).unwrap_or(false) {
-            fs::sweep_temps(&self.settings.out).ok();
+            fs::remove_stale_temps(&self.settings.out).ok();
         }
         check_out(&self.settings.out)?;
         observer.event(&self.started());

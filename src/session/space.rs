@@ -24,8 +24,7 @@ use crate::step::Inputs;
 use crate::step::space;
 use crate::step::space::Headers;
 
-/// What must stay free in addition: results, records and manifests are small, and a disk that is full to the last byte serves
-/// nobody.
+/// The space that must stay free in addition, for results, records and manifests, which are small.
 const RESERVE: u64 = 1 << 20;
 
 /// What a step would write.

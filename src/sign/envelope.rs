@@ -110,7 +110,7 @@ impl Envelope {
     /// Reads an envelope. White space around it is allowed; fields that DSSE does not have are not.
     pub fn parse(bytes: &[u8]) -> Result<Self, EnvelopeError> {
         serde_json::from_slice(bytes).map_err(|error| {
-            // It may repeat what was found, which somebody else wrote, at any length.
+            // The message may quote the untrusted file at any length.
             let cut = error.to_string().chars().take(300).collect();
             EnvelopeError::Malformed(cut)
         })
@@ -127,7 +127,7 @@ impl Envelope {
         Base64::decode_vec(&self.payload).ok()
     }
 
-    /// Says whether the payload and its type are those, whoever signed.
+    /// Says whether the payload and its type are those, with any signature.
     pub fn is_of(&self, payload: &[u8]) -> bool {
         self.payload_type == PAYLOAD_TYPE && self.payload().as_deref() == Some(payload)
     }

@@ -183,7 +183,7 @@ impl Store {
 
 /// Removes the temporary files in a directory whose process has died, if the directory is there.
 fn remove_temps_if_there(directory: &Path) -> Result<(), StoreError> {
-    match fs::sweep_temps(directory) {
+    match fs::remove_stale_temps(directory) {
         Err(error) if error.is_not_found() => Ok(()),
         swept => Ok(swept?),
     }

@@ -16,8 +16,8 @@ use crate::engine::Tokenizer;
 /// What a loaded model is found by: the engine, the document that describes the model, and the tokens in a chunk.
 pub(super) type Key = (Fingerprint, BlobDigest, u32);
 
-/// Loaded models. Whoever works with one takes it out and puts it back, so that steps that run side by side do not wait for each
-/// other. At most one of each sort stays when nobody works with it, and a model leaves before another is loaded.
+/// Loaded models. A step takes a model out while it works with it, so that concurrent steps do not wait for each other. At most one
+/// unused model of each kind stays loaded, and it is freed before another is loaded.
 #[derive(Default)]
 pub struct Models {
     pub(super) tokenizer: Mutex<Option<(Key, Box<dyn Tokenizer>)>>,
