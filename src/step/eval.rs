@@ -98,7 +98,7 @@ impl Kind for Eval {
             model: &eval.reference,
             context: eval.context,
             // The confidence intervals resample the chunks.
-            minimum: 2,
+            minimum: if eval.bootstrap > 0 { 2 } else { 1 },
         }]
     }
 
