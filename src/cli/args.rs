@@ -276,12 +276,17 @@ pub(super) struct Init {
     /// The folder to write `recipe.toml` into
     #[arg(default_value = ".", value_name = "DIR")]
     pub(super) folder: PathBuf,
-    /// The model (GGUF; F32, F16 or BF16)
-    #[arg(long, value_name = "PATH")]
+    /// The model (GGUF; F32, F16 or BF16) [default: the only one in DIR or in the current folder]
+    #[arg(long, value_name = "FILE")]
     pub(super) model: Option<String>,
-    /// The calibration text, or a pattern that matches several
-    #[arg(long, value_name = "PATH")]
-    pub(super) corpus: Option<String>,
+    /// The calibration text, or a pattern that matches several; may be given several times [default: the texts (.txt, .raw) in DIR
+    /// or its folder `calibration`, else in the current folder]
+    #[arg(long, value_name = "FILE")]
+    pub(super) corpus: Vec<String>,
+    /// Other text to evaluate on, or a pattern that matches several; may be given several times [default: texts whose names contain
+    /// `held-out`, `test`, `valid` or `eval`]
+    #[arg(long, value_name = "FILE")]
+    pub(super) held_out: Vec<String>,
     /// The recipe's name
     #[arg(long, value_name = "NAME", value_parser = section_name)]
     pub(super) name: Option<String>,

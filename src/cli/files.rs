@@ -15,7 +15,6 @@ use crate::cli::args::Global;
 use crate::cli::check;
 use crate::cli::check::Problems;
 use crate::cli::diagnostic::Diagnostic;
-use crate::cli::init;
 use crate::cli::settings::Config;
 use crate::cli::show;
 use crate::cli::terminal::Terminal;
@@ -279,46 +278,6 @@ impl Files {
             return Ok(Some(self.path(asked)));
         }
         Config::read(folder)?.signing_key()
-    }
-
-    pub(super) fn init(&self, init: &args::Init, terminal: &Terminal) -> Result<Exit, Failure> {
-        let text = init::recipe(&init::InitArgs {
-            model: init.model.clone(),
-            corpus: init.corpus.clone(),
-            name: init.name.clone(),
-        });
-        let folder = match init.folder.as_path() {
-            here if here == Path::new(".") => self.directory.clone(),
-            other => self.directory.join(other),
-        };
-        let path = folder.join(init::FILE);
-        if fs::exists(&path).unwrap_or(true) {
-            let exists = Diagnostic::error(format!("`{}` already exists", path.display())).code("init::exists");
-            return Err(Failure::new(
-                Exit::Recipe,
-                exists.hint("choose another folder: `forge init DIR`"),
-            ));
-        }
-        let schema = folder.join(init::SCHEMA_FILE);
-        let write = |path: &Path, text: &str| fs::write_atomic(path, text.as_bytes(), fs::Durability::Synced);
-        let written = fs::create_dir_all(&folder)
-            .and_then(|()| write(&path, &text))
-            .and_then(|()| {
-                // One that is there serves another recipe of the folder, or the user changed it.
-                if fs::exists(&schema)? {
-                    return Ok(());
-                }
-                write(&schema, init::SCHEMA)
-            });
-        written.map_err(|error| Failure::new(Exit::Environment, Diagnostic::from_error(&error)))?;
-        if terminal.is_json() {
-            let written = serde_json::json!({ "schema": crate::cli::diagnostic::SCHEMA, "reason": "initialized", "file": path.display().to_string() });
-            terminal.data(&format!("{written}\n"));
-        } else {
-            terminal.line(&format!("wrote {}", path.display()));
-            terminal.line("next: set the paths in it, then `forge check` and `forge build`");
-        }
-        Ok(Exit::Done)
     }
 
     pub(super) fn check(&self, check: &args::Check, terminal: &Terminal) -> Result<Exit, Failure> {

@@ -1,12 +1,14 @@
 //! `forge init`: a commented recipe to start from.
 
-/// What the starter recipe is filled in with.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// What the starter recipe is filled in with. Paths are relative to the recipe's folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InitArgs {
-    /// The model's path; `model.gguf` when absent.
-    pub model: Option<String>,
-    /// The calibration text's path or pattern; `calibration/*.txt` when absent.
-    pub corpus: Option<String>,
+    /// The model's path.
+    pub model: String,
+    /// Paths or patterns of the calibration text.
+    pub corpus: Vec<String>,
+    /// Paths or patterns of other text to evaluate on; without any, the recipe has no evaluation.
+    pub held_out: Vec<String>,
     /// The recipe's name; made from the model's when absent.
     pub name: Option<String>,
 }
@@ -24,13 +26,43 @@ const STARTER: &str = include_str!("starter.toml");
 
 /// Returns the text of a starter recipe; it passes `forge check`.
 pub fn recipe(args: &InitArgs) -> String {
-    let model = args.model.as_deref().unwrap_or("model.gguf");
-    let corpus = args.corpus.as_deref().unwrap_or("calibration/*.txt");
-    let name = args.name.clone().unwrap_or_else(|| name_of(model));
-    STARTER
+    let name = args.name.clone().unwrap_or_else(|| name_of(&args.model));
+    let starter = if args.held_out.is_empty() {
+        without_evaluation(STARTER)
+    } else {
+        STARTER.to_owned()
+    };
+    let held_out = match args.held_out.as_slice() {
+        [] => &["held-out.txt".to_owned()],
+        given => given,
+    };
+    starter
         .replace("\"@NAME@\"", &toml::Value::from(name).to_string())
-        .replace("\"@MODEL@\"", &toml::Value::from(model).to_string())
-        .replace("\"@CORPUS@\"", &toml::Value::from(corpus).to_string())
+        .replace("\"@MODEL@\"", &toml::Value::from(args.model.clone()).to_string())
+        .replace("@CORPUS@", &toml::Value::from(args.corpus.clone()).to_string())
+        .replace("@HELD_OUT@", &toml::Value::from(held_out.to_vec()).to_string())
+}
+
+/// Comments out the held-out text and the evaluation on it.
+fn without_evaluation(starter: &str) -> String {
+    let sections = starter.split("\n\n").map(|section| {
+        if !section.contains("\n[corpus.held-out]") && !section.contains("\n[eval.") {
+            return section.to_owned();
+        }
+        let lines = section.lines().map(|line| {
+            if line.starts_with('#') {
+                line.to_owned()
+            } else {
+                format!("# {line}")
+            }
+        });
+        let lines: Vec<String> = lines.collect();
+        format!(
+            "{}\n# Remove the `#` of this section once there is such a text.",
+            lines.join("\n")
+        )
+    });
+    sections.collect::<Vec<_>>().join("\n\n")
 }
 
 /// Makes a recipe's name of a model's path.
@@ -66,29 +98,57 @@ mod tests {
         })
     }
 
+    fn args(model: &str) -> InitArgs {
+        InitArgs {
+            model: model.to_owned(),
+            corpus: vec!["calibration/*.txt".to_owned()],
+            held_out: vec!["held-out.txt".to_owned()],
+            name: None,
+        }
+    }
+
     #[test]
     fn the_starter_recipe_is_fine() {
-        let parsed = check(&InitArgs::default());
+        let parsed = check(&args("model.gguf"));
         assert_eq!(parsed.warnings, []);
         assert_eq!(parsed.recipe.name, "model");
         assert!(parsed.recipe.candidates().count() > 1);
+        assert!(recipe(&args("model.gguf")).contains("\n[eval.quality]\n"));
+    }
+
+    #[test]
+    fn without_a_held_out_text_there_is_no_evaluation() {
+        let alone = InitArgs {
+            held_out: Vec::new(),
+            ..args("model.gguf")
+        };
+        let parsed = check(&alone);
+        assert_eq!(parsed.warnings, []);
+        assert!(parsed.recipe.find("quality").is_empty());
+        let text = recipe(&alone);
+        assert!(
+            text.contains("\n# [corpus.held-out]\n# files = [\"held-out.txt\"]\n"),
+            "{text}"
+        );
+        assert!(text.contains("\n# [eval.quality]\n"), "{text}");
+        // As the comments say: without the marks it is the whole recipe.
+        let whole = text
+            .replace("# [corpus.held-out]\n# ", "[corpus.held-out]\n")
+            .replace("# [eval.quality]\n# ", "[eval.quality]\n");
+        let whole = crate::recipe::parse_alone(&Source::new("recipe.toml", whole)).unwrap();
+        assert!(!whole.recipe.find("quality").is_empty());
     }
 
     #[test]
     fn awkward_paths_are_quoted() {
-        let args = InitArgs {
-            model: Some("C:\\models\\\"my\" model.gguf".to_owned()),
-            corpus: Some("a b/*.txt".to_owned()),
-            name: None,
+        let awkward = InitArgs {
+            corpus: vec!["a b/*.txt".to_owned(), "\"q\".txt".to_owned()],
+            ..args("C:\\models\\\"my\" model.gguf")
         };
-        let parsed = check(&args);
+        let parsed = check(&awkward);
         let model = parsed.recipe.sources.values().next().unwrap();
-        assert_eq!(model.path.resolved, args.model.unwrap());
+        assert_eq!(model.path.resolved, awkward.model);
         assert_eq!(parsed.recipe.name, "my--model");
-        let odd = InitArgs {
-            model: Some("...".to_owned()),
-            ..InitArgs::default()
-        };
-        assert_eq!(check(&odd).recipe.name, "my-model");
+        assert_eq!(check(&args("...")).recipe.name, "my-model");
     }
 }

@@ -12,6 +12,7 @@ mod exec;
 mod files;
 mod graph;
 pub mod init;
+mod init_files;
 mod json;
 mod lock;
 mod log;
@@ -148,7 +149,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
     let files = files::Files::new(&args.global);
     match &args.command {
-        Command::Init(init) => files.init(init, terminal),
+        Command::Init(init) => init_files::run(init, &files, terminal),
         Command::Check(check) if check.twice.is_some() => repeat::run(check, &files, terminal),
         Command::Check(check) => files.check(check, terminal),
         Command::Show(show) => files.show(show, terminal),

@@ -126,6 +126,7 @@ fn a_signal_that_the_caller_ignores_stays_ignored() {
 #[test]
 fn switches_in_the_environment_take_the_usual_words() {
     let forge = Forge::new();
+    crate::one_layer_project::furnish(&forge);
     for value in ["1", "true", "yes", "on", "0", "false", "no", "off", "TRUE"] {
         let mut command = forge.command(&["init", value]);
         let run = Run::of(command.env("FORGE_NO_PROGRESS", value).output().unwrap()).success();

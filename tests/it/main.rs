@@ -32,6 +32,7 @@ mod engine;
 mod exec;
 mod frozen;
 mod hostile;
+mod init;
 mod keys;
 mod layering;
 mod limits;

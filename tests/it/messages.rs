@@ -450,7 +450,7 @@ const HELP: &[(&[&str], &[&str])] = &[
     ),
     (
         &["init", "--help"],
-        &["[DIR]", "--model", "--corpus", "--name", "recipe.toml"],
+        &["[DIR]", "--model", "--corpus", "--held-out", "--name", "recipe.toml"],
     ),
     (&["check", "--help"], &["[RECIPE]...", "--twice", "STEP"]),
     (

@@ -97,6 +97,7 @@ fn good_recipes_parse_and_agree_with_the_schema() {
 #[test]
 fn init_and_schema_give_editors_the_schema_without_an_address() {
     let forge = crate::support::Forge::new();
+    crate::one_layer_project::furnish(&forge);
     let _ = forge.run(&["init", "new"]).success();
     let written = std::fs::read_to_string(forge.path("new/recipe.schema.json")).unwrap();
     assert_eq!(forge.run(&["schema"]).success().stdout, written);
