@@ -38,7 +38,8 @@ pub struct Settings {
     pub cache: CacheSettings,
     /// The secret key that signs manifests; relative to the file that says so.
     pub signing_key: Option<String>,
-    /// Folders whose own `forge.toml`, and those below, may set everything. Absolute paths.
+    /// Folders whose own `forge.toml`, and those below, may set everything. Absolute paths, or below `~`. A reader of paths here replaces `~`
+    /// with the home folder.
     pub trusted: Vec<String>,
 }
 
@@ -177,10 +178,11 @@ fn bytes(field: Field<'_>) -> Result<u64, RecipeError> {
 
 fn folder(field: Field<'_>) -> Result<String, RecipeError> {
     let folder = path(field)?;
-    if Path::new(&folder).is_absolute() {
+    let path = Path::new(&folder);
+    if path.is_absolute() || path.starts_with("~") {
         Ok(folder)
     } else {
-        Err(field.wrong_type("an absolute path"))
+        Err(field.wrong_type("an absolute path, or one that starts with `~/`"))
     }
 }
 
@@ -226,7 +228,7 @@ mod tests {
     fn a_trusted_folder_is_absolute() {
         for text in [
             "trusted = [\"models\"]",
-            "trusted = [\"~/models\"]",
+            "trusted = [\"~other/models\"]",
             "trusted = \"/models\"",
         ] {
             let errors = parse(text).unwrap_err();

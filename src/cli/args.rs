@@ -1,19 +1,24 @@
 //! The arguments of the command line.
 
 mod provenance;
+mod recipe;
 mod types;
 
 use std::path::PathBuf;
 
+use crate::cli::environment::expand_home;
 use crate::policy::Fuse;
 use clap::Args as ClapArgs;
 use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
 use clap::builder::BoolishValueParser;
+use clap::builder::PathBufValueParser;
 use clap::builder::PossibleValue;
+use clap::builder::TypedValueParser as _;
 
 pub(super) use provenance::*;
+pub(super) use recipe::*;
 pub(super) use types::*;
 
 /// Build quantized language models from a recipe, and rebuild only what changed.
@@ -57,6 +62,7 @@ pub(super) struct Global {
         global = true,
         value_name = "DIR",
         env = "FORGE_CACHE_DIR",
+        value_parser = PathBufValueParser::new().try_map(|path| expand_home(&path)),
         help_heading = "Global options"
     )]
     pub(super) cache_dir: Option<PathBuf>,
@@ -195,7 +201,7 @@ pub(super) struct PolicyExport {
     #[arg(value_name = "CANDIDATE")]
     pub(super) candidate: String,
     #[command(flatten)]
-    pub(super) of: RecipeArgs,
+    pub(super) of: NameArgs,
     /// One line per tensor, one rule for all layers that have the same type, or a forgequant recipe (JSON)
     #[arg(long, value_enum, default_value = "tensors")]
     pub(super) format: ExportFormat,
@@ -294,9 +300,11 @@ pub(super) struct Init {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Check {
-    /// The recipes
-    #[arg(default_value = "recipe.toml", value_name = "RECIPE")]
-    pub(super) recipes: Vec<String>,
+    /// Recipes, and manifests or the candidates that they belong to [default: recipe.toml]
+    #[arg(value_name = "RECIPE|MANIFEST")]
+    pub(super) files: Vec<String>,
+    #[command(flatten)]
+    pub(super) recipe: RecipeOption,
     /// Run the actions of these steps, or of all, twice and compare the results; outputs are not touched
     #[arg(long, value_name = "STEP", num_args = 0..)]
     pub(super) twice: Option<Vec<String>>,
@@ -313,35 +321,17 @@ pub(super) enum ShowFormat {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Show {
-    /// The recipe
-    #[arg(default_value = "recipe.toml", value_name = "RECIPE")]
-    pub(super) recipe: String,
+    #[command(flatten)]
+    pub(super) recipe: RecipeArgument,
     /// A recipe, or JSON with every step of every sweep
     #[arg(long, value_enum, default_value = "toml")]
     pub(super) format: ShowFormat,
 }
 
-/// Which recipe, and which part of it.
-#[derive(Debug, ClapArgs)]
-pub(super) struct Target {
-    /// The recipe
-    #[arg(default_value = "recipe.toml", value_name = "RECIPE")]
-    pub(super) recipe: String,
-    /// Only these steps and what they need, such as `promote.small` or `eval.quality`
-    #[arg(value_name = "STEP")]
-    pub(super) steps: Vec<String>,
-    /// Where outputs go [default: `out/<recipe name>/` next to the recipe]
-    #[arg(long, value_name = "DIR")]
-    pub(super) out: Option<PathBuf>,
-    /// Threads to use [default: all cores, or `[engine.embedded] threads` of forge.toml]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    pub(super) jobs: Option<u16>,
-}
-
 #[derive(Debug, ClapArgs)]
 pub(super) struct Plan {
     #[command(flatten)]
-    pub(super) target: Target,
+    pub(super) target: TargetArgs,
     /// Exit with 1 if anything would run
     #[arg(long)]
     pub(super) check: bool,
@@ -350,7 +340,7 @@ pub(super) struct Plan {
 #[derive(Debug, ClapArgs)]
 pub(super) struct Build {
     #[command(flatten)]
-    pub(super) target: Target,
+    pub(super) target: TargetArgs,
     /// After a failure, continue with steps that do not depend on the failed one
     #[arg(short, long)]
     pub(super) keep_going: bool,
@@ -374,22 +364,16 @@ pub(super) struct Build {
 Compares the action that would run with the last one of the step, field by field, and follows every digest that differs
 to the file, the line of the recipe or the engine that caused it. Without STEP: every cause, and the steps that it affects.
 
-  forge why
-  forge why promote.small
-  forge why promote.small@Q4_K_M blk.3.ffn_down
-  forge why -f other.toml eval.quality
-
 Edited files are read and hashed now; the next build does not read them again. See docs/why.md.")]
 pub(super) struct Why {
+    #[command(flatten)]
+    pub(super) recipe: RecipeArgument,
     /// The step, such as `promote.small` or `eval.quality`; all variants of a sweep unless one is named
     #[arg(value_name = "STEP")]
     pub(super) step: Option<String>,
     /// A tensor of a candidate, such as `blk.3.ffn_down` (with or without `.weight`)
     #[arg(value_name = "TENSOR")]
     pub(super) tensor: Option<String>,
-    /// The recipe
-    #[arg(short = 'f', long, default_value = "recipe.toml", value_name = "RECIPE")]
-    pub(super) recipe: String,
     /// Where outputs go [default: `out/<recipe name>/` next to the recipe]
     #[arg(long, value_name = "DIR")]
     pub(super) out: Option<PathBuf>,
@@ -409,10 +393,6 @@ pub(super) enum DiffFormat {
 #[command(after_help = "\
 The kind of each file is detected from its content: recipes (TOML), manifests (JSON), candidates and imatrices (GGUF;
 imatrices also in the legacy .dat format), policies (JSON). Both files must be of the same kind.
-
-  forge diff recipe.toml other.toml
-  forge diff out/a/small-Q4_0.gguf out/b/small-Q4_0.gguf
-  forge diff --exit-code old.gguf.manifest.json new.gguf.manifest.json
 
 To use it as git's diff driver:
   git config diff.forge.command 'forge diff --git'
@@ -471,9 +451,8 @@ pub(super) enum GraphFormat {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Graph {
-    /// The recipe
-    #[arg(default_value = "recipe.toml", value_name = "RECIPE")]
-    pub(super) recipe: String,
+    #[command(flatten)]
+    pub(super) recipe: RecipeArgument,
     /// The output format: Graphviz, Mermaid (for Markdown) or JSON
     #[arg(long, value_enum, default_value = "mermaid")]
     pub(super) format: GraphFormat,

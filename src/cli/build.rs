@@ -1,5 +1,6 @@
 //! `forge build`.
 
+use std::path::Path;
 use std::time::Instant;
 
 use crate::cli::Exit;
@@ -8,6 +9,7 @@ use crate::cli::args;
 use crate::cli::cache::gc::enforce_limit;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
+use crate::cli::files::Target;
 use crate::cli::files::session_failure;
 use crate::cli::json;
 use crate::cli::lock;
@@ -15,6 +17,7 @@ use crate::cli::outcome::exit_of;
 use crate::cli::outcome::explain;
 use crate::cli::outcome::options;
 use crate::cli::progress::Progress;
+use crate::cli::selection;
 use crate::cli::settings::Config;
 use crate::cli::sign;
 use crate::cli::signals::stop_on_signals;
@@ -32,17 +35,18 @@ use crate::sign::SecretKey;
 
 pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let started = Instant::now();
+    let target = selection::target(&args.target, files)?;
     // Read before hours of work, not after.
-    let key = sign::key_of_build(args, files)?;
+    let key = sign::key_of_build(&target, args.sign.as_deref(), files)?;
     // The fast path. It does not report single steps, and it neither checks nor signs anything.
-    let request = files.request(&args.target);
+    let request = files.request(&target);
     if let Some(request) = &request
         && key.is_none()
         && !args.frozen
         && !terminal.is_json()
         && !terminal.verbose
         && args.trace.is_none()
-        && let Some(cached) = files.nothing_to_do(&args.target, request, terminal)
+        && let Some(cached) = files.nothing_to_do(&target, request, terminal)
     {
         let report = Report {
             cached,
@@ -54,50 +58,58 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
     }
     let cancel = Cancel::new();
     stop_on_signals(&cancel, terminal);
-    carry_out(args, key.as_ref(), files, terminal, cancel)
+    carry_out(&target, &Options::of(args), key.as_ref(), files, terminal, cancel)
+}
+
+/// How a build runs, apart from what it builds.
+#[derive(Default)]
+struct Options<'a> {
+    keep_going: bool,
+    frozen: bool,
+    /// The lock file of `frozen`, if not the default one.
+    lock: Option<&'a Path>,
+    trace: Option<&'a Path>,
+}
+
+impl<'a> Options<'a> {
+    fn of(args: &'a args::Build) -> Self {
+        Self {
+            keep_going: args.keep_going,
+            frozen: args.frozen,
+            lock: args.lock.as_deref(),
+            trace: args.trace.as_deref(),
+        }
+    }
 }
 
 /// Builds a recipe to make again what was lost.
 pub(super) fn repair(recipe: &str, files: &Files, terminal: &Terminal, cancel: Cancel) -> Result<Exit, Failure> {
-    let target = args::Target {
-        recipe: recipe.to_owned(),
-        steps: Vec::new(),
-        out: None,
-        jobs: None,
-    };
-    let build = args::Build {
-        target,
-        keep_going: false,
-        frozen: false,
-        lock: None,
-        sign: None,
-        trace: None,
-    };
-    let key = sign::key_of_build(&build, files)?;
-    carry_out(&build, key.as_ref(), files, terminal, cancel)
+    let target = selection::whole(recipe.to_owned(), None);
+    let key = sign::key_of_build(&target, None, files)?;
+    carry_out(&target, &Options::default(), key.as_ref(), files, terminal, cancel)
 }
 
 fn carry_out(
-    args: &args::Build,
+    target: &Target,
+    how: &Options<'_>,
     key: Option<&SecretKey>,
     files: &Files,
     terminal: &Terminal,
     cancel: Cancel,
 ) -> Result<Exit, Failure> {
-    let request = files.request(&args.target);
+    let request = files.request(target);
     // Asked for before a store is made.
-    let max_size = Config::read(&files.folder(&args.target.recipe))?.max_size()?;
-    let (session, config) = files.session(&args.target, terminal, cancel)?;
+    let max_size = Config::read(&files.folder(&target.recipe))?.max_size()?;
+    let (session, config) = files.session(target, terminal, cancel)?;
     let options = scheduler::Options {
-        keep_going: args.keep_going,
+        keep_going: how.keep_going,
         ..options(&config.pools())
     };
-    if args.frozen {
-        lock::check_frozen(args, &session, options, files, terminal)?;
+    if how.frozen {
+        lock::check_frozen(&target.recipe, how.lock, &session, options, files, terminal)?;
     }
-    let trace = args
+    let trace = how
         .trace
-        .as_ref()
         .map(|path| Trace::create(&files.path(path), session.graph()))
         .transpose()
         .map_err(|error| {

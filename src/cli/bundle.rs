@@ -6,7 +6,7 @@ use crate::cli::args;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
 use crate::cli::json;
-use crate::cli::sign;
+use crate::cli::targets::written;
 use crate::cli::terminal::Terminal;
 use crate::fs;
 use crate::manifest::Manifest;
@@ -18,16 +18,16 @@ use crate::verify::Target;
 
 pub(super) fn run(args: &args::Bundle, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let mut text = String::new();
-    for path in &args.paths {
-        let target = sign::target(&files.path(path))?;
-        let envelope = envelope(&target)?;
+    let targets = written(&args.outputs, files, terminal)?;
+    for target in &targets {
+        let envelope = envelope(target)?;
         match args.format {
             args::BundleFormat::InToto => {
                 text.push_str(&String::from_utf8_lossy(&envelope.to_bytes()));
                 text.push('\n');
             }
             args::BundleFormat::Sigstore => {
-                let bundle = Bundle::of(&envelope).filter(|_| args.paths.len() == 1);
+                let bundle = Bundle::of(&envelope).filter(|_| targets.len() == 1);
                 let Some(bundle) = bundle else {
                     let several = Diagnostic::error("a Sigstore bundle holds one manifest with one signature");
                     let hint = "`--format in-toto` holds any number";
@@ -40,7 +40,7 @@ pub(super) fn run(args: &args::Bundle, files: &Files, terminal: &Terminal) -> Re
     let path = files.path(&args.output);
     fs::write_atomic(&path, text.as_bytes(), fs::Durability::Synced)
         .map_err(|error| Failure::new(Exit::Environment, Diagnostic::from_error(&error)))?;
-    let count = args.paths.len();
+    let count = targets.len();
     if terminal.is_json() {
         let line = serde_json::json!({
             "schema": json::SCHEMA,

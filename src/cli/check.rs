@@ -12,7 +12,6 @@ use crate::graph::Graph;
 use crate::prose;
 use crate::recipe;
 use crate::recipe::LoadError;
-use crate::recipe::model::StepId;
 use crate::session::engines;
 use crate::text::Source;
 
@@ -111,11 +110,7 @@ pub fn load(
 ) -> Result<recipe::Parsed, Problems> {
     let source = open(path).map_err(|error| {
         let missing = Diagnostic::error(format!("can't read the recipe `{path}`")).code("recipe::unreadable");
-        let hint = if path.parse::<StepId>().is_ok() {
-            format!("the recipe comes before the names of steps: `recipe.toml {path}`")
-        } else {
-            "`forge init` writes a recipe to start from".to_owned()
-        };
+        let hint = "`forge init` writes a recipe to start from; `-f RECIPE` names another one";
         Problems {
             diagnostics: vec![missing.caused_by(error.message).hint(hint)],
             count: 1,
@@ -185,8 +180,6 @@ mod tests {
             "{err}"
         );
         assert!(err.contains("`forge init` writes a recipe"), "{err}");
-        let (_, _, err) = check(&[("policy.best", "")], text);
-        assert!(err.contains("`recipe.toml policy.best`"), "{err}");
     }
 
     #[test]

@@ -6,8 +6,6 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
 
-use etcetera::BaseStrategy as _;
-
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
@@ -15,6 +13,7 @@ use crate::cli::args::Global;
 use crate::cli::check;
 use crate::cli::check::Problems;
 use crate::cli::diagnostic::Diagnostic;
+use crate::cli::environment;
 use crate::cli::settings::Config;
 use crate::cli::show;
 use crate::cli::terminal::Terminal;
@@ -37,6 +36,19 @@ use crate::session::SessionError;
 use crate::store::Store;
 use crate::text::Source;
 use crate::why::TensorError;
+
+/// A recipe, some of its steps, and how to build them.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    /// The recipe's file, as the command line names it.
+    pub(super) recipe: String,
+    /// Only these steps and what they need; all, if there are none.
+    pub(super) steps: Vec<String>,
+    /// Where outputs go, if not next to the recipe.
+    pub(super) out: Option<PathBuf>,
+    /// How many threads to use, if the command line says so.
+    pub(super) jobs: Option<u16>,
+}
 
 /// Finds files for the commands.
 pub(super) struct Files {
@@ -160,7 +172,7 @@ impl Files {
     }
 
     /// Returns what a build is asked, for [`session::nothing_to_do`].
-    pub(super) fn request(&self, target: &args::Target) -> Option<BuildRequest> {
+    pub(super) fn request(&self, target: &Target) -> Option<BuildRequest> {
         Some(BuildRequest {
             recipe: self.directory.join(&target.recipe),
             out: target.out.as_ref().map(|out| self.directory.join(out)),
@@ -171,12 +183,7 @@ impl Files {
     }
 
     /// Returns how many steps of a build are done, if a note says that all are, and still holds.
-    pub(super) fn nothing_to_do(
-        &self,
-        target: &args::Target,
-        request: &BuildRequest,
-        terminal: &Terminal,
-    ) -> Option<usize> {
+    pub(super) fn nothing_to_do(&self, target: &Target, request: &BuildRequest, terminal: &Terminal) -> Option<usize> {
         // What is wrong with the settings is said on the long way.
         let config = Config::read(&self.folder(&target.recipe)).ok()?;
         config.max_size().ok()?;
@@ -187,7 +194,7 @@ impl Files {
     /// Opens a session for a recipe.
     pub(super) fn session(
         &self,
-        target: &args::Target,
+        target: &Target,
         terminal: &Terminal,
         cancel: Cancel,
     ) -> Result<(Session, Config), Failure> {
@@ -199,7 +206,7 @@ impl Files {
     pub(super) fn session_of(
         &self,
         recipe: Recipe,
-        target: &args::Target,
+        target: &Target,
         terminal: &Terminal,
         cancel: Cancel,
     ) -> Result<(Session, Config), Failure> {
@@ -280,10 +287,11 @@ impl Files {
         Config::read(folder)?.signing_key()
     }
 
-    pub(super) fn check(&self, check: &args::Check, terminal: &Terminal) -> Result<Exit, Failure> {
+    /// Checks a recipe, and prints what is wrong with it. Returns whether it is fine.
+    pub(super) fn check_recipe(&self, recipe: &str, terminal: &Terminal) -> Result<bool, Failure> {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let fine = check::run(
-            &check.recipes,
+            &[recipe.to_owned()],
             &mut |path| self.read(path),
             &mut |recipe, other| self.extend(recipe, other),
             &known_engines(),
@@ -299,11 +307,11 @@ impl Files {
             terminal.styled_line(err.trim_end());
         }
         terminal.data(&String::from_utf8_lossy(&out));
-        Ok(if fine { Exit::Done } else { Exit::Recipe })
+        Ok(fine)
     }
 
-    pub(super) fn show(&self, show: &args::Show, terminal: &Terminal) -> Result<Exit, Failure> {
-        let parsed = self.recipe(&show.recipe, terminal)?;
+    pub(super) fn show(&self, recipe: &str, show: &args::Show, terminal: &Terminal) -> Result<Exit, Failure> {
+        let parsed = self.recipe(recipe, terminal)?;
         let format = match show.format {
             _ if terminal.is_json() => show::Format::Json,
             args::ShowFormat::Toml => show::Format::Toml,
@@ -408,15 +416,14 @@ fn program() -> Option<PathBuf> {
 }
 
 fn default_cache_dir() -> Result<PathBuf, Failure> {
-    let base = etcetera::choose_base_strategy().map_err(|_| {
+    environment::cache_dir().ok_or_else(|| {
         let unknown = Diagnostic::error("the home folder is unknown, so the store has no default folder")
             .code("environment::home");
         Failure::new(
             Exit::Environment,
             unknown.hint("set `FORGE_CACHE_DIR` or give `--cache-dir DIR`"),
         )
-    })?;
-    Ok(base.cache_dir().join("forge"))
+    })
 }
 
 /// Returns a tensor's name without `.weight`.

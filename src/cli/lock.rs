@@ -12,6 +12,7 @@ use crate::cli::files::session_failure;
 use crate::cli::json;
 use crate::cli::outcome;
 use crate::cli::progress::Progress;
+use crate::cli::selection;
 use crate::cli::signals;
 use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
@@ -24,18 +25,13 @@ use crate::session::LockError;
 use crate::session::Session;
 
 /// Returns where a recipe's lock file is.
-fn lock_path(recipe: &str, asked: Option<&PathBuf>) -> PathBuf {
-    asked.map_or_else(|| Path::new(recipe).with_extension("lock"), Clone::clone)
+fn lock_path(recipe: &str, asked: Option<&Path>) -> PathBuf {
+    asked.map_or_else(|| Path::new(recipe).with_extension("lock"), Path::to_owned)
 }
 
 pub(super) fn run(args: &args::Lock, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
-    let target = args::Target {
-        recipe: args.recipe.clone(),
-        steps: Vec::new(),
-        out: None,
-        jobs: args.jobs,
-    };
-    let place = lock_path(&args.recipe, args.file.as_ref());
+    let target = selection::whole(selection::only_recipe(&args.recipe, "lock", files)?, args.jobs);
+    let place = lock_path(&target.recipe, args.file.as_deref());
     let name = place.display().to_string();
     let path = files.path(&place);
     let cancel = Cancel::new();
@@ -91,13 +87,14 @@ fn print_done(terminal: &Terminal, reason: &str, file: &str, sources: usize) {
 
 /// Refuses a build whose sources or engines differ from the lock file, or else from the manifests that are there.
 pub(super) fn check_frozen(
-    args: &args::Build,
+    recipe: &str,
+    asked: Option<&Path>,
     session: &Session,
     options: scheduler::Options,
     files: &Files,
     terminal: &Terminal,
 ) -> Result<(), Failure> {
-    let place = lock_path(&args.target.recipe, args.lock.as_ref());
+    let place = lock_path(recipe, asked);
     let name = place.display().to_string();
     let lines = json::Lines(terminal);
     let progress = Progress::new(terminal, session.graph());
@@ -110,7 +107,7 @@ pub(super) fn check_frozen(
             .into_iter()
             .map(|difference| (name.clone(), difference))
             .collect(),
-        None if args.lock.is_some() => {
+        None if asked.is_some() => {
             let missing = Diagnostic::error(format!("there is no `{name}`")).code("frozen::no-lock");
             return Err(Failure::new(Exit::Recipe, missing.hint("`forge lock` writes it")));
         }

@@ -5,8 +5,10 @@ mod build;
 mod bundle;
 mod cache;
 pub mod check;
+mod check_files;
 pub mod diagnostic;
 mod diff;
+mod environment;
 mod escape;
 mod exec;
 mod files;
@@ -27,11 +29,13 @@ mod policy_source;
 mod progress;
 mod repeat;
 mod reproduce;
+mod selection;
 mod settings;
 pub mod show;
 mod sign;
 mod signals;
 mod table;
+mod targets;
 mod terminal;
 mod text_file;
 mod trace;
@@ -151,8 +155,8 @@ fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
     match &args.command {
         Command::Init(init) => init_files::run(init, &files, terminal),
         Command::Check(check) if check.twice.is_some() => repeat::run(check, &files, terminal),
-        Command::Check(check) => files.check(check, terminal),
-        Command::Show(show) => files.show(show, terminal),
+        Command::Check(check) => check_files::run(check, &files, terminal),
+        Command::Show(show) => files.show(&selection::only_recipe(&show.recipe, "show", &files)?, show, terminal),
         Command::Plan(plan) => plan::run(plan, &files, terminal),
         Command::Build(build) => build::run(build, &files, terminal),
         Command::Why(why) => why::run(why, &files, terminal),

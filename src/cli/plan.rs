@@ -6,6 +6,7 @@ use crate::cli::args;
 use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::json;
+use crate::cli::selection;
 use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
 use crate::observer::Silent;
@@ -18,7 +19,7 @@ use crate::scheduler;
 use crate::step::Estimate;
 
 pub(super) fn run(args: &args::Plan, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
-    let (session, _) = files.session(&args.target, terminal, Cancel::new())?;
+    let (session, _) = files.session(&selection::target(&args.target, files)?, terminal, Cancel::new())?;
     let plan = session.plan(&Silent);
     if terminal.is_json() {
         plan.entries

@@ -9,6 +9,7 @@ use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::diagnostic::Diagnostic;
+use crate::cli::environment::variable;
 use crate::cli::files::Files;
 use crate::cli::json::SCHEMA;
 use crate::cli::policy_source::store;
@@ -21,7 +22,9 @@ use crate::session::ChartError;
 
 pub(super) fn run(args: &args::PolicyChart, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let mut paths = Vec::new();
-    for file in &args.files {
+    // What `-f` names comes first; without any file, that is the recipe of the current folder.
+    let recipe = (args.recipe.recipe.is_some() || args.files.is_empty()).then(|| args.recipe.file());
+    for file in recipe.into_iter().chain(args.files.iter().map(String::as_str)) {
         paths.extend(tables(file, args.out.as_deref(), files, terminal)?);
     }
     let store = store(files, terminal);
@@ -49,17 +52,10 @@ pub(super) fn run(args: &args::PolicyChart, files: &Files, terminal: &Terminal) 
 }
 
 /// Whether the locale names a character set that has more than ASCII. One that says nothing is no reason to do without.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the locale is the terminal's business, which is cli's"
-)]
 fn locale_has_unicode() -> bool {
-    let named = ["LC_ALL", "LC_CTYPE", "LANG"]
-        .into_iter()
-        .filter_map(|name| std::env::var(name).ok())
-        .find(|value| !value.is_empty());
+    let named = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(variable);
     named.is_none_or(|locale| {
-        let locale = locale.to_ascii_lowercase();
+        let locale = locale.to_string_lossy().to_ascii_lowercase();
         locale.contains("utf-8") || locale.contains("utf8")
     })
 }

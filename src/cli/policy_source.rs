@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use crate::cli::Exit;
 use crate::cli::Failure;
-use crate::cli::args::RecipeArgs;
-use crate::cli::args::Target;
+use crate::cli::args::NameArgs;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::diff::failure;
 use crate::cli::files::Files;
+use crate::cli::files::Target;
 use crate::cli::terminal::Terminal;
 use crate::container;
 use crate::diff;
@@ -34,14 +34,14 @@ const TABLE_CAP: u64 = 64 << 20;
 
 /// Lists the types of what a word of the command line means: a file if there is one of that name, else a candidate or a policy
 /// of the recipe.
-pub(super) fn listing(word: &str, of: &RecipeArgs, files: &Files, terminal: &Terminal) -> Result<Listing, Failure> {
+pub(super) fn listing(word: &str, of: &NameArgs, files: &Files, terminal: &Terminal) -> Result<Listing, Failure> {
     let path = files.path(Path::new(word));
     let store = store(files, terminal);
     if fs::exists(&path).unwrap_or(false) || is_path(word) {
         return diff::listing(&path, store.as_ref()).map_err(|error| failure(&error));
     }
-    let recipe = files.recipe(&of.recipe, terminal)?.recipe;
-    let step = step_of(word, &recipe, &of.recipe)?;
+    let recipe = files.recipe(of.recipe.file(), terminal)?.recipe;
+    let step = step_of(word, &recipe, of.recipe.file())?;
     let policy = match promote::policy_of(step) {
         Some(policy) => {
             let file = file_of(&step.id, &recipe, of, files);
@@ -64,13 +64,13 @@ pub(super) fn listing(word: &str, of: &RecipeArgs, files: &Files, terminal: &Ter
 
 /// Returns the file of a candidate: the word of the command line if that is one, else the file that a build of the recipe writes for
 /// the candidate of that name. A manifest means the file next to it.
-pub(super) fn candidate(word: &str, of: &RecipeArgs, files: &Files, terminal: &Terminal) -> Result<PathBuf, Failure> {
+pub(super) fn candidate(word: &str, of: &NameArgs, files: &Files, terminal: &Terminal) -> Result<PathBuf, Failure> {
     let path = files.path(Path::new(word.strip_suffix(manifest::SUFFIX).unwrap_or(word)));
     if fs::exists(&path).unwrap_or(false) || is_path(word) {
         return Ok(path);
     }
-    let recipe = files.recipe(&of.recipe, terminal)?.recipe;
-    let step = step_of(word, &recipe, &of.recipe)?;
+    let recipe = files.recipe(of.recipe.file(), terminal)?.recipe;
+    let step = step_of(word, &recipe, of.recipe.file())?;
     let file = file_of(&step.id, &recipe, of, files);
     if fs::exists(&file).unwrap_or(false) {
         Ok(file)
@@ -79,17 +79,20 @@ pub(super) fn candidate(word: &str, of: &RecipeArgs, files: &Files, terminal: &T
     }
 }
 
-fn file_of(candidate: &StepId, recipe: &Recipe, of: &RecipeArgs, files: &Files) -> PathBuf {
-    let out = files.out(&of.recipe, &recipe.name, of.out.as_deref());
+fn file_of(candidate: &StepId, recipe: &Recipe, of: &NameArgs, files: &Files) -> PathBuf {
+    let out = files.out(of.recipe.file(), &recipe.name, of.out.as_deref());
     out.join(container::file_name(&candidate.label()))
 }
 
-fn not_built(step: &StepId, of: &RecipeArgs) -> Failure {
-    let missing = Diagnostic::error(format!("`{step}` has not been built as `{}` defines it", of.recipe))
-        .code("policy::not-built");
+fn not_built(step: &StepId, of: &NameArgs) -> Failure {
+    let missing = Diagnostic::error(format!(
+        "`{step}` has not been built as `{}` defines it",
+        of.recipe.file()
+    ))
+    .code("policy::not-built");
     Failure::new(
         Exit::Recipe,
-        missing.hint(format!("build it: `forge build {} {step}`", of.recipe)),
+        missing.hint(format!("build it: `forge build {} {step}`", of.recipe.file())),
     )
 }
 
@@ -105,12 +108,12 @@ fn chosen(
     store: &Store,
     policy: &StepId,
     recipe: &Recipe,
-    of: &RecipeArgs,
+    of: &NameArgs,
     files: &Files,
     terminal: &Terminal,
 ) -> Result<Option<Table>, Failure> {
     let target = Target {
-        recipe: of.recipe.clone(),
+        recipe: of.recipe.file().to_owned(),
         steps: vec![policy.to_string()],
         out: of.out.clone(),
         jobs: None,

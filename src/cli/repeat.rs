@@ -6,10 +6,13 @@ use crate::cli::args;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::escape::Block;
 use crate::cli::files::Files;
+use crate::cli::files::Target;
 use crate::cli::files::session_failure;
 use crate::cli::json;
 use crate::cli::outcome;
 use crate::cli::progress::Progress;
+use crate::cli::selection::names_recipe;
+use crate::cli::selection::whole;
 use crate::cli::signals;
 use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
@@ -18,21 +21,20 @@ use crate::prose;
 use crate::step::RepeatDifference;
 
 pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
-    let [recipe] = &args.recipes[..] else {
-        let several = Diagnostic::error("`--twice` runs the actions of one recipe").code("usage");
-        return Err(Failure::new(Exit::Usage, several));
+    // Words before and after the option mean the same: a recipe, or steps.
+    let words = args.files.iter().chain(args.twice.iter().flatten());
+    let (recipes, steps): (Vec<String>, Vec<String>) = words.cloned().partition(|word| names_recipe(word, files));
+    let recipe = match (args.recipe.recipe.as_ref(), recipes.as_slice()) {
+        (_, []) => args.recipe.file().to_owned(),
+        (None, [recipe]) => recipe.clone(),
+        _ => {
+            let several = Diagnostic::error("`--twice` runs the actions of one recipe").code("usage");
+            return Err(Failure::new(Exit::Usage, several.hint("give only one recipe")));
+        }
     };
-    let steps = args.twice.clone().unwrap_or_default();
-    if let Some(path) = steps.iter().find(|step| files.is_recipe(step)) {
-        let place = Diagnostic::error(format!("`{path}` is not a step")).code("usage");
-        let hint = format!("the recipe comes before the option: `forge check {path} --twice`");
-        return Err(Failure::new(Exit::Usage, place.hint(hint)));
-    }
-    let target = args::Target {
-        recipe: recipe.clone(),
+    let target = Target {
         steps: steps.clone(),
-        out: None,
-        jobs: args.jobs,
+        ..whole(recipe, args.jobs)
     };
     let cancel = Cancel::new();
     signals::stop_on_signals(&cancel, terminal);

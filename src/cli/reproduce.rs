@@ -8,6 +8,7 @@ use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::diagnostic::Diagnostic;
+use crate::cli::environment;
 use crate::cli::escape::escape;
 use crate::cli::files;
 use crate::cli::files::Files;
@@ -16,8 +17,8 @@ use crate::cli::json;
 use crate::cli::outcome;
 use crate::cli::progress::Progress;
 use crate::cli::settings::Config;
-use crate::cli::sign;
 use crate::cli::signals;
+use crate::cli::targets;
 use crate::cli::terminal::Terminal;
 use crate::content::Content;
 use crate::engine::Cancel;
@@ -38,13 +39,13 @@ pub(super) fn run(args: &args::Reproduce, files: &Files, terminal: &Terminal) ->
     let manifest = if matches!(Content::of(&path), Ok(Content::Json)) {
         path
     } else {
-        sign::target(&path)?.manifest
+        targets::of_file(&path)?.manifest
     };
     let beside = manifest.parent().unwrap_or(Path::new("")).to_owned();
     let places = Places {
         bases: vec![beside.clone(), beside.join("../.."), files.directory().to_owned()],
         search: args.search.iter().map(|folder| files.path(folder)).collect(),
-        temporary: std::env::temp_dir(),
+        temporary: environment::temporary_dir(),
         store: args.store.as_ref().map(|store| files.path(store)),
         resume: args.resume,
         out: args.out.as_ref().map(|out| files.path(out)),

@@ -7,11 +7,10 @@
 use std::path::Path;
 use std::path::PathBuf;
 
-use etcetera::BaseStrategy as _;
-
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::diagnostic::Diagnostic;
+use crate::cli::environment;
 use crate::cli::text_file::read_source;
 use crate::engine::EngineSettings;
 use crate::engine::default_engine;
@@ -37,9 +36,7 @@ pub(super) struct Config {
 impl Config {
     /// Reads the `forge.toml` in a folder, and the user's own.
     pub(super) fn read(folder: &Path) -> Result<Self, Failure> {
-        let user_dir = etcetera::choose_base_strategy()
-            .ok()
-            .map(|base| base.config_dir().join("forge"));
+        let user_dir = environment::config_dir();
         let user = user_dir.as_deref().map(read).transpose()?.flatten().unwrap_or_default();
         let is_own = user_dir.as_deref().is_some_and(|own| is_same(own, folder));
         let beside = if is_own { None } else { read(folder)? };
@@ -55,7 +52,9 @@ impl Config {
                 )),
             ));
         }
-        let is_trusted = user.trusted.iter().any(|trusted| is_below(folder, Path::new(trusted)));
+        let is_trusted = user.trusted.iter().any(|trusted| {
+            environment::expand_home(Path::new(trusted)).is_ok_and(|trusted| is_below(folder, &trusted))
+        });
         Ok(Self {
             user,
             user_dir,
@@ -93,6 +92,9 @@ impl Config {
         }
         for (name, values) in &self.user.engine {
             engines.entry(name.clone()).or_default().fill_from(values);
+        }
+        for values in engines.values_mut() {
+            values.try_map_paths(expand_home)?;
         }
         Ok(engines)
     }
@@ -156,8 +158,8 @@ impl Config {
     ) -> Result<Option<PathBuf>, Failure> {
         match (of(&self.folder), of(&self.user), &self.user_dir) {
             (Some(_), ..) if !self.is_trusted => Err(self.untrusted(key, otherwise)),
-            (Some(path), ..) => Ok(Some(self.folder_dir.join(path))),
-            (None, Some(path), Some(place)) => Ok(Some(place.join(path))),
+            (Some(path), ..) => Ok(Some(self.folder_dir.join(expand_home(Path::new(path))?))),
+            (None, Some(path), Some(place)) => Ok(Some(place.join(expand_home(Path::new(path))?))),
             _ => Ok(None),
         }
     }
@@ -179,6 +181,14 @@ impl Config {
         .hint(format!("or set `{key}` there instead, or {otherwise}"));
         Failure::new(Exit::Environment, error)
     }
+}
+
+/// Returns a path of a settings file with the home folder for `~`.
+fn expand_home(path: &Path) -> Result<PathBuf, Failure> {
+    environment::expand_home(path).map_err(|error| {
+        let unknown = Diagnostic::from_error(&error).code("environment::home");
+        Failure::new(Exit::Environment, unknown.hint("write the path in full, or set `HOME`"))
+    })
 }
 
 fn user_file(place: Option<&Path>) -> String {

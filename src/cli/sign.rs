@@ -6,13 +6,13 @@ use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::diagnostic::Diagnostic;
+use crate::cli::files;
 use crate::cli::files::Files;
 use crate::cli::json;
+use crate::cli::targets::written;
 use crate::cli::terminal::Terminal;
 use crate::container;
-use crate::content::Content;
 use crate::graph::NodeId;
-use crate::manifest;
 use crate::scheduler::Report;
 use crate::session::Session;
 use crate::session::signing;
@@ -24,22 +24,6 @@ use crate::sign::SecretKey;
 use crate::step::promote;
 use crate::verify::Target;
 
-/// Returns what a path on the command line means: a manifest, or the output that it belongs to.
-pub(super) fn target(path: &Path) -> Result<Target, Failure> {
-    if matches!(Content::of(path), Ok(Content::Json)) {
-        Target::of_manifest(path).ok_or_else(|| {
-            let name = Diagnostic::error(format!("`{}` is not named like a manifest", path.display()));
-            Failure::new(
-                Exit::Usage,
-                name.code("usage")
-                    .hint(format!("manifests are called `<output>{}`", manifest::SUFFIX)),
-            )
-        })
-    } else {
-        Ok(Target::of_output(path))
-    }
-}
-
 pub(super) fn run(args: &args::Sign, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let path = files.signing_key(args.key.as_deref(), files.directory())?;
     let Some(path) = path else {
@@ -50,8 +34,9 @@ pub(super) fn run(args: &args::Sign, files: &Files, terminal: &Terminal) -> Resu
         ));
     };
     let key = SecretKey::load(&path).map_err(|error| key_failure(&error))?;
-    for path in &args.paths {
-        sign(&target(&files.path(path))?, &key, terminal)?;
+    // All of them are there before the first is signed.
+    for target in written(&args.outputs, files, terminal)? {
+        sign(&target, &key, terminal)?;
     }
     Ok(Exit::Done)
 }
@@ -86,9 +71,13 @@ fn sign(target: &Target, key: &SecretKey, terminal: &Terminal) -> Result<(), Fai
 }
 
 /// Returns the key with which a build signs, if it does.
-pub(super) fn key_of_build(args: &args::Build, files: &Files) -> Result<Option<SecretKey>, Failure> {
-    let folder = files.folder(&args.target.recipe);
-    let path = files.signing_key(args.sign.as_deref(), &folder)?;
+pub(super) fn key_of_build(
+    target: &files::Target,
+    asked: Option<&Path>,
+    files: &Files,
+) -> Result<Option<SecretKey>, Failure> {
+    let folder = files.folder(&target.recipe);
+    let path = files.signing_key(asked, &folder)?;
     path.map(|path| SecretKey::load(&path).map_err(|error| key_failure(&error)))
         .transpose()
 }

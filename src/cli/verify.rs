@@ -1,8 +1,6 @@
 //! `forge verify`.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
@@ -13,22 +11,17 @@ use indicatif::ProgressStyle;
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
-use crate::cli::diagnostic::Diagnostic;
 use crate::cli::escape::escape;
 use crate::cli::files;
 use crate::cli::files::Files;
 use crate::cli::json;
 use crate::cli::settings::Config;
-use crate::cli::sign;
 use crate::cli::sign::key_failure;
+use crate::cli::targets;
 use crate::cli::terminal::Terminal;
-use crate::container;
-use crate::content::Content;
 use crate::fs;
-use crate::manifest;
 use crate::prose;
 use crate::sign::PublicKey;
-use crate::sign::SUFFIX as SIGNATURES;
 use crate::verify;
 use crate::verify::Target;
 use crate::verify::Verified;
@@ -41,23 +34,7 @@ pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Re
     for path in &args.key {
         keys.push(PublicKey::load(&files.path(path)).map_err(|error| key_failure(&error))?);
     }
-    let mut targets = BTreeSet::new();
-    let default = ["recipe.toml".to_owned()];
-    let paths = if args.paths.is_empty() {
-        &default[..]
-    } else {
-        &args.paths
-    };
-    for path in paths {
-        let found = targets_of(path, args, files, terminal)?;
-        if found.is_empty() {
-            let nothing =
-                Diagnostic::error(format!("`{path}` contains no candidate and no manifest")).code("verify::nothing");
-            return Err(Failure::new(Exit::Recipe, nothing));
-        }
-        targets.extend(found);
-    }
-    let targets: Vec<Target> = targets.into_iter().collect();
+    let targets = targets::of(&args.outputs, files, terminal)?;
     let threads = files::threads(args.jobs, &Config::default());
     let all = verify_all(&targets, &keys, threads.min(MAX_PARALLEL), terminal);
     let bad = all.iter().filter(|verified| !verified.problems.is_empty()).count();
@@ -73,42 +50,6 @@ pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Re
         terminal.line(&format!("forge: {good} good, {bad} bad"));
     }
     Ok(if bad == 0 { Exit::Done } else { Exit::Recipe })
-}
-
-/// Returns what a word of the command line means.
-fn targets_of(path: &str, args: &args::Verify, files: &Files, terminal: &Terminal) -> Result<Vec<Target>, Failure> {
-    let place = files.path(Path::new(path));
-    if fs::list(&place).is_ok() {
-        return in_folder(&place);
-    }
-    if files.is_recipe(path) {
-        let parsed = files.recipe(path, terminal)?;
-        let out = match &args.out {
-            Some(out) => files.path(out),
-            None => files.folder(path).join("out").join(&parsed.recipe.name),
-        };
-        let candidates = parsed.recipe.candidates();
-        let outputs = candidates.map(|step| out.join(container::file_name(&step.id.label())));
-        return Ok(outputs.map(|output| Target::of_output(&output)).collect());
-    }
-    let signed = path.strip_suffix(SIGNATURES);
-    let place = signed.map_or(place, |manifest| files.path(Path::new(manifest)));
-    sign::target(&place).map(|target| vec![target])
-}
-
-/// Returns every candidate and every manifest below a folder.
-fn in_folder(folder: &Path) -> Result<Vec<Target>, Failure> {
-    let mut targets = Vec::new();
-    let walked = fs::plain_files(folder, &mut |path, _| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.ends_with(manifest::SUFFIX) {
-            targets.extend(Target::of_manifest(&path));
-        } else if matches!(Content::of(&path), Ok(Content::Model | Content::Damaged(_))) {
-            targets.push(Target::of_output(&path));
-        }
-    });
-    walked.map_err(|error| Failure::new(Exit::Environment, Diagnostic::from_error(&error)))?;
-    Ok(targets)
 }
 
 fn verify_all(targets: &[Target], keys: &[PublicKey], threads: usize, terminal: &Terminal) -> Vec<Verified> {

@@ -12,9 +12,11 @@ use crate::cli::args;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::escape::Block;
 use crate::cli::files::Files;
+use crate::cli::files::Target;
 use crate::cli::files::session_failure;
 use crate::cli::json;
 use crate::cli::progress::Progress;
+use crate::cli::selection;
 use crate::cli::signals;
 use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
@@ -35,35 +37,32 @@ use crate::why::Verdict;
 const NAMED: usize = 12;
 
 pub(super) fn run(args: &args::Why, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
-    if let Some(step) = &args.step
-        && files.is_recipe(step)
-    {
-        let misplaced = Diagnostic::error(format!("`{step}` is a recipe, not a step")).code("usage::no-such-step");
-        return Err(Failure::new(
-            Exit::Usage,
-            misplaced.hint(format!("name the recipe with -f: `forge why -f {step} STEP`")),
-        ));
-    }
+    let words = args.step.iter().chain(&args.tensor).cloned();
+    let (recipe, words) = selection::recipe_and_steps(&args.recipe, words, files)?;
+    let (step, tensor) = match words.as_slice() {
+        [] => (None, None),
+        [step] => (Some(step), None),
+        [step, tensor] => (Some(step), Some(tensor.as_str())),
+        [_, _, more, ..] => {
+            let error = Diagnostic::error(format!("`{more}` was given after a step and a tensor")).code("usage");
+            let hint = "`forge why [RECIPE] [STEP] [TENSOR]`: a recipe is a file, or comes after `-f`";
+            return Err(Failure::new(Exit::Usage, error.hint(hint)));
+        }
+    };
     let cancel = Cancel::new();
     signals::stop_on_signals(&cancel, terminal);
-    let target = args::Target {
-        recipe: args.recipe.clone(),
-        steps: Vec::new(),
+    let target = Target {
         out: args.out.clone(),
-        jobs: None,
+        ..selection::whole(recipe, None)
     };
     let (session, _) = files.session(&target, terminal, cancel)?;
-    let read = if args.no_read {
-        ReadFiles::Never
-    } else {
-        ReadFiles::Unknown
-    };
-    let wanted: Vec<String> = args.step.iter().cloned().collect();
+    let read = if args.no_read { ReadFiles::Never } else { ReadFiles::Unknown };
+    let wanted: Vec<String> = step.into_iter().cloned().collect();
     let reasons = if terminal.is_json() {
-        session.why(&wanted, args.tensor.as_deref(), read, &Silent)
+        session.why(&wanted, tensor, read, &Silent)
     } else {
         let progress = Progress::new(terminal, session.graph());
-        session.why(&wanted, args.tensor.as_deref(), read, &progress)
+        session.why(&wanted, tensor, read, &progress)
     };
     let reasons = match reasons {
         Err(SessionError::Step(error)) if error.class() == Class::Stopped => return Ok(Exit::Stopped),

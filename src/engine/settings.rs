@@ -1,6 +1,7 @@
 //! Settings of engines: what depends on the machine (`[engine.NAME]` in `forge.toml`) and is part of no key.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::path::PathBuf;
 
 /// A setting that an engine has.
@@ -59,6 +60,20 @@ impl Values {
     /// Says whether any value is a path.
     pub fn has_path(&self) -> bool {
         self.0.values().any(|value| matches!(value, SettingValue::Path(_)))
+    }
+
+    /// Replaces every path.
+    ///
+    /// # Errors
+    ///
+    /// The first error of `replace`.
+    pub fn try_map_paths<E>(&mut self, replace: impl Fn(&Path) -> Result<PathBuf, E>) -> Result<(), E> {
+        for value in self.0.values_mut() {
+            if let SettingValue::Path(path) = value {
+                *path = replace(path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns a number.

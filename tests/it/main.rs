@@ -9,6 +9,7 @@
 
 mod alignment;
 mod allocation;
+mod arguments;
 mod borrow;
 mod broken_cli;
 mod broken_formats;

@@ -452,7 +452,10 @@ const HELP: &[(&[&str], &[&str])] = &[
         &["init", "--help"],
         &["[DIR]", "--model", "--corpus", "--held-out", "--name", "recipe.toml"],
     ),
-    (&["check", "--help"], &["[RECIPE]...", "--twice", "STEP"]),
+    (
+        &["check", "--help"],
+        &["[RECIPE|MANIFEST]...", "--twice", "STEP", "-f, --recipe"],
+    ),
     (
         &["lock", "--help"],
         &["[RECIPE]", "--check", "--lock <FILE>", "--frozen"],
@@ -472,11 +475,17 @@ const HELP: &[(&[&str], &[&str])] = &[
     ),
     (
         &["verify", "--help"],
-        &["[PATH|RECIPE|DIR]...", "--key <PUB>", "--out <DIR>", "sha256", "with 1"],
+        &[
+            "[PATH|RECIPE|DIR|STEP]...",
+            "--key <PUB>",
+            "--out <DIR>",
+            "sha256",
+            "with 1",
+        ],
     ),
     (
         &["sign", "--help"],
-        &["<MANIFEST|GGUF>...", "--key <KEY>", "openssl", "DSSE"],
+        &["[PATH|RECIPE|DIR|STEP]...", "--key <KEY>", "openssl", "DSSE"],
     ),
     (&["key", "--help"], &["new", "show", "0600"]),
     (

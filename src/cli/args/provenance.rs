@@ -6,14 +6,16 @@ use clap::Args as ClapArgs;
 use clap::Subcommand;
 use clap::ValueEnum;
 
+use super::RecipeArgument;
+use super::RecipeOption;
+
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 The lock file lists the digest of every file that the recipe reads, and the engines. Put it under
 version control. `forge build --frozen` builds nothing if anything differs from it.")]
 pub(in crate::cli) struct Lock {
-    /// The recipe
-    #[arg(default_value = "recipe.toml", value_name = "RECIPE")]
-    pub(in crate::cli) recipe: String,
+    #[command(flatten)]
+    pub(in crate::cli) recipe: RecipeArgument,
     /// Write nothing; exit with 1 if anything differs from the lock file
     #[arg(long)]
     pub(in crate::cli) check: bool,
@@ -57,6 +59,20 @@ pub(in crate::cli) struct Reproduce {
     pub(in crate::cli) jobs: Option<u16>,
 }
 
+/// Which outputs: of files, of folders, or of a recipe.
+#[derive(Debug, ClapArgs)]
+pub(in crate::cli) struct OutputArgs {
+    /// Candidates, manifests, folders of them, recipes (all their candidates), or steps such as `promote.small` [default:
+    /// recipe.toml]
+    #[arg(value_name = "PATH|RECIPE|DIR|STEP")]
+    pub(in crate::cli) paths: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(in crate::cli) recipe: RecipeOption,
+    /// Where a recipe's outputs are [default: `out/<recipe name>/` next to the recipe]
+    #[arg(long, value_name = "DIR")]
+    pub(in crate::cli) out: Option<PathBuf>,
+}
+
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Reads every byte of the outputs and checks the file's blake3 and sha256, each tensor, the header
@@ -64,15 +80,11 @@ and the padding. Checks that each manifest is consistent, and its signatures if 
 `--key`, every manifest must be signed. Exits with 1 if anything is wrong, and names the tensor and
 the field.")]
 pub(in crate::cli) struct Verify {
-    /// Candidates, manifests, folders of them, or recipes (their outputs) [default: recipe.toml]
-    #[arg(value_name = "PATH|RECIPE|DIR")]
-    pub(in crate::cli) paths: Vec<String>,
+    #[command(flatten)]
+    pub(in crate::cli) outputs: OutputArgs,
     /// A public key that must have signed every manifest (PEM or OpenSSH); may be given several times
     #[arg(long, value_name = "PUB")]
     pub(in crate::cli) key: Vec<PathBuf>,
-    /// Where a recipe's outputs are [default: `out/<recipe name>/` next to the recipe]
-    #[arg(long, value_name = "DIR")]
-    pub(in crate::cli) out: Option<PathBuf>,
     /// Threads to use [default: all cores]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(in crate::cli) jobs: Option<u16>,
@@ -84,9 +96,8 @@ Writes `<manifest>.sig.json`: a DSSE envelope with the exact bytes of the manife
 other keys are kept. The key is PKCS#8 in PEM (`openssl genpkey -algorithm ed25519`), an OpenSSH
 key, or one made by `forge key new`.")]
 pub(in crate::cli) struct Sign {
-    /// Manifests, or the candidates that they belong to
-    #[arg(value_name = "MANIFEST|GGUF", required = true)]
-    pub(in crate::cli) paths: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(in crate::cli) outputs: OutputArgs,
     /// The secret key (Ed25519) [default: `[signing] key` of forge.toml]
     #[arg(long, value_name = "KEY")]
     pub(in crate::cli) key: Option<PathBuf>,
@@ -124,9 +135,8 @@ pub(in crate::cli) enum BundleFormat {
 
 #[derive(Debug, ClapArgs)]
 pub(in crate::cli) struct Bundle {
-    /// Signed manifests, or the candidates that they belong to
-    #[arg(value_name = "MANIFEST|GGUF", required = true)]
-    pub(in crate::cli) paths: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(in crate::cli) outputs: OutputArgs,
     /// The file to write
     #[arg(short, long, value_name = "FILE")]
     pub(in crate::cli) output: PathBuf,

@@ -6,13 +6,13 @@ use clap::Args as ClapArgs;
 use clap::ValueEnum;
 
 use super::DiffFormat;
+use super::RecipeOption;
 
-/// Which recipe a name is one of.
+/// The recipe in which a name is looked up, and its outputs.
 #[derive(Debug, ClapArgs)]
-pub(in crate::cli) struct RecipeArgs {
-    /// The recipe in which names are looked up
-    #[arg(short = 'f', long, default_value = "recipe.toml", value_name = "RECIPE")]
-    pub(in crate::cli) recipe: String,
+pub(in crate::cli) struct NameArgs {
+    #[command(flatten)]
+    pub(in crate::cli) recipe: RecipeOption,
     /// Where its outputs are [default: `out/<recipe name>/` next to the recipe]
     #[arg(long, value_name = "DIR")]
     pub(in crate::cli) out: Option<PathBuf>,
@@ -20,10 +20,6 @@ pub(in crate::cli) struct RecipeArgs {
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-  forge policy show small-Q4_K_M
-  forge policy show --by layer out/small/small-Q4_K_M.gguf
-  forge policy show --by tensor downloaded.gguf
-
 The policy's reasons and predicted losses are shown if the manifest is next to the candidate and
 the store still has the policy. Of other files, only the types are shown.")]
 pub(in crate::cli) struct PolicyShow {
@@ -34,7 +30,7 @@ pub(in crate::cli) struct PolicyShow {
     #[arg(long, value_enum, default_value = "class")]
     pub(in crate::cli) by: GroupBy,
     #[command(flatten)]
-    pub(in crate::cli) recipe: RecipeArgs,
+    pub(in crate::cli) recipe: NameArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -46,9 +42,6 @@ pub(in crate::cli) enum GroupBy {
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-  forge policy diff small-7bpw small-Q5_K_M
-  forge policy diff --exit-code old.gguf new.gguf
-
 Compares types only; `forge diff` also compares the bytes of two candidates' tensors.")]
 pub(in crate::cli) struct PolicyDiff {
     /// The first: as for `forge policy show`
@@ -67,21 +60,20 @@ pub(in crate::cli) struct PolicyDiff {
     #[arg(long, default_value = "30", value_name = "N")]
     pub(in crate::cli) rows: usize,
     #[command(flatten)]
-    pub(in crate::cli) recipe: RecipeArgs,
+    pub(in crate::cli) recipe: NameArgs,
 }
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-  forge policy chart
-  forge policy chart --svg front.svg recipe.toml other/metrics.json
-
 The loss axis is logarithmic. Bars are 95 % confidence intervals; crosses are predicted losses,
 shown while the policy's result is in the store. Figures from other engines or texts than the first file's are
 marked as historical.")]
 pub(in crate::cli) struct PolicyChart {
-    /// Recipes that were built, or their `metrics.json`
-    #[arg(default_value = "recipe.toml", value_name = "RECIPE|METRICS")]
+    /// Recipes that were built, or their `metrics.json` [default: recipe.toml]
+    #[arg(value_name = "RECIPE|METRICS")]
     pub(in crate::cli) files: Vec<String>,
+    #[command(flatten)]
+    pub(in crate::cli) recipe: RecipeOption,
     /// The evaluation, if there are several
     #[arg(long, value_name = "NAME")]
     pub(in crate::cli) eval: Option<String>,
