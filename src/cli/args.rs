@@ -30,12 +30,18 @@ pub(super) use types::*;
 #[command(
     name = "forge",
     version,
-    max_term_width = 100,
     after_help = "\
-Start with `forge init`, then `forge build recipe.toml`.
-Exit status: 0 success, 1 error in the recipe or a step, 2 usage error,
-3 error in the environment (disk, permissions, engine). A build that a signal stops keeps its
-finished results: 130 after SIGINT (Ctrl-C), 143 after SIGTERM, 129 after SIGHUP."
+Exit status:
+  0  success, also if there is nothing to do
+  1  error in the recipe or a step
+  2  usage error
+  3  error in the environment (disk, permissions, engine)
+  130 after SIGINT (Ctrl-C), 143 after SIGTERM,
+  129 after SIGHUP: finished results are kept
+
+Start with `forge init`, then `forge build`. `forge VERB --help` describes a verb, with examples.
+
+Documentation: README.md and docs/ in forge's source; docs/recipes.md for recipes, docs/policies.md for the choice of types."
 )]
 pub(super) struct Args {
     #[command(flatten)]

@@ -13,6 +13,7 @@ mod escape;
 mod exec;
 mod files;
 mod graph;
+mod help;
 pub mod init;
 mod init_files;
 mod json;
@@ -45,7 +46,7 @@ mod why;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::FromArgMatches as _;
 
 use crate::cli::args::Args;
 use crate::cli::args::Command;
@@ -98,7 +99,7 @@ impl Failure {
 /// Runs the program.
 pub fn main() -> ExitCode {
     signals::survive_file_size_limit();
-    let args = match Args::try_parse() {
+    let args = match parse() {
         Ok(args) => args,
         Err(error) => return usage(&error),
     };
@@ -119,6 +120,13 @@ pub fn main() -> ExitCode {
         }
         None => exit.into(),
     }
+}
+
+/// Reads the command line.
+fn parse() -> Result<Args, clap::Error> {
+    let mut command = help::command();
+    let mut matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    Args::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
 }
 
 /// Help and versions go to stdout and are no failure; anything else is one of usage, as JSON where that was asked for.

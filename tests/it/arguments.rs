@@ -245,3 +245,71 @@ fn a_tilde_is_the_home_folder_in_variables_options_and_settings() {
     let refused = forge.run(&["-C", ".config/forge", "cache", "dir"]);
     assert_eq!(refused.success().stdout.trim(), forge.store().to_str().unwrap());
 }
+
+#[test]
+fn an_empty_variable_counts_as_unset() {
+    let forge = Forge::new();
+    let home = forge.dir().to_str().unwrap();
+    let default = format!("{home}/.cache/forge");
+    assert_eq!(cache_dir(&forge, Some(""), &[]), default);
+    for name in [
+        "FORGE_COLOR",
+        "FORGE_NO_PROGRESS",
+        "XDG_CACHE_HOME",
+        "XDG_CONFIG_HOME",
+        "TMPDIR",
+        "COLUMNS",
+    ] {
+        let mut command = forge.command(&["cache", "dir"]);
+        let run = Run::of(command.env(name, "").env_remove("FORGE_CACHE_DIR").output().unwrap()).success();
+        assert_eq!(run.stdout.trim(), default, "{name}");
+        let mut help = forge.command(&["--help"]);
+        let _ = Run::of(help.env(name, "").output().unwrap()).success();
+    }
+    // Without a home, the store is not put into the current folder.
+    let mut command = forge.command(&["cache", "dir"]);
+    let run = Run::of(command.env("HOME", "").env_remove("FORGE_CACHE_DIR").output().unwrap());
+    assert!(!run.stdout.starts_with('.'), "{} {}", run.stdout, run.stderr);
+    let mut command = forge.command(&["cache", "dir"]);
+    let run = Run::of(command.env("FORGE_COLOR", "blue").output().unwrap()).status(2);
+    assert!(run.stderr.contains("blue"), "{}", run.stderr);
+}
+
+#[test]
+fn help_fits_into_narrow_and_wide_terminals() {
+    let forge = Forge::new();
+    let verbs = [
+        "", "init", "check", "build", "why", "diff", "verify", "sign", "policy", "cache",
+    ];
+    for columns in ["60", "80", "140"] {
+        let width: usize = columns.parse().unwrap();
+        for verb in verbs {
+            let args: &[&str] = if verb.is_empty() {
+                &["--help"]
+            } else {
+                &[verb, "--help"]
+            };
+            let mut command = forge.command(args);
+            let run = Run::of(command.env("COLUMNS", columns).output().unwrap()).success();
+            for line in run.stdout.lines() {
+                assert!(line.chars().count() <= width.min(100), "{columns} {verb}: {line}");
+            }
+            assert!(!run.stdout.contains('\u{1b}'), "colours in a pipe: {}", run.stdout);
+        }
+    }
+    let help = forge.run(&["--help"]).success().stdout;
+    for part in [
+        "Build:\n",
+        "Understand:\n",
+        "Compare:\n",
+        "Publish:\n",
+        "Store:\n",
+        "Exit status:\n",
+        "docs/recipes.md",
+    ] {
+        assert!(help.contains(part), "`{part}` in {help}");
+    }
+    let build = forge.run(&["build", "--help"]).success().stdout;
+    assert!(build.contains("Examples:\n  forge build\n"), "{build}");
+    assert_eq!(forge.run(&["help"]).success().stdout, help);
+}
