@@ -311,6 +311,9 @@ pub(super) struct Check {
     pub(super) files: Vec<String>,
     #[command(flatten)]
     pub(super) recipe: RecipeOption,
+    /// Check recipes alone: their files need not be there
+    #[arg(long, conflicts_with = "twice")]
+    pub(super) no_files: bool,
     /// Run the actions of these steps, or of all, twice and compare the results; outputs are not touched
     #[arg(long, value_name = "STEP", num_args = 0..)]
     pub(super) twice: Option<Vec<String>>,
@@ -343,6 +346,15 @@ pub(super) struct Plan {
     pub(super) check: bool,
 }
 
+/// What `--frozen` compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Frozen {
+    /// The recipe, the sources and the engines
+    All,
+    /// The sources and the engines: the recipe may have changed
+    Inputs,
+}
+
 #[derive(Debug, ClapArgs)]
 pub(super) struct Build {
     #[command(flatten)]
@@ -350,10 +362,10 @@ pub(super) struct Build {
     /// After a failure, continue with steps that do not depend on the failed one
     #[arg(short, long)]
     pub(super) keep_going: bool,
-    /// Build nothing if a source or engine differs from the lock file, or else from the manifests in the output folder and
-    /// from the last recorded build
-    #[arg(long)]
-    pub(super) frozen: bool,
+    /// Build nothing if the recipe, a source or an engine differs from the lock file; without one, if a source or engine differs
+    /// from the manifests in the output folder and from the last recorded build
+    #[arg(long, value_enum, value_name = "WHAT", num_args = 0..=1, require_equals = true, default_missing_value = "all")]
+    pub(super) frozen: Option<Frozen>,
     /// The lock file for `--frozen` [default: the recipe's name with `.lock` for `.toml`]
     #[arg(long, value_name = "FILE", requires = "frozen")]
     pub(super) lock: Option<PathBuf>,

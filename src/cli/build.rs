@@ -42,7 +42,7 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
     let request = files.request(&target);
     if let Some(request) = &request
         && key.is_none()
-        && !args.frozen
+        && args.frozen.is_none()
         && !terminal.is_json()
         && !terminal.verbose
         && args.trace.is_none()
@@ -65,7 +65,7 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
 #[derive(Default)]
 struct Options<'a> {
     keep_going: bool,
-    frozen: bool,
+    frozen: Option<args::Frozen>,
     /// The lock file of `frozen`, if not the default one.
     lock: Option<&'a Path>,
     trace: Option<&'a Path>,
@@ -84,7 +84,7 @@ impl<'a> Options<'a> {
 
 /// Builds a recipe to make again what was lost.
 pub(super) fn repair(recipe: &str, files: &Files, terminal: &Terminal, cancel: Cancel) -> Result<Exit, Failure> {
-    let target = selection::whole(recipe.to_owned(), None);
+    let target = Target::whole(recipe.to_owned(), None);
     let key = sign::key_of_build(&target, None, files)?;
     carry_out(&target, &Options::default(), key.as_ref(), files, terminal, cancel)
 }
@@ -105,8 +105,8 @@ fn carry_out(
         keep_going: how.keep_going,
         ..options(&config.pools())
     };
-    if how.frozen {
-        lock::check_frozen(&target.recipe, how.lock, &session, options, files, terminal)?;
+    if let Some(frozen) = how.frozen {
+        lock::check_frozen(&target.recipe, how.lock, frozen, &session, options, files, terminal)?;
     }
     let trace = how
         .trace

@@ -39,19 +39,30 @@ pub type Read<'a> = dyn FnMut(&str) -> Result<Source, LoadError> + 'a;
 
 /// Checks recipes: `ok` lines go to `out`, diagnostics to `err`. `open` reads a recipe by its path on the command line;
 /// `extend` reads a file that the recipe of the first path extends, by its path relative to that recipe's directory.
-/// Engines that recipes name must be `known`. Returns whether all are fine.
+/// Engines that recipes name must be `known`. `files` returns what is wrong with the files of a recipe that is fine by itself. Returns
+/// whether all are fine.
+#[expect(clippy::too_many_arguments, reason = "where recipes come from and where messages go")]
 pub fn run(
     recipes: &[String],
     open: &mut Read<'_>,
     extend: &mut dyn FnMut(&str, &str) -> Result<Source, LoadError>,
     known: &Engines,
+    files: &mut dyn FnMut(&str, &recipe::Parsed) -> Vec<Diagnostic>,
     messages: Messages,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<bool> {
     let mut fine = true;
     for path in recipes {
-        match load(path, open, extend, known) {
+        let loaded = load(path, open, extend, known).and_then(|parsed| {
+            let diagnostics = files(path, &parsed);
+            if diagnostics.is_empty() {
+                return Ok(parsed);
+            }
+            let count = diagnostics.len();
+            Err(Problems { diagnostics, count })
+        });
+        match loaded {
             Ok(parsed) => {
                 for warning in Diagnostic::recipe_warnings(&parsed.warnings) {
                     messages.write(&warning, err)?;
@@ -151,6 +162,7 @@ mod tests {
             &mut |name| find(name),
             &mut |_, name| find(name),
             &Engines::new(1, &EngineSettings::new()),
+            &mut |_, _| Vec::new(),
             messages,
             &mut out,
             &mut err,

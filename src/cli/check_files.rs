@@ -26,7 +26,7 @@ pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Res
             check_manifest(file, files, terminal)?
         } else {
             refuse_step(file, files)?;
-            files.check_recipe(file, terminal)?
+            files.check_recipe(file, !args.no_files, terminal)?
         };
     }
     Ok(if fine { Exit::Done } else { Exit::Recipe })

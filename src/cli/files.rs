@@ -50,6 +50,18 @@ pub(super) struct Target {
     pub(super) jobs: Option<u16>,
 }
 
+impl Target {
+    /// Returns a recipe as a whole, with its outputs in their usual place.
+    pub(super) fn whole(recipe: String, jobs: Option<u16>) -> Self {
+        Self {
+            recipe,
+            steps: Vec::new(),
+            out: None,
+            jobs,
+        }
+    }
+}
+
 /// Finds files for the commands.
 pub(super) struct Files {
     directory: PathBuf,
@@ -288,13 +300,26 @@ impl Files {
     }
 
     /// Checks a recipe, and prints what is wrong with it. Returns whether it is fine.
-    pub(super) fn check_recipe(&self, recipe: &str, terminal: &Terminal) -> Result<bool, Failure> {
+    /// Checks a recipe, and, with `sources`, the files that a build of it would read.
+    pub(super) fn check_recipe(&self, recipe: &str, sources: bool, terminal: &Terminal) -> Result<bool, Failure> {
         let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut files = |path: &str, parsed: &Parsed| {
+            if !sources {
+                return Vec::new();
+            }
+            let target = Target::whole(path.to_owned(), None);
+            let session = self.session_of(parsed.recipe.clone(), &target, terminal, Cancel::new());
+            match session {
+                Ok((session, _)) => session.check().iter().map(Diagnostic::problem).collect(),
+                Err(failure) => failure.diagnostics,
+            }
+        };
         let fine = check::run(
             &[recipe.to_owned()],
             &mut |path| self.read(path),
             &mut |recipe, other| self.extend(recipe, other),
             &known_engines(),
+            &mut files,
             terminal.messages(),
             &mut out,
             &mut err,
@@ -492,13 +517,6 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
             Failure::new(
                 Exit::Environment,
                 diagnostic.hint("free disk space (`forge cache gc` shows what can be removed from the store), or choose another folder: `--out DIR`, `--cache-dir DIR`"),
-            )
-        }
-        SessionError::Output(_) => {
-            let out = Diagnostic::from_error(error).code("environment::output");
-            Failure::new(
-                Exit::Environment,
-                out.hint("choose another folder for outputs: `--out DIR`"),
             )
         }
         SessionError::Engine(_) => Failure::new(

@@ -8,6 +8,7 @@ use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
+use crate::cli::files::Target;
 use crate::cli::files::session_failure;
 use crate::cli::json;
 use crate::cli::outcome;
@@ -30,7 +31,7 @@ fn lock_path(recipe: &str, asked: Option<&Path>) -> PathBuf {
 }
 
 pub(super) fn run(args: &args::Lock, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
-    let target = selection::whole(selection::only_recipe(&args.recipe, "lock", files)?, args.jobs);
+    let target = Target::whole(selection::only_recipe(&args.recipe, "lock", files)?, args.jobs);
     let place = lock_path(&target.recipe, args.file.as_deref());
     let name = place.display().to_string();
     let path = files.path(&place);
@@ -79,16 +80,17 @@ fn print_done(terminal: &Terminal, reason: &str, file: &str, sources: usize) {
     } else {
         let sources = prose::count(sources as u64, "file");
         terminal.line(&match reason {
-            "locked" => format!("wrote {file}: {sources} and the engines"),
-            _ => format!("ok: {sources} and the engines match {file}"),
+            "locked" => format!("wrote {file}: {sources}, the engines and the recipe"),
+            _ => format!("ok: {sources}, the engines and the recipe match {file}"),
         });
     }
 }
 
-/// Refuses a build whose sources or engines differ from the lock file, or else from the manifests that are there.
+/// Refuses a build whose recipe, sources or engines differ from the lock file, or else from the manifests that are there.
 pub(super) fn check_frozen(
     recipe: &str,
     asked: Option<&Path>,
+    frozen: args::Frozen,
     session: &Session,
     options: scheduler::Options,
     files: &Files,
@@ -105,6 +107,7 @@ pub(super) fn check_frozen(
             .differs_from_lock(&lock, options, observer)
             .map_err(|error| failure(&error, &name))?
             .into_iter()
+            .filter(|difference| frozen == args::Frozen::All || !difference.is_of_recipe())
             .map(|difference| (name.clone(), difference))
             .collect(),
         None if asked.is_some() => {

@@ -5,6 +5,7 @@ use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::escape::Block;
 use crate::cli::files::Files;
+use crate::cli::files::session_failure;
 use crate::cli::json;
 use crate::cli::selection;
 use crate::cli::terminal::Terminal;
@@ -16,16 +17,23 @@ use crate::plan::Reason;
 use crate::plan::Status;
 use crate::prose;
 use crate::scheduler;
+use crate::session::SessionError;
 use crate::step::Estimate;
 
 pub(super) fn run(args: &args::Plan, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let (session, _) = files.session(&selection::target(&args.target, files)?, terminal, Cancel::new())?;
+    let problems = session.check();
     let plan = session.plan(&Silent);
     if terminal.is_json() {
         plan.entries
             .iter()
             .for_each(|entry| terminal.data(&json::plan_line(entry)));
-    } else {
+    }
+    // What a build would refuse has no plan.
+    if !problems.is_empty() {
+        return Err(session_failure(&SessionError::Problems(problems)));
+    }
+    if !terminal.is_json() {
         terminal.data(text(&plan, terminal).as_str());
     }
     let failed = plan

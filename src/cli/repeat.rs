@@ -12,7 +12,6 @@ use crate::cli::json;
 use crate::cli::outcome;
 use crate::cli::progress::Progress;
 use crate::cli::selection::names_recipe;
-use crate::cli::selection::whole;
 use crate::cli::signals;
 use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
@@ -34,7 +33,7 @@ pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Res
     };
     let target = Target {
         steps: steps.clone(),
-        ..whole(recipe, args.jobs)
+        ..Target::whole(recipe, args.jobs)
     };
     let cancel = Cancel::new();
     signals::stop_on_signals(&cancel, terminal);

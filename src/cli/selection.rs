@@ -89,13 +89,3 @@ pub(super) fn target(args: &TargetArgs, files: &Files) -> Result<Target, Failure
         jobs: args.jobs,
     })
 }
-
-/// Returns a recipe as a whole, with its outputs in their usual place.
-pub(super) fn whole(recipe: String, jobs: Option<u16>) -> Target {
-    Target {
-        recipe,
-        steps: Vec::new(),
-        out: None,
-        jobs,
-    }
-}

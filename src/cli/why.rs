@@ -53,10 +53,14 @@ pub(super) fn run(args: &args::Why, files: &Files, terminal: &Terminal) -> Resul
     signals::stop_on_signals(&cancel, terminal);
     let target = Target {
         out: args.out.clone(),
-        ..selection::whole(recipe, None)
+        ..Target::whole(recipe, None)
     };
     let (session, _) = files.session(&target, terminal, cancel)?;
-    let read = if args.no_read { ReadFiles::Never } else { ReadFiles::Unknown };
+    let read = if args.no_read {
+        ReadFiles::Never
+    } else {
+        ReadFiles::Unknown
+    };
     let wanted: Vec<String> = step.into_iter().cloned().collect();
     let reasons = if terminal.is_json() {
         session.why(&wanted, tensor, read, &Silent)

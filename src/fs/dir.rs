@@ -121,6 +121,29 @@ fn gone(path: &Path, outcome: io::Result<()>) -> Result<bool, PathError> {
     }
 }
 
+/// Checks that files can be created in a directory, which need not exist yet.
+///
+/// # Errors
+///
+/// The directory, or the first of those above it that exists, is no directory, or the user may not write to it.
+pub fn check_writable(path: &Path) -> Result<(), PathError> {
+    let mut nearest = path;
+    let facts = loop {
+        match fs::metadata(nearest) {
+            Ok(facts) => break facts,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && nearest.parent().is_some() => {
+                nearest = parent_of(nearest);
+            }
+            Err(error) => return Err(PathError::new(nearest, "look at", error)),
+        }
+    };
+    if !facts.is_dir() {
+        return Err(PathError::new(nearest, "write to", io::ErrorKind::NotADirectory.into()));
+    }
+    let needed = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    rustix::fs::access(nearest, needed).map_err(|error| PathError::new(nearest, "write to", error.into()))
+}
+
 /// Returns how many bytes the user may still write to the file system that holds `path`.
 pub fn free_space(path: &Path) -> Result<u64, PathError> {
     let facts =

@@ -26,6 +26,7 @@ pub use clock::Moment;
 pub use clock::nanos;
 pub use clock::settle;
 pub use dir::Entry;
+pub use dir::check_writable;
 pub use dir::create_dir;
 pub use dir::create_dir_all;
 pub use dir::exists;

@@ -69,6 +69,18 @@ pub(crate) fn eval(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option
     let seed = reader
         .read("seed", |field| field.integer(0..=i64::MAX as u64))
         .unwrap_or(0);
+    if chunks == Some(1) && bootstrap > 0 {
+        let place = reader.entry("chunks").map(|entry| entry.value.place.clone());
+        let head = reader.head.clone();
+        reader.errors.push(RecipeError::OutOfRange {
+            place: place.unwrap_or(head),
+            key: "chunks".to_owned(),
+            expected:
+                "2 chunks or more, which the confidence intervals resample (or `bootstrap = 0`, without intervals)"
+                    .to_owned(),
+            found: "1".to_owned(),
+        });
+    }
     let (corpus, reference) = (corpus?, reference?);
     let listed: Vec<_> = match &candidates {
         Some(candidates) => candidates.iter().map(|(name, _)| text(name)).collect(),

@@ -43,8 +43,17 @@ const ACTION_CAP: u64 = 16 << 20;
 /// The name of the record of the last build, which covers what no manifest does.
 const LAST_BUILD: &str = "the last build";
 
+/// Returns the names of sources and steps; an evaluation has one name for all its candidates.
+fn names_of(graph: &Graph) -> BTreeSet<String> {
+    let name = |node: &Node| match node.work.step() {
+        Some(step) => step.id.to_string(),
+        None => node.id.to_string(),
+    };
+    graph.nodes().map(name).collect()
+}
+
 impl Session {
-    /// Returns how the sources and engines differ from a lock file. Files of steps that are not in this session do not count.
+    /// Returns how the sources, the engines and the recipe differ from a lock file. Steps that are not in this session do not count.
     pub fn differs_from_lock(
         &self,
         lock: &Lock,
@@ -53,10 +62,11 @@ impl Session {
     ) -> Result<Vec<LockDifference>, LockError> {
         let found = self.lock(options, observer)?;
         let whole = Graph::of(&self.recipe).map_err(SessionError::from)?;
-        let here: BTreeSet<String> = readers(&self.graph).map(|node| node.id.to_string()).collect();
-        let all: BTreeSet<String> = readers(&whole).map(|node| node.id.to_string()).collect();
+        let here: BTreeSet<String> = names_of(&self.graph);
+        let all: BTreeSet<String> = names_of(&whole);
         // A step of the lock that the recipe no longer has counts; a step that is not in this session does not.
         let mut nodes: BTreeSet<String> = lock.source.iter().map(|source| source.node.clone()).collect();
+        nodes.extend(lock.step.keys().cloned());
         nodes.retain(|node| !all.contains(node));
         nodes.extend(here);
         Ok(lock.differences(&found, Some(&nodes)))

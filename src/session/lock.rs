@@ -20,12 +20,16 @@ use crate::graph::NodeId;
 use crate::observer::Event;
 use crate::observer::Observer;
 use crate::observer::StepOutcome;
+use crate::recipe::model::Step;
+use crate::recipe::model::StepId;
 use crate::scheduler;
 use crate::scheduler::Report;
 use crate::step;
 
 /// The version of the form of lock files.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
+/// An older version, which has no steps.
+const WITHOUT_STEPS: u32 = 1;
 
 /// The maximum length of a lock file.
 const CAP: u64 = 64 << 20;
@@ -34,12 +38,15 @@ const CAP: u64 = 64 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lock {
-    /// The version of this form: 1.
+    /// The version of this form: 2. Version 1 has no steps.
     pub schema: u32,
     /// The recipe's name.
     pub recipe: String,
     /// The engines, by what they are used for: `evaluator`, `quantizer`.
     pub engine: BTreeMap<String, LockedEngine>,
+    /// The settings of each step, as a digest of the resolved recipe's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub step: BTreeMap<String, Hash>,
     /// Every file that the recipe reads, by node and path.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub source: Vec<LockedFile>,
@@ -109,6 +116,24 @@ pub enum LockDifference {
         /// This one.
         found: String,
     },
+    /// A step has other settings.
+    #[error("`{step}` has other settings in the recipe")]
+    StepChanged {
+        /// The step.
+        step: String,
+    },
+    /// A step that the recipe did not have.
+    #[error("`{step}` is new in the recipe")]
+    StepNew {
+        /// The step.
+        step: String,
+    },
+    /// A step that the recipe no longer has.
+    #[error("`{step}` is no longer in the recipe")]
+    StepGone {
+        /// The step.
+        step: String,
+    },
     /// A fact of an engine.
     #[error("the {role}'s `{fact}` is `{found}`, and was `{locked}`")]
     Engine {
@@ -163,6 +188,16 @@ pub enum LockDifference {
     },
 }
 
+impl LockDifference {
+    /// Returns whether the recipe says something else, and not what it reads.
+    pub fn is_of_recipe(&self) -> bool {
+        matches!(
+            self,
+            Self::StepChanged { .. } | Self::StepNew { .. } | Self::StepGone { .. }
+        )
+    }
+}
+
 /// Forwards events except those of cached steps, while sources are read before a build.
 struct SkipCached<'a>(&'a dyn Observer);
 
@@ -189,7 +224,7 @@ impl Lock {
     pub fn parse(text: &str) -> Result<Self, LockError> {
         let lock: Self =
             toml::from_str(text).map_err(|error| LockError::Malformed(error.message().chars().take(300).collect()))?;
-        if lock.schema == SCHEMA {
+        if lock.schema == SCHEMA || (lock.schema == WITHOUT_STEPS && lock.step.is_empty()) {
             Ok(lock)
         } else {
             Err(LockError::Schema { found: lock.schema })
@@ -235,7 +270,7 @@ impl Lock {
         files.collect()
     }
 
-    /// Returns in what this differs from what was found. With `nodes`, only files of these count.
+    /// Returns in what this differs from what was found. With `nodes`, only files and settings of these count.
     pub fn differences(&self, found: &Self, nodes: Option<&BTreeSet<String>>) -> Vec<LockDifference> {
         let mut differences = Vec::new();
         if self.recipe != found.recipe {
@@ -247,7 +282,22 @@ impl Lock {
         differences.extend(engine_differences(&self.engine, &found.engine));
         let counts = |node: &str| nodes.is_none_or(|nodes| nodes.contains(node));
         differences.extend(file_differences(&self.files(), &found.files(), &counts));
+        if self.schema != WITHOUT_STEPS {
+            differences.extend(self.step_differences(found, &counts));
+        }
         differences
+    }
+
+    fn step_differences(&self, found: &Self, counts: &dyn Fn(&str) -> bool) -> Vec<LockDifference> {
+        let names: BTreeSet<&String> = self.step.keys().chain(found.step.keys()).collect();
+        let differs = |step: &String| match (self.step.get(step), found.step.get(step)) {
+            (Some(before), Some(now)) if before != now => Some(LockDifference::StepChanged { step: step.clone() }),
+            (None, Some(_)) => Some(LockDifference::StepNew { step: step.clone() }),
+            (Some(_), None) => Some(LockDifference::StepGone { step: step.clone() }),
+            _ => None,
+        };
+        let counted = names.into_iter().filter(|step| counts(step));
+        counted.filter_map(differs).collect()
     }
 }
 
@@ -366,8 +416,21 @@ impl Session {
             schema: SCHEMA,
             recipe: self.recipe.name.clone(),
             engine: self.locked_engines(),
+            step: self.locked_steps(),
             source,
         })
+    }
+
+    /// Returns a digest of the settings of every step of the session.
+    fn locked_steps(&self) -> BTreeMap<String, Hash> {
+        let wanted: BTreeSet<&StepId> = self
+            .graph
+            .nodes()
+            .filter_map(|node| Some(&node.work.step()?.id))
+            .collect();
+        let steps = self.recipe.steps.iter().filter(|step| wanted.contains(&step.id));
+        let digest = |step: &Step| Hash::of(&serde_json::to_vec(step).unwrap_or_default());
+        steps.map(|step| (step.id.to_string(), digest(step))).collect()
     }
 
     pub(super) fn read_sources(
@@ -411,6 +474,7 @@ mod tests {
             engine: ["quantizer", "evaluator"]
                 .map(|role| (role.to_owned(), engine(role)))
                 .into(),
+            step: BTreeMap::from([("policy.a".to_owned(), Hash::of(b"p"))]),
             source: vec![LockedFile {
                 node: "corpus.prose".to_owned(),
                 path: "texts/ein \\ Text.txt".to_owned(),
@@ -425,7 +489,7 @@ mod tests {
         let digest = |text: &str| Hash::of(text.as_bytes());
         let expected = format!(
             "# Written by `forge lock`; `forge build --frozen` refuses what differs from it.\n\
-             schema = 1\n\
+             schema = 2\n\
              recipe = \"a\"\n\
              \n\
              [engine.evaluator]\n\
@@ -439,6 +503,9 @@ mod tests {
              \n\
              [engine.\"other.quantizer\".facts]\n\
              \n\
+             [step]\n\
+             \"policy.a\" = \"{policy}\"\n\
+             \n\
              [[source]]\n\
              node = \"corpus.prose\"\n\
              path = 'texts/ein \\ Text.txt'\n\
@@ -447,6 +514,7 @@ mod tests {
             evaluator = digest("evaluator"),
             quantizer = digest("quantizer"),
             file = digest("a"),
+            policy = digest("p"),
         );
         let mut lock = lock();
         let mut quantizer = lock.engine.remove("quantizer").unwrap();
@@ -483,17 +551,27 @@ mod tests {
             odd.clone_into(&mut lock.source[0].path);
             assert_eq!(Lock::parse(&lock.to_toml().unwrap()).unwrap(), lock);
         }
-        let newer = text.replace("schema = 1", "schema = 2");
-        assert!(matches!(Lock::parse(&newer), Err(LockError::Schema { found: 2 })));
+        let newer = text.replace("schema = 2", "schema = 3");
+        assert!(matches!(Lock::parse(&newer), Err(LockError::Schema { found: 3 })));
         for bad in [
             "",
-            "schema = 1",
-            "schema = \"1\"",
+            "schema = 2",
+            "schema = \"2\"",
             "\u{0}",
             &text.replace("bytes = 1", "bytes = -1"),
         ] {
             assert!(matches!(Lock::parse(bad), Err(LockError::Malformed(_))), "{bad}");
         }
+        // An earlier version has no steps.
+        let earlier = text.replace("schema = 2", "schema = 1");
+        assert!(matches!(Lock::parse(&earlier), Err(LockError::Schema { found: 1 })));
+        let lines: Vec<&str> = earlier.lines().filter(|line| !line.contains("policy.a")).collect();
+        let earlier = lines.join(
+            "
+",
+        );
+        let earlier = Lock::parse(&earlier).unwrap();
+        assert_eq!(earlier.differences(&lock(), None), []);
         let more = format!("more = 1\n{text}");
         assert!(matches!(Lock::parse(&more), Err(LockError::Malformed(_))));
     }

@@ -133,9 +133,6 @@ pub enum SessionError {
     /// A step.
     #[error(transparent)]
     Step(#[from] StepError),
-    /// The folder where outputs go.
-    #[error("the output folder cannot be created: {0}")]
-    Output(#[source] fs::PathError),
     /// What is to be built does not fit on the disk.
     #[error(transparent)]
     NoSpace(space::NoSpace),
@@ -306,12 +303,18 @@ impl Session {
         if fs::exists(&self.settings.out).unwrap_or(false) {
             fs::remove_stale_temps(&self.settings.out).ok();
         }
-        check_out(&self.settings.out)?;
         observer.event(&self.started());
         let space = space::Check::new(self, &env);
         let problems = OnceLock::new();
         let may_run = || {
-            let problems = problems.get_or_init(|| self.problems(&env));
+            // The user who asks for all that can be built gets it: what is wrong fails its own steps.
+            let problems = problems.get_or_init(|| {
+                if options.keep_going {
+                    Vec::new()
+                } else {
+                    self.problems(&env)
+                }
+            });
             problems.is_empty() && space.fits()
         };
         let mut manifests = 0;
@@ -416,12 +419,6 @@ fn finished(report: &Report) -> Event {
         elapsed_ms: report.elapsed_ms,
         outcome: report.outcome(),
     }
-}
-
-/// Makes sure that the folder for outputs is there, or can be: early is better than after hours. One that is there is not
-/// written to, for a build with nothing to do needs no right to.
-fn check_out(out: &Path) -> Result<(), SessionError> {
-    fs::create_dir_all(out).map_err(SessionError::Output)
 }
 
 /// Returns the nodes that names mean.

@@ -2,6 +2,7 @@
 //! as, policies that do not fit the model, texts that are too short. Nothing is stored.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
 
 use super::Session;
@@ -30,8 +31,8 @@ const ENOUGH: u64 = 2;
 /// Something that would make a step fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The step or source.
-    pub step: String,
+    /// The step or source; `None` for what all steps need.
+    pub step: Option<String>,
     /// What is wrong, after the file and line of the recipe that it is about.
     pub message: String,
     /// The way out.
@@ -43,7 +44,7 @@ pub struct Problem {
 impl Problem {
     fn new(node: &Node, error: &StepError) -> Self {
         Self {
-            step: node.id.to_string(),
+            step: Some(node.id.to_string()),
             message: error.to_string(),
             hint: error.hint(),
             is_environment: error.class() == Class::Environment,
@@ -52,7 +53,8 @@ impl Problem {
 }
 
 impl Session {
-    /// Returns what would make steps fail that are to run. Reads the headers of models, and texts.
+    /// Returns what would make a build fail. Nothing if there is nothing to do. Reads the headers of models, and texts; writes
+    /// nothing.
     pub fn check(&self) -> Vec<Problem> {
         self.problems(&self.env(&Silent))
     }
@@ -75,7 +77,18 @@ impl Session {
 
     pub(super) fn problems(&self, env: &Env<'_>) -> Vec<Problem> {
         let (plan, _) = plan::survey(&self.graph, env);
+        if plan.is_fresh() {
+            return Vec::new();
+        }
         let mut problems = Vec::new();
+        if let Err(error) = fs::check_writable(&env.out) {
+            problems.push(Problem {
+                step: None,
+                message: format!("the output folder cannot be used: {error}"),
+                hint: Some("choose another folder: `--out DIR`".to_owned()),
+                is_environment: true,
+            });
+        }
         let mut headers = Headers::new(&self.graph);
         let mut texts = Texts::default();
         for (node, entry) in self.graph.nodes().zip(&plan.entries) {
@@ -88,14 +101,15 @@ impl Session {
             }
             // What is wrong with the files of the text or of the model is reported by their own nodes.
             for read in step::kind_of(node).texts(node) {
-                if let Err(error) = texts.check(self, node, read, env) {
-                    let error = step::at(step::place_of(node), &error);
-                    problems.push(Problem::new(node, &error));
-                }
+                problems.extend(texts.check(self, node, read, env));
             }
         }
+        if env.machine.cancel.is_cancelled() {
+            return Vec::new();
+        }
         // The same text is too short for every candidate of an evaluation.
-        problems.dedup_by(|next, first| next.message == first.message);
+        let mut messages = BTreeSet::new();
+        problems.retain(|problem| messages.insert(problem.message.clone()));
         problems
     }
 }
@@ -105,67 +119,52 @@ type Reading<'n> = (&'n str, &'n SourceName, &'n StepId, u32);
 
 /// Texts whose chunks were counted.
 #[derive(Default)]
-struct Texts<'n>(BTreeMap<Reading<'n>, Result<Counted, String>>);
+struct Texts<'n>(BTreeMap<Reading<'n>, Result<Counted, StepError>>);
 
 impl<'n> Texts<'n> {
-    /// Checks that a text has as many chunks as a node needs. Nothing is checked if its files or those of the model cannot be read:
-    /// that is reported for the nodes that they belong to.
-    fn check(
-        &mut self,
-        session: &'n Session,
-        node: &'n Node,
-        read: TextUse<'n>,
-        env: &Env<'_>,
-    ) -> Result<(), StepError> {
-        let (Some(corpus), Some(model)) = (
-            session.graph.node(&NodeId::Step(read.corpus.clone())),
-            session.graph.node(&NodeId::Source(read.model.as_str().to_owned())),
-        ) else {
-            return Ok(());
-        };
-        let (Ok(texts), Ok(files)) = (
-            step::kind_of(corpus).files(corpus, env),
-            step::kind_of(model).files(model, env),
-        ) else {
-            return Ok(());
-        };
+    /// Checks that a text has as many chunks as a node needs, and that the engine can read the vocabulary of the model. Nothing is
+    /// checked if the files cannot be read: that is reported for the nodes that they belong to.
+    fn check(&mut self, session: &'n Session, node: &'n Node, read: TextUse<'n>, env: &Env<'_>) -> Option<Problem> {
+        let corpus = session.graph.node(&NodeId::Step(read.corpus.clone()))?;
+        let model = session.graph.node(&NodeId::Source(read.model.as_str().to_owned()))?;
+        let texts = step::kind_of(corpus).files(corpus, env).ok()?;
+        let files = step::kind_of(model).files(model, env).ok()?;
         if !texts.iter().chain(&files).all(|path| fs::open(path).is_ok()) {
-            return Ok(());
+            return None;
         }
-        let engine = env.fingerprint(&node.engine, Role::Evaluator)?;
+        let engine = env.fingerprint(&node.engine, Role::Evaluator).ok()?;
         let reading = (node.engine.name.as_str(), read.model, read.corpus, read.context);
         let counted = match self.0.entry(reading) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(free) => {
-                let wanted = (read.context, ENOUGH);
-                let count = step::corpus::count_of(corpus, env, engine, &files, wanted)?;
-                match count.count(&env.machine) {
-                    Ok(counted) => free.insert(Ok(counted)),
-                    Err(error @ StepError::Stopped) => return Err(error),
-                    Err(error) => free.insert(Err(error.to_string())),
-                }
+                let count = step::corpus::count_of(corpus, env, engine, &files, (read.context, ENOUGH)).ok()?;
+                free.insert(count.count(&env.machine))
             }
         };
-        let counted = match counted {
-            Ok(counted) if counted.chunks >= read.minimum => return Ok(()),
-            Ok(counted) => *counted,
-            Err(error) => return Err(StepError::input(error.clone())),
+        let (about, error) = match counted {
+            Ok(counted) if counted.chunks >= read.minimum => return None,
+            Ok(counted) => (node, too_short(read, *counted, texts.len())),
+            Err(error) => (model, StepError::input(error.to_string())),
         };
-        let per_file = if texts.len() > 1 { " in one file" } else { "" };
-        Err(StepError::input_hint(
-            format!(
-                "the text of `{}` is too short: {} make {} of {} tokens{per_file}, and {} needed",
-                read.corpus,
-                prose::count(counted.tokens, "token"),
-                prose::count(counted.chunks, "chunk"),
-                read.context,
-                if read.minimum == 1 {
-                    "one is".to_owned()
-                } else {
-                    format!("{} are", read.minimum)
-                }
-            ),
-            "give the corpus more text, or lower `context`",
-        ))
+        Some(Problem::new(about, &step::at(step::place_of(about), &error)))
     }
+}
+
+fn too_short(read: TextUse<'_>, counted: Counted, texts: usize) -> StepError {
+    let per_file = if texts > 1 { " in one file" } else { "" };
+    let needed = if read.minimum == 1 {
+        "one is".to_owned()
+    } else {
+        format!("{} are", read.minimum)
+    };
+    StepError::input_hint(
+        format!(
+            "the text of `{}` is too short: {} make {} of {} tokens{per_file}, and {needed} needed",
+            read.corpus,
+            prose::count(counted.tokens, "token"),
+            prose::count(counted.chunks, "chunk"),
+            read.context,
+        ),
+        "give the corpus more text, or lower `context`",
+    )
 }

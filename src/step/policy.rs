@@ -71,8 +71,9 @@ impl Kind for Policy {
 
     fn check(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> Result<(), StepError> {
         let step = policy_step(node)?;
+        let dataset = step.join.as_ref().and_then(|join| headers.imatrix_text(join));
         match headers.of(&step.model, env) {
-            Some(header) => preliminary_choice(step, header)
+            Some(header) => preliminary_choice(step, header, dataset.as_deref())
                 .map(|_| ())
                 .map_err(|error| at(place_of(node), &error)),
             // The check of the source says what is wrong with it.

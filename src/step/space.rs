@@ -19,7 +19,9 @@ use crate::graph::Node;
 use crate::graph::NodeId;
 use crate::policy::ModelFacts;
 use crate::recipe::model::EngineRef;
+use crate::recipe::model::ImatrixStep;
 use crate::recipe::model::SourceName;
+use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::step::Env;
 use crate::step::Inputs;
@@ -57,6 +59,21 @@ impl<'g> Headers<'g> {
         Self {
             graph,
             read: BTreeMap::new(),
+        }
+    }
+
+    /// Returns the name of the text that the imatrix of a join was collected on, which the header of a candidate says; of merged ones
+    /// that of the first. `None` if a file has the imatrix.
+    pub fn imatrix_text(&self, join: &StepId) -> Option<String> {
+        let body = |id: &StepId| Some(&self.graph.node(&NodeId::Step(id.clone()))?.work.step()?.body);
+        let StepBody::Join(join) = body(join)? else { return None };
+        let mut imatrix = &join.imatrix;
+        loop {
+            match body(imatrix)? {
+                StepBody::Imatrix(ImatrixStep::Collect(collect)) => return Some(collect.corpus.label()),
+                StepBody::Imatrix(ImatrixStep::Merge { inputs, .. }) => imatrix = &inputs.first()?.imatrix,
+                _ => return None,
+            }
         }
     }
 

@@ -8,15 +8,13 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::Serialize;
 
-use super::Machine;
 use super::StepError;
 use super::blocks::TEXT_CAP;
-use super::worker::count_in_worker;
 use crate::digest::Fingerprint;
 use crate::engine::Engines;
-use crate::engine::Isolation;
 use crate::engine::ModelFiles;
 use crate::engine::Role;
+use crate::engine::Transcript;
 use crate::fs;
 use crate::vocab::Chunking;
 
@@ -65,20 +63,6 @@ impl TokenCount {
         }
     }
 
-    /// Counts: in a worker process if the engine loads models there. Returns the number of chunks, at most `enough`, and the number
-    /// of tokens that were counted.
-    ///
-    /// # Errors
-    ///
-    /// The files cannot be read, a text is not UTF-8, or the engine cannot read the model's vocabulary.
-    pub fn count(&self, machine: &Machine<'_>) -> Result<Counted, StepError> {
-        let isolated = machine.engine(Role::Evaluator, &self.engine)?.isolation() == Isolation::Worker;
-        match machine.workers {
-            Some(workers) if isolated => count_in_worker(workers, self, &machine.cancel),
-            _ => self.count_here(machine.engines),
-        }
-    }
-
     /// Counts in this process.
     pub(super) fn count_here(&self, engines: &Engines) -> Result<Counted, StepError> {
         let engine = engines
@@ -92,9 +76,16 @@ impl TokenCount {
             .iter()
             .map(|path| Ok((PathBuf::from(path), fs::open(Path::new(path))?)));
         let model = ModelFiles::new(model.collect::<Result<Vec<_>, StepError>>()?);
-        let tokenizer = model
-            .and_then(|model| engine.tokenizer(&model))
-            .map_err(StepError::engine("reading the model's vocabulary"))?;
+        let transcript = Transcript::begin();
+        let tokenizer = model.and_then(|model| engine.tokenizer(&model)).map_err(|error| {
+            // The engine logs the reason.
+            let lines = transcript.lines();
+            let reason = lines.iter().find(|line| line.contains("error")).map(|line| line.trim());
+            StepError::input(match reason {
+                Some(reason) => format!("{error}: {reason}"),
+                None => error.to_string(),
+            })
+        })?;
         let context = u64::from(self.context.max(1));
         let most = self.enough.saturating_mul(context).saturating_mul(BYTES_PER_TOKEN);
         let mut counted = Counted::default();

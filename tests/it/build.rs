@@ -414,7 +414,11 @@ fn a_plan_says_what_a_build_does() {
     std::fs::remove_dir_all(forge.path("out")).unwrap();
     assert_plan_is_kept(&forge, "outputs gone");
     forge.write("held-out.txt", b"\xff");
-    assert_plan_is_kept(&forge, "text broken");
+    for verb in ["plan", "build"] {
+        let run = forge.run(&[verb]).status(1);
+        assert!(run.stderr.contains("byte 0 is 0xff"), "{verb}: {}", run.stderr);
+        assert_eq!(run.stdout, "", "{verb}");
+    }
 }
 
 #[test]
@@ -741,7 +745,7 @@ fn corpora_that_cannot_be_used_are_refused_with_a_way_out() {
             "iconv",
         ),
         (b"", "all texts of the corpus are empty", ""),
-        (b"A few words.", "less than one chunk of 64", "lower `context`"),
+        (b"A few words.", "is too short: ", "lower `context`"),
     ];
     let forge = project();
     for (text, expected, hint) in cases {

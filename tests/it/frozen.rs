@@ -109,9 +109,46 @@ fn a_frozen_build_reports_all_differences_from_the_lock() {
     let run = forge.run(&["build", "--frozen", "--lock", "recipe.toml"]).status(1);
     assert!(run.stderr.contains("not a lock file"), "{}", run.stderr);
     let _ = forge.run(&["build", "--lock", "mine.lock"]).status(2);
-    forge.write("new.lock", lock.replace("schema = 1", "schema = 2"));
+    forge.write("new.lock", lock.replace("schema = 2", "schema = 3"));
     let run = forge.run(&["lock", "--check", "--lock", "new.lock"]).status(1);
-    assert!(run.stderr.contains("schema 2"), "{}", run.stderr);
+    assert!(run.stderr.contains("schema 3"), "{}", run.stderr);
+}
+
+#[test]
+fn a_recipe_that_differs_from_the_lock_is_refused_unless_only_inputs_count() {
+    let forge = globbed();
+    let _ = forge.run(&["lock"]).success();
+    let recipe = std::fs::read_to_string(forge.path("recipe.toml")).unwrap();
+    forge.recipe(&edited(&recipe, "otherwise = \"Q4_K\"", "otherwise = \"Q5_K\""));
+    for verb in [
+        &["build", "--frozen", "-j", "1"][..],
+        &["build", "--frozen=all"],
+        &["lock", "--check"],
+    ] {
+        let run = forge.run(verb).status(1);
+        assert!(
+            run.stderr
+                .contains("recipe.lock: `policy.a` has other settings in the recipe"),
+            "{verb:?}: {}",
+            run.stderr
+        );
+        assert!(!forge.path("out/small/a.gguf").exists());
+    }
+    let _ = forge
+        .run(&["build", "--frozen=inputs", "-j", "1", "recipe.toml", "promote.a"])
+        .success();
+    assert!(forge.path("out/small/a.gguf").exists());
+    forge.recipe(&format!("{recipe}\n[promote.more]\npolicy = \"a\"\n"));
+    let run = forge.run(&["build", "--frozen", "-j", "1"]).status(1);
+    assert!(
+        run.stderr.contains("`promote.more` is new in the recipe"),
+        "{}",
+        run.stderr
+    );
+    // Comments and white space are no settings.
+    forge.recipe(&format!("# A comment\n{recipe}\n"));
+    let _ = forge.run(&["lock", "--check"]).success();
+    let _ = forge.run(&["build", "--frozen=some"]).status(2);
 }
 
 #[test]

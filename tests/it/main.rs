@@ -29,6 +29,7 @@ mod crash_matrix;
 mod damage_matrix;
 mod determinism;
 mod diff;
+mod early_checks;
 mod engine;
 mod exec;
 mod frozen;

@@ -118,7 +118,8 @@ fn every_line_is_one_of_the_schema() {
     std::fs::remove_file(forge.path("prose.txt")).unwrap();
     let lines = checker.run(&forge, 1, &["plan"]);
     assert!(lines.iter().any(|line| line["status"] == "error"), "{lines:#?}");
-    assert_eq!(checker.run(&forge, 1, &build)[0]["code"], "build::source");
+    let lines = checker.run(&forge, 1, &build);
+    assert!(lines.iter().any(|line| line["code"] == "build::problem"), "{lines:#?}");
 
     // A certificate that is true, and one that is not.
     let certificate = crate::certificate::sample().to_string();

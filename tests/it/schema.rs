@@ -200,9 +200,9 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("borrowed.v2", "/blobs/0", &[]),
     ("loans.v1", "", &[]),
     ("loans.v1", "/loans/0", &[]),
-    ("lock.v1", "", &["source"]),
-    ("lock.v1", "/engine/quantizer", &[]),
-    ("lock.v1", "/source/0", &[]),
+    ("lock.v2", "", &["source", "step"]),
+    ("lock.v2", "/engine/quantizer", &[]),
+    ("lock.v2", "/source/0", &[]),
     ("manifest.v1", "", &[]),
     ("manifest.v1", "/predicate", &[]),
     ("manifest.v1", "/predicate/buildDefinition", &[]),
@@ -524,7 +524,7 @@ fn every_document_of_a_build_is_what_its_schema_says() {
     );
     let _ = forge.run(&["lock"]).success();
     let lock: toml::Value = toml::from_str(&std::fs::read_to_string(forge.path("recipe.lock")).unwrap()).unwrap();
-    schemas.good("lock.v1", &serde_json::to_value(lock).unwrap());
+    schemas.good("lock.v2", &serde_json::to_value(lock).unwrap());
     let run = forge.run(&["graph", "--format", "json"]).success();
     schemas.good("graph.v1", &serde_json::from_str(&run.stdout).unwrap());
     assert!(

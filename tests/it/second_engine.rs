@@ -287,6 +287,7 @@ fn checked(text: &str) -> (bool, String) {
         &mut |name| Ok(Source::new(name, text)),
         &mut |_, _| unreachable!("nothing is extended"),
         &engines(Renamed::new()),
+        &mut |_, _| Vec::new(),
         Messages::Text(Style::PLAIN),
         &mut out,
         &mut err,

@@ -92,7 +92,16 @@ impl Diagnostic {
 
     /// Describes what would make a step fail.
     pub fn problem(problem: &Problem) -> Self {
-        let error = Self::error(format!("`{}`: {}", problem.step, problem.message)).code("build::source");
+        let message = match &problem.step {
+            Some(step) => format!("`{step}`: {}", problem.message),
+            None => problem.message.clone(),
+        };
+        let code = if problem.step.is_some() {
+            "build::problem"
+        } else {
+            "environment::output"
+        };
+        let error = Self::error(message).code(code);
         problem.hint.clone().into_iter().fold(error, Self::hint)
     }
 

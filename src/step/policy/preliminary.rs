@@ -36,21 +36,27 @@ use super::document::keep_of;
 /// Returns a lower bound of the tensor bytes of a candidate of this policy. `None` if the policy would fail or needs more than the
 /// header.
 pub fn minimum_bytes(step: &PolicyStep, header: &Header) -> Option<u64> {
-    preliminary_choice(step, header).ok()??.bytes()
+    preliminary_choice(step, header, None).ok()??.bytes()
 }
 
-/// Returns the choice of a policy, if the header determines it; `None` if it depends on more.
+/// Returns the choice of a policy, if the header determines it; `None` if it depends on more. `dataset` is the name of the text of
+/// its imatrix, if it has one and the recipe determines the name.
 ///
 /// # Errors
 ///
 /// The policy does not fit the model, whatever an imatrix or measurements say: a type that a tensor cannot have, a budget below the
 /// smallest file, layers that the model does not have.
-pub fn preliminary_choice(step: &PolicyStep, header: &Header) -> Result<Option<Table>, StepError> {
+pub fn preliminary_choice(
+    step: &PolicyStep,
+    header: &Header,
+    dataset: Option<&str>,
+) -> Result<Option<Table>, StepError> {
     let Some(facts) = &header.facts else { return Ok(None) };
     let all = |_: &str| true;
     let known = FromHeader {
         facts,
         metadata: &header.metadata,
+        dataset,
         has: if step.join.is_some() { Some(&all) } else { None },
         is_exact: Cell::new(true),
     };
@@ -82,6 +88,7 @@ pub fn requantized(step: &PolicyStep, header: &Header) -> Vec<String> {
     let known = FromHeader {
         facts,
         metadata: &header.metadata,
+        dataset: Some(""),
         has,
         is_exact: Cell::new(true),
     };
@@ -131,6 +138,8 @@ impl From<StepError> for Incomplete {
 struct FromHeader<'m> {
     facts: &'m ModelFacts,
     metadata: &'m Metadata,
+    /// The name of the text of the imatrix.
+    dataset: Option<&'m str>,
     has: HasImatrix<'m>,
     /// Whether nothing was asked for that is only assumed here.
     is_exact: Cell<bool>,
@@ -161,10 +170,13 @@ impl method::Inputs for FromHeader<'_> {
     }
 
     fn header(&self) -> Result<HeaderDocument, Incomplete> {
+        // The name makes the header longer, and a budget counts every byte.
+        if self.has.is_some() && self.dataset.is_none() {
+            return Err(Incomplete::Unknown);
+        }
         Ok(self.assume(HeaderDocument {
             metadata: nothing(),
-            // The name of the text makes the header longer: what does not fit without it does not fit with it.
-            dataset: None,
+            dataset: self.dataset.map(str::to_owned),
         }))
     }
 
@@ -213,8 +225,9 @@ impl method::Material for FromHeader<'_> {
         Ok(self.assume(energies.collect()))
     }
 
-    fn file_size(&self, _header: &HeaderDocument) -> Result<FileSize, Incomplete> {
-        Ok(file_size_of_header(self.metadata.clone(), self.facts)?)
+    fn file_size(&self, header: &HeaderDocument) -> Result<FileSize, Incomplete> {
+        let dataset = header.dataset.as_deref();
+        Ok(file_size_of_header(self.metadata.clone(), self.facts, dataset)?)
     }
 
     fn metadata(&self, _header: &HeaderDocument) -> Result<Metadata, Incomplete> {

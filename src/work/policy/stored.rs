@@ -66,12 +66,7 @@ impl Material for Stored<'_, '_> {
 
 /// Returns how long a candidate's file is besides its tensors: types do not change the length of its header.
 fn file_size(store: &Store, header: &HeaderDocument, facts: &ModelFacts) -> Result<FileSize, StepError> {
-    // Counts have the same length whatever they are.
-    let imatrix = header.dataset.as_deref().map(|dataset| ImatrixFacts {
-        dataset,
-        entries: 0,
-        chunks: 0,
-    });
+    let imatrix = uncounted(header.dataset.as_deref());
     file_size_of(store, header.metadata, specs_of(facts), Some(0), imatrix.as_ref())
 }
 
@@ -86,14 +81,27 @@ pub fn file_size_of(
     size_of(decode_metadata(store, metadata)?, &specs, file_type, imatrix)
 }
 
-/// Returns the size of a file with the tensors of a model, as a function of their types, from the metadata of the model. The
-/// file says nothing of an imatrix.
+/// Returns the size of a file with the tensors of a model, as a function of their types, from the metadata of the model and the name of
+/// the text of its imatrix.
 ///
 /// # Errors
 ///
 /// Names and shapes that the container cannot hold.
-pub fn file_size_of_header(metadata: Metadata, facts: &ModelFacts) -> Result<FileSize, StepError> {
-    size_of(metadata, &specs_of(facts), Some(0), None)
+pub fn file_size_of_header(
+    metadata: Metadata,
+    facts: &ModelFacts,
+    dataset: Option<&str>,
+) -> Result<FileSize, StepError> {
+    size_of(metadata, &specs_of(facts), Some(0), uncounted(dataset).as_ref())
+}
+
+/// Counts have the same length whatever they are.
+fn uncounted(dataset: Option<&str>) -> Option<ImatrixFacts<'_>> {
+    dataset.map(|dataset| ImatrixFacts {
+        dataset,
+        entries: 0,
+        chunks: 0,
+    })
 }
 
 fn specs_of(facts: &ModelFacts) -> Vec<TensorSpec> {

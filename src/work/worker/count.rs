@@ -1,25 +1,35 @@
-//! Chunks that are counted in a worker process.
+//! Counting the chunks of texts, in a worker process where the engine loads models there.
 
 use super::client::Ended;
 use super::client::Workers;
 use super::protocol::Answer;
 use super::protocol::Request;
 use crate::engine::Cancel;
+use crate::engine::Isolation;
+use crate::engine::Role;
 use crate::work::Counted;
+use crate::work::Machine;
 use crate::work::StepError;
 use crate::work::TokenCount;
 use crate::work::locked;
 
-/// Counts in a worker process: reading a vocabulary may crash the engine.
-///
-/// # Errors
-///
-/// As [`TokenCount::count`]; [`StepError::WorkerEnded`].
-pub(in crate::work) fn count_in_worker(
-    workers: &Workers,
-    count: &TokenCount,
-    cancel: &Cancel,
-) -> Result<Counted, StepError> {
+impl TokenCount {
+    /// Counts: in a worker process if the engine loads models there, for reading a vocabulary may crash it.
+    ///
+    /// # Errors
+    ///
+    /// The files cannot be read, a text is not UTF-8, or the engine cannot read the model's vocabulary;
+    /// [`StepError::WorkerEnded`].
+    pub fn count(&self, machine: &Machine<'_>) -> Result<Counted, StepError> {
+        let isolated = machine.engine(Role::Evaluator, &self.engine)?.isolation() == Isolation::Worker;
+        match machine.workers {
+            Some(workers) if isolated => count_in_worker(workers, self, &machine.cancel),
+            _ => self.count_here(machine.engines),
+        }
+    }
+}
+
+fn count_in_worker(workers: &Workers, count: &TokenCount, cancel: &Cancel) -> Result<Counted, StepError> {
     let mut worker = workers.take()?;
     let asked = worker.send(&Request::Count(Box::new(count.clone())));
     let answer = match asked {

@@ -12,5 +12,4 @@ mod server;
 
 pub(super) use client::Worker;
 pub use client::Workers;
-pub(super) use count::count_in_worker;
 pub use server::serve;
