@@ -417,7 +417,8 @@ To use it as git's diff driver:
   echo '*.toml diff=forge' >> .gitattributes
 See docs/diff.md.")]
 pub(super) struct Diff {
-    /// The first file, and the second; with --git, the seven arguments (or nine, of a renamed file) that git gives
+    /// The first file, and the second, or steps that write candidates; with --git, the seven arguments (or nine, of a renamed
+    /// file) that git gives
     #[arg(value_name = "A B", required = true, num_args = 2..=9)]
     pub(super) files: Vec<String>,
     /// Exit with 1 if they differ
@@ -432,6 +433,8 @@ pub(super) struct Diff {
     /// Act as git's diff driver: `git config diff.forge.command 'forge diff --git'`
     #[arg(long, conflicts_with = "exit_code")]
     pub(super) git: bool,
+    #[command(flatten)]
+    pub(super) names: NameArgs,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -14,6 +14,7 @@ use crate::cli::diagnostic::Diagnostic;
 use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::json;
+use crate::cli::targets;
 use crate::cli::terminal::Terminal;
 use crate::diff;
 use crate::diff::Change;
@@ -38,8 +39,8 @@ pub(super) fn run(args: &args::Diff, files: &Files, terminal: &Terminal) -> Resu
         return Err(Failure::new(Exit::Usage, many.code("usage::diff")));
     };
     let opened = [
-        open(files, terminal, a, &files.path(a), None)?,
-        open(files, terminal, b, &files.path(b), None)?,
+        open(files, terminal, a, &path_of(a, args, files, terminal)?, None)?,
+        open(files, terminal, b, &path_of(b, args, files, terminal)?, None)?,
     ];
     let [of_a, of_b] = &opened;
     let store = store(files, terminal, of_a);
@@ -50,6 +51,12 @@ pub(super) fn run(args: &args::Diff, files: &Files, terminal: &Terminal) -> Resu
     } else {
         Exit::Done
     })
+}
+
+/// Returns the file that a word means: the output of a candidate, where it is the name of a step.
+fn path_of(word: &str, args: &args::Diff, files: &Files, terminal: &Terminal) -> Result<PathBuf, Failure> {
+    let target = targets::of_step(word, &args.names, files, terminal)?;
+    Ok(target.map_or_else(|| files.path(word), |target| target.output))
 }
 
 /// Opens the store where it may know of candidates. One that is not there is not made for this.

@@ -120,6 +120,7 @@ const VERBS: &[(Group, &str, &[&str])] = &[
         "diff",
         &[
             "forge diff recipe.toml other.toml",
+            "forge diff promote.small@Q4_0 promote.small@Q4_K_M",
             "forge diff out/a/a-Q4_0.gguf out/b/b-Q4_0.gguf",
             "forge diff --exit-code old.manifest.json new.manifest.json",
         ],
@@ -187,6 +188,7 @@ const VERBS: &[(Group, &str, &[&str])] = &[
         &[
             "forge reproduce small.gguf.manifest.json",
             "forge reproduce small.gguf --search /data/models",
+            "forge reproduce promote.small@Q4_K_M",
         ],
     ),
     (

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
+use crate::cli::args::NameArgs;
+use crate::cli::args::RecipeOption;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::environment;
 use crate::cli::escape::escape;
@@ -35,7 +37,21 @@ use crate::session::reproduce::Reproduction;
 use crate::session::reproduce::Verdict;
 
 pub(super) fn run(args: &args::Reproduce, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
-    let path = files.path(&args.path);
+    // `--out` of this verb is where the new candidate goes, not where the recipe's outputs are.
+    let of = NameArgs {
+        recipe: RecipeOption {
+            recipe: args.recipe.clone(),
+        },
+        out: None,
+    };
+    let step = args
+        .path
+        .to_str()
+        .map(|word| targets::of_step(word, &of, files, terminal));
+    let path = match step.transpose()?.flatten() {
+        Some(target) => target.manifest,
+        None => files.path(&args.path),
+    };
     let manifest = if matches!(Content::of(&path), Ok(Content::Json)) {
         path
     } else {

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use crate::cli::Exit;
 use crate::cli::Failure;
+use crate::cli::args::NameArgs;
 use crate::cli::args::OutputArgs;
+use crate::cli::args::RecipeOption;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
 use crate::cli::terminal::Terminal;
@@ -23,7 +25,12 @@ use crate::verify::Target;
 
 /// Returns the outputs that the command line means, sorted; at least one.
 pub(super) fn of(args: &OutputArgs, files: &Files, terminal: &Terminal) -> Result<Vec<Target>, Failure> {
-    let finder = Finder { args, files, terminal };
+    let finder = Finder {
+        recipe: &args.recipe,
+        out: args.out.as_deref(),
+        files,
+        terminal,
+    };
     let mut targets = BTreeSet::new();
     if args.paths.is_empty() {
         targets.extend(finder.of_recipe(args.recipe.file())?);
@@ -86,8 +93,44 @@ pub(super) fn of_file(path: &Path) -> Result<Target, Failure> {
     }
 }
 
+/// Returns the output of the one candidate that a word names as a step of the recipe; `None` if the word can be a file.
+///
+/// # Errors
+///
+/// The recipe has no such candidate, or several.
+pub(super) fn of_step(
+    word: &str,
+    of: &NameArgs,
+    files: &Files,
+    terminal: &Terminal,
+) -> Result<Option<Target>, Failure> {
+    let finder = Finder {
+        recipe: &of.recipe,
+        out: of.out.as_deref(),
+        files,
+        terminal,
+    };
+    if !finder.is_step(word, &files.path(word)) {
+        return Ok(None);
+    }
+    let mut found = finder.of_step(word)?;
+    if found.len() > 1 {
+        let outputs: Vec<String> = found.iter().map(|target| target.output.display().to_string()).collect();
+        let several = Diagnostic::error(format!("`{word}` means {} candidates", found.len()));
+        let several = several
+            .code("usage::no-such-candidate")
+            .caused_by(prose::names(&outputs, 12));
+        return Err(Failure::new(
+            Exit::Usage,
+            several.hint("name one of them, such as `promote.small@Q4_K_M`"),
+        ));
+    }
+    Ok(found.pop())
+}
+
 struct Finder<'a> {
-    args: &'a OutputArgs,
+    recipe: &'a RecipeOption,
+    out: Option<&'a Path>,
     files: &'a Files,
     terminal: &'a Terminal,
 }
@@ -119,7 +162,7 @@ impl Finder<'_> {
 
     /// Returns whether a word can only be the name of a step.
     fn is_step(&self, word: &str, place: &Path) -> bool {
-        let is_named = word.parse::<StepId>().is_ok() || self.args.recipe.recipe.is_some();
+        let is_named = word.parse::<StepId>().is_ok() || self.recipe.recipe.is_some();
         let extension = Path::new(word).extension();
         let is_file = extension.is_some_and(|extension| ["gguf", "json"].iter().any(|known| extension == *known));
         is_named && !is_file && !word.contains(std::path::is_separator) && !fs::exists(place).unwrap_or(true)
@@ -142,7 +185,7 @@ impl Finder<'_> {
     }
 
     fn of_step(&self, name: &str) -> Result<Vec<Target>, Failure> {
-        let path = self.args.recipe.file();
+        let path = self.recipe.file();
         let recipe = self.files.recipe(path, self.terminal)?.recipe;
         let steps = recipe.find(name);
         let found: Vec<Target> = steps
@@ -169,7 +212,7 @@ impl Finder<'_> {
     }
 
     fn output(&self, path: &str, recipe: &Recipe, candidate: &StepId) -> Target {
-        let out = self.files.out(path, &recipe.name, self.args.out.as_deref());
+        let out = self.files.out(path, &recipe.name, self.out);
         Target::of_output(&out.join(container::file_name(&candidate.label())))
     }
 }

@@ -116,6 +116,38 @@ fn every_verb_that_reads_a_recipe_takes_the_option() {
 }
 
 #[test]
+fn diff_and_reproduce_take_steps_that_write_candidates() {
+    let forge = project();
+    let _ = forge.run(&["build", "-j", "1", "promote.small"]).success();
+    let [q4, q8] = ["out/small/small-Q4_0.gguf", "out/small/small-Q8_0.gguf"];
+    let by_file = forge.run(&["diff", "--format", "json", q4, q8]).success().stdout;
+    let by_step = forge
+        .run(&["diff", "--format", "json", "promote.small@Q4_0", "promote.small@Q8_0"])
+        .success()
+        .stdout;
+    let named = |text: &str| text.replace(q4, "promote.small@Q4_0").replace(q8, "promote.small@Q8_0");
+    assert_eq!(named(&by_file), by_step);
+    for (args, expected) in [
+        (
+            &["diff", "promote.small", "promote.small@Q8_0"][..],
+            "means 2 candidates",
+        ),
+        (&["diff", "promote.nobody", q8], "no such candidate"),
+        (
+            &["diff", "-f", "other.toml", CANDIDATE, CANDIDATE],
+            "out/other/small-Q8_0.gguf",
+        ),
+        (&["reproduce", "promote.small"], "means 2 candidates"),
+    ] {
+        let run = forge.run(args).status(2);
+        assert!(run.stderr.contains(expected), "{args:?}: {}", run.stderr);
+    }
+    let run = forge.run(&["reproduce", "-j", "1", CANDIDATE]).success();
+    let said = [run.stdout, run.stderr].concat();
+    assert!(said.contains("identical"), "{said}");
+}
+
+#[test]
 fn outputs_are_given_in_the_same_way_to_verify_sign_and_bundle() {
     let forge = project();
     let _ = forge.run(&["build", "-j", "1", CANDIDATE]).success();

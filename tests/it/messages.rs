@@ -464,7 +464,7 @@ const HELP: &[(&[&str], &[&str])] = &[
     (
         &["reproduce", "--help"],
         &[
-            "<MANIFEST|GGUF>",
+            "<MANIFEST|GGUF|STEP>",
             "--search <DIR>",
             "--any-engine",
             "--store <DIR>",

@@ -36,9 +36,12 @@ below every `--search DIR`, under any name. Then builds in an empty store and pr
 (exit status 0), `same tensors, different metadata`, or which tensors differ and at which action
 the two histories diverge (exit status 1).")]
 pub(in crate::cli) struct Reproduce {
-    /// The manifest, or the candidate that it belongs to
-    #[arg(value_name = "MANIFEST|GGUF")]
+    /// The manifest, the candidate that it belongs to, or the step that wrote it, such as `promote.small@Q4_K_M`
+    #[arg(value_name = "MANIFEST|GGUF|STEP")]
     pub(in crate::cli) path: PathBuf,
+    /// The recipe of the step [default: recipe.toml]
+    #[arg(short = 'f', long = "recipe", value_name = "RECIPE")]
+    pub(in crate::cli) recipe: Option<String>,
     /// Search this folder and its subfolders for sources, by length and digest
     #[arg(long, value_name = "DIR")]
     pub(in crate::cli) search: Vec<PathBuf>,

@@ -9,7 +9,7 @@ use super::DiffFormat;
 use super::RecipeOption;
 
 /// The recipe in which a name is looked up, and its outputs.
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Default, ClapArgs)]
 pub(in crate::cli) struct NameArgs {
     #[command(flatten)]
     pub(in crate::cli) recipe: RecipeOption,
