@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use serde::{Serialize, Serializer};
 
+use crate::prose;
 use crate::prose::nearest;
 use crate::quantity::Quantity;
 use crate::quantity::QuantityProblem;
@@ -179,6 +180,59 @@ impl fmt::Display for Requirement {
 impl Serialize for Requirement {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+/// Returns a number with so many significant digits, never in exponential form.
+fn significant(value: f64, digits: usize) -> String {
+    if value == 0.0 || !value.is_finite() {
+        return value.to_string();
+    }
+    let exponent = value.abs().log10().floor() as i64;
+    let decimals = usize::try_from(digits as i64 - 1 - exponent).unwrap_or(0);
+    format!("{value:.decimals$}")
+}
+
+impl Figure {
+    /// Writes a value of the figure, rounded, with its unit if it has one. A `finer` value is written with more digits.
+    fn shown(self, value: f64, finer: usize) -> String {
+        match self {
+            Self::Bytes if finer == 0 => prose::bytes(value as u64),
+            Self::Bytes => prose::count(value as u64, "byte"),
+            Self::Bpw => format!("{value:.*} bpw", 3 + finer),
+            Self::Ppl => format!("{value:.*}", 3 + finer),
+            Self::Top1Agreement | Self::RmsDp => format!("{:.*} %", 2 + finer, value * 100.0),
+            _ => significant(value, 3 + finer),
+        }
+    }
+
+    /// Reads back what [`Self::shown`] wrote.
+    fn read(self, shown: &str) -> Option<f64> {
+        let (number, unit) = shown.split_once(' ').unwrap_or((shown, ""));
+        let value: f64 = number.replace(',', "").parse().ok()?;
+        Some(match unit {
+            "KiB" => value * 1024.0,
+            "MiB" => value * 1024.0 * 1024.0,
+            "GiB" => value * 1024.0 * 1024.0 * 1024.0,
+            "TiB" => value * 1024.0 * 1024.0 * 1024.0 * 1024.0,
+            "%" => value / 100.0,
+            _ => value,
+        })
+    }
+}
+
+impl Requirement {
+    /// Writes a value of its figure, rounded, with its unit. The rounded value compares with `bound` as the exact one does: a
+    /// value that misses the bound by little is written with as many digits as that takes.
+    pub fn shown(&self, value: f64, bound: f64) -> String {
+        const MOST: usize = 14;
+        let holds = self.op.holds(value, bound);
+        let same = |shown: &String| {
+            let read = self.figure.read(shown);
+            read.is_some_and(|rounded| self.op.holds(rounded, bound) == holds)
+        };
+        let mut all = (0..=MOST).map(|finer| self.figure.shown(value, finer));
+        all.find(same).unwrap_or_else(|| value.to_string())
     }
 }
 
@@ -361,6 +415,25 @@ mod tests {
     fn problem(text: &str) -> (RequirementProblem, &str) {
         let error = Requirement::parse(text).unwrap_err();
         (error.what, &text[error.at])
+    }
+
+    #[test]
+    fn rounded_figures_compare_as_the_exact_ones() {
+        for (require, value, bound, expected) in [
+            ("kld_mean < 0.004", 0.004_991_2, 0.004, "0.00499"),
+            ("kld_mean < 0.004", 12.3456, 0.004, "12.3"),
+            ("kld_mean < 0.004", 0.004_000_1, 0.004, "0.00400"),
+            ("kld_mean <= 0.004", 0.004_000_1, 0.004, "0.0040001"),
+            ("bytes <= 6 MiB", 7_000_000.0, 6_291_456.0, "6.68 MiB"),
+            ("bytes <= 6 MiB", 6_291_457.0, 6_291_456.0, "6,291,457 bytes"),
+            ("top1_agreement >= 90 %", 0.889_99, 0.9, "89.00 %"),
+            ("top1_agreement >= 90 %", 0.899_99, 0.9, "89.999 %"),
+            ("bpw < 4.5", 4.512_34, 4.5, "4.512 bpw"),
+            ("ppl < 20", 21.234_56, 20.0, "21.235"),
+        ] {
+            let require = Requirement::parse(require).unwrap();
+            assert_eq!(require.shown(value, bound), expected, "{require}");
+        }
     }
 
     #[test]

@@ -41,8 +41,11 @@ pub(super) fn explain(step: &str, error: &StepError) -> Diagnostic {
     }
     let lines = error.log().iter().map(|line| format!("the engine's log: {line}"));
     diagnostic = lines.fold(diagnostic, Diagnostic::caused_by);
-    if let StepError::Gate { evidence, .. } = error {
-        diagnostic = evidence.iter().cloned().fold(diagnostic, Diagnostic::caused_by);
+    if let StepError::Gate { unmet, .. } = error {
+        let lines = unmet
+            .iter()
+            .map(|check| format!("`{}` {}", check.candidate, check.shown()));
+        diagnostic = lines.fold(diagnostic, Diagnostic::caused_by);
     }
     if let Some(hint) = error.hint() {
         diagnostic = diagnostic.hint(hint);

@@ -10,11 +10,13 @@ use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::graph::Graph;
 use crate::graph::Node;
+use crate::report::gate::Check;
 use crate::step;
 use crate::step::Env;
 use crate::step::Estimate;
 use crate::step::Inputs;
 use crate::step::Key;
+use crate::step::Kind;
 use crate::step::Outcome;
 use crate::step::SourceFile;
 use crate::step::StepError;
@@ -26,7 +28,7 @@ use crate::store::Store;
 const ACTION_CAP: u64 = 16 << 20;
 
 /// Why a node runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Reason {
     /// It has never run for this recipe.
     New,
@@ -43,6 +45,8 @@ pub enum Reason {
     Incomplete,
     /// The store has its result, but a file in the output folder is missing or was changed.
     OutputGone,
+    /// The store has its result, which says that requirements are not met. It fails again, so that the build does.
+    Unmet(Vec<Check>),
     /// Its output is unchanged, but the manifest beside it is missing, was edited, or is inconsistent. Only the manifest is
     /// written.
     ManifestGone,
@@ -171,8 +175,9 @@ pub fn assess(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Assessment,
             if kind.intact(node, &mut outcome, inputs, env)? {
                 Decision::Hit(outcome)
             } else {
+                let reason = not_intact(kind, &outcome, env)?;
                 expected = Some(outcome);
-                Decision::Miss(Reason::OutputGone)
+                Decision::Miss(reason)
             }
         }
         Lookup::Incomplete { result, missing: lost } => {
@@ -200,6 +205,16 @@ pub fn assess(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Assessment,
         decision,
         expected,
         missing,
+    })
+}
+
+/// Returns why a node runs although the store has its result: a requirement is not met, or else an output is not as it should be.
+pub fn not_intact(kind: &dyn Kind, outcome: &Outcome, env: &Env<'_>) -> Result<Reason, StepError> {
+    let unmet = kind.unmet(outcome, env)?;
+    Ok(if unmet.is_empty() {
+        Reason::OutputGone
+    } else {
+        Reason::Unmet(unmet)
     })
 }
 

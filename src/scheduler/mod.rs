@@ -255,9 +255,11 @@ impl Scheduler<'_> {
 
     /// Returns the next node that may start, in graph order, if its pool is not full.
     fn next(&mut self) -> Option<NodeId> {
+        // Nothing needs a gate: one that fails does not keep the others, or the table, from being made.
+        let failed = |failure: &Failure| !matches!(failure.error, StepError::Gate { .. });
         let halted = self.refused
             || self.env.machine.cancel.is_cancelled()
-            || (!self.report.failures.is_empty() && !self.options.keep_going);
+            || (self.report.failures.iter().any(failed) && !self.options.keep_going);
         if halted {
             return None;
         }

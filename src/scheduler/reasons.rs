@@ -3,6 +3,10 @@
 use crate::observer::FieldChange;
 use crate::plan::Reason;
 use crate::prose;
+use crate::report::gate;
+
+/// The number of unmet requirements that are listed.
+const SHOWN: usize = 3;
 
 /// Returns the differences from the last run, for run records.
 pub(super) fn changes(reason: &Reason) -> Vec<FieldChange> {
@@ -58,6 +62,7 @@ pub fn sentence(reason: &Reason) -> String {
         }
         Reason::Incomplete => "its result was incomplete or damaged in the store".to_owned(),
         Reason::OutputGone => "a file in the output folder is missing or has changed".to_owned(),
+        Reason::Unmet(checks) => format!("failed last time: {}", gate::shown(checks, SHOWN)),
         Reason::ManifestGone => "only its manifest is written: the old one is missing, edited or incomplete".to_owned(),
         Reason::Forgotten => "its result is no longer in the store".to_owned(),
         Reason::Again => "it runs once more, to compare the results".to_owned(),

@@ -8,6 +8,7 @@ use crate::graph::Work;
 use crate::prose;
 use crate::recipe::model::GateStep;
 use crate::recipe::model::StepBody;
+use crate::report::gate::Check;
 use crate::report::gate::Verdict;
 use crate::step::Env;
 use crate::step::Inputs;
@@ -72,6 +73,11 @@ impl Kind for Gate {
         Ok(outcome.fact(action::Gate::FAILED)? == 0)
     }
 
+    fn unmet(&self, outcome: &Outcome, env: &Env<'_>) -> Result<Vec<Check>, StepError> {
+        let verdict: Verdict = decode(env.store, "verdict", outcome.output(action::Gate::VERDICT)?)?;
+        Ok(verdict.failures().into_iter().cloned().collect())
+    }
+
     fn run(&self, node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {
         let performed = work.perform(&action_of(node, inputs, env)?)?;
         let outcome = Outcome::of(performed, Vec::new());
@@ -83,7 +89,7 @@ impl Kind for Gate {
         Err(StepError::Gate {
             failed: failures.len(),
             all: verdict.checks.len(),
-            evidence: failures.iter().map(|check| check.evidence.clone()).collect(),
+            unmet: failures.into_iter().cloned().collect(),
         })
     }
 

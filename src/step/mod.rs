@@ -43,6 +43,7 @@ use crate::recipe::model::Place;
 use crate::recipe::model::SourceName;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
+use crate::report::gate::Check;
 use crate::step::space::Comparison;
 use crate::step::space::Headers;
 use crate::store::ReadFile;
@@ -287,6 +288,11 @@ pub trait Kind: Sync {
         _env: &Env<'_>,
     ) -> Result<bool, StepError> {
         Ok(true)
+    }
+
+    /// Returns the requirements that the stored result says are not met.
+    fn unmet(&self, _outcome: &Outcome, _env: &Env<'_>) -> Result<Vec<Check>, StepError> {
+        Ok(Vec::new())
     }
 
     /// Estimates what it would read and write.

@@ -49,6 +49,8 @@ pub enum RootKind {
     New,
     /// A file in the output folder is gone or was changed.
     Output,
+    /// A requirement was not met when the gate ran last.
+    Gate,
     /// Blobs of the result are gone or damaged.
     Lost,
     /// The result was removed from the store on purpose.

@@ -176,10 +176,11 @@ impl Survey {
         let Some(mut outcome) = assessment.expected.clone().filter(|_| is_restored) else {
             return Ok(known_of(env, assessment));
         };
-        let decision = if step::kind_of(node).intact(node, &mut outcome, &self.outcomes, env)? {
+        let kind = step::kind_of(node);
+        let decision = if kind.intact(node, &mut outcome, &self.outcomes, env)? {
             Decision::Hit(outcome)
         } else {
-            Decision::Miss(Reason::OutputGone)
+            Decision::Miss(plan::not_intact(kind, &outcome, env)?)
         };
         Ok(known_of(env, Assessment { decision, ..assessment }))
     }

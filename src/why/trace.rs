@@ -92,6 +92,7 @@ impl Why<'_> {
                 let cause = if renamed { RootKind::New } else { RootKind::Output };
                 push(roots, self.root(&step, cause, tree.what.clone()));
             }
+            Reason::Unmet(_) => push(roots, self.root(&step, RootKind::Gate, tree.what.clone())),
             Reason::Incomplete => push(roots, Self::lost(&step, known)),
             Reason::Forgotten => {
                 let collected = known.key().and_then(|key| self.removed(&key)).is_some();

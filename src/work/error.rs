@@ -12,6 +12,7 @@ use crate::engine::EngineError;
 use crate::engine::Role;
 use crate::fs::PathError;
 use crate::method::MethodError;
+use crate::report::gate::Check;
 use crate::store::ErrorClass as StoreClass;
 use crate::store::StoreError;
 
@@ -87,8 +88,8 @@ pub enum StepError {
         failed: usize,
         /// How many there are.
         all: usize,
-        /// A sentence for each that is not.
-        evidence: Vec<String>,
+        /// Those that are not.
+        unmet: Vec<Check>,
     },
     /// A document names something by digest, and no file is known to have it.
     #[error("no {what} {digest} is known")]
