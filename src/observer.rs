@@ -207,6 +207,13 @@ pub enum Event {
         /// What came of it, in a few words.
         summary: String,
     },
+    /// A table of candidates is up to date.
+    Table {
+        /// The step that made it.
+        step: String,
+        /// The table: `forge.table.v1`.
+        table: serde_json::Value,
+    },
     /// The build ended.
     BuildFinished {
         /// Steps that ran.

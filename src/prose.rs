@@ -51,6 +51,25 @@ pub fn duration_ms(milliseconds: u64) -> String {
     }
 }
 
+/// Breaks a line between words so that no line is wider than `width`, as far as words allow.
+pub fn wrap(line: &str, width: usize) -> String {
+    let mut text = String::with_capacity(line.len());
+    let mut used = 0;
+    for word in line.split(' ') {
+        let length = word.chars().count();
+        if used > 0 && used + 1 + length > width {
+            text.push('\n');
+            used = 0;
+        } else if used > 0 {
+            text.push(' ');
+            used += 1;
+        }
+        text.push_str(word);
+        used += length;
+    }
+    text
+}
+
 /// Writes a count with its noun: `1 tensor`, `15,980 tensors`.
 pub fn count(number: impl Into<u64>, noun: &str) -> String {
     let number = number.into();

@@ -2,6 +2,7 @@
 
 mod provenance;
 mod recipe;
+mod tables;
 mod types;
 
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use clap::builder::TypedValueParser as _;
 
 pub(super) use provenance::*;
 pub(super) use recipe::*;
+pub(super) use tables::*;
 pub(super) use types::*;
 
 /// Build quantized language models from a recipe, and rebuild only what changed.
@@ -142,7 +144,9 @@ pub(super) enum Command {
     Build(Build),
     /// Explain why a step or a tensor would run, or when and why it last ran
     Why(Why),
-    /// Compare two recipes, manifests, candidates, imatrices or policies
+    /// Print the table of the last build again, or figures of files side by side
+    Table(Table),
+    /// Compare two recipes, tables of figures, manifests, candidates, imatrices or policies
     Diff(Diff),
     /// List recorded runs, or show one
     Log(Log),

@@ -29,6 +29,8 @@ use crate::observer::Both;
 use crate::observer::Observer;
 use crate::observer::Silent;
 use crate::prose;
+use crate::report::metrics::Metrics;
+use crate::report::table::Table;
 use crate::scheduler;
 use crate::scheduler::Report;
 use crate::sign::SecretKey;
@@ -46,10 +48,11 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
         && !terminal.is_json()
         && !terminal.verbose
         && args.trace.is_none()
-        && let Some(cached) = files.nothing_to_do(&target, request, terminal)
+        && let Some(fresh) = files.nothing_to_do(&target, request, terminal)
     {
+        print_tables(&fresh.tables, terminal);
         let report = Report {
-            cached,
+            cached: fresh.steps,
             elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             ..Report::default()
         };
@@ -134,6 +137,10 @@ fn carry_out(
     if let Some(request) = &request {
         session.note_fresh(request, &files.texts(), &report);
     }
+    // Before what failed: a gate that is not met is about the figures of the table.
+    if !terminal.is_json() && !report.stopped {
+        print_tables(&session.tables(&report), terminal);
+    }
     for failure in &report.failures {
         let mut diagnostic = explain(&failure.node.to_string(), &failure.error);
         if let Some(script) = report.kept.get(&failure.node) {
@@ -148,18 +155,18 @@ fn carry_out(
         sign::sign_outputs(&session, &report, key, terminal)?;
     }
     if !terminal.is_json() {
-        // If there was nothing to do, only that is printed; the table is in the output folder.
-        if report.ran > 0 && report.failures.is_empty() && !report.stopped {
-            for table in session.tables(&report) {
-                terminal.data(&table.terminal(columns()));
-            }
-        }
         terminal.line(&summary(&report));
     }
     if report.ran > 0 {
         enforce_limit(session.store(), max_size, terminal);
     }
     Ok(exit_of(&report))
+}
+
+fn print_tables(tables: &[Metrics], terminal: &Terminal) {
+    for table in tables {
+        terminal.data(&Table::of(std::slice::from_ref(table)).text(columns()));
+    }
 }
 
 fn summary(report: &Report) -> String {

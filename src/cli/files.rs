@@ -31,6 +31,7 @@ use crate::recipe::Recipe;
 use crate::session;
 use crate::session::BuildRequest;
 use crate::session::Runtime;
+use crate::session::NothingToDo;
 use crate::session::Session;
 use crate::session::SessionError;
 use crate::store::Store;
@@ -194,8 +195,13 @@ impl Files {
         })
     }
 
-    /// Returns how many steps of a build are done, if a note says that all are, and still holds.
-    pub(super) fn nothing_to_do(&self, target: &Target, request: &BuildRequest, terminal: &Terminal) -> Option<usize> {
+    /// Returns what a build shows, if a note says that all of its steps are done, and still holds.
+    pub(super) fn nothing_to_do(
+        &self,
+        target: &Target,
+        request: &BuildRequest,
+        terminal: &Terminal,
+    ) -> Option<NothingToDo> {
         // What is wrong with the settings is said on the long way.
         let config = Config::read(&self.folder(&target.recipe)).ok()?;
         config.max_size().ok()?;
@@ -287,6 +293,17 @@ impl Files {
     }
 
     /// Returns the folder that the command line's paths start from; empty for the current one.
+    /// Returns the store that builds of a recipe use, or the one for another file in its folder, if there is one; it is not made.
+    pub(super) fn existing_store(&self, file: &str, terminal: &Terminal) -> Result<Option<Store>, Failure> {
+        let config = Config::read(&self.folder(file))?;
+        terminal.set_preferred_color(config.color());
+        let place = self.cache_dir(&config)?;
+        if !fs::exists(&place).unwrap_or(false) {
+            return Ok(None);
+        }
+        Ok(Store::open_read_only(&place).ok())
+    }
+
     pub(super) fn directory(&self) -> &Path {
         &self.directory
     }

@@ -34,6 +34,7 @@ mod selection;
 mod settings;
 pub mod show;
 mod sign;
+mod show_table;
 mod signals;
 mod table;
 mod targets;
@@ -169,6 +170,7 @@ fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Build(build) => build::run(build, &files, terminal),
         Command::Why(why) => why::run(why, &files, terminal),
         Command::Diff(diff) => diff::run(diff, &files, terminal),
+        Command::Table(table) => show_table::run(table, &files, terminal),
         Command::Log(log) => log::run(log, &files, terminal),
         Command::Graph(graph) => graph::run(graph, &files, terminal),
         Command::Policy(policy) => policy::run(policy, &files, terminal),

@@ -1,11 +1,5 @@
-//! The table of candidates (`metrics.json`, schema `forge.metrics.v1`, and `metrics.md`).
+//! The figures of candidates (`metrics.json`, schema `forge.metrics.v1`).
 
-use std::fmt::Write;
-
-use comfy_table::CellAlignment;
-use comfy_table::Table;
-use comfy_table::TableStyle;
-use comfy_table::presets;
 use serde::Deserialize;
 use serde::Serialize;
 
@@ -13,6 +7,12 @@ use crate::prose;
 
 /// The name of the form of `metrics.json`.
 pub const SCHEMA: &str = "forge.metrics.v1";
+
+/// The maximum length of `metrics.json`: a row has some 800 bytes.
+pub const CAP: u64 = 64 << 20;
+
+/// What figures must have in common to be compared ([`Row::ground`]).
+pub type Ground<'a> = (&'a str, u64, u64, u32, Option<u64>);
 
 /// A candidate's figures in one evaluation. Figures that were not measured are null.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -81,6 +81,13 @@ impl Row {
     pub fn loss(&self) -> f64 {
         self.kld_mean.unwrap_or(self.ppl)
     }
+
+    /// Returns what figures must have in common to be compared: the engine, the chunks, and the reference's perplexity, which
+    /// differs if the text does.
+    pub fn ground(&self) -> Ground<'_> {
+        let reference = self.ppl_reference.map(f64::to_bits);
+        (&self.fingerprint, self.chunks, self.tokens, self.context, reference)
+    }
 }
 
 /// The table.
@@ -111,159 +118,38 @@ impl Metrics {
         }
     }
 
+    /// Reads `metrics.json`.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not one: also where it has another schema.
+    pub fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        let table: Self = serde_json::from_slice(bytes)?;
+        if table.schema == SCHEMA {
+            Ok(table)
+        } else {
+            Err(serde::de::Error::custom(format_args!(
+                "its schema is `{}`",
+                table.schema
+            )))
+        }
+    }
+
     /// Returns `metrics.json`.
     pub fn json(&self) -> Result<Vec<u8>, serde_json::Error> {
         let mut json = serde_json::to_vec_pretty(self)?;
         json.push(b'\n');
         Ok(json)
     }
-
-    /// Returns `metrics.md`.
-    pub fn markdown(&self) -> String {
-        let mut text = format!("# {}\n\n", self.recipe);
-        for eval in self.evals() {
-            let rows: Vec<&Row> = self.rows.iter().filter(|row| row.eval == eval).collect();
-            let _ = writeln!(
-                text,
-                "## {eval}\n\n{}\n",
-                table(&columns(&rows), presets::ASCII_MARKDOWN)
-            );
-            let _ = writeln!(text, "{}\n", evidence(&rows).join("  \n"));
-        }
-        text.truncate(text.trim_end().len());
-        text.push('\n');
-        text
-    }
-
-    /// Returns the table as a terminal shows it. Where that has fewer columns than the table, figures are left out that tell least,
-    /// and named.
-    pub fn terminal(&self, width: Option<usize>) -> String {
-        let evals = self.evals();
-        let mut text = String::new();
-        for eval in &evals {
-            let rows: Vec<&Row> = self.rows.iter().filter(|row| row.eval == *eval).collect();
-            if evals.len() > 1 {
-                let _ = writeln!(text, "{eval}");
-            }
-            let mut columns = columns(&rows);
-            let left_out = fit(&mut columns, width.unwrap_or(usize::MAX));
-            let _ = writeln!(text, "{}", table(&columns, presets::NOTHING));
-            for line in evidence(&rows) {
-                let _ = writeln!(text, "{line}");
-            }
-            if !left_out.is_empty() {
-                let _ = writeln!(
-                    text,
-                    "not shown in {} columns: {}",
-                    width.unwrap_or_default(),
-                    left_out.join(", ")
-                );
-            }
-        }
-        text
-    }
-
-    fn evals(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = Vec::new();
-        for row in &self.rows {
-            if !names.contains(&row.eval.as_str()) {
-                names.push(&row.eval);
-            }
-        }
-        names
-    }
 }
 
 /// Only rows of one evaluation and one engine are ranked against each other.
-fn dominates(other: &Row, row: &Row) -> bool {
+pub(super) fn dominates(other: &Row, row: &Row) -> bool {
     other.eval == row.eval
-        && other.fingerprint == row.fingerprint
+        && other.ground() == row.ground()
         && other.bytes <= row.bytes
         && other.loss() <= row.loss()
         && (other.bytes < row.bytes || other.loss() < row.loss())
-}
-
-fn table(columns: &[Column], style: TableStyle) -> Table {
-    let mut table = Table::new();
-    table.load_style(style);
-    table.set_header(columns.iter().map(|column| column.name));
-    let rows = columns.first().map_or(0, |column| column.cells.len());
-    for row in 0..rows {
-        table.add_row(columns.iter().map(|column| &column.cells[row]));
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
-}
-
-/// A figure of all rows.
-struct Column {
-    name: &'static str,
-    cells: Vec<String>,
-}
-
-fn columns(rows: &[&Row]) -> Vec<Column> {
-    let of = |name, cell: fn(&Row) -> String| Column {
-        name,
-        cells: rows.iter().map(|row| cell(row)).collect(),
-    };
-    let mut columns = vec![
-        of("candidate", |row| row.candidate.clone()),
-        of("MiB", |row| format!("{:.2}", row.bytes as f64 / f64::from(1 << 20))),
-        of("bpw", |row| format!("{:.3}", row.bpw)),
-        of("PPL", |row| format!("{:.3}", row.ppl)),
-        of("PPL 95 %", |row| interval(Some(row.ppl_ci95), 3)),
-    ];
-    if rows.iter().any(|row| row.kld_mean.is_some()) {
-        columns.extend([
-            of("KLD", |row| number(row.kld_mean, 5)),
-            of("KLD 95 %", |row| interval(row.kld_mean_ci95, 5)),
-            of("KLD p99", |row| number(row.kld_p99, 4)),
-            of("KLD max", |row| number(row.kld_max, 3)),
-            of("same top", |row| percent(row.top1_agreement)),
-            of("RMS dp", |row| percent(row.rms_dp)),
-        ]);
-    }
-    if rows.iter().any(|row| row.kld_predicted.is_some()) {
-        columns.extend([
-            of("predicted", |row| number(row.kld_predicted, 5)),
-            of("predicted 95 %", |row| {
-                let misses = row.prediction_holds == Some(false);
-                interval(row.kld_predicted_pi95, 5) + if misses { " !" } else { "" }
-            }),
-        ]);
-    }
-    columns.push(of("front", |row| if row.pareto { "*" } else { "" }.to_owned()));
-    columns
-}
-
-/// What a narrow terminal can do without, first what tells least besides the others.
-const DISPENSABLE: [&str; 8] = [
-    "RMS dp",
-    "KLD max",
-    "PPL 95 %",
-    "predicted",
-    "KLD p99",
-    "bpw",
-    "same top",
-    "predicted 95 %",
-];
-
-/// Takes out columns until the table has the width, as far as that goes. Returns their names.
-fn fit(columns: &mut Vec<Column>, width: usize) -> Vec<&'static str> {
-    let mut left_out = Vec::new();
-    for name in DISPENSABLE {
-        let lines = table(columns, presets::NOTHING);
-        if lines.lines().all(|line| line.trim_end().chars().count() <= width) {
-            break;
-        }
-        if columns.iter().any(|column| column.name == name) {
-            columns.retain(|column| column.name != name);
-            left_out.push(name);
-        }
-    }
-    left_out
 }
 
 /// What the figures rest on, a line for each distinct ground.
@@ -333,22 +219,8 @@ fn unranked(rows: &[&Row]) -> Option<String> {
     (!pairs.is_empty()).then(|| format!("cannot be ranked by what was predicted: {}", pairs.join("; ")))
 }
 
-fn number(value: Option<f64>, digits: usize) -> String {
-    value.map(|value| format!("{value:.digits$}")).unwrap_or_default()
-}
-
-fn interval(value: Option<[f64; 2]>, digits: usize) -> String {
-    value
-        .map(|[low, high]| format!("{low:.digits$} - {high:.digits$}"))
-        .unwrap_or_default()
-}
-
-fn percent(value: Option<f64>) -> String {
-    value.map(|value| format!("{:.2} %", value * 100.0)).unwrap_or_default()
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     pub(crate) fn row(candidate: &str, bytes: u64, kld: f64) -> Row {
@@ -403,51 +275,6 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_terminal_has_fewer_columns_and_a_note_lists_the_others() {
-        let predicted = Row {
-            kld_predicted: Some(0.1),
-            kld_predicted_pi95: Some([0.09, 0.11]),
-            prediction_holds: Some(false),
-            ..row("best-Q4_K_M", 5 << 30, 0.2)
-        };
-        let metrics = Metrics::new("r", vec![row("mix-Q4_K_M", 5 << 30, 0.3), predicted]);
-        let shown = |width| {
-            let text = metrics.terminal(width);
-            let table: Vec<String> = text.lines().take(3).map(|line| line.trim_end().to_owned()).collect();
-            let left_out = text
-                .lines()
-                .find(|line| line.starts_with("not shown"))
-                .map(str::to_owned);
-            (table, left_out)
-        };
-        let widest = |table: &[String]| table.iter().map(|line| line.chars().count()).max().unwrap();
-        let (whole, left_out) = shown(None);
-        assert_eq!(left_out, None);
-        assert_eq!(shown(Some(widest(&whole))), (whole.clone(), None));
-        let (table, left_out) = shown(Some(widest(&whole) - 1));
-        assert_eq!(
-            left_out.unwrap(),
-            format!("not shown in {} columns: RMS dp", widest(&whole) - 1)
-        );
-        assert!(
-            table[0].contains("KLD max") && !table[0].contains("RMS dp"),
-            "{table:?}"
-        );
-        let (table, left_out) = shown(Some(80));
-        assert!(widest(&table) <= 80 && left_out.is_some(), "{table:?}");
-        assert!(table[2].contains("0.20000"), "{table:?}");
-        let missed = "! what the policy measured of `best-Q4_K_M`";
-        assert!(metrics.terminal(Some(80)).contains(missed), "said whatever is left out");
-        // What is compared is never left out, however narrow.
-        let (table, _) = shown(Some(1));
-        assert!(
-            ["candidate", "MiB", "PPL", "KLD", "KLD 95 %"]
-                .iter()
-                .all(|name| table[0].contains(name))
-        );
-    }
-
-    #[test]
     fn choices_within_the_error_of_predictions_are_not_ranked() {
         let predicted = |candidate: &str, kld: f64, predicted: f64| Row {
             kld_predicted: Some(predicted),
@@ -468,19 +295,5 @@ mod tests {
         );
         assert_eq!(said(&rows[1..]), None, "nothing was predicted of `d`");
         assert_eq!(said(&[rows[0].clone(), elsewhere]), None, "measured by another engine");
-        let text = Metrics::new("tiny", rows.into()).markdown();
-        assert!(
-            text.contains("cannot be ranked by what was predicted: `a` and `b`"),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn the_table_is_markdown_and_names_its_data() {
-        let text = Metrics::new("tiny", vec![row("a", 3 << 20, 0.0123456)]).markdown();
-        assert!(text.starts_with("# tiny\n\n## quality\n\n| candidate |"), "{text}");
-        assert!(text.contains("| a         | 3.00 | 4.500 |"), "{text}");
-        assert!(text.contains("0.01235"), "{text}");
-        assert!(text.ends_with("8 chunks of 512 tokens, 2040 scored, reference PPL 19.500; intervals by bootstrap over chunks; engine ffffffff\n"), "{text}");
     }
 }

@@ -18,9 +18,6 @@ use crate::report::metrics;
 use crate::report::metrics::Metrics;
 use crate::store::Store;
 
-/// The maximum length of a table of metrics: a row has some 800 bytes.
-const METRICS_CAP: u64 = 64 << 20;
-
 /// Why a chart cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ChartError {
@@ -119,13 +116,8 @@ fn read(path: &Path) -> Result<Metrics, ChartError> {
         path: path.to_owned(),
         problem,
     };
-    let bytes = fs::read_small(path, METRICS_CAP)?;
-    let table: Metrics = serde_json::from_slice(&bytes).map_err(|error| no_metrics(error.to_string()))?;
-    if table.schema == metrics::SCHEMA {
-        Ok(table)
-    } else {
-        Err(no_metrics(format!("its schema is `{}`", table.schema)))
-    }
+    let bytes = fs::read_small(path, metrics::CAP)?;
+    Metrics::parse(&bytes).map_err(|error| no_metrics(error.to_string()))
 }
 
 /// How a policy with a budget chose.

@@ -18,12 +18,14 @@ use serde::Serialize;
 
 use super::Session;
 use super::record;
+use super::tables;
 use crate::digest::BlobDigest;
 use crate::digest::Hash;
 use crate::engine::Engines;
 use crate::fs;
 use crate::fs::Stamp;
 use crate::observer::Silent;
+use crate::report::metrics::Metrics;
 use crate::scheduler::Report;
 use crate::step;
 use crate::step::Watched;
@@ -70,15 +72,26 @@ impl BuildRequest {
     }
 }
 
-/// Returns how many steps are done, if all are and nothing that decides it has changed since that was found out. `None`
+/// What a build that has nothing to do shows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NothingToDo {
+    /// The number of steps that are done.
+    pub steps: usize,
+    /// The tables of candidates, in the recipe's order.
+    pub tables: Vec<Metrics>,
+}
+
+/// Returns what a build shows if all steps are done and nothing that decides it has changed since that was found out. `None`
 /// says only that it is not known.
-pub fn nothing_to_do(cache_dir: &Path, request: &BuildRequest) -> Option<usize> {
+pub fn nothing_to_do(cache_dir: &Path, request: &BuildRequest) -> Option<NothingToDo> {
     let store = Store::open_read_only(cache_dir).ok()?;
     let name = request.name()?;
-    let cached = store.fresh(&name, still_holds)?;
+    let (steps, tables) = store.fresh(&name, still_holds)?;
+    let tables = tables.iter().map(|table| tables::read(&store, table));
+    let tables = tables.collect::<Option<_>>()?;
     // For the collector; a note that cannot be touched serves all the same.
     let _ = store.touch_fresh(&name);
-    Some(cached)
+    Some(NothingToDo { steps, tables })
 }
 
 /// The stamps of some files, in order, for their digest.
@@ -122,11 +135,13 @@ impl Stamps {
     }
 }
 
-/// The note as it is stored, version 3: JSON.
+/// The note as it is stored, version 4: JSON.
 #[derive(Debug, Serialize, Deserialize)]
 struct Note<'n> {
     /// The number of steps that are done.
     steps: usize,
+    /// The tables of candidates, as output `json` of `metrics`. Their blobs are among the files below.
+    tables: Vec<BlobDigest>,
     /// The files that the recipe is read from.
     #[serde(borrow)]
     texts: Vec<Text<'n>>,
@@ -179,8 +194,8 @@ struct Group<'n> {
     files: Vec<Name<'n>>,
 }
 
-/// Returns the number of steps that a note says are done, if everything that it depends on is unchanged.
-fn still_holds(note: &str) -> Option<usize> {
+/// Returns the number of steps that a note says are done, and their tables, if everything that it depends on is unchanged.
+fn still_holds(note: &str) -> Option<(usize, Vec<BlobDigest>)> {
     let note: Note<'_> = serde_json::from_str(note).ok()?;
     for text in &note.texts {
         let bytes = fs::read_small(Path::new(text.path.as_ref()), TEXT_CAP).ok()?;
@@ -201,7 +216,7 @@ fn still_holds(note: &str) -> Option<usize> {
             }
         }
     }
-    Some(note.steps)
+    Some((note.steps, note.tables))
 }
 
 /// Returns whether no file of a group was made, removed or replaced, as far as the stamp of its folder proves that.
@@ -375,6 +390,7 @@ impl Session {
         });
         let note = Note {
             steps: report.cached,
+            tables: tables::digests(&self.recipe, report).map(|(_, table)| table).collect(),
             texts: texts.collect::<Option<_>>()?,
             patterns,
             folders: files.finish()?,

@@ -14,6 +14,7 @@ pub mod reproduce;
 mod run;
 pub mod signing;
 mod space;
+mod tables;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -23,7 +24,6 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
-use crate::action;
 use crate::digest::Fingerprint;
 use crate::engine::Cancel;
 use crate::engine::EngineError;
@@ -40,7 +40,7 @@ use crate::plan;
 use crate::plan::Plan;
 use crate::plan::Status;
 use crate::recipe::Recipe;
-use crate::report::metrics::Metrics;
+use crate::report::table::Table;
 use crate::scheduler;
 use crate::scheduler::Report;
 use crate::step;
@@ -55,7 +55,6 @@ use crate::why::Overview;
 use crate::why::ReadFiles;
 use crate::why::TensorError;
 use crate::why::Why;
-use crate::work::DOCUMENT_CAP;
 use crate::work::FailedActions;
 use crate::work::Machine;
 use crate::work::Models;
@@ -66,6 +65,7 @@ pub use chart::chart;
 pub use engines::EngineProblem;
 pub use fresh::BuildRequest;
 pub use fresh::nothing_to_do;
+pub use fresh::NothingToDo;
 pub use lock::Lock;
 pub use lock::LockDifference;
 pub use lock::LockError;
@@ -75,6 +75,9 @@ pub use preflight::Problem;
 pub use repeat::RepeatReport;
 pub use space::Need;
 pub use space::NoSpace;
+pub use tables::TableError;
+pub use tables::last_tables;
+pub use tables::table_of_file;
 
 /// What runs the actions of a session.
 #[derive(Debug, Clone)]
@@ -340,22 +343,13 @@ impl Session {
             });
         }
         observer.event(&finished(&report));
+        for (step, table) in self.tables_by_step(&report) {
+            observer.event(&Event::Table {
+                step: step.to_string(),
+                table: Table::of(&[table]).document(),
+            });
+        }
         Ok(report)
-    }
-
-    /// Returns the tables of candidates of a build, in the recipe's order.
-    pub fn tables(&self, report: &Report) -> Vec<Metrics> {
-        let tables = metrics::tables(&self.recipe);
-        let outcomes = tables.filter_map(|id| report.outcomes.get(&NodeId::Step(id.clone())));
-        outcomes
-            .filter_map(|outcome| {
-                let json = self
-                    .store
-                    .read(&outcome.output(action::Metrics::JSON).ok()?, DOCUMENT_CAP)
-                    .ok()?;
-                serde_json::from_slice(&json).ok()
-            })
-            .collect()
     }
 
     /// Returns the identities of the engines that a graph uses, in every role.

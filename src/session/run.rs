@@ -134,7 +134,8 @@ impl<'a> Run<'a> {
         let mut state = self.state();
         let mut is_relevant = state.writer.is_some();
         match event {
-            Event::Progress { .. } => return,
+            // The store has the table.
+            Event::Progress { .. } | Event::Table { .. } => return,
             Event::ActionFinished {
                 outcome: ActionOutcome::Ran,
                 key,

@@ -24,7 +24,7 @@ use crate::step::wrong_kind;
 use crate::work::Context;
 
 /// The version of the table: raise it when its form changes.
-const TABLE: u32 = 2;
+const TABLE: u32 = 3;
 
 /// A table of candidates.
 pub struct Metrics;
@@ -72,15 +72,24 @@ fn action_of(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Action, Step
 /// Returns the names of the table's files: `metrics` if the recipe has one table, else `metrics-NAME`.
 fn file_names(node: &Node, env: &Env<'_>) -> Result<[(String, Output); 2], StepError> {
     let (name, _) = rows(node)?;
-    let stem = if env.only_table {
-        "metrics".to_owned()
-    } else {
-        format!("metrics-{name}")
-    };
+    let stem = stem(name, env.only_table);
     Ok([
         (format!("{stem}.json"), action::Metrics::JSON),
         (format!("{stem}.md"), action::Metrics::MARKDOWN),
     ])
+}
+
+fn stem(name: &str, only: bool) -> String {
+    if only {
+        "metrics".to_owned()
+    } else {
+        format!("metrics-{name}")
+    }
+}
+
+/// Returns the name of a table's file: `metrics.json` if the recipe has one table, else `metrics-NAME.json`.
+pub fn json_name(table: &StepId, only: bool) -> String {
+    format!("{}.json", stem(&table.name, only))
 }
 
 impl Kind for Metrics {

@@ -11,6 +11,7 @@ use crate::action::MetricsRow;
 use crate::figures;
 use crate::figures::Interval;
 use crate::policy;
+use crate::report;
 use crate::report::metrics::Metrics as Table;
 use crate::report::metrics::Row;
 use crate::store::Store;
@@ -27,7 +28,14 @@ impl Work for Metrics {
         };
         let mut made = ActionOutputs::default();
         made.output(Self::JSON, store.put(&table.json().map_err(broken)?)?);
-        made.output(Self::MARKDOWN, store.put(table.markdown().as_bytes())?);
+        made.output(
+            Self::MARKDOWN,
+            store.put(
+                report::table::Table::of(std::slice::from_ref(&table))
+                    .markdown()
+                    .as_bytes(),
+            )?,
+        );
         made.fact(Self::ROWS, table.rows.len());
         made.fact(Self::FRONT, table.rows.iter().filter(|row| row.pareto).count());
         Ok(made)

@@ -68,6 +68,7 @@ mod space;
 mod squared;
 mod store;
 mod support;
+mod tables;
 mod trust;
 mod up_to_date_note;
 mod verify;

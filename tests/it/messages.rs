@@ -265,6 +265,8 @@ fn every_line_is_one_of_the_schema() {
     checker.run(&forge, 0, &["why"]);
     checker.run(&forge, 0, &["why", "imatrix.general"]);
     checker.run(&forge, 2, &["why", "imatrix.nobody"]);
+    checker.run(&forge, 0, &["table", "--columns", "candidate,kld", "--sort", "-kld"]);
+    checker.run(&forge, 2, &["table", "nothing.json"]);
     checker.run(&forge, 0, &["diff", "recipe.toml", "recipe.toml"]);
     checker.run(&forge, 2, &["diff", "recipe.toml", "prose.txt", "recipe.toml"]);
 
@@ -363,6 +365,7 @@ const HELP: &[(&[&str], &[&str])] = &[
             "plan",
             "build",
             "why",
+            "table",
             "diff",
             "log",
             "graph",
@@ -428,6 +431,21 @@ const HELP: &[(&[&str], &[&str])] = &[
             "promote.small",
             "ffn_down",
             "forge why -f",
+        ],
+    ),
+    (
+        &["table", "--help"],
+        &[
+            "[RECIPE|FILE|MANIFEST]...",
+            "--columns <NAME,...>",
+            "--sort <[-]NAME>",
+            "--format",
+            "text",
+            "markdown",
+            "csv",
+            "json",
+            "--out <DIR>",
+            "historical",
         ],
     ),
     (

@@ -225,6 +225,8 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("policy.v1", "/choices/0/why", &["loss"]),
     ("slices.v1", "", &[]),
     ("tensor-errors.v1", "", &[]),
+    ("table.v1", "", &[]),
+    ("table.v1", "/evidence/0", &[]),
     ("tombstone.v1", "", &[]),
     ("tombstone.v2", "", &[]),
     ("why.v1", "", &[]),
@@ -507,6 +509,15 @@ fn every_document_of_a_build_is_what_its_schema_says() {
         schemas.good("diff.v1", &serde_json::from_str(&run.stdout).unwrap());
     }
     let _ = forge
+    for args in [
+        ["table", "--format", "json"].as_slice(),
+        &["table", "--format", "json", "--columns", "kld,front"],
+    ] {
+        schemas.good(
+            "table.v1",
+            &serde_json::from_str(&forge.run(args).success().stdout).unwrap(),
+        );
+    }
         .run(&["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"])
         .success();
     for path in files_below(&forge.store().join("tombstones-v1")) {

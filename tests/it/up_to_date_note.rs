@@ -39,7 +39,7 @@ fn request(forge: &Forge) -> BuildRequest {
 }
 
 fn answer(forge: &Forge) -> Option<usize> {
-    nothing_to_do(forge.store(), &request(forge))
+    nothing_to_do(forge.store(), &request(forge)).map(|found| found.steps)
 }
 
 type Change = fn(&Forge);

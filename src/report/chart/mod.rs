@@ -109,12 +109,6 @@ pub struct Chart {
     pub notes: Vec<String>,
 }
 
-/// What figures must have in common to be compared.
-fn ground(row: &metrics::Row) -> (&str, u64, u64, u32, Option<u64>) {
-    let reference = row.ppl_reference.map(f64::to_bits);
-    (&row.fingerprint, row.chunks, row.tokens, row.context, reference)
-}
-
 impl Chart {
     /// Makes a chart of candidates that were measured in one evaluation, or in the same evaluation of several builds. Only those that
     /// were measured as the first are compared for the front; the others are historical. Nothing where nothing can be drawn.
@@ -126,7 +120,7 @@ impl Chart {
         let mut series: Vec<Series> = Vec::new();
         let mut seen: Vec<&metrics::Row> = Vec::new();
         for Measured { row, info } in measured {
-            let again = |other: &&metrics::Row| other.blake3 == row.blake3 && ground(other) == ground(row);
+            let again = |other: &&metrics::Row| other.blake3 == row.blake3 && other.ground() == row.ground();
             if seen.iter().any(again) {
                 continue;
             }
@@ -152,7 +146,7 @@ impl Chart {
                 // A perplexity is not what policies predict.
                 predicted: (row.kld_predicted.or(info.predicted)).filter(|loss| kld && *loss > 0.0 && loss.is_finite()),
                 front: false,
-                historical: ground(row) != ground(first),
+                historical: row.ground() != first.ground(),
             };
             match series
                 .iter_mut()
@@ -183,7 +177,7 @@ impl Chart {
         let rows: Vec<&metrics::Row> = seen
             .iter()
             .copied()
-            .filter(|row| ground(row) == ground(first))
+            .filter(|row| row.ground() == first.ground())
             .collect();
         notes.splice(0..0, metrics::evidence(&rows));
         if all.iter().any(|point| point.historical) {
