@@ -413,8 +413,9 @@ pub(super) enum DiffFormat {
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-The kind of each file is detected from its content: recipes (TOML), manifests (JSON), candidates and imatrices (GGUF;
-imatrices also in the legacy .dat format), policies (JSON). Both files must be of the same kind.
+The kind of each file is detected from its content: recipes (TOML), tables of figures, manifests and policies (JSON),
+candidates and imatrices (GGUF; imatrices also in the legacy .dat format). Both must be of the same kind. Text files
+may be of git revisions. Of recipes and tables, forge says of each candidate whether it became better.
 
 To use it as git's diff driver:
   git config diff.forge.command 'forge diff --git'

@@ -1,5 +1,6 @@
-//! `forge diff`: two recipes, manifests, candidates, imatrices or policies.
+//! `forge diff`: two recipes, tables of figures, manifests, candidates, imatrices or policies.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
@@ -13,18 +14,29 @@ use crate::cli::args::DiffFormat;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::escape::Block;
 use crate::cli::files::Files;
+use crate::cli::files::Target;
 use crate::cli::json;
+use crate::cli::revision::Revision;
 use crate::cli::targets;
 use crate::cli::terminal::Terminal;
+use crate::cli::terminal::columns;
 use crate::diff;
 use crate::diff::Change;
+use crate::diff::Comparison;
 use crate::diff::Diff;
 use crate::diff::DiffError;
+use crate::diff::Evaluation;
 use crate::diff::Kind;
 use crate::diff::Opened;
+use crate::diff::Paired;
 use crate::diff::Part;
 use crate::diff::Row;
+use crate::diff::Unpaired;
+use crate::diff::Verdict;
+use crate::engine::Cancel;
 use crate::fs;
+use crate::prose;
+use crate::recipe::Recipe;
 use crate::store::Store;
 
 pub(super) fn run(args: &args::Diff, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
@@ -39,12 +51,23 @@ pub(super) fn run(args: &args::Diff, files: &Files, terminal: &Terminal) -> Resu
         return Err(Failure::new(Exit::Usage, many.code("usage::diff")));
     };
     let opened = [
-        open(files, terminal, a, &path_of(a, args, files, terminal)?, None)?,
-        open(files, terminal, b, &path_of(b, args, files, terminal)?, None)?,
+        operand(a, args, files, terminal)?,
+        operand(b, args, files, terminal)?,
     ];
-    let [of_a, of_b] = &opened;
+    let [(of_a, place_a), (of_b, place_b)] = &opened;
     let store = store(files, terminal, of_a);
-    let found = diff::compare(of_a, of_b, [a, b], store.as_ref()).map_err(|error| failure(&error))?;
+    let mut found = diff::compare(of_a, of_b, [a, b], store.as_ref()).map_err(|error| failure(&error))?;
+    if let (Opened::Recipe(of_a), Opened::Recipe(of_b)) = (of_a, of_b)
+        && found.differ
+    {
+        let of_a = evaluations(of_a, place_a, files, terminal);
+        let of_b = evaluations(of_b, place_b, files, terminal);
+        match (of_a, of_b) {
+            (Ok(Some(of_a)), Ok(Some(of_b))) => found.add_figures(&of_a, &of_b),
+            (Err(why), _) | (_, Err(why)) => found.notes.push(format!("no figures: {why}")),
+            (Ok(None), _) | (_, Ok(None)) => {}
+        }
+    }
     show(&found, args.format, args.rows, terminal);
     Ok(if args.exit_code && found.differ {
         Exit::Recipe
@@ -53,15 +76,50 @@ pub(super) fn run(args: &args::Diff, files: &Files, terminal: &Terminal) -> Resu
     })
 }
 
-/// Returns the file that a word means: the output of a candidate, where it is the name of a step.
-fn path_of(word: &str, args: &args::Diff, files: &Files, terminal: &Terminal) -> Result<PathBuf, Failure> {
-    let target = targets::of_step(word, &args.names, files, terminal)?;
-    Ok(target.map_or_else(|| files.path(word), |target| target.output))
+/// Opens what a word of the command line names: a file, a file of a git revision, or the output of a step. Also returns where it is in the working tree.
+fn operand(word: &str, args: &args::Diff, files: &Files, terminal: &Terminal) -> Result<(Opened, String), Failure> {
+    let Some(revision) = Revision::find(word, files.directory())? else {
+        let target = targets::of_step(word, &args.names, files, terminal)?;
+        let path = target.map_or_else(|| files.path(word), |target| target.output);
+        return Ok((open(files, terminal, word, &path, None)?, word.to_owned()));
+    };
+    let bytes = revision.bytes().map_err(|problem| {
+        let unreadable = Diagnostic::error(format!("`{word}` cannot be read from git"));
+        Failure::new(Exit::Usage, unreadable.code("usage::revision").caused_by(problem))
+    })?;
+    let is_json = bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
+    let opened = if is_json {
+        diff::open_json(Path::new(word), &bytes).map_err(|error| failure(&error))?
+    } else {
+        Opened::Recipe(Box::new(files.recipe_of_revision(&revision, terminal)?.recipe))
+    };
+    Ok((opened, revision.in_working_tree().to_string_lossy().into_owned()))
+}
+
+/// Returns the evaluations of a recipe whose files are next to `place`; nothing if there is no store, and why not if its engines
+/// or settings do not allow it.
+fn evaluations(
+    recipe: &Recipe,
+    place: &str,
+    files: &Files,
+    terminal: &Terminal,
+) -> Result<Option<Vec<Evaluation>>, String> {
+    let why = |failure: Failure| {
+        let first = failure.diagnostics.into_iter().next();
+        first.map_or_else(|| "the recipe cannot be planned".to_owned(), |first| first.message)
+    };
+    if files.existing_store(place, terminal).map_err(why)?.is_none() {
+        return Ok(None);
+    }
+    let target = Target::whole(place.to_owned(), None);
+    let session = files.session_of(recipe.clone(), &target, terminal, Cancel::new());
+    let (session, _) = session.map_err(why)?;
+    Ok(Some(session.evaluations()))
 }
 
 /// Opens the store where it may know of candidates. One that is not there is not made for this.
 fn store(files: &Files, terminal: &Terminal, opened: &Opened) -> Option<Store> {
-    if opened.kind() != Kind::Candidate {
+    if !matches!(opened.kind(), Kind::Candidate | Kind::Metrics) {
         return None;
     }
     let place = files.store_dir(terminal).ok()?;
@@ -93,7 +151,7 @@ pub(super) fn failure(error: &DiffError) -> Failure {
         DiffError::Unknown { .. } => Failure::new(
             Exit::Usage,
             Diagnostic::from_error(error).code("usage::diff-unknown").hint(
-                "what can be compared: recipes (TOML), manifests, policies (JSON), candidates and imatrices (GGUF)",
+                "what can be compared: recipes (TOML), tables of figures, manifests, policies (JSON), candidates and imatrices (GGUF)",
             ),
         ),
         DiffError::Unlisted { .. } => Failure::new(
@@ -237,10 +295,108 @@ fn text(found: &Diff, most: usize) -> Block {
             let _ = writeln!(text, "    and {} more (--rows 0 for all)", part.rows.len() - most);
         }
     }
-    for note in &found.notes {
-        let _ = writeln!(text, "{note}");
+    let width = columns().unwrap_or(usize::MAX);
+    for sentence in sentences(found).iter().chain(&found.notes) {
+        for line in prose::wrap(sentence, width).lines() {
+            let _ = writeln!(text, "{line}");
+        }
     }
     text
+}
+
+/// Returns a sentence for each candidate, and one for all that cannot be compared for the same reason.
+fn sentences(found: &Diff) -> Vec<String> {
+    let mut sentences = Vec::new();
+    let mut unpaired: BTreeMap<Unpaired, Vec<&Comparison>> = BTreeMap::new();
+    let mut same: Vec<&str> = Vec::new();
+    for comparison in &found.comparisons {
+        match (comparison.unpaired, comparison.verdict) {
+            (Some(why), _) => unpaired.entry(why).or_default().push(comparison),
+            (None, Verdict::Same) => same.push(&comparison.candidate),
+            (None, _) => sentences.push(sentence(comparison)),
+        }
+    }
+    same.dedup();
+    if !same.is_empty() {
+        sentences.insert(0, format!("the same figures in both: {}", prose::names(&same, 8)));
+    }
+    for (why, comparisons) in unpaired {
+        let mut names: Vec<&str> = comparisons
+            .iter()
+            .map(|comparison| comparison.candidate.as_str())
+            .collect();
+        names.dedup();
+        let of = prose::names(&names, 4);
+        let (a, b) = (&found.a, &found.b);
+        let never = |file: &str| {
+            format!("the store has no figures of `{file}`: it was never built, or its files have changed since")
+        };
+        sentences.push(match why {
+            Unpaired::FirstMissing => format!("no comparison of {of}: {}; {}", never(a), build(a)),
+            Unpaired::SecondMissing => format!("no comparison of {of}: {}; {}", never(b), build(b)),
+            Unpaired::BothMissing => format!("no comparison of {of}: the store has the figures of neither; build both"),
+            Unpaired::OtherEngine => {
+                format!("no comparison of {of}: measured by different engines; the figures of `{a}` are historical")
+            }
+            Unpaired::OtherText => format!(
+                "no comparison of {of}: measured on different texts, in chunks of different lengths, or against different references; the figures of `{a}` are historical"
+            ),
+            Unpaired::FewChunks => {
+                format!("no comparison of {of}: fewer than two chunks were measured in both, so there is no interval")
+            }
+        });
+    }
+    sentences
+}
+
+/// Says how to get the figures of a recipe.
+fn build(file: &str) -> String {
+    match file.split_once(':') {
+        Some((revision, path)) => {
+            format!("build it in a folder of its own: `git worktree add DIR {revision}`, then `forge build DIR/{path}`")
+        }
+        None if Path::new(file).extension().is_some_and(|extension| extension == "json") => {
+            "choose the store of its build: `--cache-dir DIR`".to_owned()
+        }
+        None => format!("build it: `forge build {file}`"),
+    }
+}
+
+fn sentence(comparison: &Comparison) -> String {
+    let Comparison {
+        candidate,
+        eval,
+        figure,
+        chunks,
+        ..
+    } = comparison;
+    let (Some(before), Some(after)) = (comparison.before, comparison.after) else {
+        return format!("`{candidate}` cannot be compared in `{eval}`");
+    };
+    let Some(Paired {
+        value,
+        ci95: [low, high],
+    }) = comparison.paired
+    else {
+        return format!("`{candidate}` in `{eval}`: {figure} {before:.6} -> {after:.6}, without an interval");
+    };
+    // Three digits of the interval.
+    let size = low.abs().max(high.abs());
+    let digits = if size > 0.0 {
+        (2.0 - size.log10().floor()).clamp(2.0, 12.0) as usize
+    } else {
+        6
+    };
+    let what = match comparison.verdict {
+        Verdict::Better => "is better",
+        Verdict::Worse => "is worse",
+        Verdict::NoDifference | Verdict::Same | Verdict::Unknown => "shows no difference within the interval",
+    };
+    format!(
+        "`{candidate}` {what} in `{eval}`: {figure} {before:.digits$} -> {after:.digits$}, difference {value:+.digits$} \
+         (95 % interval {low:+.digits$} to {high:+.digits$}, paired on {})",
+        prose::count(chunks.unwrap_or_default(), "chunk")
+    )
 }
 
 fn markdown(found: &Diff, most: usize) -> String {
@@ -269,8 +425,8 @@ fn markdown(found: &Diff, most: usize) -> String {
             let _ = writeln!(text, "\nand {} more", part.rows.len() - most);
         }
     }
-    for note in &found.notes {
-        let _ = writeln!(text, "\n{note}");
+    for sentence in sentences(found).iter().chain(&found.notes) {
+        let _ = writeln!(text, "\n{sentence}");
     }
     text
 }

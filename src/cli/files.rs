@@ -14,6 +14,7 @@ use crate::cli::check;
 use crate::cli::check::Problems;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::environment;
+use crate::cli::revision::Revision;
 use crate::cli::settings::Config;
 use crate::cli::show;
 use crate::cli::terminal::Terminal;
@@ -30,8 +31,8 @@ use crate::recipe::Parsed;
 use crate::recipe::Recipe;
 use crate::session;
 use crate::session::BuildRequest;
-use crate::session::Runtime;
 use crate::session::NothingToDo;
+use crate::session::Runtime;
 use crate::session::Session;
 use crate::session::SessionError;
 use crate::store::Store;
@@ -135,6 +136,17 @@ impl Files {
             Ok(parsed) => Ok(parsed),
             loaded => self.loaded(name, loaded, terminal),
         }
+    }
+
+    /// Reads a recipe of a git revision, with what it extends in that revision.
+    pub(super) fn recipe_of_revision(&self, revision: &Revision, terminal: &Terminal) -> Result<Parsed, Failure> {
+        let loaded = check::load(
+            &revision.word,
+            &mut |_| revision.source(),
+            &mut |_, other| revision.beside(other),
+            &known_engines(),
+        );
+        self.loaded(&revision.word, loaded, terminal)
     }
 
     fn loaded(&self, path: &str, loaded: Result<Parsed, Problems>, terminal: &Terminal) -> Result<Parsed, Failure> {
@@ -281,6 +293,17 @@ impl Files {
         self.cache_dir(&config)
     }
 
+    /// Returns the store that builds of a recipe use, or the one for another file in its folder, if there is one; it is not made.
+    pub(super) fn existing_store(&self, file: &str, terminal: &Terminal) -> Result<Option<Store>, Failure> {
+        let config = Config::read(&self.folder(file))?;
+        terminal.set_preferred_color(config.color());
+        let place = self.cache_dir(&config)?;
+        if !fs::exists(&place).unwrap_or(false) {
+            return Ok(None);
+        }
+        Ok(Store::open_read_only(&place).ok())
+    }
+
     /// Opens the store, for commands that need no recipe.
     pub(super) fn store(&self, terminal: &Terminal) -> Result<Store, Failure> {
         let place = self.store_dir(terminal)?;
@@ -293,17 +316,6 @@ impl Files {
     }
 
     /// Returns the folder that the command line's paths start from; empty for the current one.
-    /// Returns the store that builds of a recipe use, or the one for another file in its folder, if there is one; it is not made.
-    pub(super) fn existing_store(&self, file: &str, terminal: &Terminal) -> Result<Option<Store>, Failure> {
-        let config = Config::read(&self.folder(file))?;
-        terminal.set_preferred_color(config.color());
-        let place = self.cache_dir(&config)?;
-        if !fs::exists(&place).unwrap_or(false) {
-            return Ok(None);
-        }
-        Ok(Store::open_read_only(&place).ok())
-    }
-
     pub(super) fn directory(&self) -> &Path {
         &self.directory
     }

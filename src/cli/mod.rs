@@ -30,11 +30,12 @@ mod policy_source;
 mod progress;
 mod repeat;
 mod reproduce;
+mod revision;
 mod selection;
 mod settings;
 pub mod show;
-mod sign;
 mod show_table;
+mod sign;
 mod signals;
 mod table;
 mod targets;
@@ -169,8 +170,8 @@ fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Plan(plan) => plan::run(plan, &files, terminal),
         Command::Build(build) => build::run(build, &files, terminal),
         Command::Why(why) => why::run(why, &files, terminal),
-        Command::Diff(diff) => diff::run(diff, &files, terminal),
         Command::Table(table) => show_table::run(table, &files, terminal),
+        Command::Diff(diff) => diff::run(diff, &files, terminal),
         Command::Log(log) => log::run(log, &files, terminal),
         Command::Graph(graph) => graph::run(graph, &files, terminal),
         Command::Policy(policy) => policy::run(policy, &files, terminal),

@@ -15,6 +15,8 @@ use crate::imatrix::Imatrix;
 use crate::manifest::Manifest;
 use crate::policy::Table;
 use crate::recipe::Recipe;
+use crate::report::metrics;
+use crate::report::metrics::Metrics;
 
 /// No JSON document is longer: a manifest has some 400 bytes for each tensor.
 const JSON_CAP: u64 = 256 << 20;
@@ -35,6 +37,8 @@ pub enum Kind {
     Imatrix,
     /// A table of types.
     Policy,
+    /// A table of figures (`metrics.json`).
+    Metrics,
     /// An empty file, as git gives for one that is not there.
     Nothing,
 }
@@ -48,6 +52,7 @@ impl Kind {
             Self::Candidate => "a candidate",
             Self::Imatrix => "an imatrix",
             Self::Policy => "a policy",
+            Self::Metrics => "a table of figures",
             Self::Nothing => "an empty file",
         }
     }
@@ -65,6 +70,8 @@ pub enum Opened {
     Imatrix(Imatrix),
     /// A policy.
     Policy(Table),
+    /// A table of figures.
+    Metrics(Metrics),
     /// Nothing.
     Nothing,
 }
@@ -86,6 +93,7 @@ impl Opened {
             Self::Candidate(_) => Kind::Candidate,
             Self::Imatrix(_) => Kind::Imatrix,
             Self::Policy(_) => Kind::Policy,
+            Self::Metrics(_) => Kind::Metrics,
             Self::Nothing => Kind::Nothing,
         }
     }
@@ -116,17 +124,22 @@ pub fn detect(path: &Path) -> Result<Kind, DiffError> {
 }
 
 fn json(path: &Path) -> Result<(Kind, Value), DiffError> {
+    json_of(path, &fs::read_small(path, JSON_CAP)?)
+}
+
+fn json_of(path: &Path, bytes: &[u8]) -> Result<(Kind, Value), DiffError> {
     let unknown = |problem: String| DiffError::Unknown {
         path: path.to_owned(),
         problem,
     };
-    let bytes = fs::read_small(path, JSON_CAP)?;
-    let value: Value = serde_json::from_slice(&bytes).map_err(|error| unknown(format!("it is not JSON: {error}")))?;
+    let value: Value = serde_json::from_slice(bytes).map_err(|error| unknown(format!("it is not JSON: {error}")))?;
     let schema = value.get("schema").and_then(Value::as_str).unwrap_or_default();
     let kind = if value.get("_type").and_then(Value::as_str) == Some(crate::manifest::STATEMENT_TYPE) {
         Kind::Manifest
     } else if schema.starts_with("policy.") {
         Kind::Policy
+    } else if schema == metrics::SCHEMA {
+        Kind::Metrics
     } else {
         let found = if schema.is_empty() {
             "a JSON document without a schema that forge knows".to_owned()
@@ -138,6 +151,28 @@ fn json(path: &Path) -> Result<(Kind, Value), DiffError> {
     Ok((kind, value))
 }
 
+/// Opens a JSON document that is not in a file; `path` is for messages.
+///
+/// # Errors
+///
+/// [`DiffError::Unknown`].
+pub fn open_json(path: &Path, bytes: &[u8]) -> Result<Opened, DiffError> {
+    let (kind, value) = json_of(path, bytes)?;
+    opened(path, kind, value)
+}
+
+fn opened(path: &Path, kind: Kind, value: Value) -> Result<Opened, DiffError> {
+    let opened = match kind {
+        Kind::Manifest => serde_json::from_value(value).map(|manifest| Opened::Manifest(Box::new(manifest))),
+        Kind::Metrics => serde_json::from_value(value).map(Opened::Metrics),
+        _ => serde_json::from_value(value).map(Opened::Policy),
+    };
+    opened.map_err(|error| DiffError::Unknown {
+        path: path.to_owned(),
+        problem: error.to_string(),
+    })
+}
+
 /// Opens a file that is no recipe: what recipes extend is found by whoever calls.
 pub fn open(path: &Path, kind: Kind) -> Result<Opened, DiffError> {
     let unknown = |problem: String| DiffError::Unknown {
@@ -147,13 +182,7 @@ pub fn open(path: &Path, kind: Kind) -> Result<Opened, DiffError> {
     Ok(match kind {
         Kind::Recipe => return Err(unknown("it is a recipe, which is read with what it extends".to_owned())),
         Kind::Nothing => Opened::Nothing,
-        Kind::Manifest => {
-            let manifest = serde_json::from_value(json(path)?.1).map_err(|error| unknown(error.to_string()))?;
-            Opened::Manifest(Box::new(manifest))
-        }
-        Kind::Policy => {
-            Opened::Policy(serde_json::from_value(json(path)?.1).map_err(|error| unknown(error.to_string()))?)
-        }
+        Kind::Manifest | Kind::Policy | Kind::Metrics => opened(path, kind, json(path)?.1)?,
         Kind::Candidate => Opened::Candidate(Candidate {
             path: path.to_owned(),
             model: container::open(path)?,

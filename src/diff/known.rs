@@ -2,22 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use super::Paired;
 use super::Part;
-use super::Row;
 use super::detect::Candidate;
+use super::figures::Measured;
+use super::figures::Pair;
 use super::tensor::Tensor;
 use crate::action;
 use crate::action::Action;
+use crate::action::ActionResult;
 use crate::action::Promote;
 use crate::digest::BlobDigest;
-use crate::figures;
-use crate::figures::Resampling;
 use crate::store::StepRecord;
 use crate::store::Store;
 use crate::tensor_type::TensorType;
 use crate::work::Assembly;
-use crate::work::Chunk;
 use crate::work::ComputeTensor;
 use crate::work::DOCUMENT_CAP;
 use crate::work::Figures;
@@ -25,8 +23,6 @@ use crate::work::compute_digest;
 
 /// No action's document is longer.
 const ACTION_CAP: u64 = 16 << 20;
-/// The confidence of the intervals.
-const CONFIDENCE: f64 = 0.95;
 
 /// A candidate that the store knows.
 pub(super) struct Known {
@@ -37,12 +33,8 @@ pub(super) struct Known {
 
 /// Returns what the store knows of a candidate that forge wrote and nobody changed since.
 pub(super) fn assembly(store: &Store, candidate: &Candidate) -> Option<Known> {
-    let file = store.known_digest(&candidate.path).ok()??.to_string();
-    let promoted = records(store, "promote.");
-    let result = promoted.iter().find_map(|record| {
-        let result = store.lookup_shallow(&record.action).ok()??;
-        (result.facts.get(Promote::FILE.as_str()) == Some(&file)).then_some(result)
-    })?;
+    let file = store.known_digest(&candidate.path).ok()??;
+    let result = promoted(store, &file)?;
     let bytes = store
         .read(&result.output(Promote::ASSEMBLY.as_str())?, DOCUMENT_CAP)
         .ok()?;
@@ -62,6 +54,29 @@ pub(super) fn assembly(store: &Store, candidate: &Candidate) -> Option<Known> {
         tensors: tensors.collect(),
         compute: result.output(Promote::COMPUTE.as_str())?,
     })
+}
+
+/// Returns the result of the step that wrote a file, now or before.
+fn promoted(store: &Store, file: &BlobDigest) -> Option<ActionResult> {
+    let file = file.to_string();
+    let promoted = records(store, "promote.");
+    promoted.iter().find_map(|record| {
+        let result = store.lookup_shallow(&record.action).ok()??;
+        (result.facts.get(Promote::FILE.as_str()) == Some(&file)).then_some(result)
+    })
+}
+
+/// Returns all evaluations of a candidate's file that the store has, each with the name of the evaluation.
+pub(super) fn evaluations(store: &Store, file: &BlobDigest) -> Vec<(String, Measured)> {
+    let compute = promoted(store, file).and_then(|result| result.output(Promote::COMPUTE.as_str()));
+    let Some(compute) = compute else { return Vec::new() };
+    let found = found(store, &records(store, "eval."), compute);
+    found.into_iter().map(|found| (found.eval, found.measured)).collect()
+}
+
+/// Reads the figures of an evaluation.
+pub fn read_figures(store: &Store, figures: &BlobDigest) -> Option<Figures> {
+    serde_json::from_slice(&store.read(figures, DOCUMENT_CAP).ok()?).ok()
 }
 
 /// Returns the digest of the document of a candidate as far as it computes, by which evaluations name it.
@@ -96,14 +111,14 @@ fn records(store: &Store, prefix: &str) -> Vec<StepRecord> {
     records
 }
 
-/// An evaluation of a candidate.
-struct Measured {
-    name: String,
-    action: action::Eval,
-    figures: Figures,
+/// An evaluation of a candidate that a record names.
+struct Found {
+    recipe: String,
+    eval: String,
+    measured: Measured,
 }
 
-fn measured(store: &Store, records: &[StepRecord], compute: BlobDigest) -> Vec<Measured> {
+fn found(store: &Store, records: &[StepRecord], compute: BlobDigest) -> Vec<Found> {
     let found = records.iter().filter_map(|record| {
         let Ok(Action::Eval(action)) = Action::parse(&store.read(&record.document, ACTION_CAP).ok()?) else {
             return None;
@@ -112,14 +127,12 @@ fn measured(store: &Store, records: &[StepRecord], compute: BlobDigest) -> Vec<M
             return None;
         }
         let result = store.lookup_shallow(&record.action).ok()??;
-        let bytes = store
-            .read(&result.output(action::Eval::FIGURES.as_str())?, DOCUMENT_CAP)
-            .ok()?;
+        let figures = read_figures(store, &result.output(action::Eval::FIGURES.as_str())?)?;
         let step = record.step.split('/').next().unwrap_or_default();
-        Some(Measured {
-            name: format!("{step} of {}", record.recipe),
-            action,
-            figures: serde_json::from_slice(&bytes).ok()?,
+        Some(Found {
+            recipe: record.recipe.clone(),
+            eval: step.trim_start_matches("eval.").to_owned(),
+            measured: Measured { action, figures },
         })
     });
     found.collect()
@@ -129,7 +142,7 @@ fn measured(store: &Store, records: &[StepRecord], compute: BlobDigest) -> Vec<M
 /// each chunk is taken, and the chunks are drawn again and again (`figures::paired_difference`).
 pub(super) fn figures(store: &Store, a: BlobDigest, b: BlobDigest, notes: &mut Vec<String>) -> Option<Part> {
     let records = records(store, "eval.");
-    let (of_a, of_b) = (measured(store, &records, a), measured(store, &records, b));
+    let (of_a, of_b) = (found(store, &records, a), found(store, &records, b));
     if of_a.is_empty() || of_b.is_empty() {
         notes.push("no figures: this store has no evaluation of both".to_owned());
         return None;
@@ -137,17 +150,23 @@ pub(super) fn figures(store: &Store, a: BlobDigest, b: BlobDigest, notes: &mut V
     let mut part = Part::new("figures");
     let mut done: Vec<&action::Eval> = Vec::new();
     for first in &of_a {
-        let twin = |other: &&Measured| {
-            let mut action = other.action.clone();
-            action.candidate = first.action.candidate;
-            action == first.action
-        };
-        let Some(second) = of_b.iter().find(twin) else { continue };
-        if done.contains(&&first.action) {
+        if done.contains(&&first.measured.action) {
             continue;
         }
-        done.push(&first.action);
-        for row in rows(first, second) {
+        // The evaluation that differs in nothing but the candidate, if there is one.
+        let is_twin = |other: &&Found| {
+            let mut action = other.measured.action.clone();
+            action.candidate = first.measured.action.candidate;
+            action == first.measured.action
+        };
+        let Some(second) = of_b.iter().find(is_twin) else {
+            continue;
+        };
+        let Ok(pair) = Pair::of(&first.measured, &second.measured) else {
+            continue;
+        };
+        done.push(&first.measured.action);
+        for row in pair.rows(&format!("eval.{} of {}", first.eval, first.recipe)) {
             part.push(row);
         }
     }
@@ -159,63 +178,4 @@ pub(super) fn figures(store: &Store, a: BlobDigest, b: BlobDigest, notes: &mut V
         return None;
     }
     Some(part)
-}
-
-fn rows(a: &Measured, b: &Measured) -> Vec<Row> {
-    let resampling = Resampling {
-        resamples: a.action.bootstrap,
-        seed: a.action.seed,
-        confidence: CONFIDENCE,
-    };
-    let paired = |of: fn(&Chunk) -> f64| {
-        let list = |measured: &Measured| measured.figures.chunks.iter().map(of).collect::<Vec<f64>>();
-        let found = figures::paired_difference(&list(b), &list(a), &resampling).ok()?;
-        Some(Paired {
-            value: found.value,
-            ci95: [found.low, found.high],
-        })
-    };
-    let divergence = |measured: &Measured| measured.figures.divergence.clone();
-    let mut rows = Vec::new();
-    let mut add = |what: &str, before: Option<f64>, after: Option<f64>, paired: Option<Paired>, lower: bool| {
-        let text = |value: Option<f64>| value.map(|value| format!("{value:.6}"));
-        let Some(row) = Row::of(text(before), text(after)) else {
-            return;
-        };
-        let note = paired.map(|paired| match paired.ci95 {
-            [low, high] if low <= 0.0 && high >= 0.0 => "no significant difference",
-            [low, _] if (low > 0.0) == lower => "worse",
-            _ => "better",
-        });
-        rows.push(Row {
-            what: format!("{what}, {}", a.name),
-            note: note.map(str::to_owned),
-            paired,
-            ..row
-        });
-    };
-    let (of_a, of_b) = (divergence(a), divergence(b));
-    let both = of_a.as_ref().zip(of_b.as_ref());
-    add(
-        "mean KLD",
-        both.map(|(a, _)| a.kld_mean.value),
-        both.map(|(_, b)| b.kld_mean.value),
-        both.and_then(|_| paired(|chunk| chunk.kld)),
-        true,
-    );
-    add(
-        "ln PPL",
-        Some(a.figures.ppl.value.ln()),
-        Some(b.figures.ppl.value.ln()),
-        paired(|chunk| chunk.nll),
-        true,
-    );
-    add(
-        "top-1 agreement",
-        both.map(|(a, _)| a.top1_agreement.value),
-        both.map(|(_, b)| b.top1_agreement.value),
-        both.and_then(|_| paired(|chunk| chunk.top1)),
-        false,
-    );
-    rows
 }

@@ -44,7 +44,7 @@ pub fn listing(path: &Path, store: Option<&Store>) -> Result<Listing, DiffError>
 
 fn open_listed(path: &Path) -> Result<Opened, DiffError> {
     match detect(path)? {
-        kind @ (Kind::Recipe | Kind::Imatrix | Kind::Nothing) => Err(DiffError::Unlisted {
+        kind @ (Kind::Recipe | Kind::Imatrix | Kind::Metrics | Kind::Nothing) => Err(DiffError::Unlisted {
             path: path.to_owned(),
             kind,
         }),

@@ -1,12 +1,14 @@
-//! Compares two things of one kind: recipes, manifests, candidates, imatrices or policies. What a file is, is seen from what
+//! Compares two things of one kind: recipes, tables of figures, manifests, candidates, imatrices or policies. What a file is, is seen from what
 //! is in it. Large files are read in pieces, and not at all where the store knows what is in them (`docs/diff.md`).
 
 mod candidates;
 mod detect;
+mod figures;
 mod imatrices;
 mod known;
 mod listing;
 mod manifests;
+mod metrics;
 mod policies;
 mod recipes;
 mod tensor;
@@ -25,6 +27,13 @@ pub use detect::Kind;
 pub use detect::Opened;
 pub use detect::detect;
 pub use detect::open;
+pub use detect::open_json;
+pub use figures::Comparison;
+pub use figures::Evaluation;
+pub use figures::Measured;
+pub use figures::Unpaired;
+pub use figures::Verdict;
+pub use known::read_figures;
 pub use listing::listing;
 pub use listing::policy_of;
 pub use listing::table_of;
@@ -104,6 +113,8 @@ pub struct Diff {
     pub differ: bool,
     /// The parts in which they do, and those that were compared at all.
     pub parts: Vec<Part>,
+    /// Whether candidates became better: those that both recipes, or both tables of figures, have.
+    pub comparisons: Vec<Comparison>,
     /// What else there is to say.
     pub notes: Vec<String>,
 }
@@ -124,7 +135,7 @@ pub enum DiffError {
         kind_b: Kind,
     },
     /// A file is nothing that can be compared.
-    #[error("`{}` is not a recipe, manifest, candidate, imatrix or policy: {problem}", path.display())]
+    #[error("`{}` is not a recipe, table of figures, manifest, candidate, imatrix or policy: {problem}", path.display())]
     Unknown {
         /// The file.
         path: PathBuf,
@@ -175,6 +186,13 @@ pub fn compare(a: &Opened, b: &Opened, names: [&str; 2], store: Option<&Store>) 
         (Opened::Candidate(a), Opened::Candidate(b)) => {
             (Kind::Candidate, candidates::compare(a, b, store, &mut notes)?)
         }
+        (Opened::Metrics(a), Opened::Metrics(b)) => {
+            let mut diff = Diff::of(Kind::Metrics, names, metrics::compare(a, b), notes);
+            if diff.differ {
+                diff.add_figures(&metrics::evaluations(a, store), &metrics::evaluations(b, store));
+            }
+            return Ok(diff);
+        }
         _ => {
             return Err(DiffError::Kinds {
                 a: names[0].to_owned(),
@@ -201,8 +219,16 @@ impl Diff {
             b: names[1].to_owned(),
             differ: parts.iter().any(Part::differs),
             parts,
+            comparisons: Vec::new(),
             notes,
         }
+    }
+
+    /// Adds the figures of the candidates that both have.
+    pub fn add_figures(&mut self, a: &[Evaluation], b: &[Evaluation]) {
+        let (part, comparisons) = figures::compare(a, b);
+        self.parts.push(part);
+        self.comparisons = comparisons;
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod chart;
 pub mod engines;
+mod evaluations;
 mod fresh;
 mod frozen;
 mod lock;
@@ -15,6 +16,7 @@ mod run;
 pub mod signing;
 mod space;
 mod tables;
+mod twice;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -64,8 +66,8 @@ pub use chart::ChartError;
 pub use chart::chart;
 pub use engines::EngineProblem;
 pub use fresh::BuildRequest;
-pub use fresh::nothing_to_do;
 pub use fresh::NothingToDo;
+pub use fresh::nothing_to_do;
 pub use lock::Lock;
 pub use lock::LockDifference;
 pub use lock::LockError;
@@ -78,6 +80,7 @@ pub use space::NoSpace;
 pub use tables::TableError;
 pub use tables::last_tables;
 pub use tables::table_of_file;
+pub use twice::Compared;
 
 /// What runs the actions of a session.
 #[derive(Debug, Clone)]
@@ -342,13 +345,13 @@ impl Session {
                 path: path.display().to_string(),
             });
         }
-        observer.event(&finished(&report));
         for (step, table) in self.tables_by_step(&report) {
             observer.event(&Event::Table {
                 step: step.to_string(),
                 table: Table::of(&[table]).document(),
             });
         }
+        observer.event(&finished(&report));
         Ok(report)
     }
 

@@ -286,7 +286,7 @@ fn what_cannot_be_compared_is_refused() {
             "noise.bin",
             "noise.bin",
             2,
-            "is not a recipe, manifest, candidate, imatrix or policy",
+            "is not a recipe, table of figures, manifest, candidate, imatrix or policy",
         ),
         ("torn.gguf", "torn.gguf", 1, "torn.gguf"),
         ("old.dat", "old.dat", 2, "it cannot be read as a legacy imatrix"),
@@ -303,6 +303,9 @@ fn what_cannot_be_compared_is_refused() {
         .status(2);
 }
 
+/// Where git may be.
+const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
 fn git(forge: &Forge, args: &[&str]) -> Run {
     let mut command = Command::new("git");
     command.args([
@@ -314,9 +317,7 @@ fn git(forge: &Forge, args: &[&str]) -> Run {
         "init.defaultBranch=main",
     ]);
     command.args(args).current_dir(forge.dir()).env_clear();
-    command
-        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-        .env("HOME", forge.dir());
+    command.env("PATH", PATH).env("HOME", forge.dir());
     command
         .env("FORGE_CACHE_DIR", forge.store())
         .env("GIT_CONFIG_NOSYSTEM", "1");
@@ -376,4 +377,203 @@ fn a_line_of_json_messages_contains_the_same_document() {
     assert_eq!(line["reason"], "diff");
     assert_eq!(line["diff"], diff(&forge, &["recipe.toml", "other.toml"]));
     assert_eq!(line["diff"]["parts"][3]["rows"][0]["before"], json!("4"));
+}
+
+/// The comparisons of a difference: candidate, verdict, and why there is none.
+fn verdicts(diff: &Value) -> Vec<[&str; 3]> {
+    let comparisons = diff["comparisons"].as_array().unwrap().iter();
+    comparisons
+        .map(|of| ["candidate", "verdict", "unpaired"].map(|field| of[field].as_str().unwrap_or_default()))
+        .collect()
+}
+
+/// Finer types by hand instead of the mix `Q4_0`, for the same candidate.
+fn finer() -> String {
+    RECIPE
+        .replace(
+            "[policy.mix]\nmethod = \"mix\"\nimatrix = \"general\"\nmix = [\"Q4_0\", \"Q8_0\"]\n",
+            "[policy.mix]\nmethod = \"manual\"\nimatrix = \"general\"\nrules = [{ match = 'ffn_down', type = \"Q8_0\" }]\notherwise = \"Q8_0\"\n",
+        )
+        .replace("chunks = 2\nblock = 1", "chunks = 4\nblock = 1")
+}
+
+/// The mix alone, so that the candidate has the name that it has in [`finer`].
+fn coarser() -> String {
+    RECIPE
+        .replace("mix = [\"Q4_0\", \"Q8_0\"]", "mix = \"Q4_0\"")
+        .replace("chunks = 2\nblock = 1", "chunks = 4\nblock = 1")
+}
+
+#[test]
+fn did_this_change_make_it_better_is_one_command() {
+    let forge = small_model::project().env("PATH", PATH);
+    forge.recipe(&coarser());
+    let _ = git(&forge, &["init", "-q"]);
+    let _ = git(&forge, &["add", "recipe.toml"]);
+    let _ = git(&forge, &["commit", "-qm", "first"]);
+    let pair = ["HEAD:recipe.toml", "recipe.toml"];
+    let equal = forge.run(&["diff", "--exit-code", pair[0], pair[1]]).success();
+    assert_eq!(equal.stdout, "", "nothing changed");
+    forge.recipe(&finer());
+
+    // Nothing was built: the recipes differ, and there is no store.
+    let found = diff(&forge, &pair);
+    assert_eq!(verdicts(&found), [] as [[&str; 3]; 0]);
+    assert!(!forge.store().exists(), "nothing is made for a look");
+
+    // The new one is built, the old one never was.
+    let _ = small_model::build_of(&forge).success();
+    let found = diff(&forge, &pair);
+    assert_eq!(verdicts(&found), [["small", "unknown", "first-missing"]]);
+    let said = forge.run(&["diff", pair[0], pair[1]]).success().stdout;
+    assert!(
+        said.contains("the store has no figures of `HEAD:recipe.toml`: it was never built"),
+        "{said}"
+    );
+    assert!(said.contains("git worktree add DIR HEAD"), "{said}");
+
+    // Both were built, into one folder: the old candidate is gone, its figures are not.
+    forge.recipe(&coarser());
+    let _ = small_model::build_of(&forge).success();
+    forge.recipe(&finer());
+    let _ = small_model::build_of(&forge).success();
+    let found = diff(&forge, &pair);
+    assert_eq!(verdicts(&found), [["small", "better", ""]]);
+    let comparison = &found["comparisons"][0];
+    assert_eq!(
+        (&comparison["figure"], &comparison["chunks"]),
+        (&json!("mean KLD"), &json!(4))
+    );
+    let value = |of: &Value| of.as_f64().unwrap();
+    let by = value(&comparison["after"]) - value(&comparison["before"]);
+    assert!(
+        (value(&comparison["paired"]["value"]) - by).abs() < 1e-9,
+        "{comparison:#}"
+    );
+    assert!(value(&comparison["paired"]["ci95"][1]) < 0.0, "{comparison:#}");
+    assert_eq!(rows(&found, "figures")[0], "mean KLD, quality of small");
+    let said = forge.run(&["diff", pair[0], pair[1]]).success().stdout;
+    let last = said.lines().last().unwrap();
+    assert!(
+        last.starts_with("`small` is better in `quality`: mean KLD 0.0"),
+        "{said}"
+    );
+    assert!(last.ends_with("paired on 4 chunks)"), "{said}");
+    assert_eq!(verdicts(&diff(&forge, &[pair[1], pair[0]])), [["small", "worse", ""]]);
+    let markdown = forge
+        .run(&["diff", "--format", "markdown", pair[0], pair[1]])
+        .success()
+        .stdout;
+    assert!(markdown.contains("\n`small` is better in `quality`"), "{markdown}");
+
+    // More chunks of the same text: those that both have are paired.
+    forge.recipe(&finer().replace("chunks = 4\nblock = 1", "chunks = 6\nblock = 2"));
+    let _ = small_model::build_of(&forge).success();
+    let found = diff(&forge, &pair);
+    assert_eq!(found["comparisons"][0]["chunks"], 4);
+    assert_eq!(verdicts(&found), [["small", "better", ""]]);
+    // A comment and another name of the recipe change no figure.
+    forge.recipe(&coarser().replace("name = \"small\"", "name = \"other\""));
+    assert_eq!(verdicts(&diff(&forge, &pair)), [["small", "same", ""]]);
+    // Other chunks are not compared.
+    forge.recipe(&finer().replace(
+        "context = 64\nchunks = 4\nblock = 1",
+        "context = 32\nchunks = 4\nblock = 1",
+    ));
+    let _ = small_model::build_of(&forge).success();
+    assert_eq!(verdicts(&diff(&forge, &pair)), [["small", "unknown", "other-text"]]);
+    let said = forge.run(&["diff", pair[0], pair[1]]).success().stdout;
+    assert!(said.contains("historical"), "{said}");
+}
+
+#[test]
+fn tables_of_figures_are_compared_candidate_by_candidate() {
+    let forge = small_model::project().env("PATH", PATH);
+    forge.recipe(&coarser());
+    let _ = small_model::build_of(&forge).success();
+    std::fs::copy(forge.path("out/small/metrics.json"), forge.path("old.json")).unwrap();
+    forge.recipe(&finer());
+    let _ = small_model::build_of(&forge).success();
+    let new = "out/small/metrics.json";
+    let found = diff(&forge, &["old.json", new]);
+    assert_eq!(found["kind"], "metrics");
+    assert_eq!(counts(&found, "candidates"), [0, 0, 1, 0]);
+    assert_eq!(verdicts(&found), [["small", "better", ""]]);
+    let equal = forge.run(&["diff", "--exit-code", new, new]).success();
+    assert_eq!(equal.stdout, "");
+    // Without the store, there are only the tables.
+    let elsewhere = forge.with_store(&forge.path("no-store"));
+    let found = diff(&elsewhere, &["old.json", new]);
+    assert_eq!(verdicts(&found), [["small", "unknown", "both-missing"]]);
+    assert_eq!(counts(&found, "candidates"), [0, 0, 1, 0]);
+    // Another engine's figures are historical, and never paired.
+    let text = std::fs::read_to_string(forge.path("old.json")).unwrap();
+    let mut other: Value = serde_json::from_str(&text).unwrap();
+    other["rows"][0]["fingerprint"] = "e".repeat(64).into();
+    forge.write("other.json", other.to_string());
+    let said = forge.run(&["diff", "other.json", new]).success().stdout;
+    assert!(said.contains("historical: measured by another engine"), "{said}");
+    assert!(!said.contains("is better"), "{said}");
+    let kinds = forge.run(&["diff", "old.json", "recipe.toml"]).status(2);
+    assert!(
+        kinds.stderr.contains("`old.json` is a table of figures"),
+        "{}",
+        kinds.stderr
+    );
+}
+
+#[test]
+fn files_of_git_revisions() {
+    let forge = small_model::project().env("PATH", PATH);
+    let sub = "sub/recipe.toml";
+    let base = "schema = 1\nname = \"base\"\n[source.model]\npath = \"small.gguf\"\n";
+    forge
+        .write("sub/base.toml", base)
+        .write("data.json", "{\"schema\": \"policy.x\"}");
+    let source = "[source.model]\npath = \"small.gguf\"\n";
+    forge.write(sub, format!("extends = \"base.toml\"\n{}", RECIPE.replace(source, "")));
+    let _ = git(&forge, &["init", "-q"]);
+    let _ = git(&forge, &["add", "."]);
+    let _ = git(&forge, &["commit", "-qm", "first"]);
+    // What it extends is read in that revision, not in the working tree.
+    forge.write("sub/base.toml", base.replace("small.gguf", "large.gguf"));
+    let found = diff(&forge, &["HEAD:sub/recipe.toml", sub]);
+    assert_eq!(rows(&found, "sources"), ["source.model: path"]);
+    assert_eq!(part(&found, "sources")["rows"][0]["before"], "small.gguf");
+    // From a folder of the repository, its own files come first, then those from the root.
+    for word in ["HEAD:recipe.toml", "HEAD:sub/recipe.toml", "HEAD:./recipe.toml"] {
+        let run = forge
+            .run(&["-C", "sub", "diff", "--exit-code", word, "recipe.toml"])
+            .status(1);
+        assert!(
+            run.stdout.contains("small.gguf -> large.gguf"),
+            "{word}: {}",
+            run.stdout
+        );
+    }
+    let other = git(&forge, &["rev-parse", "HEAD"]).stdout;
+    let word = format!("{}:{sub}", other.trim());
+    assert_eq!(diff(&forge, &[&word, "HEAD:sub/recipe.toml"])["differ"], false);
+    for (word, words) in [
+        ("HEAD~7:recipe.toml", "HEAD~7"),
+        ("HEAD:gone.toml", "gone.toml"),
+        ("nonsense:recipe.toml", "nonsense"),
+    ] {
+        let run = forge.run(&["diff", word, sub]).status(2);
+        assert!(run.stderr.contains("cannot be read from git"), "{word}: {}", run.stderr);
+        assert!(run.stderr.contains(words), "{word}: {}", run.stderr);
+    }
+    // A file whose name has a colon is a file; a recipe with errors is one of that revision.
+    std::fs::copy(forge.path(sub), forge.path("sub/HEAD:recipe.toml")).unwrap();
+    assert_eq!(diff(&forge, &["sub/HEAD:recipe.toml", sub])["differ"], false);
+    forge.write("sub/base.toml", "schema = 9\n");
+    let _ = git(&forge, &["commit", "-qam", "broken"]);
+    let run = forge
+        .run(&["diff", "HEAD:sub/recipe.toml", "HEAD~1:sub/recipe.toml"])
+        .status(1);
+    assert!(run.stderr.contains("HEAD:sub/base.toml"), "{}", run.stderr);
+    let outside = Forge::new().env("PATH", PATH);
+    outside.recipe(RECIPE);
+    let run = outside.run(&["diff", "HEAD:recipe.toml", "recipe.toml"]).status(2);
+    assert!(run.stderr.contains("not a git repository"), "{}", run.stderr);
 }

@@ -186,6 +186,7 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("figures.v1", "/chunks/0", &[]),
     ("figures.v1", "/ppl", &[]),
     ("diff.v1", "", &[]),
+    ("diff.v1", "/comparisons/0", &[]),
     ("diff.v1", "/parts/0", &[]),
     ("earlier.v1", "", &[]),
     ("earlier.v1", "/records/0", &[]),
@@ -224,9 +225,9 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("policy.v1", "/choices/0", &["instead_of"]),
     ("policy.v1", "/choices/0/why", &["loss"]),
     ("slices.v1", "", &[]),
-    ("tensor-errors.v1", "", &[]),
     ("table.v1", "", &[]),
     ("table.v1", "/evidence/0", &[]),
+    ("tensor-errors.v1", "", &[]),
     ("tombstone.v1", "", &[]),
     ("tombstone.v2", "", &[]),
     ("why.v1", "", &[]),
@@ -508,7 +509,6 @@ fn every_document_of_a_build_is_what_its_schema_says() {
         let run = forge.run(&["diff", "--format", "json", a, b]).success();
         schemas.good("diff.v1", &serde_json::from_str(&run.stdout).unwrap());
     }
-    let _ = forge
     for args in [
         ["table", "--format", "json"].as_slice(),
         &["table", "--format", "json", "--columns", "kld,front"],
@@ -518,6 +518,7 @@ fn every_document_of_a_build_is_what_its_schema_says() {
             &serde_json::from_str(&forge.run(args).success().stdout).unwrap(),
         );
     }
+    let _ = forge
         .run(&["cache", "gc", "--max-size", "0B", "--also-newest", "--yes"])
         .success();
     for path in files_below(&forge.store().join("tombstones-v1")) {
