@@ -184,30 +184,30 @@ impl Serialize for Requirement {
 }
 
 /// Returns a number with so many significant digits, never in exponential form.
-fn significant(value: f64, digits: usize) -> String {
+fn significant(value: f64, digits: u8) -> String {
     if value == 0.0 || !value.is_finite() {
         return value.to_string();
     }
     let exponent = value.abs().log10().floor() as i64;
-    let decimals = usize::try_from(digits as i64 - 1 - exponent).unwrap_or(0);
+    let decimals = usize::try_from(i64::from(digits) - 1 - exponent).unwrap_or(0);
     format!("{value:.decimals$}")
 }
 
 impl Figure {
     /// Writes a value of the figure, rounded, with its unit if it has one. A `finer` value is written with more digits.
-    fn shown(self, value: f64, finer: usize) -> String {
+    fn shown(self, value: f64, finer: u8) -> String {
         match self {
             Self::Bytes if finer == 0 => prose::bytes(value as u64),
             Self::Bytes => prose::count(value as u64, "byte"),
-            Self::Bpw => format!("{value:.*} bpw", 3 + finer),
-            Self::Ppl => format!("{value:.*}", 3 + finer),
-            Self::Top1Agreement | Self::RmsDp => format!("{:.*} %", 2 + finer, value * 100.0),
+            Self::Bpw => format!("{value:.*} bpw", usize::from(3 + finer)),
+            Self::Ppl => format!("{value:.*}", usize::from(3 + finer)),
+            Self::Top1Agreement | Self::RmsDp => format!("{:.*} %", usize::from(2 + finer), value * 100.0),
             _ => significant(value, 3 + finer),
         }
     }
 
     /// Reads back what [`Self::shown`] wrote.
-    fn read(self, shown: &str) -> Option<f64> {
+    fn read(shown: &str) -> Option<f64> {
         let (number, unit) = shown.split_once(' ').unwrap_or((shown, ""));
         let value: f64 = number.replace(',', "").parse().ok()?;
         Some(match unit {
@@ -225,10 +225,10 @@ impl Requirement {
     /// Writes a value of its figure, rounded, with its unit. The rounded value compares with `bound` as the exact one does: a
     /// value that misses the bound by little is written with as many digits as that takes.
     pub fn shown(&self, value: f64, bound: f64) -> String {
-        const MOST: usize = 14;
+        const MOST: u8 = 14;
         let holds = self.op.holds(value, bound);
         let same = |shown: &String| {
-            let read = self.figure.read(shown);
+            let read = Figure::read(shown);
             read.is_some_and(|rounded| self.op.holds(rounded, bound) == holds)
         };
         let mut all = (0..=MOST).map(|finer| self.figure.shown(value, finer));

@@ -16,7 +16,8 @@ use crate::text::Source;
 pub(super) struct Revision {
     /// As the user wrote it.
     pub(super) word: String,
-    revision: String,
+    /// A name of git for the commit.
+    commit: String,
     /// Below `base`.
     path: String,
     base: Base,
@@ -47,13 +48,12 @@ impl Revision {
         }
         let here = Self {
             word: word.to_owned(),
-            revision: revision.to_owned(),
+            commit: revision.to_owned(),
             path: path.to_owned(),
             base: Base::Here(folder.to_owned()),
         };
-        let problem = match here.read(path) {
-            Ok(_) => return Ok(Some(here)),
-            Err(problem) => problem,
+        let Err(problem) = here.read(path) else {
+            return Ok(Some(here));
         };
         let root = git(folder, &["rev-parse", "--show-toplevel"]).ok();
         let root = root.and_then(|root| String::from_utf8(root).ok());
@@ -96,7 +96,7 @@ impl Revision {
     pub(super) fn beside(&self, other: &str) -> Result<Source, LoadError> {
         let path = Path::new(&self.path).parent().unwrap_or(Path::new("")).join(other);
         let path = normalized(&path).to_string_lossy().into_owned();
-        self.text(&path, &format!("{}:{path}", self.revision))
+        self.text(&path, &format!("{}:{path}", self.commit))
     }
 
     fn text(&self, path: &str, name: &str) -> Result<Source, LoadError> {
@@ -115,7 +115,7 @@ impl Revision {
         };
         git(
             folder,
-            &["cat-file", "blob", &format!("{}:{prefix}{path}", self.revision)],
+            &["cat-file", "blob", &format!("{}:{prefix}{path}", self.commit)],
         )
     }
 }

@@ -441,9 +441,36 @@ mod tests {
         for width in [60, 80, 140] {
             assert!(widest(&table.text(Some(width))) <= width, "{width}");
         }
-        insta::assert_snapshot!(table.text(Some(60)), @"");
-        insta::assert_snapshot!(table.text(Some(80)), @"");
-        insta::assert_snapshot!(table.text(Some(140)), @"");
+        insta::assert_snapshot!(table.text(Some(60)), @r"
+        candidate      MiB      KLD           KLD 95 %  front
+        tiny-Q2_K     2.61  0.04958  0.04462 - 0.05454
+        tiny-IQ3_XXS  2.53  0.03533  0.03180 - 0.03886      *
+        tiny-Q4_K_M   3.61  0.00470  0.00423 - 0.00517      *
+        front: * is on the Pareto front: no other candidate is both
+        smaller and better
+        8 chunks of 512 tokens, 2040 scored, reference PPL 19.500;
+        intervals by bootstrap over chunks; engine ffffffff
+        not shown in 60 columns: RMS dp, KLD max, PPL 95 %, KLD p99,
+        bpw, same top, PPL
+        ");
+        insta::assert_snapshot!(table.text(Some(80)), @r"
+        candidate      MiB    bpw     PPL      KLD           KLD 95 %  same top  front
+        tiny-Q2_K     2.61  4.500  20.000  0.04958  0.04462 - 0.05454   90.00 %
+        tiny-IQ3_XXS  2.53  4.500  20.000  0.03533  0.03180 - 0.03886   90.00 %      *
+        tiny-Q4_K_M   3.61  4.500  20.000  0.00470  0.00423 - 0.00517   90.00 %      *
+        front: * is on the Pareto front: no other candidate is both smaller and better
+        8 chunks of 512 tokens, 2040 scored, reference PPL 19.500; intervals by
+        bootstrap over chunks; engine ffffffff
+        not shown in 80 columns: RMS dp, KLD max, PPL 95 %, KLD p99
+        ");
+        insta::assert_snapshot!(table.text(Some(140)), @r"
+        candidate      MiB    bpw     PPL         PPL 95 %      KLD           KLD 95 %  KLD p99  KLD max  same top  RMS dp  front
+        tiny-Q2_K     2.61  4.500  20.000  19.000 - 21.000  0.04958  0.04462 - 0.05454   0.0496    0.050   90.00 %  1.00 %
+        tiny-IQ3_XXS  2.53  4.500  20.000  19.000 - 21.000  0.03533  0.03180 - 0.03886   0.0353    0.035   90.00 %  1.00 %      *
+        tiny-Q4_K_M   3.61  4.500  20.000  19.000 - 21.000  0.00470  0.00423 - 0.00517   0.0047    0.005   90.00 %  1.00 %      *
+        front: * is on the Pareto front: no other candidate is both smaller and better
+        8 chunks of 512 tokens, 2040 scored, reference PPL 19.500; intervals by bootstrap over chunks; engine ffffffff
+        ");
         assert!(!table.text(None).contains("not shown"));
     }
 
@@ -457,7 +484,7 @@ mod tests {
         };
         let table = Table::of(&[Metrics::new("r", vec![row("mix-Q4_K_M", 5 << 30, 0.3), predicted])]);
         let whole = table.text(None);
-        let rows: String = whole.lines().take(3).map(|line| format!("{line}\n")).collect();
+        let rows = whole.lines().take(3).collect::<Vec<_>>().join("\n");
         let text = table.text(Some(widest(&rows)));
         assert!(!text.contains("not shown"), "{text}");
         let text = table.text(Some(widest(&rows) - 1));

@@ -154,16 +154,15 @@ fn of_manifest(path: &Path, manifest: &Manifest, store: Option<&Store>) -> Resul
     let digest = digest.ok_or_else(none)?;
     let known = store.map_or_else(Vec::new, all_recorded);
     let folder = path.parent().unwrap_or(Path::new(""));
-    let beside = fs::list(folder).unwrap_or_default().into_iter().filter_map(|entry| {
-        let name = entry.name.to_string_lossy().into_owned();
-        let table = name.starts_with("metrics") && name.ends_with(".json");
-        Metrics::parse(
-            &fs::read_small(&folder.join(name), metrics::CAP)
-                .ok()
-                .filter(|_| table)?,
-        )
-        .ok()
+    let names = fs::list(folder)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|entry| PathBuf::from(entry.name));
+    let tables = names.filter(|name| {
+        let is_json = name.extension().is_some_and(|extension| extension == "json");
+        is_json && name.to_string_lossy().starts_with("metrics")
     });
+    let beside = tables.filter_map(|name| Metrics::parse(&fs::read_small(&folder.join(name), metrics::CAP).ok()?).ok());
     for table in known.into_iter().chain(beside) {
         let rows: Vec<_> = table.rows.into_iter().filter(|row| row.blake3 == *digest).collect();
         if !rows.is_empty() {

@@ -55,12 +55,11 @@ fn column(name: &str) -> Result<&'static Column, String> {
                 .iter()
                 .flat_map(|column| column.aliases.iter().copied().chain([column.name]))
         };
-        match prose::closest(name, names()) {
-            Some(near) => format!("there is no such column; did you mean `{near}`?"),
-            None => {
-                let all: Vec<&str> = COLUMNS.iter().map(|column| column.name).collect();
-                format!("there is no such column; there are {}", all.join(", "))
-            }
+        if let Some(near) = prose::closest(name, names()) {
+            format!("there is no such column; did you mean `{near}`?")
+        } else {
+            let all: Vec<&str> = COLUMNS.iter().map(|column| column.name).collect();
+            format!("there is no such column; there are {}", all.join(", "))
         }
     })
 }
