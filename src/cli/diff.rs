@@ -329,7 +329,9 @@ fn sentences(found: &Diff) -> Vec<String> {
         let of = prose::names(&names, 4);
         let (a, b) = (&found.a, &found.b);
         let never = |file: &str| {
-            format!("the store has no figures of `{file}`: it was never built, or its files have changed since")
+            format!(
+                "the store has no figures of `{file}`: it was never built, its files have changed since, or its results were removed"
+            )
         };
         sentences.push(match why {
             Unpaired::FirstMissing => format!("no comparison of {of}: {}; {}", never(a), build(a)),

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use crate::requirement::Bound;
+use crate::requirement::Figure;
 use crate::requirement::Requirement;
 
 /// The name of the form of a gate's verdict.
@@ -37,8 +38,14 @@ impl Check {
             return format!("{} (is {})", self.require, self.found);
         };
         let found = require.shown(self.found, self.bound);
+        // Means over chunks are compared, which these figures are functions of.
+        let of = match require.figure {
+            Figure::Ppl => " of ln PPL",
+            Figure::RmsDp => " of squares",
+            _ => "",
+        };
         let difference = self.difference.map_or_else(String::new, |[low, high]| {
-            format!("; interval of the paired difference: {low:+.2e} to {high:+.2e}")
+            format!("; interval of the paired difference{of}: {low:+.2e} to {high:+.2e}")
         });
         match require.bound {
             Bound::Baseline { .. } => {

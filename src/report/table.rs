@@ -104,16 +104,6 @@ impl Table {
         }
     }
 
-    /// Returns whether it has no rows.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// Keeps the rows of the candidates that are wanted.
-    pub fn keep(&mut self, wanted: impl Fn(&Row) -> bool) {
-        self.entries.retain(|entry| wanted(&entry.row));
-    }
-
     /// Shows these columns, in this order, instead of the usual ones.
     pub fn choose(&mut self, columns: Vec<&'static Column>) {
         self.chosen = Some(columns);
