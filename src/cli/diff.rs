@@ -50,10 +50,7 @@ pub(super) fn run(args: &args::Diff, files: &Files, terminal: &Terminal) -> Resu
         ));
         return Err(Failure::new(Exit::Usage, many.code("usage::diff")));
     };
-    let opened = [
-        operand(a, args, files, terminal)?,
-        operand(b, args, files, terminal)?,
-    ];
+    let opened = [operand(a, args, files, terminal)?, operand(b, args, files, terminal)?];
     let [(of_a, place_a), (of_b, place_b)] = &opened;
     let store = store(files, terminal, of_a);
     let mut found = diff::compare(of_a, of_b, [a, b], store.as_ref()).map_err(|error| failure(&error))?;

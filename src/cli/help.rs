@@ -117,8 +117,19 @@ const VERBS: &[(Group, &str, &[&str])] = &[
     (Understand, "schema", &["forge schema > recipe.schema.json"]),
     (
         Compare,
+        "table",
+        &[
+            "forge table",
+            "forge table --sort kld --columns candidate,size,kld",
+            "forge table --format csv > figures.csv",
+            "forge table a/metrics.json b/metrics.json",
+        ],
+    ),
+    (
+        Compare,
         "diff",
         &[
+            "forge diff HEAD~1:recipe.toml recipe.toml",
             "forge diff recipe.toml other.toml",
             "forge diff promote.small@Q4_0 promote.small@Q4_K_M",
             "forge diff out/a/a-Q4_0.gguf out/b/b-Q4_0.gguf",

@@ -16,7 +16,6 @@ mod run;
 pub mod signing;
 mod space;
 mod tables;
-mod twice;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -80,7 +79,6 @@ pub use space::NoSpace;
 pub use tables::TableError;
 pub use tables::last_tables;
 pub use tables::table_of_file;
-pub use twice::Compared;
 
 /// What runs the actions of a session.
 #[derive(Debug, Clone)]

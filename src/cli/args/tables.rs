@@ -20,12 +20,6 @@ pub(in crate::cli) enum TableFormat {
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-  forge table
-  forge table --sort kld --columns candidate,size,kld,kld_ci,front
-  forge table --format csv recipe.toml > figures.csv
-  forge table out/a/metrics.json out/b/metrics.json
-  forge table out/a/small-Q4_0.gguf.manifest.json
-
 Builds nothing and reads no source. Columns have the names of the fields of `metrics.json`, or shorter ones:
 candidate, size, bpw, ppl, ppl_ci, kld, kld_ci, p90, p95, p99, max, top1, rms, predicted, front, engine, ...
 CSV and JSON have figures in full, sizes in bytes, and the interval of each figure. Figures from another engine
