@@ -147,11 +147,15 @@ pub fn nearest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
         .map(|(_, word)| word)
 }
 
-/// Returns the word closest to `found` among `known`, however different it is; `None` if there are none.
+/// Returns the name closest to `found` among `known`; `None` if more than half of the letters differ. For names of several parts,
+/// of which one may be left out or be another; single words have [`nearest`].
 pub fn closest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let distance = |name: &str| strsim::damerau_levenshtein(name, found);
+    let longer = |name: &str| name.chars().count().max(found.chars().count());
     known
         .into_iter()
-        .min_by_key(|name| strsim::damerau_levenshtein(name, found))
+        .filter(|name| 2 * distance(name) <= longer(name))
+        .min_by_key(|name| distance(name))
 }
 
 /// Returns the names nearest to `found` among `known`: those with the fewest wrong letters, two at most. There are at most

@@ -190,8 +190,13 @@ fn summary(report: &Report) -> String {
         String::new()
     };
     let how = if report.stopped { "stopped: " } else { "" };
+    let more = if report.stopped {
+        "; run it again to continue"
+    } else {
+        ""
+    };
     format!(
-        "forge: {how}{} ran, {} cached, {failed} failed{skipped} in {time}",
+        "forge: {how}{} ran, {} cached, {failed} failed{skipped} in {time}{more}",
         report.ran, report.cached
     )
 }

@@ -121,12 +121,16 @@ impl Diagnostic {
         }
     }
 
-    /// A message about an error and everything that led to it.
+    /// A message about an error and everything that led to it. A cause that a message before it has already is left out.
     pub fn from_error(error: &dyn std::error::Error) -> Self {
         let mut this = Self::error(error.to_string());
         let mut source = error.source();
         while let Some(cause) = source {
-            this.causes.push(cause.to_string());
+            let text = cause.to_string();
+            let known = std::iter::once(&this.message).chain(&this.causes);
+            if !known.into_iter().any(|message| message.contains(&text)) {
+                this.causes.push(text);
+            }
             source = cause.source();
         }
         this

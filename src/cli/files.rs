@@ -545,7 +545,11 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
             }
             Failure::new(
                 Exit::Environment,
-                diagnostic.hint("free disk space (`forge cache gc` shows what can be removed from the store), or choose another folder: `--out DIR`, `--cache-dir DIR`"),
+                diagnostic.hint(if no_space.has_store {
+                    "free disk space (`forge cache gc` shows what can be removed from the store), or choose another folder: `--out DIR`, `--cache-dir DIR`"
+                } else {
+                    "free disk space there, or choose another folder for outputs: `--out DIR`"
+                }),
             )
         }
         SessionError::Engine(_) => Failure::new(

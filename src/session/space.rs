@@ -45,6 +45,8 @@ pub struct Need {
 pub struct NoSpace {
     /// A folder on it: the store's, or that of the outputs.
     pub path: PathBuf,
+    /// Whether the store is on it.
+    pub has_store: bool,
     /// How many bytes are needed at least.
     pub needed: u64,
     /// How many are free.
@@ -233,6 +235,7 @@ fn no_space(needs: &[Need], unknown: usize, env: &Env<'_>) -> Option<NoSpace> {
         let mut steps: Vec<(String, u64)> = steps.into_iter().filter(|(_, bytes)| *bytes > 0).collect();
         steps.sort_by(|a, b| (b.1, &a.0).cmp(&(a.1, &b.0)));
         (needed > 0 && found < needed.saturating_add(RESERVE)).then_some(NoSpace {
+            has_store: device(&path) == device(store),
             path,
             needed,
             found,

@@ -53,7 +53,7 @@ pub enum StoreError {
         supported: u64,
     },
     /// The directory contains other files.
-    #[error("`{}` is not a cache: it is_valid `{found}`; name an empty or a new directory", path.display())]
+    #[error("`{}` is not a cache: it contains `{found}`; name an empty or a new directory", path.display())]
     NotAStore {
         /// The directory.
         path: PathBuf,
