@@ -35,6 +35,8 @@ pub mod syntax;
 
 pub mod figures;
 
+pub mod overlap;
+
 pub mod allocation;
 
 pub mod certificate;

@@ -42,6 +42,7 @@ const LAYERS: &[(&str, Names)] = &[
         Names::Only(&["mix", "prose", "quantity", "requirement", "tensor_type", "text"]),
     ),
     ("figures", Names::Only(&[])),
+    ("overlap", Names::Only(&[])),
     // The checker of certificates shares nothing with the solver that writes them.
     ("allocation", Names::Only(&[])),
     ("certificate", Names::Only(&[])),
