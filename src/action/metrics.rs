@@ -37,6 +37,21 @@ pub struct MetricsRow {
     pub probed: Option<String>,
     /// The engine that computed the figures.
     pub engine: Fingerprint,
+    /// The texts that the candidate was calibrated on and that overlap with the evaluation's, where the recipe allows that.
+    pub overlaps: Vec<RowOverlap>,
+}
+
+/// A text that a candidate was calibrated on and that overlaps with the text of its evaluation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowOverlap {
+    /// The name of the corpus that the candidate was calibrated on.
+    pub corpus: String,
+    /// The number of files of the evaluation that the corpus has, too.
+    pub same_files: u64,
+    /// The share of the evaluation's text that stands in the corpus, in thousandths.
+    pub share: u32,
+    /// The number of words of the longest common passage. Not counted where all files are the same.
+    pub passage: Option<u64>,
 }
 
 /// Builds the table of candidates.
@@ -50,6 +65,14 @@ pub struct Metrics {
     pub table: u32,
 }
 
+/// The roles of the fields of an overlap.
+const OVERLAP: &[Field] = &[
+    field("corpus", Setting),
+    field("same_files", PartOf(&[output("overlap", "overlap")])),
+    field("share", PartOf(&[output("overlap", "overlap")])),
+    field("passage", PartOf(&[output("overlap", "overlap")])),
+];
+
 /// The roles of the fields of a row.
 pub(super) const ROW: &[Field] = &[
     field("eval", Setting),
@@ -59,6 +82,7 @@ pub(super) const ROW: &[Field] = &[
     field("figures", Input(&[output("eval", "figures")])),
     field("probed", PartOf(&[output("policy", "policy")])),
     field("engine", Engine(Evaluator)),
+    field("overlaps", Fields(OVERLAP)),
 ];
 
 impl Metrics {

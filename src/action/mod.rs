@@ -15,6 +15,7 @@ mod inspect_model;
 mod join;
 mod metrics;
 mod output;
+mod overlap;
 mod policy;
 mod promote;
 mod reference_block;
@@ -42,8 +43,10 @@ pub use inspect_model::InspectModel;
 pub use join::Join;
 pub use metrics::Metrics;
 pub use metrics::MetricsRow;
+pub use metrics::RowOverlap;
 pub use output::Fact;
 pub use output::Output;
+pub use overlap::Overlap;
 pub use policy::Policy;
 pub use promote::Promote;
 pub use reference_block::ReferenceBlock;
@@ -137,6 +140,8 @@ kinds! {
     EvalBlock,
     /// Measures a candidate over all its blocks of chunks.
     Eval,
+    /// Compares a text that candidates are evaluated on with one that they were calibrated on.
+    Overlap,
     /// Builds the table of candidates.
     Metrics,
     /// Compares figures with requirements.

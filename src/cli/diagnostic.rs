@@ -1,5 +1,6 @@
 //! Diagnostics: how errors and warnings look, as text with excerpts and as JSON. The only module that draws them.
 
+mod overlap;
 mod recipe;
 
 use std::fmt::Write as _;

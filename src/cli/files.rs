@@ -25,6 +25,7 @@ use crate::engine::Cancel;
 use crate::engine::EngineSettings;
 use crate::engine::Engines;
 use crate::fs;
+use crate::graph::Graph;
 use crate::prose;
 use crate::recipe::LoadError;
 use crate::recipe::Parsed;
@@ -35,6 +36,7 @@ use crate::session::NothingToDo;
 use crate::session::Runtime;
 use crate::session::Session;
 use crate::session::SessionError;
+use crate::session::overlap;
 use crate::store::Store;
 use crate::text::Source;
 use crate::why::TensorError;
@@ -558,6 +560,10 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
         ),
         SessionError::Engines(problems) => Failure {
             diagnostics: problems.iter().map(Diagnostic::engine).collect(),
+            exit: Exit::Recipe,
+        },
+        SessionError::Overlaps(overlaps) => Failure {
+            diagnostics: Diagnostic::overlaps(overlaps),
             exit: Exit::Recipe,
         },
         SessionError::Graph(_) | SessionError::Step(_) => Failure::new(Exit::Recipe, Diagnostic::from_error(error)),

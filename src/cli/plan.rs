@@ -3,6 +3,7 @@
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
+use crate::cli::diagnostic::Diagnostic;
 use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::files::session_failure;
@@ -36,12 +37,25 @@ pub(super) fn run(args: &args::Plan, files: &Files, terminal: &Terminal) -> Resu
     if !terminal.is_json() {
         terminal.data(text(&plan, terminal).as_str());
     }
+    // Only what runs would measure anything.
+    let overlaps = if plan.is_fresh() {
+        Vec::new()
+    } else {
+        session.overlaps()
+    };
+    for diagnostic in Diagnostic::overlaps(&overlaps) {
+        terminal.diagnostic(&diagnostic);
+    }
     let failed = plan
         .entries
         .iter()
         .any(|entry| matches!(entry.status, Status::Failed { .. }));
     let stale = args.check && !plan.is_fresh();
-    Ok(if failed || stale { Exit::Recipe } else { Exit::Done })
+    Ok(if failed || stale || !overlaps.is_empty() {
+        Exit::Recipe
+    } else {
+        Exit::Done
+    })
 }
 
 fn text(plan: &Plan, terminal: &Terminal) -> Block {

@@ -3,6 +3,7 @@
 
 mod render;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -11,7 +12,9 @@ use petgraph::algo::toposort;
 use petgraph::graph::DiGraph;
 use petgraph::graph::NodeIndex;
 
+use crate::recipe::Calibration;
 use crate::recipe::model::EngineRef;
+use crate::recipe::model::EvalStep;
 use crate::recipe::model::MetricsStep;
 use crate::recipe::model::PolicyStep;
 use crate::recipe::model::Recipe;
@@ -107,6 +110,19 @@ pub struct FiguresOf {
     pub candidate: StepId,
     /// The engine that runs the models.
     pub engine: EngineRef,
+    /// If the evaluation's text may overlap with text that the candidate was calibrated on: what is to be compared.
+    pub overlaps: Option<AllowedOverlaps>,
+}
+
+/// The texts of an evaluation that allows overlaps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AllowedOverlaps {
+    /// The corpus of the evaluation.
+    pub corpus: StepId,
+    /// Tokens per chunk.
+    pub context: u32,
+    /// The corpora that the candidate was calibrated on.
+    pub calibration: Vec<StepId>,
 }
 
 impl FiguresOf {
@@ -360,7 +376,14 @@ fn needs(work: &Work) -> Vec<NodeId> {
         }
         Work::Figures { rows, .. } => rows
             .iter()
-            .flat_map(|row| [made_by(&row.candidate), row.node()])
+            .flat_map(|row| {
+                let overlaps = row.overlaps.iter();
+                let texts =
+                    overlaps.flat_map(|overlaps| std::iter::once(&overlaps.corpus).chain(&overlaps.calibration));
+                [made_by(&row.candidate), row.node()]
+                    .into_iter()
+                    .chain(texts.map(made_by))
+            })
             .collect(),
         Work::Step(step) => {
             let sources = step.body.sources().into_iter().map(source);
@@ -370,6 +393,16 @@ fn needs(work: &Work) -> Vec<NodeId> {
 }
 
 fn rows_of(recipe: &Recipe, metrics: &MetricsStep) -> Vec<FiguresOf> {
+    let calibration = OnceCell::new();
+    let overlaps = |eval: &EvalStep, candidate: &StepId| {
+        let calibration = calibration.get_or_init(|| Calibration::of(recipe));
+        AllowedOverlaps {
+            corpus: eval.corpus.clone(),
+            context: eval.context,
+            calibration: calibration.texts(candidate).into_keys().cloned().collect(),
+        }
+    };
+    let overlaps = &overlaps;
     let evals = metrics
         .evals
         .iter()
@@ -379,10 +412,11 @@ fn rows_of(recipe: &Recipe, metrics: &MetricsStep) -> Vec<FiguresOf> {
         });
     evals
         .flat_map(|(eval, step, engine)| {
-            step.candidates.iter().map(|candidate| FiguresOf {
+            step.candidates.iter().map(move |candidate| FiguresOf {
                 eval: eval.clone(),
                 candidate: candidate.clone(),
                 engine: engine.clone(),
+                overlaps: step.allow_overlap.then(|| overlaps(step, candidate)),
             })
         })
         .collect()

@@ -145,6 +145,28 @@ pub struct Forge {
     /// Those of the actions that gave different results when they ran more than once; in most manifests none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nondeterminism: Vec<Nondeterminism>,
+    /// The evaluations of the recipe whose text overlaps with text that the candidate was calibrated on. Their figures are not
+    /// those of held-out text. The recipe allows them (`allow_overlap`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overlaps: Vec<Overlap>,
+}
+
+/// An evaluation whose text overlaps with text that the candidate was calibrated on.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Overlap {
+    /// The name of the evaluation.
+    pub eval: String,
+    /// The corpus of the evaluation.
+    pub corpus: String,
+    /// The corpus that the candidate was calibrated on.
+    pub calibration: String,
+    /// The number of files of the evaluation that the other corpus has, too.
+    pub same_files: u64,
+    /// The share of the evaluation's text that stands in the other corpus, in thousandths.
+    pub share: u32,
+    /// The number of words of the longest common passage. Not counted where all files are the same.
+    pub passage: Option<u64>,
 }
 
 /// An action of a manifest that gave two different results.

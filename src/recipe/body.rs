@@ -204,6 +204,8 @@ pub struct EvalStep {
     pub bootstrap: u32,
     /// Where the bootstrap's random numbers start.
     pub seed: u64,
+    /// Whether the text may overlap with text that the candidates were calibrated on.
+    pub allow_overlap: bool,
 }
 
 /// Puts figures side by side.

@@ -113,6 +113,7 @@ pub(crate) struct Eval {
     pub(crate) block: u32,
     pub(crate) bootstrap: u32,
     pub(crate) seed: u64,
+    pub(crate) allow_overlap: bool,
 }
 
 #[derive(Debug)]

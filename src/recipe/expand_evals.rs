@@ -75,6 +75,7 @@ impl Expansion<'_> {
                 block: body.block,
                 bootstrap: body.bootstrap,
                 seed: body.seed,
+                allow_overlap: body.allow_overlap,
             });
             self.push(StepKind::Eval, &eval.name, None, body, &eval.place);
         }

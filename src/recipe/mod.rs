@@ -13,6 +13,7 @@
 pub mod model;
 
 mod body;
+mod calibration;
 mod decl;
 mod expand;
 mod expand_candidates;
@@ -29,6 +30,8 @@ mod warn;
 
 pub use crate::quantity::Decimal;
 pub use crate::quantity::Quantity;
+pub use crate::recipe::calibration::Calibration;
+pub use crate::recipe::calibration::CalibrationUse;
 pub use crate::recipe::model::*;
 pub use crate::recipe::warn::RecipeWarning;
 pub use crate::syntax::error;

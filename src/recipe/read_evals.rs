@@ -69,6 +69,7 @@ pub(crate) fn eval(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option
     let seed = reader
         .read("seed", |field| field.integer(0..=i64::MAX as u64))
         .unwrap_or(0);
+    let allow_overlap = reader.read("allow_overlap", |field| field.boolean()).unwrap_or(false);
     if chunks == Some(1) && bootstrap > 0 {
         let place = reader.entry("chunks").map(|entry| entry.value.place.clone());
         let head = reader.head.clone();
@@ -101,6 +102,7 @@ pub(crate) fn eval(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option
     reader.put("block", number(u64::from(block)));
     reader.put("bootstrap", number(u64::from(bootstrap)));
     reader.put("seed", number(seed));
+    reader.put("allow_overlap", allow_overlap);
     Some(Eval {
         candidates,
         reference,
@@ -111,6 +113,7 @@ pub(crate) fn eval(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option
         block,
         bootstrap,
         seed,
+        allow_overlap,
     })
 }
 

@@ -1,16 +1,10 @@
 //! What is allowed in a recipe and likely not meant.
 
-use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::collections::HashMap;
 
-use crate::recipe::model::ImatrixStep;
 use crate::recipe::model::Place;
 use crate::recipe::model::Recipe;
 use crate::recipe::model::SourceName;
-use crate::recipe::model::Step;
-use crate::recipe::model::StepBody;
-use crate::recipe::model::StepId;
 use crate::recipe::model::StepKind;
 
 /// Something in a recipe that is allowed and likely not meant.
@@ -28,22 +22,6 @@ pub enum RecipeWarning {
         /// What would use it.
         user: &'static str,
     },
-    /// Candidates are evaluated on the text that they were calibrated with, or that their types were chosen by.
-    #[error("`eval.{eval}` uses the corpus `{corpus}`, which the {reader} of its candidates also uses")]
-    EvalOnCalibration {
-        /// The evaluation's name.
-        place: Place,
-        /// The evaluation.
-        eval: String,
-        /// The text.
-        corpus: String,
-        /// What else reads it: "imatrix" or "policy".
-        reader: &'static str,
-        /// Where the text is declared.
-        declared: Place,
-        /// The candidate whose figures look better than they are.
-        candidate: String,
-    },
 }
 
 impl RecipeWarning {
@@ -51,26 +29,20 @@ impl RecipeWarning {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Unused { .. } => "unused",
-            Self::EvalOnCalibration { .. } => "eval-on-calibration",
         }
     }
 
     /// Returns the place that the warning is about.
     pub const fn place(&self) -> &Place {
         match self {
-            Self::Unused { place, .. } | Self::EvalOnCalibration { place, .. } => place,
+            Self::Unused { place, .. } => place,
         }
     }
 }
 
-/// Steps by id.
-type Steps<'r> = HashMap<&'r StepId, &'r Step>;
-
 /// Returns the warnings of a recipe, unsorted.
 pub(crate) fn warnings(recipe: &Recipe) -> Vec<RecipeWarning> {
-    let mut warnings = unused(recipe);
-    warnings.extend(evals_on_calibration(recipe));
-    warnings
+    unused(recipe)
 }
 
 fn unused(recipe: &Recipe) -> Vec<RecipeWarning> {
@@ -107,55 +79,6 @@ fn unused(recipe: &Recipe) -> Vec<RecipeWarning> {
         }
     }
     warnings
-}
-
-fn evals_on_calibration(recipe: &Recipe) -> Vec<RecipeWarning> {
-    let mut warnings = Vec::new();
-    let steps: Steps<'_> = recipe.steps.iter().map(|step| (&step.id, step)).collect();
-    // By candidate: every evaluation may include every candidate.
-    let mut read: HashMap<&StepId, BTreeMap<&StepId, &'static str>> = HashMap::new();
-    for step in &recipe.steps {
-        let StepBody::Eval(eval) = &step.body else { continue };
-        let overlap = eval.candidates.iter().find_map(|candidate| {
-            let corpora = read.entry(candidate).or_insert_with(|| corpora(&steps, candidate));
-            Some(candidate).zip(corpora.get(&eval.corpus).copied())
-        });
-        if let (Some((candidate, reader)), Some(corpus)) = (overlap, steps.get(&eval.corpus)) {
-            warnings.push(RecipeWarning::EvalOnCalibration {
-                place: step.origin.clone(),
-                eval: step.id.name.clone(),
-                corpus: eval.corpus.name.clone(),
-                reader,
-                declared: corpus.origin.clone(),
-                candidate: candidate.label(),
-            });
-        }
-    }
-    warnings
-}
-
-/// Returns the texts that had a part in making a candidate, and what read them.
-fn corpora<'r>(steps: &Steps<'r>, id: &'r StepId) -> BTreeMap<&'r StepId, &'static str> {
-    let mut found = BTreeMap::new();
-    let mut seen = BTreeSet::new();
-    let mut todo = vec![id];
-    while let Some(id) = todo.pop() {
-        let Some(step) = steps.get(id).filter(|_| seen.insert(id)) else {
-            continue;
-        };
-        match &step.body {
-            StepBody::Imatrix(ImatrixStep::Collect(collect)) => {
-                let _ = found.insert(&collect.corpus, "imatrix");
-            }
-            StepBody::Policy(policy) => {
-                found.extend(policy.method.measures().map(|measures| (measures.corpus, "policy")));
-                // Whose size a budget is has no part in the choice.
-                todo.extend(&policy.join);
-            }
-            body => todo.extend(body.inputs()),
-        }
-    }
-    found
 }
 
 /// Returns "a `policy` section" for a kind of step.

@@ -74,6 +74,23 @@ pub struct Row {
     pub blake3: String,
     /// The fingerprint of the engine that measured.
     pub fingerprint: String,
+    /// The texts that the candidate was calibrated on and that overlap with the text of this evaluation: its figures are not
+    /// those of held-out text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overlaps: Vec<Overlap>,
+}
+
+/// A text that a candidate was calibrated on and that overlaps with the text of an evaluation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Overlap {
+    /// The corpus.
+    pub corpus: String,
+    /// The number of files of the evaluation that it has, too.
+    pub same_files: u64,
+    /// The share of the evaluation's text that stands in it, 0 to 1.
+    pub share: f64,
+    /// The number of words of the longest common passage. Not counted where all files are the same.
+    pub passage_words: Option<u64>,
 }
 
 impl Row {
@@ -87,6 +104,12 @@ impl Row {
     pub fn ground(&self) -> Ground<'_> {
         let reference = self.ppl_reference.map(f64::to_bits);
         (&self.fingerprint, self.chunks, self.tokens, self.context, reference)
+    }
+
+    /// Returns the names of the corpora that overlap with the text, as in "`prose` and `code`"; `None` if the text is held out.
+    pub fn overlapping(&self) -> Option<String> {
+        let corpora: Vec<&str> = self.overlaps.iter().map(|overlap| overlap.corpus.as_str()).collect();
+        (!corpora.is_empty()).then(|| prose::names(&corpora, 3))
     }
 }
 
@@ -152,9 +175,12 @@ pub(super) fn dominates(other: &Row, row: &Row) -> bool {
         && (other.bytes < row.bytes || other.loss() < row.loss())
 }
 
+/// Stands behind each figure that was measured on text that the candidate was calibrated on. A line below the table says so.
+pub(super) const NOT_HELD_OUT: &str = "\u{2020}";
+
 /// What the figures rest on, a line for each distinct ground.
 pub(super) fn evidence(rows: &[&Row]) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
+    let mut lines: Vec<String> = overlaps(rows);
     let missed: Vec<&str> = rows
         .iter()
         .filter(|row| row.prediction_holds == Some(false))
@@ -184,6 +210,37 @@ pub(super) fn evidence(rows: &[&Row]) -> Vec<String> {
         }
     }
     lines
+}
+
+/// Explains [`NOT_HELD_OUT`]: a line for all rows whose text overlaps in the same way.
+fn overlaps(rows: &[&Row]) -> Vec<String> {
+    let mut groups: Vec<(&[Overlap], Vec<&str>)> = Vec::new();
+    for row in rows.iter().filter(|row| !row.overlaps.is_empty()) {
+        match groups.iter_mut().find(|(overlaps, _)| *overlaps == row.overlaps) {
+            Some((_, candidates)) => candidates.push(&row.candidate),
+            None => groups.push((&row.overlaps, vec![&row.candidate])),
+        }
+    }
+    let line = |(overlaps, candidates): (&[Overlap], Vec<&str>)| {
+        let texts: Vec<String> = overlaps.iter().map(Overlap::describe).collect();
+        format!(
+            "{NOT_HELD_OUT} not on held-out text: it overlaps with what {} were calibrated on: {}",
+            prose::names(&candidates, 3),
+            texts.join(", ")
+        )
+    };
+    groups.into_iter().map(line).collect()
+}
+
+impl Overlap {
+    /// Returns as in "`prose` (2 files, 87.0 % of the text)".
+    fn describe(&self) -> String {
+        let files = match self.same_files {
+            0 => String::new(),
+            files => format!("{}, ", prose::count(files, "file")),
+        };
+        format!("`{}` ({files}{:.1} % of the text)", self.corpus, self.share * 100.0)
+    }
 }
 
 /// How many pairs that cannot be ranked are named.
@@ -252,6 +309,7 @@ pub(super) mod tests {
             pareto: false,
             blake3: "b".repeat(64),
             fingerprint: "f".repeat(64),
+            overlaps: Vec::new(),
         }
     }
 

@@ -370,7 +370,7 @@ impl Session {
                 files.add_store_file(store, &path, now)?;
             }
             if let Some(candidate) = promote::candidate(node) {
-                let manifest = record::current_manifest(&env, candidate, outcome, &events).ok()??;
+                let manifest = record::current_manifest(self, &env, candidate, outcome, &events).ok()??;
                 files.add(&manifest.path, Some(&manifest.stamp), now)?;
             }
             for watched in step::kind_of(node).watches(node) {

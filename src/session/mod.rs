@@ -8,6 +8,7 @@ mod fresh;
 mod frozen;
 mod lock;
 pub mod names;
+pub mod overlap;
 mod preflight;
 mod record;
 mod repeat;
@@ -35,6 +36,7 @@ use crate::fs;
 use crate::graph::Graph;
 use crate::graph::GraphError;
 use crate::graph::NodeId;
+use crate::manifest;
 use crate::observer::Event;
 use crate::observer::Observer;
 use crate::plan;
@@ -151,9 +153,9 @@ pub enum SessionError {
     /// A tensor that a candidate does not have.
     #[error(transparent)]
     Tensor(#[from] TensorError),
-    /// What would make steps fail, found before any ran.
-    #[error("{} steps cannot run", .0.len())]
-    Problems(Vec<Problem>),
+    /// What would make steps fail, and evaluations on text of the calibration, found before anything ran.
+    #[error("{} of the recipe or its files are wrong", .0.len())]
+    Refused(Findings),
 }
 
 /// What [`Session::why`] found out.
@@ -176,6 +178,8 @@ pub struct Session {
     models: Models,
     failed: FailedActions,
     file_overrides: BTreeMap<NodeId, Vec<PathBuf>>,
+    /// What is known of overlaps of texts that are not here.
+    known_overlaps: Vec<manifest::Overlap>,
 }
 
 impl Session {
@@ -208,6 +212,7 @@ impl Session {
             models: Models::default(),
             failed: FailedActions::default(),
             file_overrides: BTreeMap::new(),
+            known_overlaps: Vec::new(),
         })
     }
 
@@ -215,6 +220,12 @@ impl Session {
     /// parts.
     pub fn with_files(mut self, file_overrides: BTreeMap<NodeId, Vec<PathBuf>>) -> Self {
         self.file_overrides = file_overrides;
+        self
+    }
+
+    /// Repeats these overlaps in manifests if the texts are not here, as those of evaluations when a candidate is reproduced.
+    pub fn with_overlaps(mut self, known: Vec<manifest::Overlap>) -> Self {
+        self.known_overlaps = known;
         self
     }
 
@@ -252,7 +263,7 @@ impl Session {
                 }
                 Status::Hit { key } => {
                     let (key, outcome) = (*key, outcomes.of(&node.id));
-                    let is_good = outcome.and_then(|outcome| record::is_recorded(&env, node, outcome, &events));
+                    let is_good = outcome.and_then(|outcome| record::is_recorded(self, &env, node, outcome, &events));
                     entry.status = match is_good {
                         Ok(true) => continue,
                         Ok(false) => Status::Miss {
@@ -308,6 +319,7 @@ impl Session {
             fs::remove_stale_temps(&self.settings.out).ok();
         }
         observer.event(&self.started());
+        let guard = overlap::Guard::new(self);
         let space = space::Check::new(self, &env);
         let problems = OnceLock::new();
         let may_run = || {
@@ -328,8 +340,14 @@ impl Session {
             failures
         });
         report.manifests = manifests;
-        if let Some(problems) = problems.into_inner().filter(|problems| !problems.is_empty()) {
-            return Err(SessionError::Problems(problems));
+        if let Some(findings) = findings.into_inner().filter(|findings| !findings.is_empty()) {
+            return Err(SessionError::Refused(findings));
+        }
+        if let Some(overlaps) = guard.refused() {
+            return Err(SessionError::Refused(Findings {
+                problems: Vec::new(),
+                overlaps,
+            }));
         }
         if let Some(no_space) = space.refused() {
             return Err(SessionError::NoSpace(no_space));

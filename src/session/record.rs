@@ -78,6 +78,7 @@ pub(super) fn write_manifests(
 /// Returns the manifest next to a candidate if it is there, unchanged since forge wrote it for this action, and good.
 /// `events` are the store's.
 pub(super) fn current_manifest(
+    session: &Session,
     env: &Env<'_>,
     id: &StepId,
     outcome: &Outcome,
@@ -92,7 +93,8 @@ pub(super) fn current_manifest(
     let Some(file) = output::intact(env, &path, &known)? else {
         return Ok(None);
     };
-    if last.manifest_checked && events.is_empty() {
+    let overlaps = session.allowed_overlaps(env, id, false);
+    if last.manifest_checked && events.is_empty() && overlaps.is_none() {
         return Ok(Some(file));
     }
     let Ok(bytes) = fs::read_small(&path, manifest::CAP) else {
@@ -101,6 +103,7 @@ pub(super) fn current_manifest(
     let manifest = Manifest::parse(&bytes).ok();
     let is_good = manifest.is_some_and(|manifest| {
         nondeterminism(&manifest, events) == manifest.predicate.forge.nondeterminism
+            && overlaps.is_none_or(|overlaps| overlaps == manifest.predicate.forge.overlaps)
             && (last.manifest_checked || verify::check_document(&manifest, &bytes).1.is_empty())
     });
     Ok(is_good.then_some(file))
@@ -108,13 +111,14 @@ pub(super) fn current_manifest(
 
 /// Returns whether what a node made has the record next to it that it should have.
 pub(super) fn is_recorded(
+    session: &Session,
     env: &Env<'_>,
     node: &Node,
     outcome: &Outcome,
     events: &[StoreEvent],
 ) -> Result<bool, StepError> {
     match promote::candidate(node) {
-        Some(candidate) => Ok(current_manifest(env, candidate, outcome, events)?.is_some()),
+        Some(candidate) => Ok(current_manifest(session, env, candidate, outcome, events)?.is_some()),
         None => Ok(true),
     }
 }
@@ -129,12 +133,12 @@ fn write_manifest(
     events: &[StoreEvent],
 ) -> Result<bool, StepError> {
     // Most often it is there; a lock is only for writing it.
-    if current_manifest(env, candidate, outcome, events)?.is_some() {
+    if current_manifest(session, env, candidate, outcome, events)?.is_some() {
         return Ok(false);
     }
     let path = output::path(env, &promote::manifest_name(candidate))?;
     let _lock = env.store.lock_output(&path, &mut |_| {}, &|| false)?;
-    if current_manifest(env, candidate, outcome, events)?.is_some() {
+    if current_manifest(session, env, candidate, outcome, events)?.is_some() {
         return Ok(false);
     }
     let mut manifest = manifest_of(session, env, run, started, report, candidate, outcome)?;
@@ -335,6 +339,7 @@ fn manifest_of(
                 actions,
                 tensors,
                 nondeterminism: Vec::new(),
+                overlaps: session.allowed_overlaps(env, candidate, true).unwrap_or_default(),
             },
         },
     })

@@ -54,7 +54,11 @@ fn action_of(corpus: &CorpusStep, texts: Vec<BlobDigest>) -> Action {
 }
 
 /// Returns the files of a corpus: pattern by pattern, within a pattern by name; a file that two patterns match once.
-fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepError> {
+///
+/// # Errors
+///
+/// [`StepError::Input`] for a pattern that matches nothing or a folder that cannot be read.
+pub fn find(corpus: &CorpusStep, folder: &Path) -> Result<Vec<PathBuf>, StepError> {
     let mut found: Vec<PathBuf> = Vec::new();
     for pattern in &corpus.files {
         let place = || {

@@ -18,6 +18,7 @@ use crate::step::Outcome;
 use crate::step::StepError;
 use crate::step::key_of;
 use crate::step::metrics;
+use crate::step::overlap;
 use crate::step::wrong_kind;
 use crate::work::Context;
 use crate::work::decode;
@@ -79,6 +80,8 @@ impl Kind for Gate {
     }
 
     fn run(&self, node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {
+        let (_, of) = gate(node)?;
+        overlap::perform_all(of.iter().filter_map(|of| of.overlaps.as_ref()), inputs, work)?;
         let performed = work.perform(&action_of(node, inputs, env)?)?;
         let outcome = Outcome::of(performed, Vec::new());
         let verdict: Verdict = decode(env.store, "verdict", outcome.output(action::Gate::VERDICT)?)?;

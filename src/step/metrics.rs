@@ -20,6 +20,7 @@ use crate::step::Outcome;
 use crate::step::StepError;
 use crate::step::key_of;
 use crate::step::output;
+use crate::step::overlap;
 use crate::step::wrong_kind;
 use crate::work::Context;
 
@@ -53,6 +54,7 @@ pub fn row_of(of: &FiguresOf, inputs: &Inputs, env: &Env<'_>) -> Result<MetricsR
         figures: inputs.of(&of.node())?.output(action::Eval::FIGURES)?,
         probed: candidate.fact(action::Promote::PROBED).ok(),
         engine: env.fingerprint(&of.engine, Role::Evaluator)?,
+        overlaps: overlap::marks(of.overlaps.as_ref(), inputs, env)?,
     })
 }
 
@@ -108,6 +110,8 @@ impl Kind for Metrics {
     }
 
     fn run(&self, node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {
+        let (_, rows) = rows(node)?;
+        overlap::perform_all(rows.iter().filter_map(|row| row.overlaps.as_ref()), inputs, work)?;
         let performed = work.perform(&action_of(node, inputs, env)?)?;
         let mut outcome = Outcome::of(performed, Vec::new());
         for (name, output) in file_names(node, env)? {

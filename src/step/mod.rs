@@ -12,6 +12,7 @@ pub mod imatrix;
 pub mod join;
 pub mod metrics;
 pub mod output;
+pub mod overlap;
 pub mod pattern;
 pub mod policy;
 pub mod promote;

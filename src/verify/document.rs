@@ -20,6 +20,10 @@ use crate::manifest::ActionRecord;
 use crate::manifest::Manifest;
 use crate::manifest::Resource;
 use crate::recipe;
+use crate::recipe::Calibration;
+use crate::recipe::Recipe;
+use crate::recipe::StepBody;
+use crate::recipe::StepId;
 use crate::step;
 use crate::step::promote;
 use crate::tensor_type::TensorType;
@@ -434,6 +438,27 @@ impl<'m> Check<'m> {
         }
     }
 
+    /// Checks that overlaps are of evaluations that allow them, and of texts that the candidate was calibrated on.
+    fn overlaps(&mut self, recipe: &Recipe, candidate: &StepId) {
+        let manifest = self.manifest;
+        let texts = Calibration::of(recipe).texts(candidate);
+        for overlap in &manifest.predicate.forge.overlaps {
+            let is_allowed = recipe.steps.iter().any(|step| match &step.body {
+                StepBody::Eval(eval) => {
+                    eval.allow_overlap
+                        && step.id.label() == overlap.eval
+                        && eval.corpus.label() == overlap.corpus
+                        && eval.candidates.contains(candidate)
+                }
+                _ => false,
+            });
+            if !is_allowed || !texts.keys().any(|text| text.label() == overlap.calibration) {
+                let what = format!("the recipe allows no overlap of `{}`", short(&overlap.eval));
+                self.say("predicate.forge.overlaps", what);
+            }
+        }
+    }
+
     fn recipe(&mut self, sources: &BTreeSet<String>) {
         let manifest = self.manifest;
         let parameters = &manifest.predicate.build_definition.external_parameters;
@@ -468,6 +493,7 @@ impl<'m> Check<'m> {
             let what = format!("the recipe has no candidate `{}`", short(&parameters.step));
             return self.say("predicate.buildDefinition.externalParameters.step", what);
         };
+        self.overlaps(&parsed, candidate);
         let graph = graph.only(&[NodeId::Step(candidate.clone())]);
         let nodes: BTreeSet<String> = graph.nodes().map(|node| node.id.to_string()).collect();
         let readers: BTreeSet<String> = graph

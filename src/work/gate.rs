@@ -77,6 +77,10 @@ fn evaluate(store: &Store, gate: &Gate) -> Result<Verdict, StepError> {
                 candidate: row.candidate.clone(),
                 eval: row.eval.clone(),
                 require: text.clone(),
+                evidence: match figures.overlapping() {
+                    Some(corpora) => format!("{}; not on held-out text: it overlaps with {corpora}", check.evidence),
+                    None => check.evidence,
+                },
                 ..check
             });
         }

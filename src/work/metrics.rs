@@ -8,11 +8,13 @@ use super::documents::decode;
 use super::eval;
 use crate::action::Metrics;
 use crate::action::MetricsRow;
+use crate::action::RowOverlap;
 use crate::figures;
 use crate::figures::Interval;
 use crate::policy;
 use crate::report;
 use crate::report::metrics::Metrics as Table;
+use crate::report::metrics::Overlap;
 use crate::report::metrics::Row;
 use crate::store::Store;
 
@@ -78,8 +80,18 @@ pub(super) fn load(store: &Store, row: &MetricsRow) -> Result<(Row, eval::Docume
         pareto: false,
         blake3: row.file.hash.to_string(),
         fingerprint: row.engine.to_string(),
+        overlaps: row.overlaps.iter().map(overlap).collect(),
     };
     Ok((loaded, figures))
+}
+
+fn overlap(found: &RowOverlap) -> Overlap {
+    Overlap {
+        corpus: found.corpus.clone(),
+        same_files: found.same_files,
+        share: f64::from(found.share) / 1000.0,
+        passage_words: found.passage,
+    }
 }
 
 /// Parts of a nat in what is said of a candidate's probing: keys hold whole numbers only.

@@ -29,6 +29,7 @@ mod metrics;
 mod model_documents;
 mod models;
 mod mutex;
+pub mod overlap;
 mod perform;
 pub mod policy;
 mod prepare;

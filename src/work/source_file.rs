@@ -61,6 +61,15 @@ impl SourceFile {
         }))
     }
 
+    /// Returns the digest of a file by reading it, without a store.
+    pub fn hash(path: &Path) -> Result<Self, StepError> {
+        let mut file = fs::open(path)?;
+        let stamp = Stamp::of_file(&file, path)?;
+        let digest = BlobDigest::of_reader(&mut file).map_err(fs::PathError::on(path, "read"))?;
+        let path = path.to_owned();
+        Ok(Self { path, digest, stamp })
+    }
+
     /// Returns the digest of a file, reading it if the stat cache does not know it.
     pub fn read(store: &Store, path: &Path, progress: &dyn Fn(u64)) -> Result<Self, StepError> {
         let (digest, stamp) = store.digest_settled(path, progress)?;

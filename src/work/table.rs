@@ -21,6 +21,7 @@ pub(super) fn work_of(action: &Action) -> &dyn Work {
         Action::ReferenceBlock(action) => action,
         Action::EvalBlock(action) => action,
         Action::Eval(action) => action,
+        Action::Overlap(action) => action,
         Action::Metrics(action) => action,
         Action::Gate(action) => action,
     }

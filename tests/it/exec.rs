@@ -83,6 +83,7 @@ policy = "error"
 
 [eval.quality]
 corpus = "held-out"
+allow_overlap = true
 chunks = 2
 context = 64
 block = 1

@@ -72,7 +72,7 @@ fn a_frozen_build_reports_all_differences_from_the_lock() {
 
     let before = times(&forge.path("out/small"));
     forge
-        .write("texts/a.txt", text("held-out.txt"))
+        .write("texts/a.txt", format!("Changed. {}", text("calibration-prose.txt")))
         .write("texts/c.txt", "a third text");
     std::fs::remove_file(forge.path("texts/b.txt")).unwrap();
     let locked = lock

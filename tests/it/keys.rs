@@ -501,6 +501,12 @@ fn row(eval: &str) -> action::MetricsRow {
         figures: blob("figures"),
         probed: Some("10000000000,1000000000,16,512".to_owned()),
         engine: Fingerprint::of(b"engine"),
+        overlaps: vec![action::RowOverlap {
+            corpus: "calibration".to_owned(),
+            same_files: 1,
+            share: 1000,
+            passage: Some(500),
+        }],
     }
 }
 
@@ -764,6 +770,11 @@ fn samples() -> Vec<Action> {
             codec: 1,
             engine,
         }),
+        Action::Overlap(action::Overlap {
+            evaluation: vec![blob("1"), blob("2")],
+            calibration: vec![blob("3"), blob("4")],
+            rules: 1,
+        }),
         Action::Metrics(action::Metrics {
             recipe: "small".to_owned(),
             rows: vec![row("x"), row("y")],
@@ -800,6 +811,7 @@ fn kind_number(action: &Action) -> usize {
         Action::Metrics(_) => 14,
         Action::Gate(_) => 15,
         Action::TensorError(_) => 16,
+        Action::Overlap(_) => 17,
     }
 }
 
@@ -865,7 +877,7 @@ fn pointers(value: &Json, at: &str, found: &mut Vec<String>) {
 fn every_field_of_every_action_is_part_of_its_key() {
     let samples = samples();
     let kinds: BTreeSet<usize> = samples.iter().map(kind_number).collect();
-    assert_eq!(kinds, (0..17).collect());
+    assert_eq!(kinds, (0..18).collect());
     let mut digests = BTreeSet::new();
     for sample in &samples {
         let document = sample.document();

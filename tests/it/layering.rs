@@ -92,6 +92,7 @@ const LAYERS: &[(&str, Names)] = &[
             "imatrix",
             "method",
             "observer",
+            "overlap",
             "policy",
             "prose",
             "report",

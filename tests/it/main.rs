@@ -47,6 +47,7 @@ mod method_patch;
 mod mutated;
 mod one_layer_project;
 mod output_faults;
+mod overlap;
 mod peer_bytes;
 mod peer_engine;
 mod peer_policy;

@@ -149,7 +149,7 @@ fn measurements_are_used_by_every_later_policy() {
          otherwise = \"keep\"\n",
     );
     forge.recipe(&format!(
-        "{one}[eval.quality]\ncorpus = \"calibration\"\ncontext = 64\nblock = 1\n"
+        "{one}[eval.quality]\ncorpus = \"calibration\"\nallow_overlap = true\ncontext = 64\nblock = 1\n"
     ));
     let evaluated = build_well(&forge, &[]);
     let metrics: serde_json::Value =

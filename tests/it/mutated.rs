@@ -64,6 +64,7 @@ policy = "good"
 [eval.quality]
 reference = "model"
 corpus = "calibration"
+allow_overlap = true
 candidates = ["mix", "plain"]
 chunks = 2
 context = 32

@@ -345,25 +345,6 @@ fn likely_mistakes_are_warnings() {
     settings.bind(|| insta::assert_snapshot!("warnings", words.join("\n")));
 }
 
-#[test]
-fn evaluating_on_the_corpus_of_a_policy_is_a_warning() {
-    let text = |method: &str| {
-        format!(
-            "schema = 1\nname = \"w\"\n[source.model]\npath = \"m.gguf\"\n[corpus.text]\nfiles = [\"a\"]\n\
-             [policy.p]\n{method}budget = \"4 bpw\"\n[promote.p]\npolicy = \"p\"\n[eval.e]\ncorpus = \"text\"\n"
-        )
-    };
-    let warnings = |method: &str| -> Vec<String> {
-        let parsed = recipe::parse_alone(&Source::new("w.toml", text(method))).unwrap();
-        parsed.warnings.iter().map(ToString::to_string).collect()
-    };
-    let judged = "`eval.e` uses the corpus `text`, which the policy of its candidates also uses";
-    assert_eq!(warnings("corpus = \"text\"\n"), [judged]);
-    assert_eq!(warnings("method = \"error\"\ncorpus = \"text\"\n"), [judged]);
-    assert_eq!(warnings("method = \"error\"\nprobes = 0\n"), [""; 0]);
-    assert_eq!(warnings("method = \"prior\"\n"), [""; 0]);
-}
-
 /// Writes a recipe anew: other order of keys and sections, other table styles, other white space, comments.
 fn reformat(table: &toml::Table, random: &mut dyn FnMut(usize) -> usize) -> String {
     fn shuffled<'t>(

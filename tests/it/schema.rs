@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use forge::action;
 use forge::action::Action;
 use forge::action::MetricsRow;
+use forge::action::RowOverlap;
 use forge::digest::ActionDigest;
 use forge::digest::BlobDigest;
 use forge::digest::Fingerprint;
@@ -147,6 +148,7 @@ const DOCUMENTS: &[(&str, &str, &str)] = &[
     ("join", "join", "join.v1"),
     ("join", "slices", "slices.v1"),
     ("metrics", "json", "metrics.v1"),
+    ("overlap", "overlap", "overlap.v1"),
     ("policy", "certificate", "certificate.v1"),
     ("policy", "policy", "policy.v1"),
     ("promote", "assembly", "assembly.v1"),
@@ -220,6 +222,8 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("model-index.v1", "/tensors/0", &[]),
     ("model-shape.v1", "", &[]),
     ("model-shape.v1", "/tensors/0", &[]),
+    ("overlap.v1", "", &[]),
+    ("overlap.v1", "/common", &[]),
     ("pin.v1", "", &[]),
     ("policy.v1", "", &["warnings", "predicted_loss"]),
     ("policy.v1", "/choices/0", &["instead_of"]),
@@ -605,6 +609,15 @@ fn samples() -> Vec<(&'static str, Action)> {
         figures: blob("figures"),
         probed: (candidate == "a").then(|| "10000000000,1000000000,16,512".to_owned()),
         engine,
+        overlaps: (candidate == "large")
+            .then(|| RowOverlap {
+                corpus: "prose".to_owned(),
+                same_files: 1,
+                share: 1000,
+                passage: None,
+            })
+            .into_iter()
+            .collect(),
     };
     let reference = Action::ReferenceBlock(action::ReferenceBlock {
         model,
@@ -977,6 +990,14 @@ fn samples() -> Vec<(&'static str, Action)> {
         ),
         ("eval", eval(Some(model), Some(32))),
         ("eval, perplexity only", eval(None, None)),
+        (
+            "overlap",
+            Action::Overlap(action::Overlap {
+                evaluation: vec![blob("held-out")],
+                calibration: vec![blob("one"), blob("two")],
+                rules: 1,
+            }),
+        ),
         (
             "metrics",
             Action::Metrics(action::Metrics {

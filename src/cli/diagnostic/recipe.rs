@@ -122,7 +122,6 @@ impl Diagnostic {
         diagnostic.level = Level::Warning;
         let text = match warning {
             RecipeWarning::Unused { .. } => "declared here".to_owned(),
-            RecipeWarning::EvalOnCalibration { candidate, .. } => format!("`{candidate}` is evaluated here"),
         };
         diagnostic.primary = Some(Label {
             place: warning.place().clone(),
@@ -132,14 +131,6 @@ impl Diagnostic {
             RecipeWarning::Unused { user, .. } => diagnostic
                 .hints
                 .push(Hint::Text(format!("to use it, name it in {user}"))),
-            RecipeWarning::EvalOnCalibration { declared, .. } => {
-                diagnostic.context.push(Label {
-                    place: declared.clone(),
-                    text: "the corpus".to_owned(),
-                });
-                let text = "evaluate on text that was not used to make them; on this text the figures are too good";
-                diagnostic.hints.push(Hint::Text(text.to_owned()));
-            }
         }
         diagnostic
     }

@@ -30,6 +30,7 @@ fn row(candidate: &str, mib: f64, kld: f64) -> Row {
         pareto: false,
         blake3: candidate.to_owned(),
         fingerprint: "f".repeat(64),
+        overlaps: Vec::new(),
     }
 }
 

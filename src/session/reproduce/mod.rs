@@ -370,7 +370,9 @@ impl Reproduction {
             borrow: false,
         };
         let wanted = [self.step_name()];
-        let session = Session::open(self.recipe, settings, &wanted, cancel)?.with_files(file_overrides);
+        let session = Session::open(self.recipe, settings, &wanted, cancel)?
+            .with_files(file_overrides)
+            .with_overlaps(self.manifest.predicate.forge.overlaps.clone());
         let report = session.build(options, observer)?;
         let output = out.join(&name);
         let mut comparison = None;
