@@ -311,22 +311,20 @@ impl Session {
         for (id, eval) in evals {
             for calibration in texts.keys() {
                 let (eval_name, calibration_name) = (id.label(), calibration.label());
-                match self.allowed_overlap(env, eval, calibration, read) {
-                    Some(mark) => found.extend(mark.map(|mark| manifest::Overlap {
+                if let Some(mark) = self.allowed_overlap(env, eval, calibration, read) {
+                    found.extend(mark.map(|mark| manifest::Overlap {
                         eval: eval_name,
                         corpus: eval.corpus.label(),
                         calibration: calibration_name,
                         same_files: mark.same_files,
                         share: mark.share,
                         passage: mark.passage,
-                    })),
-                    None => {
-                        all_known = false;
-                        let is_it = |known: &&manifest::Overlap| {
-                            known.eval == eval_name && known.calibration == calibration_name
-                        };
-                        found.extend(self.known_overlaps.iter().find(is_it).cloned());
-                    }
+                    }));
+                } else {
+                    all_known = false;
+                    let is_it =
+                        |known: &&manifest::Overlap| known.eval == eval_name && known.calibration == calibration_name;
+                    found.extend(self.known_overlaps.iter().find(is_it).cloned());
                 }
             }
         }
