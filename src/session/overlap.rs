@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use super::Session;
+use crate::action::Action;
 use crate::action::RowOverlap;
 use crate::graph::Graph;
 use crate::graph::NodeId;
@@ -27,6 +28,7 @@ use crate::step::Env;
 use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::step::corpus;
+use crate::work::overlap;
 use crate::work::overlap::Document;
 use crate::work::overlap::Reason;
 
@@ -127,7 +129,7 @@ fn pairs<'r>(recipe: &'r Recipe, graph: &'r Graph) -> Vec<Pair<'r>> {
 /// Finds the files of a corpus, with their digests; `None` if they cannot be read now, which the corpus's own step reports.
 type FilesOf<'a> = dyn FnMut(&StepId) -> Option<Vec<SourceFile>> + 'a;
 /// Compares two corpora.
-type Compare<'a> = dyn FnMut(&StepId, &[SourceFile], &[SourceFile]) -> Result<Document, StepError> + 'a;
+type Compare<'a> = dyn FnMut(&[SourceFile], &[SourceFile]) -> Result<Document, StepError> + 'a;
 
 /// Returns the overlaps that a recipe does not allow, as far as the files can be read.
 fn overlaps(recipe: &Recipe, graph: &Graph, files: &mut FilesOf<'_>, compare: &mut Compare<'_>) -> Vec<Overlap> {
@@ -148,7 +150,7 @@ fn overlaps(recipe: &Recipe, graph: &Graph, files: &mut FilesOf<'_>, compare: &m
             }
             let of = |id: &StepId| read.get(id)?.as_deref();
             match (of(&pair.eval.corpus), of(pair.calibration)) {
-                (Some(evaluation), Some(calibration)) => compare(pair.calibration, evaluation, calibration)
+                (Some(evaluation), Some(calibration)) => compare(evaluation, calibration)
                     .ok()
                     .and_then(|document| document.reason(pair.eval.context))
                     .and_then(|reason| named(reason, evaluation, calibration)),
@@ -200,7 +202,7 @@ pub fn check(recipe: &Recipe, graph: &Graph, folder: &Path) -> Vec<Overlap> {
         let paths = corpus::find(texts, folder).ok()?;
         paths.iter().map(|path| SourceFile::hash(path).ok()).collect()
     };
-    overlaps(recipe, graph, &mut files, &mut |_, evaluation, calibration| {
+    overlaps(recipe, graph, &mut files, &mut |evaluation, calibration| {
         Document::compare(evaluation, calibration, &|| Ok(()))
     })
 }
@@ -250,21 +252,21 @@ impl Session {
     fn find_overlaps(&self, keep: Keep) -> Vec<Overlap> {
         // The guard is no step: it reports no actions.
         let env = self.env(&Silent);
+        let mut compared: Vec<(Action, Document)> = Vec::new();
         let mut files = |id: &StepId| self.texts(&env, id, keep);
-        overlaps(
-            &self.recipe,
-            &self.graph,
-            &mut files,
-            &mut |corpus, evaluation, calibration| match keep {
-                Keep::Nothing => step::overlap::compare(&env, evaluation, calibration),
-                Keep::Results => {
-                    let work = env.context(&NodeId::Step(corpus.clone()), &step::Inputs::default());
-                    // A store that cannot be written to is the affair of the steps.
-                    step::overlap::perform(&work, corpus, evaluation, calibration)
-                        .or_else(|_| Document::compare(evaluation, calibration, &|| work.check_cancel()))
-                }
-            },
-        )
+        let found = overlaps(&self.recipe, &self.graph, &mut files, &mut |evaluation, calibration| {
+            let document = step::overlap::compare(&env, evaluation, calibration)?;
+            compared.push((overlap::action_of(evaluation, calibration), document.clone()));
+            Ok(document)
+        });
+        // A build that is refused leaves nothing in the store.
+        if keep == Keep::Results && found.is_empty() {
+            for (action, document) in compared {
+                // The next build compares again what could not be kept.
+                let _ = document.keep(env.store, &action);
+            }
+        }
+        found
     }
 
     /// Returns the files of a corpus with their digests; `None` if they cannot be read.
@@ -358,7 +360,7 @@ impl Session {
             if read {
                 step::overlap::compare(env, &evaluated, &calibrated).ok()?
             } else {
-                let action = crate::work::overlap::action_of(&evaluated, &calibrated);
+                let action = overlap::action_of(&evaluated, &calibrated);
                 Document::known(env.store, &action).ok()??
             }
         };

@@ -2,7 +2,6 @@
 
 use crate::action::RowOverlap;
 use crate::graph::AllowedOverlaps;
-use crate::recipe::model::StepId;
 use crate::step::Env;
 use crate::step::Inputs;
 use crate::step::SourceFile;
@@ -30,29 +29,6 @@ pub fn compare(env: &Env<'_>, evaluation: &[SourceFile], calibration: &[SourceFi
     Document::compare(evaluation, calibration, &check)
 }
 
-/// Returns what two corpora have in common, and keeps it in the store.
-///
-/// # Errors
-///
-/// As [`Context::perform`].
-pub fn perform(
-    work: &Context<'_>,
-    corpus: &StepId,
-    evaluation: &[SourceFile],
-    calibration: &[SourceFile],
-) -> Result<Document, StepError> {
-    for file in evaluation.iter().chain(calibration) {
-        work.locate(|located| located.add_file(file.clone()));
-    }
-    let action = overlap::action_of(evaluation, calibration);
-    work.perform_part(&format!("overlap with {}", corpus.label()), &action)?;
-    let known = Document::known(work.store(), &action)?;
-    known.map_or_else(
-        || Document::compare(evaluation, calibration, &|| work.check_cancel()),
-        Ok,
-    )
-}
-
 /// Compares all texts of rows that are allowed to overlap, and keeps the results in the store.
 pub(super) fn perform_all<'a>(
     allowed: impl Iterator<Item = &'a AllowedOverlaps>,
@@ -64,7 +40,8 @@ pub(super) fn perform_all<'a>(
     } in allowed
     {
         for other in calibration {
-            perform(work, other, &inputs.step(corpus)?.files, &inputs.step(other)?.files)?;
+            let action = overlap::action_of(&inputs.step(corpus)?.files, &inputs.step(other)?.files);
+            work.perform_part(&format!("overlap with {}", other.label()), &action)?;
         }
     }
     Ok(())

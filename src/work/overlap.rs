@@ -1,5 +1,6 @@
 //! What an evaluation's text has in common with a text that candidates were calibrated on.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use serde::Deserialize;
@@ -14,6 +15,7 @@ use super::documents::decode;
 use super::documents::encode;
 use super::perform::output_of;
 use crate::action::Action;
+use crate::action::ActionResult;
 use crate::action::Overlap;
 use crate::action::RowOverlap;
 use crate::digest::BlobDigest;
@@ -146,6 +148,27 @@ impl Document {
             same,
             common,
         })
+    }
+
+    /// Keeps this as the result of an action, unless the store has one.
+    ///
+    /// # Errors
+    ///
+    /// Errors of the store.
+    pub fn keep(&self, store: &Store, action: &Action) -> Result<(), StepError> {
+        let key = action.digest();
+        if store.lookup(&key)?.is_none() {
+            let output = store.put(&encode(self)?)?;
+            let result = ActionResult {
+                schema: ActionResult::SCHEMA,
+                action: store.put(&action.document())?,
+                outputs: BTreeMap::from([(Overlap::OVERLAP.as_str().to_owned(), output)]),
+                cost_ms: 0,
+                facts: BTreeMap::new(),
+            };
+            store.commit(&key, &result)?;
+        }
+        Ok(())
     }
 
     /// Returns the result of an action from the store, if it is there.

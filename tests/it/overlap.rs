@@ -52,6 +52,7 @@ fn assert_refused(forge: &Forge, errors: &[&[&str]]) {
     assert!(started(&run.json_lines()).is_empty(), "{}", run.stdout);
     let outputs = std::fs::read_dir(forge.path(small_model::OUT)).map_or(0, Iterator::count);
     assert_eq!(outputs, 0);
+    assert!(small_model::sharded(forge.store(), "actions-v1").is_empty());
 }
 
 fn assert_errors(run: &Run, errors: &[&[&str]], command: &str) {
