@@ -4,7 +4,6 @@ use std::io;
 use std::io::Write;
 
 use crate::cli::diagnostic::Diagnostic;
-use crate::cli::diagnostic::Level;
 use crate::cli::diagnostic::SCHEMA;
 use crate::cli::diagnostic::Style;
 use crate::cli::escape::escape;

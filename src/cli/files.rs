@@ -336,12 +336,15 @@ impl Files {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let mut files = |path: &str, parsed: &Parsed| {
             if !sources {
-                return Vec::new();
+                // A graph that cannot be made was reported when the recipe was read.
+                let graph = Graph::of(&parsed.recipe);
+                let overlaps = graph.map(|graph| overlap::of_recipe(&parsed.recipe, &graph));
+                return Diagnostic::overlaps(&overlaps.unwrap_or_default());
             }
             let target = Target::whole(path.to_owned(), None);
             let session = self.session_of(parsed.recipe.clone(), &target, terminal, Cancel::new());
             match session {
-                Ok((session, _)) => session.check().iter().map(Diagnostic::problem).collect(),
+                Ok((session, _)) => Diagnostic::findings(&session.check()),
                 Err(failure) => failure.diagnostics,
             }
         };
@@ -517,9 +520,9 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
             };
             Failure::new(Exit::Usage, hint.into_iter().fold(missing, Diagnostic::hint))
         }
-        SessionError::Problems(problems) => Failure {
-            diagnostics: problems.iter().map(Diagnostic::problem).collect(),
-            exit: if problems.iter().all(|problem| problem.is_environment) {
+        SessionError::Refused(findings) => Failure {
+            diagnostics: Diagnostic::findings(findings),
+            exit: if findings.overlaps.is_empty() && findings.problems.iter().all(|problem| problem.is_environment) {
                 Exit::Environment
             } else {
                 Exit::Recipe
@@ -560,10 +563,6 @@ pub(super) fn session_failure(error: &SessionError) -> Failure {
         ),
         SessionError::Engines(problems) => Failure {
             diagnostics: problems.iter().map(Diagnostic::engine).collect(),
-            exit: Exit::Recipe,
-        },
-        SessionError::Overlaps(overlaps) => Failure {
-            diagnostics: Diagnostic::overlaps(overlaps),
             exit: Exit::Recipe,
         },
         SessionError::Graph(_) | SessionError::Step(_) => Failure::new(Exit::Recipe, Diagnostic::from_error(error)),

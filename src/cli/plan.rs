@@ -3,7 +3,6 @@
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
-use crate::cli::diagnostic::Diagnostic;
 use crate::cli::escape::Block;
 use crate::cli::files::Files;
 use crate::cli::files::session_failure;
@@ -23,7 +22,7 @@ use crate::step::Estimate;
 
 pub(super) fn run(args: &args::Plan, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let (session, _) = files.session(&selection::target(&args.target, files)?, terminal, Cancel::new())?;
-    let problems = session.check();
+    let findings = session.check();
     let plan = session.plan(&Silent);
     if terminal.is_json() {
         plan.entries
@@ -31,31 +30,18 @@ pub(super) fn run(args: &args::Plan, files: &Files, terminal: &Terminal) -> Resu
             .for_each(|entry| terminal.data(&json::plan_line(entry)));
     }
     // What a build would refuse has no plan.
-    if !problems.is_empty() {
-        return Err(session_failure(&SessionError::Problems(problems)));
+    if !findings.is_empty() {
+        return Err(session_failure(&SessionError::Refused(findings)));
     }
     if !terminal.is_json() {
         terminal.data(text(&plan, terminal).as_str());
-    }
-    // Only what runs would measure anything.
-    let overlaps = if plan.is_fresh() {
-        Vec::new()
-    } else {
-        session.overlaps()
-    };
-    for diagnostic in Diagnostic::overlaps(&overlaps) {
-        terminal.diagnostic(&diagnostic);
     }
     let failed = plan
         .entries
         .iter()
         .any(|entry| matches!(entry.status, Status::Failed { .. }));
     let stale = args.check && !plan.is_fresh();
-    Ok(if failed || stale || !overlaps.is_empty() {
-        Exit::Recipe
-    } else {
-        Exit::Done
-    })
+    Ok(if failed || stale { Exit::Recipe } else { Exit::Done })
 }
 
 fn text(plan: &Plan, terminal: &Terminal) -> Block {

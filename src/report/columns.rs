@@ -3,6 +3,7 @@
 use serde_json::Value as Json;
 use serde_json::json;
 
+use super::metrics::NOT_HELD_OUT;
 use super::metrics::Row;
 
 /// A row and what it is compared with.
@@ -210,6 +211,18 @@ impl Column {
 
     /// Returns what people see in a cell. Sizes are in MiB.
     pub fn shown(&self, entry: &Entry) -> String {
+        let text = self.unmarked(entry);
+        // Size, predictions and names do not depend on the text of the evaluation.
+        let measured = ["ppl", "kld", "top1", "rms"];
+        let is_measured = measured.iter().any(|start| self.name.starts_with(start)) && !self.name.contains("predicted");
+        if entry.row.overlaps.is_empty() || text.is_empty() || !is_measured {
+            text
+        } else {
+            text + NOT_HELD_OUT
+        }
+    }
+
+    fn unmarked(&self, entry: &Entry) -> String {
         let places = usize::from(self.digits.unsigned_abs());
         let one = |number: f64| match self.digits {
             ..0 => format!("{:.places$} %", number * 100.0),

@@ -74,6 +74,7 @@ pub use lock::LockDifference;
 pub use lock::LockError;
 pub use lock::LockedEngine;
 pub use lock::LockedFile;
+pub use preflight::Findings;
 pub use preflight::Problem;
 pub use repeat::RepeatReport;
 pub use space::Need;
@@ -321,17 +322,17 @@ impl Session {
         observer.event(&self.started());
         let guard = overlap::Guard::new(self);
         let space = space::Check::new(self, &env);
-        let problems = OnceLock::new();
+        let findings = OnceLock::new();
         let may_run = || {
             // The user who asks for all that can be built gets it: what is wrong fails its own steps.
-            let problems = problems.get_or_init(|| {
+            let findings = findings.get_or_init(|| {
                 if options.keep_going {
-                    Vec::new()
+                    Findings::default()
                 } else {
                     self.problems(&env)
                 }
             });
-            problems.is_empty() && space.fits()
+            findings.is_empty() && space.fits() && guard.passes()
         };
         let mut manifests = 0;
         let mut report = scheduler::build(&self.graph, &env, options, &may_run, &mut |report| {

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -192,19 +191,9 @@ fn named(reason: Reason, evaluation: &[SourceFile], calibration: &[SourceFile]) 
     })
 }
 
-/// Returns the overlaps that a recipe does not allow, for a check without a store. Reads the texts of evaluations and of what
-/// their candidates were calibrated on, as far as they are there. The recipe's paths start in `folder`.
-pub fn check(recipe: &Recipe, graph: &Graph, folder: &Path) -> Vec<Overlap> {
-    let mut files = |id: &StepId| {
-        let StepBody::Corpus(texts) = &recipe.step(id)?.body else {
-            return None;
-        };
-        let paths = corpus::find(texts, folder).ok()?;
-        paths.iter().map(|path| SourceFile::hash(path).ok()).collect()
-    };
-    overlaps(recipe, graph, &mut files, &mut |evaluation, calibration| {
-        Document::compare(evaluation, calibration, &|| Ok(()))
-    })
+/// Returns the evaluations on the very corpus that candidates were calibrated on: these a recipe shows without its files.
+pub fn of_recipe(recipe: &Recipe, graph: &Graph) -> Vec<Overlap> {
+    overlaps(recipe, graph, &mut |_| None, &mut |_, _| Err(StepError::Stopped))
 }
 
 /// Asks, when the first step of a build is about to run, whether its evaluations are on held-out text.

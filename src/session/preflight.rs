@@ -7,6 +7,7 @@ use std::collections::btree_map::Entry;
 
 use super::Session;
 use super::SessionError;
+use super::overlap::Overlap;
 use crate::engine::Role;
 use crate::fs;
 use crate::graph::Node;
@@ -41,6 +42,27 @@ pub struct Problem {
     pub is_environment: bool,
 }
 
+/// What is wrong with a recipe and its files, found before anything ran.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Findings {
+    /// What would make steps fail.
+    pub problems: Vec<Problem>,
+    /// Evaluations on text that candidates were calibrated on.
+    pub overlaps: Vec<Overlap>,
+}
+
+impl Findings {
+    /// Returns whether nothing is wrong.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns how much is wrong.
+    pub fn len(&self) -> usize {
+        self.problems.len() + self.overlaps.len()
+    }
+}
+
 impl Problem {
     fn new(node: &Node, error: &StepError) -> Self {
         Self {
@@ -53,10 +75,29 @@ impl Problem {
 }
 
 impl Session {
-    /// Returns what would make a build fail. Nothing if there is nothing to do. Reads the headers of models, and texts; writes
+    /// Returns why a build would be refused. Nothing if there is nothing to do. Reads the headers of models, and texts; writes
     /// nothing.
-    pub fn check(&self) -> Vec<Problem> {
-        self.problems(&self.env(&Silent))
+    pub fn check(&self) -> Findings {
+        let env = self.env(&Silent);
+        match self.problems_of_steps(&env) {
+            Some(problems) => Findings {
+                problems,
+                overlaps: self.overlaps(),
+            },
+            None => Findings::default(),
+        }
+    }
+
+    /// Returns what would make steps fail. Only if something would, overlaps of texts are added: the guard of a build finds them
+    /// else.
+    pub(super) fn problems(&self, env: &Env<'_>) -> Findings {
+        let problems = self.problems_of_steps(env).unwrap_or_default();
+        let overlaps = if problems.is_empty() {
+            Vec::new()
+        } else {
+            self.overlaps()
+        };
+        Findings { problems, overlaps }
     }
 
     /// Checks the files that the user owns.
@@ -71,14 +112,18 @@ impl Session {
         if problems.is_empty() {
             Ok(())
         } else {
-            Err(SessionError::Problems(problems))
+            Err(SessionError::Refused(Findings {
+                problems,
+                overlaps: Vec::new(),
+            }))
         }
     }
 
-    pub(super) fn problems(&self, env: &Env<'_>) -> Vec<Problem> {
+    /// Returns what would make steps fail; `None` if there is nothing to do.
+    fn problems_of_steps(&self, env: &Env<'_>) -> Option<Vec<Problem>> {
         let (plan, _) = plan::survey(&self.graph, env);
         if plan.is_fresh() {
-            return Vec::new();
+            return None;
         }
         let mut problems = Vec::new();
         if let Err(error) = fs::check_writable(&env.out) {
@@ -105,12 +150,12 @@ impl Session {
             }
         }
         if env.machine.cancel.is_cancelled() {
-            return Vec::new();
+            return None;
         }
         // The same text is too short for every candidate of an evaluation.
         let mut messages = BTreeSet::new();
         problems.retain(|problem| messages.insert(problem.message.clone()));
-        problems
+        Some(problems)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::recipe::RecipeError;
 use crate::recipe::RecipeWarning;
 use crate::requirement::Figure;
 use crate::requirement::RequirementProblem;
+use crate::session::Findings;
 use crate::session::Problem;
 use crate::session::engines::EngineProblem;
 use crate::session::engines::EngineProblemKind;
@@ -90,8 +91,14 @@ impl Diagnostic {
         diagnostic
     }
 
+    /// Describes why a build is refused.
+    pub fn findings(findings: &Findings) -> Vec<Self> {
+        let problems = findings.problems.iter().map(Self::problem);
+        problems.chain(Self::overlaps(&findings.overlaps)).collect()
+    }
+
     /// Describes what would make a step fail.
-    pub fn problem(problem: &Problem) -> Self {
+    fn problem(problem: &Problem) -> Self {
         let message = match &problem.step {
             Some(step) => format!("`{step}`: {}", problem.message),
             None => problem.message.clone(),
