@@ -212,7 +212,8 @@ impl Scheduler<'_> {
                     let inputs = self.inputs(node);
                     match plan::decide(node, &inputs, self.env) {
                         Ok(Decision::Hit(outcome)) => self.hit(node, outcome),
-                        Ok(Decision::Miss(_)) if !(self.fits)() => {
+                        // A node whose state is an error would fail now: then the report has what else is wrong, too.
+                        Ok(Decision::Miss(_)) | Err(_) if !(self.fits)() => {
                             self.refused = true;
                             self.set(&id, State::Waiting);
                         }

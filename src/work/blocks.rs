@@ -5,6 +5,7 @@
 use super::Context;
 use super::StepError;
 use super::corpus::Document;
+use super::documents::TEXT_CAP;
 use super::documents::decode;
 use super::perform::fact_of;
 use super::perform::output_of;
@@ -15,9 +16,6 @@ use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::store::Store;
 use crate::vocab::Chunking;
-
-/// The longest text that is tokenized in one piece, in bytes: the limit of llama.cpp.
-pub(super) const TEXT_CAP: u64 = (1 << 31) - 128;
 
 /// How many times as many held-out chunks as chunks there can be. The final choices are few and close to each other, so comparing
 /// them needs more chunks than comparing the types of single groups.

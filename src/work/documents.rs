@@ -9,6 +9,9 @@ use crate::digest::BlobDigest;
 use crate::gguf::Layout;
 use crate::store::Store;
 
+/// The longest text that is tokenized in one piece, in bytes: the limit of llama.cpp.
+pub(super) const TEXT_CAP: u64 = (1 << 31) - 128;
+
 /// No document about a model is longer than this (a header holds the vocabulary: some tens of MB).
 pub const DOCUMENT_CAP: u64 = 1 << 30;
 

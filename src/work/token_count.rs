@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::StepError;
-use super::blocks::TEXT_CAP;
+use super::documents::TEXT_CAP;
 use crate::digest::Fingerprint;
 use crate::engine::Engines;
 use crate::engine::ModelFiles;

@@ -184,12 +184,15 @@ fn texts_of_imported_imatrices_are_not_known() {
         "source = \"foreign\"",
     );
     forge.recipe(&format!("{recipe}\n[source.foreign]\npath = \"foreign.gguf\"\n"));
-    let _ = forge.run(&["check"]).success();
+    // That the file is missing is all that is wrong.
+    let run = forge.run(&["check"]).status(1);
+    assert_eq!(run.stderr.matches("error[").count(), 1, "{}", run.stderr);
+    assert!(run.stderr.contains("foreign.gguf"), "{}", run.stderr);
 }
 
 #[test]
 fn unrelated_texts_of_one_kind_pass() {
-    let forge = Forge::new();
+    let forge = project();
     for name in ["calibration-prose.txt", "calibration-code.txt", "held-out.txt"] {
         std::fs::copy(crate::support::quickstart().join(name), forge.path(name)).unwrap();
     }
