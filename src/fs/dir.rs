@@ -121,22 +121,25 @@ fn gone(path: &Path, outcome: io::Result<()>) -> Result<bool, PathError> {
     }
 }
 
+/// Returns the path, or the first of those above it at which there is something.
+pub fn nearest_existing(path: &Path) -> &Path {
+    let mut nearest = path;
+    while nearest.parent().is_some()
+        && fs::metadata(nearest).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    {
+        nearest = parent_of(nearest);
+    }
+    nearest
+}
+
 /// Checks that files can be created in a directory, which need not exist yet.
 ///
 /// # Errors
 ///
 /// The directory, or the first of those above it that exists, is no directory, or the user may not write to it.
 pub fn check_writable(path: &Path) -> Result<(), PathError> {
-    let mut nearest = path;
-    let facts = loop {
-        match fs::metadata(nearest) {
-            Ok(facts) => break facts,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && nearest.parent().is_some() => {
-                nearest = parent_of(nearest);
-            }
-            Err(error) => return Err(PathError::new(nearest, "look at", error)),
-        }
-    };
+    let nearest = nearest_existing(path);
+    let facts = fs::metadata(nearest).map_err(PathError::on(nearest, "look at"))?;
     if !facts.is_dir() {
         return Err(PathError::new(nearest, "write to", io::ErrorKind::NotADirectory.into()));
     }

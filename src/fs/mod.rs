@@ -33,6 +33,7 @@ pub use dir::exists;
 pub use dir::free_space;
 pub use dir::is_only_name;
 pub use dir::list;
+pub use dir::nearest_existing;
 pub use dir::remove_dir_all;
 pub use dir::remove_file;
 pub use dir::rename;

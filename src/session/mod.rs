@@ -324,6 +324,9 @@ impl Session {
         let space = space::Check::new(self, &env);
         let findings = OnceLock::new();
         let may_run = || {
+            if !space.fits() {
+                return false;
+            }
             // The user who asks for all that can be built gets it: what is wrong fails its own steps.
             let findings = findings.get_or_init(|| {
                 if options.keep_going {
@@ -332,7 +335,7 @@ impl Session {
                     self.problems(&env)
                 }
             });
-            findings.is_empty() && space.fits() && guard.passes()
+            findings.is_empty() && guard.passes()
         };
         let mut manifests = 0;
         let mut report = scheduler::build(&self.graph, &env, options, &may_run, &mut |report| {

@@ -206,7 +206,8 @@ impl Session {
 fn no_space(needs: &[Need], unknown: usize, env: &Env<'_>) -> Option<NoSpace> {
     // Outputs may be on another disk than the store.
     let (store, out) = (env.store.root(), env.out.as_path());
-    let device = |path: &Path| Stamp::of(path).map(|stamp| stamp.dev).ok();
+    // The output folder is made when the first output is written.
+    let device = |path: &Path| Stamp::of(fs::nearest_existing(path)).map(|stamp| stamp.dev).ok();
     let mut disks: BTreeMap<Option<u64>, (PathBuf, BTreeMap<String, u64>)> = BTreeMap::new();
     let mut add = |path: &Path, step: &str, bytes: u64| {
         let (_, steps) = disks
@@ -231,7 +232,9 @@ fn no_space(needs: &[Need], unknown: usize, env: &Env<'_>) -> Option<NoSpace> {
         } else {
             0
         };
-        let found = fs::free_space(&path).ok()?.saturating_add(unfinished);
+        let found = fs::free_space(fs::nearest_existing(&path))
+            .ok()?
+            .saturating_add(unfinished);
         let mut steps: Vec<(String, u64)> = steps.into_iter().filter(|(_, bytes)| *bytes > 0).collect();
         steps.sort_by(|a, b| (b.1, &a.0).cmp(&(a.1, &b.0)));
         (needed > 0 && found < needed.saturating_add(RESERVE)).then_some(NoSpace {
