@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
@@ -166,6 +167,17 @@ pub enum Event {
         step: String,
         /// What.
         message: String,
+    },
+    /// A table of candidates has no more rows before a long step ends. Nothing of it is stored.
+    PartialTable {
+        /// The step of the table.
+        step: String,
+        /// The number of rows.
+        done: usize,
+        /// The number of rows of the complete table.
+        total: usize,
+        /// The rows, in the form of `metrics.json`.
+        table: Value,
     },
     /// A file was written.
     OutputWritten {

@@ -106,7 +106,7 @@ fn carry_out(
     let (session, config) = files.session(target, terminal, cancel)?;
     let options = scheduler::Options {
         keep_going: how.keep_going,
-        ..options(&config.pools())
+        ..options(&config.pools(), target.jobs)
     };
     if let Some(frozen) = how.frozen {
         lock::check_frozen(&target.recipe, how.lock, frozen, &session, options, files, terminal)?;

@@ -41,7 +41,7 @@ pub(super) fn run(args: &args::Lock, files: &Files, terminal: &Terminal) -> Resu
     let lines = json::Lines(terminal);
     let progress = Progress::new(terminal, session.graph());
     let observer: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
-    let options = outcome::options(&config.pools());
+    let options = outcome::options(&config.pools(), args.jobs);
     if args.check {
         let Some(lock) = Lock::load(&path).map_err(|error| failure(&error, &name))? else {
             let missing = Diagnostic::error(format!("there is no `{name}`")).code("lock::missing");

@@ -9,12 +9,13 @@ use crate::settings::PoolSettings;
 use crate::step::Class;
 use crate::step::StepError;
 
-/// Returns how a build runs on this machine.
-pub(super) fn options(pools: &PoolSettings) -> scheduler::Options {
+/// Returns how a build runs on this machine. With `jobs`, no more steps run at once than that, whatever the pools allow.
+pub(super) fn options(pools: &PoolSettings, jobs: Option<u16>) -> scheduler::Options {
     let defaults = scheduler::Options::default();
     scheduler::Options {
         models: pools.model.map_or(defaults.models, |models| models as usize),
         disk: pools.disk.map_or(defaults.disk, |disk| disk as usize),
+        steps: jobs.map_or(defaults.steps, usize::from),
         ..defaults
     }
 }

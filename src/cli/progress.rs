@@ -13,6 +13,7 @@ use indicatif::ProgressStyle;
 
 use crate::cli::escape::escape;
 use crate::cli::terminal::Terminal;
+use crate::cli::terminal::columns;
 use crate::graph::Graph;
 use crate::graph::NodeId;
 use crate::observer::ActionOutcome;
@@ -21,6 +22,7 @@ use crate::observer::Observer;
 use crate::observer::StepOutcome;
 use crate::observer::Unit;
 use crate::prose;
+use crate::report::metrics::Metrics;
 
 /// Shows a build to people.
 pub(super) struct Progress<'a> {
@@ -218,6 +220,28 @@ impl Observer for Progress<'_> {
             Event::Note { step, message } => {
                 if !self.terminal.quiet {
                     self.line(&format!("note: {step}: {message}"));
+                }
+            }
+            Event::PartialTable {
+                step,
+                done,
+                total,
+                table,
+            } => {
+                // Not on stdout, which has the complete table only.
+                if !self.terminal.quiet
+                    && let Ok(table) = serde_json::from_value::<Metrics>(table.clone())
+                {
+                    let rows = if table.rows.iter().all(|row| row.eval == table.rows[0].eval) {
+                        "candidates"
+                    } else {
+                        "evaluations"
+                    };
+                    self.line(&format!("so far: {done} of {total} {rows} ({step})"));
+                    for line in table.terminal(columns()).lines() {
+                        self.line(line);
+                    }
+                    state.last_line = Instant::now();
                 }
             }
             Event::OutputWritten { step, path, .. } => {

@@ -43,7 +43,7 @@ pub(super) fn run(args: &args::Check, files: &Files, terminal: &Terminal) -> Res
         let progress = Progress::new(terminal, session.graph());
         let observer: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
         session
-            .check_repeatability(&steps, outcome::options(&config.pools()), observer)
+            .check_repeatability(&steps, outcome::options(&config.pools(), args.jobs), observer)
             .map_err(|error| session_failure(&error))?
     };
     for failure in &compared.report.failures {

@@ -92,7 +92,7 @@ pub(super) fn run(args: &args::Reproduce, files: &Files, terminal: &Terminal) ->
         let lines = json::Lines(terminal);
         let progress = Progress::new(terminal, &graph);
         let observer: &dyn Observer = if terminal.is_json() { &lines } else { &progress };
-        let options = outcome::options(&config.pools());
+        let options = outcome::options(&config.pools(), args.jobs);
         reproduction
             .run(command, cancel, options, observer)
             .map_err(|error| failure(&error))?

@@ -8,10 +8,15 @@
 //!    '-> Skipped (something it needs failed, or the build was stopped)
 //! ```
 //!
+//! A ready node is first compared with the store: a hit is done. Nodes that must run start in the order of [`order`], as their pools
+//! allow.
+//!
 //! A node that fails because a blob in the store is damaged or missing goes back to Waiting, and so does every node whose result
 //! names that blob: the store has quarantined it, so they run again. A node gets one such retry for each blob.
 
+mod order;
 mod reasons;
+mod tables;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -38,11 +43,15 @@ use crate::step::Inputs;
 use crate::step::Outcome;
 use crate::step::Pool;
 use crate::step::StepError;
+use crate::step::space::Headers;
 use crate::store::StepRecord;
 
 pub use reasons::sentence;
 
+use order::Order;
+use order::Task;
 use reasons::changes;
+use tables::Tables;
 
 /// Options of a build.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +62,8 @@ pub struct Options {
     pub models: usize,
     /// The maximum number of steps that mostly read and write files at once.
     pub disk: usize,
+    /// The maximum number of steps at once, whatever they need.
+    pub steps: usize,
     /// Whether to record each step's action as the one that ran last. Off when only sources are examined, so that `why` can still
     /// compare them with the last build.
     pub note: bool,
@@ -64,6 +75,7 @@ impl Default for Options {
             keep_going: false,
             models: 1,
             disk: 2,
+            steps: usize::MAX,
             note: true,
         }
     }
@@ -144,9 +156,21 @@ struct Scheduler<'a> {
     fits: &'a dyn Fn() -> bool,
     refused: bool,
     options: Options,
-    states: BTreeMap<NodeId, State>,
-    ready: VecDeque<NodeId>,
-    running: BTreeMap<NodeId, Pool>,
+    /// The nodes, in the graph's order.
+    nodes: Vec<&'a Node>,
+    /// The place of each node in `nodes`.
+    places: BTreeMap<&'a NodeId, usize>,
+    /// The state of each node, by place.
+    states: Vec<State>,
+    /// Ready nodes that were not compared with the store yet.
+    undecided: VecDeque<usize>,
+    /// Why ready nodes must run.
+    reasons: BTreeMap<usize, Reason>,
+    /// The number of nodes of each pool that run.
+    running: BTreeMap<Pool, usize>,
+    /// Computed when the first node is about to run: a build with nothing to do needs no order.
+    order: Option<Order>,
+    tables: Tables,
     report: Report,
     /// The lost blobs for which each node was sent back.
     lost: BTreeSet<(NodeId, BlobDigest)>,
@@ -168,9 +192,14 @@ pub fn build(
         fits,
         refused: false,
         options,
-        states: graph.nodes().map(|node| (node.id.clone(), State::Waiting)).collect(),
-        ready: VecDeque::new(),
+        nodes: graph.nodes().collect(),
+        places: graph.nodes().map(|node| &node.id).zip(0..).collect(),
+        states: vec![State::Waiting; graph.len()],
+        undecided: VecDeque::new(),
+        reasons: BTreeMap::new(),
         running: BTreeMap::new(),
+        order: None,
+        tables: Tables::default(),
         report: Report::default(),
         lost: BTreeSet::new(),
     };
@@ -201,39 +230,37 @@ fn milliseconds(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-impl Scheduler<'_> {
+impl<'a> Scheduler<'a> {
     fn run(&mut self) {
-        let graph = self.graph;
         std::thread::scope(|scope| {
             let (sender, receiver) = mpsc::channel::<Ended>();
             loop {
-                while let Some(id) = self.next() {
-                    let Some(node) = graph.node(&id) else { continue };
-                    let inputs = self.inputs(node);
-                    match plan::decide(node, &inputs, self.env) {
-                        Ok(Decision::Hit(outcome)) => self.hit(node, outcome),
-                        // A node whose state is an error would fail now: then the report has what else is wrong, too.
-                        Ok(Decision::Miss(_)) | Err(_) if !(self.fits)() => {
-                            self.refused = true;
-                            self.set(&id, State::Waiting);
-                        }
-                        Ok(Decision::Miss(reason)) => {
-                            self.set(&id, State::Running);
-                            self.running.insert(id, step::kind_of(node).pool(node));
-                            let (env, sender) = (self.env, sender.clone());
-                            scope.spawn(move || {
-                                // The receiver waits for every node that runs.
-                                let _ = sender.send(carry_out(node, &inputs, env, &reason));
-                            });
-                        }
-                        Err(error) => self.failed(node, error, 0),
+                self.decide();
+                while let Some((node, reason)) = self.next() {
+                    let pool = step::kind_of(node).pool(node);
+                    if !(self.fits)() {
+                        self.refused = true;
+                        self.set(&node.id, State::Waiting);
+                        break;
                     }
+                    self.set(&node.id, State::Running);
+                    *self.running.entry(pool).or_default() += 1;
+                    self.report_tables();
+                    let (env, sender, inputs) = (self.env, sender.clone(), self.inputs(node));
+                    scope.spawn(move || {
+                        // The receiver waits for every node that runs.
+                        let _ = sender.send(carry_out(node, &inputs, env, &reason));
+                    });
                 }
-                if self.running.is_empty() {
+                if self.running.values().sum::<usize>() == 0 {
                     break;
                 }
                 match receiver.recv() {
-                    Ok(ended) => self.ended(ended),
+                    Ok(ended) => {
+                        self.ended(ended);
+                        self.decide();
+                        self.report_tables();
+                    }
                     Err(_) => break,
                 }
             }
@@ -245,6 +272,41 @@ impl Scheduler<'_> {
         self.report.stopped |= self.env.machine.cancel.is_cancelled();
     }
 
+    /// Returns whether no further node may start.
+    fn is_halted(&self) -> bool {
+        // Nothing needs a gate: one that fails does not keep the others, or the table, from being made.
+        let failed = |failure: &Failure| !matches!(failure.error, StepError::Gate { .. });
+        self.refused
+            || self.env.machine.cancel.is_cancelled()
+            || (self.report.failures.iter().any(failed) && !self.options.keep_going)
+    }
+
+    /// Compares all ready nodes with the store. Hits are done at once, and so nodes that need them become ready.
+    fn decide(&mut self) {
+        while !self.is_halted()
+            && let Some(place) = self.undecided.pop_front()
+        {
+            let node = self.nodes[place];
+            // An input may have been sent back after the node became ready.
+            if !self.has_inputs(&node.id) {
+                self.set(&node.id, State::Waiting);
+                continue;
+            }
+            match plan::decide(node, &self.inputs(node), self.env) {
+                Ok(Decision::Hit(outcome)) => self.hit(node, outcome),
+                Ok(Decision::Miss(reason)) => {
+                    self.reasons.insert(place, reason);
+                }
+                // It would fail now: the report of a refused build has what else is wrong, too.
+                Err(_) if !(self.fits)() => {
+                    self.refused = true;
+                    self.set(&node.id, State::Waiting);
+                }
+                Err(error) => self.failed(node, error, 0),
+            }
+        }
+    }
+
     /// Returns the maximum number of nodes of a pool that run at once.
     fn depth(&self, pool: Pool) -> usize {
         match pool {
@@ -254,28 +316,77 @@ impl Scheduler<'_> {
         }
     }
 
-    /// Returns the next node that may start, in graph order, if its pool is not full.
-    fn next(&mut self) -> Option<NodeId> {
-        // Nothing needs a gate: one that fails does not keep the others, or the table, from being made.
-        let failed = |failure: &Failure| !matches!(failure.error, StepError::Gate { .. });
-        let halted = self.refused
-            || self.env.machine.cancel.is_cancelled()
-            || (self.report.failures.iter().any(failed) && !self.options.keep_going);
-        if halted {
+    /// Returns the next node that may start, and why it must run.
+    fn next(&mut self) -> Option<(&'a Node, Reason)> {
+        if self.is_halted() || self.reasons.is_empty() {
             return None;
         }
-        let is_free = |pool: Pool| self.running.values().filter(|&&running| running == pool).count() < self.depth(pool);
-        let at = self.ready.iter().position(|id| {
-            let node = self.graph.node(id);
-            // An input may have been sent back after the node became ready.
-            self.has_inputs(id) && node.is_some_and(|node| is_free(step::kind_of(node).pool(node)))
-        })?;
-        self.ready.remove(at)
+        if self.order.is_none() {
+            self.tables = Tables::new(&self.nodes, &self.places);
+            self.order = Some(Order::new(self.tasks(), &self.states));
+        }
+        let running: usize = self.running.values().sum();
+        let left = self.options.steps.max(1).saturating_sub(running);
+        let free = |pool: Pool| {
+            let running = self.running.get(&pool).copied().unwrap_or_default();
+            self.depth(pool).saturating_sub(running).min(left)
+        };
+        if left == 0 {
+            return None;
+        }
+        let place = self.order.as_ref()?.next(&self.states, free)?;
+        let reason = self.reasons.remove(&place)?;
+        Some((self.nodes[place], reason))
+    }
+
+    fn tasks(&self) -> Vec<Task> {
+        let mut headers = Headers::new(self.graph);
+        let tasks = self.nodes.iter().zip(&self.states).map(|(node, &state)| {
+            let kind = step::kind_of(node);
+            let inputs = self.graph.inputs(&node.id).into_iter();
+            Task {
+                pool: kind.pool(node),
+                // Nothing depends on the cost of a node that is done.
+                cost: if order::is_open(state) {
+                    step::cost::of(node, self.env, &mut headers)
+                } else {
+                    0
+                },
+                inputs: inputs.filter_map(|input| self.places.get(input).copied()).collect(),
+                is_wanted: kind.is_wanted(),
+            }
+        });
+        tasks.collect()
+    }
+
+    /// Reports tables that are complete but for rows that wait for a long step.
+    fn report_tables(&mut self) {
+        let Some(order) = &self.order else { return };
+        for place in self.tables.due(order, &self.states) {
+            let node = self.nodes[place];
+            let kind = step::kind_of(node);
+            // It only informs: the table itself reports what is wrong with a row.
+            let Ok(table) = kind.table_so_far(node, &self.inputs(node), self.env) else {
+                continue;
+            };
+            if let Ok(document) = serde_json::to_value(&table) {
+                self.env.machine.observer.event(&Event::PartialTable {
+                    step: node.id.to_string(),
+                    done: table.rows.len(),
+                    total: kind.rows(node).len(),
+                    table: document,
+                });
+            }
+        }
     }
 
     fn has_inputs(&self, id: &NodeId) -> bool {
         let inputs = self.graph.inputs(id);
-        inputs.iter().all(|input| self.states.get(input) == Some(&State::Done))
+        inputs.iter().all(|input| self.state(input) == Some(State::Done))
+    }
+
+    fn state(&self, id: &NodeId) -> Option<State> {
+        self.places.get(id).map(|&place| self.states[place])
     }
 
     fn inputs(&self, node: &Node) -> Inputs {
@@ -290,9 +401,10 @@ impl Scheduler<'_> {
 
     /// Changes the state of a node. Nothing else does.
     fn set(&mut self, id: &NodeId, state: State) {
-        self.states.insert(id.clone(), state);
+        let Some(&place) = self.places.get(id) else { return };
+        self.states[place] = state;
         match state {
-            State::Ready => self.ready.push_back(id.clone()),
+            State::Ready => self.undecided.push_back(place),
             State::Skipped => {
                 self.report.skipped += usize::from(counts(id));
                 self.tell_finished(id, StepOutcome::Skipped, (0, 0), 0, String::new());
@@ -300,7 +412,7 @@ impl Scheduler<'_> {
             State::Done => {
                 let dependents: Vec<NodeId> = self.graph.dependents(id).into_iter().cloned().collect();
                 for dependent in dependents {
-                    if self.states.get(&dependent) == Some(&State::Waiting) && self.has_inputs(&dependent) {
+                    if self.state(&dependent) == Some(State::Waiting) && self.has_inputs(&dependent) {
                         self.set(&dependent, State::Ready);
                     }
                 }
@@ -310,11 +422,9 @@ impl Scheduler<'_> {
     }
 
     fn in_state(&self, wanted: impl Fn(State) -> bool) -> Vec<NodeId> {
-        self.states
-            .iter()
-            .filter(|(_, state)| wanted(**state))
-            .map(|(id, _)| id.clone())
-            .collect()
+        let nodes = self.nodes.iter().zip(&self.states);
+        let found = nodes.filter(|(_, state)| wanted(**state));
+        found.map(|(node, _)| node.id.clone()).collect()
     }
 
     fn hit(&mut self, node: &Node, outcome: Outcome) {
@@ -383,7 +493,7 @@ impl Scheduler<'_> {
         }
         self.set(&node.id, State::Waiting);
         for id in back.keys().chain([&node.id]) {
-            if self.states.get(id) == Some(&State::Waiting) && self.has_inputs(id) {
+            if self.state(id) == Some(State::Waiting) && self.has_inputs(id) {
                 self.set(id, State::Ready);
             }
         }
@@ -403,9 +513,12 @@ impl Scheduler<'_> {
     }
 
     fn ended(&mut self, ended: Ended) {
-        self.running.remove(&ended.node);
-        let graph = self.graph;
-        let Some(node) = graph.node(&ended.node) else { return };
+        let Some(node) = self.graph.node(&ended.node) else {
+            return;
+        };
+        if let Some(running) = self.running.get_mut(&step::kind_of(node).pool(node)) {
+            *running -= 1;
+        }
         match ended.result {
             Ok(outcome) => {
                 let ran = outcome.ran;

@@ -134,8 +134,8 @@ impl<'a> Run<'a> {
         let mut state = self.state();
         let mut is_relevant = state.writer.is_some();
         match event {
-            // The store has the table.
-            Event::Progress { .. } | Event::Table { .. } => return,
+            // The store has the table, and a record with the digests of a table would keep their blobs in the store.
+            Event::Progress { .. } | Event::Table { .. } | Event::PartialTable { .. } => return,
             Event::ActionFinished {
                 outcome: ActionOutcome::Ran,
                 key,

@@ -22,6 +22,7 @@ use crate::step::Outcome;
 use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::step::Watched;
+use crate::step::cost;
 use crate::step::pattern::Unmatched;
 use crate::step::pattern::anchored;
 use crate::step::pattern::is_pattern;
@@ -184,6 +185,10 @@ impl Kind for Corpus {
                 ..Default::default()
             },
         })
+    }
+
+    fn cost(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {
+        cost::hashing(headers.file_bytes(&node.id, env))
     }
 
     fn run(&self, node: &Node, _inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {

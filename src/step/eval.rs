@@ -21,9 +21,11 @@ use crate::step::Outcome;
 use crate::step::Pool;
 use crate::step::StepError;
 use crate::step::TextUse;
+use crate::step::cost;
 use crate::step::key_of;
 use crate::step::promote;
 use crate::step::space::Comparison;
+use crate::step::space::Headers;
 use crate::step::wrong_kind;
 use crate::work::BlockOptions;
 use crate::work::CODEC;
@@ -106,8 +108,20 @@ impl Kind for Eval {
         vec![Capability::Tokenize, Capability::Score]
     }
 
+    /// The candidate computes about as much as the reference. The reference's own log-probabilities are computed once for all candidates.
+    fn cost(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {
+        eval(node).map_or(1, |(eval, _)| {
+            let read = (&eval.reference, &eval.corpus);
+            cost::reading(read, eval.context, eval.chunks, env, headers)
+        })
+    }
+
     fn pool(&self, _node: &Node) -> Pool {
         Pool::Model
+    }
+
+    fn is_wanted(&self) -> bool {
+        true
     }
 
     fn run(&self, node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {

@@ -79,6 +79,10 @@ impl Kind for Gate {
         Ok(verdict.failures().into_iter().cloned().collect())
     }
 
+    fn is_wanted(&self) -> bool {
+        true
+    }
+
     fn run(&self, node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {
         let (_, of) = gate(node)?;
         overlap::perform_all(of.iter().filter_map(|of| of.overlaps.as_ref()), inputs, work)?;

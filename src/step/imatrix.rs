@@ -25,7 +25,9 @@ use crate::step::Pool;
 use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::step::TextUse;
+use crate::step::cost;
 use crate::step::key_of;
+use crate::step::space::Headers;
 use crate::step::wrong_kind;
 use crate::vocab::MergeMode;
 use crate::work::Context;
@@ -106,6 +108,16 @@ impl Kind for Imatrix {
                 minimum: 1,
             }],
             _ => Vec::new(),
+        }
+    }
+
+    fn cost(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {
+        match imatrix_step(node) {
+            Ok(ImatrixStep::Collect(collect)) => {
+                let read = (&collect.model, &collect.corpus);
+                cost::reading(read, collect.context, collect.chunks, env, headers)
+            }
+            _ => 1,
         }
     }
 

@@ -12,6 +12,7 @@ use crate::prose;
 use crate::recipe::model::Recipe;
 use crate::recipe::model::StepId;
 use crate::recipe::model::StepKind;
+use crate::report::metrics::Metrics as Table;
 use crate::step::Env;
 use crate::step::Inputs;
 use crate::step::Key;
@@ -23,6 +24,7 @@ use crate::step::output;
 use crate::step::overlap;
 use crate::step::wrong_kind;
 use crate::work::Context;
+use crate::work::table_of;
 
 /// The version of the table: raise it when its form changes.
 const TABLE: u32 = 3;
@@ -97,6 +99,23 @@ pub fn json_name(table: &StepId, only: bool) -> String {
 impl Kind for Metrics {
     fn key(&self, node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Key, StepError> {
         Ok(key_of(action_of(node, inputs, env)?))
+    }
+
+    fn is_wanted(&self) -> bool {
+        true
+    }
+
+    fn rows<'n>(&self, node: &'n Node) -> &'n [FiguresOf] {
+        rows(node).map_or(&[], |(_, rows)| rows)
+    }
+
+    fn table_so_far(&self, node: &Node, known: &Inputs, env: &Env<'_>) -> Result<Table, StepError> {
+        let (_, rows) = rows(node)?;
+        let known_rows = rows
+            .iter()
+            .filter(|row| known.of(&row.node()).is_ok() && known.step(&row.candidate).is_ok());
+        let rows = known_rows.map(|row| row_of(row, known, env));
+        table_of(env.store, &env.recipe, &rows.collect::<Result<Vec<_>, _>>()?)
     }
 
     fn intact(&self, node: &Node, outcome: &mut Outcome, _inputs: &Inputs, env: &Env<'_>) -> Result<bool, StepError> {

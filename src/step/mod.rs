@@ -6,6 +6,7 @@
 //! defaults.
 
 pub mod corpus;
+pub mod cost;
 pub mod eval;
 pub mod gate;
 pub mod imatrix;
@@ -34,6 +35,7 @@ use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::engine::Capability;
 use crate::engine::Role;
+use crate::graph::FiguresOf;
 use crate::graph::Node;
 use crate::graph::NodeId;
 use crate::graph::Work;
@@ -45,6 +47,7 @@ use crate::recipe::model::SourceName;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::report::gate::Check;
+use crate::report::metrics::Metrics as Table;
 use crate::step::space::Comparison;
 use crate::step::space::Headers;
 use crate::store::ReadFile;
@@ -315,6 +318,31 @@ pub trait Kind: Sync {
     /// it depends on, as far as they are known.
     fn comparison<'n>(&self, _node: &'n Node, _known: &Inputs, _env: &Env<'_>) -> Option<Comparison<'n>> {
         None
+    }
+
+    /// Estimates how long it takes, in milliseconds ([`cost`]). Reads the headers and sizes of files, and nothing else: the nodes that
+    /// it depends on need not have run.
+    fn cost(&self, _node: &Node, _env: &Env<'_>, _headers: &mut Headers<'_>) -> u64 {
+        1
+    }
+
+    /// Returns whether users wait for its result, and not only for what other steps make of it.
+    fn is_wanted(&self) -> bool {
+        false
+    }
+
+    /// Returns the rows of a table of candidates; none of anything else.
+    fn rows<'n>(&self, _node: &'n Node) -> &'n [FiguresOf] {
+        &[]
+    }
+
+    /// Returns a table of candidates with only the rows whose results are among `known`. Nothing is stored.
+    ///
+    /// # Errors
+    ///
+    /// A row cannot be read, or the node is not a table.
+    fn table_so_far(&self, node: &Node, _known: &Inputs, _env: &Env<'_>) -> Result<Table, StepError> {
+        Err(wrong_kind(node))
     }
 
     /// Returns what it needs while it runs.

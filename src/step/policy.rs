@@ -98,6 +98,10 @@ impl Kind for Policy {
         policy_step(node).map(|step| step.method.needs()).unwrap_or_default()
     }
 
+    fn cost(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {
+        policy_step(node).map_or(1, |step| cost::milliseconds(step, env, headers))
+    }
+
     fn pool(&self, node: &Node) -> Pool {
         if self.needs(node).is_empty() {
             Pool::Light

@@ -17,6 +17,7 @@ use crate::engine::Capability;
 use crate::engine::Role;
 use crate::fs;
 use crate::graph::Node;
+use crate::graph::NodeId;
 use crate::graph::Work;
 use crate::observer::Unit;
 use crate::policy::Choice;
@@ -34,6 +35,7 @@ use crate::step::Pool;
 use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::step::at;
+use crate::step::cost;
 use crate::step::key_of;
 use crate::step::output;
 use crate::step::policy;
@@ -217,6 +219,14 @@ impl Kind for Promote {
         vec![Capability::Quantize]
     }
 
+    fn cost(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {
+        let Work::Promote { policy, .. } = &node.work else {
+            return 1;
+        };
+        let model = NodeId::Source(policy.model.as_str().to_owned());
+        cost::quantizing(headers.file_bytes(&model, env))
+    }
+
     fn pool(&self, _node: &Node) -> Pool {
         Pool::Disk
     }
@@ -230,6 +240,10 @@ impl Kind for Promote {
             return None;
         }
         policy::minimum_bytes(policy, headers.of(&policy.model, env)?)
+    }
+
+    fn is_wanted(&self) -> bool {
+        true
     }
 
     fn run(&self, node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {

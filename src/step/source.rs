@@ -26,6 +26,7 @@ use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::step::Watched;
 use crate::step::at;
+use crate::step::cost;
 use crate::step::space::Headers;
 use crate::step::wrong_kind;
 use crate::work::Context;
@@ -140,6 +141,10 @@ impl Kind for Source {
             Key::Unread { paths, bytes } => Estimate::of_reading(paths.len(), bytes),
             Key::Action { .. } => Estimate::default(),
         })
+    }
+
+    fn cost(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {
+        cost::hashing(headers.file_bytes(&node.id, env))
     }
 
     fn pool(&self, _node: &Node) -> Pool {

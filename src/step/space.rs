@@ -51,6 +51,7 @@ pub struct Header {
 pub struct Headers<'g> {
     graph: &'g Graph,
     read: BTreeMap<PathBuf, Option<Header>>,
+    bytes: BTreeMap<NodeId, u64>,
 }
 
 impl<'g> Headers<'g> {
@@ -59,6 +60,7 @@ impl<'g> Headers<'g> {
         Self {
             graph,
             read: BTreeMap::new(),
+            bytes: BTreeMap::new(),
         }
     }
 
@@ -75,6 +77,21 @@ impl<'g> Headers<'g> {
                 _ => return None,
             }
         }
+    }
+
+    /// Returns the size of the files that a source or a corpus reads, all together; 0 if they cannot be found.
+    pub fn file_bytes(&mut self, id: &NodeId, env: &Env<'_>) -> u64 {
+        if let Some(&bytes) = self.bytes.get(id) {
+            return bytes;
+        }
+        let node = self.graph.node(id);
+        let files = node
+            .and_then(|node| kind_of(node).files(node, env).ok())
+            .unwrap_or_default();
+        let stamps = files.iter().filter_map(|path| crate::fs::Stamp::of(path).ok());
+        let bytes = stamps.map(|stamp| stamp.size).sum();
+        self.bytes.insert(id.clone(), bytes);
+        bytes
     }
 
     /// Returns what the header of a model says.

@@ -21,9 +21,7 @@ use crate::store::Store;
 impl Work for Metrics {
     fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
         let store = context.store();
-        let loaded = self.rows.iter().map(|row| load(store, row).map(|(row, _)| row));
-        let rows = loaded.collect::<Result<Vec<_>, _>>()?;
-        let table = Table::new(self.recipe.clone(), rows);
+        let table = table_of(store, &self.recipe, &self.rows)?;
         let broken = |error: serde_json::Error| StepError::Document {
             what: "table",
             problem: error.to_string(),
@@ -42,6 +40,16 @@ impl Work for Metrics {
         made.fact(Self::FRONT, table.rows.iter().filter(|row| row.pareto).count());
         Ok(made)
     }
+}
+
+/// Returns the table of rows.
+///
+/// # Errors
+///
+/// The figures of a row cannot be read.
+pub fn table_of(store: &Store, recipe: &str, rows: &[MetricsRow]) -> Result<Table, StepError> {
+    let loaded = rows.iter().map(|row| load(store, row).map(|(row, _)| row));
+    Ok(Table::new(recipe, loaded.collect::<Result<Vec<_>, _>>()?))
 }
 
 /// Reads the figures of a row.

@@ -87,6 +87,7 @@ pub use join::Slices;
 pub use join::slice_bytes;
 pub use located::Located;
 pub use located::LocatedModel;
+pub use metrics::table_of;
 pub use model_documents::Compute;
 pub use model_documents::ComputeTensor;
 pub use model_documents::INDEX;

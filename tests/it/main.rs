@@ -62,6 +62,7 @@ mod recipe_names;
 mod recipes;
 mod reproduce;
 mod roles;
+mod scheduling;
 mod schema;
 mod second_engine;
 mod small_model;

@@ -18,7 +18,8 @@ use crate::step::Env;
 use crate::step::Estimate;
 use crate::step::Inputs;
 use crate::step::StepError;
-
+use crate::step::cost;
+use crate::step::space::Headers;
 use crate::tensor_type::TensorType;
 use crate::work::Slices;
 use crate::work::Tensors;
@@ -67,6 +68,25 @@ pub fn estimate_from_header(step: &PolicyStep, facts: &ModelFacts) -> Option<Est
     let all = |_: &str| true;
     let has: HasImatrix<'_> = if step.join.is_some() { Some(&all) } else { None };
     of(step, facts, has, |_, _, _| Ok(true)).ok()?
+}
+
+/// Returns the estimated milliseconds of a policy: of its probes, each on all chunks, and of the tensors that it quantizes and
+/// compares. 1 for policies that neither measure nor compare. What the store has is not considered.
+pub(super) fn milliseconds(step: &PolicyStep, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {
+    if step.method.needs().is_empty() {
+        return 1;
+    }
+    let header = headers.of(&step.model, env).and_then(|header| header.facts.as_ref());
+    let Some(estimate) = header.and_then(|facts| estimate_from_header(step, facts)) else {
+        return 1;
+    };
+    let tensors = cost::quantizing(estimate.reads).saturating_mul(2);
+    let probes = step.method.measures().map_or(0, |measures| {
+        let probe = (&step.model, measures.corpus);
+        let one = cost::reading(probe, measures.context, Some(measures.chunks), env, headers);
+        one.max(1).saturating_mul(estimate.parts)
+    });
+    tensors.saturating_add(probes)
 }
 
 /// `is_missing` returns whether a tensor must still be quantized to a type. Its last argument is whether the model is measured with it.
