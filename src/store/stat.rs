@@ -205,7 +205,8 @@ fn facts(stamp: &Stamp) -> String {
     )
 }
 
-/// Returns the digest of an open file from its current position. Another thread reads ahead while rayon's threads hash.
+/// Returns the digest of an open file from its current position. Another thread reads ahead while rayon's threads hash, unless
+/// rayon has one thread only.
 pub(super) fn digest_open(file: &File, path: &Path, progress: &dyn Fn(u64)) -> Result<BlobDigest, StoreError> {
     let go_on = |len| {
         progress(len);
@@ -235,7 +236,17 @@ fn digest_while(file: &File, path: &Path, go_on: &dyn Fn(u64) -> bool) -> Result
         // If the file grows, the length shows the change, so the rest is not read.
         !stopped && len <= size
     };
-    if take(&first[..read]) && read == first.len() {
+    if !take(&first[..read]) || read < first.len() {
+        // A small file, or it was stopped.
+    } else if rayon::current_num_threads() == 1 {
+        let mut block = vec![0; BLOCK];
+        loop {
+            let read = fill(file, &mut block).map_err(PathError::on(path, "read"))?;
+            if read == 0 || !take(&block[..read]) {
+                break;
+            }
+        }
+    } else {
         let outcome = std::thread::scope(|scope| {
             let (full, filled) = mpsc::sync_channel::<io::Result<Vec<u8>>>(BLOCKS);
             let (empty, emptied) = mpsc::channel::<Vec<u8>>();

@@ -172,44 +172,58 @@ fn read(path: &Path, facts: &Facts, progress: &(dyn Fn(u64) + Sync)) -> Result<F
         problems,
     };
     let mut whole = blake3::Hasher::new();
-    let sha256 = std::thread::scope(|scope| -> Result<String, PathError> {
-        let (sender, pieces) = mpsc::sync_channel::<Result<Vec<u8>, std::io::Error>>(2);
-        let reader = &file;
-        scope.spawn(move || {
-            let mut offset = 0;
-            while offset < size {
-                let len = PIECE.min(usize::try_from(size - offset).unwrap_or(PIECE));
-                let mut piece = vec![0; len];
-                let read = fs::read_exact_at(reader, &mut piece, offset).map(|()| piece);
-                let failed = read.is_err();
-                if sender.send(read).is_err() || failed {
-                    return;
-                }
-                offset += len as u64;
-            }
-        });
-        let (to_sha256, blocks) = mpsc::sync_channel::<Arc<Vec<u8>>>(2);
-        let hashing = scope.spawn(move || {
-            let mut hasher = Sha256::new();
-            for block in blocks {
-                hasher.update(&*block);
-            }
-            hasher.finalize()
-        });
-        let mut offset = 0;
-        for piece in pieces {
-            let piece = Arc::new(piece.map_err(PathError::on(path, "read"))?);
-            // It waits for us, not we for it to end.
-            to_sha256.send(Arc::clone(&piece)).ok();
+    let sha256 = if rayon::current_num_threads() == 1 {
+        let (mut sha256, mut piece, mut offset) = (Sha256::new(), Vec::new(), 0);
+        while offset < size {
+            piece.resize(PIECE.min(usize::try_from(size - offset).unwrap_or(PIECE)), 0);
+            fs::read_exact_at(&file, &mut piece, offset).map_err(PathError::on(path, "read"))?;
+            sha256.update(&piece);
             whole.update_rayon(&piece);
             walk.piece(offset, &piece);
             offset += piece.len() as u64;
             progress(piece.len() as u64);
         }
-        drop(to_sha256);
-        let sum = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        Ok(Hash::from_bytes(sum.into()).to_string())
-    })?;
+        Hash::from_bytes(sha256.finalize().into()).to_string()
+    } else {
+        std::thread::scope(|scope| -> Result<String, PathError> {
+            let (sender, pieces) = mpsc::sync_channel::<Result<Vec<u8>, std::io::Error>>(2);
+            let reader = &file;
+            scope.spawn(move || {
+                let mut offset = 0;
+                while offset < size {
+                    let len = PIECE.min(usize::try_from(size - offset).unwrap_or(PIECE));
+                    let mut piece = vec![0; len];
+                    let read = fs::read_exact_at(reader, &mut piece, offset).map(|()| piece);
+                    let failed = read.is_err();
+                    if sender.send(read).is_err() || failed {
+                        return;
+                    }
+                    offset += len as u64;
+                }
+            });
+            let (to_sha256, blocks) = mpsc::sync_channel::<Arc<Vec<u8>>>(2);
+            let hashing = scope.spawn(move || {
+                let mut hasher = Sha256::new();
+                for block in blocks {
+                    hasher.update(&*block);
+                }
+                hasher.finalize()
+            });
+            let mut offset = 0;
+            for piece in pieces {
+                let piece = Arc::new(piece.map_err(PathError::on(path, "read"))?);
+                // It waits for us, not we for it to end.
+                to_sha256.send(Arc::clone(&piece)).ok();
+                whole.update_rayon(&piece);
+                walk.piece(offset, &piece);
+                offset += piece.len() as u64;
+                progress(piece.len() as u64);
+            }
+            drop(to_sha256);
+            let sum = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok(Hash::from_bytes(sum.into()).to_string())
+        })?
+    };
     if fs::Stamp::of_file(&file, path)? != before {
         let what = "it changed while it was read, so nothing can be said about it";
         walk.problems.push(Problem::new(Part::Output, "", what));

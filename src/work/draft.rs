@@ -176,7 +176,7 @@ impl Draft {
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
         std::thread::scope(|scope| {
-            for _ in 0..AT_ONCE.min(order.len()) {
+            for _ in 0..AT_ONCE.min(order.len()).min(rayon::current_num_threads()) {
                 scope.spawn(|| {
                     while let Some(&index) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
                         let (tensor, choice) = (&self.tensors.index.tensors[index], &self.table.choices[index]);

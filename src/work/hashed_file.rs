@@ -1,5 +1,5 @@
 //! A large file that is written and hashed at once: the producer, the disk and each hash have a thread of their own, so
-//! that all take as long as the slowest (SHA-256), not as long as their sum.
+//! that all take as long as the slowest (SHA-256), not as long as their sum. If forge may use one thread only, one does it all.
 
 use std::io;
 use std::io::Write;
@@ -30,6 +30,9 @@ pub(super) fn write_hashed(
     file: &mut (dyn Write + Send),
     fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<(BlobDigest, String)> {
+    if rayon::current_num_threads() == 1 {
+        return write_hashed_here(file, fill);
+    }
     thread::scope(|scope| {
         let (to_file, blocks) = mpsc::sync_channel::<Arc<Vec<u8>>>(AHEAD);
         let writing = scope.spawn(move || {
@@ -66,6 +69,51 @@ pub(super) fn write_hashed(
         filled?;
         Ok((digest?, Hash::from_bytes(sha256.into()).to_string()))
     })
+}
+
+/// Does what [`write_hashed`] does, on the calling thread.
+fn write_hashed_here(
+    file: &mut (dyn Write + Send),
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<(BlobDigest, String)> {
+    struct Here<'f> {
+        file: DigestWriter<&'f mut (dyn Write + Send)>,
+        sha256: Sha256,
+        failed: Option<io::Error>,
+    }
+    impl Write for Here<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if let Err(error) = self.file.write_all(bytes) {
+                self.failed.get_or_insert(error);
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            self.sha256.update(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut here = Here {
+        file: DigestWriter::new(file),
+        sha256: Sha256::new(),
+        failed: None,
+    };
+    let filled = {
+        let mut buffered = io::BufWriter::with_capacity(BLOCK, &mut here);
+        let filled = fill(&mut buffered).and_then(|()| buffered.flush());
+        // What is left after an error is not written.
+        let _ = buffered.into_parts();
+        filled
+    };
+    if let Some(failed) = here.failed {
+        return Err(failed);
+    }
+    filled?;
+    let (file, digest) = here.file.finish();
+    file.flush()?;
+    Ok((digest, Hash::from_bytes(here.sha256.finalize().into()).to_string()))
 }
 
 fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
@@ -122,6 +170,9 @@ mod tests {
             assert_eq!(digest, BlobDigest::of(&bytes));
             let expected: String = Hash::from_bytes(Sha256::digest(&bytes).into()).to_string();
             assert_eq!(sha256, expected);
+            let mut here = Vec::new();
+            assert_eq!(write_hashed_here(&mut here, fill).unwrap(), (digest, sha256));
+            assert!(here == bytes, "{size}, on one thread");
         }
         // `printf abc | sha256sum`
         let (_, sha256) = write_hashed(&mut Vec::new(), |out| out.write_all(b"abc")).unwrap();

@@ -172,7 +172,7 @@ pub fn hash_model(context: &Context<'_>, paths: &[PathBuf]) -> Result<Vec<Source
     Ok(files)
 }
 
-/// Hashes a file, and ranges of it (in order, apart), reading it once. A second thread reads ahead.
+/// Hashes a file, and ranges of it (in order, apart), reading it once. A second thread reads ahead, unless rayon has one thread only.
 fn hash_file(
     context: &Context<'_>,
     path: &Path,
@@ -184,54 +184,67 @@ fn hash_file(
     let mut digests = Vec::with_capacity(ranges.len());
     let mut current = blake3::Hasher::new();
     let mut at = 0u64;
-    std::thread::scope(|scope| -> Result<(), StepError> {
-        let (sender, receiver) = mpsc::sync_channel::<Result<Vec<u8>, std::io::Error>>(2);
-        // Buffers go round: fresh ones would cost as much as the hashing.
-        let (give_back, spare) = mpsc::channel::<Vec<u8>>();
-        scope.spawn({
-            let file = &file;
-            move || {
+    let mut take = |piece: &[u8]| -> Result<(), StepError> {
+        context.check_cancel()?;
+        whole.update_rayon(piece);
+        let end = at + piece.len() as u64;
+        while let Some(&(start, len)) = ranges.get(digests.len()) {
+            let from = start.max(at);
+            let to = (start + len).min(end);
+            if from < to {
+                current.update_rayon(&piece[(from - at) as usize..(to - at) as usize]);
+            }
+            if start + len > end {
+                break;
+            }
+            digests.push(BlobDigest {
+                hash: crate::digest::Hash::from_bytes(*current.finalize().as_bytes()),
+                len,
+            });
+            current.reset();
+        }
+        at = end;
+        context.advance(Unit::BytesHashed, piece.len() as u64);
+        Ok(())
+    };
+    let failed = |source| fs::PathError::new(path, "read", source);
+    let read = |piece: &mut Vec<u8>, offset: u64| {
+        piece.resize(PIECE.min(usize::try_from(before.size - offset).unwrap_or(PIECE)), 0);
+        fs::read_exact_at(&file, piece, offset)
+    };
+    if rayon::current_num_threads() == 1 {
+        let (mut piece, mut offset) = (Vec::new(), 0);
+        while offset < before.size {
+            read(&mut piece, offset).map_err(failed)?;
+            take(&piece)?;
+            offset += piece.len() as u64;
+        }
+    } else {
+        std::thread::scope(|scope| -> Result<(), StepError> {
+            let (sender, receiver) = mpsc::sync_channel::<Result<Vec<u8>, std::io::Error>>(2);
+            // Buffers go round: fresh ones would cost as much as the hashing.
+            let (give_back, spare) = mpsc::channel::<Vec<u8>>();
+            scope.spawn(move || {
                 let mut offset = 0;
                 while offset < before.size {
-                    let len = PIECE.min(usize::try_from(before.size - offset).unwrap_or(PIECE));
                     let mut piece = spare.try_recv().unwrap_or_default();
-                    piece.resize(len, 0);
-                    let read = fs::read_exact_at(file, &mut piece, offset).map(|()| piece);
+                    let read = read(&mut piece, offset);
+                    offset += piece.len() as u64;
                     let failed = read.is_err();
-                    if sender.send(read).is_err() || failed {
+                    if sender.send(read.map(|()| piece)).is_err() || failed {
                         return;
                     }
-                    offset += len as u64;
                 }
+            });
+            for piece in receiver {
+                let piece = piece.map_err(failed)?;
+                take(&piece)?;
+                // The reader may have ended: then nobody wants it.
+                give_back.send(piece).ok();
             }
-        });
-        for piece in receiver {
-            context.check_cancel()?;
-            let piece = piece.map_err(|source| fs::PathError::new(path, "read", source))?;
-            whole.update_rayon(&piece);
-            let end = at + piece.len() as u64;
-            while let Some(&(start, len)) = ranges.get(digests.len()) {
-                let from = start.max(at);
-                let to = (start + len).min(end);
-                if from < to {
-                    current.update_rayon(&piece[(from - at) as usize..(to - at) as usize]);
-                }
-                if start + len > end {
-                    break;
-                }
-                digests.push(BlobDigest {
-                    hash: crate::digest::Hash::from_bytes(*current.finalize().as_bytes()),
-                    len,
-                });
-                current.reset();
-            }
-            at = end;
-            context.advance(Unit::BytesHashed, piece.len() as u64);
-            // The reader may have ended: then nobody wants it.
-            give_back.send(piece).ok();
-        }
-        Ok(())
-    })?;
+            Ok(())
+        })?;
+    }
     let after = fs::Stamp::of_file(&file, path)?;
     if before != after || at != before.size || digests.len() != ranges.len() {
         return Err(StepError::SourceChanged { path: path.to_owned() });

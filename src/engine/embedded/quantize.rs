@@ -184,15 +184,24 @@ pub fn quantize(
         let end = plan.rows.min(row + plan.window_rows);
         let mut window = Ok(());
         let mut result = std::mem::take(&mut spare);
-        // The window is quantized on the pool while this thread writes the one before it.
-        let written = rayon::in_place_scope(|scope| {
+        let write_ready = |ready: Option<(Vec<u8>, u64)>, sink: &mut dyn Write| {
+            ready.map_or(Ok(None), |(bytes, source)| write(sink, bytes, source).map(Some))
+        };
+        let written = if rayon::current_num_threads() > 1 {
+            // The window is quantized on the pool while this thread writes the one before it.
+            rayon::in_place_scope(|scope| {
+                if row < end {
+                    scope.spawn(|_| window = quantize_window(&plan, row, end, read, cancel, &mut result));
+                }
+                write_ready(ready.take(), sink)
+            })?
+        } else {
+            let written = write_ready(ready.take(), sink)?;
             if row < end {
-                scope.spawn(|_| window = quantize_window(&plan, row, end, read, cancel, &mut result));
+                window = quantize_window(&plan, row, end, read, cancel, &mut result);
             }
-            ready
-                .take()
-                .map_or(Ok(None), |(bytes, source)| write(sink, bytes, source).map(Some))
-        })?;
+            written
+        };
         window?;
         if let Some((buffer, source)) = written {
             spare = buffer;
