@@ -23,6 +23,7 @@ use crate::observer::StepOutcome;
 use crate::observer::Unit;
 use crate::prose;
 use crate::report::metrics::Metrics;
+use crate::report::table::Table;
 
 /// Shows a build to people.
 pub(super) struct Progress<'a> {
@@ -238,7 +239,7 @@ impl Observer for Progress<'_> {
                         "evaluations"
                     };
                     self.line(&format!("so far: {done} of {total} {rows} ({step})"));
-                    for line in table.terminal(columns()).lines() {
+                    for line in Table::of(std::slice::from_ref(&table)).text(columns()).lines() {
                         self.line(line);
                     }
                     state.last_line = Instant::now();
