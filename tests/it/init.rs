@@ -85,7 +85,13 @@ fn writes_paths_from_the_new_folder() {
     assert!(!run.stdout.contains("error"), "{}", run.stdout);
 
     // Given paths start from the current folder, and may be patterns.
-    forge.write("texts/[a].txt", "a text").write("three/b.txt", "b text");
+    let text = |name: &str| -> String {
+        let whole = std::fs::read_to_string(crate::support::quickstart().join(name)).unwrap();
+        whole.chars().take(8000).collect()
+    };
+    forge
+        .write("texts/[a].txt", text("held-out.txt"))
+        .write("three/b.txt", text("calibration-prose.txt"));
     std::fs::copy(forge.path("model.gguf"), forge.path("three/m.gguf")).unwrap();
     let args = [
         "--model",
@@ -107,8 +113,9 @@ fn writes_paths_from_the_new_folder() {
     assert_eq!(corpus, ["../texts/*.txt", "b.txt"]);
     // The held-out text is one of the calibration texts.
     assert!(run.stderr.contains("warning[init::held-out]"), "{}", run.stderr);
-    let run = forge.run(&["plan", "three/recipe.toml"]).success();
-    assert!(!run.stdout.contains("error"), "{}", run.stdout);
+    let run = forge.run(&["plan", "three/recipe.toml"]).status(1);
+    assert_eq!(run.stderr.matches("error[").count(), 1, "{}", run.stderr);
+    assert!(run.stderr.contains("eval-on-calibration"), "{}", run.stderr);
 
     // `-C` moves the current folder, and an absolute path that leads elsewhere stays.
     let elsewhere = Forge::new();

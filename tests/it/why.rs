@@ -503,11 +503,11 @@ fn two_changes_are_two_root_causes() {
         table["last_ran"]["began"][0]["changes"],
         json!([{ "field": "inputs.chunks", "before": "2", "after": "3" }])
     );
-    forge.recipe(&RECIPE.replace("chunks = 2\nblock = 1", "chunks = 1\nblock = 1\nbootstrap = 300"));
+    forge.recipe(&RECIPE.replace("chunks = 2\nblock = 1", "chunks = 4\nblock = 1\nbootstrap = 300"));
     let answer = why(&forge, &["eval.quality/small-Q8_0"]);
     let root = &answer["roots"][0];
     assert_eq!(detail(root, "bootstrap")["after"], "300");
-    assert_eq!(detail(root, "chunks")["after"], "1");
+    assert_eq!(detail(root, "chunks")["after"], "4");
 }
 
 #[test]
