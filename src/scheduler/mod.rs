@@ -8,7 +8,7 @@
 //!    '-> Skipped (something it needs failed, or the build was stopped)
 //! ```
 //!
-//! A ready node is first compared with the store: a hit is done. Nodes that must run start in the order of [`order`], as their pools
+//! A ready node is first compared with the store: a hit is done. Nodes that must run start in the order of `order.rs`, as their pools
 //! allow.
 //!
 //! A node that fails because a blob in the store is damaged or missing goes back to Waiting, and so does every node whose result
