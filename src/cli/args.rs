@@ -138,7 +138,7 @@ pub(super) enum Command {
     Check(Check),
     /// Print a recipe with everything resolved: defaults, sweeps, what it extends
     Show(Show),
-    /// Show what a build would run, and why; reads no source, writes nothing
+    /// Show what a build would run, and why; writes nothing
     Plan(Plan),
     /// Bring all candidates and figures up to date
     Build(Build),
@@ -163,7 +163,7 @@ pub(super) enum Command {
     Engine,
     /// Print the JSON Schema of recipes, for editors
     Schema,
-    /// Record the digest of every source, and the engines, in a lock file for `forge build --frozen`
+    /// Record the recipe, the digest of every source, and the engines, in a lock file for `forge build --frozen`
     Lock(Lock),
     /// Rebuild a candidate from its manifest alone, and compare
     Reproduce(Reproduce),
