@@ -318,6 +318,7 @@ fn all_mistakes_of_a_recipe_are_in_one_report() {
     ));
     for verb in ["check", "plan", "build"] {
         let said = refused(&forge.run(&[verb]), verb);
+        assert_eq!(said.matches("not UTF-8").count(), 1, "{verb}: {said}");
         for says in ["gone.dat", "`corpus.calibration` is too short", "0xe9", "budget"] {
             assert!(said.contains(says), "{verb}, {says}: {said}");
         }
