@@ -47,6 +47,8 @@ pub struct Column {
     pub interval: Option<&'static str>,
     /// Its value.
     pub value: fn(&Entry) -> Value,
+    /// Whether it depends on the text of the evaluation.
+    on_text: bool,
     /// Digits after the point; percentages if negative.
     digits: i8,
 }
@@ -58,7 +60,16 @@ const fn column(name: &'static str, aliases: &'static [&'static str], head: &'st
         head,
         interval: None,
         value: |_| Value::Missing,
+        on_text: false,
         digits: 0,
+    }
+}
+
+/// A figure that was measured on the text of the evaluation.
+const fn measured(name: &'static str, aliases: &'static [&'static str], head: &'static str) -> Column {
+    Column {
+        on_text: true,
+        ..column(name, aliases, head)
     }
 }
 
@@ -101,58 +112,58 @@ pub const COLUMNS: &[Column] = &[
     }),
     figure(column("bpw", &[], "bpw"), 3, |entry| Value::Number(entry.row.bpw)),
     with_interval(
-        figure(column("ppl", &[], "PPL"), 3, |entry| Value::Number(entry.row.ppl)),
+        figure(measured("ppl", &[], "PPL"), 3, |entry| Value::Number(entry.row.ppl)),
         "ppl_ci95",
     ),
-    figure(column("ppl_ci95", &["ppl_ci"], "PPL 95 %"), 3, |entry| {
+    figure(measured("ppl_ci95", &["ppl_ci"], "PPL 95 %"), 3, |entry| {
         Value::Interval(entry.row.ppl_ci95)
     }),
-    figure(column("ppl_reference", &[], "PPL ref"), 3, |entry| {
+    figure(measured("ppl_reference", &[], "PPL ref"), 3, |entry| {
         number(entry.row.ppl_reference)
     }),
     with_interval(
-        figure(column("kld_mean", &["kld"], "KLD"), 5, |entry| {
+        figure(measured("kld_mean", &["kld"], "KLD"), 5, |entry| {
             number(entry.row.kld_mean)
         }),
         "kld_mean_ci95",
     ),
     figure(
-        column("kld_mean_ci95", &["kld_ci95", "kld_ci"], "KLD 95 %"),
+        measured("kld_mean_ci95", &["kld_ci95", "kld_ci"], "KLD 95 %"),
         5,
         |entry| interval(entry.row.kld_mean_ci95),
     ),
-    figure(column("kld_median", &["median"], "KLD p50"), 5, |entry| {
+    figure(measured("kld_median", &["median"], "KLD p50"), 5, |entry| {
         number(entry.row.kld_median)
     }),
-    figure(column("kld_p90", &["p90"], "KLD p90"), 4, |entry| {
+    figure(measured("kld_p90", &["p90"], "KLD p90"), 4, |entry| {
         number(entry.row.kld_p90)
     }),
-    figure(column("kld_p95", &["p95"], "KLD p95"), 4, |entry| {
+    figure(measured("kld_p95", &["p95"], "KLD p95"), 4, |entry| {
         number(entry.row.kld_p95)
     }),
-    figure(column("kld_p99", &["p99"], "KLD p99"), 4, |entry| {
+    figure(measured("kld_p99", &["p99"], "KLD p99"), 4, |entry| {
         number(entry.row.kld_p99)
     }),
-    figure(column("kld_p999", &["p999"], "KLD p99.9"), 4, |entry| {
+    figure(measured("kld_p999", &["p999"], "KLD p99.9"), 4, |entry| {
         number(entry.row.kld_p999)
     }),
-    figure(column("kld_max", &["max"], "KLD max"), 3, |entry| {
+    figure(measured("kld_max", &["max"], "KLD max"), 3, |entry| {
         number(entry.row.kld_max)
     }),
     with_interval(
         figure(
-            column("top1_agreement", &["top1", "same_top"], "same top"),
+            measured("top1_agreement", &["top1", "same_top"], "same top"),
             -2,
             |entry| number(entry.row.top1_agreement),
         ),
         "top1_agreement_ci95",
     ),
     figure(
-        column("top1_agreement_ci95", &["top1_ci95", "top1_ci"], "same top 95 %"),
+        measured("top1_agreement_ci95", &["top1_ci95", "top1_ci"], "same top 95 %"),
         -2,
         |entry| interval(entry.row.top1_agreement_ci95),
     ),
-    figure(column("rms_dp", &["rms"], "RMS dp"), -2, |entry| {
+    figure(measured("rms_dp", &["rms"], "RMS dp"), -2, |entry| {
         number(entry.row.rms_dp)
     }),
     with_interval(
@@ -212,10 +223,7 @@ impl Column {
     /// Returns what people see in a cell. Sizes are in MiB.
     pub fn shown(&self, entry: &Entry) -> String {
         let text = self.unmarked(entry);
-        // Size, predictions and names do not depend on the text of the evaluation.
-        let measured = ["ppl", "kld", "top1", "rms"];
-        let is_measured = measured.iter().any(|start| self.name.starts_with(start)) && !self.name.contains("predicted");
-        if entry.row.overlaps.is_empty() || text.is_empty() || !is_measured {
+        if entry.row.overlaps.is_empty() || text.is_empty() || !self.on_text {
             text
         } else {
             text + NOT_HELD_OUT

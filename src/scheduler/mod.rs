@@ -153,7 +153,7 @@ struct Ended {
 struct Scheduler<'a> {
     graph: &'a Graph,
     env: &'a Env<'a>,
-    fits: &'a dyn Fn() -> bool,
+    may_run: &'a dyn Fn() -> bool,
     refused: bool,
     options: Options,
     /// The nodes, in the graph's order.
@@ -176,20 +176,20 @@ struct Scheduler<'a> {
     lost: BTreeSet<(NodeId, BlobDigest)>,
 }
 
-/// Builds all nodes of a graph. `fits` is called before a node runs; once it returns false, no further node starts. `after` is called
+/// Builds all nodes of a graph. `may_run` is called before a node runs; once it returns false, no further node starts. `after` is called
 /// when all nodes have ended; if it returns a failure for a lost blob, the node is sent back, and `after` is called again.
 pub fn build(
     graph: &Graph,
     env: &Env<'_>,
     options: Options,
-    fits: &dyn Fn() -> bool,
+    may_run: &dyn Fn() -> bool,
     after: &mut dyn FnMut(&Report) -> Vec<Failure>,
 ) -> Report {
     let started = Instant::now();
     let mut scheduler = Scheduler {
         graph,
         env,
-        fits,
+        may_run,
         refused: false,
         options,
         nodes: graph.nodes().collect(),
@@ -238,7 +238,7 @@ impl<'a> Scheduler<'a> {
                 self.decide();
                 while let Some((node, reason)) = self.next() {
                     let pool = step::kind_of(node).pool(node);
-                    if !(self.fits)() {
+                    if !(self.may_run)() {
                         self.refused = true;
                         self.set(&node.id, State::Waiting);
                         break;
@@ -298,7 +298,7 @@ impl<'a> Scheduler<'a> {
                     self.reasons.insert(place, reason);
                 }
                 // It would fail now: the report of a refused build has what else is wrong, too.
-                Err(_) if !(self.fits)() => {
+                Err(_) if !(self.may_run)() => {
                     self.refused = true;
                     self.set(&node.id, State::Waiting);
                 }

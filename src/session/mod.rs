@@ -155,7 +155,7 @@ pub enum SessionError {
     #[error(transparent)]
     Tensor(#[from] TensorError),
     /// What would make steps fail, and evaluations on text of the calibration, found before anything ran.
-    #[error("{} of the recipe or its files are wrong", .0.len())]
+    #[error("{} problems of the recipe or its files", .0.len())]
     Refused(Findings),
 }
 

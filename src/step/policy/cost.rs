@@ -26,6 +26,7 @@ use crate::work::Tensors;
 use crate::work::decode;
 
 use super::document::keep_of;
+use super::preliminary::assumed_imatrix;
 
 /// A group in a type that it may have.
 type Choice<'g> = (&'g TensorGroup, TensorType);
@@ -65,9 +66,7 @@ pub(super) fn estimate(
 /// Estimates the same from the header of the model. Returns `None` for policies that neither measure nor compare, and if the recipe
 /// does not fit the model.
 pub fn estimate_from_header(step: &PolicyStep, facts: &ModelFacts) -> Option<Estimate> {
-    let all = |_: &str| true;
-    let has: HasImatrix<'_> = if step.join.is_some() { Some(&all) } else { None };
-    of(step, facts, has, |_, _, _| Ok(true)).ok()?
+    of(step, facts, assumed_imatrix(step), |_, _, _| Ok(true)).ok()?
 }
 
 /// Returns the estimated milliseconds of a policy: of its probes, each on all chunks, and of the tensors that it quantizes and

@@ -51,14 +51,8 @@ pub fn preliminary_choice(
     header: &Header,
     dataset: Option<&str>,
 ) -> Result<Option<Table>, StepError> {
-    let Some(facts) = &header.facts else { return Ok(None) };
-    let all = |_: &str| true;
-    let known = FromHeader {
-        facts,
-        metadata: &header.metadata,
-        dataset,
-        has: if step.join.is_some() { Some(&all) } else { None },
-        is_exact: Cell::new(true),
+    let Some(known) = FromHeader::new(step, header, dataset) else {
+        return Ok(None);
     };
     match choose(step, &known) {
         Ok(table) => Ok(table.filter(|_| known.is_exact.get())),
@@ -71,12 +65,17 @@ pub fn preliminary_choice(
 /// more than the header. For a mix that changes no type, they are all quantized tensors: the candidate would be a copy of the source,
 /// which only `COPY` asks for.
 pub fn requantized(step: &PolicyStep, header: &Header) -> Vec<String> {
-    let Some(facts) = &header.facts else { return Vec::new() };
-    let all = |_: &str| true;
-    let has: HasImatrix<'_> = if step.join.is_some() { Some(&all) } else { None };
+    let Some(known) = FromHeader::new(step, header, Some("")) else {
+        return Vec::new();
+    };
+    let facts = known.facts;
+    // Of most sources: then nothing has to be chosen.
+    if !facts.tensors.iter().any(|tensor| tensor.ty.is_quantized()) {
+        return Vec::new();
+    }
     if let Some(constraints) = step.method.constraints() {
         // What is wrong with the policy is reported by its own check.
-        let Ok(solving) = Solving::of(facts, has, &constraints.document(keep_of(step))) else {
+        let Ok(solving) = Solving::of(facts, known.has, &constraints.document(keep_of(step))) else {
             return Vec::new();
         };
         let options = solving.options();
@@ -85,13 +84,6 @@ pub fn requantized(step: &PolicyStep, header: &Header) -> Vec<String> {
         let quantized = tensors.filter(|tensor| tensor.ty.is_quantized());
         return quantized.map(|tensor| tensor.name.clone()).collect();
     }
-    let known = FromHeader {
-        facts,
-        metadata: &header.metadata,
-        dataset: Some(""),
-        has,
-        is_exact: Cell::new(true),
-    };
     let Ok(Some(table)) = choose(step, &known) else {
         return Vec::new();
     };
@@ -145,12 +137,28 @@ struct FromHeader<'m> {
     is_exact: Cell<bool>,
 }
 
-impl FromHeader<'_> {
+impl<'m> FromHeader<'m> {
+    /// Returns `None` if the header does not have what policies need.
+    fn new(step: &PolicyStep, header: &'m Header, dataset: Option<&'m str>) -> Option<Self> {
+        Some(Self {
+            facts: header.facts.as_ref()?,
+            metadata: &header.metadata,
+            dataset,
+            has: assumed_imatrix(step),
+            is_exact: Cell::new(true),
+        })
+    }
+
     /// Marks the choice as one that depends on more than the header.
     fn assume<T>(&self, value: T) -> T {
         self.is_exact.set(false);
         value
     }
+}
+
+/// Returns which tensors the imatrix of a policy is assumed to cover before it is collected: all, if the policy has one.
+pub(super) fn assumed_imatrix(step: &PolicyStep) -> HasImatrix<'static> {
+    step.join.is_some().then_some(&|_: &str| true)
 }
 
 /// A digest that names nothing.

@@ -1,4 +1,4 @@
-//! Actions that are run in a worker process.
+//! Actions that are run, and chunks that are counted, in a worker process.
 
 use std::sync::Arc;
 
@@ -9,8 +9,11 @@ use super::protocol::Request;
 use crate::action::Action;
 use crate::work::ActionOutputs;
 use crate::work::Context;
+use crate::work::Counted;
 use crate::work::Located;
+use crate::work::Machine;
 use crate::work::StepError;
+use crate::work::TokenCount;
 use crate::work::locked;
 
 impl Context<'_> {
@@ -22,9 +25,7 @@ impl Context<'_> {
         };
         match self.ask(&request, &what)? {
             Answer::ActionOutputs(made) => Ok(made),
-            _ => Err(StepError::input(
-                "a worker process gave an answer that does not match the request",
-            )),
+            _ => Err(mismatched()),
         }
     }
 
@@ -36,9 +37,16 @@ impl Context<'_> {
         let count = actions.len();
         match self.ask(&request, "loading a model")? {
             Answer::Order { order } if order.len() == count && order.iter().all(|at| *at < count) => Ok(order),
-            _ => Err(StepError::input(
-                "a worker process gave an answer that does not match the request",
-            )),
+            _ => Err(mismatched()),
+        }
+    }
+
+    /// Counts chunks in a worker process.
+    fn count_in_worker(&self, count: &TokenCount) -> Result<Counted, StepError> {
+        let request = Request::Count(Box::new(count.clone()));
+        match self.ask(&request, "reading the vocabulary of a model")? {
+            Answer::Counted(counted) => Ok(counted),
+            _ => Err(mismatched()),
         }
     }
 
@@ -110,6 +118,27 @@ impl Context<'_> {
             }
         }
     }
+}
+
+impl TokenCount {
+    /// Counts: in a worker process if the engine loads models there, for reading a vocabulary may crash it.
+    ///
+    /// # Errors
+    ///
+    /// The files cannot be read, or the engine cannot read the model's vocabulary; [`StepError::WorkerEnded`].
+    pub fn count(&self, machine: &Machine<'_>) -> Result<Counted, StepError> {
+        let context = Context::new("", machine, Located::default());
+        if !context.is_isolated(&self.engine)? {
+            return self.count_here(machine.engines);
+        }
+        let counted = context.count_in_worker(self);
+        context.give_worker_back();
+        counted
+    }
+}
+
+fn mismatched() -> StepError {
+    StepError::input("a worker process gave an answer that does not match the request")
 }
 
 fn document(action: &Action) -> String {

@@ -5,7 +5,6 @@
 //! many actions, with its models loaded. It ends when its standard input does, so it does not outlive a build that is killed.
 
 mod client;
-mod count;
 mod isolated;
 mod protocol;
 mod server;
