@@ -5,10 +5,11 @@
 
 pub mod digest;
 pub mod fs;
-pub mod observer;
-pub mod prose;
 
 pub mod vocab;
+
+pub mod observer;
+pub mod prose;
 
 pub mod sign;
 pub mod text;

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
+use crate::vocab::verdict::StepOutcome;
 
 /// What a progress counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -37,20 +38,6 @@ pub enum ActionOutcome {
     Hit,
     /// Another build ran it while this one waited.
     Waited,
-}
-
-/// How a step ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum StepOutcome {
-    /// Something ran.
-    Ran,
-    /// Everything was there.
-    Cached,
-    /// It failed.
-    Failed,
-    /// It waited for a step that failed, or the build was stopped.
-    Skipped,
 }
 
 /// How a build ended.
@@ -95,7 +82,7 @@ pub enum Event {
     StepStarted {
         /// The step.
         step: String,
-        /// Why it is not cached.
+        /// Why it is not a hit.
         why: String,
         /// What of its action is not what it was, if that is why.
         changes: Vec<FieldChange>,
@@ -212,8 +199,8 @@ pub enum Event {
         outcome: StepOutcome,
         /// Its actions that ran.
         ran: u64,
-        /// Its actions whose result was there.
-        cached: u64,
+        /// Its actions whose result was in the store.
+        hit: u64,
         /// How long it took, in milliseconds.
         elapsed_ms: u64,
         /// What came of it, in a few words.
@@ -230,8 +217,10 @@ pub enum Event {
     BuildFinished {
         /// Steps that ran.
         ran: usize,
-        /// Steps that were cached.
-        cached: usize,
+        /// Steps of which only files were written to the output folder.
+        wrote: usize,
+        /// Steps whose result was in the store.
+        hit: usize,
         /// Steps that failed.
         failed: usize,
         /// Steps that waited for one that failed.

@@ -10,6 +10,11 @@ use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::store::Store;
 use crate::store::StoreError;
+use crate::vocab::verdict::Counts;
+use crate::vocab::verdict::StepOutcome;
+
+/// The version of the lines of a record (`cache-schema/run.v2.json`).
+pub const SCHEMA: u32 = 2;
 
 /// The state of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -27,6 +32,8 @@ pub enum State {
     Environment,
     /// The user stopped it.
     Stopped,
+    /// Another version of forge recorded it, in other words: only its name, its start and its command are known.
+    OtherVersion,
 }
 
 /// An action of a run.
@@ -64,8 +71,8 @@ pub struct StepRun {
     pub why: Option<String>,
     /// What of its action had changed.
     pub changes: Vec<Change>,
-    /// `ran`, `cached`, `failed` or `skipped`; nothing where the run ended first.
-    pub outcome: Option<String>,
+    /// How it ended; nothing where the run ended first.
+    pub outcome: Option<StepOutcome>,
     /// When it began, in milliseconds since the run began.
     pub at_ms: u64,
     /// How long it took, in milliseconds.
@@ -101,8 +108,10 @@ pub struct Run {
     pub state: State,
     /// Steps that ran.
     pub ran: u64,
-    /// Steps that were cached.
-    pub cached: u64,
+    /// Steps of which only files were written to the output folder.
+    pub wrote: u64,
+    /// Steps whose result was in the store.
+    pub hit: u64,
     /// Steps that failed.
     pub failed: u64,
     /// Steps that were not started.
@@ -111,6 +120,23 @@ pub struct Run {
     pub elapsed_ms: u64,
     /// The steps, in the order in which they are first spoken of.
     pub steps: Vec<StepRun>,
+}
+
+impl Run {
+    /// Counts the steps.
+    pub fn counts(&self) -> Counts<StepOutcome> {
+        let mut counts = Counts::default();
+        for (outcome, steps) in [
+            (StepOutcome::Ran, self.ran),
+            (StepOutcome::Wrote, self.wrote),
+            (StepOutcome::Hit, self.hit),
+            (StepOutcome::Failed, self.failed),
+            (StepOutcome::Skipped, self.skipped),
+        ] {
+            counts.add(outcome, usize::try_from(steps).unwrap_or(usize::MAX));
+        }
+        counts
+    }
 }
 
 /// When and why an action ran.
@@ -148,6 +174,7 @@ pub struct Began {
 #[serde(default)]
 struct Line {
     reason: String,
+    schema: Option<u32>,
     at_ms: u64,
     started: Option<String>,
     command: Vec<String>,
@@ -165,7 +192,8 @@ struct Line {
     log: Option<BlobDigest>,
     // Counts of a step's actions, or of a run's steps.
     ran: u64,
-    cached: u64,
+    wrote: u64,
+    hit: u64,
     failed: u64,
     skipped: u64,
     elapsed_ms: u64,
@@ -247,7 +275,8 @@ fn parse(id: &str, bytes: &[u8]) -> Run {
         command: Vec::new(),
         state: State::Killed,
         ran: 0,
-        cached: 0,
+        wrote: 0,
+        hit: 0,
         failed: 0,
         skipped: 0,
         elapsed_ms: 0,
@@ -260,6 +289,10 @@ fn parse(id: &str, bytes: &[u8]) -> Run {
             "run-started" => {
                 run.started = line.started;
                 run.command = line.command;
+                if line.schema != Some(SCHEMA) {
+                    run.state = State::OtherVersion;
+                    return run;
+                }
                 continue;
             }
             "build-started" => {
@@ -267,7 +300,8 @@ fn parse(id: &str, bytes: &[u8]) -> Run {
                 continue;
             }
             "build-finished" => {
-                (run.ran, run.cached, run.failed, run.skipped) = (line.ran, line.cached, line.failed, line.skipped);
+                (run.ran, run.wrote, run.hit) = (line.ran, line.wrote, line.hit);
+                (run.failed, run.skipped) = (line.failed, line.skipped);
                 run.elapsed_ms = line.elapsed_ms;
                 run.state = match line.outcome.as_deref() {
                     Some("failed") => State::Failed,
@@ -307,7 +341,7 @@ fn parse(id: &str, bytes: &[u8]) -> Run {
             "step-log" => step.log = line.log,
             "step-kept" => step.kept = Some(line.path),
             "step-finished" => {
-                step.outcome = line.outcome;
+                step.outcome = line.outcome.and_then(|word| StepOutcome::of(&word));
                 step.elapsed_ms = line.elapsed_ms;
                 step.summary = line.summary;
             }
@@ -315,11 +349,16 @@ fn parse(id: &str, bytes: &[u8]) -> Run {
         }
     }
     if run.state == State::Killed {
-        let count = |outcome: &str| {
+        let count = |outcome| {
             let steps = run.steps.iter().filter(|step| !step.step.starts_with("source."));
-            steps.filter(|step| step.outcome.as_deref() == Some(outcome)).count() as u64
+            steps.filter(|step| step.outcome == Some(outcome)).count() as u64
         };
-        (run.ran, run.cached, run.failed) = (count("ran"), count("cached"), count("failed"));
+        (run.ran, run.wrote, run.hit) = (
+            count(StepOutcome::Ran),
+            count(StepOutcome::Wrote),
+            count(StepOutcome::Hit),
+        );
+        (run.failed, run.skipped) = (count(StepOutcome::Failed), count(StepOutcome::Skipped));
     }
     run
 }
@@ -362,13 +401,13 @@ fn contains(text: &[u8], wanted: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    const RECORD: &str = r#"{"reason":"run-started","schema":1,"at_ms":0,"started":"2026-11-21T10:00:00Z","command":["forge","build"],"new":1}
+    const RECORD: &str = r#"{"reason":"run-started","schema":2,"at_ms":0,"started":"2026-11-21T10:00:00Z","command":["forge","build"],"new":1}
 {"at_ms":1,"reason":"build-started","recipe":"r","steps":2,"engine":"e"}
-{"at_ms":1,"reason":"step-finished","step":"source.model","outcome":"cached","ran":0,"cached":1,"elapsed_ms":0,"summary":""}
+{"at_ms":1,"reason":"step-finished","step":"source.model","outcome":"hit","ran":0,"hit":1,"elapsed_ms":0,"summary":""}
 {"at_ms":2,"reason":"step-started","step":"policy.a","why":"it is new","changes":[]}
 {"at_ms":3,"reason":"action-finished","step":"policy.a","kind":"policy","key":"abc","outcome":"ran","cost_ms":1,"bytes":7}
 {"at_ms":4,"reason":"something-new","step":"policy.a"}
-{"at_ms":5,"reason":"step-finished","step":"policy.a","outcome":"ran","ran":1,"cached":0,"elapsed_ms":3,"summary":"fine"}
+{"at_ms":5,"reason":"step-finished","step":"policy.a","outcome":"ran","ran":1,"hit":0,"elapsed_ms":3,"summary":"fine"}
 "#;
 
     #[test]
@@ -376,14 +415,23 @@ mod tests {
         let torn = format!("{RECORD}{{\"at_ms\":9,\"rea");
         let run = parse("id", torn.as_bytes());
         assert_eq!(run.state, State::Killed);
-        assert_eq!((run.ran, run.cached, run.elapsed_ms), (1, 0, 5));
+        assert_eq!((run.ran, run.hit, run.elapsed_ms), (1, 0, 5));
+        assert_eq!(run.steps[0].outcome, Some(StepOutcome::Hit));
         assert_eq!(run.steps[1].why.as_deref(), Some("it is new"));
         assert_eq!(run.steps[1].actions[0].bytes, 7);
         let whole = format!(
             "{RECORD}{}\n",
-            r#"{"at_ms":6,"reason":"build-finished","ran":1,"cached":1,"failed":0,"skipped":0,"elapsed_ms":6,"outcome":"done"}"#
+            r#"{"at_ms":6,"reason":"build-finished","ran":1,"hit":1,"failed":0,"skipped":0,"elapsed_ms":6,"outcome":"done"}"#
         );
         let run = parse("id", whole.as_bytes());
-        assert_eq!((run.state, run.elapsed_ms), (State::Done, 6));
+        assert_eq!((run.state, run.hit, run.elapsed_ms), (State::Done, 1, 6));
+    }
+
+    #[test]
+    fn a_record_of_another_version_is_not_read_as_one_of_this() {
+        let old = RECORD.replace("\"schema\":2", "\"schema\":1");
+        let run = parse("id", old.as_bytes());
+        assert_eq!((run.state, run.steps.len()), (State::OtherVersion, 0));
+        assert_eq!(run.started.as_deref(), Some("2026-11-21T10:00:00Z"));
     }
 }

@@ -345,7 +345,7 @@ pub(super) struct Show {
 pub(super) struct Plan {
     #[command(flatten)]
     pub(super) target: TargetArgs,
-    /// Exit with 1 if anything would run
+    /// Exit with 1 if anything would run or be written
     #[arg(long)]
     pub(super) check: bool,
 }

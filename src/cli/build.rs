@@ -34,6 +34,7 @@ use crate::report::table::Table;
 use crate::scheduler;
 use crate::scheduler::Report;
 use crate::sign::SecretKey;
+use crate::vocab::verdict::StepOutcome;
 
 pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let started = Instant::now();
@@ -52,7 +53,7 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
     {
         print_tables(&fresh.tables, terminal);
         let report = Report {
-            cached: fresh.steps,
+            hit: fresh.steps,
             elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             ..Report::default()
         };
@@ -171,32 +172,14 @@ fn print_tables(tables: &[Metrics], terminal: &Terminal) {
 
 fn summary(report: &Report) -> String {
     let time = prose::duration_ms(report.elapsed_ms);
-    let failed = report.failures.len();
-    if report.ran == 0 && failed == 0 && report.skipped == 0 && !report.stopped {
-        return match report.manifests as u64 {
-            0 => format!("forge: nothing to do ({} cached) in {time}", report.cached),
-            written => {
-                let manifests = prose::count(written, "manifest");
-                format!(
-                    "forge: {manifests} written, nothing else to do ({} cached) in {time}",
-                    report.cached
-                )
-            }
-        };
+    let counts = report.counts();
+    let hit = counts.of(StepOutcome::Hit);
+    match (counts.steps() - hit, report.wrote) {
+        _ if report.stopped => format!("forge: stopped: {counts} in {time}; run it again to continue"),
+        (0, _) => format!("forge: nothing to do ({hit} hit) in {time}"),
+        (others, wrote) if others == wrote => {
+            format!("forge: {wrote} wrote, nothing else to do ({hit} hit) in {time}")
+        }
+        _ => format!("forge: {counts} in {time}"),
     }
-    let skipped = if report.skipped > 0 {
-        format!(", {} not started", report.skipped)
-    } else {
-        String::new()
-    };
-    let how = if report.stopped { "stopped: " } else { "" };
-    let more = if report.stopped {
-        "; run it again to continue"
-    } else {
-        ""
-    };
-    format!(
-        "forge: {how}{} ran, {} cached, {failed} failed{skipped} in {time}{more}",
-        report.ran, report.cached
-    )
 }

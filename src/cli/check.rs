@@ -68,7 +68,7 @@ pub fn run(
                     messages.write(&warning, err)?;
                 }
                 if let Messages::Text(_) = messages {
-                    let steps = parsed.recipe.steps.len();
+                    let steps = Graph::of(&parsed.recipe).map_or(0, |graph| graph.steps());
                     let candidates = parsed.recipe.candidates().count();
                     writeln!(
                         out,
@@ -204,7 +204,7 @@ mod tests {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
             assert_eq!(
                 (line["schema"].as_u64(), line["reason"].as_str()),
-                (Some(2), Some("diagnostic"))
+                (Some(u64::from(SCHEMA)), Some("diagnostic"))
             );
             assert_eq!(line["file"], "bad.toml");
         }

@@ -18,8 +18,8 @@ use crate::cli::escape::escape;
 use crate::cli::escape::escape_excerpt;
 use crate::recipe::Place;
 
-/// The version of JSON messages (`cache-schema/message.v2.json`).
-pub const SCHEMA: u32 = 2;
+/// The version of JSON messages (`cache-schema/message.v3.json`).
+pub const SCHEMA: u32 = 3;
 
 /// The severity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

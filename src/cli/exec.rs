@@ -120,7 +120,7 @@ impl Executed {
     /// Says how the result compares with the one of the store.
     fn verdict(&self) -> &'static str {
         match &self.recorded {
-            Some(_) if !self.is_run => "cached",
+            Some(_) if !self.is_run => "hit",
             None => "new",
             Some(recorded) if recorded.outputs == self.made.outputs && recorded.facts == self.made.facts => "same",
             Some(_) => "differs",
@@ -208,7 +208,7 @@ fn print(terminal: &Terminal, named: &str, done: &Executed) {
         return;
     }
     let verdict = match done.verdict() {
-        "cached" => "already in the store, not run",
+        "hit" => "already in the store, not run",
         "same" => "the same as in the store",
         "differs" => "not the same as in the store",
         _ => "not in the store",

@@ -1,4 +1,6 @@
-//! One JSON object per line (`cache-schema/message.v2.json`). Readers must skip reasons and keys that they do not know.
+//! One JSON object per line (`cache-schema/message.v3.json`). Readers must skip reasons and keys that they do not know.
+
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -9,6 +11,7 @@ use crate::engine::Identity;
 use crate::observer::Event;
 use crate::observer::Observer;
 use crate::plan::Entry;
+use crate::plan::Plan;
 use crate::plan::Status;
 use crate::scheduler;
 
@@ -44,13 +47,40 @@ pub(super) fn engine_line(identity: &Identity) -> String {
     format!("{line}\n")
 }
 
+/// Returns the last line of a plan: how many steps have each status.
+pub(super) fn plan_end(plan: &Plan, out: &Path) -> String {
+    let counts = plan.counts();
+    let mut line = json!({
+        "schema": SCHEMA,
+        "reason": "plan-finished",
+        "steps": counts.steps(),
+        "sources_to_read": plan.sources_to_read(),
+        "out": out.display().to_string(),
+    });
+    if let Value::Object(line) = &mut line {
+        line.extend(counts.all().map(|(word, steps)| (word.to_owned(), json!(steps))));
+    }
+    format!("{line}\n")
+}
+
 /// Returns the line of a plan's entry.
 pub(super) fn plan_line(entry: &Entry) -> String {
-    let mut line = json!({ "schema": SCHEMA, "reason": "plan-step", "step": entry.node });
+    let mut line =
+        json!({ "schema": SCHEMA, "reason": "plan-step", "step": entry.node, "status": entry.status.verdict() });
     let facts = match &entry.status {
-        Status::Hit { key } => json!({ "status": "hit", "key": key.to_string() }),
+        Status::Hit { key } => json!({ "key": key.to_string() }),
+        Status::Write {
+            key,
+            reason,
+            files,
+            estimate,
+        } => json!({
+            "key": key.to_string(),
+            "why": scheduler::sentence(reason),
+            "files": files,
+            "writes_bytes": estimate.outputs,
+        }),
         Status::Miss { key, reason, estimate } => json!({
-            "status": "miss",
             "key": key.map(|key| key.to_string()),
             "why": scheduler::sentence(reason),
             "reads_bytes": estimate.reads,
@@ -59,11 +89,10 @@ pub(super) fn plan_line(entry: &Entry) -> String {
             "parts_missing": estimate.missing,
         }),
         Status::Unknown { waits_for, expected } => json!({
-            "status": "unknown",
             "waits_for": waits_for,
             "expected": expected.as_ref().map(|most| json!({ "parts": most.parts, "writes_bytes": most.writes })),
         }),
-        Status::Failed { error } => json!({ "status": "error", "message": error.to_string() }),
+        Status::Failed { error } => json!({ "message": error.to_string() }),
     };
     if let (Value::Object(line), Value::Object(facts)) = (&mut line, facts) {
         line.extend(facts);

@@ -25,6 +25,7 @@ use crate::runs::State;
 use crate::runs::StepRun;
 use crate::session::SessionError;
 use crate::store::Store;
+use crate::vocab::verdict::Word;
 
 /// The maximum length of a log of a step: ten thousand lines of a thousand bytes.
 const LOG_CAP: u64 = 64 << 20;
@@ -78,8 +79,8 @@ fn list(store: &Store, number: usize, terminal: &Terminal) -> Result<Exit, Failu
         if terminal.is_json() {
             let line = json!({
                 "schema": json::SCHEMA, "reason": "run", "run": run.run, "started": run.started, "recipe": run.recipe,
-                "state": run.state, "exit": exit(run.state), "ran": run.ran, "cached": run.cached, "failed": run.failed,
-                "skipped": run.skipped, "elapsed_ms": run.elapsed_ms,
+                "state": run.state, "exit": exit(run.state), "ran": run.ran, "wrote": run.wrote, "hit": run.hit,
+                "failed": run.failed, "skipped": run.skipped, "elapsed_ms": run.elapsed_ms,
             });
             terminal.data(&format!("{line}\n"));
         } else {
@@ -107,7 +108,7 @@ fn exit(state: State) -> Option<u8> {
         State::Failed => Some(1),
         State::Environment => Some(3),
         // The signal decides it, and is not on record.
-        State::Stopped | State::Running | State::Killed => None,
+        State::Stopped | State::Running | State::Killed | State::OtherVersion => None,
     }
 }
 
@@ -115,6 +116,7 @@ fn state(state: State) -> String {
     match (state, exit(state)) {
         (State::Running, _) => "running".to_owned(),
         (State::Stopped, _) => "stopped".to_owned(),
+        (State::OtherVersion, _) => "recorded by another version of forge".to_owned(),
         (_, Some(0)) => "done".to_owned(),
         (_, Some(exit)) => format!("failed, exit {exit}"),
         _ => "killed".to_owned(),
@@ -122,15 +124,12 @@ fn state(state: State) -> String {
 }
 
 fn row_of(run: &Run) -> Vec<Cell> {
-    vec![
-        left(&run.run),
-        left(run.recipe.as_deref().unwrap_or("?")),
-        right(format!("{} ran", run.ran)),
-        right(format!("{} cached", run.cached)),
-        right(format!("{} failed", run.failed)),
-        right(prose::duration_ms(run.elapsed_ms)),
-        left(state(run.state)),
-    ]
+    let counts = run.counts();
+    let counts = counts.all().map(|(word, steps)| right(format!("{steps} {word}")));
+    let mut row = vec![left(&run.run), left(run.recipe.as_deref().unwrap_or("?"))];
+    row.extend(counts);
+    row.extend([right(prose::duration_ms(run.elapsed_ms)), left(state(run.state))]);
+    row
 }
 
 fn show_run(store: &Store, show: &args::LogShow, terminal: &Terminal) -> Result<Exit, Failure> {
@@ -199,7 +198,7 @@ fn text(run: &Run) -> Block {
     }
     let width = run.steps.iter().map(|step| step.step.len()).max().unwrap_or(0);
     for step in &run.steps {
-        let outcome = step.outcome.as_deref().unwrap_or("unfinished");
+        let outcome = outcome(step);
         let _ = writeln!(
             text,
             "{outcome:10} {:width$}  {:>9}  {}",
@@ -220,12 +219,12 @@ fn text(run: &Run) -> Block {
         }
         write_details(step, &mut text);
     }
-    let _ = writeln!(
-        text,
-        "{} ran, {} cached, {} failed, {} not started",
-        run.ran, run.cached, run.failed, run.skipped
-    );
+    let _ = writeln!(text, "{}", run.counts());
     text
+}
+
+fn outcome(step: &StepRun) -> &'static str {
+    step.outcome.map_or("unfinished", Word::as_str)
 }
 
 /// The actions that ran, by kind: how many, and what they cost together.
@@ -256,7 +255,7 @@ fn step_text(step: &StepRun, log: Option<Result<String, String>>) -> Block {
     let mut text = Block::of(format_args!(
         "{}: {} after {}\n",
         step.step,
-        step.outcome.as_deref().unwrap_or("unfinished"),
+        outcome(step),
         prose::duration_ms(step.elapsed_ms)
     ));
     if let Some(why) = &step.why {

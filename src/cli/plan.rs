@@ -1,5 +1,8 @@
 //! `forge plan`: what a build would run, and why.
 
+use std::fmt::Write as _;
+use std::path::Path;
+
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
@@ -19,6 +22,7 @@ use crate::prose;
 use crate::scheduler;
 use crate::session::SessionError;
 use crate::step::Estimate;
+use crate::vocab::verdict::Verdict;
 
 pub(super) fn run(args: &args::Plan, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let (session, _) = files.session(&selection::target(&args.target, files)?, terminal, Cancel::new())?;
@@ -28,13 +32,14 @@ pub(super) fn run(args: &args::Plan, files: &Files, terminal: &Terminal) -> Resu
         plan.entries
             .iter()
             .for_each(|entry| terminal.data(&json::plan_line(entry)));
+        terminal.data(&json::plan_end(&plan, session.out()));
     }
     // What a build would refuse has no plan.
     if !findings.is_empty() {
         return Err(session_failure(&SessionError::Refused(findings)));
     }
     if !terminal.is_json() {
-        terminal.data(text(&plan, terminal).as_str());
+        terminal.data(text(&plan, session.out(), terminal).as_str());
     }
     let failed = plan
         .entries
@@ -44,23 +49,39 @@ pub(super) fn run(args: &args::Plan, files: &Files, terminal: &Terminal) -> Resu
     Ok(if failed || stale { Exit::Recipe } else { Exit::Done })
 }
 
-fn text(plan: &Plan, terminal: &Terminal) -> Block {
+fn text(plan: &Plan, out: &Path, terminal: &Terminal) -> Block {
     let mut text = Block::new();
     let width = plan.entries.iter().map(|entry| entry.node.len()).max().unwrap_or(0);
-    let (mut hits, mut misses, mut unknown) = (0u64, 0u64, 0u64);
     let mut total = Estimate::default();
-    for Entry { node, status } in &plan.entries {
+    for Entry { node, status, .. } in &plan.entries {
+        let word = format!("{:1$}", status.verdict(), Verdict::WIDTH);
         match status {
             Status::Hit { .. } => {
-                hits += 1;
-                let _ = writeln!(text, "hit      {node}");
+                let _ = writeln!(text, "{word}  {node}");
+            }
+            Status::Write {
+                reason,
+                files,
+                estimate,
+                ..
+            } => {
+                total.writes += estimate.outputs;
+                let files = prose::names(files, 3);
+                let size = match estimate.outputs {
+                    0 => String::new(),
+                    bytes => format!(" ({})", prose::bytes(bytes)),
+                };
+                let _ = writeln!(
+                    text,
+                    "{word}  {node:width$}  only {files}{size}: {}",
+                    scheduler::sentence(reason)
+                );
             }
             Status::Miss { reason, estimate, .. } => {
-                misses += 1;
                 total.reads += estimate.reads;
-                total.writes += estimate.writes;
+                total.writes += estimate.writes - estimate.temporary;
                 let work = work(estimate);
-                let _ = writeln!(text, "miss     {node:width$}  {}{work}", scheduler::sentence(reason));
+                let _ = writeln!(text, "{word}  {node:width$}  {}{work}", scheduler::sentence(reason));
                 if let (Reason::Changed(differences), true) = (reason, terminal.verbose) {
                     for difference in differences {
                         let was = difference.before.as_deref().unwrap_or("nothing");
@@ -70,37 +91,44 @@ fn text(plan: &Plan, terminal: &Terminal) -> Block {
                 }
             }
             Status::Unknown { waits_for, expected } => {
-                unknown += 1;
                 let most = expected.as_ref().map(work).unwrap_or_default();
                 let _ = writeln!(
                     text,
-                    "unknown  {node:width$}  waits for {}{most}",
+                    "{word}  {node:width$}  waits for {}{most}",
                     prose::names(waits_for, 3)
                 );
             }
             Status::Failed { error } => {
-                misses += 1;
-                let _ = writeln!(text, "error    {node:width$}  {error}");
+                let _ = writeln!(text, "{word}  {node:width$}  {error}");
                 if let Some(hint) = error.hint() {
                     let _ = writeln!(text, "         {:width$}  hint: {hint}", "");
                 }
             }
         }
     }
-    let sizes = match (total.reads, total.writes) {
-        (0, 0) => String::new(),
-        (reads, writes) => format!("; reads {}, writes {}", prose::bytes(reads), prose::bytes(writes)),
-    };
-    let more = if unknown > 0 { " or more" } else { "" };
-    if misses + unknown == 0 {
-        let _ = writeln!(text, "plan: nothing to do, {}", prose::count(hits, "hit"));
-    } else {
-        let _ = writeln!(
-            text,
-            "plan: {hits} hit, {misses} to run, {unknown} unknown{sizes}{}",
-            if sizes.is_empty() { "" } else { more }
-        );
+    let counts = plan.counts();
+    if plan.is_fresh() {
+        let _ = writeln!(text, "plan: nothing to do ({} hit)", counts.of(Verdict::Hit));
+        return text;
     }
+    let mut line = format!("plan: {}: {counts}", prose::count(counts.steps() as u64, "step"));
+    let sources = plan.sources_to_read();
+    if sources > 0 {
+        let _ = write!(line, "; {} to read", prose::count(sources as u64, "source"));
+    }
+    let more = if counts.of(Verdict::Unknown) > 0 {
+        " or more"
+    } else {
+        ""
+    };
+    if total.reads > 0 {
+        let _ = write!(line, "; reads {}{more}", prose::bytes(total.reads));
+    }
+    if total.writes > 0 {
+        let _ = write!(line, "; writes {}{more}", prose::bytes(total.writes));
+    }
+    let _ = writeln!(text, "{line}");
+    let _ = writeln!(text, "output folder: {}", out.display());
     text
 }
 
@@ -117,8 +145,9 @@ fn work(estimate: &Estimate) -> String {
     if estimate.reads > 0 {
         parts.push(format!("reads {}", prose::bytes(estimate.reads)));
     }
-    if estimate.writes > 0 {
-        parts.push(format!("writes {}", prose::bytes(estimate.writes)));
+    // What is written and removed again is not a part of the result.
+    if estimate.writes > estimate.temporary {
+        parts.push(format!("writes {}", prose::bytes(estimate.writes - estimate.temporary)));
     }
     if parts.is_empty() {
         String::new()

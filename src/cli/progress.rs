@@ -19,11 +19,11 @@ use crate::graph::NodeId;
 use crate::observer::ActionOutcome;
 use crate::observer::Event;
 use crate::observer::Observer;
-use crate::observer::StepOutcome;
 use crate::observer::Unit;
 use crate::prose;
 use crate::report::metrics::Metrics;
 use crate::report::table::Table;
+use crate::vocab::verdict::StepOutcome;
 
 /// Shows a build to people.
 pub(super) struct Progress<'a> {
@@ -254,7 +254,7 @@ impl Observer for Progress<'_> {
                 step,
                 outcome,
                 ran,
-                cached,
+                hit,
                 elapsed_ms,
                 summary,
             } => {
@@ -263,28 +263,23 @@ impl Observer for Progress<'_> {
                 }
                 state.left = state.left.saturating_sub(usize::from(!step.starts_with("source.")));
                 let shown = match outcome {
-                    StepOutcome::Ran => !self.terminal.quiet,
-                    StepOutcome::Cached | StepOutcome::Skipped => self.terminal.verbose,
+                    StepOutcome::Ran | StepOutcome::Wrote => !self.terminal.quiet,
+                    StepOutcome::Hit | StepOutcome::Skipped => self.terminal.verbose,
                     // The error itself is printed at the end, with its causes.
                     StepOutcome::Failed => true,
                 };
                 if shown {
-                    let word = match outcome {
-                        StepOutcome::Ran => "ran",
-                        StepOutcome::Cached => "cached",
-                        StepOutcome::Failed => "FAILED",
-                        StepOutcome::Skipped => "not started",
-                    };
+                    let word = format!("{outcome:0$}", StepOutcome::WIDTH);
                     let width = state.width;
                     let time = prose::duration_ms(*elapsed_ms);
-                    let parts = if *cached > 0 && *ran > 0 {
-                        format!(" ({ran} of {} parts ran)", ran + cached)
+                    let parts = if *hit > 0 && *ran > 0 {
+                        format!(" ({ran} of {} parts ran)", ran + hit)
                     } else {
                         String::new()
                     };
                     let text = match outcome {
-                        StepOutcome::Failed | StepOutcome::Skipped => format!("{word:6} {step}"),
-                        _ => format!("{word:6} {step:width$}  {time:>9}  {summary}{parts}"),
+                        StepOutcome::Failed | StepOutcome::Skipped => format!("{word} {step}"),
+                        _ => format!("{word} {step:width$}  {time:>9}  {summary}{parts}"),
                     };
                     self.line(&text);
                     state.last_line = Instant::now();

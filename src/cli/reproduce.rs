@@ -288,11 +288,11 @@ fn print_result(comparison: &Comparison, reproduced: &Reproduced, other_engine: 
 fn summary(report: &Report, resumed: bool) -> String {
     let time = prose::duration_ms(report.elapsed_ms);
     let mut text = format!("forge: {} ran in {time}", prose::count(report.ran as u64, "step"));
-    if resumed && report.cached > 0 {
+    if resumed && report.hit > 0 {
         let _ = write!(
             text,
             "; {} had results in the store already, so this is not a full reproduction",
-            report.cached
+            report.hit
         );
     }
     text
@@ -361,7 +361,7 @@ fn verdict_line(comparison: &Comparison, reproduced: &Reproduced) -> String {
         "divergence": divergence,
         "output": reproduced.output.as_ref().map(|path: &PathBuf| path.display().to_string()),
         "ran": reproduced.report.ran,
-        "cached": reproduced.report.cached,
+        "hit": reproduced.report.hit,
         "elapsed_ms": reproduced.report.elapsed_ms,
     });
     format!("{line}\n")

@@ -130,15 +130,15 @@ impl Observer for Trace {
                 step,
                 outcome,
                 ran,
-                cached,
+                hit,
                 summary,
                 ..
             } => {
-                // Steps that were cached or never started have no span.
+                // Hits and steps that never started have no span.
                 if let Some((pid, tid)) = self.lane(step, false) {
                     self.write(&json!({
                         "ph": "E", "cat": "step", "name": step, "ts": self.now(), "pid": pid, "tid": tid,
-                        "args": { "outcome": outcome, "actions_ran": ran, "actions_cached": cached, "summary": summary },
+                        "args": { "outcome": outcome, "actions_ran": ran, "actions_hit": hit, "summary": summary },
                     }));
                 }
             }

@@ -25,13 +25,13 @@ use crate::prose;
 use crate::session::Reasons;
 use crate::session::SessionError;
 use crate::step::Class;
+use crate::vocab::verdict::Verdict;
 use crate::why::Answer;
 use crate::why::Overview;
 use crate::why::ReadFiles;
 use crate::why::Root;
 use crate::why::RootKind;
 use crate::why::Tree;
-use crate::why::Verdict;
 
 /// So many steps that follow are named.
 const NAMED: usize = 12;
@@ -119,14 +119,7 @@ fn text(answer: &Answer, verbose: bool) -> Block {
         Some(tensor) => format!("{} {tensor}", answer.step),
         None => answer.step.clone(),
     };
-    let verdict = match answer.verdict {
-        Verdict::Runs => "runs",
-        Verdict::MayRun => "may run",
-        Verdict::Cached => "is cached",
-        Verdict::Copied => "is copied",
-        Verdict::Error => "cannot be determined",
-    };
-    let _ = writeln!(text, "{name} {verdict}: {}", answer.why);
+    let _ = writeln!(text, "{}  {name}: {}", answer.verdict, answer.why);
     if !answer.roots.is_empty() {
         let _ = writeln!(text, "\nbecause");
         for root in &answer.roots {
@@ -199,7 +192,7 @@ fn text(answer: &Answer, verbose: bool) -> Block {
                 }
             }
         }
-        (None, Verdict::Cached) => {
+        (None, Verdict::Hit) => {
             let _ = writeln!(text, "\nno recorded run has run it");
         }
         _ => {}
@@ -283,19 +276,12 @@ fn overview_text(overview: &Overview) -> Block {
             let _ = writeln!(text, "no step follows");
         }
     }
-    let count = |verdict| overview.count(verdict);
-    let (runs, may, cached) = (count(Verdict::Runs), count(Verdict::MayRun), count(Verdict::Cached));
-    let errors = count(Verdict::Error);
-    if runs + may + errors == 0 {
-        let steps = if cached == 1 { "step is" } else { "steps are" };
-        let _ = writeln!(text, "why: nothing to do, {cached} {steps} cached");
-        return text;
-    }
-    let failed = if errors > 0 {
-        format!(", {errors} cannot be determined")
+    let counts = overview.counts();
+    if counts.steps() == counts.of(Verdict::Hit) {
+        let _ = writeln!(text, "why: nothing to do ({} hit)", counts.of(Verdict::Hit));
     } else {
-        String::new()
-    };
-    let _ = writeln!(text, "why: {runs} run, {may} may run, {cached} cached{failed}");
+        let steps = prose::count(counts.steps() as u64, "step");
+        let _ = writeln!(text, "why: {steps}: {counts}");
+    }
     text
 }

@@ -43,6 +43,14 @@ pub enum NodeId {
     },
 }
 
+impl NodeId {
+    /// Returns whether the node counts as a step. Sources do not: every command examines them. An evaluation counts once for each
+    /// candidate.
+    pub fn is_step(&self) -> bool {
+        !matches!(self, Self::Source(_))
+    }
+}
+
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -174,6 +182,11 @@ pub struct Graph {
 }
 
 impl Graph {
+    /// Returns the number of steps ([`NodeId::is_step`]).
+    pub fn steps(&self) -> usize {
+        self.by_id.keys().filter(|id| id.is_step()).count()
+    }
+
     /// Builds the graph of a recipe.
     pub fn of(recipe: &Recipe) -> Result<Self, GraphError> {
         let mut graph = DiGraph::new();

@@ -16,13 +16,14 @@ use crate::step::Env;
 use crate::step::Estimate;
 use crate::step::Inputs;
 use crate::step::Key;
-use crate::step::Kind;
 use crate::step::Outcome;
 use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::store::Lookup;
 use crate::store::StepRecord;
 use crate::store::Store;
+use crate::vocab::verdict::Counts;
+use crate::vocab::verdict::Verdict;
 
 /// The maximum size of an action's document, in bytes.
 const ACTION_CAP: u64 = 16 << 20;
@@ -61,6 +62,8 @@ pub enum Reason {
 pub enum Decision {
     /// It does not run.
     Hit(Outcome),
+    /// The store has everything that its files are made of: they only have to be written to the output folder.
+    Write(Reason),
     /// It runs.
     Miss(Reason),
 }
@@ -72,6 +75,17 @@ pub enum Status {
     Hit {
         /// Its action.
         key: ActionDigest,
+    },
+    /// Its result is in the store, and only files of it would be written to the output folder.
+    Write {
+        /// Its action.
+        key: ActionDigest,
+        /// The reason.
+        reason: Reason,
+        /// The names of the files.
+        files: Vec<String>,
+        /// The estimated work.
+        estimate: Estimate,
     },
     /// It would run.
     Miss {
@@ -101,6 +115,8 @@ pub enum Status {
 pub struct Entry {
     /// The name of the node.
     pub node: String,
+    /// Whether it counts as a step ([`NodeId::is_step`](crate::graph::NodeId::is_step)).
+    pub is_step: bool,
     /// The state.
     pub status: Status,
 }
@@ -112,12 +128,35 @@ pub struct Plan {
     pub entries: Vec<Entry>,
 }
 
+impl Status {
+    /// Returns the word for it.
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            Self::Hit { .. } => Verdict::Hit,
+            Self::Write { .. } => Verdict::Write,
+            Self::Miss { .. } => Verdict::Miss,
+            Self::Unknown { .. } => Verdict::Unknown,
+            Self::Failed { .. } => Verdict::Failed,
+        }
+    }
+}
+
 impl Plan {
+    /// Counts the steps.
+    pub fn counts(&self) -> Counts<Verdict> {
+        let steps = self.entries.iter().filter(|entry| entry.is_step);
+        steps.map(|entry| entry.status.verdict()).collect()
+    }
+
+    /// Returns the number of sources, which are not steps, that a build would read.
+    pub fn sources_to_read(&self) -> usize {
+        let sources = self.entries.iter().filter(|entry| !entry.is_step);
+        sources.filter(|entry| entry.status.verdict() != Verdict::Hit).count()
+    }
+
     /// Returns whether a build would do nothing.
     pub fn is_fresh(&self) -> bool {
-        self.entries
-            .iter()
-            .all(|entry| matches!(entry.status, Status::Hit { .. }))
+        self.entries.iter().all(|entry| entry.status.verdict() == Verdict::Hit)
     }
 }
 
@@ -161,6 +200,7 @@ pub fn assess(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Assessment,
         key,
         result,
         ran: false,
+        wrote: false,
         files: files.clone(),
     };
     let mut missing = Vec::new();
@@ -171,14 +211,12 @@ pub fn assess(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Assessment,
             Decision::Miss(Reason::Again)
         }
         Lookup::Hit(result) => {
-            let mut outcome = outcome(result);
-            if kind.intact(node, &mut outcome, inputs, env)? {
-                Decision::Hit(outcome)
-            } else {
-                let reason = not_intact(kind, &outcome, env)?;
+            let outcome = outcome(result);
+            let decision = with_result(node, &outcome, inputs, env)?;
+            if !matches!(decision, Decision::Hit(_)) {
                 expected = Some(outcome);
-                Decision::Miss(reason)
             }
+            decision
         }
         Lookup::Incomplete { result, missing: lost } => {
             missing = lost;
@@ -208,13 +246,22 @@ pub fn assess(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Assessment,
     })
 }
 
-/// Returns why a node runs although the store has its result: a requirement is not met, or else an output is not as it should be.
-pub fn not_intact(kind: &dyn Kind, outcome: &Outcome, env: &Env<'_>) -> Result<Reason, StepError> {
-    let unmet = kind.unmet(outcome, env)?;
-    Ok(if unmet.is_empty() {
-        Reason::OutputGone
+/// Decides about a node whose complete result is in the store: its files may have to be written, or its requirements are not met.
+pub fn with_result(node: &Node, outcome: &Outcome, inputs: &Inputs, env: &Env<'_>) -> Result<Decision, StepError> {
+    let kind = step::kind_of(node);
+    let mut outcome = outcome.clone();
+    if kind.intact(node, &mut outcome, inputs, env)? {
+        return Ok(Decision::Hit(outcome));
+    }
+    let unmet = kind.unmet(&outcome, env)?;
+    if !unmet.is_empty() {
+        return Ok(Decision::Miss(Reason::Unmet(unmet)));
+    }
+    let writing = kind.estimate_writing(node, &outcome, inputs, env);
+    Ok(if writing.is_ok_and(|estimate| estimate.missing == 0) {
+        Decision::Write(Reason::OutputGone)
     } else {
-        Reason::Unmet(unmet)
+        Decision::Miss(Reason::OutputGone)
     })
 }
 
@@ -257,13 +304,14 @@ pub fn survey(graph: &Graph, env: &Env<'_>) -> (Plan, Inputs) {
             .map(ToString::to_string)
             .collect();
         let status = if waits_for.is_empty() {
-            match decide(node, &known, env) {
-                Ok(Decision::Hit(outcome)) => {
-                    let key = outcome.key;
-                    known.insert(node.id.clone(), Arc::new(outcome));
-                    Status::Hit { key }
+            match assess(node, &known, env) {
+                Ok(assessment) => {
+                    let (status, outcome) = status_of(node, &known, env, assessment);
+                    if let Some(outcome) = outcome {
+                        known.insert(node.id.clone(), Arc::new(outcome));
+                    }
+                    status
                 }
-                Ok(Decision::Miss(reason)) => miss(node, &known, env, reason),
                 Err(error) => Status::Failed { error: Arc::new(error) },
             }
         } else {
@@ -274,10 +322,34 @@ pub fn survey(graph: &Graph, env: &Env<'_>) -> (Plan, Inputs) {
         };
         plan.entries.push(Entry {
             node: node.id.to_string(),
+            is_step: node.id.is_step(),
             status,
         });
     }
     (plan, known)
+}
+
+/// Returns the status of a node whose inputs are known, and its result, if the store has it.
+fn status_of(node: &Node, known: &Inputs, env: &Env<'_>, assessment: Assessment) -> (Status, Option<Outcome>) {
+    match (assessment.decision, assessment.expected) {
+        (Decision::Hit(outcome), _) => (Status::Hit { key: outcome.key }, Some(outcome)),
+        (Decision::Write(reason), Some(outcome)) => {
+            let kind = step::kind_of(node);
+            let status = match kind.estimate_writing(node, &outcome, known, env) {
+                Ok(estimate) => Status::Write {
+                    key: outcome.key,
+                    reason,
+                    files: kind.output_names(node, env.only_table),
+                    estimate,
+                },
+                Err(error) => Status::Failed { error: Arc::new(error) },
+            };
+            (status, Some(outcome))
+        }
+        // What depends on it needs its result, not its files.
+        (Decision::Miss(Reason::OutputGone), outcome) => (miss(node, known, env, Reason::OutputGone), outcome),
+        (Decision::Write(reason) | Decision::Miss(reason), _) => (miss(node, known, env, reason), None),
+    }
 }
 
 fn miss(node: &Node, known: &Inputs, env: &Env<'_>, reason: Reason) -> Status {

@@ -32,7 +32,6 @@ use crate::graph::Node;
 use crate::graph::NodeId;
 use crate::observer::BuildOutcome;
 use crate::observer::Event;
-use crate::observer::StepOutcome;
 use crate::plan;
 use crate::plan::Decision;
 use crate::plan::Reason;
@@ -45,6 +44,8 @@ use crate::step::Pool;
 use crate::step::StepError;
 use crate::step::space::Headers;
 use crate::store::StepRecord;
+use crate::vocab::verdict::Counts;
+use crate::vocab::verdict::StepOutcome;
 
 pub use reasons::sentence;
 
@@ -106,8 +107,10 @@ pub struct Failure {
 pub struct Report {
     /// The number of steps that ran.
     pub ran: usize,
-    /// The number of steps that were cached.
-    pub cached: usize,
+    /// The number of steps of which only files were written to the output folder.
+    pub wrote: usize,
+    /// The number of steps whose result was in the store.
+    pub hit: usize,
     /// The number of steps that did not start because a step failed or the build was stopped.
     pub skipped: usize,
     /// The number of steps that failed.
@@ -116,8 +119,6 @@ pub struct Report {
     pub stopped: bool,
     /// The results of all nodes that are done.
     pub outcomes: BTreeMap<NodeId, Arc<Outcome>>,
-    /// The number of manifests that were written.
-    pub manifests: usize,
     /// The duration in milliseconds.
     pub elapsed_ms: u64,
     /// The scripts that repeat failed steps.
@@ -125,6 +126,29 @@ pub struct Report {
 }
 
 impl Report {
+    /// Counts the steps, and the sources that failed.
+    pub fn counts(&self) -> Counts<StepOutcome> {
+        let mut counts = Counts::default();
+        counts.add(StepOutcome::Ran, self.ran);
+        counts.add(StepOutcome::Wrote, self.wrote);
+        counts.add(StepOutcome::Hit, self.hit);
+        counts.add(StepOutcome::Failed, self.failures.len());
+        counts.add(StepOutcome::Skipped, self.skipped);
+        counts
+    }
+
+    /// Counts steps whose manifest was written after they had ended. A step that was a hit then is one that only wrote files, as a
+    /// plan says of it.
+    pub fn count_written(&mut self, steps: &BTreeSet<NodeId>) {
+        for step in steps {
+            let is_hit = |outcome: &Arc<Outcome>| !outcome.ran && !outcome.wrote;
+            if step.is_step() && self.outcomes.get(step).is_some_and(is_hit) {
+                self.hit -= 1;
+                self.wrote += 1;
+            }
+        }
+    }
+
     /// Returns how the build ended.
     pub fn outcome(&self) -> BuildOutcome {
         let class = |wanted: Class| self.failures.iter().any(|failure| failure.error.class() == wanted);
@@ -294,7 +318,7 @@ impl<'a> Scheduler<'a> {
             }
             match plan::decide(node, &self.inputs(node), self.env) {
                 Ok(Decision::Hit(outcome)) => self.hit(node, outcome),
-                Ok(Decision::Miss(reason)) => {
+                Ok(Decision::Write(reason) | Decision::Miss(reason)) => {
                     self.reasons.insert(place, reason);
                 }
                 // It would fail now: the report of a refused build has what else is wrong, too.
@@ -406,7 +430,7 @@ impl<'a> Scheduler<'a> {
         match state {
             State::Ready => self.undecided.push_back(place),
             State::Skipped => {
-                self.report.skipped += usize::from(counts(id));
+                self.report.skipped += usize::from(id.is_step());
                 self.tell_finished(id, StepOutcome::Skipped, (0, 0), 0, String::new());
             }
             State::Done => {
@@ -428,9 +452,9 @@ impl<'a> Scheduler<'a> {
     }
 
     fn hit(&mut self, node: &Node, outcome: Outcome) {
-        self.report.cached += usize::from(counts(&node.id));
+        self.report.hit += usize::from(node.id.is_step());
         let summary = step::kind_of(node).summary(&outcome);
-        self.tell_finished(&node.id, StepOutcome::Cached, (0, 1), 0, summary);
+        self.tell_finished(&node.id, StepOutcome::Hit, (0, 1), 0, summary);
         self.done(node, outcome);
     }
 
@@ -483,12 +507,7 @@ impl<'a> Scheduler<'a> {
             .partition(|(id, outcome)| *id == node.id || names(outcome));
         self.report.outcomes = kept;
         for (id, outcome) in &back {
-            let count = if outcome.ran {
-                &mut self.report.ran
-            } else {
-                &mut self.report.cached
-            };
-            *count -= usize::from(counts(id));
+            *self.count_of(outcome).1 -= usize::from(id.is_step());
             self.set(id, State::Waiting);
         }
         self.set(&node.id, State::Waiting);
@@ -521,13 +540,8 @@ impl<'a> Scheduler<'a> {
         }
         match ended.result {
             Ok(outcome) => {
-                let ran = outcome.ran;
-                let (how, count) = if ran {
-                    (StepOutcome::Ran, &mut self.report.ran)
-                } else {
-                    (StepOutcome::Cached, &mut self.report.cached)
-                };
-                *count += usize::from(counts(&node.id));
+                let (how, count) = self.count_of(&outcome);
+                *count += usize::from(node.id.is_step());
                 let summary = step::kind_of(node).summary(&outcome);
                 self.tell_finished(&node.id, how, ended.counts, ended.elapsed_ms, summary);
                 self.done(node, outcome);
@@ -537,11 +551,23 @@ impl<'a> Scheduler<'a> {
         }
     }
 
+    /// Returns how a node ended that has a result, and the number of steps that ended so.
+    fn count_of(&mut self, outcome: &Outcome) -> (StepOutcome, &mut usize) {
+        let report = &mut self.report;
+        if outcome.ran {
+            (StepOutcome::Ran, &mut report.ran)
+        } else if outcome.wrote {
+            (StepOutcome::Wrote, &mut report.wrote)
+        } else {
+            (StepOutcome::Hit, &mut report.hit)
+        }
+    }
+
     fn tell_finished(
         &self,
         id: &NodeId,
         outcome: StepOutcome,
-        (ran, cached): (u64, u64),
+        (ran, hit): (u64, u64),
         elapsed_ms: u64,
         summary: String,
     ) {
@@ -549,16 +575,11 @@ impl<'a> Scheduler<'a> {
             step: id.to_string(),
             outcome,
             ran,
-            cached,
+            hit,
             elapsed_ms,
             summary,
         });
     }
-}
-
-/// Only steps are counted: every build examines the sources.
-fn counts(id: &NodeId) -> bool {
-    !matches!(id, NodeId::Source(_))
 }
 
 fn carry_out(node: &Node, inputs: &Inputs, env: &Env<'_>, reason: &Reason) -> Ended {

@@ -63,7 +63,7 @@ pub fn sentence(reason: &Reason) -> String {
         Reason::Incomplete => "its result was incomplete or damaged in the store".to_owned(),
         Reason::OutputGone => "a file in the output folder is missing or has changed".to_owned(),
         Reason::Unmet(checks) => format!("failed last time: {}", gate::shown(checks, SHOWN)),
-        Reason::ManifestGone => "only its manifest is written: the old one is missing, edited or incomplete".to_owned(),
+        Reason::ManifestGone => "its manifest is missing, was edited or is incomplete".to_owned(),
         Reason::Forgotten => "its result is no longer in the store".to_owned(),
         Reason::Again => "it runs once more, to compare the results".to_owned(),
     }

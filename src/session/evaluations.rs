@@ -38,6 +38,7 @@ impl Session {
                     key,
                     result,
                     ran: false,
+                    wrote: false,
                     files: Vec::new(),
                 })
             });

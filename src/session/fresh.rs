@@ -340,7 +340,7 @@ impl Session {
     /// Notes that a build found everything done, if it did and that can be proved again. `texts` are the files that the
     /// recipe was read from; without them nothing is noted. Says whether it was noted; no result depends on it.
     pub fn note_fresh(&self, request: &BuildRequest, texts: &[(PathBuf, BlobDigest)], report: &Report) -> bool {
-        let done = report.failures.is_empty() && !report.stopped && report.ran == 0 && report.skipped == 0;
+        let done = report.failures.is_empty() && !report.stopped && report.ran + report.wrote + report.skipped == 0;
         done && self
             .fresh_note(request, texts, report)
             .and_then(|(name, text)| self.store.note_fresh(&name, &text).ok())
@@ -389,7 +389,7 @@ impl Session {
             })
         });
         let note = Note {
-            steps: report.cached,
+            steps: report.hit,
             tables: tables::digests(&self.recipe, report).map(|(_, table)| table).collect(),
             texts: texts.collect::<Option<_>>()?,
             patterns,

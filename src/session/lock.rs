@@ -19,12 +19,12 @@ use crate::graph::Node;
 use crate::graph::NodeId;
 use crate::observer::Event;
 use crate::observer::Observer;
-use crate::observer::StepOutcome;
 use crate::recipe::model::Step;
 use crate::recipe::model::StepId;
 use crate::scheduler;
 use crate::scheduler::Report;
 use crate::step;
+use crate::vocab::verdict::StepOutcome;
 
 /// The version of the form of lock files.
 const SCHEMA: u32 = 2;
@@ -198,15 +198,15 @@ impl LockDifference {
     }
 }
 
-/// Forwards events except those of cached steps, while sources are read before a build.
-struct SkipCached<'a>(&'a dyn Observer);
+/// Forwards events except those of hits, while sources are read before a build.
+struct SkipHits<'a>(&'a dyn Observer);
 
-impl Observer for SkipCached<'_> {
+impl Observer for SkipHits<'_> {
     fn event(&self, event: &Event) {
         let old = matches!(
             event,
             Event::StepFinished {
-                outcome: StepOutcome::Cached,
+                outcome: StepOutcome::Hit,
                 ..
             }
         );
@@ -439,8 +439,8 @@ impl Session {
         observer: &dyn Observer,
     ) -> Result<Report, LockError> {
         let _lease = self.store.lease().map_err(SessionError::from)?;
-        let uncached = SkipCached(observer);
-        let env = self.env(&uncached);
+        let changes = SkipHits(observer);
+        let env = self.env(&changes);
         self.check_files(&env)?;
         let readers: Vec<NodeId> = readers(&self.graph).map(|node| node.id.clone()).collect();
         let graph = self.graph.only(&readers);

@@ -50,6 +50,7 @@ use crate::step;
 use crate::step::Env;
 use crate::step::StepError;
 use crate::step::metrics;
+use crate::step::promote;
 use crate::step::space::Headers;
 use crate::store::Store;
 use crate::store::StoreError;
@@ -267,15 +268,19 @@ impl Session {
                     let is_good = outcome.and_then(|outcome| record::is_recorded(self, &env, node, outcome, &events));
                     entry.status = match is_good {
                         Ok(true) => continue,
-                        Ok(false) => Status::Miss {
-                            key: Some(key),
+                        Ok(false) => Status::Write {
+                            key,
                             reason: plan::Reason::ManifestGone,
+                            files: promote::candidate(node)
+                                .map(promote::manifest_name)
+                                .into_iter()
+                                .collect(),
                             estimate: step::Estimate::default(),
                         },
                         Err(error) => Status::Failed { error: Arc::new(error) },
                     };
                 }
-                Status::Miss { .. } | Status::Failed { .. } => {}
+                Status::Write { .. } | Status::Miss { .. } | Status::Failed { .. } => {}
             }
         }
         plan
@@ -337,13 +342,13 @@ impl Session {
             });
             findings.is_empty() && guard.passes()
         };
-        let mut manifests = 0;
+        let mut manifests = BTreeSet::new();
         let mut report = scheduler::build(&self.graph, &env, options, &may_run, &mut |report| {
             let (written, failures) = record::write_manifests(self, &env, &run, started, report);
-            manifests += written;
+            manifests.extend(written);
             failures
         });
-        report.manifests = manifests;
+        report.count_written(&manifests);
         if let Some(findings) = findings.into_inner().filter(|findings| !findings.is_empty()) {
             return Err(SessionError::Refused(findings));
         }
@@ -396,10 +401,9 @@ impl Session {
 
     /// Returns the event with which a build begins.
     fn started(&self) -> Event {
-        let steps = self.graph.nodes().filter(|node| !matches!(node.id, NodeId::Source(_)));
         Event::BuildStarted {
             recipe: self.recipe.name.clone(),
-            steps: steps.count(),
+            steps: self.graph.steps(),
             engine: self.evaluator().to_string(),
         }
     }
@@ -430,7 +434,8 @@ impl Session {
 fn finished(report: &Report) -> Event {
     Event::BuildFinished {
         ran: report.ran,
-        cached: report.cached,
+        wrote: report.wrote,
+        hit: report.hit,
         failed: report.failures.len(),
         skipped: report.skipped,
         elapsed_ms: report.elapsed_ms,

@@ -45,16 +45,17 @@ use crate::verify;
 use crate::work::Assembly;
 use crate::work::decode;
 
-/// Writes the manifest of every candidate that has no good one of its action. Returns how many were written, and what failed.
+/// Writes the manifest of every candidate that has no good one of its action. Returns the nodes whose manifest was written, and what
+/// failed.
 pub(super) fn write_manifests(
     session: &Session,
     env: &Env<'_>,
     run: &Run<'_>,
     started: SystemTime,
     report: &Report,
-) -> (usize, Vec<Failure>) {
+) -> (Vec<NodeId>, Vec<Failure>) {
     let mut failures = Vec::new();
-    let mut written = 0;
+    let mut written = Vec::new();
     // Mostly there are none, and that is seen by one look into a folder. They only explain.
     let events = env.store.events().unwrap_or_default();
     for node in session.graph.nodes() {
@@ -65,7 +66,7 @@ pub(super) fn write_manifests(
             continue;
         };
         match write_manifest(session, env, run, started, report, (candidate, outcome), &events) {
-            Ok(wrote) => written += usize::from(wrote),
+            Ok(wrote) => written.extend(wrote.then(|| node.id.clone())),
             Err(error) => failures.push(Failure {
                 node: node.id.clone(),
                 error,

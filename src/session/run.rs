@@ -23,17 +23,16 @@ use crate::graph::NodeId;
 use crate::observer::ActionOutcome;
 use crate::observer::Event;
 use crate::observer::Observer;
-use crate::observer::StepOutcome;
+use crate::runs::SCHEMA;
 use crate::scheduler::Failure;
 use crate::step::StepError;
 use crate::store::RunWriter;
 use crate::store::Store;
 use crate::store::StoreError;
+use crate::vocab::verdict::StepOutcome;
 use crate::work::FailedAction;
 use crate::work::FailedActions;
 
-/// The version of the record's lines.
-const SCHEMA: u32 = 1;
 /// The script that repeats a failed step.
 const SCRIPT: &str = "repeat.sh";
 /// The document of the action that failed.

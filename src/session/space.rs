@@ -135,6 +135,16 @@ impl Session {
         for (node, entry) in self.graph.nodes().zip(plan.entries) {
             match entry.status {
                 Status::Hit { .. } => {}
+                Status::Write { estimate, .. } => {
+                    if estimate.outputs > 0 {
+                        needs.push(Need {
+                            step: entry.node,
+                            store: 0,
+                            out: estimate.outputs,
+                            temporary: 0,
+                        });
+                    }
+                }
                 Status::Miss { estimate, key, .. } => {
                     unknown += usize::from(key.is_none());
                     // If nothing is borrowed, the store keeps everything.

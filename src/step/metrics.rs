@@ -14,6 +14,7 @@ use crate::recipe::model::StepId;
 use crate::recipe::model::StepKind;
 use crate::report::metrics::Metrics as Table;
 use crate::step::Env;
+use crate::step::Estimate;
 use crate::step::Inputs;
 use crate::step::Key;
 use crate::step::Kind;
@@ -74,9 +75,9 @@ fn action_of(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Action, Step
 }
 
 /// Returns the names of the table's files: `metrics` if the recipe has one table, else `metrics-NAME`.
-fn file_names(node: &Node, env: &Env<'_>) -> Result<[(String, Output); 2], StepError> {
+fn file_names(node: &Node, only_table: bool) -> Result<[(String, Output); 2], StepError> {
     let (name, _) = rows(node)?;
-    let stem = stem(name, env.only_table);
+    let stem = stem(name, only_table);
     Ok([
         (format!("{stem}.json"), action::Metrics::JSON),
         (format!("{stem}.md"), action::Metrics::MARKDOWN),
@@ -119,7 +120,7 @@ impl Kind for Metrics {
     }
 
     fn intact(&self, node: &Node, outcome: &mut Outcome, _inputs: &Inputs, env: &Env<'_>) -> Result<bool, StepError> {
-        for (name, output) in file_names(node, env)? {
+        for (name, output) in file_names(node, env.only_table)? {
             match output::intact(env, &output::path(env, &name)?, &outcome.output(output)?)? {
                 Some(file) => outcome.files.push(file),
                 None => return Ok(false),
@@ -128,18 +129,35 @@ impl Kind for Metrics {
         Ok(true)
     }
 
+    fn output_names(&self, node: &Node, only_table: bool) -> Vec<String> {
+        let names = file_names(node, only_table).into_iter().flatten();
+        names.map(|(name, _)| name).collect()
+    }
+
+    fn estimate_writing(
+        &self,
+        _node: &Node,
+        outcome: &Outcome,
+        _inputs: &Inputs,
+        _env: &Env<'_>,
+    ) -> Result<Estimate, StepError> {
+        let written = outcome.output(action::Metrics::JSON)?.len + outcome.output(action::Metrics::MARKDOWN)?.len;
+        Ok(Estimate::of_writing(written))
+    }
+
     fn run(&self, node: &Node, inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {
         let (_, rows) = rows(node)?;
         overlap::perform_all(rows.iter().filter_map(|row| row.overlaps.as_ref()), inputs, work)?;
         let performed = work.perform(&action_of(node, inputs, env)?)?;
         let mut outcome = Outcome::of(performed, Vec::new());
-        for (name, output) in file_names(node, env)? {
+        for (name, output) in file_names(node, env.only_table)? {
             let digest = outcome.output(output)?;
             outcome
                 .files
                 .push(output::place(env, work, &name, outcome.key, &digest)?);
         }
         outcome.ran |= work.counts().0 > 0;
+        outcome.wrote = work.has_written();
         Ok(outcome)
     }
 

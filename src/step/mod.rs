@@ -111,6 +111,8 @@ pub struct Outcome {
     pub result: ActionResult,
     /// Whether it ran in this build.
     pub ran: bool,
+    /// Whether files of it were written to the output folder in this build.
+    pub wrote: bool,
     /// The files of a source, or the output files.
     pub files: Vec<SourceFile>,
 }
@@ -123,6 +125,7 @@ impl Outcome {
             key: performed.key,
             result: performed.result,
             ran,
+            wrote: false,
             files,
         }
     }
@@ -208,6 +211,15 @@ pub struct Estimate {
 }
 
 impl Estimate {
+    /// Returns the estimate of writing files of the store to the output folder.
+    fn of_writing(bytes: u64) -> Self {
+        Self {
+            writes: bytes,
+            outputs: bytes,
+            ..Self::default()
+        }
+    }
+
     /// Returns the estimate of reading whole files.
     fn of_reading(files: usize, bytes: u64) -> Self {
         Self {
@@ -297,6 +309,24 @@ pub trait Kind: Sync {
     /// Returns the requirements that the stored result says are not met.
     fn unmet(&self, _outcome: &Outcome, _env: &Env<'_>) -> Result<Vec<Check>, StepError> {
         Ok(Vec::new())
+    }
+
+    /// Returns the names of the files that it writes to the output folder. `only_table` says whether the recipe has one table of
+    /// candidates.
+    fn output_names(&self, _node: &Node, _only_table: bool) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Estimates what it takes to write its files again, if the store has its result. No part is missing if nothing has to be
+    /// computed for that.
+    fn estimate_writing(
+        &self,
+        _node: &Node,
+        _outcome: &Outcome,
+        _inputs: &Inputs,
+        _env: &Env<'_>,
+    ) -> Result<Estimate, StepError> {
+        Ok(Estimate::default())
     }
 
     /// Estimates what it would read and write.

@@ -84,6 +84,6 @@ pub fn place(
         return Ok(file);
     }
     let stamp = work.store().materialize(digest, &path)?;
-    work.count_ran();
+    work.note_written();
     Ok(written(work, &path, digest, stamp))
 }

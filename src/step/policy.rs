@@ -158,6 +158,7 @@ impl Kind for Policy {
                 .push(output::place(env, work, &name, outcome.key, &digest)?);
         }
         outcome.ran |= work.counts().0 > 0;
+        outcome.wrote = work.has_written();
         Ok(outcome)
     }
 
@@ -168,6 +169,24 @@ impl Kind for Policy {
         let found = output::intact(env, &output::path(env, &certificate_name(node)?)?, &digest)?;
         outcome.files.extend(found);
         Ok(!outcome.files.is_empty())
+    }
+
+    /// The certificate, if the method proves its choice.
+    fn output_names(&self, node: &Node, _only_table: bool) -> Vec<String> {
+        let proves = policy_step(node).is_ok_and(|step| step.method.constraints().is_some());
+        let name = proves.then(|| certificate_name(node).ok()).flatten();
+        name.into_iter().collect()
+    }
+
+    fn estimate_writing(
+        &self,
+        _node: &Node,
+        outcome: &Outcome,
+        _inputs: &Inputs,
+        _env: &Env<'_>,
+    ) -> Result<Estimate, StepError> {
+        let certificate = outcome.output(action::Policy::CERTIFICATE)?;
+        Ok(Estimate::of_writing(certificate.len))
     }
 
     fn summary(&self, outcome: &Outcome) -> String {

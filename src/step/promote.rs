@@ -215,6 +215,21 @@ impl Kind for Promote {
         }
     }
 
+    fn output_names(&self, node: &Node, _only_table: bool) -> Vec<String> {
+        candidate(node).into_iter().map(file_name).collect()
+    }
+
+    /// A tensor that the store borrowed from the missing file must be quantized again.
+    fn estimate_writing(
+        &self,
+        node: &Node,
+        _outcome: &Outcome,
+        inputs: &Inputs,
+        env: &Env<'_>,
+    ) -> Result<Estimate, StepError> {
+        self.estimate(node, inputs, env)
+    }
+
     fn needs(&self, _node: &Node) -> Vec<Capability> {
         vec![Capability::Quantize]
     }
@@ -278,6 +293,7 @@ impl Kind for Promote {
         };
         outcome.files = vec![file];
         outcome.ran |= work.counts().0 > 0;
+        outcome.wrote = work.has_written();
         Ok(outcome)
     }
 
@@ -318,7 +334,7 @@ fn name_file(
         work.advance(Unit::BytesHashed, len - read.replace(len));
         !work.cancel().is_cancelled()
     })?;
-    work.count_ran();
+    work.note_written();
     let file = output::written(work, path, &expected, stamp);
     env.store.borrow(path, &file.stamp, &expected, &borrowed)?;
     Ok(file)

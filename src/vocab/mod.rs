@@ -2,6 +2,7 @@
 
 pub mod inputs;
 pub mod role;
+pub mod verdict;
 
 use serde::Deserialize;
 use serde::Serialize;

@@ -1,35 +1,14 @@
-//! What is answered, as data: `forge.why.v1`.
+//! What is answered, as data: `forge.why.v2`.
 
 use serde::Serialize;
 
 use crate::action::role::Origin;
 use crate::runs::Ran;
+use crate::vocab::verdict::Counts;
+use crate::vocab::verdict::Verdict;
 
 /// The version of the documents.
-const SCHEMA: &str = "forge.why.v1";
-
-/// What a build would do about a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// It runs.
-    Runs,
-    /// It waits for steps that run, and runs unless they give what they gave before.
-    MayRun,
-    /// Nothing.
-    Cached,
-    /// A tensor: nothing, its bytes are copied from the source as they are.
-    Copied,
-    /// Unknown, because of an error.
-    Error,
-}
-
-impl Verdict {
-    /// Returns true if something runs or may run.
-    pub fn may_run(self) -> bool {
-        matches!(self, Self::Runs | Self::MayRun | Self::Error)
-    }
-}
+const SCHEMA: &str = "forge.why.v2";
 
 /// What began it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -205,8 +184,8 @@ impl Overview {
         }
     }
 
-    /// Returns how many steps have a verdict.
-    pub fn count(&self, verdict: Verdict) -> usize {
-        self.steps.iter().filter(|(_, of)| *of == verdict).count()
+    /// Counts the steps.
+    pub fn counts(&self) -> Counts<Verdict> {
+        self.steps.iter().map(|(_, verdict)| *verdict).collect()
     }
 }

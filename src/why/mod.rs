@@ -27,6 +27,7 @@ use crate::runs::Ran;
 use crate::scheduler;
 use crate::step::Env;
 use crate::step::StepError;
+use crate::vocab::verdict::Verdict;
 
 pub use answer::Answer;
 pub use answer::Compared;
@@ -36,7 +37,6 @@ pub use answer::Overview;
 pub use answer::Root;
 pub use answer::RootKind;
 pub use answer::Tree;
-pub use answer::Verdict;
 pub use survey::ReadFiles;
 pub use tensor::TensorError;
 
@@ -77,7 +77,7 @@ impl<'a> Why<'a> {
         let mut overview = Overview::new(self.env.recipe.clone());
         for node in self.graph.nodes() {
             let step = node.id.to_string();
-            let is_step = !matches!(node.id, NodeId::Source(_));
+            let is_step = node.id.is_step();
             let verdict = self.known(&node.id).verdict;
             if is_step {
                 overview.steps.push((step.clone(), verdict));
@@ -106,7 +106,7 @@ impl<'a> Why<'a> {
         let mut answer = Answer::new(&self.env.recipe, id.to_string(), known.verdict, tree);
         answer.key = known.key().map(|key| key.to_string());
         answer.why = self.sentence(id, known);
-        if known.verdict == Verdict::Cached {
+        if known.verdict == Verdict::Hit {
             answer.last_ran = known.key().and_then(|key| self.last_ran(id, &key));
         }
         self.compare(id, known, &mut answer);
@@ -222,7 +222,7 @@ impl<'a> Why<'a> {
         let mut follows = Vec::new();
         for node in self.graph.nodes() {
             let step = node.id.to_string();
-            if matches!(node.id, NodeId::Source(_)) || at.contains(step.as_str()) {
+            if !node.id.is_step() || at.contains(step.as_str()) {
                 continue;
             }
             let runs = self.known(&node.id).verdict.may_run();

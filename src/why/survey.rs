@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::answer::Verdict;
 use crate::action::Action;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
@@ -24,6 +23,7 @@ use crate::step::Outcome;
 use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::store::ReadFile;
+use crate::vocab::verdict::Verdict;
 
 /// Which source files to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +90,7 @@ impl Survey {
         let mut survey = Self {
             nodes: BTreeMap::new(),
             outcomes: Inputs::default(),
-            nothing: Known::new(Verdict::Error),
+            nothing: Known::new(Verdict::Failed),
         };
         for node in graph.nodes() {
             let read = files == ReadFiles::Unknown && needed.contains(&node.id);
@@ -115,11 +115,11 @@ impl Survey {
             .cloned()
             .collect();
         if !waits.is_empty() {
-            let has_error = waits.iter().any(|id| self.known(id).verdict == Verdict::Error);
+            let has_error = waits.iter().any(|id| self.known(id).verdict == Verdict::Failed);
             return Ok(Known {
                 waits,
                 provisional: self.provisional(graph, env, node),
-                ..Known::new(if has_error { Verdict::Error } else { Verdict::MayRun })
+                ..Known::new(if has_error { Verdict::Failed } else { Verdict::Unknown })
             });
         }
         let assessment = plan::assess(node, &self.outcomes, env).and_then(|assessment| {
@@ -137,7 +137,7 @@ impl Survey {
             Err(error) if error.class() == Class::Stopped => Err(error),
             Err(error) => Ok(Known {
                 error: Some(Arc::new(error)),
-                ..Known::new(Verdict::Error)
+                ..Known::new(Verdict::Failed)
             }),
         }
     }
@@ -154,6 +154,7 @@ impl Survey {
                     key: last.action,
                     result: env.store.lookup_shallow(&last.action).ok()??,
                     ran: false,
+                    wrote: false,
                     files: Vec::new(),
                 })
             };
@@ -168,20 +169,15 @@ impl Survey {
     /// Takes into account that earlier nodes may restore the missing blobs of a result.
     fn restored(&self, node: &Node, env: &Env<'_>, assessment: Assessment) -> Result<Known, StepError> {
         let comes_back = |blob: &BlobDigest| {
-            let runs = self.nodes.values().filter(|known| known.verdict == Verdict::Runs);
+            let runs = self.nodes.values().filter(|known| known.verdict == Verdict::Miss);
             let mut outcomes = runs.filter_map(|known| known.outcome.as_ref());
             outcomes.any(|outcome| outcome.result.outputs.values().any(|output| output == blob))
         };
         let is_restored = !assessment.missing.is_empty() && assessment.missing.iter().all(comes_back);
-        let Some(mut outcome) = assessment.expected.clone().filter(|_| is_restored) else {
+        let Some(outcome) = assessment.expected.clone().filter(|_| is_restored) else {
             return Ok(known_of(env, assessment));
         };
-        let kind = step::kind_of(node);
-        let decision = if kind.intact(node, &mut outcome, &self.outcomes, env)? {
-            Decision::Hit(outcome)
-        } else {
-            Decision::Miss(plan::not_intact(kind, &outcome, env)?)
-        };
+        let decision = plan::with_result(node, &outcome, &self.outcomes, env)?;
         Ok(known_of(env, Assessment { decision, ..assessment }))
     }
 
@@ -203,7 +199,7 @@ impl Survey {
 }
 
 fn known_of(env: &Env<'_>, assessment: Assessment) -> Known {
-    let mut known = Known::new(Verdict::Cached);
+    let mut known = Known::new(Verdict::Hit);
     if let Some((action, files)) = assessment.action {
         known.action = Some(*action);
         known.files = env.named(&files);
@@ -211,8 +207,13 @@ fn known_of(env: &Env<'_>, assessment: Assessment) -> Known {
     known.missing = assessment.missing;
     match assessment.decision {
         Decision::Hit(outcome) => known.outcome = Some(Arc::new(outcome)),
+        Decision::Write(reason) => {
+            known.verdict = Verdict::Write;
+            known.reason = Some(reason);
+            known.outcome = assessment.expected.map(Arc::new);
+        }
         Decision::Miss(reason) => {
-            known.verdict = Verdict::Runs;
+            known.verdict = Verdict::Miss;
             known.reason = Some(reason);
             known.outcome = assessment.expected.map(Arc::new);
         }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use super::Answer;
 use super::Compared;
-use super::Verdict;
 use super::Why;
 use super::answer::Detail;
 use super::answer::Root;
@@ -22,6 +21,7 @@ use crate::step::StepError;
 use crate::step::promote;
 use crate::step::promote::PlannedTensor;
 use crate::store::StepRecord;
+use crate::vocab::verdict::Verdict;
 use crate::work::Assembly;
 use crate::work::decode;
 
@@ -58,7 +58,7 @@ impl Why<'_> {
             return Err(TensorError::NoCandidate { step });
         };
         let whole = self.step(id);
-        if !self.known(id).waits.is_empty() || whole.verdict == Verdict::Error {
+        if !self.known(id).waits.is_empty() || whole.verdict == Verdict::Failed {
             // Its inputs are not known yet, so the answer is that of the candidate.
             return Ok(Answer {
                 tensor: Some(wanted.to_owned()),
@@ -100,8 +100,8 @@ impl Why<'_> {
         let key = action.digest();
         answer.key = Some(key.to_string());
         let there = matches!(self.env.store.lookup(&key), Ok(Some(_)));
-        let runs = answer.verdict == Verdict::Runs && !there;
-        answer.verdict = if runs { Verdict::Runs } else { Verdict::Cached };
+        let runs = answer.verdict == Verdict::Miss && !there;
+        answer.verdict = if runs { Verdict::Miss } else { Verdict::Hit };
         let record = self.env.store.last(&self.env.recipe, &id.to_string());
         let before = record
             .as_ref()
@@ -123,7 +123,7 @@ impl Why<'_> {
             push(&mut answer.roots, self.root(&id.to_string(), RootKind::New, what));
         }
         answer.why = match (answer.verdict, answer.fields.as_slice()) {
-            (Verdict::Runs, []) => {
+            (Verdict::Miss, []) => {
                 let removed = self.removed(&key);
                 let cause = if removed.is_some() {
                     RootKind::Collected
@@ -134,7 +134,7 @@ impl Why<'_> {
                 push(&mut answer.roots, self.root(&id.to_string(), cause, what.clone()));
                 what
             }
-            (Verdict::Runs, fields) => {
+            (Verdict::Miss, fields) => {
                 let names: Vec<&str> = fields
                     .iter()
                     .map(|field| field.field.trim_start_matches("inputs."))
@@ -144,7 +144,7 @@ impl Why<'_> {
             _ if there => "its bytes are in the store".to_owned(),
             _ => "the candidate exists, so none of its tensors is quantized again".to_owned(),
         };
-        if answer.verdict == Verdict::Cached {
+        if answer.verdict == Verdict::Hit {
             answer.last_ran = self.last_ran(id, &key);
             answer.roots.clear();
         }
@@ -181,7 +181,7 @@ impl Why<'_> {
                 origin,
             });
         }
-        if !same_step && answer.verdict == Verdict::Runs {
+        if !same_step && answer.verdict == Verdict::Miss {
             let details = answer.fields.iter().map(|field| Detail {
                 name: field.field.trim_start_matches("inputs.").to_owned(),
                 before: field.before.clone(),

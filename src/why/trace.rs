@@ -9,7 +9,6 @@ use super::answer::Field;
 use super::answer::Root;
 use super::answer::RootKind;
 use super::answer::Tree;
-use super::answer::Verdict;
 use super::survey::Known;
 use crate::action::Action;
 use crate::action::difference;
@@ -21,6 +20,7 @@ use crate::plan;
 use crate::plan::Reason;
 use crate::prose;
 use crate::store::StepRecord;
+use crate::vocab::verdict::Verdict;
 
 /// Steps depend on each other less deeply than this; what is deeper is a record that names itself.
 const DEEPEST: usize = 64;
@@ -54,7 +54,7 @@ impl Why<'_> {
             for wait in known
                 .waits
                 .iter()
-                .filter(|wait| self.known(wait).verdict != Verdict::Cached)
+                .filter(|wait| self.known(wait).verdict != Verdict::Hit)
             {
                 tree.causes.push(self.explained(wait, roots, depth + 1));
             }
@@ -62,12 +62,12 @@ impl Why<'_> {
             return tree;
         }
         let reason = match (known.verdict, &known.reason) {
-            (Verdict::Error, _) => {
+            (Verdict::Failed, _) => {
                 push(roots, self.root(&step, RootKind::Error, tree.what.clone()));
                 return tree;
             }
             // A source has nothing to run: that it was read is all there is to it.
-            (Verdict::Cached, _) if matches!(id, NodeId::Source(_)) => {
+            (Verdict::Hit, _) if matches!(id, NodeId::Source(_)) => {
                 let last = self.env.store.last(&self.env.recipe, &step);
                 return match last.filter(|last| known.key().is_some_and(|key| key != last.action)) {
                     Some(last) => self.changed(id, &last, roots, depth),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
@@ -109,7 +110,8 @@ pub struct Context<'a> {
     pub(super) candidate: Mutex<CandidateFile>,
     pub(super) worker: Mutex<Option<Worker>>,
     pub(super) ran: AtomicU64,
-    pub(super) cached: AtomicU64,
+    pub(super) hit: AtomicU64,
+    pub(super) wrote: AtomicBool,
     pub(super) progress: Mutex<BTreeMap<u8, Progress>>,
     /// The imatrix that the importances of tensors come from, where they are not in the store.
     imatrix: Mutex<Option<BlobDigest>>,
@@ -145,7 +147,8 @@ impl<'a> Context<'a> {
             candidate: Mutex::default(),
             worker: Mutex::default(),
             ran: AtomicU64::new(0),
-            cached: AtomicU64::new(0),
+            hit: AtomicU64::new(0),
+            wrote: AtomicBool::new(false),
             progress: Mutex::default(),
             imatrix: Mutex::default(),
             tensor_locations: Mutex::default(),

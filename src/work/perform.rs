@@ -87,9 +87,9 @@ pub fn fact_of<T: FromStr>(result: &ActionResult, fact: Fact<T>) -> Result<T, St
 }
 
 impl Context<'_> {
-    /// Returns how many actions ran, and how many were there.
+    /// Returns how many actions ran, and how many had a result in the store.
     pub fn counts(&self) -> (u64, u64) {
-        (self.ran.load(Ordering::Relaxed), self.cached.load(Ordering::Relaxed))
+        (self.ran.load(Ordering::Relaxed), self.hit.load(Ordering::Relaxed))
     }
 
     /// Returns an action's complete result, if it is there, and tells the observer how it came about.
@@ -102,7 +102,7 @@ impl Context<'_> {
         let Some(result) = self.machine.store.lookup(&key)? else {
             return Ok(None);
         };
-        self.cached.fetch_add(1, Ordering::Relaxed);
+        self.hit.fetch_add(1, Ordering::Relaxed);
         self.report_action(action.kind(), key, outcome, 0, &result);
         Ok(Some(Performed { key, result, outcome }))
     }
@@ -318,9 +318,14 @@ impl Context<'_> {
         self.machine.models.release();
     }
 
-    /// Counts work that is not an action of its own, as a file that is written again.
-    pub fn count_ran(&self) {
-        self.ran.fetch_add(1, Ordering::Relaxed);
+    /// Notes that a file was written to the output folder.
+    pub fn note_written(&self) {
+        self.wrote.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether a file was written to the output folder.
+    pub fn has_written(&self) -> bool {
+        self.wrote.load(Ordering::Relaxed)
     }
 
     fn report_action(

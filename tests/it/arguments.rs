@@ -38,7 +38,7 @@ fn a_step_without_a_recipe_is_one_of_the_recipe_in_the_current_folder() {
             let expected = match verb {
                 "plan" => "hit      promote.small@Q8_0",
                 "build" => "nothing to do",
-                _ => "promote.small@Q8_0 is cached",
+                _ => "hit  promote.small@Q8_0",
             };
             assert!(said.contains(expected), "{verb} {words:?}: {said}");
         }

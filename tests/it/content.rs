@@ -86,5 +86,5 @@ fn recipes_and_manifests_need_no_extension() {
     let run = forge.run(&["verify", "recipe.txt"]).success();
     assert!(run.stderr.contains("1 good"), "{} {}", run.stdout, run.stderr);
     let why = forge.run(&["why", "recipe.txt"]).success();
-    assert!(why.stdout.contains("why: nothing to do, 4 steps"), "{}", why.stdout);
+    assert!(why.stdout.contains("why: nothing to do (4 hit)"), "{}", why.stdout);
 }

@@ -64,13 +64,16 @@ impl Built {
     /// Asserts that the plan names the manifest as the only work, and that the build writes it and nothing else.
     fn assert_written_again(&self) {
         let plan = self.forge.run(&["plan"]).success().stdout;
-        assert!(plan.contains("miss     promote.p"), "{plan}");
-        assert!(plan.contains("only its manifest is written"), "{plan}");
-        assert!(plan.contains("1 to run"), "{plan}");
+        assert!(plan.contains("write    promote.p"), "{plan}");
+        assert!(
+            plan.contains("only `p.gguf.manifest.json`: its manifest is missing, was edited or is incomplete"),
+            "{plan}"
+        );
+        assert!(plan.contains("1 write, 0 miss"), "{plan}");
         let _ = self.forge.run(&["plan", "--check"]).status(1);
         let run = self.forge.run(&["build"]).success();
         assert!(
-            run.stderr.contains("forge: 1 manifest written, nothing else to do"),
+            run.stderr.contains("forge: 1 wrote, nothing else to do"),
             "{}",
             run.stderr
         );

@@ -276,7 +276,7 @@ impl Built {
         assert_eq!(self.started(), BTreeSet::new());
         assert_eq!(self.written(), BTreeSet::new());
         assert!(
-            self.steps().values().all(|outcome| outcome == "cached"),
+            self.steps().values().all(|outcome| outcome == "hit"),
             "{:?}",
             self.steps()
         );

@@ -234,7 +234,7 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("tensor-errors.v1", "", &[]),
     ("tombstone.v1", "", &[]),
     ("tombstone.v2", "", &[]),
-    ("why.v1", "", &[]),
+    ("why.v2", "", &[]),
 ];
 
 fn folder() -> PathBuf {
@@ -440,7 +440,7 @@ fn every_document_of_a_build_is_what_its_schema_says() {
     for path in files_below(&forge.store().join("runs-v1")) {
         if path.extension().is_some_and(|extension| extension == "jsonl") {
             for line in std::fs::read_to_string(&path).unwrap().lines() {
-                schemas.good("run.v1", &serde_json::from_str(line).unwrap());
+                schemas.good("run.v2", &serde_json::from_str(line).unwrap());
             }
         } else {
             let (kind, name, document) = unseal(&path);
@@ -499,7 +499,7 @@ fn every_document_of_a_build_is_what_its_schema_says() {
         let answers: Vec<&Value> = lines.iter().filter(|line| line["reason"] != "diagnostic").collect();
         assert!(!answers.is_empty(), "{args:?}");
         for line in answers {
-            schemas.good("why.v1", &line["answer"]);
+            schemas.good("why.v2", &line["answer"]);
         }
     }
     for (a, b) in [
@@ -544,7 +544,7 @@ fn every_document_of_a_build_is_what_its_schema_says() {
     let run = forge.run(&["graph", "--format", "json"]).success();
     schemas.good("graph.v1", &serde_json::from_str(&run.stdout).unwrap());
     assert!(
-        ["run.v1", "last.v1", "earlier.v1"]
+        ["run.v2", "last.v1", "earlier.v1"]
             .iter()
             .all(|name| schemas.samples.contains_key(*name))
     );

@@ -252,7 +252,7 @@ fn a_failed_gate_shows_the_table_and_is_named_with_its_figures() {
     assert_eq!(shown.trim_start_matches(['0', '.']).len(), 3, "three digits: {line}");
     let why = forge.run(&["why", "gate.good"]).success().stdout;
     assert!(
-        why.contains("gate.good runs: failed last time: kld_mean < 0.0000001"),
+        why.contains("miss  gate.good: failed last time: kld_mean < 0.0000001"),
         "{why}"
     );
     assert!(!why.contains("output folder"), "{why}");

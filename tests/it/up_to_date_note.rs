@@ -133,11 +133,11 @@ fn the_note_is_used_only_while_nothing_has_changed() {
         forge.settle();
     }
     one_layer_project::in_parallel(&projects, |(what, change, forge)| {
-        let steps = build_well(forge, &[]).events.last().unwrap()["cached"].as_u64();
+        let steps = build_well(forge, &[]).events.last().unwrap()["hit"].as_u64();
         assert_eq!(answer(forge).map(|steps| steps as u64), steps, "{what}");
         let said = forge.run(&["build"]).success().stderr;
         assert!(
-            said.contains(&format!("nothing to do ({} cached)", steps.unwrap())),
+            said.contains(&format!("nothing to do ({} hit)", steps.unwrap())),
             "{said}"
         );
         let other = |change: &dyn Fn(&mut BuildRequest)| {

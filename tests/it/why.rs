@@ -89,7 +89,7 @@ fn outcomes(forge: &Forge) -> BTreeMap<String, String> {
     outcomes
 }
 
-/// Holds what was said against what the build then does: what runs, runs; what is cached, is; and what may run is left to
+/// Holds what was said against what the build then does: a miss runs, a hit does not, and what is unknown is left to
 /// the build, which then says of every such step that it ran or not.
 fn assert_agrees(forge: &Forge, what: &str) -> (Value, BTreeMap<String, String>) {
     let said = overview(forge);
@@ -103,13 +103,14 @@ fn assert_agrees(forge: &Forge, what: &str) -> (Value, BTreeMap<String, String>)
     for (step, verdict) in &verdicts {
         let outcome = &outcomes[step];
         match verdict.as_str() {
-            "runs" => assert_eq!(outcome, "ran", "{what}: {step}"),
-            "cached" => assert_eq!(outcome, "cached", "{what}: {step}"),
-            "may-run" => assert!(outcome == "ran" || outcome == "cached", "{what}: {step}"),
+            "miss" => assert_eq!(outcome, "ran", "{what}: {step}"),
+            "hit" => assert_eq!(outcome, "hit", "{what}: {step}"),
+            "write" => assert_eq!(outcome, "wrote", "{what}: {step}"),
+            "unknown" => assert!(outcome == "ran" || outcome == "hit", "{what}: {step}"),
             other => panic!("{what}: {step} {other}"),
         }
     }
-    let runs = verdicts.values().any(|verdict| verdict == "runs");
+    let runs = verdicts.values().any(|verdict| verdict == "miss");
     assert_eq!(runs, outcomes.values().any(|outcome| outcome == "ran"), "{what}");
     (said, outcomes)
 }
@@ -146,7 +147,7 @@ fn a_comment_changes_nothing_and_cached_steps_show_when_and_why_they_ran() {
     let (said, _) = assert_agrees(&forge, "a comment");
     assert_eq!(causes(&said), []);
     let answer = why(&forge, &[PROMOTE]);
-    assert_eq!(answer["verdict"], "cached");
+    assert_eq!(answer["verdict"], "hit");
     assert_eq!(answer["roots"], json!([]));
     let ran = &answer["last_ran"];
     assert_eq!(ran["step"], PROMOTE);
@@ -156,10 +157,7 @@ fn a_comment_changes_nothing_and_cached_steps_show_when_and_why_they_ran() {
         shown.contains(&format!("run {}", ran["run"].as_str().unwrap())),
         "{shown}"
     );
-    assert_eq!(
-        forge.run(&["why"]).success().stdout,
-        "why: nothing to do, 11 steps are cached\n"
-    );
+    assert_eq!(forge.run(&["why"]).success().stdout, "why: nothing to do (11 hit)\n");
 }
 
 #[test]
@@ -172,7 +170,7 @@ fn a_chat_template_leads_to_the_key_in_the_file() {
         .unwrap();
     model.write(&forge.path("small.gguf"));
     let answer = why(&forge, &[PROMOTE]);
-    assert_eq!(answer["verdict"], "runs");
+    assert_eq!(answer["verdict"], "miss");
     let roots = answer["roots"].as_array().unwrap();
     assert_eq!(roots.len(), 1, "{answer:#}");
     assert_eq!(
@@ -193,8 +191,8 @@ fn a_chat_template_leads_to_the_key_in_the_file() {
     // Both candidates run; their figures and the table may.
     let (said, outcomes) = assert_agrees(&forge, "a chat template");
     assert_eq!(causes(&said), [cause("source.model", "source", 5)]);
-    assert_eq!(outcomes["eval.quality/small-Q4_0"], "cached", "early cutoff");
-    assert_eq!(outcomes["imatrix.general"], "cached");
+    assert_eq!(outcomes["eval.quality/small-Q4_0"], "hit", "early cutoff");
+    assert_eq!(outcomes["imatrix.general"], "hit");
 }
 
 #[test]
@@ -204,7 +202,7 @@ fn a_tensor_of_the_source_is_named_and_so_are_those_made_of_it() {
     model.change(&mut small_model::Random(7));
     model.write(&forge.path("small.gguf"));
     let answer = why(&forge, &["join.general"]);
-    assert_eq!(answer["verdict"], "may-run");
+    assert_eq!(answer["verdict"], "unknown");
     let root = &answer["roots"][0];
     assert_eq!(
         (&root["step"], &root["cause"]),
@@ -238,7 +236,7 @@ fn the_type_of_one_tensor_leads_to_the_line_of_the_recipe() {
     let _ = small_model::build_of(forge.recipe(&manual("Q4_0"))).success();
     let _ = forge.recipe(&manual("Q5_0"));
     let answer = why(&forge, &["promote.small", "blk.0.ffn_down"]);
-    assert_eq!(answer["verdict"], "may-run", "its policy runs first");
+    assert_eq!(answer["verdict"], "unknown", "its policy runs first");
     assert_eq!(answer["roots"][0]["step"], "policy.mix");
     assert_eq!(answer["roots"][0]["cause"], "recipe");
     let target = detail(&answer["roots"][0], "method.rules.0.target");
@@ -249,13 +247,13 @@ fn the_type_of_one_tensor_leads_to_the_line_of_the_recipe() {
     // Once the policy is built, the answer for the tensor is known.
     let _ = forge.run(&["build", "-j", "1", "recipe.toml", "policy.mix"]).success();
     let answer = why(&forge, &["promote.small", "blk.0.ffn_down.weight"]);
-    assert_eq!(answer["verdict"], "runs");
+    assert_eq!(answer["verdict"], "miss");
     assert_eq!(answer["fields"].as_array().unwrap().len(), 1, "{answer:#}");
     assert_eq!(answer["fields"][0]["field"], "inputs.to");
     assert_eq!(answer["fields"][0]["from"], "policy.mix");
     assert_eq!(answer["roots"][0]["step"], "policy.mix", "{answer:#}");
     let other = why(&forge, &["promote.small", "blk.0.ffn_up"]);
-    assert_eq!(other["verdict"], "cached");
+    assert_eq!(other["verdict"], "hit");
     assert_eq!(why(&forge, &["promote.small", "output_norm"])["verdict"], "copied");
     let (said, outcomes) = assert_agrees(&forge, "one type");
     assert_eq!(causes(&said), [cause("policy.mix", "recipe", 3)]);
@@ -279,7 +277,7 @@ fn an_edited_text_leads_to_the_file_and_is_read_once() {
     let unread = why(&forge, &["--no-read", "imatrix.general"]);
     assert_eq!(unread["roots"][0]["cause"], "unread");
     let answer = why(&forge, &["imatrix.general"]);
-    assert_eq!(answer["verdict"], "may-run");
+    assert_eq!(answer["verdict"], "unknown");
     assert_eq!(answer["roots"][0]["step"], "corpus.calibration");
     assert_eq!(answer["roots"][0]["cause"], "source");
     let file = detail(&answer["roots"][0], "prose.txt");
@@ -357,7 +355,7 @@ fn deleted_outputs_and_lost_blobs_are_reported() {
     let answer = why(&forge, &[PROMOTE]);
     assert_eq!(
         (&answer["verdict"], &answer["roots"][0]["cause"]),
-        (&json!("runs"), &json!("output"))
+        (&json!("miss"), &json!("output"))
     );
     assert_eq!(answer["follows"], json!([]), "its figures are known");
     let (said, _) = assert_agrees(&forge, "a deleted output");
@@ -378,7 +376,7 @@ fn deleted_outputs_and_lost_blobs_are_reported() {
     );
     let (said, outcomes) = assert_agrees(&forge, "a lost blob");
     assert_eq!(causes(&said)[0].1, "lost");
-    assert_eq!(outcomes["promote.small@Q8_0"], "cached");
+    assert_eq!(outcomes["promote.small@Q8_0"], "hit");
 }
 
 #[test]
@@ -440,12 +438,12 @@ fn a_new_step_is_compared_with_the_nearest_and_a_renamed_recipe_finds_its_result
 
     forge.recipe(&RECIPE.replace("name = \"small\"", "name = \"renamed\""));
     let answer = why(&forge, &["policy.mix@Q4_0"]);
-    assert_eq!(answer["verdict"], "cached");
+    assert_eq!(answer["verdict"], "hit");
     assert_eq!(answer["last_ran"]["recipe"], "small", "it ran for another recipe");
     let (said, outcomes) = assert_agrees(&forge, "a renamed recipe");
     let kinds: BTreeSet<String> = causes(&said).into_iter().map(|(_, kind, _)| kind).collect();
     assert_eq!(kinds, BTreeSet::from(["new".to_owned()]));
-    assert_eq!(outcomes["imatrix.general"], "cached");
+    assert_eq!(outcomes["imatrix.general"], "hit");
     assert_eq!(outcomes["metrics.all"], "ran", "the table bears the recipe's name");
 }
 
@@ -463,7 +461,7 @@ fn a_renamed_step_is_recognized_by_its_action() {
         answer["why"],
         "it is new, but its result is that of `promote.small@Q4_0`: only its files must be written"
     );
-    assert_eq!(why(&forge, &["eval.quality/tiny-Q4_0"])["verdict"], "cached");
+    assert_eq!(why(&forge, &["eval.quality/tiny-Q4_0"])["verdict"], "hit");
     let (said, outcomes) = assert_agrees(&forge, "a renamed step");
     assert_eq!(
         causes(&said),
@@ -473,7 +471,7 @@ fn a_renamed_step_is_recognized_by_its_action() {
             cause("metrics.all", "recipe", 0)
         ]
     );
-    assert_eq!(outcomes["eval.quality/tiny-Q4_0"], "cached");
+    assert_eq!(outcomes["eval.quality/tiny-Q4_0"], "hit");
 }
 
 #[test]
@@ -519,7 +517,7 @@ fn a_change_in_a_waiting_step_is_a_root_cause_too() {
     );
     forge.recipe(&RECIPE.replace("chunks = 4", "chunks = 3"));
     let answer = why(&forge, &["imatrix.general"]);
-    assert_eq!(answer["verdict"], "may-run");
+    assert_eq!(answer["verdict"], "unknown");
     let roots: Vec<(&str, &str)> = answer["roots"]
         .as_array()
         .unwrap()
@@ -591,7 +589,7 @@ fn the_text_output() {
     ));
     let shown = forge.run(&["why", PROMOTE]).success().stdout;
     insta::assert_snapshot!(shown, @r#"
-    promote.small@Q4_0 may run: it waits for `policy.mix@Q4_0`, and runs unless the result of that is unchanged
+    unknown  promote.small@Q4_0: it waits for `policy.mix@Q4_0`, and runs unless the result of that is unchanged
 
     because
       policy.mix@Q4_0: the recipe changed `method.embedding_type`
@@ -609,7 +607,7 @@ fn the_text_output() {
     policy.mix@Q8_0: the recipe changed `method.embedding_type`
         method.embedding_type: new, "Q8_0"
       and 3 steps follow: promote.small@Q8_0, eval.quality/small-Q8_0, metrics.all
-    why: 2 run, 5 may run, 4 cached
+    why: 11 steps: 4 hit, 2 miss, 5 unknown
     "#);
     let short = forge.run(&["why", PROMOTE]).success().stdout;
     assert_eq!(forge.run(&["why", "recipe.toml", PROMOTE]).success().stdout, short);
