@@ -40,6 +40,16 @@ pub fn bytes(count: u64) -> String {
     }
 }
 
+/// Returns bits per weight.
+pub fn bpw(bytes: u64, weights: u64) -> f64 {
+    bytes as f64 * 8.0 / weights.max(1) as f64
+}
+
+/// Writes a size of weights: `3.61 MiB, 5.242 bpw`. The size of a candidate is that of its file, wherever it is shown.
+pub fn size(bytes: u64, weights: u64) -> String {
+    format!("{}, {:.3} bpw", self::bytes(bytes), bpw(bytes, weights))
+}
+
 /// Writes a span of time: `0.02 s`, `12.3 s`, `4 m 05 s`, `2 h 03 m`.
 pub fn duration_ms(milliseconds: u64) -> String {
     let seconds = milliseconds / 1000;

@@ -84,13 +84,13 @@ pub(super) fn plan_line(entry: &Entry) -> String {
             "key": key.map(|key| key.to_string()),
             "why": scheduler::sentence(reason),
             "reads_bytes": estimate.reads,
-            "writes_bytes": estimate.writes,
+            "writes_bytes": estimate.kept(),
             "parts": estimate.parts,
             "parts_missing": estimate.missing,
         }),
         Status::Unknown { waits_for, expected } => json!({
             "waits_for": waits_for,
-            "expected": expected.as_ref().map(|most| json!({ "parts": most.parts, "writes_bytes": most.writes })),
+            "expected": expected.as_ref().map(|most| json!({ "parts": most.parts, "writes_bytes": most.kept() })),
         }),
         Status::Failed { error } => json!({ "message": error.to_string() }),
     };

@@ -79,7 +79,7 @@ fn text(plan: &Plan, out: &Path, terminal: &Terminal) -> Block {
             }
             Status::Miss { reason, estimate, .. } => {
                 total.reads += estimate.reads;
-                total.writes += estimate.writes - estimate.temporary;
+                total.writes += estimate.kept();
                 let work = work(estimate);
                 let _ = writeln!(text, "{word}  {node:width$}  {}{work}", scheduler::sentence(reason));
                 if let (Reason::Changed(differences), true) = (reason, terminal.verbose) {
@@ -146,8 +146,8 @@ fn work(estimate: &Estimate) -> String {
         parts.push(format!("reads {}", prose::bytes(estimate.reads)));
     }
     // What is written and removed again is not a part of the result.
-    if estimate.writes > estimate.temporary {
-        parts.push(format!("writes {}", prose::bytes(estimate.writes - estimate.temporary)));
+    if estimate.kept() > 0 {
+        parts.push(format!("writes {}", prose::bytes(estimate.kept())));
     }
     if parts.is_empty() {
         String::new()

@@ -98,11 +98,13 @@ fn loss(loss: Option<f64>) -> Cell {
 fn head(name: &str, listing: &Listing) -> String {
     let sum = Sum::of(&listing.tensors);
     let mut text = format!(
-        "{}: {} in {}, {:.3} bpw",
+        "{}: {}",
         escape(name),
-        prose::bytes(sum.bytes),
-        prose::count(sum.tensors, "tensor"),
-        sum.bpw()
+        match (listing.size(), prose::count(sum.tensors, "tensor")) {
+            (Some(size), tensors) => format!("{size}, {tensors}"),
+            // Of a table of types alone: the file has a header, too.
+            (None, tensors) => format!("{tensors} of {}", prose::bytes(sum.bytes)),
+        }
     );
     let number = listing
         .predicted_loss
@@ -164,7 +166,7 @@ fn by_class(listing: &Listing) -> String {
     let (open, closed): (Vec<&Listed>, Vec<&Listed>) = listing.tensors.iter().partition(|tensor| tensor.is_open());
     let open = Listing {
         tensors: open.into_iter().cloned().collect(),
-        predicted_loss: None,
+        ..Listing::default()
     };
     let classes = open.classes();
     let mut header = vec![left("class"), right("tensors"), right("size"), right("bpw")];
@@ -391,11 +393,14 @@ fn line(name: &str, listing: &Listing) -> String {
     let layers = layers
         .iter()
         .map(|(layer, sum)| json!({ "layer": layer, "sum": of_sum(sum) }));
+    let sum = Sum::of(&listing.tensors);
     let line = json!({
         "schema": SCHEMA,
         "reason": "types",
         "of": name,
-        "sum": of_sum(&Sum::of(&listing.tensors)),
+        "file_bytes": listing.file_bytes,
+        "bpw": listing.file_bytes.map(|bytes| prose::bpw(bytes, sum.elements)),
+        "sum": of_sum(&sum),
         "predicted_loss": listing.predicted_loss,
         "classes": classes.collect::<Vec<Value>>(),
         "layers": layers.collect::<Vec<Value>>(),

@@ -16,8 +16,6 @@ use crate::diff;
 use crate::engine::Cancel;
 use crate::fs;
 use crate::manifest;
-use crate::observer::Silent;
-use crate::plan::Status;
 use crate::policy::Listing;
 use crate::policy::Table;
 use crate::prose;
@@ -53,13 +51,11 @@ pub(super) fn listing(word: &str, of: &NameArgs, files: &Files, terminal: &Termi
         None => &step.id,
     };
     // A policy is chosen before its candidate is written.
-    let table = match store {
+    let listing = match store {
         Some(store) => chosen(&store, policy, &recipe, of, files, terminal)?,
         None => None,
     };
-    table
-        .map(|table| Listing::of(&table))
-        .ok_or_else(|| not_built(&step.id, of))
+    listing.ok_or_else(|| not_built(&step.id, of))
 }
 
 /// Returns the file of a candidate: the word of the command line if that is one, else the file that a build of the recipe writes for
@@ -111,7 +107,7 @@ fn chosen(
     of: &NameArgs,
     files: &Files,
     terminal: &Terminal,
-) -> Result<Option<Table>, Failure> {
+) -> Result<Option<Listing>, Failure> {
     let target = Target {
         recipe: of.recipe.file().to_owned(),
         steps: vec![policy.to_string()],
@@ -119,20 +115,16 @@ fn chosen(
         jobs: None,
     };
     let (session, _) = files.session_of(recipe.clone(), &target, terminal, Cancel::new())?;
-    let plan = session.plan(&Silent);
-    let name = policy.to_string();
-    let key = plan.entries.iter().find_map(|entry| match entry.status {
-        Status::Hit { key } if entry.node == name => Some(key),
-        _ => None,
-    });
-    let table = || {
-        let result = store.lookup_shallow(&key?).ok()??;
+    let listing = || {
+        let (key, file_bytes) = session.policy(policy)?;
+        let result = store.lookup_shallow(&key).ok()??;
         let bytes = store
             .read(&result.output(crate::action::Policy::POLICY.as_str())?, TABLE_CAP)
             .ok()?;
-        serde_json::from_slice(&bytes).ok()
+        let table: Table = serde_json::from_slice(&bytes).ok()?;
+        Some(Listing::of(&table).with_file_bytes(Some(file_bytes)))
     };
-    Ok(table())
+    Ok(listing())
 }
 
 /// Opens the store, if there is one. None is made for this.

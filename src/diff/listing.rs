@@ -74,17 +74,20 @@ pub fn table_of(manifest: &Manifest, store: Option<&Store>) -> Option<Table> {
 }
 
 fn of_manifest(manifest: &Manifest, store: Option<&Store>) -> Listing {
+    let subject = manifest.subject.first();
+    let file_bytes = subject.and_then(|subject| subject.annotations.get("bytes")?.parse().ok());
     if let Some(table) = table_of(manifest, store) {
-        return Listing::of(&table);
+        return Listing::of(&table).with_file_bytes(file_bytes);
     }
     let tensors = manifest.predicate.forge.tensors.iter().filter_map(|tensor| {
         let ty = TensorType::from_name(&tensor.ty)?;
         Some((tensor.name.clone(), ty, ty.tensor_bytes(&tensor.dims)?))
     });
-    Listing::of_tensors(tensors)
+    Listing::of_tensors(tensors).with_file_bytes(file_bytes)
 }
 
 fn of_model(path: &Path, model: &dyn Source, store: Option<&Store>) -> Result<Listing, DiffError> {
+    let file_bytes = Some(model.file_lens().iter().sum());
     let mut beside = path.as_os_str().to_owned();
     beside.push(manifest::SUFFIX);
     let known = fs::read_small(&PathBuf::from(beside), manifest::CAP)
@@ -99,7 +102,7 @@ fn of_model(path: &Path, model: &dyn Source, store: Option<&Store>) -> Result<Li
                 tensor.is_some_and(|tensor| (tensor.info.ty, tensor.info.len) == (choice.to, choice.bytes))
             });
         if same {
-            return Ok(Listing::of(&table));
+            return Ok(Listing::of(&table).with_file_bytes(file_bytes));
         }
     }
     let tensors = model.tensors().iter().map(|tensor| TensorFacts::from(&tensor.info));
@@ -107,5 +110,5 @@ fn of_model(path: &Path, model: &dyn Source, store: Option<&Store>) -> Result<Li
         path: path.to_owned(),
         problem: error.to_string(),
     })?;
-    Ok(Listing::of_model(&facts))
+    Ok(Listing::of_model(&facts).with_file_bytes(file_bytes))
 }

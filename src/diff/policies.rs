@@ -22,11 +22,22 @@ pub(super) fn compare(a: &Listing, b: &Listing) -> Vec<Part> {
     let (of_a, of_b) = (tensors(a), tensors(b));
     let (sum_a, sum_b) = (Sum::of(&a.tensors), Sum::of(&b.tensors));
     let mut about = Part::new("policy");
-    let row = Row::of(Some(prose::bytes(sum_a.bytes)), Some(prose::bytes(sum_b.bytes)));
-    match row.or_else(|| Row::of(Some(sum_a.bytes.to_string()), Some(sum_b.bytes.to_string()))) {
+    let (what, sizes) = match (a.file_bytes, b.file_bytes) {
+        (Some(file_a), Some(file_b)) => ("size", [(file_a, sum_a.elements), (file_b, sum_b.elements)]),
+        // Of a table of types alone the header is not known.
+        _ => (
+            "size of all tensors",
+            [(sum_a.bytes, sum_a.elements), (sum_b.bytes, sum_b.elements)],
+        ),
+    };
+    let [shown_a, shown_b] = sizes.map(|(bytes, weights)| prose::size(bytes, weights));
+    let [(bytes_a, _), (bytes_b, _)] = sizes;
+    match Row::of(Some(shown_a), Some(shown_b))
+        .or_else(|| Row::of(Some(bytes_a.to_string()), Some(bytes_b.to_string())))
+    {
         Some(row) => about.push(Row {
-            what: "bytes of all tensors".to_owned(),
-            note: Some(delta(i128::from(sum_b.bytes) - i128::from(sum_a.bytes))),
+            what: what.to_owned(),
+            note: Some(delta(i128::from(bytes_b) - i128::from(bytes_a))),
             ..row
         }),
         None => about.same += 1,
@@ -138,9 +149,9 @@ struct Group {
 }
 
 impl Group {
-    /// `1.2 MiB, 4.50 bpw`.
+    /// `1.2 MiB, 4.500 bpw`.
     fn shown(&self) -> String {
-        format!("{}, {:.2} bpw", prose::bytes(self.sum.bytes), self.sum.bpw())
+        prose::size(self.sum.bytes, self.sum.elements)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::policy::TensorFacts;
 use crate::policy::Why;
 use crate::policy::quantizable::quantizable;
 use crate::policy::role::block_index;
+use crate::prose;
 use crate::tensor_type::TensorType;
 
 /// A tensor of a candidate, as far as it is known.
@@ -42,6 +43,8 @@ pub struct Listing {
     pub tensors: Vec<Listed>,
     /// The loss that the policy predicts for the whole, as it stands in its table.
     pub predicted_loss: Option<String>,
+    /// The size of the candidate's file, if it is known.
+    pub file_bytes: Option<u64>,
 }
 
 /// Several tensors taken together.
@@ -110,7 +113,7 @@ impl Sum {
 
     /// Returns bits per weight.
     pub fn bpw(&self) -> f64 {
-        self.bytes as f64 * 8.0 / self.elements.max(1) as f64
+        prose::bpw(self.bytes, self.elements)
     }
 
     /// Returns each type with its tensors and bytes, most bytes first.
@@ -137,6 +140,7 @@ impl Listing {
         let mut listing = Self {
             tensors: tensors.collect(),
             predicted_loss: table.predicted_loss.clone(),
+            file_bytes: None,
         };
         listing.share_losses();
         listing
@@ -171,7 +175,19 @@ impl Listing {
         Self {
             tensors: tensors.collect(),
             predicted_loss: None,
+            file_bytes: None,
         }
+    }
+
+    /// Adds the size of the candidate's file.
+    pub fn with_file_bytes(self, file_bytes: Option<u64>) -> Self {
+        Self { file_bytes, ..self }
+    }
+
+    /// Returns the size of the candidate: that of its file, if it is known.
+    pub fn size(&self) -> Option<String> {
+        let weights = Sum::of(&self.tensors).elements;
+        self.file_bytes.map(|bytes| prose::size(bytes, weights))
     }
 
     /// A group's loss stands at each of its tensors. So that sums are right, each gets its share by weights. Where the groups' losses

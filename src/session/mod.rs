@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
+use crate::digest::ActionDigest;
 use crate::digest::Fingerprint;
 use crate::engine::Cancel;
 use crate::engine::EngineError;
@@ -39,10 +40,12 @@ use crate::graph::NodeId;
 use crate::manifest;
 use crate::observer::Event;
 use crate::observer::Observer;
+use crate::observer::Silent;
 use crate::plan;
 use crate::plan::Plan;
 use crate::plan::Status;
 use crate::recipe::Recipe;
+use crate::recipe::StepId;
 use crate::report::table::Table;
 use crate::scheduler;
 use crate::scheduler::Report;
@@ -284,6 +287,15 @@ impl Session {
             }
         }
         plan
+    }
+
+    /// Returns the key of a policy's action and the size of the files of its candidates, if it has a result as the recipe defines it.
+    pub fn policy(&self, id: &StepId) -> Option<(ActionDigest, u64)> {
+        let env = self.env(&Silent);
+        let (_, known) = plan::survey(&self.graph, &env);
+        let node = self.graph.node(&NodeId::Step(id.clone()))?;
+        let outcome = known.step(id).ok()?;
+        Some((outcome.key, step::policy::file_bytes(node, outcome, &known, &env).ok()?))
     }
 
     /// Says why steps run, or when and why they ran last. Reads the user's files whose digest is not known, as a build would

@@ -137,7 +137,8 @@ impl Session {
         let mut headers = Headers::new(&self.graph);
         let mut texts = Texts::default();
         for (node, entry) in self.graph.nodes().zip(&plan.entries) {
-            if matches!(entry.status, Status::Hit { .. }) {
+            // The others have a result.
+            if matches!(entry.status, Status::Hit { .. } | Status::Write { .. }) {
                 continue;
             }
             if let Err(error) = step::kind_of(node).check(node, env, &mut headers) {

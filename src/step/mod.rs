@@ -211,6 +211,11 @@ pub struct Estimate {
 }
 
 impl Estimate {
+    /// Returns the bytes that are written and stay.
+    pub fn kept(&self) -> u64 {
+        self.writes.saturating_sub(self.temporary)
+    }
+
     /// Returns the estimate of writing files of the store to the output folder.
     fn of_writing(bytes: u64) -> Self {
         Self {

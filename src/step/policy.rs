@@ -11,7 +11,6 @@ use crate::action::InspectModel;
 use crate::engine::Capability;
 use crate::graph::Node;
 use crate::graph::Work;
-use crate::prose;
 use crate::recipe::model::PolicyStep;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
@@ -40,6 +39,7 @@ pub use preliminary::minimum_bytes;
 pub use preliminary::preliminary_choice;
 pub use preliminary::requantized;
 
+use budget::length_of;
 use document::document_of;
 
 /// A policy.
@@ -190,18 +190,29 @@ impl Kind for Policy {
     }
 
     fn summary(&self, outcome: &Outcome) -> String {
-        let bytes = prose::bytes(outcome.fact(action::Policy::BYTES).unwrap_or_default());
+        // No size: that of a candidate is the size of its file, with a header.
         let proved = match outcome.shown(action::Policy::PROVED) {
             "optimal" => ", proved optimal for its losses",
             "gap" => ", not proved optimal",
             _ => "",
         };
         format!(
-            "{} of {} tensors change type, {bytes}{proved}",
+            "{} of {} tensors change type{proved}",
             outcome.shown(action::Policy::QUANTIZED),
             outcome.shown(action::Policy::TENSORS)
         )
     }
+}
+
+/// Returns the size of the file of a candidate that has the types of a policy's result.
+///
+/// # Errors
+///
+/// Errors of reading the documents of the model and the policy.
+pub fn file_bytes(node: &Node, outcome: &Outcome, inputs: &Inputs, env: &Env<'_>) -> Result<u64, StepError> {
+    let step = policy_step(node)?;
+    let join = step.join.as_ref().map(|join| inputs.step(join)).transpose()?;
+    length_of(inputs.source(&step.model)?, outcome, join, env)
 }
 
 fn certificate_name(node: &Node) -> Result<String, StepError> {

@@ -299,13 +299,7 @@ impl Kind for Promote {
 
     fn summary(&self, outcome: &Outcome) -> String {
         match (file_digest(outcome), outcome.fact(action::Promote::ELEMENTS)) {
-            (Ok(file), Ok(elements)) if elements > 0 => {
-                format!(
-                    "{}, {:.3} bpw",
-                    prose::bytes(file.len),
-                    file.len as f64 * 8.0 / elements as f64
-                )
-            }
+            (Ok(file), Ok(elements)) if elements > 0 => prose::size(file.len, elements),
             _ => String::new(),
         }
     }

@@ -12,6 +12,7 @@ use crate::action::RowOverlap;
 use crate::figures;
 use crate::figures::Interval;
 use crate::policy;
+use crate::prose;
 use crate::report;
 use crate::report::metrics::Metrics as Table;
 use crate::report::metrics::Overlap;
@@ -62,7 +63,7 @@ pub(super) fn load(store: &Store, row: &MetricsRow) -> Result<(Row, eval::Docume
         candidate: row.candidate.clone(),
         eval: row.eval.clone(),
         bytes: row.file.len,
-        bpw: row.file.len as f64 * 8.0 / row.elements.max(1) as f64,
+        bpw: prose::bpw(row.file.len, row.elements),
         ppl: figures.ppl.value,
         ppl_ci95: figures.ppl.ci95,
         ppl_reference: of(|d| d.ppl_reference.value),

@@ -486,3 +486,50 @@ fn candidates_are_exported_by_name_file_or_manifest() {
     let run = forge.run(&["policy", "check", "gone.json"]).status(2);
     assert!(run.stderr.contains("there is no such file"), "{}", run.stderr);
 }
+
+#[test]
+fn a_candidate_has_one_size_everywhere() {
+    let forge = project();
+    let built = forge.run(&["build", "-j", "1"]).success();
+    let file = std::fs::metadata(forge.path("out/small/best-6bpw.gguf")).unwrap().len();
+    let shown = json(&forge, &["policy", "show", "best-6bpw"]);
+    let weights = shown["sum"]["elements"].as_u64().unwrap();
+    let size = forge::prose::size(file, weights);
+    let step = built
+        .stderr
+        .lines()
+        .find(|line| line.contains("promote.best@6bpw"))
+        .unwrap();
+    assert!(step.contains(&size), "{size}: {step}");
+    let policy = built
+        .stderr
+        .lines()
+        .find(|line| line.contains("policy.guess@6bpw"))
+        .unwrap();
+    assert!(!policy.contains("iB") && !policy.contains("bpw,"), "{policy}");
+    // Of the file, of the manifest, and of the policy, also before there is a file.
+    assert_eq!(shown["file_bytes"], file);
+    let bpw = shown["bpw"].as_f64().unwrap();
+    let metrics: Value = serde_json::from_slice(&std::fs::read(forge.path("out/small/metrics.json")).unwrap()).unwrap();
+    let rows = metrics["rows"].as_array().unwrap();
+    let row = rows.iter().find(|row| row["candidate"] == "best-6bpw").unwrap();
+    assert_eq!((row["bytes"].as_u64(), row["bpw"].as_f64()), (Some(file), Some(bpw)));
+    let head = |of: &str| {
+        let run = forge.run(&["policy", "show", of]).success();
+        run.stdout.lines().next().unwrap().to_owned()
+    };
+    for of in [
+        "best-6bpw",
+        "guess-6bpw",
+        "out/small/best-6bpw.gguf",
+        "out/small/best-6bpw.gguf.manifest.json",
+    ] {
+        assert!(head(of).starts_with(&format!("{of}: {size}, ")), "{size}: {}", head(of));
+    }
+    std::fs::remove_dir_all(forge.path("out")).unwrap();
+    assert!(
+        head("best-6bpw").starts_with(&format!("best-6bpw: {size}, ")),
+        "{}",
+        head("best-6bpw")
+    );
+}

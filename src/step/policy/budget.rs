@@ -11,6 +11,7 @@ use crate::recipe::model::Budget;
 use crate::recipe::model::SizeOf;
 use crate::step::Env;
 use crate::step::Inputs;
+use crate::step::Outcome;
 use crate::step::StepError;
 use crate::work::ImatrixFacts;
 use crate::work::Shape;
@@ -22,7 +23,7 @@ use crate::work::policy::file_size_of;
 pub(super) fn document_of(budget: &Budget, inputs: &Inputs, env: &Env<'_>) -> Result<BudgetDocument, StepError> {
     match (of_quantity(budget), budget) {
         (None, Budget::Candidate(size)) => Ok(BudgetDocument::Bytes {
-            number: length_of(size, inputs, env)?,
+            number: length_of_candidate(size, inputs, env)?,
         }),
         (known, _) => known.ok_or_else(|| StepError::input("the budget is no size")),
     }
@@ -42,10 +43,19 @@ pub(super) fn of_quantity(budget: &Budget) -> Option<BudgetDocument> {
     }
 }
 
-/// Returns how long a candidate's file is, or will be: that follows from its types and its header.
-fn length_of(size: &SizeOf, inputs: &Inputs, env: &Env<'_>) -> Result<u64, StepError> {
+fn length_of_candidate(size: &SizeOf, inputs: &Inputs, env: &Env<'_>) -> Result<u64, StepError> {
     let (model, policy) = (inputs.source(&size.model)?, inputs.step(&size.policy)?);
     let join = size.join.as_ref().map(|join| inputs.step(join)).transpose()?;
+    length_of(model, policy, join, env)
+}
+
+/// Returns how long a candidate's file is, or will be: that follows from its types and its header.
+pub(super) fn length_of(
+    model: &Outcome,
+    policy: &Outcome,
+    join: Option<&Outcome>,
+    env: &Env<'_>,
+) -> Result<u64, StepError> {
     let shape: Shape = decode(env.store, "shape", model.output(InspectModel::SHAPE)?)?;
     let table: Table = decode(env.store, "policy", policy.output(Policy::POLICY)?)?;
     let specs = shape.tensors.into_iter().map(|tensor| TensorSpec {
