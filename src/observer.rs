@@ -65,6 +65,21 @@ pub struct FieldChange {
     pub after: Option<String>,
 }
 
+/// A file in the output folder.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OutputFile {
+    /// The step that it belongs to.
+    pub step: String,
+    /// Its path.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
+    /// The number of weights of a candidate.
+    pub weights: Option<u64>,
+    /// The manifest beside a candidate.
+    pub manifest: Option<String>,
+}
+
 /// One event of a build.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
@@ -212,6 +227,13 @@ pub enum Event {
         step: String,
         /// The table: `forge.table.v1`.
         table: serde_json::Value,
+    },
+    /// What lies in the output folder after a build.
+    Outputs {
+        /// The output folder.
+        folder: String,
+        /// Its files: the candidates first.
+        files: Vec<OutputFile>,
     },
     /// The build ended.
     BuildFinished {

@@ -21,12 +21,16 @@ use crate::cli::selection;
 use crate::cli::settings::Config;
 use crate::cli::sign;
 use crate::cli::signals::stop_on_signals;
+use crate::cli::table;
+use crate::cli::table::left;
 use crate::cli::terminal::Terminal;
 use crate::cli::terminal::columns;
 use crate::cli::trace::Trace;
 use crate::engine::Cancel;
+use crate::manifest;
 use crate::observer::Both;
 use crate::observer::Observer;
+use crate::observer::OutputFile;
 use crate::observer::Silent;
 use crate::prose;
 use crate::report::metrics::Metrics;
@@ -35,6 +39,9 @@ use crate::scheduler;
 use crate::scheduler::Report;
 use crate::sign::SecretKey;
 use crate::vocab::verdict::StepOutcome;
+
+/// The number of outputs that are listed.
+const LISTED: usize = 20;
 
 pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let started = Instant::now();
@@ -57,7 +64,7 @@ pub(super) fn run(args: &args::Build, files: &Files, terminal: &Terminal) -> Res
             elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             ..Report::default()
         };
-        terminal.line(&summary(&report));
+        terminal.line(&summary(&report, fresh.out.as_deref()));
         return Ok(Exit::Done);
     }
     let cancel = Cancel::new();
@@ -156,7 +163,12 @@ fn carry_out(
         sign::sign_outputs(&session, &report, key, terminal)?;
     }
     if !terminal.is_json() {
-        terminal.line(&summary(&report));
+        let outputs = session.outputs(&report);
+        if report.ran + report.wrote > 0 && !terminal.quiet {
+            list(&outputs, session.out(), terminal);
+        }
+        let out = (!outputs.is_empty()).then_some(session.out());
+        terminal.line(&summary(&report, out));
     }
     if report.ran > 0 {
         enforce_limit(session.store(), max_size, terminal);
@@ -170,13 +182,56 @@ fn print_tables(tables: &[Metrics], terminal: &Terminal) {
     }
 }
 
-fn summary(report: &Report) -> String {
+/// Says what lies where.
+fn list(outputs: &[OutputFile], out: &Path, terminal: &Terminal) {
+    let shown: Vec<_> = outputs.iter().take(LISTED).collect();
+    let rows: Vec<_> = shown
+        .iter()
+        .map(|file| {
+            let size = match file.weights {
+                Some(weights) => prose::size(file.bytes, weights),
+                None => prose::bytes(file.bytes),
+            };
+            vec![left(display(Path::new(&file.path))), left(size)]
+        })
+        .collect();
+    if rows.is_empty() {
+        return;
+    }
+    let manifests = outputs.iter().any(|file| file.manifest.is_some());
+    let manifests = if manifests {
+        format!(" (beside each candidate: its `{}`)", manifest::SUFFIX)
+    } else {
+        String::new()
+    };
+    terminal.line(&format!("outputs{manifests}:"));
+    for row in table::rows(&rows, 2).lines() {
+        terminal.styled_line(&format!("  {row}"));
+    }
+    if outputs.len() > shown.len() {
+        let more = outputs.len() - shown.len();
+        terminal.line(&format!("  and {more} more in {}", display(out)));
+    }
+}
+
+/// Returns a path as the user would write it: from the current folder, if it is below that.
+fn display(path: &Path) -> String {
+    let here = std::env::current_dir().ok();
+    let below = here.and_then(|here| path.strip_prefix(here).ok());
+    let path = below.filter(|below| !below.as_os_str().is_empty()).unwrap_or(path);
+    path.display().to_string()
+}
+
+fn summary(report: &Report, out: Option<&Path>) -> String {
     let time = prose::duration_ms(report.elapsed_ms);
     let counts = report.counts();
     let hit = counts.of(StepOutcome::Hit);
     match (counts.steps() - hit, report.wrote) {
         _ if report.stopped => format!("forge: stopped: {counts} in {time}; run it again to continue"),
-        (0, _) => format!("forge: nothing to do ({hit} hit) in {time}"),
+        (0, _) => {
+            let out = out.map_or_else(String::new, |out| format!("; outputs in {}", display(out)));
+            format!("forge: nothing to do ({hit} hit) in {time}{out}")
+        }
         (others, wrote) if others == wrote => {
             format!("forge: {wrote} wrote, nothing else to do ({hit} hit) in {time}")
         }

@@ -13,6 +13,7 @@ use crate::cli::json;
 use crate::cli::selection;
 use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
+use crate::fs;
 use crate::observer::Silent;
 use crate::plan::Entry;
 use crate::plan::Plan;
@@ -128,7 +129,8 @@ fn text(plan: &Plan, out: &Path, terminal: &Terminal) -> Block {
         let _ = write!(line, "; writes {}{more}", prose::bytes(total.writes));
     }
     let _ = writeln!(text, "{line}");
-    let _ = writeln!(text, "output folder: {}", out.display());
+    let new = if fs::exists(out).unwrap_or(true) { "" } else { " (new)" };
+    let _ = writeln!(text, "output folder: {}{new}", out.display());
     text
 }
 

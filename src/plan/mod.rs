@@ -8,6 +8,7 @@ use crate::action::difference;
 use crate::action::difference::Difference;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
+use crate::fs;
 use crate::graph::Graph;
 use crate::graph::Node;
 use crate::report::gate::Check;
@@ -19,6 +20,7 @@ use crate::step::Key;
 use crate::step::Outcome;
 use crate::step::SourceFile;
 use crate::step::StepError;
+use crate::step::output;
 use crate::store::Lookup;
 use crate::store::StepRecord;
 use crate::store::Store;
@@ -44,8 +46,10 @@ pub enum Reason {
     Changed(Vec<Difference>),
     /// The store has its result, but blobs of it are missing or damaged.
     Incomplete,
-    /// The store has its result, but a file in the output folder is missing or was changed.
+    /// The store has its result, but a file of it is not in the output folder.
     OutputGone,
+    /// The store has its result, but a file of it in the output folder was changed.
+    OutputChanged,
     /// The store has its result, which says that requirements are not met. It fails again, so that the build does.
     Unmet(Vec<Check>),
     /// Its output is unchanged, but the manifest beside it is missing, was edited, or is inconsistent. Only the manifest is
@@ -258,10 +262,17 @@ pub fn with_result(node: &Node, outcome: &Outcome, inputs: &Inputs, env: &Env<'_
         return Ok(Decision::Miss(Reason::Unmet(unmet)));
     }
     let writing = kind.estimate_writing(node, &outcome, inputs, env);
-    Ok(if writing.is_ok_and(|estimate| estimate.missing == 0) {
-        Decision::Write(Reason::OutputGone)
+    let names = kind.output_names(node, env.only_table);
+    let is_there = |name: &String| output::path(env, name).is_ok_and(|path| fs::exists(&path).unwrap_or(true));
+    let reason = if names.iter().all(is_there) {
+        Reason::OutputChanged
     } else {
-        Decision::Miss(Reason::OutputGone)
+        Reason::OutputGone
+    };
+    Ok(if writing.is_ok_and(|estimate| estimate.missing == 0) {
+        Decision::Write(reason)
+    } else {
+        Decision::Miss(reason)
     })
 }
 
@@ -347,7 +358,9 @@ fn status_of(node: &Node, known: &Inputs, env: &Env<'_>, assessment: Assessment)
             (status, Some(outcome))
         }
         // What depends on it needs its result, not its files.
-        (Decision::Miss(Reason::OutputGone), outcome) => (miss(node, known, env, Reason::OutputGone), outcome),
+        (Decision::Miss(reason @ (Reason::OutputGone | Reason::OutputChanged)), outcome) => {
+            (miss(node, known, env, reason), outcome)
+        }
         (Decision::Write(reason) | Decision::Miss(reason), _) => (miss(node, known, env, reason), None),
     }
 }

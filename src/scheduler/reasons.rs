@@ -61,7 +61,8 @@ pub fn sentence(reason: &Reason) -> String {
             format!("{} changed", prose::names(&fields, 3))
         }
         Reason::Incomplete => "its result was incomplete or damaged in the store".to_owned(),
-        Reason::OutputGone => "a file in the output folder is missing or has changed".to_owned(),
+        Reason::OutputGone => "a file is not in the output folder".to_owned(),
+        Reason::OutputChanged => "a file in the output folder was changed".to_owned(),
         Reason::Unmet(checks) => format!("failed last time: {}", gate::shown(checks, SHOWN)),
         Reason::ManifestGone => "its manifest is missing, was edited or is incomplete".to_owned(),
         Reason::Forgotten => "its result is no longer in the store".to_owned(),

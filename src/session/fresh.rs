@@ -77,6 +77,8 @@ impl BuildRequest {
 pub struct NothingToDo {
     /// The number of steps that are done.
     pub steps: usize,
+    /// The output folder, if any of its files is an output.
+    pub out: Option<PathBuf>,
     /// The tables of candidates, in the recipe's order.
     pub tables: Vec<Metrics>,
 }
@@ -86,12 +88,12 @@ pub struct NothingToDo {
 pub fn nothing_to_do(cache_dir: &Path, request: &BuildRequest) -> Option<NothingToDo> {
     let store = Store::open_read_only(cache_dir).ok()?;
     let name = request.name()?;
-    let (steps, tables) = store.fresh(&name, still_holds)?;
+    let (steps, out, tables) = store.fresh(&name, still_holds)?;
     let tables = tables.iter().map(|table| tables::read(&store, table));
     let tables = tables.collect::<Option<_>>()?;
     // For the collector; a note that cannot be touched serves all the same.
     let _ = store.touch_fresh(&name);
-    Some(NothingToDo { steps, tables })
+    Some(NothingToDo { steps, out, tables })
 }
 
 /// The stamps of some files, in order, for their digest.
@@ -135,11 +137,13 @@ impl Stamps {
     }
 }
 
-/// The note as it is stored, version 4: JSON.
+/// The note as it is stored, version 5: JSON.
 #[derive(Debug, Serialize, Deserialize)]
 struct Note<'n> {
     /// The number of steps that are done.
     steps: usize,
+    /// The output folder, if any of its files is an output.
+    out: Option<PathBuf>,
     /// The tables of candidates, as output `json` of `metrics`. Their blobs are among the files below.
     tables: Vec<BlobDigest>,
     /// The files that the recipe is read from.
@@ -194,8 +198,8 @@ struct Group<'n> {
     files: Vec<Name<'n>>,
 }
 
-/// Returns the number of steps that a note says are done, and their tables, if everything that it depends on is unchanged.
-fn still_holds(note: &str) -> Option<(usize, Vec<BlobDigest>)> {
+/// Returns the number of steps that a note says are done, the output folder and the tables, if everything that it depends on is unchanged.
+fn still_holds(note: &str) -> Option<(usize, Option<PathBuf>, Vec<BlobDigest>)> {
     let note: Note<'_> = serde_json::from_str(note).ok()?;
     for text in &note.texts {
         let bytes = fs::read_small(Path::new(text.path.as_ref()), TEXT_CAP).ok()?;
@@ -216,7 +220,7 @@ fn still_holds(note: &str) -> Option<(usize, Vec<BlobDigest>)> {
             }
         }
     }
-    Some((note.steps, note.tables))
+    Some((note.steps, note.out, note.tables))
 }
 
 /// Returns whether no file of a group was made, removed or replaced, as far as the stamp of its folder proves that.
@@ -390,6 +394,11 @@ impl Session {
         });
         let note = Note {
             steps: report.hit,
+            out: if self.outputs(report).is_empty() {
+                None
+            } else {
+                Some(std::path::absolute(&self.settings.out).ok()?)
+            },
             tables: tables::digests(&self.recipe, report).map(|(_, table)| table).collect(),
             texts: texts.collect::<Option<_>>()?,
             patterns,

@@ -8,6 +8,7 @@ mod fresh;
 mod frozen;
 mod lock;
 pub mod names;
+mod outputs;
 pub mod overlap;
 mod preflight;
 mod record;
@@ -382,6 +383,10 @@ impl Session {
                 path: path.display().to_string(),
             });
         }
+        observer.event(&Event::Outputs {
+            folder: self.settings.out.display().to_string(),
+            files: self.outputs(&report),
+        });
         for (step, table) in self.tables_by_step(&report) {
             observer.event(&Event::Table {
                 step: step.to_string(),

@@ -25,7 +25,7 @@ pub(super) const LAST: &str = "last";
 const EARLIER: &str = "earlier";
 const VERSION: u64 = 1;
 const FRESH: &str = "fresh";
-const FRESH_VERSION: u64 = 4;
+const FRESH_VERSION: u64 = 5;
 const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
 /// The maximum size of a record, in bytes. A table of a thousand candidates needs two thousand nodes.
 const CAP: u64 = 16 << 20;

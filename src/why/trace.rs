@@ -87,7 +87,7 @@ impl Why<'_> {
             Reason::Again | Reason::ManifestGone => {}
             Reason::New => push(roots, self.root(&step, RootKind::New, tree.what.clone())),
             Reason::Unread { .. } => push(roots, self.root(&step, RootKind::Unread, tree.what.clone())),
-            Reason::OutputGone => {
+            Reason::OutputGone | Reason::OutputChanged => {
                 let renamed = self.same_action(id, known).is_some();
                 let cause = if renamed { RootKind::New } else { RootKind::Output };
                 push(roots, self.root(&step, cause, tree.what.clone()));

@@ -427,6 +427,107 @@ fn a_plan_says_what_a_build_does() {
 }
 
 #[test]
+fn every_verb_counts_the_same_steps() {
+    let forge = project();
+    let number = |text: &str, word: &str| -> u64 {
+        let before = text.split(word).next().unwrap();
+        before
+            .rsplit([' ', '('])
+            .find(|part| !part.is_empty())
+            .unwrap()
+            .parse()
+            .unwrap()
+    };
+    let count = |verb: &str| {
+        let lines = forge.run(&[verb, "--message-format", "json"]).success();
+        let lines: Vec<serde_json::Value> = lines
+            .stdout
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let find = |reason: &str| lines.iter().find(|line| line["reason"] == reason).unwrap().clone();
+        let words: &[&str] = match verb {
+            "plan" => &["hit", "write", "miss", "unknown", "failed"],
+            _ => &["ran", "wrote", "hit", "failed", "skipped"],
+        };
+        let end = find(&format!("{verb}-finished"));
+        let sum: u64 = words.iter().map(|word| end[word].as_u64().unwrap()).sum();
+        let steps = if verb == "plan" { end } else { find("build-started") };
+        (sum, steps["steps"].as_u64().unwrap())
+    };
+    let check = forge.run(&["check"]).success();
+    let steps = number(&[check.stdout, check.stderr].concat(), " steps");
+    assert_eq!(number(&forge.run(&["plan"]).success().stdout, " steps:"), steps);
+    assert_eq!(number(&forge.run(&["why"]).success().stdout, " steps:"), steps);
+    for state in ["new", "built"] {
+        assert_eq!(count("plan"), (steps, steps), "{state}");
+        assert_eq!(count("build"), (steps, steps), "{state}");
+    }
+    for verb in ["plan", "build", "why"] {
+        let run = forge.run(&[verb]).success();
+        let said = [run.stdout, run.stderr].concat();
+        assert!(said.contains(&format!("nothing to do ({steps} hit)")), "{verb}: {said}");
+    }
+}
+
+#[test]
+fn a_build_into_a_new_folder_only_writes_and_says_what_lies_where() {
+    let forge = project();
+    let first = forge.run(&["build", "-j", "1"]).success();
+    let listed = |stderr: &str| -> Vec<String> {
+        let lines = stderr.lines().skip_while(|line| !line.starts_with("outputs"));
+        let rows = lines.skip(1).take_while(|line| line.starts_with("  "));
+        rows.map(|row| row.split_whitespace().next().unwrap().to_owned())
+            .collect()
+    };
+    let files = listed(&first.stderr);
+    for file in [
+        "out/small/a.gguf",
+        "out/small/b.gguf",
+        "out/small/metrics.json",
+        "out/small/metrics.md",
+    ] {
+        assert!(files.iter().any(|listed| listed == file), "{file}: {}", first.stderr);
+    }
+    assert!(files.iter().all(|file| forge.path(file).exists()), "{files:?}");
+    let again = forge.run(&["build"]).success();
+    assert!(again.stderr.contains("; outputs in out/small\n"), "{}", again.stderr);
+    assert!(!again.stderr.contains("outputs ("), "{}", again.stderr);
+    std::fs::remove_file(forge.path("out/small/metrics.md")).unwrap();
+    let quiet = forge.run(&["build", "--quiet"]).success().stderr;
+    assert_eq!(quiet.lines().count(), 1, "{quiet}");
+    assert!(
+        quiet.starts_with("forge: 1 wrote, nothing else to do (10 hit) in "),
+        "{quiet}"
+    );
+
+    // The store borrowed the tensors of the candidates, so their files can be written, and nothing else has to be done.
+    let plan = forge.run(&["plan", "--out", "elsewhere"]).success().stdout;
+    assert!(plan.contains("output folder: elsewhere (new)"), "{plan}");
+    assert!(plan.contains(" 0 miss, 0 unknown"), "{plan}");
+    let line = plan.lines().find(|line| line.contains("metrics.all")).unwrap();
+    assert!(line.starts_with("write    metrics.all"), "{line}");
+    assert!(line.contains("only `metrics.json` and `metrics.md`"), "{line}");
+    assert!(line.contains("a file is not in the output folder"), "{line}");
+    let _ = forge.run(&["plan", "--check", "--out", "elsewhere"]).status(1);
+    let moved = build(&forge, &["--out", "elsewhere"]);
+    let steps = moved.steps();
+    for step in ["promote.a", "promote.b", "metrics.all"] {
+        assert_eq!(steps[step], "wrote", "{steps:?}");
+    }
+    assert!(steps.values().all(|outcome| outcome != "ran"), "{steps:?}");
+    let outputs = moved.events.iter().find(|line| line["reason"] == "outputs").unwrap();
+    let files = outputs["files"].as_array().unwrap();
+    assert_eq!(outputs["folder"], "elsewhere");
+    assert_eq!(files[0]["path"], "elsewhere/a.gguf");
+    assert_eq!(files[0]["manifest"], "elsewhere/a.gguf.manifest.json");
+    assert_eq!(
+        files[0]["bytes"],
+        std::fs::metadata(forge.path("elsewhere/a.gguf")).unwrap().len()
+    );
+}
+
+#[test]
 fn a_plan_writes_nothing_beside_the_recipe() {
     let forge = project();
     let list = || {

@@ -134,6 +134,7 @@ const LAYERS: &[(&str, Names)] = &[
         Names::Only(&[
             "action",
             "digest",
+            "fs",
             "graph",
             "observer",
             "prose",

@@ -490,6 +490,7 @@ fn candidates_are_exported_by_name_file_or_manifest() {
 #[test]
 fn a_candidate_has_one_size_everywhere() {
     let forge = project();
+    forge.write("model.gguf", layers()).recipe(RECIPE);
     let built = forge.run(&["build", "-j", "1"]).success();
     let file = std::fs::metadata(forge.path("out/small/best-6bpw.gguf")).unwrap().len();
     let shown = json(&forge, &["policy", "show", "best-6bpw"]);
