@@ -129,7 +129,7 @@ impl Kind for Metrics {
         Ok(true)
     }
 
-    fn output_names(&self, node: &Node, only_table: bool) -> Vec<String> {
+    fn output_names(&self, node: &Node, _outcome: &Outcome, only_table: bool) -> Vec<String> {
         let names = file_names(node, only_table).into_iter().flatten();
         names.map(|(name, _)| name).collect()
     }

@@ -171,11 +171,10 @@ impl Kind for Policy {
         Ok(!outcome.files.is_empty())
     }
 
-    /// The certificate, if the method proves its choice.
-    fn output_names(&self, node: &Node, _only_table: bool) -> Vec<String> {
-        let proves = policy_step(node).is_ok_and(|step| step.method.constraints().is_some());
-        let name = proves.then(|| certificate_name(node).ok()).flatten();
-        name.into_iter().collect()
+    /// The certificate, if there is one.
+    fn output_names(&self, node: &Node, outcome: &Outcome, _only_table: bool) -> Vec<String> {
+        let certificate = outcome.output(action::Policy::CERTIFICATE);
+        certificate.and_then(|_| certificate_name(node)).into_iter().collect()
     }
 
     fn estimate_writing(

@@ -215,7 +215,7 @@ impl Kind for Promote {
         }
     }
 
-    fn output_names(&self, node: &Node, _only_table: bool) -> Vec<String> {
+    fn output_names(&self, node: &Node, _outcome: &Outcome, _only_table: bool) -> Vec<String> {
         candidate(node).into_iter().map(file_name).collect()
     }
 

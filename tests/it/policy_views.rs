@@ -103,6 +103,13 @@ fn types_are_shown_for_policies_candidates_and_files() {
     ] {
         let mut of_other = json(&forge, &["policy", "show", other]);
         of_other["of"] = shown["of"].clone();
+        if other == "policy.json" {
+            // A table of types has no header.
+            for size in ["file_bytes", "bpw"] {
+                assert!(of_other[size].is_null());
+                of_other[size] = shown[size].clone();
+            }
+        }
         assert_eq!(of_other, shown, "{other}");
     }
     let tensors = shown["tensors"].as_array().unwrap();
@@ -533,4 +540,21 @@ fn a_candidate_has_one_size_everywhere() {
         "{}",
         head("best-6bpw")
     );
+}
+
+#[test]
+fn a_solved_policy_in_a_new_folder_only_writes_its_certificate() {
+    let forge = project();
+    forge.write("model.gguf", layers()).recipe(RECIPE);
+    let built = forge.run(&["build", "-j", "1"]).success().stderr;
+    assert!(built.contains("  out/small/guess-6bpw.certificate.json  "), "{built}");
+    let plan = forge.run(&["plan", "--out", "new"]).success().stdout;
+    let line = plan.lines().find(|line| line.contains("policy.guess@6bpw")).unwrap();
+    assert!(line.starts_with("write    policy.guess@6bpw"), "{line}");
+    assert!(line.contains("only `guess-6bpw.certificate.json` ("), "{line}");
+    assert!(line.ends_with("KiB): a file is not in the output folder"), "{line}");
+    forge.write("out/small/guess-6bpw.certificate.json", "{}");
+    let plan = forge.run(&["plan"]).success().stdout;
+    let line = plan.lines().find(|line| line.contains("policy.guess@6bpw")).unwrap();
+    assert!(line.ends_with("a file in the output folder was changed"), "{line}");
 }
