@@ -190,6 +190,8 @@ struct Scheduler<'a> {
     undecided: VecDeque<usize>,
     /// Why ready nodes must run.
     reasons: BTreeMap<usize, Reason>,
+    /// Nodes of which only files are written.
+    writes: BTreeSet<usize>,
     /// The number of nodes of each pool that run.
     running: BTreeMap<Pool, usize>,
     /// Computed when the first node is about to run: a build with nothing to do needs no order.
@@ -221,6 +223,7 @@ pub fn build(
         states: vec![State::Waiting; graph.len()],
         undecided: VecDeque::new(),
         reasons: BTreeMap::new(),
+        writes: BTreeSet::new(),
         running: BTreeMap::new(),
         order: None,
         tables: Tables::default(),
@@ -318,7 +321,11 @@ impl<'a> Scheduler<'a> {
             }
             match plan::decide(node, &self.inputs(node), self.env) {
                 Ok(Decision::Hit(outcome)) => self.hit(node, outcome),
-                Ok(Decision::Write(reason) | Decision::Miss(reason)) => {
+                Ok(Decision::Write(reason)) => {
+                    self.writes.insert(place);
+                    self.reasons.insert(place, reason);
+                }
+                Ok(Decision::Miss(reason)) => {
                     self.reasons.insert(place, reason);
                 }
                 // It would fail now: the report of a refused build has what else is wrong, too.
@@ -365,21 +372,26 @@ impl<'a> Scheduler<'a> {
 
     fn tasks(&self) -> Vec<Task> {
         let mut headers = Headers::new(self.graph);
-        let tasks = self.nodes.iter().zip(&self.states).map(|(node, &state)| {
-            let kind = step::kind_of(node);
-            let inputs = self.graph.inputs(&node.id).into_iter();
-            Task {
-                pool: kind.pool(node),
-                // Nothing depends on the cost of a node that is done.
-                cost: if order::is_open(state) {
-                    step::cost::of(node, self.env, &mut headers)
-                } else {
-                    0
-                },
-                inputs: inputs.filter_map(|input| self.places.get(input).copied()).collect(),
-                is_wanted: kind.is_wanted(),
-            }
-        });
+        let tasks = self
+            .nodes
+            .iter()
+            .zip(&self.states)
+            .enumerate()
+            .map(|(place, (node, &state))| {
+                let kind = step::kind_of(node);
+                let inputs = self.graph.inputs(&node.id).into_iter();
+                Task {
+                    pool: kind.pool(node),
+                    // Nothing depends on the cost of a node that is done, and writing files takes no time.
+                    cost: if order::is_open(state) && !self.writes.contains(&place) {
+                        step::cost::of(node, self.env, &mut headers)
+                    } else {
+                        0
+                    },
+                    inputs: inputs.filter_map(|input| self.places.get(input).copied()).collect(),
+                    is_wanted: kind.is_wanted(),
+                }
+            });
         tasks.collect()
     }
 
