@@ -137,16 +137,17 @@ impl Report {
         counts
     }
 
-    /// Counts steps whose manifest was written after they had ended. A step that was a hit then is one that only wrote files, as a
-    /// plan says of it.
-    pub fn count_written(&mut self, steps: &BTreeSet<NodeId>) {
-        for step in steps {
-            let is_hit = |outcome: &Arc<Outcome>| !outcome.ran && !outcome.wrote;
-            if step.is_step() && self.outcomes.get(step).is_some_and(is_hit) {
-                self.hit -= 1;
-                self.wrote += 1;
-            }
-        }
+    /// Counts steps whose manifest was written after they had ended, and returns those of them that were hits: now they are steps of
+    /// which only files were written, as a plan says of them.
+    pub fn count_written<'s>(&mut self, steps: &'s BTreeSet<NodeId>) -> Vec<&'s NodeId> {
+        let is_hit = |step: &&NodeId| {
+            let outcome = self.outcomes.get(*step).filter(|_| step.is_step());
+            outcome.is_some_and(|outcome| !outcome.ran && !outcome.wrote)
+        };
+        let hits: Vec<&NodeId> = steps.iter().filter(is_hit).collect();
+        self.hit -= hits.len();
+        self.wrote += hits.len();
+        hits
     }
 
     /// Returns how the build ended.

@@ -58,6 +58,7 @@ use crate::step::promote;
 use crate::step::space::Headers;
 use crate::store::Store;
 use crate::store::StoreError;
+use crate::vocab::verdict::StepOutcome;
 use crate::why::Answer;
 use crate::why::Overview;
 use crate::why::ReadFiles;
@@ -361,7 +362,17 @@ impl Session {
             manifests.extend(written);
             failures
         });
-        report.count_written(&manifests);
+        for step in report.count_written(&manifests) {
+            let candidate = self.graph.node(step).and_then(promote::candidate);
+            observer.event(&Event::StepFinished {
+                step: step.to_string(),
+                outcome: StepOutcome::Wrote,
+                ran: 0,
+                hit: 1,
+                elapsed_ms: 0,
+                summary: candidate.map(promote::manifest_name).unwrap_or_default(),
+            });
+        }
         if let Some(findings) = findings.into_inner().filter(|findings| !findings.is_empty()) {
             return Err(SessionError::Refused(findings));
         }

@@ -123,7 +123,7 @@ fn a_pipe_gets_the_partial_table_on_stderr_and_only_the_complete_one_on_stdout()
         found.unwrap_or_else(|| panic!("no line `{start}` in {}", run.stderr))
     };
     let table = place("so far: 3 of 4 candidates (metrics.");
-    assert!(table < place("ran    policy.search"));
+    assert!(table < place("ran     policy.search"));
     assert!(lines[table..].iter().any(|line| line.contains("mix-Q5_K_M")));
 }
 
