@@ -80,6 +80,15 @@ pub struct OutputFile {
     pub manifest: Option<String>,
 }
 
+/// A file in the output folder that forge wrote and that the recipe no longer makes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StaleFile {
+    /// Its path.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
 /// One event of a build.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
@@ -234,6 +243,13 @@ pub enum Event {
         folder: String,
         /// Its files: the candidates first.
         files: Vec<OutputFile>,
+    },
+    /// The output folder contains files that the recipe no longer makes.
+    StaleOutputs {
+        /// The output folder.
+        folder: String,
+        /// The files.
+        files: Vec<StaleFile>,
     },
     /// The build ended.
     BuildFinished {

@@ -1,5 +1,6 @@
 //! The arguments of the command line.
 
+mod clean;
 mod provenance;
 mod recipe;
 mod tables;
@@ -18,6 +19,7 @@ use clap::builder::PathBufValueParser;
 use clap::builder::PossibleValue;
 use clap::builder::TypedValueParser as _;
 
+pub(super) use clean::*;
 pub(super) use provenance::*;
 pub(super) use recipe::*;
 pub(super) use tables::*;
@@ -142,6 +144,8 @@ pub(super) enum Command {
     Plan(Plan),
     /// Bring all candidates and figures up to date
     Build(Build),
+    /// Remove files that forge wrote to the output folder: those that the recipe no longer makes, or all
+    Clean(Clean),
     /// Explain why a step or a tensor would run, or when and why it last ran
     Why(Why),
     /// Print the table of the last build again, or figures of files side by side

@@ -7,6 +7,7 @@ use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::args;
 use crate::cli::cache::gc::enforce_limit;
+use crate::cli::clean;
 use crate::cli::diagnostic::Diagnostic;
 use crate::cli::files::Files;
 use crate::cli::files::Target;
@@ -166,6 +167,11 @@ fn carry_out(
         let outputs = session.outputs(&report);
         if report.ran + report.wrote > 0 && !terminal.quiet {
             list(&outputs, session.out(), terminal);
+        }
+        if !terminal.quiet
+            && let Some(stale) = clean::stale_line(&report.stale, &display(session.out()), target)
+        {
+            terminal.line(&stale);
         }
         let out = (!outputs.is_empty()).then_some(session.out());
         terminal.line(&summary(&report, out));

@@ -306,6 +306,26 @@ impl Files {
         Ok(Store::open_read_only(&place).ok())
     }
 
+    /// Opens the store that builds of a recipe use.
+    pub(super) fn store_of(&self, recipe: &str, terminal: &Terminal) -> Result<(Store, Config), Failure> {
+        let config = Config::read(&self.folder(recipe))?;
+        terminal.set_preferred_color(config.color());
+        let store = Store::open(&self.cache_dir(&config)?);
+        let store = store.map_err(|error| session_failure(&SessionError::Store(error)))?;
+        Ok((store, config))
+    }
+
+    /// Returns a recipe if it can be read and has no error; nothing is printed.
+    pub(super) fn good_recipe(&self, path: &str) -> Option<Recipe> {
+        let loaded = check::load(
+            path,
+            &mut |path| self.read(path),
+            &mut |recipe, other| self.extend(recipe, other),
+            &known_engines(),
+        );
+        loaded.ok().map(|parsed| parsed.recipe)
+    }
+
     /// Opens the store, for commands that need no recipe.
     pub(super) fn store(&self, terminal: &Terminal) -> Result<Store, Failure> {
         let place = self.store_dir(terminal)?;

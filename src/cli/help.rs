@@ -80,6 +80,16 @@ const VERBS: &[(Group, &str, &[&str])] = &[
     ),
     (
         Build,
+        "clean",
+        &[
+            "forge clean --stale",
+            "forge clean --stale --dry-run",
+            "forge clean --stale --keep-tensors --yes",
+            "forge clean -f other.toml",
+        ],
+    ),
+    (
+        Build,
         "lock",
         &["forge lock", "forge lock --check", "forge lock other.toml"],
     ),

@@ -6,6 +6,7 @@ mod bundle;
 mod cache;
 pub mod check;
 mod check_files;
+mod clean;
 pub mod diagnostic;
 mod diff;
 mod environment;
@@ -37,6 +38,7 @@ pub mod show;
 mod show_table;
 mod sign;
 mod signals;
+mod stale;
 mod table;
 mod targets;
 mod terminal;
@@ -169,6 +171,7 @@ fn run(args: &Args, terminal: &Terminal) -> Result<Exit, Failure> {
         Command::Show(show) => files.show(&selection::only_recipe(&show.recipe, "show", &files)?, show, terminal),
         Command::Plan(plan) => plan::run(plan, &files, terminal),
         Command::Build(build) => build::run(build, &files, terminal),
+        Command::Clean(clean) => clean::run(clean, &files, terminal),
         Command::Why(why) => why::run(why, &files, terminal),
         Command::Table(table) => show_table::run(table, &files, terminal),
         Command::Diff(diff) => diff::run(diff, &files, terminal),

@@ -287,7 +287,11 @@ impl Observer for Progress<'_> {
                 state.refresh();
             }
             // The log is shown by `forge log show`, and what was kept is named with the error.
-            Event::StepLog { .. } | Event::StepKept { .. } | Event::Table { .. } | Event::Outputs { .. } => {}
+            Event::StepLog { .. }
+            | Event::StepKept { .. }
+            | Event::Table { .. }
+            | Event::Outputs { .. }
+            | Event::StaleOutputs { .. } => {}
             Event::BuildFinished { .. } => {
                 if let Some(all) = state.all.take() {
                     all.finish_and_clear();

@@ -17,6 +17,7 @@ use crate::cli::files::Files;
 use crate::cli::json;
 use crate::cli::settings::Config;
 use crate::cli::sign::key_failure;
+use crate::cli::stale;
 use crate::cli::targets;
 use crate::cli::terminal::Terminal;
 use crate::fs;
@@ -24,6 +25,7 @@ use crate::prose;
 use crate::sign::PublicKey;
 use crate::verify;
 use crate::verify::Target;
+use crate::verify::Verdict;
 use crate::verify::Verified;
 
 /// Outputs that are read at once: each keeps one thread busy with SHA-256, and the disk is one.
@@ -34,22 +36,25 @@ pub(super) fn run(args: &args::Verify, files: &Files, terminal: &Terminal) -> Re
     for path in &args.key {
         keys.push(PublicKey::load(&files.path(path)).map_err(|error| key_failure(&error))?);
     }
-    let targets = targets::of(&args.outputs, files, terminal)?;
+    let mut targets = targets::of(&args.outputs, files, terminal)?;
+    let stale = stale::of(&args.outputs, files, &mut targets);
     let threads = files::threads(args.jobs, &Config::default());
     let all = verify_all(&targets, &keys, threads.min(MAX_PARALLEL), terminal);
-    let bad = all.iter().filter(|verified| !verified.problems.is_empty()).count();
+    let mut verdicts = Vec::with_capacity(all.len());
     for verified in &all {
+        let verdict = verified.verdict(!stale.contains(&verified.output));
+        verdicts.push(verdict);
         if terminal.is_json() {
-            terminal.data(&line(verified));
+            terminal.data(&line(verified, verdict));
         } else {
-            terminal.data(&text(verified));
+            terminal.data(&text(verified, verdict));
         }
     }
     if !terminal.is_json() {
-        let good = all.len() - bad;
-        terminal.line(&format!("forge: {good} good, {bad} bad"));
+        terminal.line(&format!("forge: {}", counts(&verdicts)));
     }
-    Ok(if bad == 0 { Exit::Done } else { Exit::Recipe })
+    let is_failure = verdicts.into_iter().any(Verdict::is_failure);
+    Ok(if is_failure { Exit::Recipe } else { Exit::Done })
 }
 
 fn verify_all(targets: &[Target], keys: &[PublicKey], threads: usize, terminal: &Terminal) -> Vec<Verified> {
@@ -88,7 +93,23 @@ fn verify_all(targets: &[Target], keys: &[PublicKey], threads: usize, terminal: 
     done.into_iter().map(|(_, verified)| verified).collect()
 }
 
-fn line(verified: &Verified) -> String {
+/// Counts the verdicts: good and bad ones always, others if there are any.
+fn counts(verdicts: &[Verdict]) -> String {
+    let count = |verdict| verdicts.iter().filter(|found| **found == verdict).count();
+    let mut words = vec![
+        format!("{} good", count(Verdict::Good)),
+        format!("{} bad", count(Verdict::Bad)),
+    ];
+    for verdict in [Verdict::Missing, Verdict::Stale] {
+        match count(verdict) {
+            0 => {}
+            number => words.push(format!("{number} {}", verdict.as_str())),
+        }
+    }
+    words.join(", ")
+}
+
+fn line(verified: &Verified, verdict: Verdict) -> String {
     let problems = verified.problems.iter().map(|problem| {
         serde_json::json!({
             "part": problem.part.as_str(),
@@ -101,6 +122,7 @@ fn line(verified: &Verified) -> String {
         "reason": "verified",
         "output": verified.output.display().to_string(),
         "good": verified.problems.is_empty(),
+        "verdict": verdict.as_str(),
         "bytes": verified.bytes,
         "tensors": verified.tensors,
         "signers": verified.signers,
@@ -110,7 +132,7 @@ fn line(verified: &Verified) -> String {
     format!("{line}\n")
 }
 
-fn text(verified: &Verified) -> String {
+fn text(verified: &Verified, verdict: Verdict) -> String {
     let mut text = String::new();
     let output = escape(&verified.output.display().to_string());
     if verified.problems.is_empty() {
@@ -133,10 +155,18 @@ fn text(verified: &Verified) -> String {
             .map(|name| format!(", renamed from `{}`", escape(name)))
             .unwrap_or_default();
         let bytes = prose::bytes(verified.bytes);
-        let _ = writeln!(text, "good  {output}  {tensors}, {bytes}, {signed}{renamed}");
+        let (word, stale) = match verdict {
+            Verdict::Stale => ("stale", "; the recipe no longer makes it"),
+            _ => ("good ", ""),
+        };
+        let _ = writeln!(text, "{word} {output}  {tensors}, {bytes}, {signed}{renamed}{stale}");
         return text;
     }
-    let _ = writeln!(text, "BAD   {output}");
+    let word = match verdict {
+        Verdict::Missing => "MISSING",
+        _ => "BAD  ",
+    };
+    let _ = writeln!(text, "{word} {output}");
     for problem in &verified.problems {
         let place = match problem.place.as_str() {
             "" => String::new(),

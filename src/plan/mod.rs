@@ -262,7 +262,7 @@ pub fn with_result(node: &Node, outcome: &Outcome, inputs: &Inputs, env: &Env<'_
         return Ok(Decision::Miss(Reason::Unmet(unmet)));
     }
     let writing = kind.estimate_writing(node, &outcome, inputs, env);
-    let names = kind.output_names(node, &outcome, env.only_table);
+    let names = kind.output_names(node, Some(&outcome), env.only_table);
     let is_there = |name: &String| output::path(env, name).is_ok_and(|path| fs::exists(&path).unwrap_or(true));
     let reason = if names.iter().all(is_there) {
         Reason::OutputChanged
@@ -350,7 +350,7 @@ fn status_of(node: &Node, known: &Inputs, env: &Env<'_>, assessment: Assessment)
                 Ok(estimate) => Status::Write {
                     key: outcome.key,
                     reason,
-                    files: kind.output_names(node, &outcome, env.only_table),
+                    files: kind.output_names(node, Some(&outcome), env.only_table),
                     estimate,
                 },
                 Err(error) => Status::Failed { error: Arc::new(error) },

@@ -32,6 +32,7 @@ use crate::graph::Node;
 use crate::graph::NodeId;
 use crate::observer::BuildOutcome;
 use crate::observer::Event;
+use crate::observer::StaleFile;
 use crate::plan;
 use crate::plan::Decision;
 use crate::plan::Reason;
@@ -123,6 +124,8 @@ pub struct Report {
     pub elapsed_ms: u64,
     /// The scripts that repeat failed steps.
     pub kept: BTreeMap<NodeId, PathBuf>,
+    /// The files in the output folder that the recipe no longer makes.
+    pub stale: Vec<StaleFile>,
 }
 
 impl Report {

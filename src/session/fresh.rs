@@ -24,6 +24,7 @@ use crate::digest::Hash;
 use crate::engine::Engines;
 use crate::fs;
 use crate::fs::Stamp;
+use crate::manifest;
 use crate::observer::Silent;
 use crate::report::metrics::Metrics;
 use crate::scheduler::Report;
@@ -345,10 +346,12 @@ impl Session {
     /// recipe was read from; without them nothing is noted. Says whether it was noted; no result depends on it.
     pub fn note_fresh(&self, request: &BuildRequest, texts: &[(PathBuf, BlobDigest)], report: &Report) -> bool {
         let done = report.failures.is_empty() && !report.stopped && report.ran + report.wrote + report.skipped == 0;
-        done && self
-            .fresh_note(request, texts, report)
-            .and_then(|(name, text)| self.store.note_fresh(&name, &text).ok())
-            .is_some()
+        // Each build names stale files.
+        done && report.stale.is_empty()
+            && self
+                .fresh_note(request, texts, report)
+                .and_then(|(name, text)| self.store.note_fresh(&name, &text).ok())
+                .is_some()
     }
 
     fn fresh_note(
@@ -385,6 +388,16 @@ impl Session {
                     glob: Cow::Owned(glob),
                 });
             }
+        }
+        // Another recipe of this name may add candidates that this one does not make.
+        let out = std::path::absolute(Path::new(".").join(&self.settings.out)).ok()?;
+        if fs::exists(&out).ok()? {
+            let glob = format!("*{}", manifest::SUFFIX);
+            patterns.push(Pattern {
+                folder: text(&out)?,
+                files: pattern::matches(&glob, &out).ok()?,
+                glob: Cow::Owned(glob),
+            });
         }
         let texts = texts.iter().map(|(path, digest)| {
             Some(Text {

@@ -2,6 +2,7 @@
 //! writes what stands next to outputs.
 
 mod chart;
+pub mod clean;
 pub mod engines;
 mod evaluations;
 mod fresh;
@@ -404,6 +405,7 @@ impl Session {
                 table: Table::of(&[table]).document(),
             });
         }
+        report.stale = self.report_stale(&observer);
         observer.event(&finished(&report));
         Ok(report)
     }

@@ -20,7 +20,7 @@ impl Session {
                 continue;
             };
             let candidate = promote::candidate(node);
-            let names = step::kind_of(node).output_names(node, outcome, env.only_table);
+            let names = step::kind_of(node).output_names(node, Some(outcome), env.only_table);
             for path in names.iter().filter_map(|name| output::path(&env, name).ok()) {
                 let Some(file) = outcome.files.iter().find(|file| file.path == path) else {
                     continue;

@@ -134,7 +134,11 @@ impl<'a> Run<'a> {
         let mut is_relevant = state.writer.is_some();
         match event {
             // The store has the table, and a record with the digests of a table would keep their blobs in the store.
-            Event::Progress { .. } | Event::Table { .. } | Event::PartialTable { .. } | Event::Outputs { .. } => return,
+            Event::Progress { .. }
+            | Event::Table { .. }
+            | Event::PartialTable { .. }
+            | Event::Outputs { .. }
+            | Event::StaleOutputs { .. } => return,
             Event::ActionFinished {
                 outcome: ActionOutcome::Ran,
                 key,

@@ -77,11 +77,16 @@ fn action_of(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Action, Step
 /// Returns the names of the table's files: `metrics` if the recipe has one table, else `metrics-NAME`.
 fn file_names(node: &Node, only_table: bool) -> Result<[(String, Output); 2], StepError> {
     let (name, _) = rows(node)?;
-    let stem = stem(name, only_table);
-    Ok([
+    Ok(files_of(name, only_table))
+}
+
+/// Returns the names of the files of a table and the outputs that they contain. `only` says whether the recipe has one table.
+pub fn files_of(name: &str, only: bool) -> [(String, Output); 2] {
+    let stem = stem(name, only);
+    [
         (format!("{stem}.json"), action::Metrics::JSON),
         (format!("{stem}.md"), action::Metrics::MARKDOWN),
-    ])
+    ]
 }
 
 fn stem(name: &str, only: bool) -> String {
@@ -129,7 +134,7 @@ impl Kind for Metrics {
         Ok(true)
     }
 
-    fn output_names(&self, node: &Node, _outcome: &Outcome, only_table: bool) -> Vec<String> {
+    fn output_names(&self, node: &Node, _outcome: Option<&Outcome>, only_table: bool) -> Vec<String> {
         let names = file_names(node, only_table).into_iter().flatten();
         names.map(|(name, _)| name).collect()
     }

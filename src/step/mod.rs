@@ -316,9 +316,9 @@ pub trait Kind: Sync {
         Ok(Vec::new())
     }
 
-    /// Returns the names of the files of a result in the output folder. `only_table` says whether the recipe has one table of
-    /// candidates.
-    fn output_names(&self, _node: &Node, _outcome: &Outcome, _only_table: bool) -> Vec<String> {
+    /// Returns the names of the files of a result in the output folder; without a result, of those that it may have. `only_table` says
+    /// whether the recipe has one table of candidates.
+    fn output_names(&self, _node: &Node, _outcome: Option<&Outcome>, _only_table: bool) -> Vec<String> {
         Vec::new()
     }
 

@@ -172,9 +172,10 @@ impl Kind for Policy {
     }
 
     /// The certificate, if there is one.
-    fn output_names(&self, node: &Node, outcome: &Outcome, _only_table: bool) -> Vec<String> {
-        let certificate = outcome.output(action::Policy::CERTIFICATE);
-        certificate.and_then(|_| certificate_name(node)).into_iter().collect()
+    fn output_names(&self, node: &Node, outcome: Option<&Outcome>, _only_table: bool) -> Vec<String> {
+        let has_certificate = outcome.is_none_or(|outcome| outcome.output(action::Policy::CERTIFICATE).is_ok());
+        let name = certificate_name(node).ok().filter(|_| has_certificate);
+        name.into_iter().collect()
     }
 
     fn estimate_writing(
@@ -216,7 +217,12 @@ pub fn file_bytes(node: &Node, outcome: &Outcome, inputs: &Inputs, env: &Env<'_>
 
 fn certificate_name(node: &Node) -> Result<String, StepError> {
     match &node.work {
-        Work::Step(step) => Ok(format!("{}.certificate.json", step.id.label())),
+        Work::Step(step) => Ok(certificate_file(&step.id)),
         _ => Err(wrong_kind(node)),
     }
+}
+
+/// Returns the file name of the certificate of a policy.
+pub fn certificate_file(policy: &StepId) -> String {
+    format!("{}.certificate.json", policy.label())
 }

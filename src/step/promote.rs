@@ -135,7 +135,8 @@ pub(super) fn is_there(candidate: &StepId, env: &Env<'_>) -> bool {
     path.is_ok_and(|path| fs::exists(&path).unwrap_or(true))
 }
 
-fn file_name(id: &StepId) -> String {
+/// Returns the file name of a candidate.
+pub fn file_name(id: &StepId) -> String {
     container::file_name(&id.label())
 }
 
@@ -215,7 +216,7 @@ impl Kind for Promote {
         }
     }
 
-    fn output_names(&self, node: &Node, _outcome: &Outcome, _only_table: bool) -> Vec<String> {
+    fn output_names(&self, node: &Node, _outcome: Option<&Outcome>, _only_table: bool) -> Vec<String> {
         candidate(node).into_iter().map(file_name).collect()
     }
 

@@ -136,8 +136,14 @@ impl Store {
     pub fn copy_back(&self, path: &Path, kept: &[BorrowedBlob]) -> Result<CopiedBack, StoreError> {
         // Most of it without the lock: copying takes time.
         self.copy_back_once(path, kept)?;
-        let lock = FileLock::exclusive(&self.root().join(layout::LOCKS).join(REPLACE_LOCK))?;
+        let lock = self.lock_replacing_outputs()?;
         self.copy_back_once(path, kept)?;
+        Ok(lock)
+    }
+
+    /// Waits for the lock that is held while outputs are replaced or removed.
+    pub(super) fn lock_replacing_outputs(&self) -> Result<CopiedBack, StoreError> {
+        let lock = FileLock::exclusive(&self.root().join(layout::LOCKS).join(REPLACE_LOCK))?;
         Ok(CopiedBack { _lock: lock })
     }
 

@@ -8,6 +8,7 @@ mod borrow_index;
 mod clean;
 mod error;
 mod gc;
+mod last_copies;
 mod layout;
 mod lease;
 mod lock;

@@ -65,6 +65,39 @@ impl Problem {
     }
 }
 
+/// What an output is found to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It matches its manifest.
+    Good,
+    /// It matches its manifest, and the recipe no longer makes it.
+    Stale,
+    /// It does not match its manifest, or it has none.
+    Bad,
+    /// It is not there.
+    Missing,
+}
+
+impl Verdict {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Good, Self::Stale, Self::Bad, Self::Missing];
+
+    /// Returns the word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Stale => "stale",
+            Self::Bad => "bad",
+            Self::Missing => "missing",
+        }
+    }
+
+    /// Returns whether it fails a verification. Only what is wrong or missing does.
+    pub const fn is_failure(self) -> bool {
+        matches!(self, Self::Bad | Self::Missing)
+    }
+}
+
 /// What came of verifying an output.
 #[derive(Debug)]
 pub struct Verified {
@@ -82,6 +115,23 @@ pub struct Verified {
     pub keys: usize,
     /// The name that the manifest has for the output, where that is not the file's.
     pub renamed_from: Option<String>,
+    /// Whether the output is not there.
+    pub is_missing: bool,
+}
+
+impl Verified {
+    /// Returns what the output is found to be. `is_made` says whether its recipe makes it, as far as that is known.
+    pub fn verdict(&self, is_made: bool) -> Verdict {
+        if self.is_missing {
+            Verdict::Missing
+        } else if !self.problems.is_empty() {
+            Verdict::Bad
+        } else if is_made {
+            Verdict::Good
+        } else {
+            Verdict::Stale
+        }
+    }
 }
 
 /// What to verify.
@@ -148,6 +198,7 @@ pub fn verify(target: &Target, keys: &[PublicKey], progress: &(dyn Fn(u64) + Syn
         signers: Vec::new(),
         keys: 0,
         renamed_from: None,
+        is_missing: matches!(fs::exists(&target.output), Ok(false)),
     };
     let bytes = match read_manifest(&target.manifest) {
         Ok(bytes) => bytes,
@@ -158,6 +209,10 @@ pub fn verify(target: &Target, keys: &[PublicKey], progress: &(dyn Fn(u64) + Syn
                 error.to_string()
             };
             verified.problems.push(Problem::new(Part::Manifest, "", what));
+            if verified.is_missing {
+                let what = format!("there is no `{}`", target.output.display());
+                verified.problems.push(Problem::new(Part::Output, "", what));
+            }
             return verified;
         }
     };

@@ -21,6 +21,7 @@ mod cache_hostile;
 mod cache_limit;
 mod cache_stress;
 mod certificate;
+mod clean;
 mod concurrent;
 mod conformance;
 mod content;

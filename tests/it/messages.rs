@@ -86,6 +86,13 @@ fn every_line_is_one_of_the_schema() {
             .iter()
             .all(|line| line["reason"] == "plan-finished" || line["status"] == "hit")
     );
+    // A candidate that the recipe no longer makes.
+    forge.recipe(&RECIPE.replace("[promote.b]", "[promote.c]"));
+    assert!(reasons(&checker.run(&forge, 0, &build)).contains(&"stale-outputs"));
+    let lines = checker.run(&forge, 0, &["clean", "--stale", "--yes"]);
+    assert_eq!(reasons(&lines), ["clean-plan", "cleaned"]);
+    forge.recipe(RECIPE);
+    checker.run(&forge, 0, &build);
     assert_eq!(checker.run(&forge, 0, &["check"])[0]["file"], "recipe.toml");
     assert_eq!(checker.run(&forge, 0, &["engine"]).len(), 2);
     checker.run(&forge, 0, &["init", "new"]);
