@@ -16,5 +16,7 @@ fi
 cargo bench --bench null_build -- "$@"
 cargo bench --bench quantize -- "$@"
 cargo bench --bench probes -- "$@"
+# Some 20 minutes.
+cargo bench --bench estimates
 # Some hours: every type of every tensor is measured.
 cargo bench --bench policies -- "$@"

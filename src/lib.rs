@@ -60,6 +60,8 @@ pub mod runs;
 
 pub mod graph;
 
+pub mod timing;
+
 pub mod work;
 
 pub mod step;

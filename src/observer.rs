@@ -1,5 +1,7 @@
 //! What a build tells while it runs. The terminal, the JSON lines and the run's record all listen to the same events.
 
+mod phase;
+
 use serde::Deserialize;
 use serde::Serialize;
 use serde_json::Value;
@@ -7,6 +9,8 @@ use serde_json::Value;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
 use crate::vocab::verdict::StepOutcome;
+
+pub use phase::Phase;
 
 /// What a progress counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -80,6 +84,39 @@ pub struct OutputFile {
     pub manifest: Option<String>,
 }
 
+/// A duration in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Time {
+    /// The most likely one.
+    pub likely_ms: u64,
+    /// It is shorter one of twenty times.
+    pub least_ms: u64,
+    /// It is longer one of twenty times.
+    pub most_ms: u64,
+}
+
+/// How long a step is expected to take.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepTime {
+    /// The step.
+    pub step: String,
+    /// All of it.
+    pub time: Time,
+    /// Its phases, in order.
+    pub phases: Vec<PhaseTime>,
+}
+
+/// How long a phase of a step is expected to take.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PhaseTime {
+    /// The phase.
+    pub phase: Phase,
+    /// How much of it there is: bytes, or chunks times the share of the model that is computed.
+    pub work: f64,
+    /// How long it takes.
+    pub time: Time,
+}
+
 /// A file in the output folder that forge wrote and that the recipe no longer makes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StaleFile {
@@ -121,6 +158,40 @@ pub enum Event {
         done: u64,
         /// How much there is to do.
         total: u64,
+        /// The phase of the step.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        phase: Option<Phase>,
+        /// The share of the phase's work that is done: chunks of which only a part is computed count less. 0 to 1.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        fraction: Option<f64>,
+        /// How long the step still takes, in milliseconds.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        left_ms: Option<u64>,
+        /// How long the build still takes, in milliseconds.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        build_left_ms: Option<u64>,
+    },
+    /// The speed of this machine is measured, which takes a few seconds.
+    MeasuringSpeeds,
+    /// How long a build and its steps are expected to take. Comes before the first step starts.
+    Estimated {
+        /// The steps that are expected to run.
+        steps: Vec<StepTime>,
+        /// All of them.
+        time: Time,
+    },
+    /// A named phase of a step begins.
+    PhaseStarted {
+        /// The step.
+        step: String,
+        /// The phase.
+        phase: Phase,
+        /// What is done in it, for people.
+        what: String,
+        /// How much work it has now, in the unit of the estimate.
+        work: f64,
+        /// Whether it has no more than expected before.
+        is_final: bool,
     },
     /// An action has its result.
     ActionFinished {

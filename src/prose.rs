@@ -61,6 +61,31 @@ pub fn duration_ms(milliseconds: u64) -> String {
     }
 }
 
+/// Writes an estimated span of time, rounded to what can be known of it: `less than a second`, `8 s`, `40 s`, `3 min`, `5.5 h`, `4 days`.
+pub fn about_ms(milliseconds: u64) -> String {
+    let seconds = milliseconds as f64 / 1000.0;
+    let (minutes, hours) = (seconds / 60.0, seconds / 3600.0);
+    match seconds {
+        ..1.0 => "less than a second".to_owned(),
+        ..10.0 => format!("{seconds:.0} s"),
+        ..87.5 => format!("{:.0} s", (seconds / 5.0).round() * 5.0),
+        ..5370.0 => format!("{minutes:.0} min"),
+        ..36_000.0 => format!("{} h", (hours * 2.0).round() / 2.0),
+        ..172_800.0 => format!("{hours:.0} h"),
+        _ => format!("{:.0} days", hours / 24.0),
+    }
+}
+
+/// Writes an estimated span of time with its range: `3 min (2 min to 5 min)`.
+pub fn about_range_ms(likely: u64, least: u64, most: u64) -> String {
+    let (likely, least, most) = (about_ms(likely), about_ms(least), about_ms(most));
+    if least == most {
+        likely
+    } else {
+        format!("{likely} ({least} to {most})")
+    }
+}
+
 /// Breaks a line between words so that no line is wider than `width`, as far as words allow.
 pub fn wrap(line: &str, width: usize) -> String {
     let mut text = String::with_capacity(line.len());

@@ -83,6 +83,7 @@ pub(super) fn run(args: &args::Exec, files: &Files, terminal: &Terminal) -> Resu
         models: &models,
         repeat: None,
         failed: None,
+        forecast: None,
     };
     let context = Context::new("exec", &machine, Located::default());
     for source in &args.source {

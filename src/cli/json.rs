@@ -56,6 +56,9 @@ pub(super) fn plan_end(plan: &Plan, out: &Path) -> String {
         "steps": counts.steps(),
         "sources_to_read": plan.sources_to_read(),
         "out": out.display().to_string(),
+        "time": plan.time,
+        "memory_bytes": plan.memory,
+        "disk_bytes": plan.disk,
     });
     if let Value::Object(line) = &mut line {
         line.extend(counts.all().map(|(word, steps)| (word.to_owned(), json!(steps))));
@@ -96,6 +99,9 @@ pub(super) fn plan_line(entry: &Entry) -> String {
     };
     if let (Value::Object(line), Value::Object(facts)) = (&mut line, facts) {
         line.extend(facts);
+        if let Some(time) = &entry.time {
+            line.insert("time".to_owned(), json!(time));
+        }
     }
     format!("{line}\n")
 }

@@ -14,7 +14,9 @@ use crate::cli::selection;
 use crate::cli::terminal::Terminal;
 use crate::engine::Cancel;
 use crate::fs;
-use crate::observer::Silent;
+use crate::observer::Event;
+use crate::observer::Observer;
+use crate::observer::Time;
 use crate::plan::Entry;
 use crate::plan::Plan;
 use crate::plan::Reason;
@@ -28,7 +30,7 @@ use crate::vocab::verdict::Verdict;
 pub(super) fn run(args: &args::Plan, files: &Files, terminal: &Terminal) -> Result<Exit, Failure> {
     let (session, _) = files.session(&selection::target(&args.target, files)?, terminal, Cancel::new())?;
     let findings = session.check();
-    let plan = session.plan(&Silent);
+    let plan = session.plan(&Notes(terminal));
     if terminal.is_json() {
         plan.entries
             .iter()
@@ -50,11 +52,31 @@ pub(super) fn run(args: &args::Plan, files: &Files, terminal: &Terminal) -> Resu
     Ok(if failed || stale { Exit::Recipe } else { Exit::Done })
 }
 
+/// Says that the machine is measured, which takes a while.
+struct Notes<'t>(&'t Terminal);
+
+impl Observer for Notes<'_> {
+    fn event(&self, event: &Event) {
+        if !matches!(event, Event::MeasuringSpeeds) {
+            return;
+        }
+        if self.0.is_json() {
+            json::Lines(self.0).event(event);
+        } else if !self.0.quiet {
+            self.0.line("note: measuring the speed of this machine, once");
+        }
+    }
+}
+
+/// The time of a step that takes less is not shown, in milliseconds.
+const WORTH_SAYING_MS: u64 = 1000;
+
 fn text(plan: &Plan, out: &Path, terminal: &Terminal) -> Block {
     let mut text = Block::new();
     let width = plan.entries.iter().map(|entry| entry.node.len()).max().unwrap_or(0);
     let mut total = Estimate::default();
-    for Entry { node, status, .. } in &plan.entries {
+    for Entry { node, status, time, .. } in &plan.entries {
+        let time = time.as_ref();
         let word = format!("{:1$}", status.verdict(), Verdict::WIDTH);
         match status {
             Status::Hit { .. } => {
@@ -81,7 +103,7 @@ fn text(plan: &Plan, out: &Path, terminal: &Terminal) -> Block {
             Status::Miss { reason, estimate, .. } => {
                 total.reads += estimate.reads;
                 total.writes += estimate.kept();
-                let work = work(estimate);
+                let work = work(estimate, time);
                 let _ = writeln!(text, "{word}  {node:width$}  {}{work}", scheduler::sentence(reason));
                 if let (Reason::Changed(differences), true) = (reason, terminal.verbose) {
                     for difference in differences {
@@ -92,7 +114,7 @@ fn text(plan: &Plan, out: &Path, terminal: &Terminal) -> Block {
                 }
             }
             Status::Unknown { waits_for, expected } => {
-                let most = expected.as_ref().map(work).unwrap_or_default();
+                let most = work(expected.as_ref().unwrap_or(&Estimate::default()), time);
                 let _ = writeln!(
                     text,
                     "{word}  {node:width$}  waits for {}{most}",
@@ -129,12 +151,25 @@ fn text(plan: &Plan, out: &Path, terminal: &Terminal) -> Block {
         let _ = write!(line, "; writes {}{more}", prose::bytes(total.writes));
     }
     let _ = writeln!(text, "{line}");
+    let Time {
+        likely_ms,
+        least_ms,
+        most_ms,
+    } = plan.time;
+    let time = prose::about_range_ms(likely_ms, least_ms, most_ms);
+    let _ = write!(text, "time: about {time}");
+    for (what, bytes) in [("memory", plan.memory), ("disk", plan.disk)] {
+        if bytes > 0 {
+            let _ = write!(text, "; {} of {what}", prose::bytes(bytes));
+        }
+    }
+    let _ = writeln!(text);
     let new = if fs::exists(out).unwrap_or(true) { "" } else { " (new)" };
     let _ = writeln!(text, "output folder: {}{new}", out.display());
     text
 }
 
-fn work(estimate: &Estimate) -> String {
+fn work(estimate: &Estimate, time: Option<&Time>) -> String {
     let mut parts = Vec::new();
     let of = prose::count(estimate.parts, estimate.unit);
     match estimate.unit {
@@ -150,6 +185,9 @@ fn work(estimate: &Estimate) -> String {
     // What is written and removed again is not a part of the result.
     if estimate.kept() > 0 {
         parts.push(format!("writes {}", prose::bytes(estimate.kept())));
+    }
+    if let Some(time) = time.filter(|time| time.likely_ms >= WORTH_SAYING_MS) {
+        parts.push(format!("about {}", prose::about_ms(time.likely_ms)));
     }
     if parts.is_empty() {
         String::new()

@@ -183,7 +183,7 @@ pub(super) fn read(path: &str, cap: u64, files: &Files) -> Result<String, Failur
     };
     let bytes = fs::read_small(&files.path(Path::new(path)), cap).map_err(|error| {
         if error.is_not_found() {
-            unreadable(Exit::Usage, "there is no such file".to_owned())
+            unreadable(Exit::Usage, fs::no_such_file(&files.path(Path::new(path))))
         } else {
             unreadable(Exit::Recipe, error.to_string())
         }

@@ -19,6 +19,7 @@ use crate::graph::NodeId;
 use crate::observer::ActionOutcome;
 use crate::observer::Event;
 use crate::observer::Observer;
+use crate::observer::Phase;
 use crate::observer::Unit;
 use crate::prose;
 use crate::report::metrics::Metrics;
@@ -36,6 +37,8 @@ struct State {
     all: Option<ProgressBar>,
     running: BTreeMap<String, Running>,
     left: usize,
+    /// How long the build still takes, for people.
+    time_left: Option<String>,
     width: usize,
     last_line: Instant,
 }
@@ -43,7 +46,22 @@ struct State {
 struct Running {
     bar: Option<ProgressBar>,
     unit: Option<Unit>,
+    /// The phase that has a name, and its name.
+    phase: Option<(Phase, String)>,
     started: Instant,
+}
+
+/// A build that takes longer says so first, in milliseconds.
+const WORTH_SAYING_MS: u64 = 10_000;
+
+impl Running {
+    /// Returns the name of a step, and of its phase if that has one.
+    fn name(&self, step: &str) -> String {
+        match &self.phase {
+            Some((_, what)) => format!("{step}: {what}:"),
+            None => step.to_owned(),
+        }
+    }
 }
 
 /// How often a build without a terminal says that it is alive.
@@ -63,6 +81,7 @@ impl<'a> Progress<'a> {
             all: None,
             running: BTreeMap::new(),
             left,
+            time_left: None,
             width,
             last_line: Instant::now(),
         };
@@ -90,14 +109,18 @@ fn style(template: &str) -> ProgressStyle {
         .progress_chars("=- ")
 }
 
+fn left_words(left: Option<&str>) -> String {
+    left.map_or_else(String::new, |left| format!(", {left} left"))
+}
+
 fn template(unit: Unit) -> &'static str {
     match unit {
-        Unit::BytesHashed => "  {msg} hashing {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left",
-        Unit::BytesQuantized => "  {msg} quantizing {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left",
-        Unit::BytesCompared => "  {msg} comparing {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left",
-        Unit::BytesWritten => "  {msg} writing {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left",
-        Unit::Chunks => "  {msg} {pos}/{len} chunks, {eta} left",
-        Unit::ReferenceChunks => "  {msg} reference: {pos}/{len} chunks, {eta} left",
+        Unit::BytesHashed => "  {msg} hashing {bytes}/{total_bytes} {binary_bytes_per_sec}{prefix}",
+        Unit::BytesQuantized => "  {msg} quantizing {bytes}/{total_bytes} {binary_bytes_per_sec}{prefix}",
+        Unit::BytesCompared => "  {msg} comparing {bytes}/{total_bytes} {binary_bytes_per_sec}{prefix}",
+        Unit::BytesWritten => "  {msg} writing {bytes}/{total_bytes} {binary_bytes_per_sec}{prefix}",
+        Unit::Chunks => "  {msg} {pos}/{len} chunks{prefix}",
+        Unit::ReferenceChunks => "  {msg} reference: {pos}/{len} chunks{prefix}",
         Unit::Tensors => "  {msg} {pos}/{len} tensors",
     }
 }
@@ -121,8 +144,9 @@ impl State {
             all.set_position(done);
             let unknown = self.left.saturating_sub(self.running.len());
             all.set_message(format!(
-                "{done} done, {} running, {unknown} unknown",
-                self.running.len()
+                "{done} done, {} running, {unknown} unknown{}",
+                self.running.len(),
+                left_words(self.time_left.as_deref())
             ));
         }
     }
@@ -159,6 +183,7 @@ impl Observer for Progress<'_> {
                     Running {
                         bar,
                         unit: None,
+                        phase: None,
                         started: Instant::now(),
                     },
                 );
@@ -169,16 +194,32 @@ impl Observer for Progress<'_> {
                 unit,
                 done,
                 total,
+                phase,
+                left_ms,
+                build_left_ms,
+                ..
             } => {
+                if let Some(left) = build_left_ms {
+                    state.time_left = Some(prose::about_ms(*left));
+                    state.refresh();
+                }
+                let left = left_ms.map(prose::about_ms);
                 let heartbeat = self.bars.is_none() && !self.terminal.quiet && state.last_line.elapsed() >= HEARTBEAT;
+                let build_left = state.time_left.clone();
                 if let Some(running) = state.running.get_mut(step) {
+                    if running.phase.as_ref().is_some_and(|(named, _)| Some(*named) != *phase) {
+                        running.phase = None;
+                    }
+                    let name = running.name(step);
                     if let Some(bar) = &running.bar {
+                        bar.set_prefix(left_words(left.as_deref()));
                         if running.unit != Some(*unit) && *unit != Unit::Tensors {
                             bar.reset();
                             bar.set_style(style(template(*unit)));
                             running.unit = Some(*unit);
                         }
                         if running.unit == Some(*unit) {
+                            bar.set_message(name);
                             bar.set_length(*total);
                             bar.set_position(*done);
                         } else {
@@ -186,9 +227,29 @@ impl Observer for Progress<'_> {
                         }
                     } else if heartbeat {
                         let time = prose::duration_ms(running.started.elapsed().as_millis() as u64);
-                        self.line(&format!("  ...  {step}: {}, {time}", unit_words(*unit, *done, *total)));
+                        let words = unit_words(*unit, *done, *total);
+                        let left = left_words(left.as_deref());
+                        let build = build_left.map_or_else(String::new, |left| format!("; build: {left} left"));
+                        self.line(&format!("  ...  {name}: {words}, {time}{left}{build}"));
                         state.last_line = Instant::now();
                     }
+                }
+            }
+            Event::PhaseStarted { step, phase, what, .. } => {
+                if let Some(running) = state.running.get_mut(step) {
+                    running.phase = Some((*phase, what.clone()));
+                }
+            }
+            Event::MeasuringSpeeds => {
+                if !self.terminal.quiet {
+                    self.line("note: measuring the speed of this machine, once");
+                }
+            }
+            Event::Estimated { time, .. } => {
+                let words = prose::about_range_ms(time.likely_ms, time.least_ms, time.most_ms);
+                state.time_left = Some(words.clone());
+                if !self.terminal.quiet && time.likely_ms >= WORTH_SAYING_MS {
+                    self.line(&format!("note: this will take about {words}"));
                 }
             }
             Event::ActionFinished {

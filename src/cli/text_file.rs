@@ -12,7 +12,7 @@ const TEXT_CAP: u64 = 4 << 20;
 pub(super) fn read_source(path: &Path, name: &str) -> Result<Source, LoadError> {
     let bytes = fs::read_small(path, TEXT_CAP).map_err(|error| LoadError {
         message: if error.is_not_found() {
-            "there is no such file".to_owned()
+            fs::no_such_file(path)
         } else {
             error.to_string()
         },

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 /// An operation on a path failed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {operation} `{}`: {source}", path.display())]
+#[error("cannot {operation} `{}`: {source}{}", path.display(), searched(path, source.kind()))]
 pub struct PathError {
     /// The path.
     pub path: PathBuf,
@@ -60,6 +60,21 @@ impl PathError {
     }
 }
 
+/// Returns that a file is not there, with the whole path that was looked for.
+pub fn no_such_file(path: &Path) -> String {
+    format!("there is no such file{}", searched(path, io::ErrorKind::NotFound))
+}
+
+/// Returns where a path that is not there was looked for, if it does not say that itself.
+fn searched(path: &Path, found: io::ErrorKind) -> String {
+    if found == io::ErrorKind::NotFound && path.is_relative() {
+        let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        format!("; looked for `{}`", whole.display())
+    } else {
+        String::new()
+    }
+}
+
 /// A file would have become too large.
 #[derive(Debug, thiserror::Error)]
 #[error("the file would be larger than {}", match .limit {
@@ -83,6 +98,23 @@ fn with_size_limit(source: io::Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_relative_path_that_is_not_there_is_shown_whole() {
+        let message = |path: &Path, kind: io::ErrorKind| PathError::new(path, "open", kind.into()).to_string();
+        let here = std::path::absolute("a.gguf").unwrap();
+        let found = message(Path::new("a.gguf"), io::ErrorKind::NotFound);
+        assert!(
+            found.ends_with(&format!("; looked for `{}`", here.display())),
+            "{found}"
+        );
+        for (path, kind) in [
+            (here.as_path(), io::ErrorKind::NotFound),
+            (Path::new("a.gguf"), io::ErrorKind::PermissionDenied),
+        ] {
+            assert!(!message(path, kind).contains("looked for"));
+        }
+    }
 
     #[test]
     fn a_file_that_is_too_large_for_the_system_is_not_one_that_is_too_large_to_read() {

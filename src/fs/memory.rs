@@ -1,4 +1,4 @@
-//! How much memory the machine has to give.
+//! What the machine is: its processor, and how much memory it has to give.
 
 use std::path::Path;
 
@@ -8,6 +8,20 @@ use crate::fs::read_small;
 /// file (Linux: `MemAvailable`); nothing elsewhere.
 pub fn free_memory() -> Option<u64> {
     available(&read_small(Path::new("/proc/meminfo"), 64 << 10).ok()?)
+}
+
+/// Returns the name of the processor, where the system shows that as a file (Linux); nothing elsewhere.
+pub fn processor() -> Option<String> {
+    let text = read_small(Path::new("/proc/cpuinfo"), 16 << 20).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let names = ["model name", "CPU implementer", "CPU part", "Hardware"];
+    let lines = text
+        .lines()
+        .filter(|line| names.iter().any(|name| line.starts_with(name)));
+    let mut lines: Vec<&str> = lines.collect();
+    lines.sort_unstable();
+    lines.dedup();
+    Some(lines.join("\n"))
 }
 
 fn available(text: &[u8]) -> Option<u64> {

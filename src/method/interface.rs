@@ -103,6 +103,10 @@ pub enum Probing {
     All {
         /// How many.
         most: Option<u64>,
+        /// The chunks that each is measured on first.
+        screen: u64,
+        /// The maximum number of rounds of refinement.
+        rounds: u32,
     },
     /// So many of each group.
     OfEachGroup(u32),

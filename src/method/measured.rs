@@ -226,7 +226,11 @@ impl PolicyMethod for Settings {
     }
 
     fn probing(&self) -> Probing {
-        Probing::All { most: self.max_probes }
+        Probing::All {
+            most: self.max_probes,
+            screen: self.screen,
+            rounds: self.refine,
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::digest::BlobDigest;
 use crate::fs;
 use crate::graph::Graph;
 use crate::graph::Node;
+use crate::observer::Time;
 use crate::report::gate::Check;
 use crate::step;
 use crate::step::Env;
@@ -59,6 +60,16 @@ pub enum Reason {
     Forgotten,
     /// The store has its result; it runs once more to compare (`--twice`).
     Again,
+}
+
+impl Reason {
+    /// Returns whether the store has the result, and only files beside it are to be written.
+    pub fn has_result(&self) -> bool {
+        matches!(
+            self,
+            Self::OutputGone | Self::OutputChanged | Self::Unmet(_) | Self::ManifestGone
+        )
+    }
 }
 
 /// Whether a node whose inputs are known must run.
@@ -123,6 +134,8 @@ pub struct Entry {
     pub is_step: bool,
     /// The state.
     pub status: Status,
+    /// How long it would take, if it would run.
+    pub time: Option<Time>,
 }
 
 /// A plan: all nodes of a graph, in build order.
@@ -130,6 +143,12 @@ pub struct Entry {
 pub struct Plan {
     /// The nodes.
     pub entries: Vec<Entry>,
+    /// How long all of them would take.
+    pub time: Time,
+    /// The most bytes on disk that it would need at once, in the store and the output folder, as far as it is known.
+    pub disk: u64,
+    /// The most memory that it would need at once, in bytes: models, and what is computed with them.
+    pub memory: u64,
 }
 
 impl Status {
@@ -335,6 +354,7 @@ pub fn survey(graph: &Graph, env: &Env<'_>) -> (Plan, Inputs) {
             node: node.id.to_string(),
             is_step: node.id.is_step(),
             status,
+            time: None,
         });
     }
     (plan, known)

@@ -43,8 +43,10 @@ use crate::step::Inputs;
 use crate::step::Outcome;
 use crate::step::Pool;
 use crate::step::StepError;
-use crate::step::space::Headers;
+use crate::step::timing::NodeWork;
+use crate::step::timing::WorkOfNodes;
 use crate::store::StepRecord;
+use crate::timing::TimeRange;
 use crate::vocab::verdict::Counts;
 use crate::vocab::verdict::StepOutcome;
 
@@ -201,6 +203,7 @@ struct Scheduler<'a> {
     /// Computed when the first node is about to run: a build with nothing to do needs no order.
     order: Option<Order>,
     tables: Tables,
+    work: WorkOfNodes<'a, 'a>,
     report: Report,
     /// The lost blobs for which each node was sent back.
     lost: BTreeSet<(NodeId, BlobDigest)>,
@@ -231,6 +234,7 @@ pub fn build(
         running: BTreeMap::new(),
         order: None,
         tables: Tables::default(),
+        work: WorkOfNodes::new(env, graph),
         report: Report::default(),
         lost: BTreeSet::new(),
     };
@@ -278,6 +282,7 @@ impl<'a> Scheduler<'a> {
                     *self.running.entry(pool).or_default() += 1;
                     self.report_tables();
                     let (env, sender, inputs) = (self.env, sender.clone(), self.inputs(node));
+                    self.expect(node, &inputs, reason.has_result());
                     scope.spawn(move || {
                         // The receiver waits for every node that runs.
                         let _ = sender.send(carry_out(node, &inputs, env, &reason));
@@ -357,6 +362,10 @@ impl<'a> Scheduler<'a> {
             return None;
         }
         if self.order.is_none() {
+            if !(self.may_run)() {
+                self.refused = true;
+                return None;
+            }
             self.tables = Tables::new(&self.nodes, &self.places);
             self.order = Some(Order::new(self.tasks(), &self.states));
         }
@@ -374,29 +383,61 @@ impl<'a> Scheduler<'a> {
         Some((self.nodes[place], reason))
     }
 
-    fn tasks(&self) -> Vec<Task> {
-        let mut headers = Headers::new(self.graph);
-        let tasks = self
-            .nodes
-            .iter()
-            .zip(&self.states)
-            .enumerate()
-            .map(|(place, (node, &state))| {
-                let kind = step::kind_of(node);
-                let inputs = self.graph.inputs(&node.id).into_iter();
-                Task {
-                    pool: kind.pool(node),
-                    // Nothing depends on the cost of a node that is done, and writing files takes no time.
-                    cost: if order::is_open(state) && !self.writes.contains(&place) {
-                        step::cost::of(node, self.env, &mut headers)
-                    } else {
-                        0
-                    },
-                    inputs: inputs.filter_map(|input| self.places.get(input).copied()).collect(),
-                    is_wanted: kind.is_wanted(),
-                }
+    /// Returns what the order depends on, and tells the forecast how long all nodes that may run are expected to take.
+    fn tasks(&mut self) -> Vec<Task> {
+        let mut work: Vec<Option<NodeWork>> = Vec::with_capacity(self.nodes.len());
+        for (place, node) in self.nodes.iter().enumerate() {
+            // Nothing depends on the cost of a node that is done.
+            let is_open = order::is_open(self.states[place]);
+            let has_result = self.writes.contains(&place) || self.reasons.get(&place).is_some_and(Reason::has_result);
+            let inputs = self.inputs(node);
+            work.push(if is_open {
+                Some(self.work.of(node, &inputs, has_result))
+            } else {
+                None
             });
-        tasks.collect()
+        }
+        self.env.measure_speeds_for(work.iter().flatten());
+        let timing = self.env.timing();
+        let mut estimated = Vec::new();
+        let mut tasks = Vec::with_capacity(self.nodes.len());
+        for (place, (node, work)) in self.nodes.iter().zip(&work).enumerate() {
+            let kind = step::kind_of(node);
+            let inputs = self.graph.inputs(&node.id).into_iter();
+            let step = node.id.to_string();
+            if let (Some(forecast), Some(work)) = (self.env.machine.forecast, work) {
+                forecast.expect_step(&step, &work.model, work.expected(&timing));
+            }
+            let duration = work.as_ref().map(|work| work.duration(&timing));
+            tasks.push(Task {
+                pool: kind.pool(node),
+                // Writing files takes no time.
+                cost: duration
+                    .filter(|_| !self.writes.contains(&place))
+                    .map_or(0, |duration| (duration.likely_ms as u64).max(1)),
+                inputs: inputs.filter_map(|input| self.places.get(input).copied()).collect(),
+                is_wanted: kind.is_wanted(),
+            });
+            estimated.extend(work.as_ref().map(|work| work.step_time(step, &timing)));
+        }
+        let time = work.iter().flatten().map(|work| work.duration(&timing));
+        self.env.machine.observer.event(&Event::Estimated {
+            steps: estimated,
+            time: time.sum::<TimeRange>().into(),
+        });
+        tasks
+    }
+
+    /// Expects a node that starts with what is known of its inputs now.
+    fn expect(&mut self, node: &'a Node, inputs: &Inputs, has_result: bool) {
+        let Some(forecast) = self.env.machine.forecast else {
+            return;
+        };
+        if step::kind_of(node).pool(node) != Pool::Light {
+            self.work.forget();
+            let work = self.work.of(node, inputs, has_result);
+            forecast.expect_step(&node.id.to_string(), &work.model, work.expected(&self.env.timing()));
+        }
     }
 
     /// Reports tables that are complete but for rows that wait for a long step.
@@ -607,7 +648,13 @@ fn carry_out(node: &Node, inputs: &Inputs, env: &Env<'_>, reason: &Reason) -> En
         changes: changes(reason),
     });
     let work = env.context(&node.id, inputs);
+    if let Some(forecast) = env.machine.forecast {
+        forecast.start(&step, started);
+    }
     let result = step::carry_out(node, inputs, env, &work);
+    if let Some(forecast) = env.machine.forecast {
+        forecast.finish(&step, Instant::now());
+    }
     Ended {
         node: node.id.clone(),
         result,

@@ -19,6 +19,7 @@ mod run;
 pub mod signing;
 mod space;
 mod tables;
+mod times;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -26,6 +27,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::time::Instant;
 use std::time::SystemTime;
 
 use crate::digest::ActionDigest;
@@ -57,8 +59,10 @@ use crate::step::StepError;
 use crate::step::metrics;
 use crate::step::promote;
 use crate::step::space::Headers;
+use crate::step::timing::KnownTiming;
 use crate::store::Store;
 use crate::store::StoreError;
+use crate::timing::Forecast;
 use crate::vocab::verdict::StepOutcome;
 use crate::why::Answer;
 use crate::why::Overview;
@@ -185,6 +189,7 @@ pub struct Session {
     workers: Option<Workers>,
     models: Models,
     failed: FailedActions,
+    timing: KnownTiming,
     file_overrides: BTreeMap<NodeId, Vec<PathBuf>>,
     /// What is known of overlaps of texts that are not here.
     known_overlaps: Vec<manifest::Overlap>,
@@ -219,6 +224,7 @@ impl Session {
             workers,
             models: Models::default(),
             failed: FailedActions::default(),
+            timing: KnownTiming::default(),
             file_overrides: BTreeMap::new(),
             known_overlaps: Vec::new(),
         })
@@ -289,6 +295,7 @@ impl Session {
                 Status::Write { .. } | Status::Miss { .. } | Status::Failed { .. } => {}
             }
         }
+        self.add_times(&mut plan, &outcomes, &env);
         plan
     }
 
@@ -334,7 +341,9 @@ impl Session {
         let started = SystemTime::now();
         let run = run::Run::start(&self.store, &self.settings, self.identities(&self.graph), started);
         let observer = run::Tee { run: &run, observer };
-        let env = self.env(&observer);
+        let forecast = Forecast::default();
+        let mut env = self.env(&observer);
+        env.machine.forecast = Some(&forecast);
         // What killed builds left half-written next to the outputs. That it cannot be removed is only untidy.
         if fs::exists(&self.settings.out).unwrap_or(false) {
             fs::remove_stale_temps(&self.settings.out).ok();
@@ -363,6 +372,9 @@ impl Session {
             manifests.extend(written);
             failures
         });
+        if !env.is_repeatability_check() {
+            env.remember(&forecast.took(Instant::now()));
+        }
         for step in report.count_written(&manifests) {
             let candidate = self.graph.node(step).and_then(promote::candidate);
             observer.event(&Event::StepFinished {
@@ -450,7 +462,10 @@ impl Session {
                 models: &self.models,
                 repeat: None,
                 failed: Some(&self.failed),
+                forecast: None,
             },
+            timing: &self.timing,
+            engine: &self.recipe.engine,
             recipe: self.recipe.name.clone(),
             only_table: metrics::tables(&self.recipe).count() < 2,
             folder: self.settings.folder.clone(),

@@ -135,6 +135,7 @@ impl<'a> Run<'a> {
         match event {
             // The store has the table, and a record with the digests of a table would keep their blobs in the store.
             Event::Progress { .. }
+            | Event::MeasuringSpeeds
             | Event::Table { .. }
             | Event::PartialTable { .. }
             | Event::Outputs { .. }

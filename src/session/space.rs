@@ -200,9 +200,9 @@ impl Session {
         let vocabulary = headers.of(comparison.reference, env)?.vocabulary?;
         let corpus = self.graph.node(&NodeId::Step(comparison.corpus.clone()))?;
         let References { corpora, counted } = references;
-        let blocks = space::missing_reference_bytes(&comparison, known, env, vocabulary, corpus, corpora).ok()?;
-        let new = blocks.into_iter().filter(|(name, _)| counted.insert(name.clone()));
-        let bytes: u64 = new.map(|(_, bytes)| bytes).sum();
+        let blocks = space::missing_reference_blocks(&comparison, known, env, vocabulary, corpus, corpora).ok()?;
+        let new = blocks.into_iter().filter(|block| counted.insert(block.name.clone()));
+        let bytes: u64 = new.map(|block| block.bytes).sum();
         (bytes > 0).then(|| Need {
             step: node.id.to_string(),
             store: bytes,

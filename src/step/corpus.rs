@@ -22,13 +22,14 @@ use crate::step::Outcome;
 use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::step::Watched;
-use crate::step::cost;
 use crate::step::pattern::Unmatched;
 use crate::step::pattern::anchored;
 use crate::step::pattern::is_pattern;
 use crate::step::pattern::matches;
 use crate::step::space::Headers;
+use crate::step::timing;
 use crate::step::wrong_kind;
+use crate::timing::PhaseWork;
 use crate::work::Context;
 use crate::work::TokenCount;
 use crate::work::check_text;
@@ -187,8 +188,8 @@ impl Kind for Corpus {
         })
     }
 
-    fn cost(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {
-        cost::hashing(headers.file_bytes(&node.id, env))
+    fn phases(&self, node: &Node, _known: &Inputs, env: &Env<'_>, headers: &mut Headers<'_>) -> Vec<PhaseWork> {
+        vec![timing::hashing(headers.file_bytes(&node.id, env))]
     }
 
     fn run(&self, node: &Node, _inputs: &Inputs, env: &Env<'_>, work: &Context<'_>) -> Result<Outcome, StepError> {

@@ -10,7 +10,9 @@ use crate::engine::Capability;
 use crate::engine::Role;
 use crate::graph::Node;
 use crate::graph::Work;
+use crate::observer::Phase;
 use crate::recipe::model::EvalStep;
+use crate::recipe::model::SourceName;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::step::Env;
@@ -21,12 +23,15 @@ use crate::step::Outcome;
 use crate::step::Pool;
 use crate::step::StepError;
 use crate::step::TextUse;
-use crate::step::cost;
 use crate::step::key_of;
+use crate::step::likely_types;
 use crate::step::promote;
 use crate::step::space::Comparison;
 use crate::step::space::Headers;
+use crate::step::timing;
 use crate::step::wrong_kind;
+use crate::timing::PhaseWork;
+use crate::timing::Purpose;
 use crate::work::BlockOptions;
 use crate::work::CODEC;
 use crate::work::ChunkSample;
@@ -42,6 +47,15 @@ fn eval(node: &Node) -> Result<(&EvalStep, &StepId), StepError> {
             _ => Err(wrong_kind(node)),
         },
         _ => Err(wrong_kind(node)),
+    }
+}
+
+fn cut(eval: &EvalStep) -> BlockOptions {
+    BlockOptions {
+        context: eval.context,
+        chunks: eval.chunks,
+        block: eval.block,
+        sample: ChunkSample::First,
     }
 }
 
@@ -82,12 +96,7 @@ impl Kind for Eval {
         Some(Comparison {
             reference: &eval.reference,
             corpus: &eval.corpus,
-            cut: BlockOptions {
-                context: eval.context,
-                chunks: eval.chunks,
-                block: eval.block,
-                sample: ChunkSample::First,
-            },
+            cut: cut(eval),
             compute: made.and_then(|outcome| outcome.output(Promote::COMPUTE)).ok(),
             engine: &node.engine,
         })
@@ -108,12 +117,25 @@ impl Kind for Eval {
         vec![Capability::Tokenize, Capability::Score]
     }
 
-    /// The candidate computes about as much as the reference. The reference's own log-probabilities are computed once for all candidates.
-    fn cost(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {
-        eval(node).map_or(1, |(eval, _)| {
-            let read = (&eval.reference, &eval.corpus);
-            cost::reading(read, eval.context, eval.chunks, env, headers)
-        })
+    fn phases(&self, node: &Node, known: &Inputs, env: &Env<'_>, headers: &mut Headers<'_>) -> Vec<PhaseWork> {
+        let Ok((eval, candidate)) = eval(node) else {
+            return Vec::new();
+        };
+        let Some(forward) = headers.forward(&eval.reference, env) else {
+            return Vec::new();
+        };
+        let types = likely_types::of_candidate(candidate, known, env, headers);
+        let chunks = timing::chunks_of(&eval.corpus, &eval.reference, cut(eval), env, headers);
+        let chunk = forward.chunk(types.as_deref(), eval.context, Purpose::Score);
+        let amounts = forward
+            .load(types.as_deref())
+            .and(&chunk.times(chunks))
+            .and(&timing::actions(chunks, eval.block));
+        vec![PhaseWork::new(Phase::Evaluate, chunks, amounts)]
+    }
+
+    fn model<'n>(&self, node: &'n Node) -> Option<&'n SourceName> {
+        eval(node).ok().map(|(eval, _)| &eval.reference)
     }
 
     fn pool(&self, _node: &Node) -> Pool {

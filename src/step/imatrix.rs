@@ -11,9 +11,11 @@ use crate::engine::Capability;
 use crate::engine::Role;
 use crate::graph::Node;
 use crate::graph::Work;
+use crate::observer::Phase;
 use crate::prose;
 use crate::recipe::model::CollectImatrix;
 use crate::recipe::model::ImatrixStep;
+use crate::recipe::model::SourceName;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::WeightedImatrix;
 use crate::step::Env;
@@ -25,11 +27,15 @@ use crate::step::Pool;
 use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::step::TextUse;
-use crate::step::cost;
 use crate::step::key_of;
 use crate::step::space::Headers;
+use crate::step::timing;
 use crate::step::wrong_kind;
+use crate::timing::PhaseWork;
+use crate::timing::Purpose;
 use crate::vocab::MergeMode;
+use crate::work::BlockOptions;
+use crate::work::ChunkSample;
 use crate::work::Context;
 
 /// An imatrix.
@@ -111,13 +117,32 @@ impl Kind for Imatrix {
         }
     }
 
-    fn cost(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {
+    fn phases(&self, node: &Node, _known: &Inputs, env: &Env<'_>, headers: &mut Headers<'_>) -> Vec<PhaseWork> {
+        let Ok(ImatrixStep::Collect(collect)) = imatrix_step(node) else {
+            return Vec::new();
+        };
+        let cut = BlockOptions {
+            context: collect.context,
+            chunks: collect.chunks,
+            block: collect.block,
+            sample: ChunkSample::First,
+        };
+        let Some(forward) = headers.forward(&collect.model, env) else {
+            return Vec::new();
+        };
+        let chunks = timing::chunks_of(&collect.corpus, &collect.model, cut, env, headers);
+        let chunk = forward.chunk(None, collect.context, Purpose::Collect);
+        let amounts = forward
+            .load(None)
+            .and(&chunk.times(chunks))
+            .and(&timing::actions(chunks, collect.block));
+        vec![PhaseWork::new(Phase::Collect, chunks, amounts)]
+    }
+
+    fn model<'n>(&self, node: &'n Node) -> Option<&'n SourceName> {
         match imatrix_step(node) {
-            Ok(ImatrixStep::Collect(collect)) => {
-                let read = (&collect.model, &collect.corpus);
-                cost::reading(read, collect.context, collect.chunks, env, headers)
-            }
-            _ => 1,
+            Ok(ImatrixStep::Collect(collect)) => Some(&collect.model),
+            _ => None,
         }
     }
 

@@ -6,11 +6,11 @@
 //! defaults.
 
 pub mod corpus;
-pub mod cost;
 pub mod eval;
 pub mod gate;
 pub mod imatrix;
 pub mod join;
+mod likely_types;
 pub mod metrics;
 pub mod output;
 pub mod overlap;
@@ -19,6 +19,7 @@ pub mod policy;
 pub mod promote;
 pub mod source;
 pub mod space;
+pub mod timing;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -52,6 +53,7 @@ use crate::step::space::Comparison;
 use crate::step::space::Headers;
 use crate::store::ReadFile;
 use crate::store::Store;
+use crate::timing::PhaseWork;
 use crate::work::Context;
 use crate::work::Located;
 use crate::work::Machine;
@@ -71,6 +73,10 @@ pub struct Env<'a> {
     pub store: &'a Store,
     /// What the work of actions needs.
     pub machine: Machine<'a>,
+    /// What is known of the time that work takes on this machine.
+    pub timing: &'a timing::KnownTiming,
+    /// The recipe's own engine.
+    pub engine: &'a EngineRef,
     /// The recipe's name.
     pub recipe: String,
     /// Whether the recipe has one table of candidates.
@@ -355,10 +361,15 @@ pub trait Kind: Sync {
         None
     }
 
-    /// Estimates how long it takes, in milliseconds ([`cost`]). Reads the headers and sizes of files, and nothing else: the nodes that
-    /// it depends on need not have run.
-    fn cost(&self, _node: &Node, _env: &Env<'_>, _headers: &mut Headers<'_>) -> u64 {
-        1
+    /// Returns the phases of its work, without the log-probabilities of a reference ([`Kind::comparison`]). `known` are the results of
+    /// the nodes that it depends on, as far as they are known. Reads the headers and sizes of files, and the store.
+    fn phases(&self, _node: &Node, _known: &Inputs, _env: &Env<'_>, _headers: &mut Headers<'_>) -> Vec<PhaseWork> {
+        Vec::new()
+    }
+
+    /// Returns the model whose size determines how long it takes.
+    fn model<'n>(&self, _node: &'n Node) -> Option<&'n SourceName> {
+        None
     }
 
     /// Returns whether users wait for its result, and not only for what other steps make of it.
@@ -562,6 +573,11 @@ impl Env<'_> {
             digest: file.digest,
         });
         named.collect()
+    }
+
+    /// Returns true if this build is a repeatability check.
+    pub fn is_repeatability_check(&self) -> bool {
+        self.machine.repeat.is_some()
     }
 
     /// Returns true if a repeatability check repeats the actions of a step.

@@ -4,6 +4,7 @@ mod budget;
 mod cost;
 mod document;
 mod preliminary;
+mod timing;
 
 use crate::action;
 use crate::action::Action;
@@ -12,6 +13,7 @@ use crate::engine::Capability;
 use crate::graph::Node;
 use crate::graph::Work;
 use crate::recipe::model::PolicyStep;
+use crate::recipe::model::SourceName;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::step::Env;
@@ -30,11 +32,13 @@ use crate::step::place_of;
 use crate::step::space::Comparison;
 use crate::step::space::Headers;
 use crate::step::wrong_kind;
+use crate::timing::PhaseWork;
 use crate::work::BlockOptions;
 use crate::work::Context;
 use crate::work::policy::Inspected;
 
 pub use cost::estimate_from_header;
+pub use preliminary::likely_types;
 pub use preliminary::minimum_bytes;
 pub use preliminary::preliminary_choice;
 pub use preliminary::requantized;
@@ -98,8 +102,12 @@ impl Kind for Policy {
         policy_step(node).map(|step| step.method.needs()).unwrap_or_default()
     }
 
-    fn cost(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {
-        policy_step(node).map_or(1, |step| cost::milliseconds(step, env, headers))
+    fn phases(&self, node: &Node, _known: &Inputs, env: &Env<'_>, headers: &mut Headers<'_>) -> Vec<PhaseWork> {
+        policy_step(node).map_or_else(|_| Vec::new(), |step| timing::phases(step, env, headers))
+    }
+
+    fn model<'n>(&self, node: &'n Node) -> Option<&'n SourceName> {
+        policy_step(node).ok().map(|step| &step.model)
     }
 
     fn pool(&self, node: &Node) -> Pool {

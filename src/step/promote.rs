@@ -17,11 +17,12 @@ use crate::engine::Capability;
 use crate::engine::Role;
 use crate::fs;
 use crate::graph::Node;
-use crate::graph::NodeId;
 use crate::graph::Work;
+use crate::observer::Phase;
 use crate::observer::Unit;
 use crate::policy::Choice;
 use crate::prose;
+use crate::recipe::model::SourceName;
 use crate::recipe::model::Step;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
@@ -35,12 +36,15 @@ use crate::step::Pool;
 use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::step::at;
-use crate::step::cost;
 use crate::step::key_of;
+use crate::step::likely_types;
 use crate::step::output;
 use crate::step::policy;
 use crate::step::space::Headers;
 use crate::step::wrong_kind;
+use crate::timing::Amounts;
+use crate::timing::Operation;
+use crate::timing::PhaseWork;
 use crate::work::Assembly;
 use crate::work::Context;
 use crate::work::Draft;
@@ -111,6 +115,13 @@ impl<'i> Parts<'i> {
 fn draft_of(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Draft, StepError> {
     let parts = Parts::of(node, inputs)?;
     Draft::load(env.store, &parts.action(node, env)?, parts.imatrix()?)
+}
+
+/// Says of each tensor of a candidate whether it was quantized before.
+fn quantized(draft: &Draft, env: &Env<'_>) -> Vec<bool> {
+    let actions = draft.choices().map(|(tensor, choice)| draft.action(tensor, choice));
+    let is_known = |action: Action| matches!(env.store.lookup_shallow(&action.digest()), Ok(Some(_)));
+    actions.map(|action| action.is_some_and(is_known)).collect()
 }
 
 /// Returns the candidate that a node writes, if it writes one.
@@ -235,12 +246,45 @@ impl Kind for Promote {
         vec![Capability::Quantize]
     }
 
-    fn cost(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {
-        let Work::Promote { policy, .. } = &node.work else {
-            return 1;
+    fn phases(&self, node: &Node, known: &Inputs, env: &Env<'_>, headers: &mut Headers<'_>) -> Vec<PhaseWork> {
+        let Work::Promote { step, policy } = &node.work else {
+            return Vec::new();
         };
-        let model = NodeId::Source(policy.model.as_str().to_owned());
-        cost::quantizing(headers.file_bytes(&model, env))
+        // What the store has of its tensors is known if all before it is.
+        let draft = draft_of(node, known, env).ok();
+        let quantized: Vec<bool> = draft.map(|draft| quantized(&draft, env)).unwrap_or_default();
+        let types = likely_types::of_candidate(&step.id, known, env, headers);
+        let Some(facts) = headers.of(&policy.model, env).and_then(|header| header.facts.as_ref()) else {
+            return Vec::new();
+        };
+        let (mut amounts, mut read, mut written) = (Amounts::default(), 0, 0);
+        for (at, tensor) in facts.tensors.iter().enumerate() {
+            let to = types
+                .as_ref()
+                .and_then(|types| types.get(at))
+                .copied()
+                .unwrap_or(tensor.ty);
+            let bytes = to.tensor_bytes(&tensor.dims).unwrap_or_default();
+            written += bytes;
+            if to == tensor.ty || quantized.get(at) == Some(&true) {
+                continue;
+            }
+            read += tensor.ty.tensor_bytes(&tensor.dims).unwrap_or_default();
+            amounts.add(Operation::Quantize(to), tensor.dims.iter().product::<u64>());
+            amounts.add(Operation::Hash, bytes);
+            amounts.add(Operation::Commit, 1_u64);
+        }
+        vec![
+            PhaseWork::new(Phase::Quantize, read as f64, amounts),
+            PhaseWork::new(Phase::Write, written as f64, Amounts::of(Operation::Write, written)),
+        ]
+    }
+
+    fn model<'n>(&self, node: &'n Node) -> Option<&'n SourceName> {
+        match &node.work {
+            Work::Promote { policy, .. } => Some(&policy.model),
+            _ => None,
+        }
     }
 
     fn pool(&self, _node: &Node) -> Pool {

@@ -26,9 +26,10 @@ use crate::step::SourceFile;
 use crate::step::StepError;
 use crate::step::Watched;
 use crate::step::at;
-use crate::step::cost;
 use crate::step::space::Headers;
+use crate::step::timing;
 use crate::step::wrong_kind;
+use crate::timing::PhaseWork;
 use crate::work::Context;
 use crate::work::INDEX;
 use crate::work::hash_model;
@@ -143,8 +144,11 @@ impl Kind for Source {
         })
     }
 
-    fn cost(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {
-        cost::hashing(headers.file_bytes(&node.id, env))
+    fn phases(&self, node: &Node, known: &Inputs, env: &Env<'_>, _headers: &mut Headers<'_>) -> Vec<PhaseWork> {
+        match self.key(node, known, env) {
+            Ok(Key::Unread { bytes, .. }) => vec![timing::hashing(bytes)],
+            Ok(Key::Action { .. }) | Err(_) => Vec::new(),
+        }
     }
 
     fn pool(&self, _node: &Node) -> Pool {

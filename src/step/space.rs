@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::Path;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use crate::action::Corpus;
 use crate::action::InspectModel;
@@ -18,8 +19,10 @@ use crate::graph::Graph;
 use crate::graph::Node;
 use crate::graph::NodeId;
 use crate::policy::ModelFacts;
+use crate::policy::TensorFacts;
 use crate::recipe::model::EngineRef;
 use crate::recipe::model::ImatrixStep;
+use crate::recipe::model::PolicyStep;
 use crate::recipe::model::SourceName;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
@@ -27,6 +30,8 @@ use crate::step::Env;
 use crate::step::Inputs;
 use crate::step::StepError;
 use crate::step::kind_of;
+use crate::tensor_type::TensorType;
+use crate::timing::Forward;
 use crate::work::Block;
 use crate::work::BlockOptions;
 use crate::work::Reference;
@@ -45,6 +50,10 @@ pub struct Header {
     pub metadata: Metadata,
     /// The size of the vocabulary.
     pub vocabulary: Option<u64>,
+    /// A digest of the names, types and dimensions of all tensors: models with the same shape take the same time.
+    pub shape: String,
+    /// The work of computing it.
+    forward: Option<Rc<Forward>>,
 }
 
 /// The headers of source models. Each is read once; `None` if it cannot be read.
@@ -52,6 +61,7 @@ pub struct Headers<'g> {
     graph: &'g Graph,
     read: BTreeMap<PathBuf, Option<Header>>,
     bytes: BTreeMap<NodeId, u64>,
+    choices: BTreeMap<StepId, Option<Rc<[TensorType]>>>,
 }
 
 impl<'g> Headers<'g> {
@@ -61,6 +71,7 @@ impl<'g> Headers<'g> {
             graph,
             read: BTreeMap::new(),
             bytes: BTreeMap::new(),
+            choices: BTreeMap::new(),
         }
     }
 
@@ -100,14 +111,55 @@ impl<'g> Headers<'g> {
         let path = kind_of(node).files(node, env).ok()?.into_iter().next()?;
         let read = |path: &Path| {
             let model = container::open(path).ok()?;
-            let tensors = model.tensors().iter().map(|tensor| (&tensor.info).into());
+            let tensors: Vec<TensorFacts> = model.tensors().iter().map(|tensor| (&tensor.info).into()).collect();
+            let shape = tensors
+                .iter()
+                .map(|tensor| format!("{} {} {:?}\n", tensor.name, tensor.ty, tensor.dims));
+            let shape = Fingerprint::of(shape.collect::<String>().as_bytes()).to_string();
+            let facts = ModelFacts::from_metadata(model.metadata(), tensors).ok();
             Some(Header {
-                facts: ModelFacts::from_metadata(model.metadata(), tensors.collect()).ok(),
+                forward: facts
+                    .as_ref()
+                    .map(|facts| Rc::new(Forward::new(facts, model.metadata()))),
+                shape,
+                facts,
                 metadata: model.metadata().clone(),
                 vocabulary: model.metadata().get_array_len("tokenizer.ggml.tokens"),
             })
         };
         self.read.entry(path).or_insert_with_key(|path| read(path)).as_ref()
+    }
+}
+
+impl<'g> Headers<'g> {
+    /// Returns the work of computing a model.
+    pub fn forward(&mut self, model: &SourceName, env: &Env<'_>) -> Option<Rc<Forward>> {
+        self.of(model, env)?.forward.clone()
+    }
+
+    /// Returns the types that the header of its model gives a policy, in the order of the model's file; `find` is called once for each
+    /// policy.
+    pub(super) fn types(
+        &mut self,
+        policy: &StepId,
+        env: &Env<'_>,
+        find: impl FnOnce(&PolicyStep, &Header) -> Option<Rc<[TensorType]>>,
+    ) -> Option<Rc<[TensorType]>> {
+        if let Some(known) = self.choices.get(policy) {
+            return known.clone();
+        }
+        let StepBody::Policy(step) = self.step(policy)? else {
+            return None;
+        };
+        let found = self.of(&step.model, env).and_then(|header| find(step, header));
+        self.choices.insert(policy.clone(), found.clone());
+        found
+    }
+
+    /// Returns what a step does.
+    pub(super) fn step(&self, step: &StepId) -> Option<&'g StepBody> {
+        let node = self.graph.node(&NodeId::Step(step.clone()))?;
+        Some(&node.work.step()?.body)
     }
 }
 
@@ -128,22 +180,34 @@ pub struct Comparison<'n> {
 /// Corpora as blocks, each read once for all comparisons; `None` if it is not tokenized yet.
 pub type Corpora<'n> = BTreeMap<(&'n SourceName, &'n StepId, BlockOptions, Fingerprint), Option<Vec<Block>>>;
 
-/// Returns the bytes of the reference's log-probabilities that a comparison must still compute, for each block that it needs and
-/// that is not in the store. The name of a block is the same for all comparisons that share it. If the model does not exist yet,
-/// every block counts. If the corpus is not tokenized yet, one entry with a lower bound stands for all its blocks.
+/// A block of a reference's log-probabilities that is not in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingBlock {
+    /// Its name: the same for all comparisons that share it.
+    pub name: String,
+    /// The number of chunks.
+    pub chunks: u64,
+    /// The bytes in the store.
+    pub bytes: u64,
+    /// Whether it stands for all blocks of a text that is not tokenized yet, and the numbers are lower bounds.
+    pub is_least: bool,
+}
+
+/// Returns the blocks of the reference's log-probabilities that a comparison must still compute. If the model does not exist yet, every
+/// block counts. If the corpus is not tokenized yet, one entry with lower bounds stands for all its blocks.
 /// `vocabulary` is the number of tokens in the vocabulary, `texts` is the node of the corpus.
 ///
 /// # Errors
 ///
 /// The errors of the step.
-pub fn missing_reference_bytes<'n>(
+pub fn missing_reference_blocks<'n>(
     comparison: &Comparison<'n>,
     known: &Inputs,
     env: &Env<'_>,
     vocabulary: u64,
     texts: &Node,
     corpora: &mut Corpora<'n>,
-) -> Result<Vec<(String, u64)>, StepError> {
+) -> Result<Vec<MissingBlock>, StepError> {
     let Comparison {
         reference: model,
         corpus,
@@ -184,7 +248,12 @@ pub fn missing_reference_bytes<'n>(
         return Ok(if chunks == 0 {
             Vec::new()
         } else {
-            vec![(name, size(chunks))]
+            vec![MissingBlock {
+                name,
+                chunks,
+                bytes: size(chunks),
+                is_least: true,
+            }]
         });
     };
     let reference = Reference {
@@ -204,7 +273,13 @@ pub fn missing_reference_bytes<'n>(
         };
         let key = reference.action(block).digest();
         if !is_known && env.store.lookup(&key)?.is_none() {
-            needed.push((key.to_string(), size(block.chunks.len() as u64)));
+            let chunks = block.chunks.len() as u64;
+            needed.push(MissingBlock {
+                name: key.to_string(),
+                chunks,
+                bytes: size(chunks),
+                is_least: false,
+            });
         }
     }
     Ok(needed)

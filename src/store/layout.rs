@@ -26,5 +26,5 @@ pub(super) const LAYOUT_FILE: &str = "layout";
 /// The directory with the identities of engines.
 pub(super) const RUNS_ENGINES: &str = "runs-v1/engines";
 /// The folders in the directory of runs.
-pub(super) const RUN_FOLDERS: [&str; 5] = ["last", "earlier", "fresh", "engines", "failed"];
+pub(super) const RUN_FOLDERS: [&str; 6] = ["last", "earlier", "fresh", "engines", "failed", "machines"];
 pub(super) const TAG_FILE: &str = "CACHEDIR.TAG";

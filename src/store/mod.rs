@@ -166,6 +166,15 @@ impl Store {
     }
 
     /// Makes a temporary file on the store's file system. If this process dies, another one removes it.
+    /// Returns the folder of temporary files of this process.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be made.
+    pub fn temporary_folder(&self) -> Result<&Path, StoreError> {
+        Ok(self.inner.temp.dir()?)
+    }
+
     fn temp(&self) -> Result<fs::TempFile, StoreError> {
         Ok(fs::TempFile::own_in(self.inner.temp.dir()?)?)
     }

@@ -17,6 +17,8 @@ use crate::store::sealed;
 const EXTENSION: &str = "jsonl";
 const ENGINE: &str = "engine";
 const ENGINES: &str = "engines";
+const MACHINE: &str = "machine";
+const MACHINES: &str = "machines";
 const VERSION: u64 = 1;
 const FAILED: &str = "failed";
 /// How many records of runs are kept.
@@ -114,6 +116,32 @@ impl Store {
             .join(layout::RUNS)
             .join(ENGINES)
             .join(fingerprint.to_string())
+    }
+
+    /// Stores what is known of the speed of a machine, under the digest of what identifies it.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn note_machine(&self, machine: &Fingerprint, document: &[u8]) -> Result<(), StoreError> {
+        let path = self.path_of_machine(machine);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let text = String::from_utf8_lossy(document);
+        self.write_note(&path, &sealed::seal(MACHINE, VERSION, &machine.to_string(), &text))
+    }
+
+    /// Returns what is known of the speed of a machine; `None` if nothing is.
+    pub fn machine(&self, machine: &Fingerprint) -> Option<Vec<u8>> {
+        let (bytes, _) = fs::read_plain(&self.path_of_machine(machine), ENGINE_CAP).ok()?;
+        let document = sealed::unseal(MACHINE, VERSION, &machine.to_string(), &bytes).ok()?;
+        Some(document.as_bytes().to_vec())
+    }
+
+    fn path_of_machine(&self, machine: &Fingerprint) -> PathBuf {
+        let folder = self.root().join(layout::RUNS).join(MACHINES);
+        folder.join(machine.to_string())
     }
 
     /// Creates a folder for the files of a failed step, and returns it. Removes the oldest folders beyond a fixed number.

@@ -19,7 +19,7 @@ use crate::vocab::Chunking;
 
 /// How many times as many held-out chunks as chunks there can be. The final choices are few and close to each other, so comparing
 /// them needs more chunks than comparing the types of single groups.
-const HELD_OUT_FACTOR: usize = 4;
+pub const HELD_OUT_FACTOR: usize = 4;
 
 /// Some chunks.
 #[derive(Debug, Clone)]

@@ -28,8 +28,11 @@ use crate::engine::Role;
 use crate::fs::TempFile;
 use crate::observer::Event;
 use crate::observer::Observer;
+use crate::observer::Phase;
+use crate::observer::Time;
 use crate::observer::Unit;
 use crate::store::Store;
+use crate::timing::Forecast;
 
 /// What all work of a build shares. None of it is part of a key.
 pub struct Machine<'a> {
@@ -49,6 +52,8 @@ pub struct Machine<'a> {
     pub repeat: Option<Arc<RepeatCheck>>,
     /// Receives the actions that fail.
     pub failed: Option<&'a FailedActions>,
+    /// What is expected of the time that is left.
+    pub forecast: Option<&'a Forecast>,
 }
 
 impl Machine<'_> {
@@ -90,6 +95,27 @@ pub trait Work: Sync {
     fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError>;
 }
 
+/// How chunks count in the phases of a search.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ChunkWeight {
+    /// The phase that they belong to.
+    phase: Option<Phase>,
+    /// The work of this phase so far.
+    begun: f64,
+    /// The share of the model that is computed for a chunk.
+    share: f64,
+}
+
+impl Default for ChunkWeight {
+    fn default() -> Self {
+        Self {
+            phase: None,
+            begun: 0.0,
+            share: 1.0,
+        }
+    }
+}
+
 /// How much of something is done.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Progress {
@@ -121,6 +147,8 @@ pub struct Context<'a> {
     pub(super) variants: Mutex<Variants>,
     /// What the engine logged.
     pub(super) log: Mutex<Vec<String>>,
+    /// How the chunks that are computed count.
+    pub(super) chunk_weight: Mutex<ChunkWeight>,
     /// Receives progress in place of the observer.
     advance: Option<&'a (dyn Fn(Unit, u64) + Sync)>,
 }
@@ -154,6 +182,7 @@ impl<'a> Context<'a> {
             tensor_locations: Mutex::default(),
             variants: Mutex::default(),
             log: Mutex::default(),
+            chunk_weight: Mutex::default(),
             advance: None,
         }
     }
@@ -247,6 +276,70 @@ impl<'a> Context<'a> {
     /// Says how much of a unit the step has to do in all. Of several calls the last one counts.
     pub fn expect(&self, unit: Unit, total: u64) {
         locked(&self.progress).entry(unit as u8).or_default().total = total;
+        // The phases of a search count their chunks themselves.
+        if let (Some(forecast), Some(phase)) = (self.machine.forecast, self.phase_of(unit))
+            && locked(&self.chunk_weight).phase != Some(phase)
+        {
+            forecast.phase(&self.step, phase, total as f64, true, Instant::now());
+        }
+    }
+
+    /// Begins a phase of the step, or more work of the phase that it is in. `work` is how much that is: chunks, of which those count
+    /// less that are computed only in part ([`Context::weigh_chunks`]), and `chunks` is their number. The work is final if no more can
+    /// follow in this phase.
+    pub fn begin_phase(&self, phase: Phase, what: impl Into<String>, (chunks, work): (u64, f64), is_final: bool) {
+        let (total, is_new) = {
+            let mut weight = locked(&self.chunk_weight);
+            let is_new = weight.phase != Some(phase);
+            if is_new {
+                weight.phase = Some(phase);
+                weight.begun = 0.0;
+            }
+            weight.begun += work;
+            (weight.begun, is_new)
+        };
+        {
+            let mut progress = locked(&self.progress);
+            let entry = progress.entry(Unit::Chunks as u8).or_default();
+            if is_new {
+                *entry = Progress::default();
+            }
+            entry.total += chunks;
+        }
+        if let Some(forecast) = self.machine.forecast {
+            forecast.phase(&self.step, phase, total, is_final, Instant::now());
+        }
+        self.report(Event::PhaseStarted {
+            step: self.step.clone(),
+            phase,
+            what: what.into(),
+            work: total,
+            is_final,
+        });
+    }
+
+    /// Sets how much a chunk counts that is computed from now on: the share of the model that is computed for it.
+    pub fn weigh_chunks(&self, share: f64) {
+        locked(&self.chunk_weight).share = share;
+    }
+
+    /// Returns the phase that a unit is progress of.
+    fn phase_of(&self, unit: Unit) -> Option<Phase> {
+        match unit {
+            Unit::BytesHashed => Some(Phase::Hash),
+            Unit::BytesQuantized => Some(Phase::Quantize),
+            Unit::BytesCompared => Some(Phase::Compare),
+            Unit::BytesWritten => Some(Phase::Write),
+            Unit::ReferenceChunks => Some(Phase::Reference),
+            Unit::Chunks => locked(&self.chunk_weight).phase.or_else(|| {
+                let forecast = self.machine.forecast?;
+                let phases = [Phase::Evaluate, Phase::Collect, Phase::Screen];
+                phases
+                    .into_iter()
+                    .find(|phase| forecast.fraction(&self.step, *phase).is_some())
+            }),
+            Unit::Tensors => None,
+        }
     }
 
     /// Adds to what is done of a unit. The observer hears of it at most ten times a second, and only of units that the step
@@ -257,6 +350,21 @@ impl<'a> Context<'a> {
             return;
         }
         let now = Instant::now();
+        let phase = self.phase_of(unit);
+        if let (Some(forecast), Some(phase)) = (self.machine.forecast, phase) {
+            let share = if unit == Unit::Chunks {
+                locked(&self.chunk_weight).share
+            } else {
+                1.0
+            };
+            forecast.advance(&self.step, phase, share * by as f64, now);
+        }
+        self.show(unit, by, now);
+    }
+
+    /// Reports progress, if it is due.
+    fn show(&self, unit: Unit, by: u64, now: Instant) {
+        let phase = self.phase_of(unit);
         // A repeatability check runs actions twice, but hashes sources once.
         let repeats = self
             .machine
@@ -287,8 +395,28 @@ impl<'a> Context<'a> {
                 unit,
                 done,
                 total,
+                phase,
+                fraction: phase.and_then(|phase| self.machine.forecast?.fraction(&self.step, phase)),
+                left_ms: self.left(now).map(|left| left.likely_ms),
+                build_left_ms: self
+                    .machine
+                    .forecast
+                    .map(|forecast| Time::from(forecast.left(now)).likely_ms),
             });
         }
+    }
+
+    /// Returns how long the step still takes.
+    fn left(&self, now: Instant) -> Option<Time> {
+        Some(self.machine.forecast?.left_of(&self.step, now)?.into())
+    }
+
+    /// Counts work of a unit as done whose result was there.
+    pub fn advance_known(&self, unit: Unit, by: u64) {
+        if let (Some(forecast), Some(phase)) = (self.machine.forecast, self.phase_of(unit)) {
+            forecast.skip(&self.step, phase, by as f64);
+        }
+        self.show(unit, by, Instant::now());
     }
 
     /// Passes progress on, piece by piece, in place of reporting it.

@@ -183,7 +183,7 @@ impl Draft {
                         match self.tensors.quantize(context, tensor, choice.to) {
                             Ok(performed) => {
                                 if performed.outcome != ActionOutcome::Ran {
-                                    context.advance(Unit::BytesQuantized, tensor.bytes.len);
+                                    context.advance_known(Unit::BytesQuantized, tensor.bytes.len);
                                 }
                                 context.advance(Unit::Tensors, 1);
                                 match performed.output(action::Tensor::TENSOR) {

@@ -45,7 +45,7 @@ impl Work for ImatrixCollect {
             }
             let performed = context.perform_part(&format!("block {at}"), &action)?;
             if performed.outcome != ActionOutcome::Ran {
-                context.advance(Unit::Chunks, block.chunks.len() as u64);
+                context.advance_known(Unit::Chunks, block.chunks.len() as u64);
             }
             let part = imatrix::load(context.store(), performed.output(ImatrixBlock::IMATRIX)?)?;
             sum = Some(match sum.take() {

@@ -11,6 +11,7 @@ use super::Context;
 use super::StepError;
 use super::blocks::Block;
 use super::documents::DOCUMENT_CAP;
+use super::documents::decode_metadata;
 use super::documents::encode;
 use super::model_documents::IndexedTensor;
 use super::model_documents::compute_of;
@@ -22,9 +23,12 @@ use crate::action::EvalBlock;
 use crate::action::Tensor;
 use crate::digest::BlobDigest;
 use crate::figures::TokenBlock;
-use crate::observer::Unit;
+use crate::observer::Phase;
+use crate::policy::ModelFacts;
+use crate::policy::TensorFacts;
 use crate::prose;
 use crate::tensor_type::TensorType;
+use crate::timing::Forward;
 
 /// Tensors by their place in the model's index, and the type that each has instead of its own. Nothing at all is the model
 /// itself, whose measure is the floor of all others: what rounding the reference costs.
@@ -40,8 +44,8 @@ pub(super) struct ProbeRunner<'r, 'c> {
     tensors: &'r Tensors,
     /// The chunks.
     blocks: &'r [Block],
-    /// Chunks that were to be computed so far, for the progress.
-    planned: u64,
+    /// The work of computing the model.
+    forward: Forward,
 }
 
 /// A variant with the bytes of its tensors.
@@ -56,21 +60,33 @@ struct Ready<'v> {
 
 impl<'r, 'c> ProbeRunner<'r, 'c> {
     /// Prepares to measure on some blocks.
+    ///
+    /// # Errors
+    ///
+    /// Errors of the store.
     pub(super) fn new(
         context: &'r Context<'c>,
         reference: Reference,
         hyperparameters: BlobDigest,
         tensors: &'r Tensors,
         blocks: &'r [Block],
-    ) -> Self {
-        Self {
+    ) -> Result<Self, StepError> {
+        let metadata = decode_metadata(context.store(), hyperparameters)?;
+        let facts = tensors.index.tensors.iter().map(|tensor| TensorFacts {
+            name: tensor.name.clone(),
+            ty: tensor.ty,
+            dims: tensor.dims.clone(),
+        });
+        let facts = ModelFacts::from_metadata(&metadata, facts.collect())
+            .map_err(|error| StepError::input(error.to_string()))?;
+        Ok(Self {
             context,
             reference,
             hyperparameters,
             tensors,
             blocks,
-            planned: 0,
-        }
+            forward: Forward::new(&facts, &metadata),
+        })
     }
 
     /// Returns how many blocks there are.
@@ -93,7 +109,7 @@ impl<'r, 'c> ProbeRunner<'r, 'c> {
 
     /// Returns the mean KL divergence of each chunk of some blocks, in nats, for each variant. Computes what is not in
     /// the store. Every block of every variant is a separate action, so that an interrupted measurement continues where it
-    /// stopped. `what` describes the measurement in messages.
+    /// stopped. `phase` is the phase of the step, and `what` describes the measurement in messages.
     ///
     /// # Errors
     ///
@@ -101,6 +117,7 @@ impl<'r, 'c> ProbeRunner<'r, 'c> {
     /// end with.
     pub(super) fn divergences(
         &mut self,
+        phase: Phase,
         what: &str,
         variants: &[Variant],
         blocks: Range<usize>,
@@ -118,11 +135,25 @@ impl<'r, 'c> ProbeRunner<'r, 'c> {
         if chunks > 0 {
             self.context
                 .note(format!("{what}: {} to compute", prose::count(chunks, "chunk")));
-            self.planned += chunks;
-            self.context.expect(Unit::Chunks, self.planned);
+            let work = (0..blocks.len()).map(|at| {
+                let missing = ready.iter().filter(|ready| !ready.known.contains_key(&at));
+                let weights = self.weights(missing.map(|ready| ready.variant));
+                weights.iter().sum::<f64>() * blocks[at].chunks.len() as f64
+            });
+            // Searches go on until nothing better is found.
+            let is_final = matches!(phase, Phase::Unchanged | Phase::Screen);
+            self.context.begin_phase(phase, what, (chunks, work.sum()), is_final);
             self.compute(&mut ready, blocks)?;
         }
         ready.iter().map(|ready| self.read(ready, blocks.len())).collect()
+    }
+
+    /// Returns how much a chunk of each variant counts, compared with one of the whole model.
+    fn weights<'v>(&self, variants: impl IntoIterator<Item = &'v Variant>) -> Vec<f64> {
+        let shares = self.forward.shares(variants).into_iter();
+        shares
+            .map(|share| self.forward.weight(share, self.reference.context))
+            .collect()
     }
 
     /// Says for people what a variant is.
@@ -221,7 +252,9 @@ impl<'r, 'c> ProbeRunner<'r, 'c> {
                 .iter()
                 .map(|number| self.reference.block_action(ready[*number].compute, block, true))
                 .collect();
+            let weights = self.weights(missing.iter().map(|number| ready[*number].variant));
             for nth in context.prepare(&actions)? {
+                context.weigh_chunks(weights[nth]);
                 let ready = &mut ready[missing[nth]];
                 let performed = context.perform_part(&self.name(ready.variant), &actions[nth])?;
                 ready.known.insert(at, performed.output(EvalBlock::FIGURES)?);

@@ -79,6 +79,7 @@ impl Setup {
             models,
             repeat,
             failed: None,
+            forecast: None,
         }
     }
 

@@ -438,7 +438,10 @@ fn a_vocabulary_tokenizes_and_says_what_begins_a_text() {
     let missing = ModelFiles::open(Path::new("no such file.gguf")).unwrap_err();
     assert_eq!(
         missing.to_string(),
-        "cannot open `no such file.gguf`: No such file or directory (os error 2)"
+        format!(
+            "cannot open `no such file.gguf`: No such file or directory (os error 2); looked for `{}`",
+            std::path::absolute("no such file.gguf").unwrap().display()
+        )
     );
 }
 

@@ -79,6 +79,19 @@ const LAYERS: &[(&str, Names)] = &[
     ("runs", Names::Only(&["digest", "store", "vocab"])),
     ("graph", Names::Only(&["recipe"])),
     (
+        "timing",
+        Names::Only(&[
+            "digest",
+            "engine",
+            "figures",
+            "fs",
+            "gguf",
+            "observer",
+            "policy",
+            "tensor_type",
+        ]),
+    ),
+    (
         "work",
         Names::Only(&[
             "container",
@@ -99,6 +112,7 @@ const LAYERS: &[(&str, Names)] = &[
             "requirement",
             "store",
             "tensor_type",
+            "timing",
             "vocab",
         ]),
     ),
@@ -125,6 +139,7 @@ const LAYERS: &[(&str, Names)] = &[
             "requirement",
             "store",
             "tensor_type",
+            "timing",
             "work",
             "vocab",
         ]),
@@ -181,6 +196,7 @@ const LAYERS: &[(&str, Names)] = &[
             "requirement",
             "step",
             "store",
+            "timing",
             "vocab",
             "work",
         ]),

@@ -72,6 +72,7 @@ mod squared;
 mod store;
 mod support;
 mod tables;
+mod timing;
 mod trust;
 mod up_to_date_note;
 mod verify;

@@ -5,6 +5,8 @@ use std::sync::Mutex;
 
 use forge::digest::ActionDigest;
 use forge::observer::Event;
+use forge::observer::Phase;
+use forge::observer::Unit;
 use serde_json::Value as Json;
 
 use crate::one_layer_project::RECIPE;
@@ -338,6 +340,32 @@ fn every_line_is_one_of_the_schema() {
     let mut line = serde_json::to_value(&partial).unwrap();
     line["schema"] = 3.into();
     checker.line(&line);
+
+    // What takes a search, and a build that is worth measuring the machine for.
+    for event in [
+        Event::MeasuringSpeeds,
+        Event::PhaseStarted {
+            step: "policy.best".to_owned(),
+            phase: Phase::Screen,
+            what: "first measurements".to_owned(),
+            work: 16.5,
+            is_final: true,
+        },
+        Event::Progress {
+            step: "policy.best".to_owned(),
+            unit: Unit::Chunks,
+            done: 1,
+            total: 16,
+            phase: Some(Phase::Screen),
+            fraction: Some(0.06),
+            left_ms: Some(1000),
+            build_left_ms: Some(2000),
+        },
+    ] {
+        let mut line = serde_json::to_value(&event).unwrap();
+        line["schema"] = 3.into();
+        checker.line(&line);
+    }
 
     let known: BTreeSet<String> = schema()["properties"]["reason"]["enum"]
         .as_array()

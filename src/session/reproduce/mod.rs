@@ -199,7 +199,7 @@ impl Reproduction {
         };
         let bytes = verify::read_manifest(path).map_err(|error| {
             broken(if error.is_not_found() {
-                "there is no such file".to_owned()
+                fs::no_such_file(path)
             } else {
                 error.source.to_string()
             })

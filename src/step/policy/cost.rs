@@ -18,8 +18,6 @@ use crate::step::Env;
 use crate::step::Estimate;
 use crate::step::Inputs;
 use crate::step::StepError;
-use crate::step::cost;
-use crate::step::space::Headers;
 use crate::tensor_type::TensorType;
 use crate::work::Slices;
 use crate::work::Tensors;
@@ -29,7 +27,7 @@ use super::document::keep_of;
 use super::preliminary::assumed_imatrix;
 
 /// A group in a type that it may have.
-type Choice<'g> = (&'g TensorGroup, TensorType);
+pub(super) type Choice<'g> = (&'g TensorGroup, TensorType);
 
 /// Estimates the first part of the work of a policy that measures or compares: the maximum number of probes, including those with a
 /// result, and the bytes of tensors that are not quantized yet. The estimate of other policies is empty.
@@ -69,25 +67,6 @@ pub fn estimate_from_header(step: &PolicyStep, facts: &ModelFacts) -> Option<Est
     of(step, facts, assumed_imatrix(step), |_, _, _| Ok(true)).ok()?
 }
 
-/// Returns the estimated milliseconds of a policy: of its probes, each on all chunks, and of the tensors that it quantizes and
-/// compares. 1 for policies that neither measure nor compare. What the store has is not considered.
-pub(super) fn milliseconds(step: &PolicyStep, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {
-    if step.method.needs().is_empty() {
-        return 1;
-    }
-    let header = headers.of(&step.model, env).and_then(|header| header.facts.as_ref());
-    let Some(estimate) = header.and_then(|facts| estimate_from_header(step, facts)) else {
-        return 1;
-    };
-    let tensors = cost::quantizing(estimate.reads).saturating_mul(2);
-    let probes = step.method.measures().map_or(0, |measures| {
-        let probe = (&step.model, measures.corpus);
-        let one = cost::reading(probe, measures.context, Some(measures.chunks), env, headers);
-        one.max(1).saturating_mul(estimate.parts)
-    });
-    tensors.saturating_add(probes)
-}
-
 /// `is_missing` returns whether a tensor must still be quantized to a type. Its last argument is whether the model is measured with it.
 fn of(
     step: &PolicyStep,
@@ -106,7 +85,7 @@ fn of(
     let solving = Solving::of(facts, has, &constraints.document(keep_of(step)))?;
     let options = solving.options();
     let most = match probing {
-        Probing::All { most: Some(most) } => most,
+        Probing::All { most: Some(most), .. } => most,
         _ => u64::MAX,
     };
     let probed = probed_of(probing, &options);
@@ -135,7 +114,7 @@ fn of(
 }
 
 /// Says of each option whether the model is measured with it.
-fn probed_of(probing: Probing, options: &[Choice<'_>]) -> Vec<bool> {
+pub(super) fn probed_of(probing: Probing, options: &[Choice<'_>]) -> Vec<bool> {
     let count = match probing {
         Probing::None => return vec![false; options.len()],
         Probing::All { .. } => return vec![true; options.len()],

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use crate::container::Metadata;
 use crate::digest::BlobDigest;
@@ -28,6 +29,7 @@ use crate::recipe::model::PolicyStep;
 use crate::recipe::model::StepId;
 use crate::step::StepError;
 use crate::step::space::Header;
+use crate::tensor_type::TensorType;
 use crate::vocab::EngineRole;
 use crate::work::policy::file_size_of_header;
 
@@ -37,6 +39,40 @@ use super::document::keep_of;
 /// header.
 pub fn minimum_bytes(step: &PolicyStep, header: &Header) -> Option<u64> {
     preliminary_choice(step, header, None).ok()??.bytes()
+}
+
+/// Returns the type that each tensor is likely to have, in the order of the file: the choice as far as the header determines it, and
+/// else, for a policy with a budget, types of about that size. `None` if the header tells nothing.
+pub fn likely_types(step: &PolicyStep, header: &Header) -> Option<Rc<[TensorType]>> {
+    let known = FromHeader::new(step, header, Some(""))?;
+    if let Ok(Some(table)) = choose(step, &known) {
+        return Some(table.choices.iter().map(|choice| choice.to).collect());
+    }
+    let constraints = step.method.constraints()?.document(keep_of(step));
+    let budget = step.method.budget().and_then(|budget| known.budget(budget).ok());
+    let solving = Solving::of(known.facts, known.has, &constraints).ok()?;
+    let elements: u64 = known
+        .facts
+        .tensors
+        .iter()
+        .map(|tensor| tensor.dims.iter().product::<u64>())
+        .sum();
+    let bpw = match budget {
+        Some(BudgetDocument::MillionthsOfBits { number }) => number as f64 / 1e6,
+        Some(BudgetDocument::Bytes { number }) => number as f64 * 8.0 / elements as f64,
+        // That of another candidate, which most often has about this size.
+        None => 4.5,
+    };
+    let mut types: Vec<TensorType> = known.facts.tensors.iter().map(|tensor| tensor.ty).collect();
+    for (group, ty) in solving.options() {
+        for &at in &group.members {
+            let away = |ty: TensorType| (ty.bpw() - bpw).abs();
+            if away(ty) < away(types[at]) {
+                types[at] = ty;
+            }
+        }
+    }
+    Some(types.into())
 }
 
 /// Returns the choice of a policy, if the header determines it; `None` if it depends on more. `dataset` is the name of the text of

@@ -7,6 +7,7 @@ use crate::method::Chosen;
 use crate::method::Solving;
 use crate::method::error::Document;
 use crate::method::error::ProbesDocument;
+use crate::observer::Phase;
 use crate::observer::Unit;
 use crate::policy;
 use crate::policy::Losses;
@@ -171,8 +172,8 @@ fn measure(
         prose::count(variants.len() as u64, "probe"),
         prose::count(probed.len() as u64, "group")
     );
-    let mut runner = ProbeRunner::new(context, reference, model.hyperparameters, tensors, &blocks);
-    let divergences = runner.divergences(&what, &variants, 0..blocks.len())?;
+    let mut runner = ProbeRunner::new(context, reference, model.hyperparameters, tensors, &blocks)?;
+    let divergences = runner.divergences(Phase::Screen, &what, &variants, 0..blocks.len())?;
     let Some((null, measured)) = divergences.split_last() else {
         return Err(StepError::input("nothing was measured"));
     };

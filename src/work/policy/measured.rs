@@ -56,7 +56,7 @@ pub(super) fn choose(stored: Stored<'_, '_>, method: &Document, slices: Slices) 
         context: method.context,
         engine: method.evaluator,
     };
-    let runner = ProbeRunner::new(context, reference, model.hyperparameters, &tensors, &blocks);
+    let runner = ProbeRunner::new(context, reference, model.hyperparameters, &tensors, &blocks)?;
     let mut scan = Scan::new(stored, &solving, limits, runner, (method.chunks, method.screen))?;
     let first = scan.screen(&probes)?;
     let probed: BTreeSet<&Probe> = probes.iter().collect();

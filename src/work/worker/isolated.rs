@@ -7,11 +7,13 @@ use super::client::Worker;
 use super::protocol::Answer;
 use super::protocol::Request;
 use crate::action::Action;
+use crate::timing::Speeds;
 use crate::work::ActionOutputs;
 use crate::work::Context;
 use crate::work::Counted;
 use crate::work::Located;
 use crate::work::Machine;
+use crate::work::MeasureSpeeds;
 use crate::work::StepError;
 use crate::work::TokenCount;
 use crate::work::locked;
@@ -134,6 +136,28 @@ impl TokenCount {
         let counted = context.count_in_worker(self);
         context.give_worker_back();
         counted
+    }
+}
+
+impl MeasureSpeeds {
+    /// Measures the speed of the machine: in a worker process if the engine loads models there.
+    ///
+    /// # Errors
+    ///
+    /// The engine cannot be used, files cannot be written; [`StepError::WorkerEnded`], [`StepError::Stopped`].
+    pub fn measure(&self, machine: &Machine<'_>) -> Result<Speeds, StepError> {
+        let context = Context::new("", machine, Located::default());
+        if !context.is_isolated(&self.evaluator)? {
+            return self.measure_here(machine.engines, machine.store.temporary_folder()?, &machine.cancel);
+        }
+        let measured = match context.ask(&Request::Measure(self.clone()), "measuring the speed of the machine")? {
+            Answer::Measured(speeds) => {
+                Speeds::of_document(&speeds, rayon::current_num_threads()).ok_or_else(mismatched)
+            }
+            _ => Err(mismatched()),
+        };
+        context.give_worker_back();
+        measured
     }
 }
 

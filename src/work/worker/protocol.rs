@@ -4,9 +4,11 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use crate::observer::Unit;
+use crate::timing::speeds;
 use crate::work::ActionOutputs;
 use crate::work::Counted;
 use crate::work::Located;
+use crate::work::MeasureSpeeds;
 use crate::work::Reported;
 use crate::work::TokenCount;
 
@@ -33,6 +35,8 @@ pub(super) enum Request {
     },
     /// Count the chunks of texts. The answer is [`Answer::Counted`] or [`Answer::Failed`].
     Count(Box<TokenCount>),
+    /// Measure the speed of the machine. The answer is [`Answer::Measured`] or [`Answer::Failed`].
+    Measure(MeasureSpeeds),
     /// Stop what is running. There is no answer but that of what stops.
     Cancel,
     /// Free the memory of models that are loaded to have tensors replaced. There is no answer.
@@ -52,6 +56,8 @@ pub(super) enum Answer {
     },
     /// Chunks were counted.
     Counted(Counted),
+    /// The speed was measured.
+    Measured(speeds::Document),
     /// It failed.
     Failed(Box<Reported>),
     /// So much more is done.

@@ -83,6 +83,7 @@ pub fn serve(
         models: &models,
         repeat: None,
         failed: None,
+        forecast: None,
     };
     let (sender, requests) = mpsc::channel();
     // Closed when the last action is done.
@@ -126,6 +127,12 @@ pub fn serve(
                 Request::Count(count) => {
                     let counted = count.count_here(engines).map(Answer::Counted);
                     answers.send(&counted.unwrap_or_else(|error| failed(&error)));
+                }
+                Request::Measure(measure) => {
+                    let folder = store.temporary_folder().map_err(StepError::from);
+                    let measured = folder.and_then(|folder| measure.measure_here(engines, folder, &cancel));
+                    let answer = measured.map(|speeds| Answer::Measured(speeds.document()));
+                    answers.send(&answer.unwrap_or_else(|error| failed(&error)));
                 }
                 Request::Release => models.release(),
                 // Read before it came here.

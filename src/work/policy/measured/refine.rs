@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::allocation::Answer;
+use crate::observer::Phase;
 use crate::policy;
 use crate::policy::LocalLosses;
 use crate::policy::Prepared;
@@ -32,6 +33,7 @@ impl Scan<'_, '_> {
     /// loss is smaller by more than the noise, on other chunks than those that the moves were measured on: a search that is evaluated
     /// on the data that it searched on finds noise.
     pub(super) fn refine(&mut self, mut incumbent: Incumbent, rounds: u32) -> Result<Incumbent, StepError> {
+        self.is_refining = true;
         for round in 1..=rounds {
             let moves = self.moves(&incumbent);
             let together = self.together(&incumbent.choice)?;
@@ -91,7 +93,7 @@ impl Scan<'_, '_> {
             self.variant(&choice)
         };
         let variants: Vec<_> = moves.iter().map(moved).collect();
-        let found = self.runner.divergences(what, &variants, 0..blocks)?;
+        let found = self.runner.divergences(Phase::Refine, what, &variants, 0..blocks)?;
         for (probe, found) in moves.iter().zip(found) {
             let change = found.iter().zip(together).map(|(with, without)| with - without);
             local_losses.insert(probe.clone(), change.collect());

@@ -7,6 +7,7 @@ use super::super::stored::Stored;
 use crate::allocation::Answer;
 use crate::method::Limits;
 use crate::method::Solving;
+use crate::observer::Phase;
 use crate::policy;
 use crate::policy::ChunkLosses;
 use crate::policy::Losses;
@@ -39,6 +40,7 @@ pub(super) struct Scan<'r, 't> {
     /// The number of blocks of the first measurements.
     pub(super) screened: usize,
     first_loss: f64,
+    pub(super) is_refining: bool,
 }
 
 /// A choice that was measured as a whole.
@@ -67,7 +69,7 @@ impl<'r, 't> Scan<'r, 't> {
         (chunks, screen): (u64, u64),
     ) -> Result<Self, StepError> {
         let all = runner.block_count();
-        let itself = runner.divergences("the unchanged model", &[Variant::new()], 0..all)?;
+        let itself = runner.divergences(Phase::Unchanged, "the unchanged model", &[Variant::new()], 0..all)?;
         let mut null = itself.into_iter().next().unwrap_or_default();
         let (measured, length) = runner.first_blocks(chunks);
         let others = null.split_off(length);
@@ -90,6 +92,7 @@ impl<'r, 't> Scan<'r, 't> {
             validation_null,
             screened,
             first_loss: 0.0,
+            is_refining: false,
         })
     }
 
@@ -118,7 +121,7 @@ impl<'r, 't> Scan<'r, 't> {
             prose::count(probes.len() as u64, "type"),
             prose::count(self.solving.groups.len() as u64, "group")
         );
-        self.probe(&what, probes, self.screened)?;
+        self.probe(Phase::Screen, &what, probes, self.screened)?;
         loop {
             let losses = self.chunk_losses.losses();
             let (prepared, answer) = self.solve(&losses)?;
@@ -141,7 +144,7 @@ impl<'r, 't> Scan<'r, 't> {
                     "more measurements: {} that could change the choice",
                     prose::count(open.len() as u64, "type")
                 );
-                self.probe(&what, &open, blocks)?;
+                self.probe(Phase::Undecided, &what, &open, blocks)?;
             }
         }
     }
@@ -207,12 +210,18 @@ impl<'r, 't> Scan<'r, 't> {
 
     /// Returns the divergence of a choice by chunk, measured as a whole on the chunks that options are measured on.
     pub(super) fn together(&mut self, choice: &BTreeMap<String, TensorType>) -> Result<Vec<f64>, StepError> {
-        self.whole("the complete choice", choice, 0..self.measured)
+        self.whole(Phase::Refine, "the complete choice", choice, 0..self.measured)
     }
 
     /// Returns the divergence of a choice by chunk, measured as a whole on the validation chunks.
     pub(super) fn validate(&mut self, choice: &BTreeMap<String, TensorType>) -> Result<Vec<f64>, StepError> {
+        let phase = if self.is_refining {
+            Phase::Refine
+        } else {
+            Phase::Choices
+        };
         self.whole(
+            phase,
             "a complete choice, on the validation chunks",
             choice,
             self.judging.clone(),
@@ -221,12 +230,13 @@ impl<'r, 't> Scan<'r, 't> {
 
     fn whole(
         &mut self,
+        phase: Phase,
         what: &str,
         choice: &BTreeMap<String, TensorType>,
         blocks: Range<usize>,
     ) -> Result<Vec<f64>, StepError> {
         let variant = self.variant(choice);
-        let found = self.runner.divergences(what, &[variant], blocks)?;
+        let found = self.runner.divergences(phase, what, &[variant], blocks)?;
         Ok(found.into_iter().next().unwrap_or_default())
     }
 
@@ -246,12 +256,12 @@ impl<'r, 't> Scan<'r, 't> {
     }
 
     /// Measures groups in types, each alone.
-    fn probe(&mut self, what: &str, probes: &[Probe], blocks: usize) -> Result<(), StepError> {
+    fn probe(&mut self, phase: Phase, what: &str, probes: &[Probe], blocks: usize) -> Result<(), StepError> {
         let variants: Vec<Variant> = probes
             .iter()
             .map(|(group, ty)| self.variant(&BTreeMap::from([(group.clone(), *ty)])))
             .collect();
-        let found = self.runner.divergences(what, &variants, 0..blocks)?;
+        let found = self.runner.divergences(phase, what, &variants, 0..blocks)?;
         for (probe, found) in probes.iter().zip(found) {
             let lost = found.iter().zip(&self.null).map(|(with, without)| with - without);
             self.chunk_losses.insert(probe.clone(), lost.collect());

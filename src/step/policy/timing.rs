@@ -1,0 +1,161 @@
+//! The phases of policies that measure or compare.
+//!
+//! How many measurements a search needs depends on what it measures. The numbers here are what it needed for several models
+//! (`docs/benchmarks.md`, "Estimated and measured times").
+
+use std::collections::BTreeMap;
+
+use crate::method::Probing;
+use crate::method::Solving;
+use crate::observer::Phase;
+use crate::policy::ModelFacts;
+use crate::recipe::model::PolicyStep;
+use crate::step::Env;
+use crate::step::space::Headers;
+use crate::step::timing;
+use crate::tensor_type::TensorType;
+use crate::timing::Amounts;
+use crate::timing::Forward;
+use crate::timing::Operation;
+use crate::timing::PhaseWork;
+use crate::work::BlockOptions;
+
+use super::cost::Choice;
+use super::cost::probed_of;
+use super::document::keep_of;
+use super::measures_on;
+use super::preliminary::assumed_imatrix;
+use super::preliminary::likely_types;
+
+/// Measurements of undecided types, compared with the first measurements.
+const UNDECIDED: f64 = 0.6;
+/// Choices that are measured as a whole before the refinement.
+const CHOICES: f64 = 4.0;
+/// Rounds of refinement that a search needs.
+const ROUNDS: f64 = 2.5;
+/// Moves in a round, compared with the number of groups.
+const MOVES: f64 = 1.8;
+/// The share of the chunks that a move is measured on: half of them, and all if it could be made.
+const OF_MOVE: f64 = 0.7;
+/// The factor within which the number of these measurements is.
+const SEARCH_SPREAD: f64 = 1.6;
+
+/// Returns the phases of a policy, without the log-probabilities of the model itself: nothing of policies that neither measure nor
+/// compare, and if the recipe does not fit the model. What the store has of it is not considered.
+pub(super) fn phases(step: &PolicyStep, env: &Env<'_>, headers: &mut Headers<'_>) -> Vec<PhaseWork> {
+    if step.method.needs().is_empty() {
+        return Vec::new();
+    }
+    let Some(forward) = headers.forward(&step.model, env) else {
+        return Vec::new();
+    };
+    let chunks = measures_on(step).map(|(corpus, cut)| {
+        let measured = BlockOptions {
+            sample: crate::work::ChunkSample::Spread,
+            ..cut
+        };
+        let all = timing::chunks_of(corpus, &step.model, cut, env, headers);
+        (timing::chunks_of(corpus, &step.model, measured, env, headers), all, cut)
+    });
+    let Some(header) = headers.of(&step.model, env) else {
+        return Vec::new();
+    };
+    let types = likely_types(step, header);
+    let Some(facts) = header.facts.as_ref() else {
+        return Vec::new();
+    };
+    let Some(constraints) = step.method.constraints() else {
+        return Vec::new();
+    };
+    let Ok(solving) = Solving::of(facts, assumed_imatrix(step), &constraints.document(keep_of(step))) else {
+        return Vec::new();
+    };
+    let options = solving.options();
+    let probing = step.method.probing();
+    let kept = match probing {
+        Probing::All { most: Some(most), .. } => (most as f64 / options.len().max(1) as f64).min(1.0),
+        _ => 1.0,
+    };
+    let mut phases = of_tensors(facts, &options, kept);
+    let Some((measured, all, cut)) = chunks else {
+        return phases;
+    };
+    // Of `count` variants, each on a number of chunks: the shares of the model that are computed, added up.
+    let work = |phase: Phase, (shares, count): (f64, f64), chunks: f64| {
+        let weight = count * forward.weight(shares / count.max(1.0), cut.context);
+        // The search changes single groups of a choice, and the measurements before it single groups of the model.
+        let types = types
+            .as_deref()
+            .filter(|_| matches!(phase, Phase::Choices | Phase::Refine));
+        let amounts = forward.variants(types, shares * chunks, count * chunks, cut.context);
+        PhaseWork::new(
+            phase,
+            weight * chunks,
+            amounts.and(&timing::actions(count * chunks, cut.block)),
+        )
+    };
+    let whole = (1.0, 1.0);
+    let probed = probed_of(probing, &options);
+    let count = probed.iter().filter(|probed| **probed).count() as f64 * kept;
+    let probes = (shares(&forward, facts, &options, &probed) * kept, count);
+    let mut unchanged = work(Phase::Unchanged, whole, all);
+    unchanged.amounts = unchanged.amounts.and(&forward.load(None));
+    phases.push(unchanged);
+    match probing {
+        Probing::None => {}
+        Probing::OfEachGroup(_) => phases.push(work(Phase::Screen, probes, measured)),
+        Probing::All { screen, rounds, .. } => {
+            let block = f64::from(cut.block.max(1));
+            let screened = ((screen as f64 / block).ceil() * block).min(measured);
+            let groups = solving.groups.len() as f64;
+            let rounds = ROUNDS.min(f64::from(rounds));
+            let validation = if all > measured { all - measured } else { measured };
+            phases.push(work(Phase::Screen, probes, screened));
+            let again = work(Phase::Undecided, probes, UNDECIDED * screened);
+            phases.push(again.spread(SEARCH_SPREAD));
+            phases.push(work(Phase::Choices, whole, CHOICES * validation));
+            // In each round, the moves and the whole choice; a group is as likely to be at the beginning of the model as at its end.
+            let moves = rounds * MOVES * groups;
+            let mut refining = work(Phase::Refine, (0.5 * moves, moves), OF_MOVE * measured);
+            let wholes = work(Phase::Refine, whole, rounds * (measured + validation));
+            refining.total += wholes.total;
+            refining.amounts = refining.amounts.and(&wholes.amounts);
+            phases.push(refining.spread(SEARCH_SPREAD));
+        }
+    }
+    phases
+}
+
+/// Returns the phases of quantizing and comparing tensors in all types that their groups may have.
+fn of_tensors(facts: &ModelFacts, options: &[Choice<'_>], kept: f64) -> Vec<PhaseWork> {
+    let (mut quantizing, mut comparing, mut bytes) = (Amounts::default(), Amounts::default(), 0.0);
+    for (group, ty) in options {
+        for tensor in group.members.iter().filter_map(|&at| facts.tensors.get(at)) {
+            let weights = tensor.dims.iter().product::<u64>();
+            bytes += tensor.ty.tensor_bytes(&tensor.dims).unwrap_or_default() as f64;
+            quantizing.add(Operation::Quantize(*ty), weights);
+            quantizing.add(Operation::Hash, ty.tensor_bytes(&tensor.dims).unwrap_or_default());
+            quantizing.add(Operation::Commit, 1_u64);
+            comparing.add(Operation::Compare(*ty), weights);
+            comparing.add(Operation::Commit, 1_u64);
+        }
+    }
+    vec![
+        PhaseWork::new(Phase::Quantize, bytes * kept, quantizing.times(kept)),
+        PhaseWork::new(Phase::Compare, bytes * kept, comparing.times(kept)),
+    ]
+}
+
+/// Returns the sum, over the probes, of the share of the model that is computed for each.
+fn shares(forward: &Forward, facts: &ModelFacts, options: &[Choice<'_>], probed: &[bool]) -> f64 {
+    let variants: Vec<BTreeMap<usize, TensorType>> = options
+        .iter()
+        .zip(probed)
+        .filter(|(_, probed)| **probed)
+        .map(|((group, ty), _)| {
+            let changed = group.members.iter().filter(|at| facts.tensors[**at].ty != *ty);
+            changed.map(|at| (*at, *ty)).collect()
+        })
+        .collect();
+    forward.shares(&variants).into_iter().sum()
+}
