@@ -1,4 +1,4 @@
-//! Answers as a document that anybody can check: `forge.certificate.v1`.
+//! Answers as a document that anybody can check: `forge.certificate.v2`.
 
 use std::fmt::Display;
 use std::fmt::Write as _;
@@ -11,7 +11,29 @@ use crate::allocation::problem::Problem;
 use crate::allocation::scale::Scale;
 
 /// Name and version of the document.
-pub const SCHEMA: &str = "forge.certificate.v1";
+pub const SCHEMA: &str = "forge.certificate.v2";
+
+/// What the losses of a problem are differences to: a choice that was measured as a whole.
+#[derive(Debug, Clone)]
+pub struct Base<'a> {
+    /// The name of its option of each group. These options have the loss 0.
+    pub choice: Vec<&'a str>,
+    /// Its loss.
+    pub loss: f64,
+    /// What the loss of every other option has on top of its difference, in units: it makes a choice with fewer changes.
+    pub penalty: u64,
+}
+
+impl Base<'_> {
+    /// Returns the loss that an answer is predicted to have as a whole, from the integers of the problem.
+    pub fn predicted(&self, problem: &Problem, scale: Scale, answer: &Answer) -> f64 {
+        let chosen = problem.groups().iter().zip(&answer.choice);
+        let names = chosen.map(|(group, option)| group.options[*option].name.as_str());
+        let changes = names.zip(&self.choice).filter(|(name, base)| name != *base).count();
+        let units = i128::from(answer.loss) - i128::from(self.penalty) * changes as i128;
+        self.loss + scale.loss_of(units)
+    }
+}
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -25,8 +47,17 @@ struct Document<'a> {
 #[derive(Serialize)]
 struct ProblemOf<'a> {
     unit_exponent: i32,
+    losses: &'static str,
+    base: Option<BaseOf<'a>>,
     capacities: Vec<CapacityOf<'a>>,
     groups: Vec<GroupOf<'a>>,
+}
+
+#[derive(Serialize)]
+struct BaseOf<'a> {
+    choice: &'a [&'a str],
+    loss: String,
+    penalty: u64,
 }
 
 #[derive(Serialize)]
@@ -59,6 +90,8 @@ struct AnswerOf<'a> {
     bound: String,
     least: i64,
     gap: u64,
+    /// The loss as a whole, where losses are differences.
+    predicted: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -68,11 +101,16 @@ struct MultipliersOf<'a> {
 }
 
 /// Returns the certificate of answers to a problem, as JSON. Answers of [`Status::NothingFound`] prove nothing and are left
-/// out.
+/// out. Losses are absolute; with a base, they are differences to it.
 ///
 /// # Errors
 /// As `serde_json`; not for documents of this form.
-pub fn document(problem: &Problem, scale: Scale, answers: &[Answer]) -> Result<String, serde_json::Error> {
+pub fn document(
+    problem: &Problem,
+    scale: Scale,
+    base: Option<&Base<'_>>,
+    answers: &[Answer],
+) -> Result<String, serde_json::Error> {
     let groups = problem.groups().iter().map(|group| GroupOf {
         name: &group.name,
         options: group
@@ -89,12 +127,26 @@ pub fn document(problem: &Problem, scale: Scale, answers: &[Answer]) -> Result<S
         name: &capacity.name,
         constant: capacity.constant,
     });
-    let answers: Vec<AnswerOf<'_>> = answers.iter().filter_map(|answer| answer_of(problem, answer)).collect();
-    let text = text_of(problem, scale, &answers);
+    let answers: Vec<AnswerOf<'_>> = answers
+        .iter()
+        .filter_map(|answer| {
+            let predicted = base.map(|base| base.predicted(problem, scale, answer));
+            answer_of(problem, answer, predicted)
+        })
+        .collect();
+    let losses = if base.is_some() { "difference" } else { "absolute" };
+    let base = base.map(|base| BaseOf {
+        choice: &base.choice,
+        loss: format!("{:e}", base.loss),
+        penalty: base.penalty,
+    });
+    let text = text_of(problem, scale, losses, base.as_ref(), &answers);
     let document = Document {
         schema: SCHEMA,
         problem: ProblemOf {
             unit_exponent: scale.exponent(),
+            losses,
+            base,
             capacities: capacities.collect(),
             groups: groups.collect(),
         },
@@ -104,7 +156,7 @@ pub fn document(problem: &Problem, scale: Scale, answers: &[Answer]) -> Result<S
     serde_json::to_string(&document)
 }
 
-fn answer_of<'a>(problem: &'a Problem, answer: &'a Answer) -> Option<AnswerOf<'a>> {
+fn answer_of<'a>(problem: &'a Problem, answer: &'a Answer, predicted: Option<f64>) -> Option<AnswerOf<'a>> {
     let claim = match answer.status {
         Status::Optimal => "optimal",
         Status::Gap => "gap",
@@ -127,14 +179,25 @@ fn answer_of<'a>(problem: &'a Problem, answer: &'a Answer) -> Option<AnswerOf<'a
         bound: answer.bound.to_string(),
         least: answer.least(),
         gap: answer.gap(),
+        predicted: predicted.map(|predicted| format!("{predicted:e}")),
     })
 }
 
 /// The document as text, for its digest: a line for each fact, its fields parted by tabs. Names are written as JSON
 /// strings, so that no name can look like a field.
-fn text_of(problem: &Problem, scale: Scale, answers: &[AnswerOf<'_>]) -> String {
+fn text_of(
+    problem: &Problem,
+    scale: Scale,
+    losses: &str,
+    base: Option<&BaseOf<'_>>,
+    answers: &[AnswerOf<'_>],
+) -> String {
     let quoted = |name: &str| serde_json::Value::from(name).to_string();
-    let mut text = format!("unit\t{}\n", scale.exponent());
+    let mut text = format!("unit\t{}\nlosses\t{losses}\n", scale.exponent());
+    if let Some(base) = base {
+        list(&mut text, "base", base.choice.iter().map(|name| quoted(name)));
+        let _ = writeln!(text, "base-loss\t{}\npenalty\t{}", base.loss, base.penalty);
+    }
     for capacity in problem.capacities() {
         let _ = writeln!(text, "capacity\t{}\t{}", quoted(&capacity.name), capacity.constant);
     }
@@ -158,6 +221,9 @@ fn text_of(problem: &Problem, scale: Scale, answers: &[AnswerOf<'_>]) -> String 
             "bound\t{}\nleast\t{}\ngap\t{}",
             answer.bound, answer.least, answer.gap
         );
+        if let Some(predicted) = &answer.predicted {
+            let _ = writeln!(text, "predicted\t{predicted}");
+        }
     }
     text
 }

@@ -7,7 +7,7 @@
 //! - [`Solver`] shares what does not depend on the limits (the Pareto sets, the convex hulls) between several of them.
 //! - [`Answer`] is an assignment with a lower bound that anybody can recompute from its multipliers, and says whether the
 //!   assignment was proved optimal.
-//! - [`document()`] writes answers down as `forge.certificate.v1`, for a checker that shares no code with this module
+//! - [`document()`] writes answers down as `forge.certificate.v2`, for a checker that shares no code with this module
 //!   ([`certificate`](../certificate/index.html)).
 //!
 //! One capacity: the linear relaxation over the lower convex hulls of all groups gives a multiplier and a bound; a greedy
@@ -31,6 +31,7 @@ mod solve;
 pub use self::answer::Answer;
 pub use self::answer::Multipliers;
 pub use self::answer::Status;
+pub use self::document::Base;
 pub use self::document::SCHEMA;
 pub use self::document::document;
 pub use self::effort::DEFAULT_STATES;

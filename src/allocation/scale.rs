@@ -65,6 +65,11 @@ impl Scale {
 
     /// Returns the loss that units stand for, to the precision of a float.
     pub fn loss(self, units: i64) -> f64 {
+        self.loss_of(i128::from(units))
+    }
+
+    /// Returns the loss that a larger number of units stands for, to the precision of a float.
+    pub fn loss_of(self, units: i128) -> f64 {
         units as f64 * power(-self.exponent)
     }
 }

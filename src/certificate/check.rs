@@ -6,8 +6,10 @@ use crate::certificate::document::Answer;
 use crate::certificate::document::Choice;
 use crate::certificate::document::Claim;
 use crate::certificate::document::Document;
+use crate::certificate::document::Losses;
 use crate::certificate::document::Problem;
 use crate::certificate::document::SCHEMA;
+use crate::certificate::document::SCHEMA_1;
 use crate::certificate::search::Found;
 use crate::certificate::search::better_than;
 
@@ -29,7 +31,7 @@ pub enum Verdict {
 }
 
 /// An answer whose claim is true.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Checked {
     /// What is true of it.
     pub verdict: Verdict,
@@ -41,6 +43,21 @@ pub struct Checked {
     pub loss: i64,
     /// A unit is two to the power of minus this.
     pub unit_exponent: i32,
+    /// What the losses are; `None` in a certificate of version 1, which does not say it.
+    pub losses: Option<Losses>,
+    /// Where losses are differences: the loss that is predicted for the choice as a whole, and that of the base.
+    pub predicted: Option<Predicted>,
+}
+
+/// A loss that is predicted from differences to a base.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Predicted {
+    /// The loss.
+    pub loss: f64,
+    /// The loss of the base.
+    pub base: f64,
+    /// The number of groups with another option than the base.
+    pub changes: usize,
 }
 
 /// The first error in a certificate.
@@ -127,13 +144,19 @@ pub fn check(text: &str, states: u64) -> Result<Vec<Checked>, CertificateError> 
     let document: Document = serde_json::from_str(text).map_err(|error| CertificateError::Form {
         message: error.to_string(),
     })?;
-    if document.schema != SCHEMA {
+    if ![SCHEMA, SCHEMA_1].contains(&document.schema.as_str()) {
         return Err(CertificateError::Form {
             message: format!("found `{}`", document.schema),
         });
     }
     let problem = &document.problem;
+    if (document.schema == SCHEMA) != problem.losses.is_some() {
+        return Err(CertificateError::Form {
+            message: format!("`losses` is a field of `{SCHEMA}`"),
+        });
+    }
     well_formed(problem)?;
+    check_base(problem)?;
     let digest = document.digest_of_text();
     same("the document", "digest", &document.digest, &digest)?;
     let answers = document.answers.iter().enumerate();
@@ -207,6 +230,85 @@ fn well_formed(problem: &Problem) -> Result<(), CertificateError> {
     Ok(())
 }
 
+/// Checks that there is a base exactly where losses are differences, and that its options have the loss 0.
+fn check_base(problem: &Problem) -> Result<(), CertificateError> {
+    let wrong = |message: String| Err(CertificateError::Problem { message });
+    let base = match (problem.losses, &problem.base) {
+        (Some(Losses::Difference), Some(base)) => base,
+        (Some(Losses::Difference), None) => {
+            return wrong("its losses are differences, and it has no `base`".to_owned());
+        }
+        (_, Some(_)) => return wrong("it has a `base`, and its losses are not differences".to_owned()),
+        (_, None) => return Ok(()),
+    };
+    if base.choice.len() != problem.groups.len() {
+        let (chosen, groups) = (base.choice.len(), problem.groups.len());
+        return wrong(format!("`base` has {chosen} options for {groups} groups"));
+    }
+    for (group, name) in problem.groups.iter().zip(&base.choice) {
+        match group.options.iter().find(|option| option.name == *name) {
+            Some(option) if option.loss == 0 => {}
+            Some(option) => {
+                let (group, loss) = (&group.name, option.loss);
+                return wrong(format!(
+                    "option `{name}` of group `{group}` is the one of `base`, and has the difference {loss} to itself"
+                ));
+            }
+            None => {
+                return wrong(format!(
+                    "group `{}` has no option `{name}`, which `base` has",
+                    group.name
+                ));
+            }
+        }
+    }
+    if figure(&base.loss).is_none() {
+        return wrong(format!(
+            "the loss of `base` is `{}`, which is no finite number",
+            base.loss
+        ));
+    }
+    Ok(())
+}
+
+/// Reads a figure: the shortest text that gives this finite number.
+fn figure(text: &str) -> Option<f64> {
+    let number: f64 = text.parse().ok()?;
+    (number.is_finite() && format!("{number:e}") == text).then_some(number)
+}
+
+/// Returns the loss that differences predict for an answer; `None` where losses are absolute.
+fn predicted_of(
+    problem: &Problem,
+    answer: &Answer,
+    place: &str,
+    loss: i128,
+) -> Result<Option<Predicted>, CertificateError> {
+    let stated = answer.predicted.as_deref().unwrap_or("null");
+    let Some(base) = &problem.base else {
+        same(place, "predicted", stated, "null")?;
+        return Ok(None);
+    };
+    let pairs = answer.choice.iter().zip(&base.choice);
+    let changes = pairs.filter(|(own, base)| own != base).count();
+    // Exponents of certificates are small enough for a power of two to be exact.
+    let exponent = problem.unit_exponent;
+    if !(-1000..=1000).contains(&exponent) {
+        let message = format!("a unit of two to the power of {} is not possible", -exponent);
+        return Err(CertificateError::Problem { message });
+    }
+    let unit = f64::from_bits(((1023 - exponent) as u64) << 52);
+    let penalties = i128::from(base.penalty) * changes as i128;
+    let base = figure(&base.loss).unwrap_or(f64::NAN);
+    let predicted = Predicted {
+        loss: base + (loss - penalties) as f64 * unit,
+        base,
+        changes,
+    };
+    same(place, "predicted", stated, format!("{:e}", predicted.loss).as_str())?;
+    Ok(Some(predicted))
+}
+
 fn check_answer(problem: &Problem, answer: &Answer, place: &str, states: u64) -> Result<Checked, CertificateError> {
     let choice_wrong = |message: String| CertificateError::Choice {
         place: place.to_owned(),
@@ -248,6 +350,7 @@ fn check_answer(problem: &Problem, answer: &Answer, place: &str, states: u64) ->
     for (stated, found) in answer.uses.iter().zip(&uses) {
         same(place, "uses", &i128::from(*stated), found)?;
     }
+    let predicted = predicted_of(problem, answer, place, loss)?;
 
     let (bound, reduced) = bound_of(problem, answer, place)?;
     same(place, "bound", answer.bound.as_str(), bound.to_string().as_str())?;
@@ -296,6 +399,8 @@ fn check_answer(problem: &Problem, answer: &Answer, place: &str, states: u64) ->
         uses: answer.uses.clone(),
         loss: answer.loss,
         unit_exponent: problem.unit_exponent,
+        losses: problem.losses,
+        predicted,
     })
 }
 

@@ -3,7 +3,10 @@
 use serde::Deserialize;
 
 /// Name and version of the documents that are read.
-pub const SCHEMA: &str = "forge.certificate.v1";
+pub const SCHEMA: &str = "forge.certificate.v2";
+
+/// An older version, which is still read: it does not say what its losses are.
+pub(super) const SCHEMA_1: &str = "forge.certificate.v1";
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -18,8 +21,42 @@ pub(crate) struct Document {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Problem {
     pub(crate) unit_exponent: i32,
+    /// `None` in version 1.
+    #[serde(default)]
+    pub(crate) losses: Option<Losses>,
+    #[serde(default)]
+    pub(crate) base: Option<Base>,
     pub(crate) capacities: Vec<Capacity>,
     pub(crate) groups: Vec<Group>,
+}
+
+/// What the losses of the options are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Losses {
+    /// Losses of the options themselves.
+    Absolute,
+    /// Differences to the loss of the base.
+    Difference,
+}
+
+impl Losses {
+    /// Returns the word for it in documents.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Absolute => "absolute",
+            Self::Difference => "difference",
+        }
+    }
+}
+
+/// The choice that losses are differences to.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Base {
+    pub(crate) choice: Vec<String>,
+    pub(crate) loss: String,
+    pub(crate) penalty: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -74,6 +111,8 @@ pub(crate) struct Answer {
     pub(crate) bound: String,
     pub(crate) least: i64,
     pub(crate) gap: u64,
+    #[serde(default)]
+    pub(crate) predicted: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -99,6 +138,15 @@ impl Document {
         let numbers = |numbers: &[u64]| -> Vec<String> { numbers.iter().map(u64::to_string).collect() };
         let problem = &self.problem;
         line("unit", &[problem.unit_exponent.to_string()]);
+        if let Some(losses) = problem.losses {
+            line("losses", &[losses.as_str().to_owned()]);
+        }
+        if let Some(base) = &problem.base {
+            let choice: Vec<String> = base.choice.iter().map(name).collect();
+            line("base", &choice);
+            line("base-loss", std::slice::from_ref(&base.loss));
+            line("penalty", &[base.penalty.to_string()]);
+        }
         for capacity in &problem.capacities {
             line("capacity", &[name(&capacity.name), capacity.constant.to_string()]);
         }
@@ -122,6 +170,9 @@ impl Document {
             line("bound", std::slice::from_ref(&answer.bound));
             line("least", &[answer.least.to_string()]);
             line("gap", &[answer.gap.to_string()]);
+            if let Some(predicted) = &answer.predicted {
+                line("predicted", std::slice::from_ref(predicted));
+            }
         }
         hasher.finalize().to_hex().to_string()
     }

@@ -11,6 +11,8 @@
 //! - **optimal**: all this, and no assignment within the limits has less loss. By the bound, an option whose reduced cost is
 //!   larger than the gap is in no better assignment; over the options that are left, plain dynamic programming goes
 //!   through all assignments, group by group.
+//! - **difference**: the losses are differences to a base. Its options have the loss 0, and the predicted loss of an answer is the
+//!   loss of the base plus that of the answer without its penalties, rounded as documented in `cache-schema/README.md`.
 //! - **below-minimum**: for some capacity even the smallest options exceed the limit, and the choice is the assignment that
 //!   uses least of the first capacity.
 
@@ -20,7 +22,9 @@ mod search;
 
 pub use self::check::CertificateError;
 pub use self::check::Checked;
+pub use self::check::Predicted;
 pub use self::check::Verdict;
 pub use self::check::check;
+pub use self::document::Losses;
 pub use self::document::SCHEMA;
 pub use self::search::DEFAULT_STATES;

@@ -283,7 +283,7 @@ impl ValueEnum for Fuse {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct PolicyCheck {
-    /// The certificates (`forge.certificate.v1`)
+    /// The certificates (`forge.certificate.v2`, or `v1`)
     #[arg(required = true, value_name = "CERTIFICATE")]
     pub(super) certificates: Vec<String>,
     /// The maximum number of states to search for each answer; a claim that needs more counts as unproven

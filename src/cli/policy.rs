@@ -4,6 +4,8 @@ use serde_json::json;
 
 use crate::certificate;
 use crate::certificate::Checked;
+use crate::certificate::Losses;
+use crate::certificate::Predicted;
 use crate::certificate::Verdict;
 use crate::cli::Exit;
 use crate::cli::Failure;
@@ -92,14 +94,30 @@ fn sentence(path: &str, number: usize, answer: &Checked) -> String {
         sizes.join(" and ")
     };
     let (uses, limits) = (bytes(&answer.uses), bytes(&answer.limits));
+    // A difference is no loss of the model.
+    let loss = match answer.predicted {
+        Some(Predicted {
+            loss: predicted,
+            base,
+            changes,
+        }) => {
+            let types = prose::count(changes as u64, "type");
+            let differ = if changes == 1 { "differs" } else { "differ" };
+            format!(
+                "predicted loss {predicted:.6e} (difference {loss:.6e} to the measured loss {base:.6e}; {types} {differ})"
+            )
+        }
+        None => format!("{loss:.6e}"),
+    };
+    let word = if answer.predicted.is_some() { "" } else { "loss " };
     match answer.verdict {
         Verdict::Optimal => {
-            format!("{path}: answer {number} is optimal: loss {loss:.6e} in {uses}, of at most {limits}\n")
+            format!("{path}: answer {number} is optimal: {word}{loss} in {uses}, of at most {limits}\n")
         }
         Verdict::Gap { gap } => {
             let gap = loss_of(gap as f64, answer.unit_exponent);
             format!(
-                "{path}: answer {number} is at most {gap:.3e} above the least possible loss: {loss:.6e} in {uses}, of at most \
+                "{path}: answer {number} is at most {gap:.3e} above the least possible loss: {loss} in {uses}, of at most \
                  {limits}\n"
             )
         }
@@ -124,6 +142,9 @@ fn line(path: &str, number: usize, answer: &Checked) -> String {
         "limits": answer.limits,
         "uses": answer.uses,
         "loss": loss_of(answer.loss as f64, answer.unit_exponent),
+        "losses": answer.losses.map(Losses::as_str),
+        "predicted": answer.predicted.map(|predicted| predicted.loss),
+        "base_loss": answer.predicted.map(|predicted| predicted.base),
         "gap": gap.map(|gap| loss_of(gap as f64, answer.unit_exponent)),
     });
     format!("{line}\n")

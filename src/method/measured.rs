@@ -45,7 +45,7 @@ use crate::vocab::role::field;
 use crate::vocab::role::fields;
 
 /// The version of the search and the solver: increase it when either gives another choice.
-const SOLVER: u32 = 8;
+const SOLVER: u32 = 9;
 
 /// The default of `refine`.
 const DEFAULT_ROUNDS: u32 = 10;

@@ -60,6 +60,7 @@ pub(crate) use list::MethodEntry;
 pub(crate) use open::Open;
 pub(crate) use open::Scope;
 pub(crate) use section::PolicySection;
+pub(crate) use solving::BaseChoice;
 pub(crate) use solving::Limits;
 pub(crate) use solving::check_feasible;
 pub(crate) use solving::chosen;

@@ -1,5 +1,7 @@
 //! The common part of methods that minimize losses: groups, constraints, and the choice.
 
+use std::collections::BTreeMap;
+
 use super::budget::BudgetDocument;
 use super::constraints::ConstraintsDocument;
 use super::device::DeviceDocument;
@@ -13,7 +15,11 @@ use super::rules::rules_of;
 use super::rules::type_of;
 use crate::allocation;
 use crate::allocation::Answer;
+use crate::allocation::Base;
 use crate::allocation::Effort;
+use crate::allocation::Group;
+use crate::allocation::Problem;
+use crate::allocation::Scale;
 use crate::allocation::Solver;
 use crate::allocation::Status;
 use crate::engine::Cancel;
@@ -155,7 +161,7 @@ impl<'a> Solving<'a> {
         limits: &Limits,
     ) -> Result<Chosen, M::Error> {
         let (prepared, answer) = self.solve(material, losses, limits)?;
-        Ok(chosen(&prepared, &answer, prepared.table(&answer))?)
+        Ok(chosen(&prepared, &answer, None, prepared.table(&answer))?)
     }
 }
 
@@ -186,9 +192,30 @@ pub(crate) struct Limits {
     states: u64,
 }
 
-/// Returns an answer as a choice, with its certificate.
-pub(crate) fn chosen(prepared: &Prepared, answer: &Answer, table: Table) -> Result<Chosen, MethodError> {
-    let certificate = allocation::document(prepared.problem(), prepared.scale(), std::slice::from_ref(answer))
+/// The choice that losses are differences to.
+pub(crate) struct BaseChoice {
+    /// The type of each group.
+    pub choice: BTreeMap<String, TensorType>,
+    /// Its loss, measured as a whole.
+    pub loss: f64,
+    /// What the loss of every other type has on top of its difference.
+    pub penalty: f64,
+}
+
+/// Returns an answer as a choice, with its certificate. With a base, losses are differences to it, and the table says which loss the
+/// certificate predicts for the choice as a whole.
+pub(crate) fn chosen(
+    prepared: &Prepared,
+    answer: &Answer,
+    base: Option<&BaseChoice>,
+    mut table: Table,
+) -> Result<Chosen, MethodError> {
+    let (problem, scale) = (prepared.problem(), prepared.scale());
+    let base = base.map(|base| base_of(base, problem, scale)).transpose()?;
+    if let Some(base) = &base {
+        table.predicted_loss = Some(format!("{:e}", base.predicted(problem, scale, answer)));
+    }
+    let certificate = allocation::document(problem, scale, base.as_ref(), std::slice::from_ref(answer))
         .map_err(|error| MethodError::new(format!("the certificate cannot be written: {error}")))?;
     Ok(Chosen {
         solved: Some(Solved {
@@ -196,6 +223,25 @@ pub(crate) fn chosen(prepared: &Prepared, answer: &Answer, table: Table) -> Resu
             optimal: answer.status == Status::Optimal,
         }),
         ..Chosen::of(table)
+    })
+}
+
+/// Returns a base as a certificate has it.
+fn base_of<'a>(base: &BaseChoice, problem: &'a Problem, scale: Scale) -> Result<Base<'a>, MethodError> {
+    let own = |group: &'a Group| -> Option<&'a str> {
+        let ty = base.choice.get(&group.name)?.name();
+        let option = group.options.iter().find(|option| option.name == ty)?;
+        Some(option.name.as_str())
+    };
+    let lost = |group: &Group| MethodError::new(format!("`{}` has no type in the measured choice", group.name));
+    let choice = problem
+        .groups()
+        .iter()
+        .map(|group| own(group).ok_or_else(|| lost(group)));
+    Ok(Base {
+        choice: choice.collect::<Result<_, _>>()?,
+        loss: base.loss,
+        penalty: u64::try_from(scale.units(base.penalty)).unwrap_or(0),
     })
 }
 

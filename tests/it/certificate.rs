@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use forge::allocation::Base;
 use forge::allocation::Effort;
 use forge::allocation::Problem;
 use forge::allocation::Scale;
@@ -30,7 +31,7 @@ fn certify(problem: &Problem, limits: &[Vec<u64>], states: u64) -> String {
         .map(|limits| solver.solve(limits, &effort).unwrap())
         .collect();
     assert!(answers.iter().all(|answer| answer.status != Status::NothingFound));
-    document(problem, Scale::from_exponent(40).unwrap(), &answers).unwrap()
+    document(problem, Scale::from_exponent(40).unwrap(), None, &answers).unwrap()
 }
 
 fn verdicts(text: &str) -> Result<Vec<Verdict>, CertificateError> {
@@ -66,6 +67,14 @@ fn seal(document: &mut Value) {
     let list = |value: &Value| -> Vec<String> { value.as_array().unwrap().iter().map(Value::to_string).collect() };
     let problem = &document["problem"];
     line("unit", vec![problem["unit_exponent"].to_string()]);
+    if let Some(losses) = problem["losses"].as_str() {
+        line("losses", vec![losses.to_owned()]);
+    }
+    if let Some(base) = problem["base"].as_object() {
+        line("base", list(&base["choice"]));
+        line("base-loss", vec![base["loss"].as_str().unwrap().to_owned()]);
+        line("penalty", vec![base["penalty"].to_string()]);
+    }
     for capacity in problem["capacities"].as_array().unwrap() {
         line(
             "capacity",
@@ -90,6 +99,9 @@ fn seal(document: &mut Value) {
         line("bound", vec![answer["bound"].as_str().unwrap().to_owned()]);
         line("least", vec![answer["least"].to_string()]);
         line("gap", vec![answer["gap"].to_string()]);
+        if let Some(predicted) = answer["predicted"].as_str() {
+            line("predicted", vec![predicted.to_owned()]);
+        }
     }
     document["digest"] = json!(blake3::hash(text.as_bytes()).to_string());
 }
@@ -123,7 +135,7 @@ fn changed(value: &Value, by: i64) -> Value {
 #[test]
 fn what_the_solver_writes_is_what_the_schema_says_and_is_true() {
     let document = sample();
-    let schema = include_str!("../../cache-schema/certificate.v1.json");
+    let schema = include_str!("../../cache-schema/certificate.v2.json");
     let schema: Value = serde_json::from_str(schema).unwrap();
     let validator = jsonschema::draft202012::new(&schema).unwrap();
     let errors: Vec<String> = validator
@@ -291,7 +303,7 @@ proptest! {
         let limits: Vec<u64> = (0..=usize::from(several)).map(limit).collect();
         let answer = Solver::new(&problem).solve(&limits, &Effort::default()).unwrap();
         prop_assume!(answer.status != Status::NothingFound);
-        let text = document(&problem, Scale::from_exponent(0).unwrap(), std::slice::from_ref(&answer)).unwrap();
+        let text = document(&problem, Scale::from_exponent(0).unwrap(), None, std::slice::from_ref(&answer)).unwrap();
         let found = verdicts(&text);
         let expected = match answer.status {
             Status::Optimal => Verdict::Optimal,
@@ -329,6 +341,163 @@ fn large_certificates_are_checked() {
         );
         assert_eq!(found, Ok(vec![Verdict::Optimal; 5]), "{groups} groups, noise {noise}");
     }
+}
+
+/// A certificate of differences: the first option of each group is that of the base.
+fn differences() -> Value {
+    let groups = like_a_model(6, 4, 1.0, 5).into_iter().map(|options| {
+        let own = options[0].0;
+        let differences = options.into_iter().enumerate();
+        let with_penalty = differences.map(|(at, (loss, uses))| (loss - own + if at == 0 { 0 } else { 7 }, uses));
+        with_penalty.collect::<Vec<_>>()
+    });
+    let problem = problem_of(&[4096], &groups.collect::<Vec<_>>());
+    let (least, most) = problem.range(0).unwrap();
+    let solver = Solver::new(&problem);
+    let effort = Effort {
+        states: 1 << 20,
+        stop: None,
+    };
+    let answers = [
+        solver.solve(&[least + (most - least) / 3], &effort).unwrap(),
+        solver.solve(&[most], &effort).unwrap(),
+    ];
+    let base = Base {
+        choice: problem
+            .groups()
+            .iter()
+            .map(|group| {
+                group
+                    .options
+                    .iter()
+                    .find(|option| option.loss == 0)
+                    .unwrap()
+                    .name
+                    .as_str()
+            })
+            .collect(),
+        loss: 0.012_345,
+        penalty: 7,
+    };
+    let text = document(&problem, Scale::from_exponent(70).unwrap(), Some(&base), &answers).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn differences_name_their_base_and_the_predicted_loss() {
+    let good = differences();
+    let schema: Value = serde_json::from_str(include_str!("../../cache-schema/certificate.v2.json")).unwrap();
+    let validator = jsonschema::draft202012::new(&schema).unwrap();
+    assert!(validator.is_valid(&good), "{good}");
+    let checked = check(&good.to_string(), DEFAULT_STATES).unwrap();
+    for (answer, found) in good["answers"].as_array().unwrap().iter().zip(&checked) {
+        let predicted = found.predicted.unwrap();
+        let chosen = answer["choice"].as_array().unwrap().iter();
+        let base = good["problem"]["base"]["choice"].as_array().unwrap();
+        let changes = chosen.zip(base).filter(|(own, base)| own != base).count();
+        assert_eq!(predicted.changes, changes);
+        let units = answer["loss"].as_i64().unwrap() - 7 * i64::try_from(changes).unwrap();
+        assert_eq!(predicted.loss, 0.012_345 + units as f64 * 2_f64.powi(-70));
+        assert_eq!(answer["predicted"], format!("{:e}", predicted.loss));
+    }
+    assert!(checked.iter().any(|found| found.predicted.unwrap().changes > 0));
+
+    // Sealed again, so that only the claims are wrong.
+    let refused = |change: &dyn Fn(&mut Value), expected: &str| {
+        let mut document = good.clone();
+        change(&mut document);
+        seal(&mut document);
+        let error = check(&document.to_string(), DEFAULT_STATES).unwrap_err().to_string();
+        assert!(error.contains(expected), "{expected}: {error}");
+    };
+    refused(
+        &|it| it["answers"][0]["predicted"] = json!("1e-2"),
+        "answer 1: `predicted` is stated as 1e-2",
+    );
+    refused(
+        &|it| it["answers"][0]["predicted"] = json!(null),
+        "`predicted` is stated as null",
+    );
+    refused(
+        &|it| it["problem"]["base"]["penalty"] = json!(1_u64 << 45),
+        "`predicted` is stated as",
+    );
+    refused(
+        &|it| it["problem"]["base"]["loss"] = json!("1.2e-2"),
+        "`predicted` is stated as",
+    );
+    refused(
+        &|it| it["problem"]["base"]["loss"] = json!("0.012345"),
+        "no finite number",
+    );
+    refused(&|it| it["problem"]["base"]["loss"] = json!("NaN"), "no finite number");
+    refused(
+        &|it| it["problem"]["base"]["choice"][0] = json!("none"),
+        "has no option `none`",
+    );
+    refused(
+        &|it| {
+            let options = it["problem"]["groups"][0]["options"].as_array().unwrap();
+            let other = options.iter().find(|option| option["loss"] != 0).unwrap();
+            it["problem"]["base"]["choice"][0] = other["name"].clone();
+        },
+        "has the difference",
+    );
+    refused(
+        &|it| {
+            it["problem"]["base"]["choice"].as_array_mut().unwrap().pop();
+        },
+        "`base` has 5 options for 6 groups",
+    );
+    refused(&|it| it["problem"]["base"] = json!(null), "it has no `base`");
+    refused(
+        &|it| it["problem"]["losses"] = json!("absolute"),
+        "its losses are not differences",
+    );
+    refused(&|it| it["problem"]["losses"] = json!(null), "`losses` is a field of");
+
+    // The digest covers every one of these.
+    let mut document = good.clone();
+    document["problem"]["base"]["penalty"] = json!(6);
+    let error = check(&document.to_string(), DEFAULT_STATES).unwrap_err().to_string();
+    assert!(error.contains("`digest` is stated as"), "{error}");
+
+    let forge = Forge::new();
+    forge.write("differences.json", good.to_string());
+    let run = forge.run(&["policy", "check", "differences.json"]).success();
+    assert!(
+        run.stdout.contains(" is optimal: predicted loss 1.2")
+            && run
+                .stdout
+                .contains(" to the measured loss 1.234500e-2; 6 types differ) in "),
+        "{}",
+        run.stdout
+    );
+}
+
+#[test]
+fn certificates_of_version_1_are_checked() {
+    let mut old = sample();
+    old["schema"] = json!("forge.certificate.v1");
+    let problem = old["problem"].as_object_mut().unwrap();
+    problem.remove("losses");
+    problem.remove("base");
+    for answer in old["answers"].as_array_mut().unwrap() {
+        answer.as_object_mut().unwrap().remove("predicted");
+    }
+    seal(&mut old);
+    let schema: Value = serde_json::from_str(include_str!("../../cache-schema/certificate.v1.json")).unwrap();
+    assert!(jsonschema::draft202012::new(&schema).unwrap().is_valid(&old));
+    let checked = check(&old.to_string(), DEFAULT_STATES).unwrap();
+    assert!(
+        checked
+            .iter()
+            .all(|found| found.losses.is_none() && found.predicted.is_none())
+    );
+    // One that says what its losses are is of version 2.
+    old["problem"]["losses"] = json!("absolute");
+    seal(&mut old);
+    assert!(check(&old.to_string(), DEFAULT_STATES).is_err());
 }
 
 #[test]

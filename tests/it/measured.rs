@@ -7,6 +7,8 @@ use forge::gguf::Model;
 use crate::one_layer_project::build;
 use crate::one_layer_project::build_well;
 use crate::one_layer_project::edited;
+use crate::one_layer_project::manifest;
+use crate::one_layer_project::output_of;
 use crate::one_layer_project::planned;
 use crate::one_layer_project::project;
 use crate::support::Forge;
@@ -176,6 +178,19 @@ fn a_choice_is_replaced_only_by_one_with_a_smaller_measured_loss() {
         let _ = forge
             .run(&["policy", "check", "out/small/p.certificate.json"])
             .success();
+        // A refined choice is proved by differences to a choice that was measured as a whole.
+        let certificate = std::fs::read(forge.path("out/small/p.certificate.json")).unwrap();
+        let certificate: serde_json::Value = serde_json::from_slice(&certificate).unwrap();
+        let is_refined = refine > 0;
+        let losses = if is_refined { "difference" } else { "absolute" };
+        assert_eq!(certificate["problem"]["losses"], losses);
+        assert_eq!(certificate["problem"]["base"].is_null(), !is_refined);
+        if is_refined {
+            let manifest = manifest(&forge.path("out/small/p.gguf"));
+            let table = output_of(forge, &manifest, "policy.p", "policy");
+            let table: serde_json::Value = serde_json::from_slice(&table).unwrap();
+            assert_eq!(certificate["answers"][0]["predicted"], table["predicted_loss"]);
+        }
         let said = |what: &str| -> Vec<f64> {
             let mut messages = built.events.iter().filter_map(|event| event["message"].as_str());
             let said = messages.find_map(|message| message.split(what).nth(1));

@@ -149,7 +149,7 @@ const DOCUMENTS: &[(&str, &str, &str)] = &[
     ("join", "slices", "slices.v1"),
     ("metrics", "json", "metrics.v1"),
     ("overlap", "overlap", "overlap.v1"),
-    ("policy", "certificate", "certificate.v1"),
+    ("policy", "certificate", "certificate.v2"),
     ("policy", "policy", "policy.v1"),
     ("promote", "assembly", "assembly.v1"),
     ("promote", "compute", "model-compute.v1"),
@@ -158,6 +158,10 @@ const DOCUMENTS: &[(&str, &str, &str)] = &[
 
 /// Documents of older versions that are still read.
 const OLDER: &[(&str, &str)] = &[
+    (
+        "certificate.v1",
+        r#"{"schema":"forge.certificate.v1","problem":{"unit_exponent":0,"capacities":[{"name":"file","constant":1}],"groups":[]},"answers":[],"digest":"6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85"}"#,
+    ),
     (
         "loans.v1",
         r#"{"schema":1,"path":"/models/out.gguf","file":"6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85:3","dev":1,"ino":2,"size":3,"mtime_ns":4,"ctime_ns":5,"loans":[{"bytes":"6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85:3","start":0}]}"#,
@@ -175,11 +179,11 @@ const STRICT: &[(&str, &str, &[&str])] = &[
     ("action.v1", "/inputs", &[]),
     ("assembly.v1", "", &[]),
     ("assembly.v1", "/tensors/0", &[]),
-    ("certificate.v1", "", &[]),
-    ("certificate.v1", "/answers/0", &[]),
-    ("certificate.v1", "/answers/0/multipliers", &[]),
-    ("certificate.v1", "/problem", &[]),
-    ("certificate.v1", "/problem/groups/0/options/0", &[]),
+    ("certificate.v2", "", &[]),
+    ("certificate.v2", "/answers/0", &[]),
+    ("certificate.v2", "/answers/0/multipliers", &[]),
+    ("certificate.v2", "/problem", &[]),
+    ("certificate.v2", "/problem/groups/0/options/0", &[]),
     ("corpus.v1", "", &[]),
     ("coverage.v1", "", &[]),
     ("envelope.v1", "", &[]),

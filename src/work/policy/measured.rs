@@ -78,7 +78,12 @@ pub(super) fn choose(stored: Stored<'_, '_>, method: &Document, slices: Slices) 
         chunks: u32::try_from(incumbent.validation.len()).unwrap_or(u32::MAX),
         context: method.context,
     });
-    Ok(chosen(&incumbent.prepared, &incumbent.answer, table)?)
+    Ok(chosen(
+        &incumbent.prepared,
+        &incumbent.answer,
+        incumbent.base.as_ref(),
+        table,
+    )?)
 }
 
 /// Returns at most `most` probes, those that are most likely to be chosen by estimated losses. If nothing fits the budget, this fails

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::allocation::Answer;
+use crate::method::BaseChoice;
 use crate::observer::Phase;
 use crate::policy;
 use crate::policy::LocalLosses;
@@ -151,6 +152,11 @@ impl Scan<'_, '_> {
         for _ in 0..=RETRIES {
             let proposal = self.propose(local_losses, together, penalty)?;
             let change = local_losses.change(&proposal.choice);
+            let base = BaseChoice {
+                choice: incumbent.choice.clone(),
+                loss: incumbent.lost,
+                penalty,
+            };
             let predicted = incumbent.lost + change;
             if proposal.moved.is_empty() && penalty > 0.0 {
                 break;
@@ -160,6 +166,7 @@ impl Scan<'_, '_> {
                 let settled = Incumbent {
                     prepared: proposal.prepared,
                     answer: proposal.answer,
+                    base: Some(base),
                     predicted,
                     ..incumbent
                 };
@@ -176,6 +183,7 @@ impl Scan<'_, '_> {
                         prepared: proposal.prepared,
                         answer: proposal.answer,
                         choice: proposal.choice,
+                        base: Some(base),
                         predicted,
                         validation,
                         lost,

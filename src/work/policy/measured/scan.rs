@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::super::stored::Stored;
 use crate::allocation::Answer;
+use crate::method::BaseChoice;
 use crate::method::Limits;
 use crate::method::Solving;
 use crate::observer::Phase;
@@ -50,6 +51,8 @@ pub(super) struct Incumbent {
     pub(super) answer: Answer,
     /// The type of each group that has a choice.
     pub(super) choice: BTreeMap<String, TensorType>,
+    /// The choice that the losses of this problem are differences to; `None` if they are absolute.
+    pub(super) base: Option<BaseChoice>,
     /// The loss that this problem predicts for it.
     pub(super) predicted: f64,
     /// The divergence of the whole choice by validation chunk.
@@ -159,6 +162,7 @@ impl<'r, 't> Scan<'r, 't> {
             prepared,
             answer,
             choice,
+            base: None,
             predicted,
             validation,
             lost,
