@@ -14,6 +14,7 @@ use crate::one_layer_project::project;
 use crate::support::Forge;
 use crate::support::Run;
 use crate::support::project as repository;
+use crate::support::quickstart;
 
 /// The events of builds that `benches/estimates.rs --record` wrote.
 fn recorded_runs() -> Vec<(PathBuf, Vec<Json>)> {
@@ -148,6 +149,7 @@ fn a_plan_says_how_long_and_how_much() {
 #[test]
 fn the_speed_of_the_machine_is_measured_once() {
     let forge = Forge::with_example();
+    forge.recipe(&fs::read_to_string(quickstart().join("recipe.toml")).unwrap());
     let measured = |run: &Run| run.json_lines().iter().any(|line| line["reason"] == "measuring-speeds");
     let plan = || forge.run(&["plan", "--message-format", "json"]).success();
     let first = plan();
