@@ -102,7 +102,7 @@ impl Env<'_> {
             .iter()
             .filter(|operation| !timing.speeds.is_measured(**operation));
         let types: BTreeSet<TensorType> = missing.filter_map(|operation| operation.tensor_type()).collect();
-        if types.is_empty() || time.likely_ms < WORTH_MEASURING_MS {
+        if types.is_empty() || time.likely_ms < WORTH_MEASURING_MS || self.machine.cancel.is_cancelled() {
             return;
         }
         let Some((_, evaluator, quantizer)) = self.machine_name() else {
