@@ -8,7 +8,6 @@ use crate::action::difference;
 use crate::action::difference::Difference;
 use crate::digest::ActionDigest;
 use crate::digest::BlobDigest;
-use crate::fs;
 use crate::graph::Graph;
 use crate::graph::Node;
 use crate::observer::Time;
@@ -282,8 +281,7 @@ pub fn with_result(node: &Node, outcome: &Outcome, inputs: &Inputs, env: &Env<'_
     }
     let writing = kind.estimate_writing(node, &outcome, inputs, env);
     let names = kind.output_names(node, Some(&outcome), env.only_table);
-    let is_there = |name: &String| output::path(env, name).is_ok_and(|path| fs::exists(&path).unwrap_or(true));
-    let reason = if names.iter().all(is_there) {
+    let reason = if names.iter().all(|name| output::is_there(env, name)) {
         Reason::OutputChanged
     } else {
         Reason::OutputGone

@@ -34,7 +34,6 @@ use crate::timing::PhaseWork;
 use crate::timing::Purpose;
 use crate::work::BlockOptions;
 use crate::work::CODEC;
-use crate::work::ChunkSample;
 use crate::work::Context;
 
 /// An evaluation of a candidate.
@@ -51,12 +50,7 @@ fn eval(node: &Node) -> Result<(&EvalStep, &StepId), StepError> {
 }
 
 fn cut(eval: &EvalStep) -> BlockOptions {
-    BlockOptions {
-        context: eval.context,
-        chunks: eval.chunks,
-        block: eval.block,
-        sample: ChunkSample::First,
-    }
+    BlockOptions::first(eval.context, eval.chunks, eval.block)
 }
 
 fn action_of(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Action, StepError> {
@@ -126,12 +120,14 @@ impl Kind for Eval {
         };
         let types = likely_types::of_candidate(candidate, known, env, headers);
         let chunks = timing::chunks_of(&eval.corpus, &eval.reference, cut(eval), env, headers);
-        let chunk = forward.chunk(types.as_deref(), eval.context, Purpose::Score);
-        let amounts = forward
-            .load(types.as_deref())
-            .and(&chunk.times(chunks))
-            .and(&timing::actions(chunks, eval.block));
-        vec![PhaseWork::new(Phase::Evaluate, chunks, amounts)]
+        let model = (forward.as_ref(), types.as_deref());
+        vec![timing::computing(
+            Phase::Evaluate,
+            model,
+            chunks,
+            cut(eval),
+            Purpose::Score,
+        )]
     }
 
     fn model<'n>(&self, node: &'n Node) -> Option<&'n SourceName> {

@@ -35,7 +35,6 @@ use crate::timing::PhaseWork;
 use crate::timing::Purpose;
 use crate::vocab::MergeMode;
 use crate::work::BlockOptions;
-use crate::work::ChunkSample;
 use crate::work::Context;
 
 /// An imatrix.
@@ -121,22 +120,13 @@ impl Kind for Imatrix {
         let Ok(ImatrixStep::Collect(collect)) = imatrix_step(node) else {
             return Vec::new();
         };
-        let cut = BlockOptions {
-            context: collect.context,
-            chunks: collect.chunks,
-            block: collect.block,
-            sample: ChunkSample::First,
-        };
+        let cut = BlockOptions::first(collect.context, collect.chunks, collect.block);
         let Some(forward) = headers.forward(&collect.model, env) else {
             return Vec::new();
         };
         let chunks = timing::chunks_of(&collect.corpus, &collect.model, cut, env, headers);
-        let chunk = forward.chunk(None, collect.context, Purpose::Collect);
-        let amounts = forward
-            .load(None)
-            .and(&chunk.times(chunks))
-            .and(&timing::actions(chunks, collect.block));
-        vec![PhaseWork::new(Phase::Collect, chunks, amounts)]
+        let model = (forward.as_ref(), None);
+        vec![timing::computing(Phase::Collect, model, chunks, cut, Purpose::Collect)]
     }
 
     fn model<'n>(&self, node: &'n Node) -> Option<&'n SourceName> {

@@ -19,6 +19,11 @@ pub fn path(env: &Env<'_>, name: &str) -> Result<PathBuf, StepError> {
     fs::safe_join(&env.out, Path::new(name)).map_err(|error| StepError::input(error.to_string()))
 }
 
+/// Returns whether an output's file exists; true if that cannot be determined.
+pub fn is_there(env: &Env<'_>, name: &str) -> bool {
+    path(env, name).is_ok_and(|path| fs::exists(&path).unwrap_or(true))
+}
+
 /// Returns the file if it exists with the expected content. A file with an unknown stamp is read, but only when its stamp is old
 /// enough that a later change would change it. Evaluations rely on that.
 pub fn intact(env: &Env<'_>, path: &Path, digest: &BlobDigest) -> Result<Option<SourceFile>, StepError> {

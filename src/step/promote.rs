@@ -142,8 +142,7 @@ pub fn policy_of(step: &Step) -> Option<&StepId> {
 
 /// Returns whether a candidate's file exists; true if that cannot be determined.
 pub(super) fn is_there(candidate: &StepId, env: &Env<'_>) -> bool {
-    let path = output::path(env, &file_name(candidate));
-    path.is_ok_and(|path| fs::exists(&path).unwrap_or(true))
+    output::is_there(env, &file_name(candidate))
 }
 
 /// Returns the file name of a candidate.

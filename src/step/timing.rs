@@ -32,6 +32,7 @@ use crate::step::space::missing_reference_blocks;
 use crate::tensor_type::TensorType;
 use crate::timing::Amounts;
 use crate::timing::Expected;
+use crate::timing::Forward;
 use crate::timing::Operation;
 use crate::timing::PhaseWork;
 use crate::timing::Purpose;
@@ -351,6 +352,22 @@ pub(super) fn chunks_of(
 /// Returns the work of reading a file and hashing it.
 pub(super) fn hashing(bytes: u64) -> PhaseWork {
     PhaseWork::new(Phase::Hash, bytes as f64, Amounts::of(Operation::Hash, bytes))
+}
+
+/// Returns the work of loading a model and computing so many chunks of it. `types` are those of its tensors; its own if `None`.
+pub(super) fn computing(
+    phase: Phase,
+    (forward, types): (&Forward, Option<&[TensorType]>),
+    chunks: f64,
+    cut: BlockOptions,
+    purpose: Purpose,
+) -> PhaseWork {
+    let chunk = forward.chunk(types, cut.context, purpose);
+    let amounts = forward
+        .load(types)
+        .and(&chunk.times(chunks))
+        .and(&actions(chunks, cut.block));
+    PhaseWork::new(phase, chunks, amounts)
 }
 
 /// Returns the number of actions of so many chunks.

@@ -165,7 +165,6 @@ impl Store {
         self.inner.root.join(directory).join(first).join(rest)
     }
 
-    /// Makes a temporary file on the store's file system. If this process dies, another one removes it.
     /// Returns the folder of temporary files of this process.
     ///
     /// # Errors
@@ -175,8 +174,9 @@ impl Store {
         Ok(self.inner.temp.dir()?)
     }
 
+    /// Makes a temporary file on the store's file system. If this process dies, another one removes it.
     fn temp(&self) -> Result<fs::TempFile, StoreError> {
-        Ok(fs::TempFile::own_in(self.inner.temp.dir()?)?)
+        Ok(fs::TempFile::own_in(self.temporary_folder()?)?)
     }
 
     /// Gives a temporary file its name in the store. Creates the directory if it is missing, and quarantines anything that

@@ -124,12 +124,9 @@ impl Store {
     ///
     /// The file cannot be written.
     pub fn note_machine(&self, machine: &Fingerprint, document: &[u8]) -> Result<(), StoreError> {
-        let path = self.path_of_machine(machine);
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
-        }
         let text = String::from_utf8_lossy(document);
-        self.write_note(&path, &sealed::seal(MACHINE, VERSION, &machine.to_string(), &text))
+        let sealed = sealed::seal(MACHINE, VERSION, &machine.to_string(), &text);
+        self.write_note(&self.path_of_machine(machine), &sealed)
     }
 
     /// Returns what is known of the speed of a machine; `None` if nothing is.

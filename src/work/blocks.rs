@@ -85,6 +85,16 @@ pub struct BlockOptions {
 }
 
 impl BlockOptions {
+    /// Returns the options of imatrices and evaluations: the first chunks.
+    pub fn first(context: u32, chunks: Option<u64>, block: u32) -> Self {
+        Self {
+            context,
+            chunks,
+            block,
+            sample: ChunkSample::First,
+        }
+    }
+
     /// Returns the options of probes: chunks spread over the whole corpus.
     pub fn spread(context: u32, chunks: u64, block: u32) -> Self {
         Self {

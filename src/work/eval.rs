@@ -10,7 +10,6 @@ use super::StepError;
 use super::Work;
 use super::blocks::Block;
 use super::blocks::BlockOptions;
-use super::blocks::ChunkSample;
 use super::blocks::TokenizedCorpus;
 use super::documents::DOCUMENT_CAP;
 use super::documents::encode;
@@ -125,12 +124,7 @@ impl Work for Eval {
             tokenizer: self.tokenizer,
             engine: self.engine,
         };
-        let layout = BlockOptions {
-            context: self.context,
-            chunks: self.chunks,
-            block: self.block,
-            sample: ChunkSample::First,
-        };
+        let layout = BlockOptions::first(self.context, self.chunks, self.block);
         let blocks = tokenized.blocks(context, layout)?;
         let document = figures(self, context, &blocks)?;
         let mut made = ActionOutputs::default();

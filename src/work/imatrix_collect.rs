@@ -5,7 +5,6 @@ use super::Context;
 use super::StepError;
 use super::Work;
 use super::blocks::BlockOptions;
-use super::blocks::ChunkSample;
 use super::blocks::TokenizedCorpus;
 use super::imatrix;
 use crate::action::Action;
@@ -22,12 +21,7 @@ impl Work for ImatrixCollect {
             tokenizer: self.tokenizer,
             engine: self.engine,
         };
-        let layout = BlockOptions {
-            context: self.context,
-            chunks: self.chunks,
-            block: self.block,
-            sample: ChunkSample::First,
-        };
+        let layout = BlockOptions::first(self.context, self.chunks, self.block);
         let blocks = tokenized.blocks(context, layout)?;
         let total: u64 = blocks.iter().map(|block| block.chunks.len() as u64).sum();
         context.expect(Unit::Chunks, total);
