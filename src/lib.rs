@@ -22,6 +22,8 @@ pub mod gguf;
 
 pub mod imatrix;
 
+pub mod moments;
+
 pub mod container;
 
 pub mod content;

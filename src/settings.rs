@@ -74,6 +74,8 @@ pub struct PoolSettings {
     pub model: Option<u32>,
     /// Steps that mostly read and write files.
     pub disk: Option<u32>,
+    /// Bytes of memory that one computation may take beside its model.
+    pub memory: Option<u64>,
 }
 
 impl Settings {
@@ -115,6 +117,7 @@ impl Settings {
             settings.pools.cpu = reader.read("cpu", |field| field.integer32(1..=65_536));
             settings.pools.model = reader.read("model", |field| field.integer32(1..=1024));
             settings.pools.disk = reader.read("disk", |field| field.integer32(1..=1024));
+            settings.pools.memory = reader.read("memory", bytes);
             reader.finish();
         }
         if let Some((place, entries)) = cache {
@@ -201,7 +204,7 @@ mod tests {
     #[test]
     fn all_settings_are_read() {
         let text = "cache_dir = \"/big/cache\"\ntrusted = [\"/home/me/models\"]\ncolor = \"never\"\n[engine.embedded]\nthreads = 8\n\
-                    worker = false\n[pools]\ncpu = 16\nmodel = 2\ndisk = 4\n[cache]\nmax-size = \"200 GB\"\nborrow = false\n\n\
+                    worker = false\n[pools]\ncpu = 16\nmodel = 2\ndisk = 4\nmemory = \"8 GB\"\n[cache]\nmax-size = \"200 GB\"\nborrow = false\n\n\
                     [signing]\nkey = \"keys/me.pem\"\n";
         let settings = parse(text).unwrap();
         assert_eq!(settings.cache_dir.as_deref(), Some("/big/cache"));
@@ -217,6 +220,7 @@ mod tests {
             cpu: Some(16),
             model: Some(2),
             disk: Some(4),
+            memory: Some(8_000_000_000),
         };
         assert_eq!(settings.pools, pools);
         assert_eq!(settings.cache.max_size, Some(200_000_000_000));

@@ -11,9 +11,13 @@ mod imatrix_block;
 mod imatrix_collect;
 mod imatrix_import;
 mod imatrix_merge;
+mod imatrix_moments;
 mod inspect_model;
 mod join;
 mod metrics;
+mod moments;
+mod moments_block;
+mod moments_sum;
 mod output;
 mod overlap;
 mod policy;
@@ -24,6 +28,7 @@ pub mod role;
 mod tensor;
 mod tensor_error;
 mod tokens;
+mod weight_inputs;
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -39,11 +44,15 @@ pub use imatrix_block::ImatrixBlock;
 pub use imatrix_collect::ImatrixCollect;
 pub use imatrix_import::ImatrixImport;
 pub use imatrix_merge::ImatrixMerge;
+pub use imatrix_moments::ImatrixMoments;
 pub use inspect_model::InspectModel;
 pub use join::Join;
 pub use metrics::Metrics;
 pub use metrics::MetricsRow;
 pub use metrics::RowOverlap;
+pub use moments::Moments;
+pub use moments_block::MomentsBlock;
+pub use moments_sum::MomentsSum;
 pub use output::Fact;
 pub use output::Output;
 pub use overlap::Overlap;
@@ -54,6 +63,7 @@ pub use result::ActionResult;
 pub use tensor::Tensor;
 pub use tensor_error::TensorError;
 pub use tokens::Tokens;
+pub use weight_inputs::WeightInputs;
 
 use role::Field;
 
@@ -124,6 +134,16 @@ kinds! {
     ImatrixMerge,
     /// Imports an imatrix file of another program.
     ImatrixImport,
+    /// Makes an imatrix of second moments.
+    ImatrixMoments,
+    /// Finds out which weights of a model share an input.
+    WeightInputs,
+    /// Adds up the second moments of one input over a block of chunks.
+    MomentsBlock,
+    /// Adds up the second moments of an input.
+    MomentsSum,
+    /// Collects the second moments of all inputs of a model's weights.
+    Moments,
     /// Checks that an imatrix fits a model.
     Join,
     /// Chooses a type for each tensor.

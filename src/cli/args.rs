@@ -517,4 +517,7 @@ pub(super) struct Exec {
     /// Serve a build: read requests from standard input, and answer on standard output
     #[arg(long, hide = true, conflicts_with_all = ["actions", "source", "commit", "out"])]
     pub worker: bool,
+    /// The bytes of memory that a computation may take beside its model
+    #[arg(long, hide = true, value_name = "BYTES", requires = "worker")]
+    pub memory: Option<u64>,
 }

@@ -65,6 +65,7 @@ pub(super) fn run(args: &args::Exec, files: &Files, terminal: &Terminal) -> Resu
             io::stdout(),
             &store,
             &runtime.engines,
+            args.memory.or(runtime.memory),
             give_up,
         );
         return served.map(|()| Exit::Done).map_err(|error| failure("worker", &error));
@@ -84,6 +85,7 @@ pub(super) fn run(args: &args::Exec, files: &Files, terminal: &Terminal) -> Resu
         repeat: None,
         failed: None,
         forecast: None,
+        memory: runtime.memory,
     };
     let context = Context::new("exec", &machine, Located::default());
     for source in &args.source {

@@ -481,6 +481,7 @@ pub(super) fn runtime(jobs: Option<u16>, config: &Config) -> Result<Runtime, Fai
     Ok(Runtime {
         engines: Engines::new(threads, &config.engines()?),
         threads,
+        memory: config.pools().memory,
         worker: program(),
     })
 }

@@ -74,6 +74,7 @@ impl Config {
             cpu: folder.cpu.or(user.cpu),
             model: folder.model.or(user.model),
             disk: folder.disk.or(user.disk),
+            memory: folder.memory.or(user.memory),
         }
     }
 

@@ -11,6 +11,8 @@ pub enum Capability {
     Tokenize,
     /// Collect an imatrix.
     Collect,
+    /// Add up the second moments of inputs.
+    Moments,
     /// Compute logits.
     Score,
     /// Compute logits of a loaded model with some of its tensors replaced.
@@ -25,7 +27,7 @@ impl Capability {
     /// Returns the role whose identity stands for it.
     pub const fn role(self) -> Role {
         match self {
-            Self::Tokenize | Self::Collect | Self::Score | Self::Probe => Role::Evaluator,
+            Self::Tokenize | Self::Collect | Self::Moments | Self::Score | Self::Probe => Role::Evaluator,
             Self::Quantize | Self::Compare => Role::Quantizer,
         }
     }
@@ -36,6 +38,7 @@ impl fmt::Display for Capability {
         f.write_str(match self {
             Self::Tokenize => "tokenize texts",
             Self::Collect => "collect an imatrix",
+            Self::Moments => "collect second moments of inputs",
             Self::Score => "evaluate a model",
             Self::Probe => "measure tensor types on a loaded model",
             Self::Quantize => "quantize tensors",

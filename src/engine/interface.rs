@@ -6,6 +6,9 @@ use std::fmt;
 use std::io::Write;
 use std::ops::Deref;
 
+use serde::Deserialize;
+use serde::Serialize;
+
 use super::Cancel;
 use super::Capability;
 use super::EngineError;
@@ -16,6 +19,7 @@ use super::QuantizeJob;
 use super::ReadAt;
 use super::Role;
 use crate::imatrix::Imatrix;
+use crate::moments::Accumulator;
 use crate::tensor_type::TensorType;
 
 /// Where an engine's models are loaded.
@@ -126,7 +130,25 @@ pub struct CollectOptions {
     pub process_output: bool,
 }
 
-/// Collects imatrices.
+/// The input of some weights: the vectors that a model multiplies them with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WeightInput {
+    /// The weights, in the order in which the model computes; not empty. The first one stands for the input.
+    pub weights: Vec<String>,
+    /// The length of the vectors.
+    pub columns: u64,
+    /// How many matrices each weight has: 1, or the number of experts.
+    pub matrices: u64,
+}
+
+impl WeightInput {
+    /// Returns the weight that stands for the input.
+    pub fn name(&self) -> &str {
+        self.weights.first().map_or("", String::as_str)
+    }
+}
+
+/// Collects imatrices and second moments.
 pub trait Collector: Send {
     /// Collects the imatrix of some chunks: for every weight the sums of its squared inputs by column, and how many rows
     /// were summed. `progress` receives the number of chunks that are done.
@@ -141,6 +163,27 @@ pub trait Collector: Send {
         cancel: &Cancel,
         progress: &dyn Fn(usize),
     ) -> Result<Imatrix, EngineError>;
+
+    /// Returns the inputs of weights, in the order in which the model computes.
+    ///
+    /// # Errors
+    ///
+    /// What the computation fails with; [`EngineError::Cancelled`].
+    fn inputs(&mut self, cancel: &Cancel) -> Result<Vec<WeightInput>, EngineError>;
+
+    /// Adds up the second moments of some inputs over some chunks, one accumulator for each. The inputs are some of those that
+    /// [`Collector::inputs`] returned, in its order. The caller sees to it that the sums fit into memory ([`Accumulator::bytes`]). `progress` receives the number of chunks that are done.
+    ///
+    /// # Errors
+    ///
+    /// What the computation fails with; [`EngineError::Cancelled`].
+    fn moments(
+        &mut self,
+        chunks: &[Vec<i32>],
+        inputs: &[WeightInput],
+        cancel: &Cancel,
+        progress: &dyn Fn(usize),
+    ) -> Result<Vec<Accumulator>, EngineError>;
 }
 
 /// Computes logits.

@@ -43,6 +43,7 @@ pub use self::interface::Quantizer;
 pub use self::interface::Scorer;
 pub use self::interface::SharedBytes;
 pub use self::interface::Tokenizer;
+pub use self::interface::WeightInput;
 pub use self::job::MatrixError;
 pub use self::job::QuantizeJob;
 pub use self::job::ReadAt;

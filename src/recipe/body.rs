@@ -21,6 +21,8 @@ use crate::vocab::Severity;
 pub enum StepBody {
     /// `[corpus.NAME]`
     Corpus(CorpusStep),
+    /// `[moments.NAME]`
+    Moments(MomentsStep),
     /// `[imatrix.NAME]`
     Imatrix(ImatrixStep),
     /// `[join.NAME]`
@@ -42,7 +44,9 @@ impl StepBody {
     pub fn inputs(&self) -> Vec<&StepId> {
         match self {
             Self::Corpus(_) | Self::Imatrix(ImatrixStep::Import { .. }) => Vec::new(),
+            Self::Moments(moments) => vec![&moments.corpus],
             Self::Imatrix(ImatrixStep::Collect(collect)) => vec![&collect.corpus],
+            Self::Imatrix(ImatrixStep::Moments { moments, .. }) => vec![moments],
             Self::Imatrix(ImatrixStep::Merge { inputs, .. }) => inputs.iter().map(|input| &input.imatrix).collect(),
             Self::Join(join) => vec![&join.imatrix],
             Self::Policy(policy) => {
@@ -66,6 +70,7 @@ impl StepBody {
     /// Returns the sources that this step itself refers to.
     pub fn sources(&self) -> Vec<&SourceName> {
         match self {
+            Self::Moments(moments) => vec![&moments.model],
             Self::Imatrix(ImatrixStep::Collect(collect)) => vec![&collect.model],
             Self::Imatrix(ImatrixStep::Import { source }) => vec![source],
             Self::Join(join) => vec![&join.model],
@@ -90,6 +95,23 @@ pub struct CorpusStep {
     pub parse_special: bool,
 }
 
+/// Collects second moments.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MomentsStep {
+    /// The model that runs.
+    pub model: SourceName,
+    /// What it reads.
+    pub corpus: StepId,
+    /// Tokens in a chunk.
+    pub context: u32,
+    /// How many chunks; all of them when absent.
+    pub chunks: Option<u64>,
+    /// Chunks in one action.
+    pub block: u32,
+    /// Of how many chunks of a text one is kept for validation; 0 for none.
+    pub held_out: u32,
+}
+
 /// How an importance matrix is created.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "from", rename_all = "kebab-case")]
@@ -102,6 +124,13 @@ pub enum ImatrixStep {
         inputs: Vec<WeightedImatrix>,
         /// How.
         mode: MergeMode,
+    },
+    /// As the diagonal of second moments.
+    Moments {
+        /// The second moments.
+        moments: StepId,
+        /// Whether it has data for the output tensor.
+        process_output: bool,
     },
     /// From a source file.
     Import {

@@ -15,6 +15,8 @@ use crate::recipe::model::StepId;
 pub enum CalibrationUse {
     /// An imatrix was collected on it.
     Imatrix,
+    /// Second moments were collected on it.
+    Moments,
     /// The candidate's policy measured on it.
     Policy,
 }
@@ -24,6 +26,7 @@ impl CalibrationUse {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Imatrix => "imatrix",
+            Self::Moments => "moments",
             Self::Policy => "policy",
         }
     }
@@ -54,6 +57,12 @@ impl<'r> Calibration<'r> {
                         .entry(&collect.corpus)
                         .or_default()
                         .insert(CalibrationUse::Imatrix);
+                }
+                StepBody::Moments(moments) => {
+                    found
+                        .entry(&moments.corpus)
+                        .or_default()
+                        .insert(CalibrationUse::Moments);
                 }
                 StepBody::Policy(policy) => {
                     if let Some(measures) = policy.method.measures() {

@@ -30,6 +30,7 @@ pub(crate) struct Decl<T> {
 #[derive(Debug, Default)]
 pub(crate) struct Decls {
     pub(crate) corpora: Vec<Decl<Corpus>>,
+    pub(crate) moments: Vec<Decl<Moments>>,
     pub(crate) matrices: Vec<Decl<Imatrix>>,
     pub(crate) joins: Vec<Decl<Join>>,
     pub(crate) policies: Vec<Decl<Policy>>,
@@ -49,6 +50,16 @@ pub(crate) struct Corpus {
 }
 
 #[derive(Debug)]
+pub(crate) struct Moments {
+    pub(crate) model: SourceName,
+    pub(crate) corpus: Sweep<String>,
+    pub(crate) context: Sweep<u32>,
+    pub(crate) chunks: Option<Sweep<u64>>,
+    pub(crate) block: u32,
+    pub(crate) held_out: u32,
+}
+
+#[derive(Debug)]
 pub(crate) enum Imatrix {
     Collect {
         model: SourceName,
@@ -62,6 +73,10 @@ pub(crate) enum Imatrix {
         inputs: Vec<(String, Place)>,
         weights: Vec<Decimal>,
         mode: Sweep<MergeMode>,
+    },
+    Moments {
+        moments: Sweep<String>,
+        process_output: Sweep<bool>,
     },
     Import {
         source: SourceName,

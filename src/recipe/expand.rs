@@ -79,6 +79,9 @@ impl<'e> Expansion<'e> {
             joins: BTreeMap::new(),
         };
         this.corpora(decls);
+        for moments in &decls.moments {
+            this.moments(moments);
+        }
         for at in this.merge_order(&decls.matrices) {
             this.imatrix(&decls.matrices[at]);
         }
@@ -216,6 +219,22 @@ impl<'e> Expansion<'e> {
             Imatrix::Import { source } => {
                 let body = StepBody::Imatrix(ImatrixStep::Import { source: source.clone() });
                 self.push(kind, &decl.name, None, body, &decl.place);
+            }
+            Imatrix::Moments {
+                moments,
+                process_output,
+            } => {
+                let moments = self.references(StepKind::Moments, moments);
+                let flags = choices(process_output, flag("process_output"));
+                for row in self.rows(decl, kind, &[moments.len(), flags.len()]).into_iter().flatten() {
+                    let (moments, output) = (&moments[row[0]], &flags[row[1]]);
+                    let body = StepBody::Imatrix(ImatrixStep::Moments {
+                        moments: moments.value.clone(),
+                        process_output: output.value,
+                    });
+                    let parts = [moments.part.clone(), output.part.clone()];
+                    self.push(kind, &decl.name, joined(&parts), body, &decl.place);
+                }
             }
             Imatrix::Collect {
                 model,

@@ -19,6 +19,7 @@ use crate::recipe::read::file_pattern;
 use crate::recipe::read_evals::eval;
 use crate::recipe::read_evals::gate;
 use crate::recipe::read_evals::metrics;
+use crate::recipe::read_moments::moments;
 use crate::recipe::read_policy::policy;
 use crate::syntax::error::RecipeError;
 use crate::syntax::field::Reader;
@@ -75,6 +76,7 @@ pub(crate) fn steps(
         }
         match section.kind {
             "corpus" => read!(corpora, corpus),
+            "moments" => read!(moments, moments),
             "imatrix" => read!(matrices, imatrix),
             "join" => read!(joins, join),
             "policy" => read!(policies, policy),
@@ -90,7 +92,7 @@ pub(crate) fn steps(
 
 /// Says whether steps of a kind use an engine.
 fn reads_engine(kind: &str) -> bool {
-    matches!(kind, "imatrix" | "policy" | "promote" | "eval")
+    matches!(kind, "moments" | "imatrix" | "policy" | "promote" | "eval")
 }
 
 fn corpus(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Corpus> {
@@ -127,7 +129,7 @@ fn corpus(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Corpus> 
 fn imatrix(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix> {
     const COLLECT: &[&str] = &["model", "corpus", "context", "chunks", "process_output", "block"];
     const MERGE: &[&str] = &["merge", "mode", "weights"];
-    let forms: Vec<(&'static str, Place)> = ["corpus", "merge", "source"]
+    let forms: Vec<(&'static str, Place)> = ["corpus", "merge", "source", "moments"]
         .into_iter()
         .filter_map(|key| reader.entry(key).map(|entry| (key, entry.key_place.clone())))
         .collect();
@@ -153,6 +155,20 @@ fn imatrix(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix
             reader.put("source", source.as_str());
             Some(Imatrix::Import { source })
         }
+        Some(("moments", place)) => {
+            let collected: Vec<&'static str> = COLLECT.iter().copied().filter(|key| *key != "process_output").collect();
+            reader.misplaced(&collected, "`corpus` (a collected imatrix)", Some(place));
+            reader.misplaced(&["mode", "weights"], "`merge` (a merged imatrix)", Some(place));
+            let moments = names_of(reader, "moments", context.names, "moments", "second moments");
+            let process_output = process_output(reader);
+            let moments = moments?;
+            reader.put("moments", moments.to_toml(text));
+            reader.put("process_output", process_output.to_toml(|value| toml::Value::from(*value)));
+            Some(Imatrix::Moments {
+                moments,
+                process_output,
+            })
+        }
         Some((_, place)) => {
             reader.misplaced(&["mode", "weights"], "`merge` (a merged imatrix)", Some(place));
             collect(reader, context)
@@ -164,7 +180,7 @@ fn imatrix(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix
             if reader.has("model") {
                 reader.need("corpus", "corpus = \"calibration\"");
             } else {
-                reader.needs_one_of(&["corpus", "merge", "source"]);
+                reader.needs_one_of(&["corpus", "merge", "source", "moments"]);
             }
             None
         }
@@ -174,14 +190,11 @@ fn imatrix(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix
 fn collect(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix> {
     let model = model(reader, "model", context.names);
     let corpus = names_of(reader, "corpus", context.names, "corpus", "a corpus");
-    let head = reader.head.clone();
     let context = or_default(reader, "context", 512, |reader| {
         reader.sweep("context", u32::to_string, |field| field.integer32(CONTEXTS))
     });
     let chunks = reader.sweep("chunks", u64::to_string, |field| field.integer(COUNTS));
-    let process_output = reader
-        .sweep("process_output", bool::to_string, |field| field.boolean())
-        .unwrap_or_else(|| Sweep::one(false, &head));
+    let process_output = process_output(reader);
     let block = reader.read("block", |field| field.integer32(BLOCKS)).unwrap_or(8);
     let (model, corpus) = (model?, corpus?);
     reader.put("model", model.as_str());
@@ -205,7 +218,14 @@ fn collect(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix
     })
 }
 
-fn or_default<T>(
+fn process_output(reader: &mut Reader<'_, '_>) -> Sweep<bool> {
+    let head = reader.head.clone();
+    reader
+        .sweep("process_output", bool::to_string, |field| field.boolean())
+        .unwrap_or_else(|| Sweep::one(false, &head))
+}
+
+pub(crate) fn or_default<T>(
     reader: &mut Reader<'_, '_>,
     key: &'static str,
     default: T,

@@ -67,7 +67,7 @@ fn unused(recipe: &Recipe) -> Vec<RecipeWarning> {
         let id = &step.id;
         let means = matches!(
             id.kind,
-            StepKind::Corpus | StepKind::Imatrix | StepKind::Join | StepKind::Policy
+            StepKind::Corpus | StepKind::Moments | StepKind::Imatrix | StepKind::Join | StepKind::Policy
         );
         if means && !used.contains(&(id.kind, id.name.as_str())) && seen.insert((id.kind, id.name.as_str())) {
             warnings.push(RecipeWarning::Unused {
@@ -84,7 +84,8 @@ fn unused(recipe: &Recipe) -> Vec<RecipeWarning> {
 /// Returns "a `policy` section" for a kind of step.
 fn user_of(kind: StepKind) -> &'static str {
     match kind {
-        StepKind::Corpus => "an `imatrix`, `policy` or `eval` section",
+        StepKind::Corpus => "an `imatrix`, `moments`, `policy` or `eval` section",
+        StepKind::Moments => "an `imatrix` or `policy` section",
         StepKind::Imatrix | StepKind::Join => "a `policy` section",
         StepKind::Policy => "a `promote` section",
         StepKind::Promote | StepKind::Eval | StepKind::Metrics | StepKind::Gate => "a `gate` section",

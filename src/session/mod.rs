@@ -101,6 +101,8 @@ pub struct Runtime {
     pub engines: Engines,
     /// Threads of one computation.
     pub threads: usize,
+    /// The bytes of memory that one computation may take beside its model; without it, half of what is free.
+    pub memory: Option<u64>,
     /// The program, a `forge`, to start worker processes from; without it, engines load models in this process.
     pub worker: Option<PathBuf>,
 }
@@ -214,7 +216,7 @@ impl Session {
         store.set_borrowing(settings.borrow);
         let runtime = &settings.runtime;
         let workers = runtime.worker.as_ref();
-        let workers = workers.map(|program| Workers::new(program, &settings.cache_dir, runtime.threads));
+        let workers = workers.map(|program| Workers::new(program, &settings.cache_dir, runtime.threads, runtime.memory));
         Ok(Self {
             recipe,
             graph,
@@ -463,6 +465,7 @@ impl Session {
                 repeat: None,
                 failed: Some(&self.failed),
                 forecast: None,
+                memory: self.settings.runtime.memory,
             },
             timing: &self.timing,
             engine: &self.recipe.engine,

@@ -5,7 +5,9 @@ use crate::action::Corpus;
 use crate::action::ImatrixCollect;
 use crate::action::ImatrixImport;
 use crate::action::ImatrixMerge;
+use crate::action::ImatrixMoments;
 use crate::action::InspectModel;
+use crate::action::Moments;
 use crate::digest::Fingerprint;
 use crate::engine::Capability;
 use crate::engine::Role;
@@ -84,6 +86,16 @@ fn action_of(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<(Action, Vec
             (collect_action(collect, inputs, engine)?, Vec::new())
         }
         ImatrixStep::Merge { inputs: parts, mode } => (merge_action(parts, *mode, inputs)?, Vec::new()),
+        ImatrixStep::Moments {
+            moments,
+            process_output,
+        } => {
+            let action = Action::ImatrixMoments(ImatrixMoments {
+                moments: inputs.step(moments)?.output(Moments::INDEX)?,
+                process_output: *process_output,
+            });
+            (action, Vec::new())
+        }
         ImatrixStep::Import { source } => {
             let file = inputs.source(source)?.files.first().ok_or_else(|| wrong_kind(node))?;
             let action = Action::ImatrixImport(ImatrixImport { file: file.digest });

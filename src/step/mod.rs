@@ -12,6 +12,7 @@ pub mod imatrix;
 pub mod join;
 mod likely_types;
 pub mod metrics;
+pub mod moments;
 pub mod output;
 pub mod overlap;
 pub mod pattern;
@@ -417,6 +418,7 @@ pub fn kind_of(node: &Node) -> &'static dyn Kind {
         Work::Eval { .. } => &eval::Eval,
         Work::Step(step) | Work::Promote { step, .. } | Work::Figures { step, .. } => match &step.body {
             StepBody::Corpus(_) => &corpus::Corpus,
+            StepBody::Moments(_) => &moments::Moments,
             StepBody::Imatrix(_) => &imatrix::Imatrix,
             StepBody::Join(_) => &join::Join,
             StepBody::Policy(_) => &policy::Policy,

@@ -85,6 +85,10 @@ impl<'g> Headers<'g> {
             match body(imatrix)? {
                 StepBody::Imatrix(ImatrixStep::Collect(collect)) => return Some(collect.corpus.label()),
                 StepBody::Imatrix(ImatrixStep::Merge { inputs, .. }) => imatrix = &inputs.first()?.imatrix,
+                StepBody::Imatrix(ImatrixStep::Moments { moments, .. }) => match body(moments)? {
+                    StepBody::Moments(moments) => return Some(moments.corpus.label()),
+                    _ => return None,
+                },
                 _ => return None,
             }
         }

@@ -81,7 +81,9 @@ pub enum SourceKind {
 pub enum StepKind {
     /// Finds and cuts texts.
     Corpus,
-    /// Collects, merges or imports an importance matrix.
+    /// Collects second moments of inputs.
+    Moments,
+    /// Collects, merges, imports or derives an importance matrix.
     Imatrix,
     /// Fits an importance matrix to a model and says what is missing.
     Join,
@@ -99,8 +101,9 @@ pub enum StepKind {
 
 impl StepKind {
     /// All kinds, in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Corpus,
+        Self::Moments,
         Self::Imatrix,
         Self::Join,
         Self::Policy,
@@ -114,6 +117,7 @@ impl StepKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Corpus => "corpus",
+            Self::Moments => "moments",
             Self::Imatrix => "imatrix",
             Self::Join => "join",
             Self::Policy => "policy",

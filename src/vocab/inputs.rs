@@ -16,7 +16,10 @@ pub const IMATRICES: &[OutputOf] = &[
     output("imatrix-collect", "imatrix"),
     output("imatrix-merge", "imatrix"),
     output("imatrix-import", "imatrix"),
+    output("imatrix-moments", "imatrix"),
 ];
+/// Second moments of all inputs of a model.
+pub const MOMENTS: &[OutputOf] = &[output("moments", "index")];
 /// The digests of each tensor's importances.
 pub const SLICES: &[OutputOf] = &[output("join", "slices")];
 /// The imatrix that a policy goes by is the one that was joined with its model.

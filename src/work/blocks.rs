@@ -163,23 +163,60 @@ impl TokenizedCorpus {
     ///
     /// [`StepError::Input`] if the corpus is shorter than a chunk; errors of tokenizing.
     pub fn blocks(&self, context: &Context<'_>, options: BlockOptions) -> Result<Vec<Block>, StepError> {
+        Ok(self.builder(context, options)?.blocks())
+    }
+
+    /// Tokenizes all texts.
+    fn builder(&self, context: &Context<'_>, options: BlockOptions) -> Result<BlockBuilder, StepError> {
         let mut builder = BlockBuilder::new(options);
         for (at, action) in self.actions(context.store())?.iter().enumerate() {
             let performed = context.perform_part(&format!("text {at}"), action)?;
             builder.add(&performed.result, context.store())?;
         }
-        let tokens = builder.tokens;
-        let blocks = builder.blocks();
-        if blocks.is_empty() {
+        if builder.texts.iter().all(Vec::is_empty) {
             return Err(StepError::input_hint(
                 format!(
-                    "the corpus has {tokens} tokens, less than one chunk of {}",
-                    options.context
+                    "the corpus has {} tokens, less than one chunk of {}",
+                    builder.tokens, options.context
                 ),
                 "give it more text, or lower `context`",
             ));
         }
-        Ok(blocks)
+        Ok(builder)
+    }
+
+    /// Returns the first chunks of a corpus in two lists of blocks: those to learn from, and those to validate with. Of each text every
+    /// `every`-th chunk is for validation, none if that is 0. So more text at the end changes no earlier block.
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenizedCorpus::blocks`].
+    pub fn blocks_with_validation(
+        &self,
+        context: &Context<'_>,
+        options: BlockOptions,
+        every: u32,
+    ) -> Result<(Vec<Block>, Vec<Block>), StepError> {
+        let builder = self.builder(context, options)?;
+        let block = options.block.max(1) as usize;
+        let in_blocks = |chunks: Vec<Vec<Vec<i32>>>| -> Vec<Block> {
+            let blocks = chunks.iter().flat_map(|text| text.chunks(block));
+            blocks.map(|chunks| Block::of(chunks.to_vec())).collect()
+        };
+        let (mut learning, mut validation) = (Vec::new(), Vec::new());
+        for text in builder.texts {
+            let (mut own, mut held_out) = (Vec::new(), Vec::new());
+            for (at, chunk) in (1_u64..).zip(text) {
+                if every > 0 && at.is_multiple_of(u64::from(every)) {
+                    held_out.push(chunk);
+                } else {
+                    own.push(chunk);
+                }
+            }
+            learning.push(own);
+            validation.push(held_out);
+        }
+        Ok((in_blocks(learning), in_blocks(validation)))
     }
 
     /// Returns the corpus in blocks if the store has the tokens of all its texts; otherwise `None`.

@@ -25,6 +25,7 @@ use crate::engine::Cancel;
 use crate::engine::Engine;
 use crate::engine::Engines;
 use crate::engine::Role;
+use crate::fs;
 use crate::fs::TempFile;
 use crate::observer::Event;
 use crate::observer::Observer;
@@ -54,9 +55,20 @@ pub struct Machine<'a> {
     pub failed: Option<&'a FailedActions>,
     /// What is expected of the time that is left.
     pub forecast: Option<&'a Forecast>,
+    /// The bytes of memory that one computation may take beside its model; without it, half of what is free.
+    pub memory: Option<u64>,
 }
 
+/// The memory of a computation if the system does not say how much is free.
+const USUAL_MEMORY: u64 = 4 << 30;
+
 impl Machine<'_> {
+    /// Returns the bytes of memory that one computation may take beside its model.
+    pub fn memory(&self) -> u64 {
+        self.memory
+            .unwrap_or_else(|| fs::free_memory().map_or(USUAL_MEMORY, |free| free / 2))
+    }
+
     /// Returns the engine whose identity in a role has a fingerprint.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use super::locked;
+use super::moments_batch::MomentsBatch;
 use super::variants::Difference;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
@@ -23,6 +24,8 @@ pub struct Models {
     pub(super) tokenizer: Mutex<Option<(Key, Box<dyn Tokenizer>)>>,
     pub(super) model: Mutex<Option<(Key, Box<dyn Model>)>>,
     pub(super) probing: Mutex<Option<(Key, Box<Probing>)>>,
+    /// Second moments that are asked for next.
+    pub(super) moments: Mutex<Option<MomentsBatch>>,
 }
 
 impl std::fmt::Debug for Models {
@@ -68,6 +71,7 @@ impl Models {
     /// Frees what takes memory of its own: a model that is loaded to have tensors replaced.
     pub fn release(&self) {
         drop(locked(&self.probing).take());
+        drop(locked(&self.moments).take());
     }
 
     pub(super) fn release_all(&self) {

@@ -80,6 +80,7 @@ impl Setup {
             repeat,
             failed: None,
             forecast: None,
+            memory: None,
         }
     }
 

@@ -29,13 +29,14 @@ const LAYERS: &[(&str, Names)] = &[
     ("mix", Names::Only(&["prose", "tensor_type"])),
     ("gguf", Names::Only(&["fs", "tensor_type"])),
     ("imatrix", Names::Only(&["gguf", "tensor_type", "vocab"])),
+    ("moments", Names::Only(&[])),
     ("container", Names::Only(&["fs", "gguf", "tensor_type"])),
     ("content", Names::Only(&["container", "fs"])),
     ("quantity", Names::Only(&["prose"])),
     ("requirement", Names::Only(&["prose", "quantity"])),
     (
         "engine",
-        Names::Only(&["digest", "fs", "gguf", "imatrix", "tensor_type", "vocab"]),
+        Names::Only(&["digest", "fs", "gguf", "imatrix", "moments", "tensor_type", "vocab"]),
     ),
     (
         "syntax",
@@ -104,6 +105,7 @@ const LAYERS: &[(&str, Names)] = &[
             "gguf",
             "imatrix",
             "method",
+            "moments",
             "observer",
             "overlap",
             "policy",

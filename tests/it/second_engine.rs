@@ -156,6 +156,7 @@ fn session(folder: &Path, store: &Path, out: &Path, recipe: &str) -> Session {
         out: out.to_owned(),
         cache_dir: store.to_owned(),
         runtime: Runtime {
+            memory: None,
             engines: engines(Renamed::new()),
             threads: 2,
             worker: None,

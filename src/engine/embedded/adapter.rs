@@ -33,7 +33,9 @@ use crate::engine::SettingKind;
 use crate::engine::SharedBytes;
 use crate::engine::Tokenizer;
 use crate::engine::Values;
+use crate::engine::WeightInput;
 use crate::imatrix::Imatrix;
+use crate::moments::Accumulator;
 use crate::tensor_type::TensorType;
 
 /// The engine's settings.
@@ -73,6 +75,7 @@ impl Engine for Embedded {
         &[
             Capability::Tokenize,
             Capability::Collect,
+            Capability::Moments,
             Capability::Score,
             Capability::Probe,
             Capability::Quantize,
@@ -169,6 +172,20 @@ impl Collector for LoadedModel {
         progress: &dyn Fn(usize),
     ) -> Result<Imatrix, EngineError> {
         self.collect(chunks, options, cancel, progress)
+    }
+
+    fn inputs(&mut self, cancel: &Cancel) -> Result<Vec<WeightInput>, EngineError> {
+        self.inputs(cancel)
+    }
+
+    fn moments(
+        &mut self,
+        chunks: &[Vec<i32>],
+        inputs: &[WeightInput],
+        cancel: &Cancel,
+        progress: &dyn Fn(usize),
+    ) -> Result<Vec<Accumulator>, EngineError> {
+        self.moments(chunks, inputs, cancel, progress)
     }
 }
 

@@ -17,9 +17,13 @@ use std::path::Path;
 
 use llama_cpp_sys_2 as ffi;
 
-use super::collect::Collector;
+use super::collect::Importances;
 use super::collect::LEAST_ROWS;
 use super::log::Capture;
+use super::moments::Moments;
+use super::moments::Survey;
+use super::product::Listener;
+use super::product::Listening;
 use super::sys::Batch;
 use super::sys::Context;
 use super::sys::Model;
@@ -29,8 +33,10 @@ use crate::engine::EachLogits;
 use crate::engine::EngineError;
 use crate::engine::ModelFiles;
 use crate::engine::Options;
+use crate::engine::WeightInput;
 use crate::fs::map::LossGuard;
 use crate::imatrix::Imatrix;
+use crate::moments::Accumulator;
 
 /// Tokens of a physical batch, the default of llama.cpp's tools.
 const BATCH: u32 = 512;
@@ -174,6 +180,49 @@ impl LoadedModel {
         cancel: &Cancel,
         progress: &dyn Fn(usize),
     ) -> Result<Imatrix, EngineError> {
+        let listener = Importances::new(options.process_output);
+        let importances = self.listen(listener, chunks, cancel, progress)?;
+        importances.finish(u32::try_from(chunks.len()).unwrap_or(u32::MAX), self.context)
+    }
+
+    /// Finds out which weights share an input.
+    pub fn inputs(&mut self, cancel: &Cancel) -> Result<Vec<WeightInput>, EngineError> {
+        let mut listening = Box::new(Listening::new(Survey::default()));
+        let data: *mut Listening<Survey> = &raw mut *listening;
+        let capture = Capture::begin();
+        let mut context = self.make_context(Some((Listening::<Survey>::callback(), data.cast())), &capture)?;
+        self.visit(&mut context, cancel)?;
+        drop(context);
+        Ok(listening.listener.finish())
+    }
+
+    /// Adds up the second moments of some inputs, in the order in which the model computes, over some chunks, as
+    /// [`LoadedModel::collect`] does importances. Nothing after the last of these inputs is computed.
+    pub fn moments(
+        &mut self,
+        chunks: &[Vec<i32>],
+        inputs: &[WeightInput],
+        cancel: &Cancel,
+        progress: &dyn Fn(usize),
+    ) -> Result<Vec<Accumulator>, EngineError> {
+        let mut moments = self.listen(Moments::new(inputs), chunks, cancel, progress)?;
+        let taken = inputs.iter().map(|input| {
+            moments.take(input).ok_or_else(|| EngineError::Collect {
+                tensor: input.name().to_owned(),
+                what: "it is asked for twice".to_owned(),
+            })
+        });
+        taken.collect()
+    }
+
+    /// Computes chunks for a listener.
+    fn listen<L: Listener>(
+        &mut self,
+        listener: L,
+        chunks: &[Vec<i32>],
+        cancel: &Cancel,
+        progress: &dyn Fn(usize),
+    ) -> Result<L, EngineError> {
         if self.context < LEAST_ROWS {
             return Err(EngineError::ContextTooShort {
                 context: self.context,
@@ -183,15 +232,15 @@ impl LoadedModel {
         for (index, chunk) in chunks.iter().enumerate() {
             self.check_chunk(index, chunk)?;
         }
-        let mut collector = Box::new(Collector::new(options.process_output));
+        let mut listening = Box::new(Listening::new(listener));
+        let data: *mut Listening<L> = &raw mut *listening;
         let capture = Capture::begin();
-        let data: *mut Collector = &raw mut *collector;
-        let mut context = self.make_context(Some((super::collect::receive, data.cast())), &capture)?;
+        let mut context = self.make_context(Some((Listening::<L>::callback(), data.cast())), &capture)?;
         for (index, chunk) in chunks.iter().enumerate() {
             cancel.check()?;
-            // SAFETY: `collector` lives until the end of this function and is used through this pointer only, here and by
+            // SAFETY: `listening` lives until the end of this function and is used through this pointer only, here and by
             // the callback, which llama.cpp calls on this thread during `decode`.
-            unsafe { (*data).begin_chunk(index) };
+            unsafe { (*data).listener.begin_chunk(index) };
             let computed = self.decode(&mut context, index, chunk, 0, cancel, &capture, &mut |_, _| Ok(()));
             // SAFETY: as above; no computation is running.
             if let Some(failure) = unsafe { (*data).take_failure() } {
@@ -200,9 +249,9 @@ impl LoadedModel {
             computed?;
             progress(index + 1);
         }
+        // The context has the pointer.
         drop(context);
-        // SAFETY: the context is gone, so nothing else has the pointer any more.
-        unsafe { &mut *data }.finish(u32::try_from(chunks.len()).unwrap_or(u32::MAX), self.context)
+        Ok(listening.listener)
     }
 
     /// Computes one chunk and hands out the logits of the positions from `first` on: `each` is called with the first

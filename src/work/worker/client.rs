@@ -49,9 +49,9 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts workers from a program, a `forge`, for a store; each computes with so many threads. None is started before it is
+    /// Starts workers from a program, a `forge`, for a store; each computes with so many threads, and within so many bytes of memory beside its model. None is started before it is
     /// needed.
-    pub fn new(program: &Path, store: &Path, threads: usize) -> Self {
+    pub fn new(program: &Path, store: &Path, threads: usize, memory: Option<u64>) -> Self {
         let arguments: [OsString; 6] = [
             "exec".into(),
             "--worker".into(),
@@ -60,9 +60,10 @@ impl Workers {
             "--jobs".into(),
             threads.to_string().into(),
         ];
+        let memory = memory.map(|bytes| ["--memory".into(), bytes.to_string().into()]);
         Self {
             program: program.to_owned(),
-            arguments: arguments.to_vec(),
+            arguments: arguments.into_iter().chain(memory.into_iter().flatten()).collect(),
             idle: Mutex::default(),
         }
     }

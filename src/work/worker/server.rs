@@ -57,7 +57,7 @@ impl<W: Write + Send> Observer for Answers<W> {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves a build until its input ends: reads requests, runs actions, writes answers. An action that is running then is stopped.
-/// One that does not stop within 10 seconds is not waited for: `give_up` is called, which must end the process.
+/// `memory` is what one computation may take beside its model, in bytes. One that does not stop within 10 seconds is not waited for: `give_up` is called, which must end the process.
 ///
 /// # Errors
 ///
@@ -67,6 +67,7 @@ pub fn serve(
     output: impl Write + Send,
     store: &Store,
     engines: &Engines,
+    memory: Option<u64>,
     give_up: impl Fn() + Send,
 ) -> Result<(), StepError> {
     let answers = Answers(Mutex::new(output));
@@ -84,6 +85,7 @@ pub fn serve(
         repeat: None,
         failed: None,
         forecast: None,
+        memory,
     };
     let (sender, requests) = mpsc::channel();
     // Closed when the last action is done.

@@ -1,0 +1,56 @@
+//! `moments-block`: the second moments of one input over one block of chunks.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Document;
+use super::output::Output;
+use super::role::Field;
+use super::role::Role::Engine;
+use super::role::Role::Input;
+use super::role::Role::PartOf;
+use super::role::Role::Setting;
+use super::role::Role::Version;
+use super::role::field;
+use super::role::output;
+use crate::digest::BlobDigest;
+use crate::digest::Fingerprint;
+use crate::vocab::EngineRole::Evaluator;
+use crate::vocab::inputs::COMPUTES;
+
+/// Adds up the second moments of one input over a block of chunks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MomentsBlock {
+    /// The compute-relevant part of the model.
+    pub model: BlobDigest,
+    /// The tokens of the block: `chunks` rows of `context` tokens, 32-bit little-endian.
+    pub tokens: BlobDigest,
+    /// Tokens per chunk.
+    pub context: u32,
+    /// The weight that stands for the input.
+    pub input: String,
+    /// The engine that runs the model.
+    pub engine: Fingerprint,
+    /// The version of the arithmetic and of the format.
+    pub form: u32,
+}
+
+impl MomentsBlock {
+    /// Output: the second moments.
+    pub const MOMENTS: Output = Output::new("moments");
+    /// The version of the arithmetic and of the format: raise it when sums are computed or written in another way.
+    pub const FORM: u32 = 1;
+}
+
+impl Document for MomentsBlock {
+    const KIND: &'static str = "moments-block";
+    const FIELDS: &'static [Field] = &[
+        field("model", Input(COMPUTES)),
+        field("tokens", PartOf(&[output("tokens", "tokens")])),
+        field("context", Setting),
+        field("input", PartOf(&[output("weight-inputs", "inputs")])),
+        field("engine", Engine(Evaluator)),
+        field("form", Version),
+    ];
+    const OUTPUTS: &'static [&'static str] = &[Self::MOMENTS.as_str()];
+}
