@@ -24,6 +24,8 @@ pub mod imatrix;
 
 pub mod moments;
 
+pub mod rounding;
+
 pub mod container;
 
 pub mod content;

@@ -20,6 +20,8 @@ pub enum Unit {
     BytesHashed,
     /// Bytes of tensors that are quantized.
     BytesQuantized,
+    /// Bytes of tensors whose codes are refined.
+    BytesRefined,
     /// Bytes of tensors that are compared with their quantized bytes.
     BytesCompared,
     /// Bytes of a file that is written.

@@ -52,7 +52,7 @@ impl Document for EvalBlock {
                 output("tensor", "tensor"),
             ]),
         ),
-        field("reference", Key("reference-block")),
+        field("reference", Key(&["reference-block"])),
         field("tokens", PartOf(&[output("tokens", "tokens")])),
         field("context", Setting),
         field("codec", Version),

@@ -23,6 +23,7 @@ mod overlap;
 mod policy;
 mod promote;
 mod reference_block;
+mod refined_tensor;
 pub mod result;
 pub mod role;
 mod tensor;
@@ -59,6 +60,7 @@ pub use overlap::Overlap;
 pub use policy::Policy;
 pub use promote::Promote;
 pub use reference_block::ReferenceBlock;
+pub use refined_tensor::RefinedTensor;
 pub use result::ActionResult;
 pub use tensor::Tensor;
 pub use tensor_error::TensorError;
@@ -150,6 +152,8 @@ kinds! {
     Policy,
     /// Quantizes one tensor.
     Tensor,
+    /// Quantizes one tensor, and chooses its codes under the second moments of its input.
+    RefinedTensor,
     /// Computes the squared errors of a quantized tensor.
     TensorError,
     /// Assembles a candidate from its tensors.
@@ -263,7 +267,10 @@ mod tests {
                         inputs += 1;
                     }
                 }
-                Role::Key(kind) => assert!(has(kind, None), "{path}: {kind}"),
+                Role::Key(kinds) => {
+                    assert!(!kinds.is_empty(), "{path}");
+                    kinds.iter().for_each(|kind| assert!(has(kind, None), "{path}: {kind}"));
+                }
                 _ => {}
             });
         }

@@ -18,6 +18,7 @@ use super::role::field;
 use super::role::output;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
+use crate::method::rounding::RoundingDocument;
 use crate::vocab::EngineRole::Quantizer;
 use crate::vocab::inputs::MODELS;
 use crate::vocab::inputs::SLICES;
@@ -41,6 +42,9 @@ pub struct Promote {
     pub quantizer: Fingerprint,
     /// The version of the file writer.
     pub writer: u32,
+    /// How codes are refined; without it, tensors have the quantizer's own bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounding: Option<RoundingDocument>,
 }
 
 impl Promote {
@@ -79,6 +83,7 @@ impl Document for Promote {
         field("allow_requantize", Setting),
         field("quantizer", Engine(Quantizer)),
         field("writer", Version),
+        RoundingDocument::field(),
     ];
     const OUTPUTS: &'static [&'static str] = &[
         Self::HEADER.as_str(),

@@ -39,7 +39,7 @@ impl TensorError {
 impl Document for TensorError {
     const KIND: &'static str = "tensor-error";
     const FIELDS: &'static [Field] = &[
-        field("tensor", Key("tensor")),
+        field("tensor", Key(&["tensor", "refined-tensor"])),
         field("weights", PartOf(SLICES)),
         field("quantizer", Engine(Quantizer)),
         field("form", Version),

@@ -117,6 +117,7 @@ fn template(unit: Unit) -> &'static str {
     match unit {
         Unit::BytesHashed => "  {msg} hashing {bytes}/{total_bytes} {binary_bytes_per_sec}{prefix}",
         Unit::BytesQuantized => "  {msg} quantizing {bytes}/{total_bytes} {binary_bytes_per_sec}{prefix}",
+        Unit::BytesRefined => "  {msg} refining {bytes}/{total_bytes} {binary_bytes_per_sec}{prefix}",
         Unit::BytesCompared => "  {msg} comparing {bytes}/{total_bytes} {binary_bytes_per_sec}{prefix}",
         Unit::BytesWritten => "  {msg} writing {bytes}/{total_bytes} {binary_bytes_per_sec}{prefix}",
         Unit::Chunks => "  {msg} {pos}/{len} chunks{prefix}",
@@ -132,6 +133,7 @@ fn unit_words(unit: Unit, done: u64, total: u64) -> String {
         Unit::Tensors => format!("{done} of {total} tensors"),
         Unit::BytesHashed => format!("hashed {} of {}", prose::bytes(done), prose::bytes(total)),
         Unit::BytesQuantized => format!("quantized {} of {}", prose::bytes(done), prose::bytes(total)),
+        Unit::BytesRefined => format!("refined {} of {}", prose::bytes(done), prose::bytes(total)),
         Unit::BytesCompared => format!("compared {} of {}", prose::bytes(done), prose::bytes(total)),
         Unit::BytesWritten => format!("wrote {} of {}", prose::bytes(done), prose::bytes(total)),
     }

@@ -21,6 +21,8 @@ pub enum Capability {
     Quantize,
     /// Compute the squared error of a quantized tensor.
     Compare,
+    /// Choose better codes for a quantized tensor.
+    Refine,
 }
 
 impl Capability {
@@ -28,7 +30,7 @@ impl Capability {
     pub const fn role(self) -> Role {
         match self {
             Self::Tokenize | Self::Collect | Self::Moments | Self::Score | Self::Probe => Role::Evaluator,
-            Self::Quantize | Self::Compare => Role::Quantizer,
+            Self::Quantize | Self::Compare | Self::Refine => Role::Quantizer,
         }
     }
 }
@@ -43,6 +45,7 @@ impl fmt::Display for Capability {
             Self::Probe => "measure tensor types on a loaded model",
             Self::Quantize => "quantize tensors",
             Self::Compare => "compute the errors of quantized tensors",
+            Self::Refine => "refine the codes of quantized tensors",
         })
     }
 }

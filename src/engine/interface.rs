@@ -14,7 +14,9 @@ use super::Capability;
 use super::EngineError;
 use super::Identity;
 use super::MatrixError;
+use super::MatrixRefinement;
 use super::ModelFiles;
+use super::MomentsOf;
 use super::QuantizeJob;
 use super::ReadAt;
 use super::Role;
@@ -94,6 +96,15 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// [`EngineError::Unsupported`].
     fn quantizer(&self) -> Result<&dyn Quantizer, EngineError> {
         Err(self.unsupported(Capability::Quantize))
+    }
+
+    /// Returns what refines.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Unsupported`].
+    fn refiner(&self) -> Result<&dyn Refiner, EngineError> {
+        Err(self.unsupported(Capability::Refine))
     }
 
     /// Returns the error of an engine that lacks a capability.
@@ -280,4 +291,30 @@ pub trait Quantizer: Send + Sync {
         cancel: &Cancel,
         progress: &dyn Fn(u64),
     ) -> Result<Vec<MatrixError>, EngineError>;
+}
+
+/// Chooses better codes for quantized tensors. Results do not depend on the number of threads.
+pub trait Refiner: Send + Sync {
+    /// Refines the codes of a tensor and writes its bytes, as many as `quantized` gives, to `out` in order. `read` gives the source,
+    /// `quantized` the bytes that [`Quantizer::quantize`] made of the job. The weights of the job are not used. `progress` receives bytes of the source.
+    ///
+    /// Returns one refinement for each matrix. No row's objective is above that of its bytes in `quantized`.
+    ///
+    /// # Errors
+    ///
+    /// What the job cannot be done for; errors of `moments`, `read`, `quantized` and `out`; [`EngineError::Cancelled`].
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the streams of a job that reads two and writes one"
+    )]
+    fn refine(
+        &self,
+        job: &QuantizeJob<'_>,
+        moments: &mut MomentsOf<'_>,
+        read: &ReadAt<'_>,
+        quantized: &ReadAt<'_>,
+        out: &mut (dyn Write + Send),
+        cancel: &Cancel,
+        progress: &dyn Fn(u64),
+    ) -> Result<Vec<MatrixRefinement>, EngineError>;
 }

@@ -1,7 +1,12 @@
 //! Tensors to quantize or compare.
 
 use std::io;
+use std::sync::Arc;
 
+use super::EngineError;
+use crate::moments::SecondMoments;
+use crate::rounding::Factor;
+use crate::rounding::Outcome;
 use crate::tensor_type::TensorType;
 
 /// Fills a buffer with the source bytes that begin at a byte offset in the tensor. Called from many threads at once.
@@ -38,4 +43,55 @@ impl MatrixError {
         self.error += other.error;
         self.norm += other.norm;
     }
+}
+
+/// What is known of the inputs of one matrix of a tensor.
+#[derive(Debug, Clone)]
+pub enum MatrixMoments {
+    /// Moments that can be used.
+    Known {
+        /// Their factorization, which decides the codes.
+        factor: Arc<Factor>,
+        /// Moments of inputs that `factor` does not have. If their error does not fall, the matrix keeps the bytes that it had.
+        validation: Option<Arc<SecondMoments>>,
+    },
+    /// The matrix keeps the bytes that it had, for this reason.
+    Unusable(String),
+}
+
+/// Returns the moments of a matrix. Called once for each matrix, in order, so that the factors of experts need not all be in memory.
+pub type MomentsOf<'a> = dyn FnMut(u64) -> Result<MatrixMoments, EngineError> + 'a;
+
+/// What refining did to one matrix of a tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MatrixRefinement {
+    /// What came of its rows; nothing if it was not tried. If the matrix keeps its bytes for the sake of validation, this is what was refused.
+    pub outcome: Option<Outcome>,
+    /// Why the whole matrix keeps the bytes that it had.
+    pub kept: Option<KeptBytes>,
+}
+
+/// Why a matrix keeps the bytes of the quantizer.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum KeptBytes {
+    /// The type is not refined.
+    #[error("{ty} is not refined: {reason}")]
+    Type {
+        /// The type.
+        ty: TensorType,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// The source has this type, so its bytes are copied.
+    #[error("the source is {ty} already")]
+    Copied {
+        /// The type.
+        ty: TensorType,
+    },
+    /// The moments of the inputs cannot be used.
+    #[error("{0}")]
+    Moments(String),
+    /// The error with the moments for validation did not fall.
+    #[error("the error on the inputs held out did not fall")]
+    Validation,
 }

@@ -376,6 +376,7 @@ fn needs(work: &Work) -> Vec<NodeId> {
         Work::Promote { step, policy } => {
             let mut needs = vec![source(&policy.model)];
             needs.extend(policy.join.iter().map(made_by));
+            needs.extend(policy.rounding.iter().map(|rounding| made_by(&rounding.moments)));
             needs.extend(step.body.inputs().into_iter().map(made_by));
             needs
         }

@@ -28,6 +28,7 @@ pub mod manual;
 pub mod measured;
 pub mod mix;
 pub mod prior;
+pub mod rounding;
 
 pub use budget::Budget;
 pub use budget::BudgetDocument;

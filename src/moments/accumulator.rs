@@ -47,14 +47,17 @@ impl Accumulator {
 
     /// Returns the bytes of memory that the sums of `matrices` inputs of `columns` numbers take.
     pub fn bytes(columns: u64, matrices: u64) -> u64 {
-        let tile = TILE as u64;
+        let (columns, tile) = (u128::from(columns), TILE as u128);
         let (whole, rest) = (columns / tile, columns % tile);
         // Whole tiles above and on the diagonal, the column of partial tiles, and the last one.
-        let sums = (whole * (whole + 1) / 2)
-            .saturating_mul(tile * tile)
-            .saturating_add(whole * tile * rest)
-            .saturating_add(rest * rest);
-        sums.saturating_mul(4).saturating_mul(matrices)
+        let sums = whole * (whole + 1) / 2 * tile * tile + whole * tile * rest + rest * rest;
+        let bytes = sums.saturating_mul(4).saturating_mul(u128::from(matrices));
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+
+    /// Returns the multiply-adds of adding `rows` input vectors of `columns` numbers.
+    pub fn multiply_adds(columns: u64, rows: f64) -> f64 {
+        Self::bytes(columns, 1) as f64 / 4.0 * rows
     }
 
     /// Returns the length of the input vectors.
@@ -141,7 +144,11 @@ fn tiles_of(columns: usize) -> Vec<Tile> {
     let starts = || (0..columns).step_by(TILE);
     let size = |start: usize| TILE.min(columns - start);
     starts()
-        .flat_map(|row| starts().filter(move |column| *column >= row).map(move |column| (row, column)))
+        .flat_map(|row| {
+            starts()
+                .filter(move |column| *column >= row)
+                .map(move |column| (row, column))
+        })
         .map(|(row, column)| Tile {
             row,
             column,
@@ -208,7 +215,10 @@ mod tests {
                     for j in i..columns {
                         let expected: f64 = vectors.iter().map(|x| f64::from(x[i]) * f64::from(x[j])).sum();
                         let found = f64::from(*sums.next().unwrap());
-                        assert!((found - expected).abs() < 1e-5, "{columns} {matrix} {i} {j}: {found} {expected}");
+                        assert!(
+                            (found - expected).abs() < 1e-5,
+                            "{columns} {matrix} {i} {j}: {found} {expected}"
+                        );
                     }
                 }
                 let diagonal: Vec<f32> = moments.diagonal().collect();

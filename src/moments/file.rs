@@ -39,7 +39,9 @@ pub enum MomentsError {
         expected: u64,
     },
     /// Moments of different inputs are to be added.
-    #[error("second moments of {columns} columns and {matrices} matrices cannot be added to those of {other_columns} and {other_matrices}")]
+    #[error(
+        "second moments of {columns} columns and {matrices} matrices cannot be added to those of {other_columns} and {other_matrices}"
+    )]
     Shape {
         /// Columns of the first.
         columns: usize,
@@ -67,9 +69,16 @@ pub struct Header {
 impl Header {
     /// Returns the bytes of a file with `matrices` inputs of `columns` numbers; `u64::MAX` if that is more than there can be.
     pub fn file_bytes(columns: u64, matrices: u64) -> u64 {
-        let sums = columns.checked_add(1).and_then(|next| columns.checked_mul(next)).map(|twice| twice / 2);
-        let bytes = sums
-            .and_then(|sums| sums.checked_mul(4)?.checked_add(8)?.checked_mul(matrices)?.checked_add(FIXED as u64));
+        let sums = columns
+            .checked_add(1)
+            .and_then(|next| columns.checked_mul(next))
+            .map(|twice| twice / 2);
+        let bytes = sums.and_then(|sums| {
+            sums.checked_mul(4)?
+                .checked_add(8)?
+                .checked_mul(matrices)?
+                .checked_add(FIXED as u64)
+        });
         bytes.unwrap_or(u64::MAX)
     }
 
@@ -240,7 +249,10 @@ mod tests {
         let bytes = file(2, &[5, 7], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         assert_eq!(Header::file_bytes(2, 2), bytes.len() as u64);
         let file = MomentsFile::parse(&bytes).unwrap();
-        assert_eq!((file.columns(), file.matrices(), file.rows()), (2, 2, [5, 7].as_slice()));
+        assert_eq!(
+            (file.columns(), file.matrices(), file.rows()),
+            (2, 2, [5, 7].as_slice())
+        );
         let second = file.matrix(1).unwrap();
         assert_eq!((second.rows(), second.sums()), (7, [4.0, 5.0, 6.0].as_slice()));
         assert_eq!(file.diagonal(1).unwrap(), [4.0, 6.0]);

@@ -5,9 +5,11 @@
 //! GPTQ (arXiv:2210.17323) and QuantEase (arXiv:2309.01885) choose codes by it.
 
 mod accumulator;
+mod experts;
 mod file;
 
 pub use accumulator::Accumulator;
+pub use experts::Experts;
 pub use file::Header;
 pub use file::MomentsError;
 pub use file::MomentsFile;

@@ -14,10 +14,14 @@ pub enum Phase {
     Reference,
     /// The imatrix of a text.
     Collect,
+    /// Second moments of inputs.
+    Moments,
     /// The loss of the unchanged model, by which the others are corrected.
     Unchanged,
     /// Quantizing tensors.
     Quantize,
+    /// Refining the codes of tensors.
+    Codes,
     /// The first measurements of all types of all groups.
     Screen,
     /// More measurements of those that could be part of the best choice.
@@ -36,12 +40,14 @@ pub enum Phase {
 
 impl Phase {
     /// All phases, in order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Hash,
         Self::Reference,
         Self::Collect,
+        Self::Moments,
         Self::Unchanged,
         Self::Quantize,
+        Self::Codes,
         Self::Screen,
         Self::Undecided,
         Self::Compare,
@@ -57,8 +63,10 @@ impl Phase {
             Self::Hash => "hash",
             Self::Reference => "reference",
             Self::Collect => "collect",
+            Self::Moments => "moments",
             Self::Unchanged => "unchanged",
             Self::Quantize => "quantize",
+            Self::Codes => "codes",
             Self::Screen => "screen",
             Self::Undecided => "undecided",
             Self::Compare => "compare",
@@ -75,8 +83,10 @@ impl Phase {
             Self::Hash => "hashing",
             Self::Reference => "computing the reference",
             Self::Collect => "collecting",
+            Self::Moments => "collecting second moments",
             Self::Unchanged => "measuring the unchanged model",
             Self::Quantize => "quantizing",
+            Self::Codes => "refining codes",
             Self::Screen => "screening",
             Self::Undecided => "measuring undecided types",
             Self::Compare => "comparing",

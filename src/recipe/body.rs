@@ -54,7 +54,8 @@ impl StepBody {
                 let read = measured.into_iter().chain(policy.method.references());
                 let sized = policy.size_of().into_iter();
                 let sized = sized.flat_map(|size| std::iter::once(&size.policy).chain(&size.join));
-                policy.join.iter().chain(read).chain(sized).collect()
+                let moments = policy.rounding.iter().map(|rounding| &rounding.moments);
+                policy.join.iter().chain(read).chain(sized).chain(moments).collect()
             }
             Self::Promote(promote) => vec![&promote.policy],
             Self::Eval(eval) => eval.candidates.iter().chain([&eval.corpus]).collect(),
@@ -191,6 +192,16 @@ pub struct PolicyStep {
     pub method: Method,
     /// Tensors whose names match one of these keep the source's type.
     pub keep: Vec<Pattern>,
+    /// How codes are refined; without it, tensors have the quantizer's own bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rounding: Option<RefinedRounding>,
+}
+
+/// Codes that are chosen under second moments.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RefinedRounding {
+    /// The second moments.
+    pub moments: StepId,
 }
 
 impl PolicyStep {

@@ -42,7 +42,7 @@ impl<'r> Calibration<'r> {
     }
 
     /// Returns the corpora that a candidate was calibrated on: those that its imatrices were collected on, merged ones
-    /// included, and the one that its policy measured on. The texts of an imported imatrix are not known.
+    /// included, those that second moments were collected on, and the one that its policy measured on. The texts of an imported imatrix are not known.
     pub fn texts(&self, candidate: &StepId) -> BTreeMap<&'r StepId, BTreeSet<CalibrationUse>> {
         let mut found: BTreeMap<&StepId, BTreeSet<CalibrationUse>> = BTreeMap::new();
         let mut seen = BTreeSet::new();
@@ -71,6 +71,7 @@ impl<'r> Calibration<'r> {
                     // Whose size a budget is has no part in the choice.
                     todo.extend(&policy.join);
                     todo.extend(policy.method.references());
+                    todo.extend(policy.rounding.iter().map(|rounding| &rounding.moments));
                 }
                 body => todo.extend(body.inputs()),
             }

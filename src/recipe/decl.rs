@@ -108,6 +108,10 @@ pub(crate) struct Policy {
     /// The budgets, if the method keeps to one.
     pub(crate) budgets: Option<Sweep<WrittenBudget>>,
     pub(crate) keep: Vec<Pattern>,
+    /// Whether codes are refined.
+    pub(crate) refined: Sweep<bool>,
+    /// The second moments that codes are refined under.
+    pub(crate) moments: Option<Sweep<String>>,
 }
 
 #[derive(Debug)]

@@ -226,7 +226,11 @@ impl<'e> Expansion<'e> {
             } => {
                 let moments = self.references(StepKind::Moments, moments);
                 let flags = choices(process_output, flag("process_output"));
-                for row in self.rows(decl, kind, &[moments.len(), flags.len()]).into_iter().flatten() {
+                for row in self
+                    .rows(decl, kind, &[moments.len(), flags.len()])
+                    .into_iter()
+                    .flatten()
+                {
                     let (moments, output) = (&moments[row[0]], &flags[row[1]]);
                     let body = StepBody::Imatrix(ImatrixStep::Moments {
                         moments: moments.value.clone(),

@@ -7,12 +7,17 @@ use crate::recipe::decl::Decls;
 use crate::recipe::decl::Policy;
 use crate::recipe::expand::Expansion;
 use crate::recipe::model::PolicyStep;
+use crate::recipe::model::RefinedRounding;
 use crate::recipe::model::StepBody;
+use crate::recipe::read_policy::rounding_word;
+use crate::syntax::error::RecipeError;
 use crate::syntax::id::StepId;
 use crate::syntax::id::StepKind;
 use crate::syntax::sweep::Choice;
 use crate::syntax::sweep::Sweep;
+use crate::syntax::sweep::choices;
 use crate::syntax::sweep::joined;
+use crate::syntax::words::section_words;
 
 impl Expansion<'_> {
     /// Creates the steps of a policy's section.
@@ -21,21 +26,65 @@ impl Expansion<'_> {
         let Some(data) = self.data(decl, decls) else { return };
         let methods = decl.body.method.variants(self);
         let count = methods.as_ref().map_or_else(|count| *count, Vec::len);
-        let rows = self.rows(decl, kind, &[data.len(), count]);
+        let Some(roundings) = self.roundings(decl, decls) else {
+            return;
+        };
+        let rows = self.rows(decl, kind, &[data.len(), count, roundings.len()]);
         let (Some(rows), Ok(methods)) = (rows, methods) else {
             return;
         };
         for row in rows {
-            let (join, method) = (&data[row[0]], &methods[row[1]]);
+            let (join, method, rounding) = (&data[row[0]], &methods[row[1]], &roundings[row[2]]);
             let body = StepBody::Policy(PolicyStep {
                 model: decl.body.model.clone(),
                 join: join.value.clone(),
                 method: method.value.clone(),
                 keep: decl.body.keep.clone(),
+                rounding: rounding.value.clone(),
             });
-            let parts = [join.part.clone(), method.part.clone()];
+            let parts = [join.part.clone(), method.part.clone(), rounding.part.clone()];
             self.push(kind, &decl.name, joined(&parts), body, &decl.place);
         }
+    }
+
+    /// Returns how the codes of a policy's tensors are chosen: each way with its part of the variant's name. Reports second moments of
+    /// another model.
+    fn roundings(&mut self, decl: &Decl<Policy>, decls: &Decls) -> Option<Vec<Choice<Option<RefinedRounding>>>> {
+        let names = decl.body.moments.as_ref();
+        for (name, place) in names.into_iter().flat_map(|names| &names.values) {
+            let moments = decls.moments.iter().find(|moments| moments.name == *name);
+            if let Some(moments) = moments.filter(|moments| moments.body.model != decl.body.model) {
+                self.errors.push(RecipeError::ModelMismatch {
+                    place: place.clone(),
+                    user: section_words("policy", &decl.name),
+                    model: decl.body.model.to_string(),
+                    input: section_words("moments", name),
+                    other: moments.body.model.to_string(),
+                    declared: moments.place.clone(),
+                });
+                return None;
+            }
+        }
+        let steps = names
+            .map(|names| self.references(StepKind::Moments, names))
+            .unwrap_or_default();
+        let mut found = Vec::new();
+        for word in choices(&decl.body.refined, |refined| rounding_word(*refined).to_owned()) {
+            if !word.value {
+                found.push(Choice {
+                    part: word.part,
+                    value: None,
+                });
+                continue;
+            }
+            found.extend(steps.iter().map(|step| Choice {
+                part: joined(&[word.part.clone(), step.part.clone()]),
+                value: Some(RefinedRounding {
+                    moments: step.value.clone(),
+                }),
+            }));
+        }
+        Some(found)
     }
 
     /// Returns the steps that a candidate's size depends on.

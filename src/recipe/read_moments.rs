@@ -2,7 +2,6 @@
 
 use crate::recipe::decl::Moments;
 use crate::recipe::read::Context;
-use crate::recipe::read_steps::or_default;
 use crate::syntax::field::Reader;
 use crate::syntax::shared::BLOCKS;
 use crate::syntax::shared::CONTEXTS;
@@ -10,6 +9,7 @@ use crate::syntax::shared::COUNTS;
 use crate::syntax::shared::model;
 use crate::syntax::shared::names_of;
 use crate::syntax::shared::number;
+use crate::syntax::shared::or_default;
 use crate::syntax::shared::text;
 
 /// Chunks in one action if the recipe does not say. The sums of a block are as large as those of the whole text, so blocks are large.

@@ -11,7 +11,9 @@ use crate::recipe::read::Context;
 use crate::syntax::field::Reader;
 use crate::syntax::shared::model;
 use crate::syntax::shared::names_of;
+use crate::syntax::shared::or_default;
 use crate::syntax::shared::text;
+use crate::syntax::sweep::Sweep;
 
 /// The method of a policy that names none.
 const USUAL: &str = measured::Settings::NAME;
@@ -49,6 +51,7 @@ fn method(reader: &mut Reader<'_, '_>) -> Option<&'static MethodEntry> {
 pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Policy> {
     let model = model(reader, "model", context.names);
     let data = data(reader, context);
+    let (refined, moments) = rounding(reader, context);
     let keep = reader.list("keep", "a list of regular expressions", |field| field.pattern());
     let Some(method) = method(reader) else {
         for key in keys() {
@@ -97,7 +100,40 @@ pub(crate) fn policy(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Opti
         method: method?,
         budgets,
         keep,
+        refined,
+        moments,
     })
+}
+
+/// The words for the quantizer's own codes, and for refined ones.
+pub(crate) fn rounding_word(refined: bool) -> &'static str {
+    if refined { "refined" } else { "plain" }
+}
+
+fn rounding(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> (Sweep<bool>, Option<Sweep<String>>) {
+    let words = [false, true].map(|refined| (rounding_word(refined), refined));
+    let refined = or_default(reader, "rounding", false, |reader| {
+        reader.sweep(
+            "rounding",
+            |refined| rounding_word(*refined).to_owned(),
+            |field| field.word(&words, &[]),
+        )
+    });
+    if !refined.values.iter().any(|(refined, _)| *refined) {
+        let place = reader.entry("rounding").map(|entry| entry.value.place.clone());
+        reader.misplaced(&["moments"], "`rounding = \"refined\"`", place.as_ref());
+        return (refined, None);
+    }
+    reader.need("moments", "moments = \"general\"");
+    let moments = names_of(reader, "moments", context.names, "moments", "second moments");
+    reader.put(
+        "rounding",
+        refined.to_toml(|refined| toml::Value::from(rounding_word(*refined))),
+    );
+    if let Some(moments) = &moments {
+        reader.put("moments", moments.to_toml(text));
+    }
+    (refined, moments)
 }
 
 fn data(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Data> {

@@ -29,6 +29,7 @@ use crate::syntax::shared::COUNTS;
 use crate::syntax::shared::model;
 use crate::syntax::shared::names_of;
 use crate::syntax::shared::number;
+use crate::syntax::shared::or_default;
 use crate::syntax::shared::text;
 use crate::syntax::sweep::Sweep;
 use crate::vocab::Chunking;
@@ -163,7 +164,10 @@ fn imatrix(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix
             let process_output = process_output(reader);
             let moments = moments?;
             reader.put("moments", moments.to_toml(text));
-            reader.put("process_output", process_output.to_toml(|value| toml::Value::from(*value)));
+            reader.put(
+                "process_output",
+                process_output.to_toml(|value| toml::Value::from(*value)),
+            );
             Some(Imatrix::Moments {
                 moments,
                 process_output,
@@ -223,18 +227,6 @@ fn process_output(reader: &mut Reader<'_, '_>) -> Sweep<bool> {
     reader
         .sweep("process_output", bool::to_string, |field| field.boolean())
         .unwrap_or_else(|| Sweep::one(false, &head))
-}
-
-pub(crate) fn or_default<T>(
-    reader: &mut Reader<'_, '_>,
-    key: &'static str,
-    default: T,
-    read: impl FnOnce(&mut Reader<'_, '_>) -> Option<Sweep<T>>,
-) -> Sweep<T> {
-    let head = reader
-        .entry(key)
-        .map_or_else(|| reader.head.clone(), |entry| entry.value.place.clone());
-    read(reader).unwrap_or_else(|| Sweep::one(default, &head))
 }
 
 fn merge(reader: &mut Reader<'_, '_>, context: &Context<'_>) -> Option<Imatrix> {

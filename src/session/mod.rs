@@ -216,7 +216,8 @@ impl Session {
         store.set_borrowing(settings.borrow);
         let runtime = &settings.runtime;
         let workers = runtime.worker.as_ref();
-        let workers = workers.map(|program| Workers::new(program, &settings.cache_dir, runtime.threads, runtime.memory));
+        let workers =
+            workers.map(|program| Workers::new(program, &settings.cache_dir, runtime.threads, runtime.memory));
         Ok(Self {
             recipe,
             graph,

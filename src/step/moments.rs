@@ -7,12 +7,19 @@ use crate::action::Moments as MomentsAction;
 use crate::engine::Capability;
 use crate::engine::Role;
 use crate::graph::Node;
+use crate::graph::NodeId;
 use crate::graph::Work;
+use crate::moments::Accumulator;
+use crate::moments::Header;
+use crate::observer::Phase;
+use crate::policy;
+use crate::policy::LikelyInput;
 use crate::prose;
 use crate::recipe::model::MomentsStep;
 use crate::recipe::model::SourceName;
 use crate::recipe::model::StepBody;
 use crate::step::Env;
+use crate::step::Estimate;
 use crate::step::Inputs;
 use crate::step::Key;
 use crate::step::Kind;
@@ -21,7 +28,13 @@ use crate::step::Pool;
 use crate::step::StepError;
 use crate::step::TextUse;
 use crate::step::key_of;
+use crate::step::space::Headers;
+use crate::step::timing;
 use crate::step::wrong_kind;
+use crate::timing::Operation;
+use crate::timing::PhaseWork;
+use crate::timing::Purpose;
+use crate::work::BlockOptions;
 use crate::work::Context;
 
 /// Second moments.
@@ -35,6 +48,40 @@ fn moments_step(node: &Node) -> Result<&MomentsStep, StepError> {
         },
         _ => Err(wrong_kind(node)),
     }
+}
+
+/// Returns the inputs that the header of a step's model lets expect.
+fn inputs_of(step: &MomentsStep, env: &Env<'_>, headers: &mut Headers<'_>) -> Option<Vec<LikelyInput>> {
+    let facts = headers.of(&step.model, env)?.facts.as_ref()?;
+    Some(policy::likely_inputs(facts))
+}
+
+/// Returns how often a text is read so that the sums of a pass fit into some bytes of memory.
+fn passes(inputs: &[LikelyInput], memory: u64) -> f64 {
+    let (mut passes, mut sum) = (1.0, 0_u64);
+    for input in inputs {
+        let bytes = Accumulator::bytes(input.columns, input.matrices);
+        if sum > 0 && sum.saturating_add(bytes) > memory {
+            passes += 1.0;
+            sum = 0;
+        }
+        sum = sum.saturating_add(bytes);
+    }
+    passes
+}
+
+/// Returns how many files of second moments are written for each input: one for each block, the sum of several, and the same for validation.
+fn files(step: &MomentsStep, chunks: f64) -> f64 {
+    let held_out = if step.held_out > 0 {
+        (chunks / f64::from(step.held_out)).floor()
+    } else {
+        0.0
+    };
+    let of = |chunks: f64| {
+        let blocks = (chunks / f64::from(step.block.max(1))).ceil();
+        if blocks > 1.0 { blocks + 1.0 } else { blocks }
+    };
+    of(chunks - held_out) + of(held_out)
 }
 
 fn action_of(node: &Node, inputs: &Inputs, env: &Env<'_>) -> Result<Action, StepError> {
@@ -73,6 +120,57 @@ impl Kind for Moments {
             minimum: 1,
         });
         text.into_iter().collect()
+    }
+
+    fn phases(&self, node: &Node, _known: &Inputs, env: &Env<'_>, headers: &mut Headers<'_>) -> Vec<PhaseWork> {
+        let Ok(step) = moments_step(node) else {
+            return Vec::new();
+        };
+        let (Some(forward), Some(inputs)) = (headers.forward(&step.model, env), inputs_of(step, env, headers)) else {
+            return Vec::new();
+        };
+        let cut = BlockOptions::first(step.context, step.chunks, step.block);
+        let chunks = timing::chunks_of(&step.corpus, &step.model, cut, env, headers);
+        let passes = passes(&inputs, env.machine.memory());
+        // A pass ends with its last input: of three passes the first computes a third of the model.
+        let computed = chunks * (passes + 1.0) / 2.0;
+        let mut work = timing::computing(
+            Phase::Moments,
+            (forward.as_ref(), None),
+            computed,
+            cut,
+            Purpose::Collect,
+        );
+        work.total = chunks * passes;
+        for input in &inputs {
+            let rows = forward.rows_per_token(input.tensors[0]) * f64::from(step.context) * chunks;
+            work.amounts
+                .add(Operation::Product, Accumulator::multiply_adds(input.columns, rows));
+            let written = Header::file_bytes(input.columns, input.matrices);
+            work.amounts.add(Operation::Write, written as f64 * files(step, chunks));
+            work.amounts.add(Operation::Commit, files(step, chunks));
+        }
+        vec![work]
+    }
+
+    fn preliminary_estimate(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> Option<Estimate> {
+        let step = moments_step(node).ok()?;
+        let inputs = inputs_of(step, env, headers)?;
+        let cut = BlockOptions::first(step.context, step.chunks, step.block);
+        let chunks = timing::chunks_of(&step.corpus, &step.model, cut, env, headers);
+        let bytes = inputs
+            .iter()
+            .map(|input| Header::file_bytes(input.columns, input.matrices))
+            .fold(0, u64::saturating_add);
+        let parts = (inputs.len() as f64 * files(step, chunks)) as u64;
+        Some(Estimate {
+            reads: headers.file_bytes(&NodeId::Source(step.model.as_str().to_owned()), env),
+            writes: (bytes as f64 * files(step, chunks)) as u64,
+            missing: parts,
+            parts,
+            unit: "part",
+            ..Estimate::default()
+        })
     }
 
     fn model<'n>(&self, node: &'n Node) -> Option<&'n SourceName> {

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use crate::action;
 use crate::action::Action;
@@ -18,14 +19,19 @@ use crate::engine::Role;
 use crate::fs;
 use crate::graph::Node;
 use crate::graph::Work;
+use crate::method::rounding::RoundingDocument;
 use crate::observer::Phase;
 use crate::observer::Unit;
 use crate::policy::Choice;
+use crate::policy::TensorFacts;
+use crate::policy::likely_inputs;
 use crate::prose;
 use crate::recipe::model::SourceName;
 use crate::recipe::model::Step;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
+use crate::rounding::Factor;
+use crate::rounding::why_not_refined;
 use crate::step::Env;
 use crate::step::Estimate;
 use crate::step::Inputs;
@@ -42,6 +48,7 @@ use crate::step::output;
 use crate::step::policy;
 use crate::step::space::Headers;
 use crate::step::wrong_kind;
+use crate::tensor_type::TensorType;
 use crate::timing::Amounts;
 use crate::timing::Operation;
 use crate::timing::PhaseWork;
@@ -55,6 +62,10 @@ use crate::work::write_again;
 /// The version of the candidate's header: increase it when the header changes.
 const WRITER: u32 = 1;
 
+/// The multiply-adds of refining a weight, for each column of its tensor: seven passes of descent, feedback of errors, and the objectives of
+/// three ways (`src/rounding/panel.rs`).
+const MULTIPLY_ADDS: f64 = 10.0;
+
 /// A candidate.
 pub struct Promote;
 
@@ -65,6 +76,7 @@ struct Parts<'i> {
     model: &'i Outcome,
     policy: &'i Outcome,
     join: Option<&'i Outcome>,
+    moments: Option<&'i Outcome>,
 }
 
 impl<'i> Parts<'i> {
@@ -81,6 +93,11 @@ impl<'i> Parts<'i> {
             model: inputs.source(&policy.model)?,
             policy: inputs.step(&promote.policy)?,
             join: policy.join.as_ref().map(|join| inputs.step(join)).transpose()?,
+            moments: policy
+                .rounding
+                .as_ref()
+                .map(|rounding| inputs.step(&rounding.moments))
+                .transpose()?,
         })
     }
 
@@ -103,11 +120,49 @@ impl<'i> Parts<'i> {
             allow_requantize: self.allow_requantize,
             quantizer: env.fingerprint(&node.engine, Role::Quantizer)?,
             writer: WRITER,
+            rounding: self.rounding()?,
         })
+    }
+
+    fn rounding(&self) -> Result<Option<RoundingDocument>, StepError> {
+        let index = self.moments.map(|moments| moments.output(action::Moments::INDEX));
+        Ok(index.transpose()?.map(RoundingDocument::new))
     }
 
     fn imatrix(&self) -> Result<Option<BlobDigest>, StepError> {
         self.join.map(|join| join.output(ImatrixCollect::IMATRIX)).transpose()
+    }
+}
+
+/// The work of refining codes.
+#[derive(Default)]
+struct Refining {
+    bytes: f64,
+    amounts: Amounts,
+    /// The inputs whose factorizations are counted.
+    inputs: BTreeSet<usize>,
+}
+
+impl Refining {
+    /// Adds a tensor in a type; `input` says which tensors share a factorization.
+    fn add(&mut self, tensor: &TensorFacts, to: TensorType, input: usize) {
+        if why_not_refined(to).is_some() {
+            return;
+        }
+        let weights = tensor.dims.iter().product::<u64>();
+        let columns = tensor.columns();
+        self.bytes += tensor.ty.tensor_bytes(&tensor.dims).unwrap_or_default() as f64;
+        // The search of scales runs once more, on compensated columns.
+        self.amounts.add(Operation::Quantize(to), weights);
+        self.amounts
+            .add(Operation::Product, MULTIPLY_ADDS * columns as f64 * weights as f64);
+        if self.inputs.insert(input) {
+            let matrices: u64 = tensor.dims.iter().skip(2).product();
+            // Half of the operations are multiplications, of 64-bit floats, which take twice as long.
+            self.amounts
+                .add(Operation::Product, Factor::operations(columns) * matrices as f64);
+        }
+        self.amounts.add(Operation::Commit, 1_u64);
     }
 }
 
@@ -201,8 +256,14 @@ impl Kind for Promote {
             if env.store.lookup(&action.digest())?.is_none() {
                 estimate.missing += 1;
                 estimate.reads += tensor.bytes.len;
-                estimate.writes += choice.bytes;
-                estimate.temporary += choice.bytes;
+                // A refined tensor is quantized without refinement first.
+                let copies = if matches!(action, Action::RefinedTensor(_)) {
+                    2
+                } else {
+                    1
+                };
+                estimate.writes += copies * choice.bytes;
+                estimate.temporary += copies * choice.bytes;
             }
         }
         Ok(estimate)
@@ -241,8 +302,10 @@ impl Kind for Promote {
         self.estimate(node, inputs, env)
     }
 
-    fn needs(&self, _node: &Node) -> Vec<Capability> {
-        vec![Capability::Quantize]
+    fn needs(&self, node: &Node) -> Vec<Capability> {
+        let is_refined = matches!(&node.work, Work::Promote { policy, .. } if policy.rounding.is_some());
+        let refine = is_refined.then_some(Capability::Refine);
+        std::iter::once(Capability::Quantize).chain(refine).collect()
     }
 
     fn phases(&self, node: &Node, known: &Inputs, env: &Env<'_>, headers: &mut Headers<'_>) -> Vec<PhaseWork> {
@@ -256,6 +319,12 @@ impl Kind for Promote {
         let Some(facts) = headers.of(&policy.model, env).and_then(|header| header.facts.as_ref()) else {
             return Vec::new();
         };
+        let inputs = policy
+            .rounding
+            .as_ref()
+            .map(|_| likely_inputs(facts))
+            .unwrap_or_default();
+        let mut refining = Refining::default();
         let (mut amounts, mut read, mut written) = (Amounts::default(), 0, 0);
         for (at, tensor) in facts.tensors.iter().enumerate() {
             let to = types
@@ -269,12 +338,16 @@ impl Kind for Promote {
                 continue;
             }
             read += tensor.ty.tensor_bytes(&tensor.dims).unwrap_or_default();
+            if let Some(input) = inputs.iter().position(|input| input.tensors.contains(&at)) {
+                refining.add(tensor, to, input);
+            }
             amounts.add(Operation::Quantize(to), tensor.dims.iter().product::<u64>());
             amounts.add(Operation::Hash, bytes);
             amounts.add(Operation::Commit, 1_u64);
         }
         vec![
             PhaseWork::new(Phase::Quantize, read as f64, amounts),
+            PhaseWork::new(Phase::Codes, refining.bytes, refining.amounts),
             PhaseWork::new(Phase::Write, written as f64, Amounts::of(Operation::Write, written)),
         ]
     }

@@ -87,3 +87,16 @@ pub(crate) fn mixes_need_data(reader: &mut Reader<'_, '_>, mixes: &Sweep<Mix>, n
         });
     }
 }
+
+/// Reads a key that may be a sweep; one value if it is absent or wrong.
+pub(crate) fn or_default<T>(
+    reader: &mut Reader<'_, '_>,
+    key: &'static str,
+    default: T,
+    read: impl FnOnce(&mut Reader<'_, '_>) -> Option<Sweep<T>>,
+) -> Sweep<T> {
+    let head = reader
+        .entry(key)
+        .map_or_else(|| reader.head.clone(), |entry| entry.value.place.clone());
+    read(reader).unwrap_or_else(|| Sweep::one(default, &head))
+}

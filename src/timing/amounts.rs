@@ -34,6 +34,8 @@ pub enum Operation {
     Encode,
     /// Summing the squared activations for an imatrix. Unit: an activation.
     Collect,
+    /// Multiplying matrices of 32-bit floats, not in the engine: second moments, refined codes. Unit: a multiply-add.
+    Product,
 }
 
 impl Operation {
@@ -49,6 +51,7 @@ impl Operation {
             Self::Score,
             Self::Encode,
             Self::Collect,
+            Self::Product,
         ];
         let of_types = TensorType::ALL.iter().flat_map(|&ty| {
             [
@@ -91,6 +94,7 @@ impl fmt::Display for Operation {
             Self::Score => f.write_str("score"),
             Self::Encode => f.write_str("encode"),
             Self::Collect => f.write_str("collect"),
+            Self::Product => f.write_str("product"),
         }
     }
 }

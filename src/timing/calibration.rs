@@ -2,6 +2,7 @@
 //!
 //! Takes a few seconds. The model and what is made of it are in a temporary folder.
 
+use std::convert::Infallible;
 use std::io;
 use std::io::Write;
 use std::path::Path;
@@ -30,6 +31,7 @@ use crate::gguf::Layout;
 use crate::gguf::Metadata;
 use crate::gguf::TensorSpec;
 use crate::gguf::Value;
+use crate::moments::Accumulator;
 use crate::policy::ModelFacts;
 use crate::policy::TensorFacts;
 use crate::tensor_type::TensorType;
@@ -137,6 +139,22 @@ pub fn measure_quantizer(
         }
     }
     Ok(())
+}
+
+/// Measures how fast matrices are multiplied outside of the engine.
+pub fn measure_products(speeds: &mut Speeds) {
+    let (columns, rows) = (1024, 512);
+    let vectors: Vec<f32> = noise(columns * rows).collect();
+    let mut sums = Accumulator::new(columns as usize, 1);
+    let seconds = least_of(3, || {
+        sums.add(&[(0, &vectors)]);
+        Ok::<(), Infallible>(())
+    });
+    let Ok(seconds) = seconds;
+    speeds.set(
+        Operation::Product,
+        seconds / Accumulator::multiply_adds(columns, rows as f64),
+    );
 }
 
 /// Measures how fast files are written and hashed in a folder.

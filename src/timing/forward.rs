@@ -95,6 +95,19 @@ impl Forward {
         self.vocabulary
     }
 
+    /// Returns how many input vectors a tensor is multiplied with for each token: 1, or the experts that are used.
+    pub fn rows_per_token(&self, tensor: usize) -> f64 {
+        let columns = self
+            .dims
+            .get(tensor)
+            .and_then(|dims| dims.first())
+            .copied()
+            .unwrap_or(1);
+        self.tensors
+            .get(tensor)
+            .map_or(0.0, |work| work.inputs / columns.max(1) as f64)
+    }
+
     /// Returns the work of a chunk of `context` tokens. `types` are the types of the tensors, in the order of the file; those of the
     /// model if `None`.
     pub fn chunk(&self, types: Option<&[TensorType]>, context: u32, purpose: Purpose) -> Amounts {

@@ -134,6 +134,7 @@ fn assumed(operation: Operation, threads: f64) -> f64 {
         Operation::Score => 1.0 / (75e6 * threads),
         Operation::Encode => 1.0 / 80e6,
         Operation::Collect => 1.0 / (50e6 * threads),
+        Operation::Product => 1.0 / (15e9 * threads),
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use crate::action;
 use crate::action::Action;
 use crate::action::role;
 use crate::action::role::OutputOf;
@@ -319,8 +320,11 @@ impl<'m> Check<'m> {
             }
             if let Some(key) = &tensor.action {
                 used.insert(key.as_str());
-                match actions.get(key.as_str()) {
-                    Some((Action::Tensor(action), record)) => {
+                match actions
+                    .get(key.as_str())
+                    .map(|(action, record)| (quantizes(action), record))
+                {
+                    Some((Some(action), record)) => {
                         if record.outputs.get("tensor") != Some(&tensor.bytes) {
                             self.say(format!("{place}.bytes"), "it is not the output of its action");
                         }
@@ -352,7 +356,7 @@ impl<'m> Check<'m> {
             });
         }
         for (key, (action, _)) in actions {
-            if matches!(action, Action::Tensor(_)) && !used.contains(key) {
+            if quantizes(action).is_some() && !used.contains(key) {
                 let what = "no tensor of the manifest is its output";
                 self.say(format!("predicate.forge.actions[{}]", short(key)), what);
             }
@@ -550,4 +554,13 @@ fn short(text: &str) -> String {
         cut.push('…');
     }
     cut
+}
+
+/// Returns what an action quantizes, whether or not it refines codes; `None` of any other action.
+fn quantizes(action: &Action) -> Option<action::Tensor> {
+    match action {
+        Action::Tensor(tensor) => Some(tensor.clone()),
+        Action::RefinedTensor(refined) => Some(refined.plain()),
+        _ => None,
+    }
 }

@@ -29,7 +29,7 @@ pub enum Role {
     /// A value that is taken or computed from such outputs.
     PartOf(&'static [OutputOf]),
     /// The key of another action of this kind.
-    Key(&'static str),
+    Key(&'static [&'static str]),
     /// A setting of the recipe.
     Setting,
     /// The fingerprint of an engine.

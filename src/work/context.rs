@@ -340,12 +340,13 @@ impl<'a> Context<'a> {
         match unit {
             Unit::BytesHashed => Some(Phase::Hash),
             Unit::BytesQuantized => Some(Phase::Quantize),
+            Unit::BytesRefined => Some(Phase::Codes),
             Unit::BytesCompared => Some(Phase::Compare),
             Unit::BytesWritten => Some(Phase::Write),
             Unit::ReferenceChunks => Some(Phase::Reference),
             Unit::Chunks => locked(&self.chunk_weight).phase.or_else(|| {
                 let forecast = self.machine.forecast?;
-                let phases = [Phase::Evaluate, Phase::Collect, Phase::Screen];
+                let phases = [Phase::Evaluate, Phase::Collect, Phase::Moments, Phase::Screen];
                 phases
                     .into_iter()
                     .find(|phase| forecast.fraction(&self.step, *phase).is_some())

@@ -86,7 +86,8 @@ impl Draft {
             Some(slices) => decode(store, "slices", slices)?,
             None => Slices::default(),
         };
-        let tensors = Tensors::load(store, promote.model, slices, imatrix, promote.quantizer)?;
+        let mut tensors = Tensors::load(store, promote.model, slices, imatrix, promote.quantizer)?;
+        tensors.refine(store, promote.rounding)?;
         let index = &tensors.index;
         let table: Table = decode(store, "policy", promote.policy)?;
         let same = index.tensors.len() == table.choices.len()
@@ -167,6 +168,17 @@ impl Draft {
         // The largest first, so that the last ones to finish are small.
         let mut order: Vec<usize> = (0..count).filter(|&index| changes(index)).collect();
         order.sort_by_key(|&index| (std::cmp::Reverse(bytes(index)), index));
+        // Tensors with the same input follow each other and share its factorization, which takes much memory.
+        let is_refined = |index: usize| {
+            let (tensor, choice) = (&self.tensors.index.tensors[index], &self.table.choices[index]);
+            choice.from != choice.to && self.tensors.moments_of(tensor, choice.to).is_some()
+        };
+        let refined: u64 = (0..count).filter(|&index| is_refined(index)).map(bytes).sum();
+        let at_once = if refined > 0 { 1 } else { AT_ONCE };
+        if refined > 0 {
+            order.sort_by_key(|&index| self.tensors.input_of(&self.tensors.index.tensors[index]));
+            context.expect(Unit::BytesRefined, refined);
+        }
         let digests: Vec<OnceLock<BlobDigest>> = (0..count).map(|_| OnceLock::new()).collect();
         for index in (0..count).filter(|&index| !changes(index)) {
             let _ = digests[index].set(self.tensors.index.tensors[index].bytes);
@@ -176,7 +188,7 @@ impl Draft {
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
         std::thread::scope(|scope| {
-            for _ in 0..AT_ONCE.min(order.len()).min(rayon::current_num_threads()) {
+            for _ in 0..at_once.min(order.len()).min(rayon::current_num_threads()) {
                 scope.spawn(|| {
                     while let Some(&index) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
                         let (tensor, choice) = (&self.tensors.index.tensors[index], &self.table.choices[index]);
@@ -184,6 +196,9 @@ impl Draft {
                             Ok(performed) => {
                                 if performed.outcome != ActionOutcome::Ran {
                                     context.advance_known(Unit::BytesQuantized, tensor.bytes.len);
+                                    if is_refined(index) {
+                                        context.advance_known(Unit::BytesRefined, tensor.bytes.len);
+                                    }
                                 }
                                 context.advance(Unit::Tensors, 1);
                                 match performed.output(action::Tensor::TENSOR) {

@@ -28,8 +28,14 @@ impl Diagonal {
             self.rows = file.rows().to_vec();
             return;
         }
-        self.squares.iter_mut().zip(squares).for_each(|(sum, more)| *sum += more);
-        self.rows.iter_mut().zip(file.rows()).for_each(|(sum, more)| *sum += more);
+        self.squares
+            .iter_mut()
+            .zip(squares)
+            .for_each(|(sum, more)| *sum += more);
+        self.rows
+            .iter_mut()
+            .zip(file.rows())
+            .for_each(|(sum, more)| *sum += more);
     }
 }
 

@@ -46,6 +46,7 @@ impl MeasureSpeeds {
             .collect();
         if !self.has_rest {
             calibration::measure_files(folder, &mut speeds).map_err(failed)?;
+            calibration::measure_products(&mut speeds);
         }
         let quantizer = engine(Role::Quantizer, self.quantizer)?;
         calibration::measure_quantizer(quantizer, &types, &mut speeds, cancel).map_err(failed)?;

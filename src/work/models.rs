@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use super::locked;
-use super::moments_batch::MomentsBatch;
 use super::variants::Difference;
+use crate::action::MomentsBlock;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::engine::Model;
 use crate::engine::Prober;
 use crate::engine::Tokenizer;
+use crate::engine::WeightInput;
+use crate::rounding::Factor;
 
 /// What a loaded model is found by: the engine, the document that describes the model, and the tokens in a chunk.
 pub(super) type Key = (Fingerprint, BlobDigest, u32);
@@ -24,6 +26,8 @@ pub struct Models {
     pub(super) tokenizer: Mutex<Option<(Key, Box<dyn Tokenizer>)>>,
     pub(super) model: Mutex<Option<(Key, Box<dyn Model>)>>,
     pub(super) probing: Mutex<Option<(Key, Box<Probing>)>>,
+    /// The last factorization of second moments: tensors with the same input follow each other.
+    pub(super) factor: Mutex<Option<CachedFactor>>,
     /// Second moments that are asked for next.
     pub(super) moments: Mutex<Option<MomentsBatch>>,
 }
@@ -32,6 +36,12 @@ impl std::fmt::Debug for Models {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Models").finish_non_exhaustive()
     }
+}
+
+/// A factorization, and what it is of: second moments, which of their matrices, and the damping in millionths.
+pub(super) struct CachedFactor {
+    pub(super) key: (BlobDigest, u64, u32),
+    pub(super) factor: Arc<Factor>,
 }
 
 /// A loaded model some of whose tensors are replaced.
@@ -61,6 +71,16 @@ pub(super) struct Batch {
     pub(super) kept: usize,
 }
 
+/// The inputs of a block of chunks that are still to be added up, and what was found.
+#[derive(Debug)]
+pub(super) struct MomentsBatch {
+    /// An action of the block; only its input differs from that of the others.
+    pub(super) of: MomentsBlock,
+    /// In the order in which the model computes.
+    pub(super) left: Vec<WeightInput>,
+    pub(super) found: BTreeMap<String, BlobDigest>,
+}
+
 pub(super) fn take<T>(slot: &Mutex<Option<(Key, T)>>, key: &Key) -> Option<T> {
     let mut slot = locked(slot);
     let found = slot.take_if(|(known, _)| known == key);
@@ -72,6 +92,7 @@ impl Models {
     pub fn release(&self) {
         drop(locked(&self.probing).take());
         drop(locked(&self.moments).take());
+        drop(locked(&self.factor).take());
     }
 
     pub(super) fn release_all(&self) {

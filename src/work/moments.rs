@@ -56,11 +56,15 @@ pub struct InputMoments {
 }
 
 impl MomentsIndex {
-    /// Returns the input of a weight, and which of its weights this is.
+    /// Returns the input of a weight.
     pub fn of_weight(&self, weight: &str) -> Option<&InputMoments> {
-        self.inputs
-            .iter()
-            .find(|input| input.input.weights.iter().any(|name| name == weight))
+        self.inputs.get(self.place_of(weight)?)
+    }
+
+    /// Returns the place of a weight's input.
+    pub fn place_of(&self, weight: &str) -> Option<usize> {
+        let has = |input: &InputMoments| input.input.weights.iter().any(|name| name == weight);
+        self.inputs.iter().position(has)
     }
 }
 

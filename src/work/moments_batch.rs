@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 
 use super::Context;
 use super::StepError;
+use super::blocks::Block;
 use super::documents::decode;
 use super::locked;
+use super::models::MomentsBatch;
 use super::moments_sum::writing;
 use super::perform::output_of;
 use crate::action::Action;
@@ -20,18 +22,6 @@ use crate::engine::WeightInput;
 use crate::moments::Accumulator;
 use crate::observer::Unit;
 use crate::prose;
-
-use super::blocks::Block;
-
-/// The inputs of a block of chunks that are still to be added up, and what was found.
-#[derive(Debug)]
-pub(super) struct MomentsBatch {
-    /// An action of the block; only its input differs from that of the others.
-    of: MomentsBlock,
-    /// In the order in which the model computes.
-    left: Vec<WeightInput>,
-    found: BTreeMap<String, BlobDigest>,
-}
 
 /// Returns the bytes of memory that the sums of an input take.
 pub(super) fn memory_of(input: &WeightInput) -> u64 {
@@ -73,7 +63,11 @@ impl Context<'_> {
             engine: of.engine,
         });
         if let Some(result) = self.store().lookup(&action.digest())? {
-            return decode(self.store(), "list of inputs", output_of(&result, WeightInputs::INPUTS)?);
+            return decode(
+                self.store(),
+                "list of inputs",
+                output_of(&result, WeightInputs::INPUTS)?,
+            );
         }
         let located = self.located();
         self.with_model(of.engine, located.model(&of.model)?, of.context, |model| {
@@ -84,7 +78,10 @@ impl Context<'_> {
 
     /// Announces actions that add up second moments over one block of chunks.
     pub(super) fn prepare_moments(&self, actions: &[MomentsBlock]) -> Result<(), StepError> {
-        let Some(of) = actions.first().filter(|of| actions.iter().all(|other| same_block(of, other))) else {
+        let Some(of) = actions
+            .first()
+            .filter(|of| actions.iter().all(|other| same_block(of, other)))
+        else {
             return Ok(());
         };
         let mut left = self.weight_inputs(of)?;
@@ -122,13 +119,18 @@ impl Context<'_> {
         let start = batch.left.iter().position(|input| input.name() == action.input);
         let start = start.ok_or_else(unknown)?;
         let memory = self.machine.memory();
-        let taken = passes(&batch.left[start..], memory).first().map_or(0, |pass| pass.len());
+        let taken = passes(&batch.left[start..], memory)
+            .first()
+            .map_or(0, |pass| pass.len());
         let inputs: Vec<WeightInput> = batch.left.drain(start..start + taken).collect();
         let needed = inputs.iter().map(memory_of).fold(0, u64::saturating_add);
         if needed > memory {
             let (needed, memory) = (prose::bytes(needed), prose::bytes(memory));
             return Err(StepError::input_hint(
-                format!("the second moments of the input of `{}` take {needed} of memory, and {memory} may be used", action.input),
+                format!(
+                    "the second moments of the input of `{}` take {needed} of memory, and {memory} may be used",
+                    action.input
+                ),
                 "raise `memory` in `[pools]` of forge.toml, or build on a machine with more memory",
             ));
         }
@@ -171,7 +173,10 @@ mod tests {
         let inputs = [input("a", 256), input("b", 256), input("c", 512), input("d", 256)];
         let names = |memory: u64| -> Vec<Vec<&str>> {
             let passes = passes(&inputs, memory);
-            passes.iter().map(|pass| pass.iter().map(WeightInput::name).collect()).collect()
+            passes
+                .iter()
+                .map(|pass| pass.iter().map(WeightInput::name).collect())
+                .collect()
         };
         let unit = memory_of(&inputs[0]);
         assert_eq!(names(u64::MAX), [["a", "b", "c", "d"]]);

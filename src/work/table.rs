@@ -21,6 +21,7 @@ pub(super) fn work_of(action: &Action) -> &dyn Work {
         Action::Join(action) => action,
         Action::Policy(action) => action,
         Action::Tensor(action) => action,
+        Action::RefinedTensor(action) => action,
         Action::TensorError(action) => action,
         Action::Promote(action) => action,
         Action::ReferenceBlock(action) => action,

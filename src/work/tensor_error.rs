@@ -34,6 +34,7 @@ pub struct TensorErrors {
 fn tensor_of(error: &TensorError, context: &Context<'_>) -> Result<action::Tensor, StepError> {
     match context.action(&error.tensor)? {
         Action::Tensor(tensor) => Ok(tensor),
+        Action::RefinedTensor(refined) => Ok(refined.plain()),
         other => Err(StepError::Document {
             what: "action",
             problem: format!("it is of kind `{}`, not `tensor`", other.kind()),

@@ -15,12 +15,16 @@ use super::join::slice_bytes;
 use super::locked;
 use super::model_documents::IndexedTensor;
 use super::model_documents::ModelIndex;
+use super::moments::InputMoments;
+use super::moments::MomentsIndex;
 use super::tensor_error::TensorErrors;
 use crate::action;
 use crate::action::Action;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::imatrix::Imatrix;
+use crate::method::rounding::RoundingDocument;
+use crate::rounding::why_not_refined;
 use crate::store::Store;
 use crate::tensor_type::TensorType;
 use crate::vocab::ERROR_FORM;
@@ -34,6 +38,13 @@ pub struct Tensors {
     /// Read when the first tensor needs it.
     loaded: Mutex<Option<Arc<Imatrix>>>,
     quantizer: Fingerprint,
+    rounding: Option<Rounding>,
+}
+
+/// How codes are refined.
+struct Rounding {
+    document: RoundingDocument,
+    index: MomentsIndex,
 }
 
 impl Tensors {
@@ -56,7 +67,22 @@ impl Tensors {
             imatrix,
             loaded: Mutex::new(None),
             quantizer,
+            rounding: None,
         })
+    }
+
+    /// Has codes refined.
+    ///
+    /// # Errors
+    ///
+    /// Errors of reading the index of the second moments.
+    pub fn refine(&mut self, store: &Store, rounding: Option<RoundingDocument>) -> Result<(), StepError> {
+        let load = |document: RoundingDocument| {
+            let index = decode(store, "index of second moments", document.moments)?;
+            Ok::<_, StepError>(Rounding { document, index })
+        };
+        self.rounding = rounding.map(load).transpose()?;
+        Ok(())
     }
 
     /// Reads the index of a model of which the documents of its tensors and vocabulary are known.
@@ -88,17 +114,53 @@ impl Tensors {
         tensor.ok_or_else(|| StepError::input(format!("the model has no tensor {at}")))
     }
 
-    /// Returns the action that quantizes a tensor.
+    /// Returns the action that makes the bytes of a tensor in a type: that quantizes it, and refines its codes if they are to be refined and
+    /// can be.
     pub fn action(&self, tensor: &IndexedTensor, to: TensorType) -> Action {
+        let plain = self.plain_action(tensor, to);
+        match (&self.rounding, self.moments_of(tensor, to)) {
+            (Some(Rounding { document, .. }), Some(moments)) => Action::RefinedTensor(action::RefinedTensor {
+                source: plain.source,
+                from: plain.from,
+                dims: plain.dims,
+                to: plain.to,
+                weights: plain.weights,
+                moments: moments.moments,
+                validation: moments.validation,
+                damping: document.damping,
+                passes: document.passes,
+                version: document.version,
+                quantizer: plain.quantizer,
+            }),
+            _ => Action::Tensor(plain),
+        }
+    }
+
+    /// Returns the second moments that the codes of a tensor in a type are refined under; `None` if they are not refined.
+    pub fn moments_of(&self, tensor: &IndexedTensor, to: TensorType) -> Option<&InputMoments> {
+        let rounding = self.rounding.as_ref().filter(|_| why_not_refined(to).is_none())?;
+        let moments = rounding.index.of_weight(&tensor.name)?;
+        let dim = |at: usize| tensor.dims.get(at).copied().unwrap_or(1);
+        let fits = moments.input.columns == dim(0) && moments.input.matrices == dim(2) * dim(3);
+        fits.then_some(moments)
+    }
+
+    /// Returns the place of a tensor's input among those with second moments.
+    pub fn input_of(&self, tensor: &IndexedTensor) -> Option<usize> {
+        self.rounding.as_ref()?.index.place_of(&tensor.name)
+    }
+
+    /// Returns the action that quantizes a tensor without refining it.
+    fn plain_action(&self, tensor: &IndexedTensor, to: TensorType) -> action::Tensor {
         let weights = self.slices.tensors.get(&tensor.name).copied();
-        Action::Tensor(action::Tensor {
+        action::Tensor {
             source: tensor.bytes,
             from: tensor.ty.name().to_owned(),
             dims: tensor.dims.clone(),
             to: to.name().to_owned(),
             weights: weights.filter(|_| to.uses_imatrix()),
             quantizer: self.quantizer,
-        })
+        }
     }
 
     /// Returns the action that compares a tensor with itself in a type.

@@ -576,6 +576,52 @@ fn samples() -> Vec<Action> {
             weights: vec![1_000_000, 500_000],
         }),
         Action::ImatrixImport(action::ImatrixImport { file: blob("file") }),
+        Action::ImatrixMoments(action::ImatrixMoments {
+            moments: blob("moments"),
+            process_output: false,
+        }),
+        Action::WeightInputs(action::WeightInputs {
+            model: blob("model"),
+            context: 64,
+            engine,
+        }),
+        Action::MomentsBlock(action::MomentsBlock {
+            model: blob("model"),
+            tokens: blob("tokens"),
+            context: 64,
+            input: "a".to_owned(),
+            engine,
+            form: 1,
+        }),
+        Action::MomentsSum(action::MomentsSum {
+            parts: vec![blob("1"), blob("2")],
+        }),
+        Action::Moments(action::Moments {
+            model: blob("model"),
+            shape: blob("shape"),
+            tokenizer: blob("tokenizer"),
+            corpus: blob("corpus"),
+            dataset: "calibration".to_owned(),
+            context: 64,
+            chunks: Some(4),
+            block: 2,
+            held_out: 8,
+            engine,
+            form: 1,
+        }),
+        Action::RefinedTensor(action::RefinedTensor {
+            source: blob("source"),
+            from: "F16".to_owned(),
+            dims: vec![256, 4],
+            to: "Q4_K".to_owned(),
+            weights: Some(blob("weights")),
+            moments: blob("moments"),
+            validation: Some(blob("validation")),
+            damping: 10_000,
+            passes: 4,
+            version: 1,
+            quantizer: engine,
+        }),
         Action::Join(action::Join {
             shape: blob("shape"),
             imatrix: blob("imatrix"),
@@ -741,6 +787,7 @@ fn samples() -> Vec<Action> {
             allow_requantize: false,
             quantizer: engine,
             writer: 1,
+            rounding: Some(method::rounding::RoundingDocument::new(blob("moments"))),
         }),
         Action::ReferenceBlock(action::ReferenceBlock {
             model: blob("model"),
@@ -812,6 +859,12 @@ fn kind_number(action: &Action) -> usize {
         Action::Gate(_) => 15,
         Action::TensorError(_) => 16,
         Action::Overlap(_) => 17,
+        Action::ImatrixMoments(_) => 18,
+        Action::WeightInputs(_) => 19,
+        Action::MomentsBlock(_) => 20,
+        Action::MomentsSum(_) => 21,
+        Action::Moments(_) => 22,
+        Action::RefinedTensor(_) => 23,
     }
 }
 
@@ -877,7 +930,7 @@ fn pointers(value: &Json, at: &str, found: &mut Vec<String>) {
 fn every_field_of_every_action_is_part_of_its_key() {
     let samples = samples();
     let kinds: BTreeSet<usize> = samples.iter().map(kind_number).collect();
-    assert_eq!(kinds, (0..18).collect());
+    assert_eq!(kinds, (0..24).collect());
     let mut digests = BTreeSet::new();
     for sample in &samples {
         let document = sample.document();

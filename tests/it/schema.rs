@@ -67,6 +67,26 @@ source = "foreign"
 merge = ["prose", "foreign"]
 mode = "mean"
 
+[moments.general]
+corpus = "prose"
+context = 64
+chunks = 4
+block = 2
+held_out = 4
+
+[imatrix.diagonal]
+moments = "general"
+
+[policy.refined]
+method = "mix"
+imatrix = "diagonal"
+mix = "Q4_K_M"
+rounding = "refined"
+moments = "general"
+
+[promote.refined]
+policy = "refined"
+
 [policy.mix]
 method = "mix"
 imatrix = "both"
@@ -148,12 +168,15 @@ const DOCUMENTS: &[(&str, &str, &str)] = &[
     ("join", "join", "join.v1"),
     ("join", "slices", "slices.v1"),
     ("metrics", "json", "metrics.v1"),
+    ("moments", "index", "moments.v1"),
     ("overlap", "overlap", "overlap.v1"),
     ("policy", "certificate", "certificate.v2"),
     ("policy", "policy", "policy.v1"),
     ("promote", "assembly", "assembly.v1"),
     ("promote", "compute", "model-compute.v1"),
+    ("refined-tensor", "report", "refined.v1"),
     ("tensor-error", "errors", "tensor-errors.v1"),
+    ("weight-inputs", "inputs", "weight-inputs.v1"),
 ];
 
 /// Documents of older versions that are still read.
@@ -432,7 +455,7 @@ fn every_document_of_a_build_is_what_its_schema_says() {
             schemas.good("metrics.v1", &load(&path));
         }
     }
-    assert_eq!(manifests, 3);
+    assert_eq!(manifests, 4);
 
     for path in files_below(&forge.store().join("cas-v1")) {
         let bytes = std::fs::read(&path).unwrap();
@@ -739,6 +762,70 @@ fn samples() -> Vec<(&'static str, Action)> {
             Action::ImatrixImport(action::ImatrixImport { file: blob("a file") }),
         ),
         (
+            "imatrix-moments",
+            Action::ImatrixMoments(action::ImatrixMoments {
+                moments: blob("second moments"),
+                process_output: false,
+            }),
+        ),
+        (
+            "weight-inputs",
+            Action::WeightInputs(action::WeightInputs {
+                model: model,
+                context: 64,
+                engine,
+            }),
+        ),
+        (
+            "moments-block",
+            Action::MomentsBlock(action::MomentsBlock {
+                model: model,
+                tokens: tokens,
+                context: 64,
+                input: "a".to_owned(),
+                engine,
+                form: 1,
+            }),
+        ),
+        (
+            "moments-sum",
+            Action::MomentsSum(action::MomentsSum {
+                parts: vec![blob("1"), blob("2")],
+            }),
+        ),
+        (
+            "moments",
+            Action::Moments(action::Moments {
+                model: model,
+                shape: blob("shape"),
+                tokenizer: tokenizer,
+                corpus: blob("corpus"),
+                dataset: "calibration".to_owned(),
+                context: 64,
+                chunks: Some(4),
+                block: 2,
+                held_out: 8,
+                engine,
+                form: 1,
+            }),
+        ),
+        (
+            "refined-tensor",
+            Action::RefinedTensor(action::RefinedTensor {
+                source: blob("source"),
+                from: "F16".to_owned(),
+                dims: vec![256, 4],
+                to: "Q4_K".to_owned(),
+                weights: Some(blob("weights")),
+                moments: blob("second moments"),
+                validation: Some(blob("validation")),
+                damping: 10_000,
+                passes: 4,
+                version: 1,
+                quantizer: engine,
+            }),
+        ),
+        (
             "join",
             Action::Join(action::Join {
                 shape: blob("a shape"),
@@ -984,6 +1071,29 @@ fn samples() -> Vec<(&'static str, Action)> {
                 allow_requantize: false,
                 quantizer,
                 writer: 1,
+                rounding: None,
+            }),
+        ),
+        ("reference-block", reference.clone()),
+        (
+            "promote, refined",
+            Action::Promote(action::Promote {
+                model: blob("an index"),
+                metadata: blob("metadata"),
+                policy: blob("a table"),
+                slices: Some(blob("slices")),
+                imatrix: [
+                    ("file_type", "15"),
+                    ("dataset", "prose"),
+                    ("entries", "42"),
+                    ("chunks", "64"),
+                ]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+                allow_requantize: false,
+                quantizer,
+                writer: 1,
+                rounding: Some(method::rounding::RoundingDocument::new(blob("second moments"))),
             }),
         ),
         ("reference-block", reference.clone()),

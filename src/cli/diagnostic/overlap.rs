@@ -44,7 +44,11 @@ impl Diagnostic {
             "the {} of {} {} `{}`",
             uses.join(" and the "),
             prose::names(candidates, LISTED),
-            if uses.len() == 1 { "uses" } else { "use" },
+            if uses == ["imatrix"] || uses == ["policy"] {
+                "uses"
+            } else {
+                "use"
+            },
             calibration.name,
         ));
         let label = |declared: &Declared, text: String| Label {

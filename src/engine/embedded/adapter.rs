@@ -8,6 +8,7 @@ use super::identity;
 use super::model::LoadedModel;
 use super::probe_model::ProbeModel;
 use super::quantize;
+use super::refine;
 use super::vocabulary::Vocabulary;
 use crate::engine::Cancel;
 use crate::engine::Capability;
@@ -19,13 +20,16 @@ use crate::engine::EngineError;
 use crate::engine::Identity;
 use crate::engine::Isolation;
 use crate::engine::MatrixError;
+use crate::engine::MatrixRefinement;
 use crate::engine::Model;
 use crate::engine::ModelFiles;
+use crate::engine::MomentsOf;
 use crate::engine::Options;
 use crate::engine::Prober;
 use crate::engine::QuantizeJob;
 use crate::engine::Quantizer;
 use crate::engine::ReadAt;
+use crate::engine::Refiner;
 use crate::engine::Role;
 use crate::engine::Scorer;
 use crate::engine::Setting;
@@ -80,6 +84,7 @@ impl Engine for Embedded {
             Capability::Probe,
             Capability::Quantize,
             Capability::Compare,
+            Capability::Refine,
         ]
     }
 
@@ -127,6 +132,10 @@ impl Engine for Embedded {
     fn quantizer(&self) -> Result<&dyn Quantizer, EngineError> {
         Ok(self)
     }
+
+    fn refiner(&self) -> Result<&dyn Refiner, EngineError> {
+        Ok(self)
+    }
 }
 
 impl Quantizer for Embedded {
@@ -150,6 +159,21 @@ impl Quantizer for Embedded {
         progress: &dyn Fn(u64),
     ) -> Result<Vec<MatrixError>, EngineError> {
         compare::compare(job, read, quantized, cancel, progress)
+    }
+}
+
+impl Refiner for Embedded {
+    fn refine(
+        &self,
+        job: &QuantizeJob<'_>,
+        moments: &mut MomentsOf<'_>,
+        read: &ReadAt<'_>,
+        quantized: &ReadAt<'_>,
+        out: &mut (dyn Write + Send),
+        cancel: &Cancel,
+        progress: &dyn Fn(u64),
+    ) -> Result<Vec<MatrixRefinement>, EngineError> {
+        refine::refine(job, moments, read, quantized, out, cancel, progress)
     }
 }
 

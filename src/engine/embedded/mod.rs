@@ -12,5 +12,6 @@ pub(super) mod moments;
 pub(super) mod probe_model;
 pub(super) mod product;
 pub(super) mod quantize;
+pub(super) mod refine;
 pub(super) mod sys;
 pub(super) mod vocabulary;

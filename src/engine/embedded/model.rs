@@ -25,6 +25,7 @@ use super::moments::Survey;
 use super::product::Listener;
 use super::product::Listening;
 use super::sys::Batch;
+use super::sys::Callback;
 use super::sys::Context;
 use super::sys::Model;
 use crate::engine::Cancel;
@@ -45,9 +46,6 @@ const LEAST_CONTEXT: u32 = 4;
 
 /// The alignment of ggml's CPU buffers.
 const TENSOR_ALIGNMENT: u64 = 32;
-
-/// llama.cpp's evaluation callback.
-pub(super) type Callback = unsafe extern "C" fn(*mut ffi::ggml_tensor, bool, *mut c_void) -> bool;
 
 /// A model with its weights, ready to compute chunks of one length.
 pub struct LoadedModel {

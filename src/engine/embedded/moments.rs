@@ -140,7 +140,10 @@ impl Listener for Moments {
         sums.add(&inputs);
         if !sums.is_finite() {
             let chunk = self.chunk;
-            return Err(EngineError::NonFiniteActivations { tensor: tensor(), chunk });
+            return Err(EngineError::NonFiniteActivations {
+                tensor: tensor(),
+                chunk,
+            });
         }
         // Nothing that comes after it is needed.
         if self.last.as_deref() == Some(product.weight) {

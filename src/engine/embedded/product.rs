@@ -82,7 +82,7 @@ impl<L: Listener> Listening<L> {
     }
 
     /// Returns llama.cpp's evaluation callback for this listener: its data is a `Listening<L>`.
-    pub(super) fn callback() -> super::model::Callback {
+    pub(super) fn callback() -> super::sys::Callback {
         receive::<L>
     }
 }
@@ -177,7 +177,12 @@ fn weight_name(tensor: &ffi::ggml_tensor) -> String {
         .map_or_else(|| name.clone().into_owned(), str::to_owned)
 }
 
-fn planned<'n>(node: &ffi::ggml_tensor, weight: &'n str, of_weight: &ffi::ggml_tensor, input: &ffi::ggml_tensor) -> Planned<'n> {
+fn planned<'n>(
+    node: &ffi::ggml_tensor,
+    weight: &'n str,
+    of_weight: &ffi::ggml_tensor,
+    input: &ffi::ggml_tensor,
+) -> Planned<'n> {
     let count = |count: i64| u64::try_from(count).unwrap_or(0);
     let routed = node.op == ffi::GGML_OP_MUL_MAT_ID;
     Planned {

@@ -290,16 +290,7 @@ fn quantize_piece(
     read(source)?;
     convert(from, source, values);
     let (matrix, matrix_row) = (row / rows_per_matrix, row % rows_per_matrix);
-    let largest = largest_magnitude(values);
-    if !largest.is_finite() {
-        let at = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
-        return Err(EngineError::NonFinite {
-            matrix,
-            row: matrix_row + at as u64 / columns,
-            column: at as u64 % columns,
-            value: values[at].to_string(),
-        });
-    }
+    let largest = check_finite(values, columns, matrix, matrix_row)?;
     let weights = plan.weights(matrix);
     // SAFETY: `values` holds `count * columns` numbers and `out` as many rows of `to`; rows are whole blocks; the weights
     // are one row; types that need weights have them (all checked in `Plan::new`).
@@ -326,6 +317,25 @@ fn quantize_piece(
             largest: largest.to_string(),
         })
     }
+}
+
+/// Returns the largest magnitude of rows of a matrix, the first of which is `row`.
+///
+/// # Errors
+///
+/// [`EngineError::NonFinite`].
+pub(super) fn check_finite(values: &[f32], columns: u64, matrix: u64, row: u64) -> Result<f32, EngineError> {
+    let largest = largest_magnitude(values);
+    if largest.is_finite() {
+        return Ok(largest);
+    }
+    let at = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
+    Err(EngineError::NonFinite {
+        matrix,
+        row: row + at as u64 / columns,
+        column: at as u64 % columns,
+        value: values[at].to_string(),
+    })
 }
 
 /// Returns the largest magnitude, or a NaN or an infinity if there is one: magnitudes order like their bits.

@@ -4,6 +4,7 @@
 use std::ffi::CStr;
 use std::ffi::CString;
 use std::ffi::c_char;
+use std::ffi::c_void;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -16,6 +17,9 @@ use super::log::start_backend;
 use crate::engine::EngineError;
 use crate::engine::ModelFiles;
 use crate::tensor_type::TensorType;
+
+/// llama.cpp's evaluation callback.
+pub(super) type Callback = unsafe extern "C" fn(*mut ffi::ggml_tensor, bool, *mut c_void) -> bool;
 
 /// Copies a version that llama.cpp returned; "unknown" for a null pointer.
 fn version_text(text: *const c_char) -> String {
