@@ -46,6 +46,8 @@ pub mod allocation;
 
 pub mod certificate;
 
+pub mod fisher;
+
 pub mod policy;
 
 pub mod method;

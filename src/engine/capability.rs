@@ -17,6 +17,8 @@ pub enum Capability {
     Score,
     /// Compute logits of a loaded model with some of its tensors replaced.
     Probe,
+    /// Compute gradients at the outputs of the weights.
+    Gradients,
     /// Quantize a tensor.
     Quantize,
     /// Compute the squared error of a quantized tensor.
@@ -29,7 +31,9 @@ impl Capability {
     /// Returns the role whose identity stands for it.
     pub const fn role(self) -> Role {
         match self {
-            Self::Tokenize | Self::Collect | Self::Moments | Self::Score | Self::Probe => Role::Evaluator,
+            Self::Tokenize | Self::Collect | Self::Moments | Self::Score | Self::Probe | Self::Gradients => {
+                Role::Evaluator
+            }
             Self::Quantize | Self::Compare | Self::Refine => Role::Quantizer,
         }
     }
@@ -43,6 +47,7 @@ impl fmt::Display for Capability {
             Self::Moments => "collect second moments of inputs",
             Self::Score => "evaluate a model",
             Self::Probe => "measure tensor types on a loaded model",
+            Self::Gradients => "compute gradients",
             Self::Quantize => "quantize tensors",
             Self::Compare => "compute the errors of quantized tensors",
             Self::Refine => "refine the codes of quantized tensors",

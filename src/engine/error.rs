@@ -75,6 +75,22 @@ pub enum EngineError {
         /// Matrices.
         matrices: u64,
     },
+    /// A node of the model's graph that no gradient can be computed through.
+    #[error("no gradient can be computed through the node `{node}` of the model's graph: {what}")]
+    Gradient {
+        /// The node.
+        node: String,
+        /// Why not: the operation that has no rule, or what is wrong.
+        what: String,
+    },
+    /// The layers of a model take more memory for their gradients than is allowed.
+    #[error("gradients take at least {needed} bytes of memory at once, more than the limit of {limit}")]
+    GradientMemory {
+        /// The least that they take.
+        needed: u64,
+        /// What is allowed.
+        limit: u64,
+    },
     /// A tensor of a loaded model that cannot be replaced.
     #[error("`{tensor}` cannot be replaced in the loaded model: {what}")]
     Replace {

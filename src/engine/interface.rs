@@ -11,8 +11,11 @@ use serde::Serialize;
 
 use super::Cancel;
 use super::Capability;
+use super::EachGradient;
 use super::EngineError;
 use super::Identity;
+use super::Labels;
+use super::Loss;
 use super::MatrixError;
 use super::MatrixRefinement;
 use super::ModelFiles;
@@ -87,6 +90,22 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// As [`Engine::model`]; [`EngineError::Cancelled`].
     fn prober(&self, _files: ModelFiles, _context: u32, _cancel: &Cancel) -> Result<Box<dyn Prober>, EngineError> {
         Err(self.unsupported(Capability::Probe))
+    }
+
+    /// Loads a model whose gradients can be computed, for chunks of `context` tokens.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::model`]; [`EngineError::Gradient`] if the model computes something that has no gradient here;
+    /// [`EngineError::GradientMemory`]; [`EngineError::Cancelled`].
+    fn gradients(
+        &self,
+        _files: ModelFiles,
+        _context: u32,
+        _options: GradientOptions,
+        _cancel: &Cancel,
+    ) -> Result<Box<dyn Gradients>, EngineError> {
+        Err(self.unsupported(Capability::Gradients))
     }
 
     /// Returns what quantizes.
@@ -259,6 +278,44 @@ pub trait Prober: Scorer {
 
     /// Frees what is kept of all chunks.
     fn forget(&mut self);
+}
+
+/// How gradients are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GradientOptions {
+    /// Memory for the values of a part of the graph, in bytes. A model whose values take more is computed in parts, and all parts but
+    /// the last one are computed twice.
+    pub memory: u64,
+}
+
+impl Default for GradientOptions {
+    fn default() -> Self {
+        Self { memory: 1 << 30 }
+    }
+}
+
+/// Computes gradients of a loss at the outputs of all products with weights.
+pub trait Gradients: Send {
+    /// Computes a chunk, and the gradients of its loss: minus the log-likelihood of `labels` at the positions from `first` on. Each
+    /// product with a weight is passed on to `each`, in the reverse order of the computation. Results do not depend on the number
+    /// of threads.
+    ///
+    /// # Errors
+    ///
+    /// What the computation fails with; [`EngineError::Gradient`]; [`EngineError::Token`] for a label that the vocabulary does not
+    /// have; what `each` fails with; [`EngineError::Cancelled`].
+    fn gradients(
+        &mut self,
+        chunk: &[i32],
+        first: usize,
+        labels: Labels<'_>,
+        cancel: &Cancel,
+        each: &mut EachGradient<'_>,
+    ) -> Result<Loss, EngineError>;
+
+    /// Returns the memory that a chunk takes beside the model and its context, in bytes: values of the largest part of the graph, what
+    /// the parts begin with, and logits.
+    fn memory(&self) -> u64;
 }
 
 /// Quantizes tensors, and computes what they lose. Rows are quantized independently of each other, so results do not depend on

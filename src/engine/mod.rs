@@ -5,6 +5,7 @@
 //! counts belong to the machine: results do not depend on them (ggml on a CPU computes each row of a product whole on one thread;
 //! `tests/it/engine.rs` holds that, bit for bit), so they are part of no key.
 
+mod adjoint;
 mod cancel;
 mod capability;
 mod embedded;
@@ -17,9 +18,16 @@ mod options;
 mod registry;
 mod settings;
 
+pub use self::adjoint::backward::EachGradient;
+pub use self::adjoint::backward::Inputs;
+pub use self::adjoint::backward::MatrixGradient;
+pub use self::adjoint::backward::WeightGradient;
+pub use self::adjoint::sampling::Labels;
+pub use self::adjoint::sampling::Loss;
 pub use self::cancel::Cancel;
 pub use self::capability::Capability;
 pub use self::embedded::compare::compare;
+pub use self::embedded::gradient_model::GradientModel;
 pub use self::embedded::log::Transcript;
 pub use self::embedded::model::LoadedModel;
 pub use self::embedded::probe_model::ProbeModel;
@@ -38,6 +46,8 @@ pub use self::interface::CollectOptions;
 pub use self::interface::Collector;
 pub use self::interface::EachLogits;
 pub use self::interface::Engine;
+pub use self::interface::GradientOptions;
+pub use self::interface::Gradients;
 pub use self::interface::Isolation;
 pub use self::interface::Model;
 pub use self::interface::Prober;

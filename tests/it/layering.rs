@@ -57,6 +57,7 @@ const LAYERS: &[(&str, Names)] = &[
     // The checker of certificates shares nothing with the solver that writes them.
     ("allocation", Names::Only(&[])),
     ("certificate", Names::Only(&[])),
+    ("fisher", Names::Only(&[])),
     (
         "policy",
         Names::Only(&["allocation", "gguf", "mix", "prose", "tensor_type"]),

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use super::compare;
+use super::gradient_model::GradientModel;
 use super::identity;
 use super::model::LoadedModel;
 use super::probe_model::ProbeModel;
@@ -14,11 +15,16 @@ use crate::engine::Cancel;
 use crate::engine::Capability;
 use crate::engine::CollectOptions;
 use crate::engine::Collector;
+use crate::engine::EachGradient;
 use crate::engine::EachLogits;
 use crate::engine::Engine;
 use crate::engine::EngineError;
+use crate::engine::GradientOptions;
+use crate::engine::Gradients;
 use crate::engine::Identity;
 use crate::engine::Isolation;
+use crate::engine::Labels;
+use crate::engine::Loss;
 use crate::engine::MatrixError;
 use crate::engine::MatrixRefinement;
 use crate::engine::Model;
@@ -82,6 +88,7 @@ impl Engine for Embedded {
             Capability::Moments,
             Capability::Score,
             Capability::Probe,
+            Capability::Gradients,
             Capability::Quantize,
             Capability::Compare,
             Capability::Refine,
@@ -127,6 +134,22 @@ impl Engine for Embedded {
 
     fn prober(&self, files: ModelFiles, context: u32, cancel: &Cancel) -> Result<Box<dyn Prober>, EngineError> {
         Ok(Box::new(ProbeModel::open(files, &self.options, context, cancel)?))
+    }
+
+    fn gradients(
+        &self,
+        files: ModelFiles,
+        context: u32,
+        options: GradientOptions,
+        cancel: &Cancel,
+    ) -> Result<Box<dyn Gradients>, EngineError> {
+        Ok(Box::new(GradientModel::open(
+            files,
+            &self.options,
+            context,
+            options,
+            cancel,
+        )?))
     }
 
     fn quantizer(&self) -> Result<&dyn Quantizer, EngineError> {
@@ -282,5 +305,22 @@ impl Prober for ProbeModel {
 
     fn forget(&mut self) {
         self.forget();
+    }
+}
+
+impl Gradients for GradientModel {
+    fn gradients(
+        &mut self,
+        chunk: &[i32],
+        first: usize,
+        labels: Labels<'_>,
+        cancel: &Cancel,
+        each: &mut EachGradient<'_>,
+    ) -> Result<Loss, EngineError> {
+        self.gradients(chunk, first, labels, cancel, each)
+    }
+
+    fn memory(&self) -> u64 {
+        self.memory()
     }
 }

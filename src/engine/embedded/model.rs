@@ -47,6 +47,25 @@ const LEAST_CONTEXT: u32 = 4;
 /// The alignment of ggml's CPU buffers.
 const TENSOR_ALIGNMENT: u64 = 32;
 
+/// Where weights are loaded to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Weights {
+    /// They stay in the mapped file, where they are not on a device; else they are read into memory.
+    pub(super) mapped: bool,
+    /// They go to a device if there is one.
+    pub(super) devices: bool,
+}
+
+/// How a context computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// With llama.cpp's defaults for its tools.
+    Default,
+    /// So that gradients can be computed: a chunk is one batch, attention is a product, a softmax and a product, the key-value cache
+    /// rounds nothing, and everything is computed on the host.
+    Gradients,
+}
+
 /// A model with its weights, ready to compute chunks of one length.
 pub struct LoadedModel {
     /// Made at the first call of [`LoadedModel::logits`]; declared before the model so that it is dropped first.
@@ -80,11 +99,22 @@ impl LoadedModel {
     /// than the model was trained for is refused: its figures mean nothing.
     pub fn open(files: ModelFiles, options: &Options, context: u32) -> Result<Self, EngineError> {
         let mapped = can_be_mapped(files.path());
-        Self::load(files, options, context, mapped)
+        Self::load(files, options, context, Weights { mapped, devices: true })
     }
 
-    /// Loads the model, with its weights in the mapped file or else in memory of its own.
-    pub(super) fn load(files: ModelFiles, options: &Options, context: u32, mapped: bool) -> Result<Self, EngineError> {
+    /// Loads a GGUF model whose weights this program reads itself: they stay on the host, whatever devices there are.
+    pub(super) fn open_on_host(files: ModelFiles, options: Options, context: u32) -> Result<Self, EngineError> {
+        let mapped = can_be_mapped(files.path());
+        Self::load(files, &options, context, Weights { mapped, devices: false })
+    }
+
+    /// Loads the model.
+    pub(super) fn load(
+        files: ModelFiles,
+        options: &Options,
+        context: u32,
+        weights: Weights,
+    ) -> Result<Self, EngineError> {
         if context < LEAST_CONTEXT {
             return Err(EngineError::ContextTooShort {
                 context,
@@ -95,8 +125,12 @@ impl LoadedModel {
         // SAFETY: it returns plain values.
         let mut params = unsafe { ffi::llama_model_default_params() };
         params.use_extra_bufts = false;
-        if !mapped {
+        if !weights.mapped {
             params.load_mode = ffi::LLAMA_LOAD_MODE_NONE;
+        }
+        if !weights.devices {
+            params.n_gpu_layers = 0;
+            params.no_host = true;
         }
         let model = Model::load(&files, params)?;
         if guard.has_lost_pages() {
@@ -188,7 +222,11 @@ impl LoadedModel {
         let mut listening = Box::new(Listening::new(Survey::default()));
         let data: *mut Listening<Survey> = &raw mut *listening;
         let capture = Capture::begin();
-        let mut context = self.make_context(Some((Listening::<Survey>::callback(), data.cast())), &capture)?;
+        let mut context = self.make_context(
+            Form::Default,
+            Some((Listening::<Survey>::callback(), data.cast())),
+            &capture,
+        )?;
         self.visit(&mut context, cancel)?;
         drop(context);
         Ok(listening.listener.finish())
@@ -233,7 +271,8 @@ impl LoadedModel {
         let mut listening = Box::new(Listening::new(listener));
         let data: *mut Listening<L> = &raw mut *listening;
         let capture = Capture::begin();
-        let mut context = self.make_context(Some((Listening::<L>::callback(), data.cast())), &capture)?;
+        let mut context =
+            self.make_context(Form::Default, Some((Listening::<L>::callback(), data.cast())), &capture)?;
         for (index, chunk) in chunks.iter().enumerate() {
             cancel.check()?;
             // SAFETY: `listening` lives until the end of this function and is used through this pointer only, here and by
@@ -267,7 +306,7 @@ impl LoadedModel {
     ) -> Result<(), EngineError> {
         let mut context = match self.scorer.take() {
             Some(context) => context,
-            None => self.make_context(None, &Capture::begin())?,
+            None => self.make_context(Form::Default, None, &Capture::begin())?,
         };
         let done = self.logits_in(&mut context, chunk, first, cancel, each);
         self.scorer = Some(context);
@@ -315,7 +354,9 @@ impl LoadedModel {
 
     /// Computes the first batch of a chunk of any tokens, for the context's callback.
     pub(super) fn visit(&self, context: &mut Context, cancel: &Cancel) -> Result<(), EngineError> {
-        let batch = vec![self.bos.unwrap_or(0); batch_size(self.context) as usize];
+        // SAFETY: the context is live.
+        let size = unsafe { ffi::llama_n_batch(context.as_ptr()) };
+        let batch = vec![self.bos.unwrap_or(0); size as usize];
         self.decode(context, 0, &batch, 0, cancel, &Capture::begin(), &mut |_, _| Ok(()))
     }
 
@@ -353,13 +394,17 @@ impl LoadedModel {
         }
     }
 
-    /// Makes a context for one chunk at a time, with llama.cpp's defaults for its tools.
+    /// Makes a context for one chunk at a time.
     pub(super) fn make_context(
         &self,
+        form: Form,
         callback: Option<(Callback, *mut c_void)>,
         capture: &Capture,
     ) -> Result<Context, EngineError> {
-        let batch = batch_size(self.context);
+        let batch = match form {
+            Form::Default => batch_size(self.context),
+            Form::Gradients => self.context,
+        };
         // SAFETY: llama.cpp's defaults with plain values changed; the callback's data outlives the context (the caller
         // drops the context first); the model outlives it as well.
         let context = unsafe {
@@ -370,7 +415,14 @@ impl LoadedModel {
             params.n_seq_max = 1;
             params.n_threads = self.threads;
             params.n_threads_batch = self.threads;
-            params.swa_full = false;
+            params.swa_full = form == Form::Gradients;
+            if form == Form::Gradients {
+                params.flash_attn_type = ffi::LLAMA_FLASH_ATTN_TYPE_DISABLED;
+                params.type_k = ffi::GGML_TYPE_F32;
+                params.type_v = ffi::GGML_TYPE_F32;
+                params.offload_kqv = false;
+                params.op_offload = false;
+            }
             if let Some((callback, data)) = callback {
                 params.cb_eval = Some(callback);
                 params.cb_eval_user_data = data;
@@ -412,7 +464,8 @@ impl LoadedModel {
             ffi::llama_set_abort_callback(context.as_ptr(), Some(is_aborted), data.cast_mut().cast());
         }
         let guard = AbortGuard(context);
-        let size = batch_size(chunk.len() as u32);
+        // SAFETY: the context is live.
+        let size = unsafe { ffi::llama_n_batch(guard.0.as_ptr()) };
         let mut batch = Batch::new(size);
         for (number, tokens) in chunk.chunks(size as usize).enumerate() {
             cancel.check()?;

@@ -21,7 +21,9 @@ use super::checkpoint::Checkpoint;
 use super::checkpoint::Tap;
 use super::checkpoint::Weight;
 use super::log::Capture;
+use super::model::Form;
 use super::model::LoadedModel;
+use super::model::Weights;
 use super::sys;
 use super::sys::Callback;
 use super::sys::Context;
@@ -137,7 +139,11 @@ impl Tapped {
     fn of(model: &LoadedModel) -> Result<Self, EngineError> {
         let tap = OwnedTap(NonNull::from(Box::leak(Box::default())));
         let callback: Callback = super::checkpoint::receive;
-        let context = model.make_context(Some((callback, tap.0.as_ptr().cast())), &Capture::begin())?;
+        let context = model.make_context(
+            Form::Default,
+            Some((callback, tap.0.as_ptr().cast())),
+            &Capture::begin(),
+        )?;
         Ok(Self { context, tap })
     }
 }
@@ -170,7 +176,15 @@ impl ProbeModel {
     ///
     /// As [`LoadedModel::open`]; [`EngineError::Cancelled`].
     pub fn open(files: ModelFiles, options: &Options, context: u32, cancel: &Cancel) -> Result<Self, EngineError> {
-        let model = LoadedModel::load(files, options, context, false)?;
+        let model = LoadedModel::load(
+            files,
+            options,
+            context,
+            Weights {
+                mapped: false,
+                devices: true,
+            },
+        )?;
         let mut tapped = Tapped::of(&model)?;
         tapped.tap.learn();
         model.visit(&mut tapped.context, cancel)?;
