@@ -161,5 +161,5 @@ fn made_up_moments(n: usize) -> SecondMoments {
     }
     let products = x.t().dot(&x);
     let pairs = (0..n).flat_map(|i| (i..n).map(move |j| (i, j)));
-    SecondMoments::from_sums(n, rows as u64, pairs.map(|at| products[at]).collect()).unwrap()
+    SecondMoments::new(n, rows as u64, pairs.map(|at| products[at]).collect()).unwrap()
 }

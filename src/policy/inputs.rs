@@ -47,12 +47,12 @@ pub fn likely_inputs(model: &ModelFacts) -> Vec<LikelyInput> {
             .match_indices('.')
             .nth(1)
             .map_or("", |(end, _)| &tensor.name[..end]);
-        match known.get(&(layer, class, columns, matrices)) {
-            Some(&input) => found[input].tensors.push(at),
-            None => {
-                known.insert((layer, class, columns, matrices), found.len());
-                found.push(input);
-            }
+        let next = found.len();
+        let place = *known.entry((layer, class, columns, matrices)).or_insert(next);
+        if place < next {
+            found[place].tensors.push(at);
+        } else {
+            found.push(input);
         }
     }
     found

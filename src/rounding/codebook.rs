@@ -106,7 +106,7 @@ fn descend_width<const W: usize>(grid: &Grid, scales: &Scales, matrix: &[f32], b
         let mask = ((1_u16 << W) - 1) as u8;
         let mut any = false;
         for row in 0..rows {
-            let scale = scales.scales[group + row];
+            let scale = scales.factors[group + row];
             for change in changes.iter_mut().skip(row).step_by(rows) {
                 *change = 0.0;
             }
@@ -140,7 +140,9 @@ fn descend_width<const W: usize>(grid: &Grid, scales: &Scales, matrix: &[f32], b
             if best == *code && new == old {
                 continue;
             }
-            if !(cost < cost_of::<W>(grid, &own, &value, &gradient, scale, old, *code)) {
+            let is_better = cost < cost_of::<W>(grid, &own, &value, &gradient, scale, old, *code);
+            // Not either if one of them is a NaN.
+            if !is_better {
                 continue;
             }
             any = true;
@@ -265,8 +267,8 @@ fn cost_of<const W: usize>(
     let mut cost = 0.0;
     for i in 0..W {
         let mut factor = linear[i];
-        for k in 0..=i {
-            factor = pairs[i][k].mul_add(grid.number(entry, k), factor);
+        for (k, pair) in pairs[i].iter().enumerate().take(i + 1) {
+            factor = pair.mul_add(grid.number(entry, k), factor);
         }
         cost = factor.mul_add(grid.number(entry, i), cost);
     }

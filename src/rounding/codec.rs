@@ -49,6 +49,10 @@ type ReadScales = fn(&[u8], &mut [f32], &mut [f32]);
 type ReadCodes = fn(&[u8], &mut [u16]);
 /// Writes the codes of a block and leaves its scales.
 type WriteCodes = fn(&mut [u8], &[u16]);
+/// Reads the signs of a block, one byte for 8 columns.
+type ReadSigns = fn(&[u8], &mut [u8]);
+/// Writes them.
+type WriteSigns = fn(&mut [u8], &[u8]);
 
 /// One type.
 #[derive(Clone, Copy)]
@@ -63,7 +67,7 @@ pub(super) struct Codec {
     pub(super) read_codes: ReadCodes,
     pub(super) write_codes: WriteCodes,
     /// For codebooks: reads and writes the signs of a block, one byte for 8 columns, bit `i` for column `i`.
-    pub(super) signs: Option<(fn(&[u8], &mut [u8]), fn(&mut [u8], &[u8]))>,
+    pub(super) signs: Option<(ReadSigns, WriteSigns)>,
 }
 
 impl Codec {

@@ -77,7 +77,7 @@ impl Levels {
 pub(super) struct Scales {
     /// Columns of a group.
     pub(super) group: usize,
-    pub(super) scales: Vec<f32>,
+    pub(super) factors: Vec<f32>,
     /// 1 / scale, or 0.
     pub(super) inverses: Vec<f32>,
     /// What is subtracted; empty if nothing is.
@@ -123,7 +123,7 @@ pub(super) fn descend(levels: &Levels, scales: &Scales, matrix: &[f32], block: &
         for j in 0..columns {
             let at = j * rows + lane;
             let group = (block.start + j) / scales.group * rows + lane;
-            let scale = lanes(&scales.scales, group);
+            let scale = lanes(&scales.factors, group);
             let inverse = lanes(&scales.inverses, group);
             let source = lanes(block.source, at);
             let errors = lanes(block.errors, at);
@@ -182,7 +182,7 @@ pub(super) fn feed_back(levels: &Levels, scales: &Scales, matrix: &[f32], pivots
         for j in 0..columns {
             let at = j * rows + lane;
             let group = (block.start + j) / scales.group * rows + lane;
-            let scale = lanes(&scales.scales, group);
+            let scale = lanes(&scales.factors, group);
             let inverse = lanes(&scales.inverses, group);
             let source = lanes(block.source, at);
             let wanted = lanes(block.work, at);

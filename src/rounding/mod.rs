@@ -8,6 +8,8 @@
 //! Pure algorithms: the kernels of ggml come in through [`Kernels`]. Results have the same bits for any number of threads, and on any processor
 //! with fused multiplication and addition: all products are computed on one thread in an order that depends on their shapes alone, with
 //! factors of 1 and -1 where kernels for different processors round differently otherwise.
+// Inner loops are compiled for several processors; what they call must be compiled with them.
+#![allow(clippy::inline_always)]
 
 mod codebook;
 mod codec;

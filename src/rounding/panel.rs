@@ -120,7 +120,7 @@ impl Workspace {
             &self.source,
             &self.errors,
             &self.chosen,
-            &self.scales.scales,
+            &self.scales.factors,
             &self.scales.inverses,
             &self.scales.minimums,
             &self.work,
@@ -642,7 +642,7 @@ impl<K: Kernels> Work<'_, K> {
         let (groups, rows) = (self.n / codec.group, self.rows);
         let space = &mut *self.space;
         space.scales.group = codec.group;
-        for values in [&mut space.scales.scales, &mut space.scales.inverses] {
+        for values in [&mut space.scales.factors, &mut space.scales.inverses] {
             values.clear();
             values.resize(groups * rows, 0.0);
         }
@@ -671,7 +671,7 @@ impl<K: Kernels> Work<'_, K> {
                     continue;
                 }
                 let inverse = 1.0 / scales[group];
-                space.scales.scales[at] = scales[group];
+                space.scales.factors[at] = scales[group];
                 space.scales.inverses[at] = if inverse.is_finite() { inverse } else { 0.0 };
                 if codec.minimums {
                     space.scales.minimums[at] = minimums[group];
@@ -709,7 +709,7 @@ impl<K: Kernels> Work<'_, K> {
                         } else {
                             0.0
                         };
-                        let value = space.scales.scales[group + row] * space.chosen[at] - minimum;
+                        let value = space.scales.factors[group + row] * space.chosen[at] - minimum;
                         space.errors[at] = space.source[at] - value;
                     }
                 }
@@ -739,7 +739,7 @@ impl<K: Kernels> Work<'_, K> {
                         let at = column * rows + row;
                         let code = space.codes[column / grid.width * rows + row];
                         let negative = space.signs[column / 8 * rows + row] >> (column % 8) & 1 == 1;
-                        let scale = space.scales.scales[group + row];
+                        let scale = space.scales.factors[group + row];
                         let value = grid.value(scale, code, column % grid.width, negative);
                         space.errors[at] = space.source[at] - value;
                     }

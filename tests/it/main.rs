@@ -64,6 +64,7 @@ mod random_model;
 mod readme;
 mod recipe_names;
 mod recipes;
+mod refine;
 mod refined;
 mod reproduce;
 mod roles;

@@ -39,7 +39,7 @@ chunks = 8
 
 /// The outputs of all actions of a kind, each with its name.
 fn outputs(forge: &Forge, events: &[Value], kind: &str) -> Vec<BTreeMap<String, BlobDigest>> {
-    let store = Store::open(&forge.store()).unwrap();
+    let store = Store::open(forge.store()).unwrap();
     let finished = events
         .iter()
         .filter(|event| event["reason"] == "action-finished" && event["kind"] == kind);
@@ -48,7 +48,7 @@ fn outputs(forge: &Forge, events: &[Value], kind: &str) -> Vec<BTreeMap<String, 
 }
 
 fn blob(forge: &Forge, digest: &BlobDigest) -> Vec<u8> {
-    Store::open(&forge.store()).unwrap().read(digest, 1 << 30).unwrap()
+    Store::open(forge.store()).unwrap().read(digest, 1 << 30).unwrap()
 }
 
 fn index(forge: &Forge, events: &[Value]) -> MomentsIndex {

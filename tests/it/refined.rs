@@ -45,7 +45,7 @@ fn project() -> Forge {
 
 /// What refining did to each tensor, by the keys of their actions.
 fn reports(forge: &Forge, events: &[Value]) -> BTreeMap<String, RefinementReport> {
-    let store = Store::open(&forge.store()).unwrap();
+    let store = Store::open(forge.store()).unwrap();
     let finished = events
         .iter()
         .filter(|event| event["reason"] == "action-finished" && event["kind"] == "refined-tensor");

@@ -771,7 +771,7 @@ fn samples() -> Vec<(&'static str, Action)> {
         (
             "weight-inputs",
             Action::WeightInputs(action::WeightInputs {
-                model: model,
+                model,
                 context: 64,
                 engine,
             }),
@@ -779,8 +779,8 @@ fn samples() -> Vec<(&'static str, Action)> {
         (
             "moments-block",
             Action::MomentsBlock(action::MomentsBlock {
-                model: model,
-                tokens: tokens,
+                model,
+                tokens,
                 context: 64,
                 input: "a".to_owned(),
                 engine,
@@ -796,9 +796,9 @@ fn samples() -> Vec<(&'static str, Action)> {
         (
             "moments",
             Action::Moments(action::Moments {
-                model: model,
+                model,
                 shape: blob("shape"),
-                tokenizer: tokenizer,
+                tokenizer,
                 corpus: blob("corpus"),
                 dataset: "calibration".to_owned(),
                 context: 64,

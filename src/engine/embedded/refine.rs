@@ -14,6 +14,7 @@ use super::log;
 use super::quantize::Plan;
 use super::quantize::check_finite;
 use super::quantize::dequantize_rows;
+use super::quantize::requires_weights;
 use super::quantize::resize;
 use super::sys;
 use crate::engine::Cancel;
@@ -131,15 +132,15 @@ pub fn refine(
     cancel: &Cancel,
     progress: &dyn Fn(u64),
 ) -> Result<Vec<MatrixRefinement>, EngineError> {
-    // The weights are not used, so a type that needs some is no error.
+    // The weights are not used, but a plan for a type that needs some asks for them.
+    let mut ones = Vec::new();
+    if requires_weights(job.to) {
+        resize(&mut ones, job.columns as usize, "importances")?;
+        ones.fill(1.0);
+    }
     let plan = Plan::new(&QuantizeJob {
-        to: job.to,
-        weights: None,
+        weights: (!ones.is_empty()).then_some(ones.as_slice()),
         ..*job
-    })
-    .or_else(|error| match error {
-        EngineError::WeightsRequired { .. } => Plan::new(job),
-        error => Err(error),
     })?;
     cancel.check()?;
     log::start_backend();
