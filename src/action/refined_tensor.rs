@@ -41,8 +41,6 @@ pub struct RefinedTensor {
     pub validation: Option<BlobDigest>,
     /// What is added to the diagonal of the second moments, in millionths of its mean.
     pub damping: u32,
-    /// How often each code is chosen again.
-    pub passes: u32,
     /// The version of the algorithm.
     pub version: u32,
     /// The quantizer.
@@ -83,7 +81,6 @@ impl Document for RefinedTensor {
         field("moments", PartOf(MOMENTS)),
         field("validation", PartOf(MOMENTS)),
         field("damping", Setting),
-        field("passes", Setting),
         field("version", Version),
         field("quantizer", Engine(Quantizer)),
     ];

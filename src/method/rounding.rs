@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use crate::digest::BlobDigest;
+use crate::vocab::ROUNDING;
 use crate::vocab::inputs::MOMENTS;
 use crate::vocab::role::Field;
 use crate::vocab::role::Role::Fields;
@@ -12,6 +13,9 @@ use crate::vocab::role::Role::Setting;
 use crate::vocab::role::Role::Version;
 use crate::vocab::role::field;
 
+/// What is added to the diagonal of second moments, in millionths of its mean: more and less than 1 % are worse.
+const DAMPING: u32 = 10_000;
+
 /// How codes are refined, as documents have it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoundingDocument {
@@ -19,8 +23,6 @@ pub struct RoundingDocument {
     pub moments: BlobDigest,
     /// What is added to the diagonal of the second moments, in millionths of its mean.
     pub damping: u32,
-    /// How often each code is chosen again.
-    pub passes: u32,
     /// The version of the algorithm.
     pub version: u32,
 }
@@ -30,7 +32,6 @@ impl RoundingDocument {
     pub const FIELDS: &'static [Field] = &[
         field("moments", Input(MOMENTS)),
         field("damping", Setting),
-        field("passes", Setting),
         field("version", Version),
     ];
 
@@ -43,9 +44,8 @@ impl RoundingDocument {
     pub fn new(moments: BlobDigest) -> Self {
         Self {
             moments,
-            damping: 10_000,
-            passes: 4,
-            version: 1,
+            damping: DAMPING,
+            version: ROUNDING,
         }
     }
 }

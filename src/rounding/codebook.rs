@@ -3,6 +3,11 @@
 //! With the scale s of the columns c, products g = A e and values v, the objective changes to that of s u instead of v by
 //! (s u - t)T A_cc (s u - t) up to a constant, with t = v + A_cc^-1 g. All entries of the grid are tried.
 
+#![expect(
+    clippy::inline_always,
+    reason = "what is not inlined is not compiled for the vectors of its caller"
+)]
+
 use multiversion::multiversion;
 
 use super::codec::Codebook;
@@ -140,9 +145,8 @@ fn descend_width<const W: usize>(grid: &Grid, scales: &Scales, matrix: &[f32], b
             if best == *code && new == old {
                 continue;
             }
-            let is_better = cost < cost_of::<W>(grid, &own, &value, &gradient, scale, old, *code);
-            // Not either if one of them is a NaN.
-            if !is_better {
+            let lower = cost < cost_of::<W>(grid, &own, &value, &gradient, scale, old, *code);
+            if !lower {
                 continue;
             }
             any = true;
@@ -267,7 +271,7 @@ fn cost_of<const W: usize>(
     let mut cost = 0.0;
     for i in 0..W {
         let mut factor = linear[i];
-        for (k, pair) in pairs[i].iter().enumerate().take(i + 1) {
+        for (k, pair) in pairs[i][..=i].iter().enumerate() {
             factor = pair.mul_add(grid.number(entry, k), factor);
         }
         cost = factor.mul_add(grid.number(entry, i), cost);

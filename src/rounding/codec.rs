@@ -49,10 +49,9 @@ type ReadScales = fn(&[u8], &mut [f32], &mut [f32]);
 type ReadCodes = fn(&[u8], &mut [u16]);
 /// Writes the codes of a block and leaves its scales.
 type WriteCodes = fn(&mut [u8], &[u16]);
-/// Reads the signs of a block, one byte for 8 columns.
-type ReadSigns = fn(&[u8], &mut [u8]);
-/// Writes them.
-type WriteSigns = fn(&mut [u8], &[u8]);
+
+/// Reads and writes the signs of a block.
+type Signs = (fn(&[u8], &mut [u8]), fn(&mut [u8], &[u8]));
 
 /// One type.
 #[derive(Clone, Copy)]
@@ -67,7 +66,7 @@ pub(super) struct Codec {
     pub(super) read_codes: ReadCodes,
     pub(super) write_codes: WriteCodes,
     /// For codebooks: reads and writes the signs of a block, one byte for 8 columns, bit `i` for column `i`.
-    pub(super) signs: Option<(ReadSigns, WriteSigns)>,
+    pub(super) signs: Option<Signs>,
 }
 
 impl Codec {
@@ -79,6 +78,11 @@ impl Codec {
     /// Returns the bytes of a block.
     pub(super) fn bytes(&self) -> usize {
         self.ty.block_bytes() as usize
+    }
+
+    /// Returns true for types of at most 4 levels.
+    pub(super) fn few_levels(&self) -> bool {
+        matches!(self.codes, Codes::Linear { least, most, .. } if most - least < 4)
     }
 
     /// Returns the codes of a block.

@@ -3,6 +3,11 @@
 //! Rows are cut into lanes of [`LANES`] rows, which the compiler makes vectors of. Rust fuses a multiplication and an addition only where
 //! it is told to (`mul_add`), so the results do not depend on the width of the vectors.
 
+#![expect(
+    clippy::inline_always,
+    reason = "what is not inlined is not compiled for the vectors of its caller"
+)]
+
 use multiversion::multiversion;
 
 use super::codec::Codes;

@@ -38,6 +38,8 @@ const PASSES: usize = 4;
 const PASSES_AFTER_FEEDBACK: usize = 3;
 /// Passes of descent over a codebook.
 const PASSES_OF_CODEBOOK: usize = 3;
+/// If feedback with descent leaves a row less than this share of its objective, descent from ggml's bytes is not tried for it.
+const FEEDBACK_SUFFICES: f64 = 0.9;
 /// A row changes only if that lowers its objective by more than this share of it: more than the rounding of the objective.
 const LEAST_GAIN: f64 = 1e-7;
 
@@ -243,7 +245,7 @@ impl Rounding {
         }
     }
 
-    /// Returns the additions and multiplications of refining rows of a type.
+    /// Returns the additions and multiplications of refining rows of a type, without those of rows that feedback hardly improves.
     pub fn operations(ty: TensorType, columns: u64, rows: u64, validation: bool) -> f64 {
         let Some(codec) = codec(ty) else { return 0.0 };
         let square = (columns as f64).powi(2);
@@ -252,13 +254,14 @@ impl Rounding {
             Codes::Codebook(book) => {
                 PASSES_OF_CODEBOOK as f64 * (2.0 * square + columns as f64 * Grid::operations(book))
             }
-            _ => ((PASSES + PASSES_AFTER_FEEDBACK) * 2 + 1) as f64 * square,
+            _ if codec.few_levels() => ((PASSES + PASSES_AFTER_FEEDBACK) * 2 + 1) as f64 * square,
+            _ => (PASSES_AFTER_FEEDBACK * 2 + 1) as f64 * square,
         };
         rows as f64 * (row + forms)
     }
 
     /// Refines the codes of a panel of at most [`PANEL`] rows into `out`. Each row gets the bytes with the lowest objective of
-    /// ggml's, of descent from ggml's, and of feedback and descent. The objectives are computed from the final bytes.
+    /// ggml's, of feedback with descent, and of descent from ggml's where that is tried. The objectives are computed from the final bytes.
     ///
     /// # Errors
     ///
@@ -319,15 +322,28 @@ impl<K: Kernels> Work<'_, K> {
             outcome.validation_before = sums[..count].iter().sum();
         }
 
-        let mut descended = std::mem::take(&mut self.space.descended);
-        descended.clear();
-        descended.extend_from_slice(self.panel.quantized);
-        let by_descent = self.descend_from_quantized(&mut descended, &before)?;
         let mut fed_back = std::mem::take(&mut self.space.fed_back);
         let by_feedback = match &self.rounding.method {
             Method::Levels(levels) => self.feed_back(&levels.clone(), &mut fed_back)?,
             Method::Codebook(_) => vec![f64::INFINITY; rows],
         };
+        // Descent from ggml's bytes takes as long as all the rest and wins in few rows of types of more than 2 bits: there it is tried
+        // only for rows that feedback hardly improves. Whether a row is tried depends on this row alone.
+        let tried = |row: usize| {
+            let suffices = by_feedback[row] < before[row] * FEEDBACK_SUFFICES;
+            self.rounding.codec.few_levels() || !suffices
+        };
+        let mut descended = std::mem::take(&mut self.space.descended);
+        descended.clear();
+        let mut by_descent = vec![f64::INFINITY; rows];
+        if (0..count).any(tried) {
+            let untried: Vec<usize> = (0..count).filter(|row| !tried(*row)).collect();
+            descended.extend_from_slice(self.panel.quantized);
+            by_descent = self.descend_from_quantized(&mut descended, &before)?;
+            for row in untried {
+                by_descent[row] = f64::INFINITY;
+            }
+        }
 
         // The estimates decide between the two ways, and the form of the final bytes whether the better is accepted.
         let row_bytes = self.row_bytes;

@@ -31,6 +31,7 @@ use crate::recipe::model::Step;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
 use crate::rounding::Factor;
+use crate::rounding::Rounding;
 use crate::rounding::why_not_refined;
 use crate::step::Env;
 use crate::step::Estimate;
@@ -61,10 +62,6 @@ use crate::work::write_again;
 
 /// The version of the candidate's header: increase it when the header changes.
 const WRITER: u32 = 1;
-
-/// The multiply-adds of refining a weight, for each column of its tensor: seven passes of descent, feedback of errors, and the objectives of
-/// three ways (`src/rounding/panel.rs`).
-const MULTIPLY_ADDS: f64 = 10.0;
 
 /// A candidate.
 pub struct Promote;
@@ -154,11 +151,12 @@ impl Refining {
         self.bytes += tensor.ty.tensor_bytes(&tensor.dims).unwrap_or_default() as f64;
         // The search of scales runs once more, on compensated columns.
         self.amounts.add(Operation::Quantize(to), weights);
-        self.amounts
-            .add(Operation::Product, MULTIPLY_ADDS * columns as f64 * weights as f64);
+        // Half of the operations are multiplications. Most second moments have a part for validation.
+        let operations = Rounding::operations(to, columns, weights / columns.max(1), true);
+        self.amounts.add(Operation::Product, operations / 2.0);
         if self.inputs.insert(input) {
             let matrices: u64 = tensor.dims.iter().skip(2).product();
-            // Half of the operations are multiplications, of 64-bit floats, which take twice as long.
+            // Of 64-bit floats, which take twice as long.
             self.amounts
                 .add(Operation::Product, Factor::operations(columns) * matrices as f64);
         }

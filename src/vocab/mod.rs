@@ -10,6 +10,9 @@ use serde::Serialize;
 /// The version of the document with a tensor's errors: raise it when an error is computed or written in another way.
 pub const ERROR_FORM: u32 = 1;
 
+/// The version of the algorithm that refines codes (`rounding`): raise it when it gives other bytes.
+pub const ROUNDING: u32 = 1;
+
 /// What an engine is used for. Each role has an identity of its own, so that a new evaluator does not quantize again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]

@@ -128,7 +128,6 @@ impl Tensors {
                 moments: moments.moments,
                 validation: moments.validation,
                 damping: document.damping,
-                passes: document.passes,
                 version: document.version,
                 quantizer: plain.quantizer,
             }),

@@ -618,7 +618,6 @@ fn samples() -> Vec<Action> {
             moments: blob("moments"),
             validation: Some(blob("validation")),
             damping: 10_000,
-            passes: 4,
             version: 1,
             quantizer: engine,
         }),

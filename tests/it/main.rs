@@ -64,7 +64,6 @@ mod random_model;
 mod readme;
 mod recipe_names;
 mod recipes;
-mod refine;
 mod refined;
 mod reproduce;
 mod roles;

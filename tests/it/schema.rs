@@ -501,7 +501,7 @@ fn every_document_of_a_build_is_what_its_schema_says() {
         }
     }
     let indexes = files_below(&forge.store().join("borrowed-v1"));
-    assert_eq!(indexes.len(), 3, "one for each candidate");
+    assert_eq!(indexes.len(), 4, "one for each candidate");
     for path in indexes {
         let (kind, name, index) = unseal(&path);
         assert_eq!(
@@ -820,7 +820,6 @@ fn samples() -> Vec<(&'static str, Action)> {
                 moments: blob("second moments"),
                 validation: Some(blob("validation")),
                 damping: 10_000,
-                passes: 4,
                 version: 1,
                 quantizer: engine,
             }),

@@ -61,6 +61,15 @@ pub fn requires_weights(to: TensorType) -> bool {
 
 impl<'a> Plan<'a> {
     pub(super) fn new(job: &QuantizeJob<'a>) -> Result<Self, EngineError> {
+        let plan = Self::with_any_weights(job)?;
+        if job.from != job.to && requires_weights(job.to) && job.weights.is_none() {
+            return Err(EngineError::WeightsRequired { to: job.to });
+        }
+        Ok(plan)
+    }
+
+    /// Checks a job that does not quantize, so that its weights may be missing.
+    pub(super) fn with_any_weights(job: &QuantizeJob<'a>) -> Result<Self, EngineError> {
         let QuantizeJob {
             from,
             to,
@@ -85,9 +94,6 @@ impl<'a> Plan<'a> {
             }
             if !can_quantize(to) {
                 return Err(EngineError::NoQuantizer { to });
-            }
-            if requires_weights(to) && weights.is_none() {
-                return Err(EngineError::WeightsRequired { to });
             }
         }
         let row_bytes = |ty: TensorType| {

@@ -14,7 +14,6 @@ use super::log;
 use super::quantize::Plan;
 use super::quantize::check_finite;
 use super::quantize::dequantize_rows;
-use super::quantize::requires_weights;
 use super::quantize::resize;
 use super::sys;
 use crate::engine::Cancel;
@@ -132,16 +131,7 @@ pub fn refine(
     cancel: &Cancel,
     progress: &dyn Fn(u64),
 ) -> Result<Vec<MatrixRefinement>, EngineError> {
-    // The weights are not used, but a plan for a type that needs some asks for them.
-    let mut ones = Vec::new();
-    if requires_weights(job.to) {
-        resize(&mut ones, job.columns as usize, "importances")?;
-        ones.fill(1.0);
-    }
-    let plan = Plan::new(&QuantizeJob {
-        weights: (!ones.is_empty()).then_some(ones.as_slice()),
-        ..*job
-    })?;
+    let plan = Plan::with_any_weights(job)?;
     cancel.check()?;
     log::start_backend();
     // SAFETY: takes any type; ggml builds the tables of a type once, under its own lock.
