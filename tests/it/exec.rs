@@ -46,6 +46,26 @@ path = "foreign.imatrix"
 [imatrix.foreign]
 source = "foreign"
 
+[moments.general]
+corpus = "prose"
+chunks = 6
+context = 64
+block = 2
+held_out = 3
+
+[imatrix.diagonal]
+moments = "general"
+
+[policy.refined]
+imatrix = "diagonal"
+method = "mix"
+mix = "Q4_K_M"
+rounding = "refined"
+moments = "general"
+
+[promote.refined]
+policy = "refined"
+
 [policy.mix]
 imatrix = "merged"
 method = "mix"
@@ -117,7 +137,7 @@ fn actions(forge: &Forge) -> BTreeMap<&'static str, Vec<String>> {
     found
 }
 
-const SOURCES: [&str; 14] = [
+const SOURCES: [&str; 16] = [
     "--source",
     "model.gguf",
     "--source",
@@ -132,6 +152,8 @@ const SOURCES: [&str; 14] = [
     "out/all/measured.gguf",
     "--source",
     "out/all/error.gguf",
+    "--source",
+    "out/all/refined.gguf",
 ];
 
 #[test]

@@ -37,6 +37,8 @@ use crate::tensor_type::TensorType;
 
 /// Panels of a window for each thread. A window is written when all of its panels are done.
 const PANELS_PER_THREAD: usize = 2;
+/// Panels of a matrix that keep most machines busy.
+const MANY_PANELS: u64 = 16;
 /// The fewest rows of a panel: fewer do not fill the vectors.
 const LEAST_PANEL: usize = 32;
 /// Bytes that are copied at a time.
@@ -235,10 +237,11 @@ impl Tensor<'_> {
                 });
             }
         }
-        // Panels may have any size, results do not depend on it: all threads get some of a small matrix.
+        // A small matrix has small panels, so that many threads get some. The size does not depend on the number of threads: the bytes would
+        // be the same, but the errors are added up panel by panel.
         let threads = rayon::current_num_threads();
         let sizes = [PANEL, PANEL / 2, LEAST_PANEL];
-        let enough = |size: &&usize| rows.div_ceil(**size as u64) >= threads as u64;
+        let enough = |size: &&usize| rows.div_ceil(**size as u64) >= MANY_PANELS;
         let panel = *sizes.iter().find(enough).unwrap_or(&LEAST_PANEL) as u64;
         let mut held = Vec::new();
         if validation.is_some() {
