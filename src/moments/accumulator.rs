@@ -139,6 +139,24 @@ impl Accumulator {
     }
 }
 
+/// Divides inputs into groups whose sums fit into some bytes of memory together, in order. An input that does not fit alone is a group.
+pub fn passes<T>(inputs: &[T], bytes_of: impl Fn(&T) -> u64, memory: u64) -> Vec<&[T]> {
+    let mut passes: Vec<&[T]> = Vec::new();
+    let (mut start, mut sum) = (0, 0_u64);
+    for (at, input) in inputs.iter().enumerate() {
+        let bytes = bytes_of(input);
+        sum = sum.saturating_add(bytes);
+        if sum > memory && at > start {
+            passes.push(&inputs[start..at]);
+            (start, sum) = (at, bytes);
+        }
+    }
+    if start < inputs.len() {
+        passes.push(&inputs[start..]);
+    }
+    passes
+}
+
 /// Returns the tiles of the upper triangle, row by row, with sums of zero.
 fn tiles_of(columns: usize) -> Vec<Tile> {
     let starts = || (0..columns).step_by(TILE);

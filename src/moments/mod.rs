@@ -9,6 +9,7 @@ mod experts;
 mod file;
 
 pub use accumulator::Accumulator;
+pub use accumulator::passes;
 pub use experts::Experts;
 pub use file::Header;
 pub use file::MomentsError;

@@ -9,6 +9,7 @@ use crate::engine::Role;
 use crate::graph::Node;
 use crate::graph::NodeId;
 use crate::graph::Work;
+use crate::moments;
 use crate::moments::Accumulator;
 use crate::moments::Header;
 use crate::observer::Phase;
@@ -56,18 +57,10 @@ fn inputs_of(step: &MomentsStep, env: &Env<'_>, headers: &mut Headers<'_>) -> Op
     Some(policy::likely_inputs(facts))
 }
 
-/// Returns how often a text is read so that the sums of a pass fit into some bytes of memory.
+/// Returns how often a text is read so that the sums of a pass fit into some bytes of memory: once at least.
 fn passes(inputs: &[LikelyInput], memory: u64) -> f64 {
-    let (mut passes, mut sum) = (1.0, 0_u64);
-    for input in inputs {
-        let bytes = Accumulator::bytes(input.columns, input.matrices);
-        if sum > 0 && sum.saturating_add(bytes) > memory {
-            passes += 1.0;
-            sum = 0;
-        }
-        sum = sum.saturating_add(bytes);
-    }
-    passes
+    let bytes_of = |input: &LikelyInput| Accumulator::bytes(input.columns, input.matrices);
+    moments::passes(inputs, bytes_of, memory).len().max(1) as f64
 }
 
 /// Returns how many files of second moments are written for each input: one for each block, the sum of several, and the same for validation.

@@ -19,6 +19,7 @@ use crate::action::MomentsBlock;
 use crate::action::WeightInputs;
 use crate::digest::BlobDigest;
 use crate::engine::WeightInput;
+use crate::moments;
 use crate::moments::Accumulator;
 use crate::observer::Unit;
 use crate::prose;
@@ -28,22 +29,9 @@ pub(super) fn memory_of(input: &WeightInput) -> u64 {
     Accumulator::bytes(input.columns, input.matrices)
 }
 
-/// Divides inputs into groups that fit into some bytes of memory together, in order. An input that does not fit alone is a group.
-pub(super) fn passes<'i>(inputs: &'i [WeightInput], memory: u64) -> Vec<&'i [WeightInput]> {
-    let mut passes: Vec<&'i [WeightInput]> = Vec::new();
-    let (mut start, mut sum) = (0, 0_u64);
-    for (at, input) in inputs.iter().enumerate() {
-        let bytes = memory_of(input);
-        sum = sum.saturating_add(bytes);
-        if sum > memory && at > start {
-            passes.push(&inputs[start..at]);
-            (start, sum) = (at, bytes);
-        }
-    }
-    if start < inputs.len() {
-        passes.push(&inputs[start..]);
-    }
-    passes
+/// Divides inputs into those that are added up in one pass each, within some bytes of memory ([`moments::passes`]).
+pub(super) fn passes(inputs: &[WeightInput], memory: u64) -> Vec<&[WeightInput]> {
+    moments::passes(inputs, memory_of, memory)
 }
 
 /// Says whether two actions differ in their input only.
