@@ -652,6 +652,24 @@ fn samples() -> Vec<(&'static str, Action)> {
             .into_iter()
             .collect(),
     };
+    let promote = action::Promote {
+        model: blob("an index"),
+        metadata: blob("metadata"),
+        policy: blob("a table"),
+        slices: Some(blob("slices")),
+        imatrix: [
+            ("file_type", "15"),
+            ("dataset", "prose"),
+            ("entries", "42"),
+            ("chunks", "64"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into(),
+        allow_requantize: false,
+        quantizer,
+        writer: 1,
+        rounding: None,
+    };
     let reference = Action::ReferenceBlock(action::ReferenceBlock {
         model,
         tokens,
@@ -1052,50 +1070,15 @@ fn samples() -> Vec<(&'static str, Action)> {
         ),
         ("tensor", tensor("Q4_K", Some(blob("importances")))),
         ("tensor, without importances", tensor("Q8_0", None)),
-        (
-            "promote",
-            Action::Promote(action::Promote {
-                model: blob("an index"),
-                metadata: blob("metadata"),
-                policy: blob("a table"),
-                slices: Some(blob("slices")),
-                imatrix: [
-                    ("file_type", "15"),
-                    ("dataset", "prose"),
-                    ("entries", "42"),
-                    ("chunks", "64"),
-                ]
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .into(),
-                allow_requantize: false,
-                quantizer,
-                writer: 1,
-                rounding: None,
-            }),
-        ),
+        ("promote", Action::Promote(promote.clone())),
         ("reference-block", reference.clone()),
         (
             "promote, refined",
             Action::Promote(action::Promote {
-                model: blob("an index"),
-                metadata: blob("metadata"),
-                policy: blob("a table"),
-                slices: Some(blob("slices")),
-                imatrix: [
-                    ("file_type", "15"),
-                    ("dataset", "prose"),
-                    ("entries", "42"),
-                    ("chunks", "64"),
-                ]
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .into(),
-                allow_requantize: false,
-                quantizer,
-                writer: 1,
                 rounding: Some(method::rounding::RoundingDocument::new(blob("second moments"))),
+                ..promote.clone()
             }),
         ),
-        ("reference-block", reference.clone()),
         (
             "eval-block",
             Action::EvalBlock(action::EvalBlock {
