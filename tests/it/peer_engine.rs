@@ -281,7 +281,7 @@ fn importances_of_experts_are_llama_imatrixs() {
 }
 
 /// Finds `label: value ± error` in a tool's output, whatever line it stands on.
-fn figure(output: &Output, label: &str) -> (f64, f64) {
+pub(crate) fn figure(output: &Output, label: &str) -> (f64, f64) {
     let text = [
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
@@ -294,68 +294,113 @@ fn figure(output: &Output, label: &str) -> (f64, f64) {
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
+/// `llama-perplexity` with the distributions that a model predicts for some chunks of a text.
+pub(crate) struct Perplexity {
+    program: PathBuf,
+    base: String,
+    /// The output of the run that made the distributions.
+    reference: Output,
+    chunks: Vec<Vec<i32>>,
+    model: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Perplexity {
+    /// Makes the distributions of the first `count` chunks of `context` tokens.
+    pub(crate) fn new(bin: &Path, model: &Path, text: &str, context: usize, count: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let (text_path, base) = (file("text.txt"), file("base.bin"));
+        std::fs::write(&text_path, text).unwrap();
+        let program = bin.join("llama-perplexity");
+        let (context_text, count_text) = (context.to_string(), count.to_string());
+        let arguments = [
+            "-m",
+            model.to_str().unwrap(),
+            "-f",
+            &text_path,
+            "-c",
+            &context_text,
+            "--chunks",
+            &count_text,
+            "--kl-divergence-base",
+            &base,
+        ];
+        let reference = Self::complete(&program, &arguments, "Final estimate: PPL = ");
+        Self {
+            program,
+            base,
+            reference,
+            chunks: chunks(model, text, context, count),
+            model: model.to_owned(),
+            _folder: folder,
+        }
+    }
+
+    /// Runs the program until its output has a line. It now and then ends before its last lines are printed, with status 0.
+    fn complete(program: &Path, arguments: &[&str], last: &str) -> Output {
+        let contains = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(last);
+        (0..32)
+            .map(|_| run(program, &[arguments, &["--no-repack", "-t", "2"]].concat()))
+            .find(|output| contains(&output.stdout) || contains(&output.stderr))
+            .unwrap_or_else(|| panic!("llama-perplexity printed no `{last}` in so many runs"))
+    }
+
+    /// Compares a candidate with the distributions: the tool's output, and the engine's figures for the same chunks.
+    pub(crate) fn compare(&self, candidate: &Path) -> (Output, figures::Figures) {
+        let context = self.chunks[0].len();
+        let context_text = context.to_string();
+        let arguments = [
+            "-m",
+            candidate.to_str().unwrap(),
+            "-c",
+            &context_text,
+            "--kl-divergence-base",
+            &self.base,
+            "--kl-divergence",
+        ];
+        let theirs = Self::complete(&self.program, &arguments, "Same top p:");
+        let files = ModelFiles::open(&self.model).unwrap();
+        let vocabulary = Vocabulary::open(&files).unwrap().size();
+        let blocks = crate::engine::evaluate(&self.model, candidate, &self.chunks, vocabulary, 2);
+        let expected = figures::Expected {
+            chunks: self.chunks.len() as u32,
+            positions: figures::scored_positions(context).unwrap().len() as u32,
+            same_file: false,
+        };
+        let ours = figures::summarize(&blocks, &expected, &figures::Resampling::default()).unwrap();
+        (theirs, ours)
+    }
+}
+
+/// Compares a figure with the tool's: it is within a tenth of the tool's standard error.
+pub(crate) fn compare(what: &str, ours: f64, (theirs, error): (f64, f64)) {
+    eprintln!("{what}: {ours:.6}, llama-perplexity {theirs} ± {error}");
+    assert!(
+        (ours - theirs).abs() <= error / 10.0,
+        "{what}: {ours}, llama-perplexity {theirs} ± {error}"
+    );
+}
+
 #[test]
 fn figures_are_llama_perplexitys() {
     let Some(bin) = peer("figures_are_llama_perplexitys") else {
         return;
     };
-    let (count, context) = (16, 512);
     let folder = tempfile::tempdir().unwrap();
-    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let (text_path, candidate, base) = (file("text.txt"), file("q4.gguf"), file("base.bin"));
+    let candidate = folder.path().join("q4.gguf");
     let model = tiny_model();
-    let text = held_out_text();
-    std::fs::write(&text_path, &text).unwrap();
     run(
         &bin.join("llama-quantize"),
-        &[model.to_str().unwrap(), &candidate, "q4_k_m"],
+        &[model.to_str().unwrap(), candidate.to_str().unwrap(), "q4_k_m"],
     );
-    let number = count.to_string();
-    let common = ["--no-repack", "-t", "2", "-c", "512"];
-    let perplexity = bin.join("llama-perplexity");
-    let arguments = [
-        "-m",
-        model.to_str().unwrap(),
-        "-f",
-        &text_path,
-        "--chunks",
-        &number,
-        "--kl-divergence-base",
-        &base,
-    ];
-    // It now and then ends before its last lines are printed, with status 0.
-    let complete = |arguments: &[&str], last: &str| {
-        let contains = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(last);
-        (0..32)
-            .map(|_| run(&perplexity, &[arguments, &common].concat()))
-            .find(|output| contains(&output.stdout) || contains(&output.stderr))
-            .unwrap_or_else(|| panic!("llama-perplexity printed no `{last}` in so many runs"))
-    };
-    let reference = complete(&arguments, "Final estimate: PPL = ");
-    let arguments = ["-m", &candidate, "--kl-divergence-base", &base, "--kl-divergence"];
-    let theirs = complete(&arguments, "Same top p:");
-
-    let chunks = chunks(&model, &text, context, count);
-    let vocabulary = Vocabulary::open(&ModelFiles::open(&model).unwrap()).unwrap().size();
-    let blocks = crate::engine::evaluate(&model, Path::new(&candidate), &chunks, vocabulary, 2);
-    let positions = figures::scored_positions(context).unwrap().len() as u32;
-    let expected = figures::Expected {
-        chunks: count as u32,
-        positions,
-        same_file: false,
-    };
-    let ours = figures::summarize(&blocks, &expected, &figures::Resampling::default()).unwrap();
-    let compare = |what: &str, ours: f64, (theirs, error): (f64, f64)| {
-        eprintln!("{what}: {ours:.6}, llama-perplexity {theirs} ± {error}");
-        assert!(
-            (ours - theirs).abs() <= error / 10.0,
-            "{what}: {ours}, llama-perplexity {theirs} ± {error}"
-        );
-    };
+    let perplexity = Perplexity::new(&bin, &model, &held_out_text(), 512, 16);
+    let (theirs, ours) = perplexity.compare(&candidate);
+    let reference = &perplexity.reference;
     compare(
         "PPL of the reference",
         ours.ppl_ref.value,
-        figure(&reference, "Final estimate: PPL = "),
+        figure(reference, "Final estimate: PPL = "),
     );
     compare(
         "PPL",

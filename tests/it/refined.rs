@@ -6,13 +6,18 @@ use std::io::BufReader;
 use std::process::Stdio;
 
 use forge::digest::ActionDigest;
+use forge::gguf::Model;
+use forge::rounding;
 use forge::store::Store;
+use forge::tensor_type::TensorType;
 use forge::work::RefinementReport;
 use serde_json::Value;
 
+use crate::peer_engine;
 use crate::small_model;
 use crate::support::Forge;
 use crate::support::moe_model;
+use crate::support::quickstart;
 use crate::support::ran;
 
 const RECIPE: &str = r#"
@@ -206,4 +211,114 @@ fn refining_keeps_to_the_memory_that_it_may_use() {
         "{}",
         run.stderr
     );
+}
+
+/// Files that have every type that is refined on some tensor. The types of codebooks, which take the most time, are on the smallest.
+const EVERY_TYPE: &[(&str, &[(&str, TensorType)])] = &[
+    (
+        "halves",
+        &[
+            ("token_embd", TensorType::Q4_0),
+            ("attn_q", TensorType::Q4_1),
+            ("attn_k", TensorType::IQ2_XXS),
+            ("attn_v", TensorType::IQ2_S),
+            ("attn_output", TensorType::Q5_0),
+            ("ffn_gate", TensorType::Q5_1),
+            ("ffn_up", TensorType::Q8_0),
+            ("ffn_down", TensorType::Q2_K),
+        ],
+    ),
+    (
+        "whole",
+        &[
+            ("token_embd", TensorType::Q6_K),
+            ("attn_q", TensorType::Q3_K),
+            ("attn_k", TensorType::IQ2_XS),
+            ("attn_v", TensorType::IQ3_XXS),
+            ("attn_output", TensorType::Q4_K),
+            ("ffn_gate", TensorType::Q5_K),
+            ("ffn_up", TensorType::TQ2_0),
+            ("ffn_down", TensorType::Q3_K),
+        ],
+    ),
+    (
+        "tables",
+        &[
+            ("token_embd", TensorType::IQ4_XS),
+            ("attn_q", TensorType::IQ4_NL),
+            ("attn_k", TensorType::IQ3_S),
+            ("attn_v", TensorType::MXFP4),
+            ("attn_output", TensorType::IQ4_XS),
+            ("ffn_gate", TensorType::MXFP4),
+            ("ffn_up", TensorType::IQ4_NL),
+            ("ffn_down", TensorType::IQ4_XS),
+        ],
+    ),
+];
+
+#[test]
+fn llama_perplexity_reads_refined_files_of_every_type_and_finds_the_same_divergence() {
+    let Some(bin) =
+        peer_engine::peer("llama_perplexity_reads_refined_files_of_every_type_and_finds_the_same_divergence")
+    else {
+        return;
+    };
+    let forge = small_model::project();
+    for (from, to) in [
+        ("calibration-prose.txt", "prose.txt"),
+        ("calibration-code.txt", "code.txt"),
+    ] {
+        let text = std::fs::read_to_string(quickstart().join(from)).unwrap();
+        forge.write(to, text.chars().take(40_000).collect::<String>());
+    }
+    let (start, _) = RECIPE.split_once("[policy.mix]").unwrap();
+    let mut recipe = start.to_owned();
+    for (name, tensors) in EVERY_TYPE {
+        let rules: Vec<String> = tensors
+            .iter()
+            .map(|(tensor, ty)| format!("{{ match = '{tensor}', type = \"{ty}\" }}"))
+            .collect();
+        recipe += &format!(
+            "[policy.{name}]\nmethod = \"manual\"\nimatrix = \"general\"\nmoments = \"general\"\n\
+             rounding = [\"plain\", \"refined\"]\nrules = [{}]\n[promote.{name}]\npolicy = \"{name}\"\n",
+            rules.join(", ")
+        );
+    }
+    forge.recipe(&recipe);
+    let _ = forge.run(&["build"]).success();
+
+    let text = std::fs::read_to_string(quickstart().join("held-out.txt")).unwrap();
+    let perplexity = peer_engine::Perplexity::new(&bin, &forge.path("small.gguf"), &text, 512, 4);
+    let mut differing: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for (name, tensors) in EVERY_TYPE {
+        let file = |rounding: &str| forge.path(&format!("out/refined/{name}-{rounding}.gguf"));
+        let [plain, refined] = ["plain", "refined"].map(|rounding| Model::open(&file(rounding)).unwrap());
+        for (tensor, ty) in *tensors {
+            let bytes = |model: &Model| {
+                let tensor = model.tensors().iter().find(|found| found.info.name.contains(tensor));
+                let tensor = tensor.unwrap();
+                assert_eq!(tensor.info.ty, *ty);
+                let mut bytes = vec![0; tensor.info.len as usize];
+                model.read_tensor_at(tensor, 0, &mut bytes).unwrap();
+                bytes
+            };
+            let (plain, refined) = (bytes(&plain), bytes(&refined));
+            assert_eq!(plain.len(), refined.len());
+            let (sum, all) = differing.entry(ty.name()).or_default();
+            *sum += plain.iter().zip(&refined).filter(|(a, b)| a != b).count();
+            *all += plain.len();
+        }
+        let (theirs, ours) = perplexity.compare(&file("refined"));
+        let kld = peer_engine::figure(&theirs, "Mean    KLD:");
+        peer_engine::compare(&format!("{name}: mean KLD"), ours.kld_mean.value, kld);
+    }
+    // Nothing above holds for bytes that were kept, so those of every type must be others.
+    let refined = TensorType::ALL
+        .iter()
+        .filter(|ty| ty.quantizable_target() && rounding::why_not_refined(**ty).is_none());
+    let missing: Vec<&str> = refined
+        .map(|ty| ty.name())
+        .filter(|ty| differing.get(ty).is_none_or(|(differing, all)| *differing < all / 100))
+        .collect();
+    assert!(missing.is_empty(), "not refined: {missing:?} of {differing:?}");
 }
