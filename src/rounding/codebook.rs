@@ -68,6 +68,8 @@ pub(super) struct Block<'a> {
     pub(super) errors: &'a mut [f32],
     /// The products of A with the errors.
     pub(super) work: &'a mut [f32],
+    /// How much each value grew.
+    pub(super) made: &'a mut [f32],
     /// For each `width` columns.
     pub(super) codes: &'a mut [u16],
     /// For each 8 columns.
@@ -99,7 +101,6 @@ fn descend_width<const W: usize>(grid: &Grid, scales: &Scales, matrix: &[f32], b
     let rows = block.rows;
     let columns = block.source.len() / rows;
     let mut changed = false;
-    let mut changes = vec![0.0_f32; W * rows];
     for first in (0..columns).step_by(W) {
         let mut own = [[0.0_f32; W]; W];
         for (i, own) in own.iter_mut().enumerate() {
@@ -112,8 +113,8 @@ fn descend_width<const W: usize>(grid: &Grid, scales: &Scales, matrix: &[f32], b
         let mut any = false;
         for row in 0..rows {
             let scale = scales.factors[group + row];
-            for change in changes.iter_mut().skip(row).step_by(rows) {
-                *change = 0.0;
+            for i in 0..W {
+                block.made[(first + i) * rows + row] = 0.0;
             }
             if scales.inverses[group + row] == 0.0 {
                 continue;
@@ -158,7 +159,7 @@ fn descend_width<const W: usize>(grid: &Grid, scales: &Scales, matrix: &[f32], b
                 let error = block.source[at] - grid.value(scale, best, i, new >> i & 1 == 1);
                 change[i] = block.errors[at] - error;
                 block.errors[at] = error;
-                changes[i * rows + row] = change[i];
+                block.made[at] = change[i];
             }
             let mut gain = 0.0;
             for i in 0..W {
@@ -174,6 +175,7 @@ fn descend_width<const W: usize>(grid: &Grid, scales: &Scales, matrix: &[f32], b
             continue;
         }
         changed = true;
+        let changes = &block.made[first * rows..(first + W) * rows];
         for (i, change) in changes.chunks_exact(rows).enumerate() {
             for k in first + W..columns {
                 let factor = -matrix[(first + i) * columns + k];

@@ -103,6 +103,8 @@ pub(super) struct Block<'a> {
     pub(super) chosen: &'a mut [f32],
     /// In descent the products of A with the errors, in feedback the compensated columns.
     pub(super) work: &'a mut [f32],
+    /// In descent how much each value grew; in feedback what the products of A with the errors are made of ([`Factor`](super::Factor)).
+    pub(super) made: &'a mut [f32],
     /// The change of the objective, in feedback the objective, for each row.
     pub(super) objective: &'a mut [f64],
 }
@@ -154,6 +156,7 @@ pub(super) fn descend(levels: &Levels, scales: &Scales, matrix: &[f32], block: &
                 gain[r] += change[r] * (change[r] * own - 2.0 * gradient[r]);
                 block.errors[at + r] = error;
                 block.chosen[at + r] = level[r];
+                block.made[at + r] = change[r];
             }
             if any == 0 {
                 continue;
@@ -204,7 +207,9 @@ pub(super) fn feed_back(levels: &Levels, scales: &Scales, matrix: &[f32], pivots
             for r in 0..LANES {
                 let value = scale[r] * level[r] - minimum[r];
                 errors[r] = source[r] - value;
-                lost[r] += pivots[j] * (wanted[r] - value) * (wanted[r] - value);
+                let weighted = pivots[j] * (wanted[r] - value);
+                lost[r] += weighted * (wanted[r] - value);
+                block.made[at + r] = weighted;
                 block.errors[at + r] = errors[r];
                 block.chosen[at + r] = level[r];
             }

@@ -173,6 +173,15 @@ impl Factor {
         &self.mixed[row * self.columns..row * self.columns + row]
     }
 
+    /// Copies the feedback between the columns of a block: R_ik / R_kk in row k and column i, and zeros on and above the diagonal.
+    pub(super) fn load_lower(&self, start: usize, width: usize, tile: &mut Vec<f32>) {
+        tile.clear();
+        tile.resize(width * width, 0.0);
+        for (row, tile) in (start..).zip(tile.chunks_exact_mut(width)) {
+            tile[..row - start].copy_from_slice(&self.lower_row(row)[start..]);
+        }
+    }
+
     pub(super) fn pivots(&self) -> &[f32] {
         &self.pivots
     }

@@ -17,6 +17,7 @@ mod factor;
 mod kernels;
 mod objective;
 mod panel;
+mod products;
 
 pub use self::codec::why_not_refined;
 pub use self::factor::DAMPING;

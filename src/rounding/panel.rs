@@ -1,8 +1,8 @@
 //! The refinement of a panel of rows of one matrix.
 //!
-//! A panel is kept column by column, so that the inner loops are over rows. In each pass the columns are taken in blocks. For a block one matrix
-//! product gives the products of A with all errors as they are; inside the block they are updated with every change. So no error of
-//! earlier updates adds up, and no product is kept between blocks.
+//! A panel is kept column by column, so that the inner loops are over rows. Matrix products give the objective and the products of A with the
+//! errors once, through A = R RT: each takes one multiplication and addition for every two columns. In each pass of descent the columns are taken in blocks. Inside a
+//! block the products are updated with every change; after it, those of all other columns with the changes of the block.
 
 use ndarray::linalg::general_mat_mul;
 use ndarray::s;
@@ -22,7 +22,8 @@ use super::factor::view;
 use super::factor::view_mut;
 use super::kernels::Kernels;
 use super::objective;
-use super::objective::Symmetric;
+use super::products::Changes;
+use super::products::Products;
 use crate::moments::SecondMoments;
 use crate::tensor_type::TensorType;
 
@@ -41,7 +42,7 @@ const PASSES_OF_CODEBOOK: usize = 3;
 /// If feedback with descent leaves a row less than this share of its objective, descent from ggml's bytes is not tried for it.
 const FEEDBACK_SUFFICES: f64 = 0.9;
 /// A row changes only if that lowers its objective by more than this share of it: more than the rounding of the objective.
-const LEAST_GAIN: f64 = 1e-7;
+const LEAST_GAIN: f64 = 1e-5;
 
 /// Rows to refine.
 #[derive(Clone, Copy)]
@@ -104,6 +105,13 @@ pub struct Workspace {
     moved: Vec<f32>,
     /// The part of A or of the feedback for a block.
     matrix: Vec<f32>,
+    /// D RT e / unit for the errors, with D the diagonal of R: A e = R D^-1 (D RT e).
+    scaled: Vec<f32>,
+    /// How much the values of a block grew, all of them and those that did.
+    made: Vec<f32>,
+    changes: Changes,
+    /// A e.
+    products: Products,
     /// Rows as numbers, row by row.
     rows: Vec<f32>,
     /// Blocks of a column of blocks, and the rows' bytes after each way.
@@ -129,12 +137,14 @@ impl Workspace {
             &self.ahead,
             &self.moved,
             &self.matrix,
+            &self.scaled,
+            &self.made,
             &self.rows,
         ];
         let numbers: usize = numbers.iter().map(|values| 4 * values.capacity()).sum();
         let bytes = [&self.blocks, &self.descended, &self.fed_back, &self.signs];
         let bytes: usize = bytes.iter().map(|bytes| bytes.capacity()).sum();
-        (numbers + bytes + 2 * self.codes.capacity()) as u64 + self.forms.held()
+        (numbers + bytes + 2 * self.codes.capacity()) as u64 + self.forms.held() + self.products.held(&self.changes)
     }
 
     /// Returns the most bytes that a workspace takes for rows of so many values of a type.
@@ -146,11 +156,12 @@ impl Workspace {
             Codes::Codebook(book) => panel / book.width as u64 * 2 + panel / 8,
             _ => panel * 4,
         };
-        // Source, errors, rows as numbers.
-        let numbers = panel * 12;
+        // Source, errors, rows as numbers, factored errors.
+        let numbers = panel * 16;
         let bytes = panel / codec.block() as u64 * codec.bytes() as u64 * 2;
-        let blocks = (3 * MAX_BLOCK * PANEL * 4 + BLOCK * BLOCK * 4 + codec.bytes() * PANEL) as u64;
-        numbers + scales + codes + bytes + blocks + objective::Buffers::bytes(PANEL)
+        let blocks = ((3 * MAX_BLOCK + BLOCK) * PANEL * 4 + BLOCK * BLOCK * 4 + codec.bytes() * PANEL) as u64;
+        let products = Products::bytes(columns, PANEL as u64, BLOCK as u64);
+        numbers + scales + codes + bytes + blocks + products + objective::Buffers::bytes(PANEL)
     }
 }
 
@@ -306,41 +317,37 @@ struct Work<'a, K> {
 impl<K: Kernels> Work<'_, K> {
     fn run(&mut self, out: &mut [u8]) -> Result<Outcome, K::Error> {
         let (n, rows, count) = (self.n, self.rows, self.count);
-        let factor = self.panel.factor;
         for buffer in [&mut self.space.source, &mut self.space.errors] {
             buffer.clear();
             buffer.resize(n * rows, 0.0);
         }
         transpose(self.panel.values, n, rows, &mut self.space.source);
         self.load_errors(self.panel.quantized)?;
-        let mut before = vec![0.0; rows];
-        self.add_forms(&Symmetric::Damped(factor), &mut before);
+        let before = self.forms();
         let mut outcome = Outcome::default();
         if let Some(moments) = self.panel.validation {
-            let mut sums = vec![0.0; rows];
-            self.add_forms(&Symmetric::Sums(moments), &mut sums);
-            outcome.validation_before = sums[..count].iter().sum();
+            outcome.validation_before = self.validate(moments);
         }
 
+        // Descent from ggml's bytes takes as long as feedback and wins in few rows of types of more than 2 bits: there it is tried
+        // only for rows that feedback hardly improves. Whether a row is tried depends on this row alone.
+        let mut descended = std::mem::take(&mut self.space.descended);
+        let mut by_descent = vec![f64::INFINITY; rows];
+        let always = self.rounding.codec.few_levels() || matches!(self.rounding.method, Method::Codebook(_));
+        if always {
+            by_descent = self.descend_from_quantized(&mut descended, &before)?;
+        }
         let mut fed_back = std::mem::take(&mut self.space.fed_back);
         let by_feedback = match &self.rounding.method {
             Method::Levels(levels) => self.feed_back(&levels.clone(), &mut fed_back)?,
             Method::Codebook(_) => vec![f64::INFINITY; rows],
         };
-        // Descent from ggml's bytes takes as long as all the rest and wins in few rows of types of more than 2 bits: there it is tried
-        // only for rows that feedback hardly improves. Whether a row is tried depends on this row alone.
-        let tried = |row: usize| {
-            let suffices = by_feedback[row] < before[row] * FEEDBACK_SUFFICES;
-            self.rounding.codec.few_levels() || !suffices
-        };
-        let mut descended = std::mem::take(&mut self.space.descended);
-        descended.clear();
-        let mut by_descent = vec![f64::INFINITY; rows];
-        if (0..count).any(tried) {
-            let untried: Vec<usize> = (0..count).filter(|row| !tried(*row)).collect();
-            descended.extend_from_slice(self.panel.quantized);
+        let suffices = |row: usize| by_feedback[row] < before[row] * FEEDBACK_SUFFICES;
+        if !always && !(0..count).all(suffices) {
+            self.load_errors(self.panel.quantized)?;
+            let _ = self.forms();
             by_descent = self.descend_from_quantized(&mut descended, &before)?;
-            for row in untried {
+            for row in (0..count).filter(|row| suffices(*row)) {
                 by_descent[row] = f64::INFINITY;
             }
         }
@@ -361,8 +368,7 @@ impl<K: Kernels> Work<'_, K> {
             out.copy_from_slice(way);
         }
         self.load_errors(out)?;
-        let mut after = vec![0.0; rows];
-        self.add_forms(&Symmetric::Damped(factor), &mut after);
+        let mut after = self.forms();
         let mut restored = false;
         for row in 0..count {
             let bytes = row * row_bytes..(row + 1) * row_bytes;
@@ -386,9 +392,7 @@ impl<K: Kernels> Work<'_, K> {
             if restored {
                 self.load_errors(out)?;
             }
-            let mut sums = vec![0.0; rows];
-            self.add_forms(&Symmetric::Sums(moments), &mut sums);
-            outcome.validation_after = sums[..count].iter().sum();
+            outcome.validation_after = self.validate(moments);
         }
         self.space.descended = descended;
         self.space.fed_back = fed_back;
@@ -408,13 +412,28 @@ impl<K: Kernels> Work<'_, K> {
         self.kernels.check()
     }
 
-    fn add_forms(&mut self, matrix: &Symmetric<'_>, sums: &mut [f64]) {
+    /// Returns the objectives of the errors, and keeps what their products with A are made of.
+    fn forms(&mut self) -> Vec<f64> {
         let space = &mut *self.space;
-        space.forms.add_forms(matrix, &space.errors, self.rows, sums);
+        space.scaled.resize(self.n * self.rows, 0.0);
+        let mut sums = vec![0.0; self.rows];
+        let matrix = &mut space.matrix;
+        objective::add_forms(self.panel.factor, &space.errors, &mut space.scaled, matrix, &mut sums);
+        sums
     }
 
-    /// Descends from ggml's bytes, which `bytes` are, and returns the objectives as the steps add up.
-    fn descend_from_quantized(&mut self, bytes: &mut [u8], before: &[f64]) -> Result<Vec<f64>, K::Error> {
+    /// Returns the sum of eT H e of all rows with other moments.
+    fn validate(&mut self, moments: &SecondMoments) -> f64 {
+        let space = &mut *self.space;
+        let mut sums = vec![0.0; self.rows];
+        space.forms.add_forms(moments, &space.errors, &mut sums);
+        sums[..self.count].iter().sum()
+    }
+
+    /// Descends from ggml's bytes, whose objectives have been computed, into `bytes`, and returns the objectives as the steps add up.
+    fn descend_from_quantized(&mut self, bytes: &mut Vec<u8>, before: &[f64]) -> Result<Vec<f64>, K::Error> {
+        bytes.clear();
+        bytes.extend_from_slice(self.panel.quantized);
         let codec = self.rounding.codec;
         self.start_scales();
         for block in 0..self.n / codec.block() {
@@ -440,21 +459,50 @@ impl<K: Kernels> Work<'_, K> {
         }
     }
 
-    /// Passes over all columns, until nothing changes.
+    /// Computes the products of A with the errors from what the objective was computed from.
+    fn start_products(&mut self) -> Result<(), K::Error> {
+        let (n, rows) = (self.n, self.rows);
+        let factor = self.panel.factor;
+        let mixed = factor.mixed();
+        let space = &mut *self.space;
+        space.products.start(n, rows);
+        space.work.resize(MAX_BLOCK * rows, 0.0);
+        for start in (0..n).step_by(BLOCK) {
+            self.kernels.check()?;
+            let end = n.min(start + BLOCK);
+            let width = end - start;
+            let products = &mut space.work[..width * rows];
+            let scaled = &space.scaled[start * rows..];
+            let (own, after) = scaled.split_at(width * rows);
+            products.copy_from_slice(own);
+            factor.load_lower(start, width, &mut space.matrix);
+            let (tile, own) = (view(&space.matrix, width, width), view(own, width, rows));
+            let mut result = view_mut(products, width, rows);
+            general_mat_mul(1.0, &tile.t(), &own, 1.0, &mut result);
+            if end < n {
+                let part = mixed.slice(s![end.., start..end]);
+                general_mat_mul(1.0, &part.t(), &view(after, n - end, rows), 1.0, &mut result);
+            }
+            space.products.store(start, products);
+        }
+        Ok(())
+    }
+
+    /// Passes over all columns, until nothing changes. The objective of the errors has just been computed.
     fn descend(&mut self, passes: usize, objective: &mut [f64]) -> Result<(), K::Error> {
         let (n, rows) = (self.n, self.rows);
-        let mixed = self.panel.factor.mixed();
+        self.start_products()?;
         let space = &mut *self.space;
-        space.work.resize(MAX_BLOCK * rows, 0.0);
-        space.matrix.resize(BLOCK * BLOCK, 0.0);
-        let mut change = vec![0.0; rows];
-        for _ in 0..passes {
+        space.made.resize(BLOCK * rows, 0.0);
+        let mut gains = vec![0.0; rows];
+        for pass in 1..=passes {
             let mut changed = false;
             for start in (0..n).step_by(BLOCK) {
                 self.kernels.check()?;
                 let end = n.min(start + BLOCK);
                 let width = end - start;
-                let matrix = &mut space.matrix[..width * width];
+                space.matrix.resize(width * width, 0.0);
+                let matrix = &mut space.matrix[..];
                 for row in start..end {
                     let values = &self.panel.factor.upper_row(row)[..end - row];
                     for (column, value) in (row..end).zip(values) {
@@ -462,23 +510,11 @@ impl<K: Kernels> Work<'_, K> {
                         matrix[(column - start) * width + row - start] = *value;
                     }
                 }
-                let products = &mut space.work[..width * rows];
-                {
-                    let errors = view(&space.errors, n, rows);
-                    let mut products = view_mut(products, width, rows);
-                    let own = errors.slice(s![start..end, ..]);
-                    general_mat_mul(1.0, &view(matrix, width, width), &own, 0.0, &mut products);
-                    if start > 0 {
-                        let part = mixed.slice(s![..start, start..end]);
-                        general_mat_mul(1.0, &part.t(), &errors.slice(s![..start, ..]), 1.0, &mut products);
-                    }
-                    if end < n {
-                        let part = mixed.slice(s![start..end, end..]);
-                        general_mat_mul(1.0, &part, &errors.slice(s![end.., ..]), 1.0, &mut products);
-                    }
-                }
+                let work = &mut space.work[..width * rows];
+                space.products.load(start, work);
+                let made = &mut space.made[..width * rows];
                 let columns = start * rows..end * rows;
-                changed |= match &self.rounding.method {
+                let any = match &self.rounding.method {
                     Method::Levels(levels) => descent::descend(
                         levels,
                         &space.scales,
@@ -489,8 +525,9 @@ impl<K: Kernels> Work<'_, K> {
                             source: &space.source[columns.clone()],
                             errors: &mut space.errors[columns.clone()],
                             chosen: &mut space.chosen[columns],
-                            work: products,
-                            objective: &mut change,
+                            work,
+                            made,
+                            objective: &mut gains,
                         },
                     ),
                     Method::Codebook(grid) => codebook::descend(
@@ -502,20 +539,28 @@ impl<K: Kernels> Work<'_, K> {
                             rows,
                             source: &space.source[columns.clone()],
                             errors: &mut space.errors[columns],
-                            work: products,
+                            work,
+                            made,
                             codes: &mut space.codes[start / grid.width * rows..end / grid.width * rows],
                             signs: &mut space.signs[start / 8 * rows..end / 8 * rows],
-                            objective: &mut change,
+                            objective: &mut gains,
                         },
                     ),
                 };
+                if any {
+                    changed = true;
+                    space.changes.collect(made, rows);
+                    // In the last pass nobody reads the products before the block again.
+                    let from = if pass == passes { end } else { 0 };
+                    space.products.update(self.panel.factor, start, &space.changes, from);
+                }
             }
             if !changed {
                 break;
             }
         }
-        for (objective, change) in objective.iter_mut().zip(&change) {
-            *objective += change * self.panel.factor.unit();
+        for (objective, gain) in objective.iter_mut().zip(&gains) {
+            *objective += gain * self.panel.factor.unit();
         }
         Ok(())
     }
@@ -536,6 +581,7 @@ impl<K: Kernels> Work<'_, K> {
         self.space.chosen.clear();
         self.space.chosen.resize(n * rows, 0.0);
         self.space.work.resize(MAX_BLOCK * rows, 0.0);
+        self.space.scaled.resize(n * rows, 0.0);
         let mut objective = vec![0.0; rows];
         let mixed = self.panel.factor.mixed();
         for outer in (0..n).step_by(MAX_BLOCK) {
@@ -578,7 +624,8 @@ impl<K: Kernels> Work<'_, K> {
                         rows,
                         source: &space.source[columns.clone()],
                         errors: &mut space.errors[columns.clone()],
-                        chosen: &mut space.chosen[columns],
+                        chosen: &mut space.chosen[columns.clone()],
+                        made: &mut space.scaled[columns],
                         work: &mut space.work[(start - outer) * rows..(end - outer) * rows],
                         objective: &mut objective,
                     },
@@ -796,7 +843,7 @@ impl<K: Kernels> Work<'_, K> {
 
 /// Copies the feedback between the columns of a block: what column `i` gives to column `k` in row `i` and column `k`.
 fn load_feedback(factor: &Factor, start: usize, width: usize, matrix: &mut Vec<f32>) {
-    matrix.resize(BLOCK * BLOCK, 0.0);
+    matrix.resize(width * width, 0.0);
     for row in start..start + width {
         let values = &factor.lower_row(row)[start..];
         for (column, value) in values.iter().enumerate() {
