@@ -256,17 +256,22 @@ impl Rounding {
         }
     }
 
-    /// Returns the additions and multiplications of refining rows of a type, without those of rows that feedback hardly improves.
+    /// Returns the additions and multiplications of refining rows of a type, without those of rows that feedback hardly improves, and without
+    /// the updates after changes, which are few.
     pub fn operations(ty: TensorType, columns: u64, rows: u64, validation: bool) -> f64 {
         let Some(codec) = codec(ty) else { return 0.0 };
-        let square = (columns as f64).powi(2);
+        let columns = columns as f64;
+        let square = columns.powi(2);
+        // The objective of ggml's bytes and of the result.
         let forms = if validation { 4.0 } else { 2.0 } * square;
+        // The products of A with the errors, and the updates inside blocks.
+        let descent = |passes: usize| square + columns * (passes * BLOCK) as f64;
         let row = match &codec.codes {
             Codes::Codebook(book) => {
-                PASSES_OF_CODEBOOK as f64 * (2.0 * square + columns as f64 * Grid::operations(book))
+                descent(PASSES_OF_CODEBOOK) + columns * PASSES_OF_CODEBOOK as f64 * Grid::operations(book)
             }
-            _ if codec.few_levels() => ((PASSES + PASSES_AFTER_FEEDBACK) * 2 + 1) as f64 * square,
-            _ => (PASSES_AFTER_FEEDBACK * 2 + 1) as f64 * square,
+            _ if codec.few_levels() => square + descent(PASSES_AFTER_FEEDBACK) + descent(PASSES),
+            _ => square + descent(PASSES_AFTER_FEEDBACK),
         };
         rows as f64 * (row + forms)
     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 pub const ERROR_FORM: u32 = 1;
 
 /// The version of the algorithm that refines codes (`rounding`): raise it when it gives other bytes.
-pub const ROUNDING: u32 = 1;
+pub const ROUNDING: u32 = 2;
 
 /// What an engine is used for. Each role has an identity of its own, so that a new evaluator does not quantize again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
