@@ -1,17 +1,18 @@
 //! What refined rounding is worth: for each type that is quantized with an imatrix, the divergence of a file whose linear tensors and
 //! embedding all have this type, plain and refined, at equal bytes, on text that neither saw.
 //!
-//!     cargo bench --bench refined -- [--model FILE] [--types Q4_K,Q6_K] [--folder DIR] [--threads N]
+//!     cargo bench --bench refined -- [--model FILE] [--types Q4_K,Q6_K] [--floors Q6_K] [--folder DIR] [--threads N]
 //!     cargo bench --bench refined -- --texts Q4_K [--model FILE] [--folder DIR] [--threads N]
 //!
 //! The model is the example's unless another is named; the texts are the example's. All chunks of them are used.
 //!
-//! The floor is what the runtime adds by rounding activations to 8 bits, which no rounding of weights can remove. It is measured: the plain
-//! file's weights are written as F32, and the plain file's predictions are compared with those of this file. The numbers of the weights are the
-//! same, so only the rounding of the activations differs. "Less the floor" is (refined - floor) / (plain - floor).
+//! The floor is what the runtime adds by rounding activations to 8 bits, which no rounding of weights can remove. It is measured for types of
+//! more than 5 bits, where it is a large part: the weights of the plain file are written as F32, and the predictions of this file are compared
+//! with those of the plain file. The numbers of the weights are the same, so only the rounding of the activations differs. "Less the floor" is
+//! (refined - floor) / (plain - floor).
 //!
 //! With `--texts` the second moments come from fewer chunks, and from prose or code alone; both files use the imatrix of the same chunks. There
-//! the divergence is also measured on the calibration text, which shows how far the codes fit the text instead of the model.
+//! the divergence is also measured on the first chunks of both calibration texts, which shows how far the codes fit a text instead of the model.
 //!
 //! Exit status 1: a target is missed (0.65 for K-quants and IQ4, 1.0 for the others).
 #![allow(missing_docs, clippy::disallowed_methods, clippy::print_stdout, clippy::unwrap_used)]
@@ -25,6 +26,11 @@ use std::process::ExitCode;
 
 use forge::rounding::why_not_refined;
 use forge::syntax::names::TYPES;
+
+/// Types whose floor is measured.
+const FLOORS: &str = "Q6_K,Q5_K,Q5_1,Q5_0";
+/// Chunks of each calibration text that `--texts` measures on.
+const SEEN: u32 = 32;
 
 struct Bench {
     folder: PathBuf,
@@ -59,11 +65,12 @@ fn main() -> ExitCode {
         },
         |types| types.split(',').map(str::to_owned).collect::<Vec<_>>(),
     );
-    bench.types(&types)
+    let floors = option("--floors").unwrap_or_else(|| FLOORS.to_owned());
+    bench.types(&types, &floors)
 }
 
 impl Bench {
-    fn types(&self, types: &[String]) -> ExitCode {
+    fn types(&self, types: &[String], floors: &str) -> ExitCode {
         let mut recipe = self.start(&self.model) + &moments("all", "calibration", None);
         for ty in types {
             recipe += &policy(
@@ -85,14 +92,22 @@ impl Bench {
                 ["plain", "refined"].map(|way| (format!("{ty}-{way}"), &figures[&format!("{ty}-{way}")]));
             assert_eq!(plain.1.bytes, refined.1.bytes);
             let [low, high] = self.paired("types", &plain.0, &refined.0);
-            let floor = self.floor(&plain.0, ty);
+            let floor = floors
+                .split(',')
+                .any(|floor| floor == ty)
+                .then(|| self.floor(&plain.0, ty));
             let (plain, refined) = (plain.1.kld["held-out"], refined.1.kld["held-out"]);
             let ratio = refined / plain;
+            let [floor, less] = floor.map_or(["-".to_owned(), "-".to_owned()], |floor| {
+                [
+                    format!("{floor:.6}"),
+                    format!("{:.3}", (refined - floor) / (plain - floor)),
+                ]
+            });
             println!(
-                "{ty:>8} {:>10} {plain:>10.6} {refined:>10.6} {ratio:>8.3} {:>17} {floor:>10.6} {:>15.3}",
+                "{ty:>8} {:>10} {plain:>10.6} {refined:>10.6} {ratio:>8.3} {:>17} {floor:>10} {less:>15}",
                 figures[&format!("{ty}-plain")].bytes,
                 format!("{:.3} - {:.3}", 1.0 + low / plain, 1.0 + high / plain),
-                (refined - floor) / (plain - floor),
             );
             let target = if ty.ends_with("_K") || ty.starts_with("IQ4") {
                 0.65
@@ -114,7 +129,7 @@ impl Bench {
     fn floor(&self, candidate: &str, ty: &str) -> f64 {
         let path = self.folder.join(format!("out-types/{candidate}.gguf"));
         let recipe = self.start(&path)
-            + "[policy.f32]\nmethod = \"manual\"\nrules = []\notherwise = \"F32\"\n\
+            + "[policy.f32]\nmethod = \"manual\"\nrules = [{ match = '.', type = \"F32\" }]\n\
                [promote.f32]\npolicy = \"f32\"\nallow_requantize = true\n\
                [eval.held-out]\ncorpus = \"held-out\"\n";
         let figures = self.build(&format!("floor-{ty}"), &recipe);
@@ -144,27 +159,20 @@ impl Bench {
             recipe += &policy(&name, ty, &name, &refined);
             sections.push(name);
         }
-        for corpus in ["held-out", "calibration", "prose", "code"] {
-            recipe += &format!("[eval.{corpus}]\ncorpus = \"{corpus}\"\n");
+        recipe += "[eval.held-out]\ncorpus = \"held-out\"\n";
+        for corpus in ["prose", "code"] {
+            recipe += &format!("[eval.{corpus}]\ncorpus = \"{corpus}\"\nchunks = {SEEN}\n");
         }
         let figures = self.build("texts", &recipe);
-        println!("{ty}, refined / plain, on the text of the column");
-        println!(
-            "{:>16} {:>10} {:>12} {:>10} {:>10}",
-            "moments", "held-out", "calibration", "prose", "code"
-        );
+        println!("{ty}, refined / plain, on the text of the column ({SEEN} chunks of prose and code)");
+        println!("{:>16} {:>10} {:>10} {:>10}", "moments", "held-out", "prose", "code");
         for name in sections {
             let ratio = |text: &str| {
                 let [plain, refined] = ["plain", "refined"].map(|way| figures[&format!("{name}-{way}")].kld[text]);
                 refined / plain
             };
-            println!(
-                "{name:>16} {:>10.3} {:>12.3} {:>10.3} {:>10.3}",
-                ratio("held-out"),
-                ratio("calibration"),
-                ratio("prose"),
-                ratio("code")
-            );
+            let [held_out, prose, code] = ["held-out", "prose", "code"].map(ratio);
+            println!("{name:>16} {held_out:>10.3} {prose:>10.3} {code:>10.3}");
         }
     }
 
@@ -251,7 +259,7 @@ fn moments(name: &str, corpus: &str, chunks: Option<u32>) -> String {
 /// A policy that gives one type to all tensors that can have it, and its candidates.
 fn policy(name: &str, ty: &str, imatrix: &str, more: &str) -> String {
     format!(
-        "[policy.{name}]\nmethod = \"manual\"\nimatrix = \"{imatrix}\"\nrules = []\notherwise = \"{ty}\"\n{more}\
+        "[policy.{name}]\nmethod = \"manual\"\nimatrix = \"{imatrix}\"\nrules = [{{ match = '.', type = \"{ty}\" }}]\n{more}\
          [promote.{name}]\npolicy = \"{name}\"\n"
     )
 }

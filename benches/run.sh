@@ -16,6 +16,10 @@ fi
 cargo bench --bench null_build -- "$@"
 cargo bench --bench quantize -- "$@"
 cargo bench --bench probes -- "$@"
+cargo bench --bench rounding
+# Each some 20 minutes. They say with their status that a target is missed, which stops nothing here.
+cargo bench --bench refined || true
+cargo bench --bench refined -- --texts Q4_K
 # Some 20 minutes.
 cargo bench --bench estimates
 # Some hours: every type of every tensor is measured.
