@@ -26,6 +26,7 @@ use std::process::ExitCode;
 
 use forge::rounding::why_not_refined;
 use forge::syntax::names::TYPES;
+use forge::tensor_type::TensorType;
 
 /// Types whose floor is measured.
 const FLOORS: &str = "Q6_K,Q5_K,Q5_1,Q5_0";
@@ -161,7 +162,7 @@ impl Bench {
         }
         recipe += "[eval.held-out]\ncorpus = \"held-out\"\n";
         for corpus in ["prose", "code"] {
-            recipe += &format!("[eval.{corpus}]\ncorpus = \"{corpus}\"\nchunks = {SEEN}\n");
+            recipe += &format!("[eval.{corpus}]\ncorpus = \"{corpus}\"\nchunks = {SEEN}\nallow_overlap = true\n");
         }
         let figures = self.build("texts", &recipe);
         println!("{ty}, refined / plain, on the text of the column ({SEEN} chunks of prose and code)");
@@ -257,9 +258,17 @@ fn moments(name: &str, corpus: &str, chunks: Option<u32>) -> String {
 }
 
 /// A policy that gives one type to all tensors that can have it, and its candidates.
+///
+/// Some types cannot be made without importances, which the embedding has none of. There it gets Q2_K, as in llama.cpp's mixes.
 fn policy(name: &str, ty: &str, imatrix: &str, more: &str) -> String {
+    let needy = ty.parse().is_ok_and(TensorType::needs_imatrix);
+    let embedding = if needy {
+        "{ match = 'token_embd', type = \"Q2_K\" }, "
+    } else {
+        ""
+    };
     format!(
-        "[policy.{name}]\nmethod = \"manual\"\nimatrix = \"{imatrix}\"\nrules = [{{ match = '.', type = \"{ty}\" }}]\n{more}\
+        "[policy.{name}]\nmethod = \"manual\"\nimatrix = \"{imatrix}\"\nrules = [{embedding}{{ match = '.', type = \"{ty}\" }}]\n{more}\
          [promote.{name}]\npolicy = \"{name}\"\n"
     )
 }

@@ -1,9 +1,10 @@
 //! Refining the codes of quantized tensors: speed beside this machine's matrix products and beside ggml's quantizer, and what it gains.
 //!
-//!     cargo bench --bench rounding -- [--rows 256] [--columns 256,1024,4096] [--types Q4_K,Q6_K]
+//!     cargo bench --bench rounding -- [--rows 2048] [--columns 1024,4096] [--types Q4_K,Q6_K]
 //!
 //! One thread, made-up weights and inputs (24 common causes and noise), the best of three runs. The rate of matrix products is that of `ndarray` on
-//! two matrices of 1024 x 1024 in 32 bits.
+//! two matrices of 1024 x 1024 in 32 bits. A matrix of fewer than 2048 rows is refined in smaller panels, so that many threads get some, and each panel
+//! reads all second moments: there refinement is slower.
 //!
 //! - "of products": the multiplications and additions that refinement needs, by the second, as a share of that rate (wanted: 25 %).
 //! - "without search": the same, less the time of ggml's search for scales, which refinement calls once more (not for codebooks).
@@ -49,8 +50,8 @@ fn main() {
         let at = arguments.iter().position(|argument| argument == name);
         at.map(|at| arguments[at + 1].clone())
     };
-    let rows: usize = option("--rows").map_or(256, |rows| rows.parse().unwrap());
-    let columns = option("--columns").unwrap_or_else(|| "256,512,1024,2048,4096".to_owned());
+    let rows: usize = option("--rows").map_or(2048, |rows| rows.parse().unwrap());
+    let columns = option("--columns").unwrap_or_else(|| "1024,4096".to_owned());
     let types: Vec<TensorType> = option("--types").map_or_else(
         || TYPES.to_vec(),
         |types| types.split(',').map(|ty| ty.parse().unwrap()).collect(),

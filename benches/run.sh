@@ -16,6 +16,7 @@ fi
 cargo bench --bench null_build -- "$@"
 cargo bench --bench quantize -- "$@"
 cargo bench --bench probes -- "$@"
+# Some 10 minutes.
 cargo bench --bench rounding
 # Each some 20 minutes. They say with their status that a target is missed, which stops nothing here.
 cargo bench --bench refined || true
