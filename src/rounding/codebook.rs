@@ -154,12 +154,12 @@ fn descend_width<const W: usize>(grid: &Grid, scales: &Scales, matrix: &[f32], b
             *code = best;
             *signs = *signs & !(mask << shift) | new << shift;
             let mut change = [0.0_f32; W];
-            for i in 0..W {
+            for (i, change) in change.iter_mut().enumerate() {
                 let at = (first + i) * rows + row;
                 let error = block.source[at] - grid.value(scale, best, i, new >> i & 1 == 1);
-                change[i] = block.errors[at] - error;
+                *change = block.errors[at] - error;
                 block.errors[at] = error;
-                block.made[at] = change[i];
+                block.made[at] = *change;
             }
             let mut gain = 0.0;
             for i in 0..W {

@@ -21,7 +21,7 @@ pub(super) struct Changes {
     /// Columns of the block.
     width: usize,
     /// For each row, `width` places.
-    changes: Vec<(u32, f32)>,
+    places: Vec<(u32, f32)>,
     /// How many places of each row are in use.
     counts: Vec<u32>,
 }
@@ -32,12 +32,12 @@ impl Changes {
         self.width = values.len() / rows;
         self.counts.clear();
         self.counts.resize(rows, 0);
-        self.changes.resize(values.len(), (0, 0.0));
+        self.places.resize(values.len(), (0, 0.0));
         for (column, values) in (0..).zip(values.chunks_exact(rows)) {
             for ((value, count), places) in values
                 .iter()
                 .zip(&mut self.counts)
-                .zip(self.changes.chunks_exact_mut(self.width))
+                .zip(self.places.chunks_exact_mut(self.width))
             {
                 // Errors shrink by what values grow. Written in any case: a branch would be mispredicted.
                 places[*count as usize] = (column, -value);
@@ -134,7 +134,7 @@ impl Products {
     #[cfg(test)]
     pub(super) fn held(&self, changes: &Changes) -> u64 {
         let numbers = self.values.capacity() + self.tile.capacity() + changes.counts.capacity();
-        (4 * numbers + 8 * changes.changes.capacity()) as u64
+        (4 * numbers + 8 * changes.places.capacity()) as u64
     }
 }
 
@@ -148,7 +148,7 @@ fn add(changes: &Changes, tile: &[f32], products: &mut [f32]) {
 fn add_inlined(changes: &Changes, tile: &[f32], products: &mut [f32]) {
     for ((products, places), count) in products
         .chunks_exact_mut(WIDE)
-        .zip(changes.changes.chunks_exact(changes.width))
+        .zip(changes.places.chunks_exact(changes.width))
         .zip(&changes.counts)
     {
         if *count == 0 {
