@@ -161,9 +161,9 @@ impl Bench {
             sections.push(name);
         }
         recipe += "[eval.held-out]\ncorpus = \"held-out\"\n";
-        for corpus in ["prose", "code"] {
-            recipe += &format!("[eval.{corpus}]\ncorpus = \"{corpus}\"\nchunks = {SEEN}\nallow_overlap = true\n");
-        }
+        let seen = ["prose", "code"]
+            .map(|corpus| format!("[eval.{corpus}]\ncorpus = \"{corpus}\"\nchunks = {SEEN}\nallow_overlap = true\n"));
+        recipe += &seen.concat();
         let figures = self.build("texts", &recipe);
         println!("{ty}, refined / plain, on the text of the column ({SEEN} chunks of prose and code)");
         println!("{:>16} {:>10} {:>10} {:>10}", "moments", "held-out", "prose", "code");

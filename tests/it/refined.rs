@@ -272,18 +272,18 @@ fn llama_perplexity_reads_refined_files_of_every_type_and_finds_the_same_diverge
         forge.write(to, text.chars().take(20_000).collect::<String>());
     }
     let (start, _) = RECIPE.split_once("[policy.mix]").unwrap();
-    let mut recipe = start.to_owned();
-    for (name, tensors) in EVERY_TYPE {
+    let policies = EVERY_TYPE.iter().map(|(name, tensors)| {
         let rules: Vec<String> = tensors
             .iter()
             .map(|(tensor, ty)| format!("{{ match = '{tensor}', type = \"{ty}\" }}"))
             .collect();
-        recipe += &format!(
+        format!(
             "[policy.{name}]\nmethod = \"manual\"\nimatrix = \"general\"\nmoments = \"general\"\n\
              rounding = [\"plain\", \"refined\"]\nrules = [{}]\n[promote.{name}]\npolicy = \"{name}\"\n",
             rules.join(", ")
-        );
-    }
+        )
+    });
+    let recipe = start.to_owned() + &policies.collect::<String>();
     forge.recipe(&recipe);
     let _ = forge.run(&["build"]).success();
 
