@@ -72,7 +72,7 @@ fn main() -> ExitCode {
 
 impl Bench {
     fn types(&self, types: &[String], floors: &str) -> ExitCode {
-        let mut recipe = self.start(&self.model) + &moments("all", "calibration", None);
+        let mut recipe = start(&self.model) + &moments("all", "calibration", None);
         for ty in types {
             recipe += &policy(
                 ty,
@@ -129,7 +129,7 @@ impl Bench {
     /// Returns the divergence that the rounding of activations makes in a plain file: that between the file and its own weights as F32.
     fn floor(&self, candidate: &str, ty: &str) -> f64 {
         let path = self.folder.join(format!("out-types/{candidate}.gguf"));
-        let recipe = self.start(&path)
+        let recipe = start(&path)
             + "[policy.f32]\nmethod = \"manual\"\nrules = [{ match = '.', type = \"F32\" }]\n\
                [promote.f32]\npolicy = \"f32\"\nallow_requantize = true\n\
                [eval.held-out]\ncorpus = \"held-out\"\n";
@@ -141,7 +141,7 @@ impl Bench {
 
     /// Fewer chunks, and one kind of text alone.
     fn texts(&self, ty: &str) {
-        let mut recipe = self.start(&self.model);
+        let mut recipe = start(&self.model);
         let mut sections = Vec::new();
         for (corpus, chunks) in [
             ("calibration", Some(4)),
@@ -175,20 +175,6 @@ impl Bench {
             let [held_out, prose, code] = ["held-out", "prose", "code"].map(ratio);
             println!("{name:>16} {held_out:>10.3} {prose:>10.3} {code:>10.3}");
         }
-    }
-
-    /// The beginning of a recipe: a model, and the texts.
-    fn start(&self, model: &Path) -> String {
-        let texts = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/quickstart");
-        let texts = texts.display();
-        format!(
-            "schema = 1\nname = \"refined\"\n[source.model]\npath = \"{}\"\n\
-             [corpus.calibration]\nfiles = [\"{texts}/calibration-*.txt\"]\n\
-             [corpus.prose]\nfiles = [\"{texts}/calibration-prose.txt\"]\n\
-             [corpus.code]\nfiles = [\"{texts}/calibration-code.txt\"]\n\
-             [corpus.held-out]\nfiles = [\"{texts}/held-out.txt\"]\n",
-            model.display()
-        )
     }
 
     /// Builds a recipe and returns the figures of its candidates.
@@ -250,6 +236,20 @@ impl Bench {
 struct Figures {
     bytes: u64,
     kld: BTreeMap<String, f64>,
+}
+
+/// The beginning of a recipe: a model, and the texts.
+fn start(model: &Path) -> String {
+    let texts = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/quickstart");
+    let texts = texts.display();
+    format!(
+        "schema = 1\nname = \"refined\"\n[source.model]\npath = \"{}\"\n\
+         [corpus.calibration]\nfiles = [\"{texts}/calibration-*.txt\"]\n\
+         [corpus.prose]\nfiles = [\"{texts}/calibration-prose.txt\"]\n\
+         [corpus.code]\nfiles = [\"{texts}/calibration-code.txt\"]\n\
+         [corpus.held-out]\nfiles = [\"{texts}/held-out.txt\"]\n",
+        model.display()
+    )
 }
 
 fn moments(name: &str, corpus: &str, chunks: Option<u32>) -> String {
