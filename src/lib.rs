@@ -24,6 +24,7 @@ pub mod imatrix;
 
 pub mod moments;
 
+pub mod fisher;
 pub mod rounding;
 
 pub mod container;
@@ -45,8 +46,6 @@ pub mod overlap;
 pub mod allocation;
 
 pub mod certificate;
-
-pub mod fisher;
 
 pub mod policy;
 

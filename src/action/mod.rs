@@ -7,6 +7,8 @@ pub mod difference;
 mod eval;
 mod eval_block;
 mod gate;
+mod gradients;
+mod gradients_block;
 mod imatrix_block;
 mod imatrix_collect;
 mod imatrix_import;
@@ -28,6 +30,7 @@ pub mod result;
 pub mod role;
 mod tensor;
 mod tensor_error;
+mod tensor_loss;
 mod tokens;
 mod weight_inputs;
 
@@ -41,6 +44,8 @@ pub use corpus::Corpus;
 pub use eval::Eval;
 pub use eval_block::EvalBlock;
 pub use gate::Gate;
+pub use gradients::Gradients;
+pub use gradients_block::GradientsBlock;
 pub use imatrix_block::ImatrixBlock;
 pub use imatrix_collect::ImatrixCollect;
 pub use imatrix_import::ImatrixImport;
@@ -64,6 +69,7 @@ pub use refined_tensor::RefinedTensor;
 pub use result::ActionResult;
 pub use tensor::Tensor;
 pub use tensor_error::TensorError;
+pub use tensor_loss::TensorLoss;
 pub use tokens::Tokens;
 pub use weight_inputs::WeightInputs;
 
@@ -146,6 +152,10 @@ kinds! {
     MomentsSum,
     /// Collects the second moments of all inputs of a model's weights.
     Moments,
+    /// Adds up the factors of gradients at all weights over a block of chunks.
+    GradientsBlock,
+    /// Collects the factors of gradients at all weights of a model.
+    Gradients,
     /// Checks that an imatrix fits a model.
     Join,
     /// Chooses a type for each tensor.
@@ -156,6 +166,8 @@ kinds! {
     RefinedTensor,
     /// Computes the squared errors of a quantized tensor.
     TensorError,
+    /// Computes what the errors of a quantized tensor cost, from gradients.
+    TensorLoss,
     /// Assembles a candidate from its tensors.
     Promote,
     /// Computes the reference's log-probabilities of a block of chunks.

@@ -23,6 +23,8 @@ use super::MomentsOf;
 use super::QuantizeJob;
 use super::ReadAt;
 use super::Role;
+use super::SumsOfRows;
+use crate::fisher::InputRounding;
 use crate::imatrix::Imatrix;
 use crate::moments::Accumulator;
 use crate::tensor_type::TensorType;
@@ -348,6 +350,29 @@ pub trait Quantizer: Send + Sync {
         cancel: &Cancel,
         progress: &dyn Fn(u64),
     ) -> Result<Vec<MatrixError>, EngineError>;
+
+    /// Adds up sums over the rows of one matrix of a tensor whose quantized bytes are given. The order of the additions depends on the
+    /// tensor's shape alone.
+    ///
+    /// # Errors
+    ///
+    /// As for quantizing.
+    #[expect(clippy::too_many_arguments, reason = "a job, its bytes, and what is done with them")]
+    fn sum_rows(
+        &self,
+        job: &QuantizeJob<'_>,
+        matrix: u64,
+        read: &ReadAt<'_>,
+        quantized: &[u8],
+        cancel: &Cancel,
+        progress: &dyn Fn(u64),
+        sums: &SumsOfRows<'_>,
+    ) -> Result<Vec<f64>, EngineError>;
+
+    /// Returns how products with weights of a type round their inputs; `None` if they do not round them to 8 bits.
+    fn input_rounding(&self, _ty: TensorType) -> Option<InputRounding> {
+        None
+    }
 }
 
 /// Chooses better codes for quantized tensors. Results do not depend on the number of threads.

@@ -45,6 +45,22 @@ impl MatrixError {
     }
 }
 
+/// Some rows of a matrix, and what became of them.
+#[derive(Debug, Clone, Copy)]
+pub struct RowPanel<'a> {
+    /// The first row, counted in its matrix.
+    pub first: usize,
+    /// The values in a row.
+    pub columns: usize,
+    /// The values of the source, row by row.
+    pub source: &'a [f32],
+    /// The values that the quantized bytes stand for.
+    pub quantized: &'a [f32],
+}
+
+/// Returns some sums over rows: for all rows of a tensor as many. Called from many threads at once.
+pub type SumsOfRows<'a> = dyn Fn(&RowPanel<'_>) -> Vec<f64> + Sync + 'a;
+
 /// What is known of the inputs of one matrix of a tensor.
 #[derive(Debug, Clone)]
 pub enum MatrixMoments {

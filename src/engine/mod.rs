@@ -64,6 +64,8 @@ pub use self::job::MatrixRefinement;
 pub use self::job::MomentsOf;
 pub use self::job::QuantizeJob;
 pub use self::job::ReadAt;
+pub use self::job::RowPanel;
+pub use self::job::SumsOfRows;
 pub use self::options::Options;
 pub use self::registry::EngineSettings;
 pub use self::registry::Engines;

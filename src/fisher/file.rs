@@ -38,6 +38,12 @@ impl Writer {
         self.0.extend_from_slice(&number.to_le_bytes());
     }
 
+    /// Writes bytes with their length before them; nothing is different from no bytes.
+    pub(super) fn part(&mut self, bytes: Option<&[u8]>) {
+        self.count(bytes.map_or(0, |bytes| bytes.len() as u64 + 1));
+        self.0.extend_from_slice(bytes.unwrap_or_default());
+    }
+
     pub(super) fn finish(self) -> Vec<u8> {
         self.0
     }
@@ -65,6 +71,30 @@ impl<'b> Reader<'b> {
         };
         self.rest = rest;
         Ok(u64::from_le_bytes(*first))
+    }
+
+    /// Returns bytes with their length before them.
+    pub(super) fn part(&mut self) -> Result<Option<&'b [u8]>, FactorsError> {
+        let Some(len) = self.count()?.checked_sub(1) else {
+            return Ok(None);
+        };
+        let found = self.rest.len() as u64;
+        let Some((part, rest)) = usize::try_from(len)
+            .ok()
+            .and_then(|len| self.rest.split_at_checked(len))
+        else {
+            return Err(FactorsError::Length {
+                found: self.len,
+                expected: self.len.saturating_add(len - found),
+            });
+        };
+        self.rest = rest;
+        Ok(Some(part))
+    }
+
+    /// Checks that nothing is left.
+    pub(super) fn end(&self) -> Result<(), FactorsError> {
+        self.expect(self.len - self.rest.len() as u64)
     }
 
     /// Checks the length of the whole file.

@@ -22,13 +22,20 @@
 
 mod cost;
 mod file;
+mod input;
 mod lookup;
 mod output;
 mod routing;
+mod weight;
 
 pub use cost::Shape;
 pub use file::FactorsError;
+pub use input::InputRounding;
+pub use input::InputSums;
 pub use lookup::LookupFactors;
 pub use output::OutputFactors;
 pub use routing::Measured;
 pub use routing::Routing;
+pub use weight::ModelFactors;
+pub use weight::ProductFactors;
+pub use weight::WeightFactors;

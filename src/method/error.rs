@@ -22,6 +22,7 @@ use super::measuring::Measured;
 use super::measuring::USUAL_TYPES;
 use super::open::Open;
 use super::problem::MethodError;
+use super::rounding::RoundingDocument;
 use super::section::PolicySection;
 use crate::allocation::DEFAULT_STATES;
 use crate::digest::BlobDigest;
@@ -95,6 +96,9 @@ pub struct Document {
     pub imatrix: Option<BlobDigest>,
     /// What the sensitivities are measured with; all count the same without.
     pub probes: Option<ProbesDocument>,
+    /// How codes are refined, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounding: Option<RoundingDocument>,
     /// What bounds the choice.
     #[serde(flatten)]
     pub constraints: ConstraintsDocument,
@@ -195,6 +199,7 @@ impl PolicyMethod for Settings {
             model: inputs.model()?,
             imatrix: inputs.imatrix()?,
             probes: probes.transpose()?,
+            rounding: inputs.rounding()?,
             constraints: self.constraints.document(keep),
             states: DEFAULT_STATES,
             solver: SOLVER,
@@ -236,7 +241,7 @@ impl PolicyMethod for Settings {
 }
 
 impl PolicyDocument for Document {
-    const FIELDS: &'static [Field] = &fields::<15>(&[
+    const FIELDS: &'static [Field] = &fields::<16>(&[
         &[
             HeaderDocument::field(),
             BudgetDocument::field(),
@@ -254,6 +259,7 @@ impl PolicyDocument for Document {
                     field("evaluator", Engine(Evaluator)),
                 ]),
             ),
+            RoundingDocument::field(),
         ],
         ConstraintsDocument::FIELDS,
         &[

@@ -9,6 +9,7 @@ use super::constraints::Constraints;
 use super::header::HeaderDocument;
 use super::open::Open;
 use super::problem::MethodError;
+use super::rounding::RoundingDocument;
 use super::section::PolicySection;
 use crate::container::Metadata;
 use crate::digest::BlobDigest;
@@ -110,6 +111,13 @@ pub enum Probing {
     },
     /// So many of each group.
     OfEachGroup(u32),
+    /// So many groups of a mixture of experts; gradients tell the losses of all.
+    Gradients {
+        /// How many.
+        probes: u32,
+        /// How often the choice is measured as a whole, and without each kind of tensor.
+        corrections: u32,
+    },
 }
 
 /// The outputs of earlier steps and the engines, for the document of a method.
@@ -132,6 +140,8 @@ pub(crate) trait Inputs {
     /// Returns a budget as documents have it: of another candidate its bytes, so that what keeps to the same number of bytes is
     /// the same action.
     fn budget(&self, budget: &Budget) -> Result<BudgetDocument, Self::Error>;
+    /// Returns how the codes of tensors are refined, if they are.
+    fn rounding(&self) -> Result<Option<RoundingDocument>, Self::Error>;
     /// Returns the identity of the engine in a role.
     fn engine(&self, role: EngineRole) -> Result<Fingerprint, Self::Error>;
 

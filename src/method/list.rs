@@ -142,6 +142,7 @@ methods! {
     Measured = measured,
     Boost = boost,
     Error = error,
+    Fisher = fisher,
 }
 
 #[cfg(test)]

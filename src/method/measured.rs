@@ -20,6 +20,7 @@ use super::measuring::Measured;
 use super::measuring::USUAL_TYPES;
 use super::open::Open;
 use super::problem::MethodError;
+use super::rounding::RoundingDocument;
 use super::section::PolicySection;
 use crate::allocation::DEFAULT_STATES;
 use crate::digest::BlobDigest;
@@ -107,6 +108,9 @@ pub struct Document {
     pub max_probes: Option<u64>,
     /// The maximum number of rounds of refinement.
     pub refine: u32,
+    /// How codes are refined, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounding: Option<RoundingDocument>,
     /// What bounds the choice.
     #[serde(flatten)]
     pub constraints: ConstraintsDocument,
@@ -188,6 +192,7 @@ impl PolicyMethod for Settings {
             screen: self.screen,
             max_probes: self.max_probes,
             refine: self.refine,
+            rounding: inputs.rounding()?,
             constraints: self.constraints.document(keep),
             states: DEFAULT_STATES,
             solver: SOLVER,
@@ -235,7 +240,7 @@ impl PolicyMethod for Settings {
 }
 
 impl PolicyDocument for Document {
-    const FIELDS: &'static [Field] = &fields::<23>(&[
+    const FIELDS: &'static [Field] = &fields::<24>(&[
         &[
             HeaderDocument::field(),
             BudgetDocument::field(),
@@ -249,6 +254,7 @@ impl PolicyDocument for Document {
             field("screen", Setting),
             field("max_probes", Setting),
             field("refine", Setting),
+            RoundingDocument::field(),
         ],
         ConstraintsDocument::FIELDS,
         &[

@@ -24,6 +24,7 @@ pub mod ashq1;
 pub mod boost;
 pub mod density;
 pub mod error;
+pub mod fisher;
 pub mod manual;
 pub mod measured;
 pub mod mix;

@@ -18,6 +18,8 @@ pub enum Phase {
     Moments,
     /// The loss of the unchanged model, by which the others are corrected.
     Unchanged,
+    /// Gradients at the outputs of weights.
+    Gradients,
     /// Quantizing tensors.
     Quantize,
     /// Refining the codes of tensors.
@@ -40,12 +42,13 @@ pub enum Phase {
 
 impl Phase {
     /// All phases, in order.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Hash,
         Self::Reference,
         Self::Collect,
         Self::Moments,
         Self::Unchanged,
+        Self::Gradients,
         Self::Quantize,
         Self::Codes,
         Self::Screen,
@@ -65,6 +68,7 @@ impl Phase {
             Self::Collect => "collect",
             Self::Moments => "moments",
             Self::Unchanged => "unchanged",
+            Self::Gradients => "gradients",
             Self::Quantize => "quantize",
             Self::Codes => "codes",
             Self::Screen => "screen",
@@ -85,6 +89,7 @@ impl Phase {
             Self::Collect => "collecting",
             Self::Moments => "collecting second moments",
             Self::Unchanged => "measuring the unchanged model",
+            Self::Gradients => "computing gradients",
             Self::Quantize => "quantizing",
             Self::Codes => "refining codes",
             Self::Screen => "screening",

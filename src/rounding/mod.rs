@@ -25,6 +25,7 @@ pub use self::factor::Factor;
 pub use self::factor::LEAST_IMPORTANCE;
 pub use self::factor::MomentsError;
 pub use self::kernels::Kernels;
+pub use self::objective::squared_errors;
 pub use self::panel::Outcome;
 pub use self::panel::PANEL;
 pub use self::panel::Panel;

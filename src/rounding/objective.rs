@@ -105,3 +105,29 @@ impl Buffers {
         }
     }
 }
+
+/// Rows that are computed together.
+const ROWS: usize = 64;
+
+/// Returns the mean of (e x)^2 over the inputs x of second moments, for each row e of errors.
+pub fn squared_errors(moments: &SecondMoments, errors: &[f32]) -> Vec<f64> {
+    let columns = moments.columns().max(1);
+    let mut buffers = Buffers::default();
+    let mut by_column = Vec::new();
+    let mut found = Vec::with_capacity(errors.len() / columns);
+    for errors in errors.chunks(ROWS * columns) {
+        let rows = errors.len() / columns;
+        by_column.clear();
+        for column in 0..columns {
+            by_column.extend(errors.iter().skip(column).step_by(columns).take(rows));
+        }
+        let start = found.len();
+        found.resize(start + rows, 0.0);
+        buffers.add_forms(moments, &by_column, &mut found[start..]);
+    }
+    // A sum of squares, but for the rounding of products.
+    for error in &mut found {
+        *error = error.max(0.0);
+    }
+    found
+}

@@ -18,6 +18,7 @@ pub mod overlap;
 pub mod pattern;
 pub mod policy;
 pub mod promote;
+mod refining;
 pub mod source;
 pub mod space;
 pub mod timing;

@@ -3,7 +3,6 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::collections::BTreeSet;
 
 use crate::action;
 use crate::action::Action;
@@ -23,16 +22,12 @@ use crate::method::rounding::RoundingDocument;
 use crate::observer::Phase;
 use crate::observer::Unit;
 use crate::policy::Choice;
-use crate::policy::TensorFacts;
 use crate::policy::likely_inputs;
 use crate::prose;
 use crate::recipe::model::SourceName;
 use crate::recipe::model::Step;
 use crate::recipe::model::StepBody;
 use crate::recipe::model::StepId;
-use crate::rounding::Factor;
-use crate::rounding::Rounding;
-use crate::rounding::why_not_refined;
 use crate::step::Env;
 use crate::step::Estimate;
 use crate::step::Inputs;
@@ -47,9 +42,9 @@ use crate::step::key_of;
 use crate::step::likely_types;
 use crate::step::output;
 use crate::step::policy;
+use crate::step::refining::Refining;
 use crate::step::space::Headers;
 use crate::step::wrong_kind;
-use crate::tensor_type::TensorType;
 use crate::timing::Amounts;
 use crate::timing::Operation;
 use crate::timing::PhaseWork;
@@ -128,39 +123,6 @@ impl<'i> Parts<'i> {
 
     fn imatrix(&self) -> Result<Option<BlobDigest>, StepError> {
         self.join.map(|join| join.output(ImatrixCollect::IMATRIX)).transpose()
-    }
-}
-
-/// The work of refining codes.
-#[derive(Default)]
-struct Refining {
-    bytes: f64,
-    amounts: Amounts,
-    /// The inputs whose factorizations are counted.
-    inputs: BTreeSet<usize>,
-}
-
-impl Refining {
-    /// Adds a tensor in a type; `input` says which tensors share a factorization.
-    fn add(&mut self, tensor: &TensorFacts, to: TensorType, input: usize) {
-        if why_not_refined(to).is_some() {
-            return;
-        }
-        let weights = tensor.dims.iter().product::<u64>();
-        let columns = tensor.columns();
-        self.bytes += tensor.ty.tensor_bytes(&tensor.dims).unwrap_or_default() as f64;
-        // The search of scales runs once more, on compensated columns.
-        self.amounts.add(Operation::Quantize(to), weights);
-        // Half of the operations are multiplications. Most second moments have a part for validation.
-        let operations = Rounding::operations(to, columns, weights / columns.max(1), true);
-        self.amounts.add(Operation::Product, operations / 2.0);
-        if self.inputs.insert(input) {
-            let matrices: u64 = tensor.dims.iter().skip(2).product();
-            // Of 64-bit floats, which take twice as long.
-            self.amounts
-                .add(Operation::Product, Factor::operations(columns) * matrices as f64);
-        }
-        self.amounts.add(Operation::Commit, 1_u64);
     }
 }
 

@@ -137,6 +137,11 @@ impl Forward {
         amounts
     }
 
+    /// Returns the multiply-adds of the products of a chunk of `context` tokens with all weights, attention apart.
+    pub fn multiply_adds(&self, context: u32) -> f64 {
+        self.tensors.iter().map(|tensor| tensor.products).sum::<f64>() * f64::from(context)
+    }
+
     /// Returns the work of loading the model, or a candidate of it, in a worker process.
     pub fn load(&self, types: Option<&[TensorType]>) -> Amounts {
         Amounts::of(Operation::Start, 1_u64).and(&Amounts::of(Operation::Load, self.bytes(types)))

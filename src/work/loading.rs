@@ -10,6 +10,9 @@ use super::models::Batch;
 use super::models::Probing;
 use super::models::take;
 use crate::digest::Fingerprint;
+use crate::engine::EngineError;
+use crate::engine::GradientOptions;
+use crate::engine::Gradients;
 use crate::engine::Model;
 use crate::engine::ModelFiles;
 use crate::engine::Prober;
@@ -17,6 +20,10 @@ use crate::engine::Role;
 use crate::engine::Tokenizer;
 use crate::fs;
 use crate::prose;
+
+/// Why a model has no gradients.
+#[derive(Debug)]
+pub(super) struct NoGradients(pub(super) String);
 
 /// Opens the files of a model, which must be those whose digests were taken.
 fn files_of(model: &LocatedModel) -> Result<ModelFiles, StepError> {
@@ -71,6 +78,47 @@ impl Context<'_> {
         let done = work(loaded.as_mut())?;
         *locked(&models.model) = Some((key, loaded));
         Ok(done)
+    }
+
+    /// Works with a model that is loaded for the gradients of chunks of `context` tokens. Returns why there are none if the model computes
+    /// something that no gradient goes through.
+    pub(super) fn with_gradients<T>(
+        &self,
+        engine: Fingerprint,
+        model: &LocatedModel,
+        context: u32,
+        work: impl FnOnce(&mut dyn Gradients) -> Result<T, StepError>,
+    ) -> Result<Result<T, NoGradients>, StepError> {
+        let key = (engine, model.compute, context);
+        let models = self.machine.models;
+        let mut gradients = if let Some(gradients) = take(&models.gradients, &key) {
+            gradients
+        } else {
+            models.release_all();
+            let files = files_of(model)?;
+            let what = format!("loading `{}`", files.path().display());
+            let engine = self.machine.engine(Role::Evaluator, &engine)?;
+            let memory = self.machine.memory();
+            let options = GradientOptions { memory };
+            match engine.gradients(files, context, options, &self.machine.cancel) {
+                Ok(gradients) => gradients,
+                Err(error @ EngineError::Gradient { .. }) => return Ok(Err(NoGradients(error.to_string()))),
+                Err(EngineError::GradientMemory { needed, .. }) => {
+                    return Err(StepError::input_hint(
+                        format!(
+                            "the gradients of a layer take {} of memory, and {} may be used",
+                            prose::bytes(needed),
+                            prose::bytes(memory)
+                        ),
+                        "raise `memory` in `[pools]` of forge.toml, or choose a smaller `context`",
+                    ));
+                }
+                Err(error) => return Err(StepError::engine(what)(error)),
+            }
+        };
+        let done = work(gradients.as_mut())?;
+        *locked(&models.gradients) = Some((key, gradients));
+        Ok(Ok(done))
     }
 
     /// Says whether a model is loaded to have tensors replaced.

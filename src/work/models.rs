@@ -10,6 +10,7 @@ use super::variants::Difference;
 use crate::action::MomentsBlock;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
+use crate::engine::Gradients;
 use crate::engine::Model;
 use crate::engine::Prober;
 use crate::engine::Tokenizer;
@@ -26,6 +27,7 @@ pub struct Models {
     pub(super) tokenizer: Mutex<Option<(Key, Box<dyn Tokenizer>)>>,
     pub(super) model: Mutex<Option<(Key, Box<dyn Model>)>>,
     pub(super) probing: Mutex<Option<(Key, Box<Probing>)>>,
+    pub(super) gradients: Mutex<Option<(Key, Box<dyn Gradients>)>>,
     /// The last factorization of second moments: tensors with the same input follow each other.
     pub(super) factor: Mutex<Option<CachedFactor>>,
     /// Second moments that are asked for next.
@@ -88,9 +90,10 @@ pub(super) fn take<T>(slot: &Mutex<Option<(Key, T)>>, key: &Key) -> Option<T> {
 }
 
 impl Models {
-    /// Frees what takes memory of its own: a model that is loaded to have tensors replaced.
+    /// Frees what takes memory of its own: models that are loaded to have tensors replaced, or for their gradients.
     pub fn release(&self) {
         drop(locked(&self.probing).take());
+        drop(locked(&self.gradients).take());
         drop(locked(&self.moments).take());
         drop(locked(&self.factor).take());
     }
@@ -98,5 +101,6 @@ impl Models {
     pub(super) fn release_all(&self) {
         drop(locked(&self.model).take());
         drop(locked(&self.probing).take());
+        drop(locked(&self.gradients).take());
     }
 }

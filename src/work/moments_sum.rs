@@ -6,6 +6,7 @@ use super::StepError;
 use super::Work;
 use crate::action::MomentsSum;
 use crate::engine::EngineError;
+use crate::engine::QuantizeJob;
 use crate::moments;
 use crate::moments::MomentsError;
 use crate::moments::MomentsFile;
@@ -16,6 +17,23 @@ pub(super) fn damaged(error: MomentsError) -> StepError {
         what: "second moments",
         problem: error.to_string(),
     }
+}
+
+/// Refuses second moments of other inputs.
+pub(super) fn check_shape(file: &MomentsFile<'_>, job: &QuantizeJob<'_>) -> Result<(), StepError> {
+    if (file.columns() as u64, file.matrices() as u64) == (job.columns, job.matrices) {
+        return Ok(());
+    }
+    Err(StepError::Document {
+        what: "second moments",
+        problem: format!(
+            "they are of {} columns and {} matrices, and the tensor has {} and {}",
+            file.columns(),
+            file.matrices(),
+            job.columns,
+            job.matrices
+        ),
+    })
 }
 
 /// Names a failure to write second moments to the store.

@@ -13,6 +13,7 @@ use super::Work;
 use super::documents::encode;
 use super::locked;
 use super::models::CachedFactor;
+use super::moments_sum::check_shape;
 use super::moments_sum::damaged;
 use crate::action::Action;
 use crate::action::RefinedTensor;
@@ -247,21 +248,4 @@ impl Work for RefinedTensor {
         );
         Ok(made)
     }
-}
-
-/// Refuses second moments of other inputs.
-fn check_shape(file: &MomentsFile<'_>, job: &QuantizeJob<'_>) -> Result<(), StepError> {
-    if (file.columns() as u64, file.matrices() as u64) == (job.columns, job.matrices) {
-        return Ok(());
-    }
-    Err(StepError::Document {
-        what: "second moments",
-        problem: format!(
-            "they are of {} columns and {} matrices, and the tensor has {} and {}",
-            file.columns(),
-            file.matrices(),
-            job.columns,
-            job.matrices
-        ),
-    })
 }

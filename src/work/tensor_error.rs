@@ -14,6 +14,7 @@ use super::tensor::weights;
 use crate::action;
 use crate::action::Action;
 use crate::action::TensorError;
+use crate::digest::ActionDigest;
 use crate::engine::QuantizeJob;
 use crate::engine::Role;
 use crate::fs;
@@ -31,8 +32,9 @@ pub struct TensorErrors {
     pub norms: Vec<f64>,
 }
 
-fn tensor_of(error: &TensorError, context: &Context<'_>) -> Result<action::Tensor, StepError> {
-    match context.action(&error.tensor)? {
+/// Returns the action that quantizes a tensor, by the key of that or of the one that also refines its codes.
+pub(super) fn quantizing(key: &ActionDigest, context: &Context<'_>) -> Result<action::Tensor, StepError> {
+    match context.action(key)? {
         Action::Tensor(tensor) => Ok(tensor),
         Action::RefinedTensor(refined) => Ok(refined.plain()),
         other => Err(StepError::Document {
@@ -44,11 +46,11 @@ fn tensor_of(error: &TensorError, context: &Context<'_>) -> Result<action::Tenso
 
 impl Work for TensorError {
     fn reads(&self, context: &Context<'_>) -> Result<Vec<SourceFile>, StepError> {
-        Ok(vec![tensor_of(self, context)?.place(context)?.0])
+        Ok(vec![quantizing(&self.tensor, context)?.place(context)?.0])
     }
 
     fn run(&self, context: &Context<'_>) -> Result<ActionOutputs, StepError> {
-        let tensor = tensor_of(self, context)?;
+        let tensor = quantizing(&self.tensor, context)?;
         let store = context.store();
         let quantized = output_of(&context.result_of(&self.tensor)?, action::Tensor::TENSOR)?;
         let quantized = store.map(&quantized)?;

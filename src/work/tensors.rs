@@ -18,6 +18,7 @@ use super::model_documents::ModelIndex;
 use super::moments::InputMoments;
 use super::moments::MomentsIndex;
 use super::tensor_error::TensorErrors;
+use super::tensor_loss::TensorLosses;
 use crate::action;
 use crate::action::Action;
 use crate::digest::BlobDigest;
@@ -219,6 +220,35 @@ impl Tensors {
         let performed = performed.map_err(|error| error.about(format!("comparing `{}` with its {to}", tensor.name)))?;
         let errors = performed.output(action::TensorError::ERRORS)?;
         decode(context.store(), "tensor's errors", errors)
+    }
+
+    /// Returns what a tensor costs in a type, unless that was found out before: see [`action::TensorLoss`].
+    ///
+    /// # Errors
+    ///
+    /// As quantizing the tensor fails with.
+    pub(super) fn loss(
+        &self,
+        context: &Context<'_>,
+        tensor: &IndexedTensor,
+        to: TensorType,
+        factors: Option<BlobDigest>,
+        moments: Option<BlobDigest>,
+    ) -> Result<TensorLosses, StepError> {
+        let action = Action::TensorLoss(action::TensorLoss {
+            tensor: self.action(tensor, to).digest(),
+            factors,
+            moments,
+            quantizer: self.quantizer,
+            form: action::TensorLoss::FORM,
+        });
+        if context.may_run(&action)? {
+            self.quantize(context, tensor, to)?;
+        }
+        let performed = context.perform_part(&tensor.name, &action);
+        let performed = performed.map_err(|error| error.about(format!("comparing `{}` with its {to}", tensor.name)))?;
+        let losses = performed.output(action::TensorLoss::LOSS)?;
+        decode(context.store(), "tensor's loss", losses)
     }
 
     /// Returns how many rows each matrix of a tensor has seen; nothing without data.

@@ -698,6 +698,7 @@ fn samples() -> Vec<Action> {
             screen: 1,
             max_probes: Some(100),
             refine: 3,
+            rounding: Some(method::rounding::RoundingDocument::new(blob("moments"))),
             constraints: method::ConstraintsDocument {
                 types: vec!["Q4_K".to_owned(), "Q8_0".to_owned()],
                 fuse: vec![Fuse::Attention, Fuse::Experts],
@@ -709,6 +710,35 @@ fn samples() -> Vec<Action> {
             states: 1000,
             solver: 1,
             form: 1,
+            quantizer: engine,
+            evaluator: engine,
+        })))),
+        Action::Policy(policy(MethodDocument::Fisher(Box::new(method::fisher::Document {
+            header: method::HeaderDocument {
+                metadata: blob("metadata"),
+                dataset: Some("calibration".to_owned()),
+            },
+            budget: method::BudgetDocument::Bytes { number: 1000 },
+            model: blob("compute"),
+            imatrix: Some(blob("imatrix")),
+            corpus: blob("corpus"),
+            tokenizer: blob("tokenizer"),
+            context: 64,
+            chunks: 4,
+            block: 2,
+            probes: 8,
+            corrections: 1,
+            rounding: Some(method::rounding::RoundingDocument::new(blob("moments"))),
+            constraints: method::ConstraintsDocument {
+                types: vec!["Q4_K".to_owned(), "Q8_0".to_owned()],
+                fuse: vec![Fuse::Attention, Fuse::Experts],
+                floors: vec![rule("a", "Q4_K"), rule("b", "Q5_K")],
+                ceilings: vec![rule("a", "Q6_K"), rule("b", "Q8_0")],
+                keep: vec!["a".to_owned(), "b".to_owned()],
+                devices: vec![device("x"), device("y")],
+            },
+            states: 1000,
+            solver: 1,
             quantizer: engine,
             evaluator: engine,
         })))),
@@ -750,6 +780,7 @@ fn samples() -> Vec<Action> {
                 block: 2,
                 evaluator: engine,
             }),
+            rounding: Some(method::rounding::RoundingDocument::new(blob("moments"))),
             constraints: method::ConstraintsDocument {
                 types: vec!["Q4_K".to_owned(), "Q8_0".to_owned()],
                 fuse: vec![Fuse::Attention, Fuse::Experts],
@@ -763,6 +794,30 @@ fn samples() -> Vec<Action> {
             form: 1,
             quantizer: engine,
         })))),
+        Action::TensorLoss(action::TensorLoss {
+            tensor: ActionDigest::of(b"tensor"),
+            factors: Some(blob("factors")),
+            moments: Some(blob("moments")),
+            quantizer: engine,
+            form: 1,
+        }),
+        Action::GradientsBlock(action::GradientsBlock {
+            model: blob("model"),
+            tokens: blob("tokens"),
+            context: 64,
+            engine,
+            form: 1,
+        }),
+        Action::Gradients(action::Gradients {
+            model: blob("model"),
+            tokenizer: blob("tokenizer"),
+            corpus: blob("corpus"),
+            context: 64,
+            chunks: 4,
+            block: 2,
+            engine,
+            form: 1,
+        }),
         Action::TensorError(action::TensorError {
             tensor: ActionDigest::of(b"tensor"),
             weights: Some(blob("weights")),
@@ -864,6 +919,9 @@ fn kind_number(action: &Action) -> usize {
         Action::MomentsSum(_) => 21,
         Action::Moments(_) => 22,
         Action::RefinedTensor(_) => 23,
+        Action::GradientsBlock(_) => 24,
+        Action::Gradients(_) => 25,
+        Action::TensorLoss(_) => 26,
     }
 }
 
@@ -929,7 +987,7 @@ fn pointers(value: &Json, at: &str, found: &mut Vec<String>) {
 fn every_field_of_every_action_is_part_of_its_key() {
     let samples = samples();
     let kinds: BTreeSet<usize> = samples.iter().map(kind_number).collect();
-    assert_eq!(kinds, (0..24).collect());
+    assert_eq!(kinds, (0..27).collect());
     let mut digests = BTreeSet::new();
     for sample in &samples {
         let document = sample.document();

@@ -30,6 +30,7 @@ const LAYERS: &[(&str, Names)] = &[
     ("gguf", Names::Only(&["fs", "tensor_type"])),
     ("imatrix", Names::Only(&["gguf", "tensor_type", "vocab"])),
     ("moments", Names::Only(&[])),
+    ("fisher", Names::Only(&[])),
     ("rounding", Names::Only(&["moments", "tensor_type"])),
     ("container", Names::Only(&["fs", "gguf", "tensor_type"])),
     ("content", Names::Only(&["container", "fs"])),
@@ -39,6 +40,7 @@ const LAYERS: &[(&str, Names)] = &[
         "engine",
         Names::Only(&[
             "digest",
+            "fisher",
             "fs",
             "gguf",
             "imatrix",
@@ -57,7 +59,6 @@ const LAYERS: &[(&str, Names)] = &[
     // The checker of certificates shares nothing with the solver that writes them.
     ("allocation", Names::Only(&[])),
     ("certificate", Names::Only(&[])),
-    ("fisher", Names::Only(&[])),
     (
         "policy",
         Names::Only(&["allocation", "gguf", "mix", "prose", "tensor_type"]),
@@ -113,6 +114,7 @@ const LAYERS: &[(&str, Names)] = &[
             "digest",
             "engine",
             "figures",
+            "fisher",
             "fs",
             "gguf",
             "imatrix",

@@ -33,6 +33,7 @@ mod diff;
 mod early_checks;
 mod engine;
 mod exec;
+mod fisher;
 mod frozen;
 mod gradients;
 mod hostile;

@@ -110,7 +110,46 @@ impl RandomModel {
         }
     }
 
+    /// A model whose graph has nodes that no gradient goes through.
+    fn state_space(&mut self, words: u64) {
+        /// llama.cpp supports no other.
+        const INNER: u64 = 2 * EMBEDDING;
+        const STEP: u64 = 32;
+        const STATE: u64 = 16;
+        const WINDOW: u64 = 4;
+        self.number("context_length", LONGEST);
+        self.number("embedding_length", EMBEDDING);
+        self.number("block_count", LAYERS);
+        self.number("feed_forward_length", 0);
+        self.number("attention.head_count", 0);
+        self.number("vocab_size", words);
+        self.number("ssm.conv_kernel", WINDOW);
+        self.number("ssm.inner_size", INNER);
+        self.number("ssm.state_size", STATE);
+        self.number("ssm.time_step_rank", STEP);
+        self.float("attention.layer_norm_rms_epsilon", 1e-5);
+        self.tensor("token_embd.weight", &[EMBEDDING, words]);
+        self.norm("output_norm", EMBEDDING, false);
+        for layer in 0..LAYERS {
+            let at = |name: &str| format!("blk.{layer}.{name}");
+            self.norm(&at("attn_norm"), EMBEDDING, false);
+            self.tensor(&at("ssm_in.weight"), &[EMBEDDING, 2 * INNER]);
+            self.with_bias(&at("ssm_conv1d"), &[WINDOW, INNER]);
+            self.tensor(&at("ssm_x.weight"), &[INNER, STEP + 2 * STATE]);
+            self.with_bias(&at("ssm_dt"), &[STEP, INNER]);
+            self.tensor(&at("ssm_a"), &[STATE, INNER]);
+            // A state that does not grow.
+            let decay = self.tensors.last_mut().into_iter().flat_map(|(_, _, values)| values);
+            decay.for_each(|value| *value = -0.1 - value.abs());
+            self.tensor(&at("ssm_d"), &[INNER]);
+            self.tensor(&at("ssm_out.weight"), &[INNER, EMBEDDING]);
+        }
+    }
+
     fn fill(&mut self, architecture: &str, words: u64) {
+        if architecture == "mamba" {
+            return self.state_space(words);
+        }
         let (queries, keys) = (HEADS * HEAD, KEY_HEADS * HEAD);
         self.number("context_length", LONGEST);
         self.number("embedding_length", EMBEDDING);

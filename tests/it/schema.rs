@@ -132,6 +132,18 @@ types = ["Q4_K", "Q8_0"]
 probes = 0
 budget = "6 bpw"
 
+[policy.predicted]
+method = "fisher"
+imatrix = "diagonal"
+corpus = "prose"
+context = 64
+chunks = 2
+corrections = 0
+types = ["Q4_K", "Q8_0"]
+budget = "6 bpw"
+rounding = "refined"
+moments = "general"
+
 [promote.mix]
 policy = "mix"
 
@@ -161,6 +173,7 @@ const DOCUMENTS: &[(&str, &str, &str)] = &[
     ("corpus", "corpus", "corpus.v1"),
     ("eval", "figures", "figures.v1"),
     ("gate", "verdict", "gate.v1"),
+    ("gradients", "index", "gradients.v1"),
     ("inspect-model", "compute", "model-compute.v1"),
     ("inspect-model", "model", "model-index.v1"),
     ("inspect-model", "shape", "model-shape.v1"),
@@ -176,6 +189,7 @@ const DOCUMENTS: &[(&str, &str, &str)] = &[
     ("promote", "compute", "model-compute.v1"),
     ("refined-tensor", "report", "refined.v1"),
     ("tensor-error", "errors", "tensor-errors.v1"),
+    ("tensor-loss", "loss", "tensor-losses.v1"),
     ("weight-inputs", "inputs", "weight-inputs.v1"),
 ];
 
@@ -974,6 +988,7 @@ fn samples() -> Vec<(&'static str, Action)> {
                     screen: 4,
                     max_probes: None,
                     refine: 3,
+                    rounding: None,
                     constraints: method::ConstraintsDocument {
                         types: vec!["IQ3_XXS".to_owned(), "Q4_K".to_owned()],
                         fuse: Vec::new(),
@@ -989,6 +1004,74 @@ fn samples() -> Vec<(&'static str, Action)> {
                     evaluator: engine,
                 })),
             ),
+        ),
+        (
+            "policy, fisher",
+            policy(
+                Some(blob("coverage")),
+                MethodDocument::Fisher(Box::new(method::fisher::Document {
+                    header: method::HeaderDocument {
+                        metadata: blob("metadata"),
+                        dataset: Some("prose".to_owned()),
+                    },
+                    budget: method::BudgetDocument::MillionthsOfBits { number: 4_500_000 },
+                    model: blob("a model"),
+                    imatrix: Some(blob("imatrix")),
+                    corpus: blob("a corpus"),
+                    tokenizer: blob("a tokenizer"),
+                    context: 512,
+                    chunks: 16,
+                    block: 8,
+                    probes: 8,
+                    corrections: 1,
+                    rounding: Some(method::rounding::RoundingDocument::new(blob("second moments"))),
+                    constraints: method::ConstraintsDocument {
+                        types: vec!["IQ3_XXS".to_owned(), "Q4_K".to_owned()],
+                        fuse: Vec::new(),
+                        floors: Vec::new(),
+                        ceilings: Vec::new(),
+                        keep: Vec::new(),
+                        devices: Vec::new(),
+                    },
+                    states: 20_000_000,
+                    solver: 1,
+                    quantizer,
+                    evaluator: engine,
+                })),
+            ),
+        ),
+        (
+            "gradients-block",
+            Action::GradientsBlock(action::GradientsBlock {
+                model,
+                tokens,
+                context: 64,
+                engine,
+                form: 1,
+            }),
+        ),
+        (
+            "gradients",
+            Action::Gradients(action::Gradients {
+                model,
+                tokenizer,
+                corpus: blob("corpus"),
+                context: 64,
+                chunks: 4,
+                block: 2,
+                engine,
+                form: 1,
+            }),
+        ),
+        (
+            "tensor-loss",
+            Action::TensorLoss(action::TensorLoss {
+                tensor: tensor("Q4_K", Some(blob("importances"))).digest(),
+                factors: Some(blob("factors")),
+                moments: None,
+                quantizer,
+                form: 1,
+            }),
         ),
         (
             "policy, boost of listed layers",
@@ -1044,6 +1127,7 @@ fn samples() -> Vec<(&'static str, Action)> {
                         block: 8,
                         evaluator: engine,
                     }),
+                    rounding: None,
                     constraints: method::ConstraintsDocument {
                         types: vec!["IQ3_XXS".to_owned(), "Q4_K".to_owned()],
                         fuse: Vec::new(),

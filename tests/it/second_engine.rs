@@ -22,6 +22,7 @@ use forge::engine::QuantizeJob;
 use forge::engine::Quantizer;
 use forge::engine::ReadAt;
 use forge::engine::Role;
+use forge::engine::SumsOfRows;
 use forge::engine::Tokenizer;
 use forge::observer::ActionOutcome;
 use forge::observer::Event;
@@ -140,6 +141,20 @@ impl Quantizer for Renamed {
     ) -> Result<Vec<MatrixError>, EngineError> {
         let embedded = self.embedded().quantizer()?;
         embedded.compare(job, read, quantized, cancel, progress)
+    }
+
+    fn sum_rows(
+        &self,
+        job: &QuantizeJob<'_>,
+        matrix: u64,
+        read: &ReadAt<'_>,
+        quantized: &[u8],
+        cancel: &Cancel,
+        progress: &dyn Fn(u64),
+        sums: &SumsOfRows<'_>,
+    ) -> Result<Vec<f64>, EngineError> {
+        let embedded = self.embedded().quantizer()?;
+        embedded.sum_rows(job, matrix, read, quantized, cancel, progress, sums)
     }
 }
 

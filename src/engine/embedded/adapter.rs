@@ -10,6 +10,7 @@ use super::model::LoadedModel;
 use super::probe_model::ProbeModel;
 use super::quantize;
 use super::refine;
+use super::sys;
 use super::vocabulary::Vocabulary;
 use crate::engine::Cancel;
 use crate::engine::Capability;
@@ -41,9 +42,11 @@ use crate::engine::Scorer;
 use crate::engine::Setting;
 use crate::engine::SettingKind;
 use crate::engine::SharedBytes;
+use crate::engine::SumsOfRows;
 use crate::engine::Tokenizer;
 use crate::engine::Values;
 use crate::engine::WeightInput;
+use crate::fisher::InputRounding;
 use crate::imatrix::Imatrix;
 use crate::moments::Accumulator;
 use crate::tensor_type::TensorType;
@@ -182,6 +185,23 @@ impl Quantizer for Embedded {
         progress: &dyn Fn(u64),
     ) -> Result<Vec<MatrixError>, EngineError> {
         compare::compare(job, read, quantized, cancel, progress)
+    }
+
+    fn sum_rows(
+        &self,
+        job: &QuantizeJob<'_>,
+        matrix: u64,
+        read: &ReadAt<'_>,
+        quantized: &[u8],
+        cancel: &Cancel,
+        progress: &dyn Fn(u64),
+        sums: &SumsOfRows<'_>,
+    ) -> Result<Vec<f64>, EngineError> {
+        compare::sum_rows(job, matrix, read, quantized, cancel, progress, sums)
+    }
+
+    fn input_rounding(&self, ty: TensorType) -> Option<InputRounding> {
+        sys::input_rounding(ty)
     }
 }
 

@@ -11,6 +11,8 @@ use crate::engine::EngineError;
 use crate::engine::MatrixError;
 use crate::engine::QuantizeJob;
 use crate::engine::ReadAt;
+use crate::engine::RowPanel;
+use crate::engine::SumsOfRows;
 
 /// Returns what each matrix of a tensor lost. `quantized` are the bytes that [`quantize`](crate::engine::quantize) made of the
 /// job; its weights are those of the columns, 1 without any, whether or not the type used them.
@@ -30,14 +32,7 @@ pub fn compare(
     progress: &dyn Fn(u64),
 ) -> Result<Vec<MatrixError>, EngineError> {
     let plan = Plan::new(job)?;
-    let expected = plan.rows.saturating_mul(plan.result_row);
-    if quantized.len() as u64 != expected {
-        return Err(EngineError::Length {
-            what: "quantized bytes",
-            found: quantized.len() as u64,
-            expected,
-        });
-    }
+    check_length(&plan, quantized)?;
     let mut matrices = vec![MatrixError::default(); usize::try_from(job.matrices).unwrap_or(usize::MAX)];
     let mut row = 0;
     while row < plan.rows {
@@ -59,6 +54,71 @@ pub fn compare(
     Ok(matrices)
 }
 
+fn check_length(plan: &Plan<'_>, quantized: &[u8]) -> Result<(), EngineError> {
+    let expected = plan.rows.saturating_mul(plan.result_row);
+    if quantized.len() as u64 == expected {
+        return Ok(());
+    }
+    Err(EngineError::Length {
+        what: "quantized bytes",
+        found: quantized.len() as u64,
+        expected,
+    })
+}
+
+/// Adds up sums over the rows of one matrix of a tensor: see [`Quantizer::sum_rows`](crate::engine::Quantizer::sum_rows). The job's weights
+/// are not used.
+///
+/// # Errors
+///
+/// As [`compare`]; [`EngineError::Shape`] if there is no such matrix.
+pub(super) fn sum_rows(
+    job: &QuantizeJob<'_>,
+    matrix: u64,
+    read: &ReadAt<'_>,
+    quantized: &[u8],
+    cancel: &Cancel,
+    progress: &dyn Fn(u64),
+    sums: &SumsOfRows<'_>,
+) -> Result<Vec<f64>, EngineError> {
+    let plan = Plan::with_any_weights(job)?;
+    check_length(&plan, quantized)?;
+    if matrix >= job.matrices {
+        return Err(EngineError::Shape {
+            columns: job.columns,
+            rows: job.rows_per_matrix,
+            matrices: job.matrices,
+        });
+    }
+    let start = matrix * job.rows_per_matrix;
+    let mut total: Vec<f64> = Vec::new();
+    let mut row = start;
+    while row < start + job.rows_per_matrix {
+        let end = (start + job.rows_per_matrix).min(row + plan.window_rows);
+        let parts: Vec<Vec<f64>> = plan
+            .pieces(row, end)
+            .par_iter()
+            .map_init(Buffers::default, |buffers, &(row, count)| {
+                cancel.check()?;
+                read_piece(&plan, row, count, read, quantized, buffers)?;
+                Ok(sums(&RowPanel {
+                    first: (row - start) as usize,
+                    columns: job.columns as usize,
+                    source: &buffers.values,
+                    quantized: &buffers.restored,
+                }))
+            })
+            .collect::<Result<_, EngineError>>()?;
+        for part in parts {
+            total.resize(part.len(), 0.0);
+            total.iter_mut().zip(part).for_each(|(sum, more)| *sum += more);
+        }
+        progress((end - row) * plan.source_row);
+        row = end;
+    }
+    Ok(total)
+}
+
 /// What a thread works in.
 #[derive(Default)]
 struct Buffers {
@@ -67,15 +127,15 @@ struct Buffers {
     restored: Vec<f32>,
 }
 
-/// Compares `count` rows from `row`, all of one matrix.
-fn compare_piece(
+/// Reads the values of `count` rows from `row`, all of one matrix, before and after.
+fn read_piece(
     plan: &Plan<'_>,
     row: u64,
     count: u64,
     read: &ReadAt<'_>,
     quantized: &[u8],
     buffers: &mut Buffers,
-) -> Result<MatrixError, EngineError> {
+) -> Result<(), EngineError> {
     let job = &plan.job;
     let values = (count * job.columns) as usize;
     resize(
@@ -90,7 +150,20 @@ fn compare_piece(
     dequantize_rows(job.from, &buffers.source, job.columns, &mut buffers.values)?;
     let (from, to) = (row * plan.result_row, (row + count) * plan.result_row);
     let bytes = &quantized[from as usize..to as usize];
-    dequantize_rows(job.to, bytes, job.columns, &mut buffers.restored)?;
+    dequantize_rows(job.to, bytes, job.columns, &mut buffers.restored)
+}
+
+/// Compares `count` rows from `row`, all of one matrix.
+fn compare_piece(
+    plan: &Plan<'_>,
+    row: u64,
+    count: u64,
+    read: &ReadAt<'_>,
+    quantized: &[u8],
+    buffers: &mut Buffers,
+) -> Result<MatrixError, EngineError> {
+    let job = &plan.job;
+    read_piece(plan, row, count, read, quantized, buffers)?;
     let weights = plan.weights(row / job.rows_per_matrix);
     let mut lost = MatrixError::default();
     let columns = job.columns as usize;

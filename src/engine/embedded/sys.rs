@@ -16,6 +16,7 @@ use super::log::Capture;
 use super::log::start_backend;
 use crate::engine::EngineError;
 use crate::engine::ModelFiles;
+use crate::fisher::InputRounding;
 use crate::tensor_type::TensorType;
 
 /// llama.cpp's evaluation callback.
@@ -73,6 +74,23 @@ pub(in crate::engine) fn c_library() -> String {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub(in crate::engine) fn c_library() -> String {
     std::env::consts::OS.to_owned()
+}
+
+/// Returns how the CPU's products with weights of a type round their inputs.
+pub(super) fn input_rounding(ty: TensorType) -> Option<InputRounding> {
+    // SAFETY: a type of ggml's; the traits are a table that lives as long as the process.
+    let inputs = unsafe {
+        let traits = ffi::ggml_get_type_traits_cpu(ggml_type(ty));
+        traits.as_ref()?.vec_dot_type
+    };
+    let is = |ty: TensorType| inputs == ggml_type(ty);
+    if is(TensorType::Q8_K) {
+        Some(InputRounding::Blocks256)
+    } else if is(TensorType::Q8_0) || is(TensorType::Q8_1) {
+        Some(InputRounding::Blocks32)
+    } else {
+        None
+    }
 }
 
 /// Returns ggml's number of a type. The numbers in files and in ggml's headers are the same.

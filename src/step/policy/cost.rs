@@ -116,7 +116,7 @@ fn of(
 /// Says of each option whether the model is measured with it.
 pub(super) fn probed_of(probing: Probing, options: &[Choice<'_>]) -> Vec<bool> {
     let count = match probing {
-        Probing::None => return vec![false; options.len()],
+        Probing::None | Probing::Gradients { .. } => return vec![false; options.len()],
         Probing::All { .. } => return vec![true; options.len()],
         Probing::OfEachGroup(count) => count as usize,
     };

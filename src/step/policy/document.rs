@@ -4,12 +4,14 @@ use crate::action::Corpus;
 use crate::action::ImatrixCollect;
 use crate::action::InspectModel;
 use crate::action::Join;
+use crate::action::Moments;
 use crate::action::Policy;
 use crate::digest::BlobDigest;
 use crate::digest::Fingerprint;
 use crate::method;
 use crate::method::BudgetDocument;
 use crate::method::HeaderDocument;
+use crate::method::rounding::RoundingDocument;
 use crate::recipe::model::Budget;
 use crate::recipe::model::EngineRef;
 use crate::recipe::model::PolicyStep;
@@ -81,6 +83,16 @@ impl method::Inputs for StepInputs<'_> {
 
     fn budget(&self, budget: &Budget) -> Result<BudgetDocument, StepError> {
         budget::document_of(budget, self.inputs, self.env)
+    }
+
+    fn rounding(&self) -> Result<Option<RoundingDocument>, StepError> {
+        let moments = self
+            .step
+            .rounding
+            .iter()
+            .map(|rounding| self.inputs.step(&rounding.moments));
+        let index = moments.map(|moments| moments?.output(Moments::INDEX));
+        index.map(|index| index.map(RoundingDocument::new)).next().transpose()
     }
 
     fn engine(&self, role: EngineRole) -> Result<Fingerprint, StepError> {

@@ -16,6 +16,7 @@ use crate::method::Inputs;
 use crate::method::MethodError;
 use crate::method::Solving;
 use crate::method::check_feasible;
+use crate::method::rounding::RoundingDocument;
 use crate::policy::Choice;
 use crate::policy::Energies;
 use crate::policy::Energy;
@@ -238,6 +239,10 @@ impl method::Inputs for FromHeader<'_> {
 
     fn budget(&self, budget: &Budget) -> Result<BudgetDocument, Incomplete> {
         super::budget::of_quantity(budget).ok_or(Incomplete::Unknown)
+    }
+
+    fn rounding(&self) -> Result<Option<RoundingDocument>, Incomplete> {
+        Ok(self.assume(None))
     }
 
     fn engine(&self, _role: EngineRole) -> Result<Fingerprint, Incomplete> {

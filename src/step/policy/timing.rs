@@ -9,8 +9,11 @@ use crate::method::Probing;
 use crate::method::Solving;
 use crate::observer::Phase;
 use crate::policy::ModelFacts;
+use crate::policy::likely_inputs;
+use crate::policy::routers_after;
 use crate::recipe::model::PolicyStep;
 use crate::step::Env;
+use crate::step::refining::Refining;
 use crate::step::space::Headers;
 use crate::step::timing;
 use crate::tensor_type::TensorType;
@@ -18,6 +21,7 @@ use crate::timing::Amounts;
 use crate::timing::Forward;
 use crate::timing::Operation;
 use crate::timing::PhaseWork;
+use crate::timing::Purpose;
 use crate::work::BlockOptions;
 
 use super::cost::Choice;
@@ -35,6 +39,12 @@ const CHOICES: f64 = 4.0;
 const ROUNDS: f64 = 2.5;
 /// Moves in a round, compared with the number of groups.
 const MOVES: f64 = 1.8;
+/// How often the model is computed for the gradients of a chunk.
+const GRADIENT_PASSES: f64 = 2.0;
+/// Kinds of tensors that a choice is measured without, with the choice itself.
+const KINDS: f64 = 9.0;
+/// Options that are refined, compared with the number of groups.
+const NEAR: f64 = 2.5;
 /// The share of the chunks that a move is measured on: half of them, and all if it could be made.
 const OF_MOVE: f64 = 0.7;
 /// The factor within which the number of these measurements is.
@@ -100,9 +110,46 @@ pub(super) fn phases(step: &PolicyStep, env: &Env<'_>, headers: &mut Headers<'_>
     let probes = (shares(&forward, facts, &options, &probed) * kept, count);
     let mut unchanged = work(Phase::Unchanged, whole, all);
     unchanged.amounts = unchanged.amounts.and(&forward.load(None));
-    phases.push(unchanged);
+    if !matches!(probing, Probing::Gradients { .. }) {
+        phases.push(unchanged);
+    }
     match probing {
         Probing::None => {}
+        Probing::Gradients { probes, corrections } => {
+            let computed = gradients(&forward, cut, measured);
+            phases.push(computed);
+            let mut refining = Refining::default();
+            if step.rounding.is_some() {
+                let inputs = likely_inputs(facts);
+                let likely = types.as_deref().unwrap_or_default();
+                for (at, (tensor, to)) in facts.tensors.iter().zip(likely).enumerate() {
+                    let input = inputs.iter().position(|input| input.tensors.contains(&at));
+                    if let Some(input) = input.filter(|_| *to != tensor.ty) {
+                        refining.add(tensor, *to, input);
+                    }
+                }
+            }
+            let codes = PhaseWork::new(Phase::Codes, refining.bytes * NEAR, refining.amounts.times(NEAR));
+            phases.push(codes.spread(SEARCH_SPREAD));
+            let is_mixture = solving
+                .groups
+                .iter()
+                .flat_map(|group| &group.members)
+                .any(|at| routers_after(facts, &facts.tensors[*at].name) > 0);
+            let groups = (solving.groups.len() as f64).min(f64::from(probes));
+            if is_mixture && groups > 0.0 {
+                // And the model itself.
+                phases.push(work(Phase::Screen, (0.5 * groups + 1.0, groups + 1.0), measured));
+            }
+            if corrections > 0 {
+                // The choice without each kind of tensor, and on other chunks before and after, each time with the model itself.
+                let wholes = (
+                    f64::from(corrections) * KINDS + 4.0,
+                    f64::from(corrections) * KINDS + 4.0,
+                );
+                phases.push(work(Phase::Choices, wholes, measured));
+            }
+        }
         Probing::OfEachGroup(_) => phases.push(work(Phase::Screen, probes, measured)),
         Probing::All { screen, rounds, .. } => {
             let block = f64::from(cut.block.max(1));
@@ -124,6 +171,22 @@ pub(super) fn phases(step: &PolicyStep, env: &Env<'_>, headers: &mut Headers<'_>
         }
     }
     phases
+}
+
+/// Returns the phase of gradients: the model is computed once, and nearly once more where its values do not fit into memory, and each
+/// weight is multiplied with once more, in forge's own products.
+fn gradients(forward: &Forward, cut: BlockOptions, chunks: f64) -> PhaseWork {
+    let mut computing = timing::computing(
+        Phase::Gradients,
+        (forward, None),
+        GRADIENT_PASSES * chunks,
+        cut,
+        Purpose::Reference,
+    );
+    let products = forward.multiply_adds(cut.context) * chunks;
+    computing.amounts.add(Operation::Product, products);
+    computing.total = chunks;
+    computing
 }
 
 /// Returns the phases of quantizing and comparing tensors in all types that their groups may have.

@@ -46,8 +46,12 @@ pub(super) fn choose(stored: Stored<'_, '_>, method: &Document, slices: Slices) 
     let _ = solving.solve(&stored, &guessed, &limits)?;
     let located = context.located();
     let model = located.model(&method.model)?;
-    let tensors = Tensors::of_model(context, model, slices, method.imatrix, method.quantizer)?;
-    let known = compare(context, solving.options(), &tensors)?;
+    let load = |slices| Tensors::of_model(context, model, slices, method.imatrix, method.quantizer);
+    let plain = load(slices.clone())?;
+    // Refining makes the errors of outputs smaller, and with that those of single weights larger: what is measured has refined codes.
+    let mut tensors = load(slices)?;
+    tensors.refine(context.store(), method.rounding)?;
+    let known = compare(context, solving.options(), &plain)?;
     let sensitivities = match &method.probes {
         Some(probes) => measure(context, model, probes, &tensors, &known)?,
         None => BTreeMap::new(),

@@ -42,7 +42,10 @@ pub(super) fn choose(stored: Stored<'_, '_>, method: &Document, slices: Slices) 
     let probes = worth_probing(stored, &solving, &limits, method.max_probes)?;
     let located = context.located();
     let model = located.model(&method.model)?;
-    let tensors = Tensors::of_model(context, model, slices, method.imatrix, method.quantizer)?;
+    let load = |slices| Tensors::of_model(context, model, slices, method.imatrix, method.quantizer);
+    let plain = load(slices.clone())?;
+    let mut tensors = load(slices)?;
+    tensors.refine(context.store(), method.rounding)?;
     let tokenized = TokenizedCorpus {
         corpus: method.corpus,
         tokenizer: method.tokenizer,
@@ -62,7 +65,8 @@ pub(super) fn choose(stored: Stored<'_, '_>, method: &Document, slices: Slices) 
     let probed: BTreeSet<&Probe> = probes.iter().collect();
     let mut options = solving.options();
     options.retain(|(group, ty)| probed.contains(&(group.name.clone(), *ty)));
-    let errors = compare(context, options, &tensors)?;
+    // Refining makes the errors of outputs smaller, and with that those of single weights larger.
+    let errors = compare(context, options, &plain)?;
     let errors = errors
         .into_iter()
         .map(|known| ((known.group.name.clone(), known.ty), known.error));

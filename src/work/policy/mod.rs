@@ -1,6 +1,7 @@
 //! A table of tensor, type and why, chosen by one of the methods.
 
 mod error;
+mod fisher;
 mod inspected;
 mod measured;
 mod stored;
@@ -45,6 +46,7 @@ impl Work for Policy {
             solved,
         } = match &self.method {
             MethodDocument::Measured(method) => measured::choose(stored, method, slices(method.imatrix)?)?,
+            MethodDocument::Fisher(method) => fisher::choose(stored, method, slices(method.imatrix)?)?,
             MethodDocument::Error(method) => error::choose(stored, method, slices(method.imatrix)?)?,
             method => method.choose(&stored)?,
         };

@@ -1,0 +1,47 @@
+//! The estimated work of refining codes.
+
+use std::collections::BTreeSet;
+
+use crate::policy::TensorFacts;
+use crate::rounding::Factor;
+use crate::rounding::Rounding;
+use crate::rounding::why_not_refined;
+use crate::tensor_type::TensorType;
+use crate::timing::Amounts;
+use crate::timing::Operation;
+
+/// The work of refining codes.
+#[derive(Default)]
+pub(super) struct Refining {
+    /// The bytes of tensors whose codes are refined.
+    pub(super) bytes: f64,
+    /// The work.
+    pub(super) amounts: Amounts,
+    /// The inputs whose factorizations are counted.
+    inputs: BTreeSet<usize>,
+}
+
+impl Refining {
+    /// Adds a tensor in a type; `input` says which tensors share a factorization.
+    pub(super) fn add(&mut self, tensor: &TensorFacts, to: TensorType, input: usize) {
+        if why_not_refined(to).is_some() {
+            return;
+        }
+        let weights = tensor.dims.iter().product::<u64>();
+        let columns = tensor.columns();
+        self.bytes += tensor.ty.tensor_bytes(&tensor.dims).unwrap_or_default() as f64;
+        // The search of scales runs once more, on compensated columns.
+        self.amounts.add(Operation::Quantize(to), weights);
+        // Half of the operations are multiplications, and what is done between products takes as long as they. Most second moments have a
+        // part for validation.
+        let operations = Rounding::operations(to, columns, weights / columns.max(1), true);
+        self.amounts.add(Operation::Product, operations);
+        if self.inputs.insert(input) {
+            let matrices: u64 = tensor.dims.iter().skip(2).product();
+            // Of 64-bit floats, which take twice as long.
+            self.amounts
+                .add(Operation::Product, Factor::operations(columns) * matrices as f64);
+        }
+        self.amounts.add(Operation::Commit, 1_u64);
+    }
+}
