@@ -92,6 +92,18 @@ block = 1
 types = ["Q2_K", "Q8_0"]
 budget = "7 bpw"
 
+[policy.predicted]
+method = "fisher"
+imatrix = "diagonal"
+corpus = "prose"
+context = 64
+chunks = 2
+block = 1
+types = ["Q4_K", "Q8_0"]
+budget = "7 bpw"
+rounding = "refined"
+moments = "general"
+
 [promote.mix]
 policy = "mix"
 
@@ -100,6 +112,9 @@ policy = "measured"
 
 [promote.error]
 policy = "error"
+
+[promote.predicted]
+policy = "predicted"
 
 [eval.quality]
 corpus = "held-out"
@@ -137,7 +152,7 @@ fn actions(forge: &Forge) -> BTreeMap<&'static str, Vec<String>> {
     found
 }
 
-const SOURCES: [&str; 16] = [
+const SOURCES: [&str; 18] = [
     "--source",
     "model.gguf",
     "--source",
@@ -154,6 +169,8 @@ const SOURCES: [&str; 16] = [
     "out/all/error.gguf",
     "--source",
     "out/all/refined.gguf",
+    "--source",
+    "out/all/predicted.gguf",
 ];
 
 #[test]
