@@ -1,8 +1,11 @@
-//! What measured policies are worth: at the bytes of each of llama.cpp's mixes, the divergence of the mix, and those of the
-//! choices of `measured` and of other methods, on text that none of them saw.
+//! What policies are worth: at the bytes of each of llama.cpp's mixes, the divergence of the mix, and those of the choices of a
+//! method and of others, on text that none of them saw.
 //!
-//!     cargo bench --bench policies -- [--model FILE] [--mixes Q2_K,Q4_K_M] [--against ashq1,error] [--chunks 64]
-//!         [--screen 8] [--refine 6] [--target 0.60] [--folder DIR] [--threads N]
+//!     cargo bench --bench policies -- [--method measured] [--model FILE] [--mixes Q2_K,Q4_K_M] [--against ashq1,error] [--chunks 64]
+//!         [--screen 8] [--refine 6] [--corrections 1] [--target 0.60] [--folder DIR] [--threads N]
+//!
+//! Methods are those of recipes, and `refined`: `fisher` with refined codes, under the second moments of all chunks of the calibration
+//! texts. `--chunks`, `--screen` and `--refine` are those of `measured`; `fisher` has its defaults.
 //!
 //! The model is the example's unless another is named; the texts are the example's. With `--folder` the store and the
 //! candidates stay there, and a second run goes on where the first one was. Intervals of ratios are those of the paired
@@ -46,11 +49,14 @@ fn main() -> ExitCode {
     let model = fs::canonicalize(model).unwrap();
     let list = |text: String| text.split(',').map(str::to_owned).collect::<Vec<_>>();
     let mixes = list(option("--mixes").unwrap_or_else(|| MIXES.to_owned()));
+    let method = option("--method").unwrap_or_else(|| "measured".to_owned());
     let against = option("--against").map(list).unwrap_or_default();
     let chunks = option("--chunks").unwrap_or_else(|| "64".to_owned());
     let screen = option("--screen").unwrap_or_else(|| "8".to_owned());
     let refine = option("--refine").unwrap_or_else(|| "6".to_owned());
-    let target: f64 = option("--target").map_or(0.60, |target| target.parse().unwrap());
+    let corrections = option("--corrections").unwrap_or_else(|| "1".to_owned());
+    let usual = if method == "refined" { 0.38 } else { 0.60 };
+    let target: f64 = option("--target").map_or(usual, |target| target.parse().unwrap());
     let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let bench = Bench {
         folder: option("--folder").map_or_else(|| scratch.path().to_owned(), PathBuf::from),
@@ -65,34 +71,45 @@ fn main() -> ExitCode {
     let start = format!(
         "schema = 1\nname = \"policies\"\n[source.model]\npath = \"{}\"\n\
          [corpus.calibration]\nfiles = [\"{1}/calibration-*.txt\"]\n[corpus.held-out]\nfiles = [\"{1}/held-out.txt\"]\n\
-         [imatrix.general]\ncorpus = \"calibration\"\nchunks = 64\n\
+         [imatrix.general]\ncorpus = \"calibration\"\nchunks = 64\n{3}\
          [policy.mix]\nmethod = \"mix\"\nimatrix = \"general\"\nmix = [{2}]\n[promote.mix]\npolicy = \"mix\"\n",
         model.display(),
         example.display(),
-        quoted(&mixes)
+        quoted(&mixes),
+        if std::iter::once(&method)
+            .chain(&against)
+            .any(|method| method == "refined")
+        {
+            "[moments.general]\ncorpus = \"calibration\"\n"
+        } else {
+            ""
+        }
     );
     bench.build(&start, true);
     // As many chunks as `measured` has.
     let sensitivities = format!("corpus = \"calibration\"\nchunks = {chunks}\nblock = {screen}\n");
+    let measured = format!(
+        "corpus = \"calibration\"\nchunks = {chunks}\nscreen = {screen}\nblock = {screen}\nrefine = {refine}\n"
+    );
+    let predicted = format!("corpus = \"calibration\"\ncorrections = {corrections}\n");
+    let refined = format!("{predicted}rounding = \"refined\"\nmoments = \"general\"\n");
     let mut sections = Vec::new();
     for mix in &mixes {
         let bytes = fs::metadata(bench.candidate(&format!("mix-{mix}"))).unwrap().len();
         let mut section = |method: &str, more: &str| {
             let name = format!("{method}-{mix}");
+            let word = if method == "refined" { "fisher" } else { method };
             let text = format!(
-                "[policy.{name}]\nmethod = \"{method}\"\nimatrix = \"general\"\n{more}budget = \"{bytes} B\"\n\
+                "[policy.{name}]\nmethod = \"{word}\"\nimatrix = \"general\"\n{more}budget = \"{bytes} B\"\n\
                  [promote.{name}]\npolicy = \"{name}\"\n"
             );
             sections.push((name, text));
         };
-        section(
-            "measured",
-            &format!(
-                "corpus = \"calibration\"\nchunks = {chunks}\nscreen = {screen}\nblock = {screen}\nrefine = {refine}\n"
-            ),
-        );
-        for method in &against {
+        for method in std::iter::once(&method).chain(&against) {
             let more = match method.as_str() {
+                "measured" => &measured,
+                "fisher" => &predicted,
+                "refined" => &refined,
                 "error" => &sensitivities,
                 // Its own floors are above most of these sizes.
                 "ashq1" => "floors = [{ match = \".\", type = \"Q3_K\" }]\n",
@@ -116,7 +133,7 @@ fn main() -> ExitCode {
 
     print!(
         "{:>10} {:>10} {:>10} {:>10} {:>8} {:>17} {:>9}",
-        "mix", "bytes", "KLD", "measured", "ratio", "95 %", "predicted"
+        "mix", "bytes", "KLD", method, "ratio", "95 %", "predicted"
     );
     for method in &against {
         print!(" {method:>10}");
@@ -124,9 +141,9 @@ fn main() -> ExitCode {
     println!();
     let (mut logarithms, mut missed) = (Vec::new(), Vec::new());
     for mix in &mixes {
-        let (theirs, ours) = (&figures[&format!("mix-{mix}")], &figures[&format!("measured-{mix}")]);
+        let (theirs, ours) = (&figures[&format!("mix-{mix}")], &figures[&format!("{method}-{mix}")]);
         let ratio = ours.kld / theirs.kld;
-        let [low, high] = bench.paired(&format!("mix-{mix}"), &format!("measured-{mix}"));
+        let [low, high] = bench.paired(&format!("mix-{mix}"), &format!("{method}-{mix}"));
         let others = against.iter().map(|method| {
             let other = figures.get(&format!("{method}-{mix}"));
             if other.is_some_and(|other| other.kld <= ours.kld) {
