@@ -232,6 +232,7 @@ impl Observer for Progress<'_> {
                         let words = unit_words(*unit, *done, *total);
                         let left = left_words(left.as_deref());
                         let build = build_left.map_or_else(String::new, |left| format!("; build: {left} left"));
+                        let name = name.trim_end_matches(':');
                         self.line(&format!("  ...  {name}: {words}, {time}{left}{build}"));
                         state.last_line = Instant::now();
                     }

@@ -369,6 +369,11 @@ pub trait Kind: Sync {
         Vec::new()
     }
 
+    /// Returns the memory that its work takes beside models and their contexts, in bytes, as far as headers tell.
+    fn memory(&self, _node: &Node, _known: &Inputs, _env: &Env<'_>, _headers: &mut Headers<'_>) -> u64 {
+        0
+    }
+
     /// Returns the model whose size determines how long it takes.
     fn model<'n>(&self, _node: &'n Node) -> Option<&'n SourceName> {
         None

@@ -146,6 +146,16 @@ impl Kind for Moments {
         vec![work]
     }
 
+    fn memory(&self, node: &Node, _known: &Inputs, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {
+        let Some(inputs) = moments_step(node).ok().and_then(|step| inputs_of(step, env, headers)) else {
+            return 0;
+        };
+        let bytes_of = |input: &LikelyInput| Accumulator::bytes(input.columns, input.matrices);
+        let passes = moments::passes(&inputs, bytes_of, env.machine.memory());
+        let bytes = passes.into_iter().map(|pass| pass.iter().map(bytes_of).sum());
+        bytes.max().unwrap_or_default()
+    }
+
     fn preliminary_estimate(&self, node: &Node, env: &Env<'_>, headers: &mut Headers<'_>) -> Option<Estimate> {
         let step = moments_step(node).ok()?;
         let inputs = inputs_of(step, env, headers)?;

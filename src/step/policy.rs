@@ -106,6 +106,10 @@ impl Kind for Policy {
         policy_step(node).map_or_else(|_| Vec::new(), |step| timing::phases(step, env, headers))
     }
 
+    fn memory(&self, node: &Node, _known: &Inputs, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {
+        policy_step(node).map_or(0, |step| timing::memory(step, env, headers))
+    }
+
     fn model<'n>(&self, node: &'n Node) -> Option<&'n SourceName> {
         policy_step(node).ok().map(|step| &step.model)
     }

@@ -42,6 +42,7 @@ use crate::step::key_of;
 use crate::step::likely_types;
 use crate::step::output;
 use crate::step::policy;
+use crate::step::refining;
 use crate::step::refining::Refining;
 use crate::step::space::Headers;
 use crate::step::wrong_kind;
@@ -310,6 +311,19 @@ impl Kind for Promote {
             PhaseWork::new(Phase::Codes, refining.bytes, refining.amounts),
             PhaseWork::new(Phase::Write, written as f64, Amounts::of(Operation::Write, written)),
         ]
+    }
+
+    fn memory(&self, node: &Node, known: &Inputs, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {
+        let Work::Promote { step, policy } = &node.work else {
+            return 0;
+        };
+        let types = likely_types::of_candidate(&step.id, known, env, headers);
+        let header = headers.of(&policy.model, env);
+        let facts = header.and_then(|header| header.facts.as_ref());
+        match (facts, types, &policy.rounding) {
+            (Some(facts), Some(types), Some(_)) => refining::memory(facts, &types),
+            _ => 0,
+        }
     }
 
     fn model<'n>(&self, node: &'n Node) -> Option<&'n SourceName> {

@@ -2,13 +2,30 @@
 
 use std::collections::BTreeSet;
 
+use crate::policy::ModelFacts;
 use crate::policy::TensorFacts;
+use crate::policy::likely_inputs;
 use crate::rounding::Factor;
 use crate::rounding::Rounding;
 use crate::rounding::why_not_refined;
 use crate::tensor_type::TensorType;
 use crate::timing::Amounts;
 use crate::timing::Operation;
+use crate::work::refining_memory;
+
+/// Returns the memory that refining the codes of tensors in types takes, in bytes: one tensor is refined at a time.
+pub(super) fn memory(facts: &ModelFacts, types: &[TensorType]) -> u64 {
+    let inputs = likely_inputs(facts);
+    let tensors = facts.tensors.iter().zip(types).enumerate();
+    let refined = tensors.filter(|(at, (tensor, to))| {
+        **to != tensor.ty && why_not_refined(**to).is_none() && inputs.iter().any(|input| input.tensors.contains(at))
+    });
+    let memory = refined.map(|(_, (tensor, to))| {
+        let rows = tensor.dims.get(1).copied().unwrap_or(1);
+        refining_memory(*to, tensor.columns(), Some(rows))
+    });
+    memory.max().unwrap_or_default()
+}
 
 /// The work of refining codes.
 #[derive(Default)]

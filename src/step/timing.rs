@@ -255,6 +255,7 @@ impl<'e, 'n> WorkOfNodes<'e, 'n> {
             Some(forward.memory(text.context))
         });
         let memory = memory.max().unwrap_or_default();
+        let memory = memory.saturating_add(kind.memory(node, known, self.env, &mut self.headers));
         let model = kind.model(node);
         let model = model
             .and_then(|model| self.headers.of(model, self.env))

@@ -37,6 +37,16 @@ impl PhaseWork {
     pub fn spread(self, spread: f64) -> Self {
         Self { spread, ..self }
     }
+
+    /// Multiplies the work.
+    #[must_use]
+    pub fn times(self, factor: f64) -> Self {
+        Self {
+            total: self.total * factor,
+            amounts: self.amounts.times(factor),
+            ..self
+        }
+    }
 }
 
 /// A duration in milliseconds, and between what it probably is: nine of ten times.

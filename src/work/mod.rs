@@ -122,6 +122,7 @@ pub use references::Reference;
 pub use refined_tensor::BeforeAfter;
 pub use refined_tensor::RefinedMatrix;
 pub use refined_tensor::RefinementReport;
+pub use refined_tensor::refining_memory;
 pub use repeat::RepeatCheck;
 pub use repeat::RepeatDifference;
 pub use scoring::CODEC;

@@ -31,6 +31,7 @@ use crate::observer::Unit;
 use crate::prose;
 use crate::rounding::Factor;
 use crate::rounding::MomentsError;
+use crate::tensor_type::TensorType;
 
 /// What refining did to a tensor: output `report`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -144,13 +145,18 @@ impl Inputs<'_> {
     }
 }
 
+/// Returns the most memory that refining a tensor takes, in bytes: for rows of `columns` values, and with second moments for validation for
+/// a matrix of so many rows.
+pub fn refining_memory(to: TensorType, columns: u64, validated_rows: Option<u64>) -> u64 {
+    let threads = rayon::current_num_threads() as u64;
+    Factor::peak_bytes(columns).saturating_add(refine_peak_bytes(to, columns, threads, validated_rows))
+}
+
 impl RefinedTensor {
     /// Fails if refining takes more memory than it may.
     fn check_memory(&self, context: &Context<'_>, job: &QuantizeJob<'_>) -> Result<(), StepError> {
-        let threads = rayon::current_num_threads() as u64;
         let validated = self.validation.map(|_| job.rows_per_matrix);
-        let needed =
-            Factor::peak_bytes(job.columns).saturating_add(refine_peak_bytes(job.to, job.columns, threads, validated));
+        let needed = refining_memory(job.to, job.columns, validated);
         let memory = context.machine.memory();
         if needed <= memory {
             return Ok(());

@@ -21,6 +21,7 @@ use crate::engine::QuantizeJob;
 use crate::engine::Role;
 use crate::engine::RowPanel;
 use crate::fisher::InputRounding;
+use crate::fisher::LookupFactors;
 use crate::fisher::WeightFactors;
 use crate::fs;
 use crate::moments::Experts;
@@ -87,7 +88,7 @@ struct Matrix<'f> {
     outputs: Option<(&'f [f64], f64)>,
     /// The mean squares of what rounding loses of the inputs.
     lost: Option<Vec<f64>>,
-    lookup: Option<&'f crate::fisher::LookupFactors>,
+    lookup: Option<&'f LookupFactors>,
 }
 
 impl Matrix<'_> {

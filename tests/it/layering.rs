@@ -143,6 +143,7 @@ const LAYERS: &[(&str, Names)] = &[
             "digest",
             "engine",
             "figures",
+            "fisher",
             "fs",
             "gguf",
             "graph",

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::fisher::Shape;
 use crate::method::Probing;
 use crate::method::Solving;
 use crate::observer::Phase;
@@ -13,7 +14,9 @@ use crate::policy::likely_inputs;
 use crate::policy::routers_after;
 use crate::recipe::model::PolicyStep;
 use crate::step::Env;
+use crate::step::refining;
 use crate::step::refining::Refining;
+use crate::step::space::Header;
 use crate::step::space::Headers;
 use crate::step::timing;
 use crate::tensor_type::TensorType;
@@ -39,8 +42,8 @@ const CHOICES: f64 = 4.0;
 const ROUNDS: f64 = 2.5;
 /// Moves in a round, compared with the number of groups.
 const MOVES: f64 = 1.8;
-/// How often the model is computed for the gradients of a chunk.
-const GRADIENT_PASSES: f64 = 2.0;
+/// The time of a computation for gradients, compared with one for log-probabilities: attention is not fused, and values are copied.
+const GRADIENT_PASSES: f64 = 1.5;
 /// Kinds of tensors that a choice is measured without, with the choice itself.
 const KINDS: f64 = 9.0;
 /// Options that are refined, compared with the number of groups.
@@ -71,6 +74,7 @@ pub(super) fn phases(step: &PolicyStep, env: &Env<'_>, headers: &mut Headers<'_>
         return Vec::new();
     };
     let types = likely_types(step, header);
+    let shape = chunks.and_then(|(.., cut)| shape_of(header, cut.context));
     let Some(facts) = header.facts.as_ref() else {
         return Vec::new();
     };
@@ -113,23 +117,25 @@ pub(super) fn phases(step: &PolicyStep, env: &Env<'_>, headers: &mut Headers<'_>
     if !matches!(probing, Probing::Gradients { .. }) {
         phases.push(unchanged);
     }
+    if !matches!(probing, Probing::None | Probing::Gradients { .. }) {
+        let probed = options.iter().zip(&probed).filter(|(_, probed)| **probed);
+        let members = probed.flat_map(|((group, ty), _)| group.members.iter().map(|at| (*at, *ty)));
+        phases.push(refining(step, facts, members).times(kept));
+    }
     match probing {
         Probing::None => {}
         Probing::Gradients { probes, corrections } => {
-            let computed = gradients(&forward, cut, measured);
+            let computed = gradients(&forward, shape, env.machine.memory(), cut, measured);
             phases.push(computed);
-            let mut refining = Refining::default();
-            if step.rounding.is_some() {
-                let inputs = likely_inputs(facts);
-                let likely = types.as_deref().unwrap_or_default();
-                for (at, (tensor, to)) in facts.tensors.iter().zip(likely).enumerate() {
-                    let input = inputs.iter().position(|input| input.tensors.contains(&at));
-                    if let Some(input) = input.filter(|_| *to != tensor.ty) {
-                        refining.add(tensor, *to, input);
-                    }
-                }
-            }
-            let codes = PhaseWork::new(Phase::Codes, refining.bytes * NEAR, refining.amounts.times(NEAR));
+            let likely = facts
+                .tensors
+                .iter()
+                .enumerate()
+                .zip(types.as_deref().unwrap_or_default());
+            let likely = likely
+                .filter(|((_, tensor), to)| tensor.ty != **to)
+                .map(|((at, _), to)| (at, *to));
+            let codes = refining(step, facts, likely).times(NEAR);
             phases.push(codes.spread(SEARCH_SPREAD));
             let is_mixture = solving
                 .groups
@@ -173,13 +179,29 @@ pub(super) fn phases(step: &PolicyStep, env: &Env<'_>, headers: &mut Headers<'_>
     phases
 }
 
+/// Returns the phase of refining the codes of tensors in types, if the policy refines.
+fn refining(step: &PolicyStep, facts: &ModelFacts, tensors: impl Iterator<Item = (usize, TensorType)>) -> PhaseWork {
+    let mut refining = Refining::default();
+    if step.rounding.is_some() {
+        let inputs = likely_inputs(facts);
+        for (at, to) in tensors {
+            let input = inputs.iter().position(|input| input.tensors.contains(&at));
+            if let (Some(input), Some(tensor)) = (input, facts.tensors.get(at)) {
+                refining.add(tensor, to, input);
+            }
+        }
+    }
+    PhaseWork::new(Phase::Codes, refining.bytes, refining.amounts)
+}
+
 /// Returns the phase of gradients: the model is computed once, and nearly once more where its values do not fit into memory, and each
 /// weight is multiplied with once more, in forge's own products.
-fn gradients(forward: &Forward, cut: BlockOptions, chunks: f64) -> PhaseWork {
+fn gradients(forward: &Forward, shape: Option<Shape>, limit: u64, cut: BlockOptions, chunks: f64) -> PhaseWork {
+    let passes = shape.map_or(2.0, |shape| shape.forward_passes(limit));
     let mut computing = timing::computing(
         Phase::Gradients,
         (forward, None),
-        GRADIENT_PASSES * chunks,
+        GRADIENT_PASSES * passes * chunks,
         cut,
         Purpose::Reference,
     );
@@ -187,6 +209,52 @@ fn gradients(forward: &Forward, cut: BlockOptions, chunks: f64) -> PhaseWork {
     computing.amounts.add(Operation::Product, products);
     computing.total = chunks;
     computing
+}
+
+/// Returns the sizes that decide on what the gradients of a chunk take. Of layers that differ, the widest.
+fn shape_of(header: &Header, context: u32) -> Option<Shape> {
+    let facts = header.facts.as_ref()?;
+    let key = |name: &str| header.metadata.get_u64(&format!("{}.{name}", facts.architecture));
+    let widest = |part: &str, dim: usize| {
+        let named = facts.tensors.iter().filter(|tensor| tensor.name.contains(part));
+        named
+            .filter_map(|tensor| tensor.dims.get(dim))
+            .max()
+            .copied()
+            .unwrap_or(0)
+    };
+    let used = key("expert_used_count").unwrap_or(1).max(1);
+    let inner = widest("ffn_down.", 0).max(widest("ffn_down_shexp", 0)) + used * widest("ffn_down_exps", 0);
+    Some(Shape {
+        layers: u64::from(facts.layers),
+        embedding: key("embedding_length")?,
+        queries: widest("attn_output.", 0),
+        keys_and_values: widest("attn_k.", 1) + widest("attn_v.", 1),
+        heads: u64::from(facts.heads),
+        inner,
+        vocabulary: widest("token_embd.", 1),
+        context: u64::from(context),
+    })
+}
+
+/// Returns the memory that a policy takes beside the models that it loads.
+pub(super) fn memory(step: &PolicyStep, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {
+    let limit = env.machine.memory();
+    let Some(header) = headers.of(&step.model, env) else {
+        return 0;
+    };
+    let context = measures_on(step).map(|(_, cut)| cut.context);
+    let shape = context.and_then(|context| shape_of(header, context));
+    let gradients = match step.method.probing() {
+        Probing::Gradients { .. } => shape.map_or(0, |shape| shape.bytes(limit)),
+        _ => 0,
+    };
+    let types = likely_types(step, header);
+    let refining = match (header.facts.as_ref(), types, &step.rounding) {
+        (Some(facts), Some(types), Some(_)) if !step.method.needs().is_empty() => refining::memory(facts, &types),
+        _ => 0,
+    };
+    gradients.max(refining)
 }
 
 /// Returns the phases of quantizing and comparing tensors in all types that their groups may have.

@@ -10,6 +10,7 @@ use crate::fisher::Routing;
 use crate::method::Solving;
 use crate::method::fisher::Document;
 use crate::observer::Phase;
+use crate::observer::Unit;
 use crate::policy;
 use crate::policy::Loss;
 use crate::policy::Probe;
@@ -94,10 +95,13 @@ impl<'s, 't> Prices<'s, 't> {
         let layout = BlockOptions::spread(method.context, method.chunks, method.block);
         let blocks = tokenized.blocks(context, layout)?;
         let chunks: usize = blocks.iter().map(|block| block.chunks.len()).sum();
-        let what = format!("gradients of {}", prose::count(chunks as u64, "chunk"));
-        context.begin_phase(Phase::Gradients, what, (chunks as u64, chunks as f64), true);
-        context.weigh_chunks(1.0);
-        let collected = context.perform_part("gradients", &method.gradients())?;
+        let action = method.gradients();
+        if context.may_run(&action)? {
+            let what = format!("gradients of {}", prose::count(chunks as u64, "chunk"));
+            context.begin_phase(Phase::Gradients, what, (chunks as u64, chunks as f64), true);
+            context.weigh_chunks(1.0);
+        }
+        let collected = context.perform_part("gradients", &action)?;
         let gradients = match fact_of::<String>(&collected.result, Gradients::MISSING) {
             Ok(reason) => {
                 context.warn(format!(
@@ -249,9 +253,9 @@ impl<'s, 't> Prices<'s, 't> {
                 }
             }
         }
-        context.expect(crate::observer::Unit::BytesCompared, compared);
+        context.expect(Unit::BytesCompared, compared);
         if refined > 0 {
-            context.expect(crate::observer::Unit::BytesRefined, refined);
+            context.expect(Unit::BytesRefined, refined);
         }
         let mut found = BTreeMap::new();
         // Tensors with the same input follow each other and share its factorization.
