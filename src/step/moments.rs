@@ -57,10 +57,14 @@ fn inputs_of(step: &MomentsStep, env: &Env<'_>, headers: &mut Headers<'_>) -> Op
     Some(policy::likely_inputs(facts))
 }
 
+/// Returns the memory that the sums of an input take.
+fn memory_of(input: &LikelyInput) -> u64 {
+    Accumulator::bytes(input.columns, input.matrices)
+}
+
 /// Returns how often a text is read so that the sums of a pass fit into some bytes of memory: once at least.
 fn passes(inputs: &[LikelyInput], memory: u64) -> f64 {
-    let bytes_of = |input: &LikelyInput| Accumulator::bytes(input.columns, input.matrices);
-    moments::passes(inputs, bytes_of, memory).len().max(1) as f64
+    moments::passes(inputs, memory_of, memory).len().max(1) as f64
 }
 
 /// Returns how many files of second moments are written for each input: one for each block, the sum of several, and the same for validation.
@@ -150,9 +154,8 @@ impl Kind for Moments {
         let Some(inputs) = moments_step(node).ok().and_then(|step| inputs_of(step, env, headers)) else {
             return 0;
         };
-        let bytes_of = |input: &LikelyInput| Accumulator::bytes(input.columns, input.matrices);
-        let passes = moments::passes(&inputs, bytes_of, env.machine.memory());
-        let bytes = passes.into_iter().map(|pass| pass.iter().map(bytes_of).sum());
+        let passes = moments::passes(&inputs, memory_of, env.machine.memory());
+        let bytes = passes.into_iter().map(|pass| pass.iter().map(memory_of).sum());
         bytes.max().unwrap_or_default()
     }
 

@@ -38,6 +38,7 @@ use crate::work::Context;
 use crate::work::policy::Inspected;
 
 pub use cost::estimate_from_header;
+pub use document::rounding_of;
 pub use preliminary::likely_types;
 pub use preliminary::minimum_bytes;
 pub use preliminary::preliminary_choice;

@@ -22,7 +22,6 @@ use crate::method::rounding::RoundingDocument;
 use crate::observer::Phase;
 use crate::observer::Unit;
 use crate::policy::Choice;
-use crate::policy::likely_inputs;
 use crate::prose;
 use crate::recipe::model::SourceName;
 use crate::recipe::model::Step;
@@ -43,7 +42,6 @@ use crate::step::likely_types;
 use crate::step::output;
 use crate::step::policy;
 use crate::step::refining;
-use crate::step::refining::Refining;
 use crate::step::space::Headers;
 use crate::step::wrong_kind;
 use crate::timing::Amounts;
@@ -69,7 +67,7 @@ struct Parts<'i> {
     model: &'i Outcome,
     policy: &'i Outcome,
     join: Option<&'i Outcome>,
-    moments: Option<&'i Outcome>,
+    rounding: Option<RoundingDocument>,
 }
 
 impl<'i> Parts<'i> {
@@ -86,11 +84,7 @@ impl<'i> Parts<'i> {
             model: inputs.source(&policy.model)?,
             policy: inputs.step(&promote.policy)?,
             join: policy.join.as_ref().map(|join| inputs.step(join)).transpose()?,
-            moments: policy
-                .rounding
-                .as_ref()
-                .map(|rounding| inputs.step(&rounding.moments))
-                .transpose()?,
+            rounding: policy::rounding_of(policy, inputs)?,
         })
     }
 
@@ -113,13 +107,8 @@ impl<'i> Parts<'i> {
             allow_requantize: self.allow_requantize,
             quantizer: env.fingerprint(&node.engine, Role::Quantizer)?,
             writer: WRITER,
-            rounding: self.rounding()?,
+            rounding: self.rounding,
         })
-    }
-
-    fn rounding(&self) -> Result<Option<RoundingDocument>, StepError> {
-        let index = self.moments.map(|moments| moments.output(action::Moments::INDEX));
-        Ok(index.transpose()?.map(RoundingDocument::new))
     }
 
     fn imatrix(&self) -> Result<Option<BlobDigest>, StepError> {
@@ -280,12 +269,7 @@ impl Kind for Promote {
         let Some(facts) = headers.of(&policy.model, env).and_then(|header| header.facts.as_ref()) else {
             return Vec::new();
         };
-        let inputs = policy
-            .rounding
-            .as_ref()
-            .map(|_| likely_inputs(facts))
-            .unwrap_or_default();
-        let mut refining = Refining::default();
+        let mut changed = Vec::new();
         let (mut amounts, mut read, mut written) = (Amounts::default(), 0, 0);
         for (at, tensor) in facts.tensors.iter().enumerate() {
             let to = types
@@ -299,18 +283,15 @@ impl Kind for Promote {
                 continue;
             }
             read += tensor.ty.tensor_bytes(&tensor.dims).unwrap_or_default();
-            if let Some(input) = inputs.iter().position(|input| input.tensors.contains(&at)) {
-                refining.add(tensor, to, input);
-            }
+            changed.push((at, to));
             amounts.add(Operation::Quantize(to), tensor.dims.iter().product::<u64>());
             amounts.add(Operation::Hash, bytes);
             amounts.add(Operation::Commit, 1_u64);
         }
-        vec![
-            PhaseWork::new(Phase::Quantize, read as f64, amounts),
-            PhaseWork::new(Phase::Codes, refining.bytes, refining.amounts),
-            PhaseWork::new(Phase::Write, written as f64, Amounts::of(Operation::Write, written)),
-        ]
+        let quantizing = PhaseWork::new(Phase::Quantize, read as f64, amounts);
+        let refining = policy.rounding.as_ref().map(|_| refining::phase(facts, changed));
+        let writing = PhaseWork::new(Phase::Write, written as f64, Amounts::of(Operation::Write, written));
+        std::iter::once(quantizing).chain(refining).chain([writing]).collect()
     }
 
     fn memory(&self, node: &Node, known: &Inputs, env: &Env<'_>, headers: &mut Headers<'_>) -> u64 {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::observer::Phase;
 use crate::policy::ModelFacts;
 use crate::policy::TensorFacts;
 use crate::policy::likely_inputs;
@@ -11,6 +12,7 @@ use crate::rounding::why_not_refined;
 use crate::tensor_type::TensorType;
 use crate::timing::Amounts;
 use crate::timing::Operation;
+use crate::timing::PhaseWork;
 use crate::work::refining_memory;
 
 /// Returns the memory that refining the codes of tensors in types takes, in bytes: one tensor is refined at a time.
@@ -27,20 +29,33 @@ pub(super) fn memory(facts: &ModelFacts, types: &[TensorType]) -> u64 {
     memory.max().unwrap_or_default()
 }
 
+/// Returns the phase of refining the codes of tensors, by their places, in types. Those without an input of their own are not refined.
+pub(super) fn phase(facts: &ModelFacts, tensors: impl IntoIterator<Item = (usize, TensorType)>) -> PhaseWork {
+    let inputs = likely_inputs(facts);
+    let mut refining = Refining::default();
+    for (at, to) in tensors {
+        let input = inputs.iter().position(|input| input.tensors.contains(&at));
+        if let (Some(input), Some(tensor)) = (input, facts.tensors.get(at)) {
+            refining.add(tensor, to, input);
+        }
+    }
+    PhaseWork::new(Phase::Codes, refining.bytes, refining.amounts)
+}
+
 /// The work of refining codes.
 #[derive(Default)]
-pub(super) struct Refining {
+struct Refining {
     /// The bytes of tensors whose codes are refined.
-    pub(super) bytes: f64,
+    bytes: f64,
     /// The work.
-    pub(super) amounts: Amounts,
+    amounts: Amounts,
     /// The inputs whose factorizations are counted.
     inputs: BTreeSet<usize>,
 }
 
 impl Refining {
     /// Adds a tensor in a type; `input` says which tensors share a factorization.
-    pub(super) fn add(&mut self, tensor: &TensorFacts, to: TensorType, input: usize) {
+    fn add(&mut self, tensor: &TensorFacts, to: TensorType, input: usize) {
         if why_not_refined(to).is_some() {
             return;
         }

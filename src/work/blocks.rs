@@ -71,6 +71,18 @@ impl Block {
     }
 }
 
+/// Returns the least number of blocks that have so many chunks together, and the chunks of those; all if there are not so many.
+pub(super) fn first_blocks(blocks: &[Block], chunks: u64) -> (usize, usize) {
+    let mut sum = 0;
+    for (at, block) in blocks.iter().enumerate() {
+        sum += block.chunks.len();
+        if sum as u64 >= chunks {
+            return (at + 1, sum);
+        }
+    }
+    (blocks.len(), sum)
+}
+
 /// How a corpus is divided into chunks and blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BlockOptions {

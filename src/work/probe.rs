@@ -10,6 +10,7 @@ use std::ops::Range;
 use super::Context;
 use super::StepError;
 use super::blocks::Block;
+use super::blocks::first_blocks;
 use super::documents::DOCUMENT_CAP;
 use super::documents::decode_metadata;
 use super::documents::encode;
@@ -97,14 +98,7 @@ impl<'r, 'c> ProbeRunner<'r, 'c> {
     /// Returns the least number of blocks that have so many chunks together, and the chunks of those; all if there are not
     /// so many.
     pub(super) fn first_blocks(&self, chunks: u64) -> (usize, usize) {
-        let mut sum = 0;
-        for (at, block) in self.blocks.iter().enumerate() {
-            sum += block.chunks.len();
-            if sum as u64 >= chunks {
-                return (at + 1, sum);
-            }
-        }
-        (self.blocks.len(), sum)
+        first_blocks(self.blocks, chunks)
     }
 
     /// Returns the mean KL divergence of each chunk of some blocks, in nats, for each variant. Computes what is not in

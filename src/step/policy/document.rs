@@ -86,18 +86,25 @@ impl method::Inputs for StepInputs<'_> {
     }
 
     fn rounding(&self) -> Result<Option<RoundingDocument>, StepError> {
-        let moments = self
-            .step
-            .rounding
-            .iter()
-            .map(|rounding| self.inputs.step(&rounding.moments));
-        let index = moments.map(|moments| moments?.output(Moments::INDEX));
-        index.map(|index| index.map(RoundingDocument::new)).next().transpose()
+        rounding_of(self.step, self.inputs)
     }
 
     fn engine(&self, role: EngineRole) -> Result<Fingerprint, StepError> {
         self.env.fingerprint(self.engine, role)
     }
+}
+
+/// Returns how the codes of a policy's tensors are refined, if they are.
+///
+/// # Errors
+///
+/// The second moments have no result.
+pub fn rounding_of(step: &PolicyStep, inputs: &Inputs) -> Result<Option<RoundingDocument>, StepError> {
+    let Some(rounding) = &step.rounding else {
+        return Ok(None);
+    };
+    let moments = inputs.step(&rounding.moments)?;
+    Ok(Some(RoundingDocument::new(moments.output(Moments::INDEX)?)))
 }
 
 /// Returns the document of a policy.

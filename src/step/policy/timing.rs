@@ -10,12 +10,10 @@ use crate::method::Probing;
 use crate::method::Solving;
 use crate::observer::Phase;
 use crate::policy::ModelFacts;
-use crate::policy::likely_inputs;
 use crate::policy::routers_after;
 use crate::recipe::model::PolicyStep;
 use crate::step::Env;
 use crate::step::refining;
-use crate::step::refining::Refining;
 use crate::step::space::Header;
 use crate::step::space::Headers;
 use crate::step::timing;
@@ -117,26 +115,23 @@ pub(super) fn phases(step: &PolicyStep, env: &Env<'_>, headers: &mut Headers<'_>
     if !matches!(probing, Probing::Gradients { .. }) {
         phases.push(unchanged);
     }
-    if !matches!(probing, Probing::None | Probing::Gradients { .. }) {
+    let is_measured = !matches!(probing, Probing::None | Probing::Gradients { .. });
+    if is_measured && step.rounding.is_some() {
         let probed = options.iter().zip(&probed).filter(|(_, probed)| **probed);
         let members = probed.flat_map(|((group, ty), _)| group.members.iter().map(|at| (*at, *ty)));
-        phases.push(refining(step, facts, members).times(kept));
+        phases.push(refining::phase(facts, members).times(kept));
     }
     match probing {
         Probing::None => {}
         Probing::Gradients { probes, corrections } => {
             let computed = gradients(&forward, shape, env.machine.memory(), cut, measured);
             phases.push(computed);
-            let likely = facts
-                .tensors
-                .iter()
-                .enumerate()
-                .zip(types.as_deref().unwrap_or_default());
-            let likely = likely
-                .filter(|((_, tensor), to)| tensor.ty != **to)
-                .map(|((at, _), to)| (at, *to));
-            let codes = refining(step, facts, likely).times(NEAR);
-            phases.push(codes.spread(SEARCH_SPREAD));
+            if step.rounding.is_some() {
+                let likely = facts.tensors.iter().zip(types.as_deref().unwrap_or_default());
+                let changed = likely.enumerate().filter(|(_, (tensor, to))| tensor.ty != **to);
+                let codes = refining::phase(facts, changed.map(|(at, (_, to))| (at, *to)));
+                phases.push(codes.times(NEAR).spread(SEARCH_SPREAD));
+            }
             let is_mixture = solving
                 .groups
                 .iter()
@@ -177,21 +172,6 @@ pub(super) fn phases(step: &PolicyStep, env: &Env<'_>, headers: &mut Headers<'_>
         }
     }
     phases
-}
-
-/// Returns the phase of refining the codes of tensors in types, if the policy refines.
-fn refining(step: &PolicyStep, facts: &ModelFacts, tensors: impl Iterator<Item = (usize, TensorType)>) -> PhaseWork {
-    let mut refining = Refining::default();
-    if step.rounding.is_some() {
-        let inputs = likely_inputs(facts);
-        for (at, to) in tensors {
-            let input = inputs.iter().position(|input| input.tensors.contains(&at));
-            if let (Some(input), Some(tensor)) = (input, facts.tensors.get(at)) {
-                refining.add(tensor, to, input);
-            }
-        }
-    }
-    PhaseWork::new(Phase::Codes, refining.bytes, refining.amounts)
 }
 
 /// Returns the phase of gradients: the model is computed once, and nearly once more where its values do not fit into memory, and each
@@ -249,12 +229,11 @@ pub(super) fn memory(step: &PolicyStep, env: &Env<'_>, headers: &mut Headers<'_>
         Probing::Gradients { .. } => shape.map_or(0, |shape| shape.bytes(limit)),
         _ => 0,
     };
-    let types = likely_types(step, header);
-    let refining = match (header.facts.as_ref(), types, &step.rounding) {
-        (Some(facts), Some(types), Some(_)) if !step.method.needs().is_empty() => refining::memory(facts, &types),
-        _ => 0,
-    };
-    gradients.max(refining)
+    if step.rounding.is_none() || step.method.needs().is_empty() {
+        return gradients;
+    }
+    let refining = header.facts.as_ref().zip(likely_types(step, header));
+    gradients.max(refining.map_or(0, |(facts, types)| refining::memory(facts, &types)))
 }
 
 /// Returns the phases of quantizing and comparing tensors in all types that their groups may have.

@@ -12,6 +12,7 @@ use crate::work::StepError;
 use crate::work::blocks::Block;
 use crate::work::blocks::BlockOptions;
 use crate::work::blocks::TokenizedCorpus;
+use crate::work::blocks::first_blocks;
 use crate::work::probe::Variant;
 
 use super::super::stored::Stored;
@@ -44,20 +45,9 @@ impl<'s, 't> Corrections<'s, 't> {
         };
         let layout = BlockOptions::spread(method.context, method.chunks, method.block).with_held_out();
         let blocks = tokenized.blocks(stored.context, layout)?;
-        let count = |from: usize| -> usize {
-            let mut chunks = 0;
-            let mut taken = 0;
-            for block in &blocks[from..] {
-                if chunks >= method.chunks {
-                    break;
-                }
-                chunks += block.chunks.len() as u64;
-                taken += 1;
-            }
-            taken
-        };
-        let learning = 0..count(0);
-        let others = learning.end..learning.end + count(learning.end);
+        let (end, _) = first_blocks(&blocks, method.chunks);
+        let (others, _) = first_blocks(&blocks[end..], method.chunks);
+        let (learning, others) = (0..end, end..end + others);
         Ok(Self {
             stored,
             validation: if others.is_empty() { learning.clone() } else { others },
